@@ -1,2 +1,21 @@
-//! The words of Flotilla: ids, model spec, plan, step, sampling
+//! The words of Flotilla, spoken by every crate: ids, units, the model's spec and tensors, the plan
+//! that cuts it, the step that runs it, and sampling. Plain data and pure functions: no clock, no
+//! network, no files, no threads.
 #![forbid(unsafe_code)]
+
+pub mod ids;
+pub mod inventory;
+pub mod plan;
+pub mod sampling;
+pub mod spec;
+pub mod step;
+pub mod tensor;
+pub mod units;
+
+pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
+pub use inventory::Inventory;
+pub use plan::{Plan, PlanError, RankShare, Stage};
+pub use sampling::Sampling;
+pub use spec::{LayerKind, ModelSpec, SpecError};
+pub use step::{StepOutcome, StepPlan};
+pub use tensor::{Dtype, TensorInfo, TensorSlice};
