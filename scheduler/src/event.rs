@@ -21,9 +21,14 @@ pub struct Request {
 pub enum Event {
     /// A group is ready to step, with nothing in its cache. Sequences in flight start over from their
     /// tokens.
-    GroupFormed { epoch: Epoch, kv_blocks: usize },
+    GroupFormed {
+        epoch: Epoch,
+        kv_blocks: usize,
+    },
     /// The group is gone; its step in flight will not come back.
-    GroupLost { epoch: Epoch },
+    GroupLost {
+        epoch: Epoch,
+    },
     Arrived(Request),
     /// The client left, or wants no more.
     Cancelled(SequenceId),
@@ -38,7 +43,11 @@ pub enum Action {
     /// One more token of a sequence.
     Emit { sequence: SequenceId, token: TokenId },
     /// The last word on a sequence.
-    Finish { sequence: SequenceId, reason: FinishReason, usage: Usage },
+    Finish {
+        sequence: SequenceId,
+        reason: FinishReason,
+        usage: Usage,
+    },
     /// The only word on a sequence that was never taken in.
     Reject { sequence: SequenceId, reason: Rejection },
 }
@@ -58,9 +67,14 @@ pub enum FinishReason {
 pub enum Rejection {
     EmptyPrompt,
     /// The prompt leaves no room for one token.
-    PromptTooLong { tokens: usize, tokens_max: usize },
+    PromptTooLong {
+        tokens: usize,
+        tokens_max: usize,
+    },
     /// The waiting queue is full.
-    QueueFull { waiting_max: usize },
+    QueueFull {
+        waiting_max: usize,
+    },
     DuplicateSequence,
 }
 

@@ -3,6 +3,7 @@
 //! network, no files, no threads.
 #![forbid(unsafe_code)]
 
+pub mod group;
 pub mod ids;
 pub mod inventory;
 pub mod plan;
@@ -12,6 +13,7 @@ pub mod step;
 pub mod tensor;
 pub mod units;
 
+pub use group::{Assignment, Loading, WeightOrigin};
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use inventory::Inventory;
 pub use plan::{Plan, PlanError, RankShare, Stage};

@@ -17,7 +17,11 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        seed: 0,
+    };
 
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
@@ -36,7 +40,8 @@ impl Sampling {
 
 /// Standard Gumbel noise, −ln(−ln u), of one (seed, position, token).
 pub fn gumbel(seed: u64, position: u32, token: TokenId) -> f32 {
-    let bits = mix(mix(seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_add((u64::from(position) << 32) | u64::from(token)));
+    let bits =
+        mix(mix(seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_add((u64::from(position) << 32) | u64::from(token)));
     // 53 bits, moved off 0 and 1 by half a step.
     let u = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
     (-(-u.ln()).ln()) as f32
@@ -57,7 +62,11 @@ mod tests {
     #[test]
     fn draws_follow_the_softmax() {
         let logits = [2.0f32, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5];
-        let sampling = Sampling { temperature: 0.8, top_p: 1.0, seed: 42 };
+        let sampling = Sampling {
+            temperature: 0.8,
+            top_p: 1.0,
+            seed: 42,
+        };
         let draws = 20_000;
         let mut counts = [0f64; 8];
         for position in 0..draws {

@@ -1,0 +1,615 @@
+//! Wire to domain and back. Everything that arrives is checked here: what is missing, out of range or
+//! too long is an error that names the message and the field.
+
+use crate::wire;
+use flotilla_shared::group::{Assignment, Loading, WeightOrigin};
+use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
+use flotilla_shared::spec::Rope;
+use flotilla_shared::step::{Admission, CapturedRow, Sampled, SequenceWork};
+use flotilla_shared::{
+    BlockId, Epoch, Inventory, LayerKind, ModelSpec, Plan, Rank, RankShare, Sampling, SequenceId, Stage,
+    StepId, StepOutcome, StepPlan,
+};
+use std::ops::Range;
+use thiserror::Error;
+
+/// A worker's first words.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Hello {
+    pub protocol: u32,
+    pub version: String,
+    pub inventory: Inventory,
+    pub collective_address: String,
+}
+
+/// Why a message is refused.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("malformed message: {field} {problem}")]
+pub struct WireError {
+    /// `Message.field`
+    pub field: &'static str,
+    pub problem: String,
+}
+
+fn wrong(field: &'static str, problem: impl Into<String>) -> WireError {
+    WireError {
+        field,
+        problem: problem.into(),
+    }
+}
+
+fn need<T>(value: Option<T>, field: &'static str) -> Result<T, WireError> {
+    value.ok_or_else(|| wrong(field, "is missing"))
+}
+
+fn narrow<T: TryFrom<u64>>(value: u64, field: &'static str) -> Result<T, WireError> {
+    T::try_from(value).map_err(|_| wrong(field, format!("is {value}, past its type's range")))
+}
+
+fn range(value: Option<wire::Range>, field: &'static str) -> Result<Range<usize>, WireError> {
+    let wire::Range { start, end } = need(value, field)?;
+    if start > end {
+        return Err(wrong(field, format!("is {start}..{end}, which runs backwards")));
+    }
+    Ok(narrow(start, field)?..narrow(end, field)?)
+}
+
+fn to_range(range: &Range<usize>) -> Option<wire::Range> {
+    Some(wire::Range {
+        start: range.start as u64,
+        end: range.end as u64,
+    })
+}
+
+/// The digest of a chunk: absent, or exactly 32 bytes.
+pub fn slice_digest(digest: &[u8]) -> Result<Option<[u8; 32]>, WireError> {
+    if digest.is_empty() {
+        return Ok(None);
+    }
+    let exact = digest.try_into();
+    exact.map(Some).map_err(|_| {
+        wrong(
+            "SliceChunk.digest",
+            format!("has {} bytes, expected 32", digest.len()),
+        )
+    })
+}
+
+impl From<&Hello> for wire::Hello {
+    fn from(hello: &Hello) -> Self {
+        let inventory = &hello.inventory;
+        wire::Hello {
+            protocol: hello.protocol,
+            version: hello.version.clone(),
+            inventory: Some(wire::Inventory {
+                name: inventory.name.clone(),
+                device: inventory.device.clone(),
+                memory_bytes: inventory.memory_bytes,
+                bandwidth: inventory.bandwidth,
+                threads: inventory.threads.into(),
+            }),
+            collective_address: hello.collective_address.clone(),
+        }
+    }
+}
+
+impl TryFrom<wire::Hello> for Hello {
+    type Error = WireError;
+
+    fn try_from(hello: wire::Hello) -> Result<Self, WireError> {
+        const NAME_BYTES_MAX: usize = 256;
+        let inventory = need(hello.inventory, "Hello.inventory")?;
+        let texts = [
+            ("Hello.version", &hello.version),
+            ("Hello.collective_address", &hello.collective_address),
+            ("Inventory.name", &inventory.name),
+            ("Inventory.device", &inventory.device),
+        ];
+        for (field, text) in texts {
+            if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
+                return Err(wrong(
+                    field,
+                    format!("must be at most {NAME_BYTES_MAX} printable bytes"),
+                ));
+            }
+        }
+        Ok(Hello {
+            protocol: hello.protocol,
+            version: hello.version,
+            inventory: Inventory {
+                name: inventory.name,
+                device: inventory.device,
+                memory_bytes: inventory.memory_bytes,
+                bandwidth: inventory.bandwidth,
+                threads: narrow(inventory.threads.into(), "Inventory.threads")?,
+            },
+            collective_address: hello.collective_address,
+        })
+    }
+}
+
+impl From<Loading> for wire::Loading {
+    fn from(loading: Loading) -> Self {
+        wire::Loading {
+            bytes_done: loading.bytes_done,
+            bytes_total: loading.bytes_total,
+        }
+    }
+}
+
+impl From<wire::Loading> for Loading {
+    fn from(loading: wire::Loading) -> Self {
+        Loading {
+            bytes_done: loading.bytes_done,
+            bytes_total: loading.bytes_total,
+        }
+    }
+}
+
+impl From<&ModelSpec> for wire::ModelSpec {
+    fn from(spec: &ModelSpec) -> Self {
+        let rope = &spec.rope;
+        wire::ModelSpec {
+            hidden: spec.hidden as u64,
+            intermediate: spec.intermediate as u64,
+            layers: spec
+                .layers
+                .iter()
+                .map(|kind| u8::from(*kind == LayerKind::Window))
+                .collect(),
+            q_heads: spec.q_heads as u64,
+            kv_heads: spec.kv_heads as u64,
+            head_dim: spec.head_dim as u64,
+            experts: spec.experts as u64,
+            experts_per_token: spec.experts_per_token as u64,
+            vocab: spec.vocab as u64,
+            window: spec.window as u64,
+            context_max: spec.context_max as u64,
+            norm_eps: spec.norm_eps,
+            swiglu_limit: spec.swiglu_limit,
+            rope: Some(wire::Rope {
+                theta: rope.theta,
+                factor: rope.factor,
+                beta_fast: rope.beta_fast,
+                beta_slow: rope.beta_slow,
+                original_context: rope.original_context,
+                truncate: rope.truncate,
+            }),
+        }
+    }
+}
+
+impl TryFrom<wire::ModelSpec> for ModelSpec {
+    type Error = WireError;
+
+    fn try_from(spec: wire::ModelSpec) -> Result<Self, WireError> {
+        let rope = need(spec.rope, "ModelSpec.rope")?;
+        let layers = spec.layers.iter().map(|kind| match kind {
+            0 => Ok(LayerKind::Full),
+            1 => Ok(LayerKind::Window),
+            other => Err(wrong(
+                "ModelSpec.layers",
+                format!("has a layer of kind {other}, expected 0 or 1"),
+            )),
+        });
+        let spec = ModelSpec {
+            hidden: narrow(spec.hidden, "ModelSpec.hidden")?,
+            intermediate: narrow(spec.intermediate, "ModelSpec.intermediate")?,
+            layers: layers.collect::<Result<_, _>>()?,
+            q_heads: narrow(spec.q_heads, "ModelSpec.q_heads")?,
+            kv_heads: narrow(spec.kv_heads, "ModelSpec.kv_heads")?,
+            head_dim: narrow(spec.head_dim, "ModelSpec.head_dim")?,
+            experts: narrow(spec.experts, "ModelSpec.experts")?,
+            experts_per_token: narrow(spec.experts_per_token, "ModelSpec.experts_per_token")?,
+            vocab: narrow(spec.vocab, "ModelSpec.vocab")?,
+            window: narrow(spec.window, "ModelSpec.window")?,
+            context_max: narrow(spec.context_max, "ModelSpec.context_max")?,
+            norm_eps: spec.norm_eps,
+            swiglu_limit: spec.swiglu_limit,
+            rope: Rope {
+                theta: rope.theta,
+                factor: rope.factor,
+                beta_fast: rope.beta_fast,
+                beta_slow: rope.beta_slow,
+                original_context: rope.original_context,
+                truncate: rope.truncate,
+            },
+        };
+        spec.check()
+            .map_err(|error| wrong("Assignment.spec", error.to_string()))?;
+        Ok(spec)
+    }
+}
+
+impl From<&Stage> for wire::Stage {
+    fn from(stage: &Stage) -> Self {
+        let ranks = stage.ranks.iter().map(|share| wire::RankShare {
+            rank: share.rank.0.into(),
+            kv_heads: to_range(&share.kv_heads),
+            experts: to_range(&share.experts.experts),
+            blocks: to_range(&share.experts.blocks),
+            vocab: to_range(&share.vocab),
+        });
+        wire::Stage {
+            layers: to_range(&stage.layers),
+            ranks: ranks.collect(),
+        }
+    }
+}
+
+impl TryFrom<wire::Stage> for Stage {
+    type Error = WireError;
+
+    fn try_from(stage: wire::Stage) -> Result<Self, WireError> {
+        let ranks = stage.ranks.into_iter().map(|share| {
+            Ok(RankShare {
+                rank: Rank(narrow(share.rank.into(), "RankShare.rank")?),
+                kv_heads: range(share.kv_heads, "RankShare.kv_heads")?,
+                experts: ExpertShare {
+                    experts: range(share.experts, "RankShare.experts")?,
+                    blocks: range(share.blocks, "RankShare.blocks")?,
+                },
+                vocab: range(share.vocab, "RankShare.vocab")?,
+            })
+        });
+        Ok(Stage {
+            layers: range(stage.layers, "Stage.layers")?,
+            ranks: ranks.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl From<&Assignment> for wire::Assignment {
+    fn from(assignment: &Assignment) -> Self {
+        wire::Assignment {
+            epoch: assignment.epoch.0,
+            rank: assignment.rank.0.into(),
+            spec: Some((&assignment.spec).into()),
+            stages: assignment.plan.stages.iter().map(Into::into).collect(),
+            weights: Some(match assignment.weights {
+                WeightOrigin::Stream => wire::assignment::Weights::Stream(true),
+                WeightOrigin::Synthetic { seed } => wire::assignment::Weights::SyntheticSeed(seed),
+            }),
+            kv_blocks: assignment.kv_blocks,
+            step_tokens_max: assignment.step_tokens_max,
+            sampleable: assignment
+                .sampleable
+                .iter()
+                .map(|ids| wire::Range {
+                    start: ids.start.into(),
+                    end: ids.end.into(),
+                })
+                .collect(),
+            peers: assignment.peers.clone(),
+            group_key: assignment.group_key.to_vec().into(),
+        }
+    }
+}
+
+impl TryFrom<wire::Assignment> for Assignment {
+    type Error = WireError;
+
+    fn try_from(wire: wire::Assignment) -> Result<Self, WireError> {
+        let spec: ModelSpec = need(wire.spec, "Assignment.spec")?.try_into()?;
+        let stages = wire
+            .stages
+            .into_iter()
+            .map(Stage::try_from)
+            .collect::<Result<_, _>>()?;
+        let plan = Plan { stages };
+        plan.check(&spec)
+            .map_err(|problem| wrong("Assignment.stages", problem))?;
+        let rank = Rank(narrow(wire.rank.into(), "Assignment.rank")?);
+        let ranks = plan.rank_count();
+        if rank.index() >= ranks || ranks > RANKS_MAX || wire.peers.len() != ranks {
+            let problem = format!("is {rank} of {ranks} ranks with {} peers", wire.peers.len());
+            return Err(wrong("Assignment.rank", problem));
+        }
+        let sampleable = wire.sampleable.into_iter().map(|ids| {
+            let ids = range(Some(ids), "Assignment.sampleable")?;
+            let past = |end: usize| format!("reaches {end}, the vocabulary ends at {}", spec.vocab);
+            if ids.end > spec.vocab {
+                return Err(wrong("Assignment.sampleable", past(ids.end)));
+            }
+            Ok(ids.start as u32..ids.end as u32)
+        });
+        Ok(Assignment {
+            epoch: Epoch(wire.epoch),
+            rank,
+            sampleable: sampleable.collect::<Result<_, _>>()?,
+            spec,
+            plan,
+            weights: match need(wire.weights, "Assignment.weights")? {
+                wire::assignment::Weights::Stream(_) => WeightOrigin::Stream,
+                wire::assignment::Weights::SyntheticSeed(seed) => WeightOrigin::Synthetic { seed },
+            },
+            kv_blocks: wire.kv_blocks,
+            step_tokens_max: wire.step_tokens_max,
+            peers: wire.peers,
+            group_key: wire.group_key.as_ref().try_into().map_err(|_| {
+                wrong(
+                    "Assignment.group_key",
+                    format!("has {} bytes, expected 32", wire.group_key.len()),
+                )
+            })?,
+        })
+    }
+}
+
+impl From<StepPlan> for wire::StepPlan {
+    fn from(plan: StepPlan) -> Self {
+        let admit = plan.admit.into_iter().map(|admission| wire::Admission {
+            sequence: admission.sequence.0,
+            temperature: admission.sampling.temperature,
+            top_p: admission.sampling.top_p,
+            seed: admission.sampling.seed,
+        });
+        let work = plan.work.into_iter().map(|work| wire::SequenceWork {
+            sequence: work.sequence.0,
+            position: work.position,
+            tokens: work.tokens,
+            blocks: work.blocks.into_iter().map(|block| block.0).collect(),
+            sample: work.sample,
+            capture: work.capture,
+        });
+        wire::StepPlan {
+            epoch: plan.epoch.0,
+            step: plan.step.0,
+            release: plan.release.into_iter().map(|sequence| sequence.0).collect(),
+            admit: admit.collect(),
+            work: work.collect(),
+        }
+    }
+}
+
+impl From<wire::StepPlan> for StepPlan {
+    fn from(plan: wire::StepPlan) -> Self {
+        let admit = plan.admit.into_iter().map(|admission| Admission {
+            sequence: SequenceId(admission.sequence),
+            sampling: Sampling {
+                temperature: admission.temperature,
+                top_p: admission.top_p,
+                seed: admission.seed,
+            },
+        });
+        let work = plan.work.into_iter().map(|work| SequenceWork {
+            sequence: SequenceId(work.sequence),
+            position: work.position,
+            tokens: work.tokens,
+            blocks: work.blocks.into_iter().map(BlockId).collect(),
+            sample: work.sample,
+            capture: work.capture,
+        });
+        StepPlan {
+            epoch: Epoch(plan.epoch),
+            step: StepId(plan.step),
+            release: plan.release.into_iter().map(SequenceId).collect(),
+            admit: admit.collect(),
+            work: work.collect(),
+        }
+    }
+}
+
+impl From<StepOutcome> for wire::StepOutcome {
+    fn from(outcome: StepOutcome) -> Self {
+        let sampled = outcome.sampled.into_iter().map(|sampled| wire::Sampled {
+            sequence: sampled.sequence.0,
+            token: sampled.token,
+        });
+        let captured = outcome.captured.into_iter().map(|row| wire::CapturedRow {
+            sequence: row.sequence.0,
+            position: row.position,
+            logits: row.logits,
+            experts: row.experts.into_iter().map(u32::from).collect(),
+        });
+        wire::StepOutcome {
+            epoch: outcome.epoch.0,
+            step: outcome.step.0,
+            sampled: sampled.collect(),
+            captured: captured.collect(),
+            compute_us: outcome.compute_us,
+        }
+    }
+}
+
+impl TryFrom<wire::StepOutcome> for StepOutcome {
+    type Error = WireError;
+
+    fn try_from(outcome: wire::StepOutcome) -> Result<Self, WireError> {
+        let sampled = outcome.sampled.into_iter().map(|sampled| Sampled {
+            sequence: SequenceId(sampled.sequence),
+            token: sampled.token,
+        });
+        let captured = outcome.captured.into_iter().map(|row| {
+            let experts = row
+                .experts
+                .into_iter()
+                .map(|e| narrow(e.into(), "CapturedRow.experts"));
+            Ok(CapturedRow {
+                sequence: SequenceId(row.sequence),
+                position: row.position,
+                logits: row.logits,
+                experts: experts.collect::<Result<_, _>>()?,
+            })
+        });
+        Ok(StepOutcome {
+            epoch: Epoch(outcome.epoch),
+            step: StepId(outcome.step),
+            sampled: sampled.collect(),
+            captured: captured.collect::<Result<_, _>>()?,
+            compute_us: outcome.compute_us,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sequence() -> impl Strategy<Value = SequenceId> {
+        any::<u64>().prop_map(SequenceId)
+    }
+
+    fn admission() -> impl Strategy<Value = Admission> {
+        (sequence(), 0f32..2.0, 0f32..1.0, any::<u64>()).prop_map(|(sequence, temperature, top_p, seed)| {
+            Admission {
+                sequence,
+                sampling: Sampling {
+                    temperature,
+                    top_p,
+                    seed,
+                },
+            }
+        })
+    }
+
+    fn work() -> impl Strategy<Value = SequenceWork> {
+        let lists = (
+            prop::collection::vec(any::<u32>(), 0..20),
+            prop::collection::vec(any::<u32>(), 0..5),
+        );
+        (sequence(), any::<u32>(), lists, any::<bool>(), any::<bool>()).prop_map(
+            |(sequence, position, (tokens, blocks), sample, capture)| SequenceWork {
+                sequence,
+                position,
+                tokens,
+                blocks: blocks.into_iter().map(BlockId).collect(),
+                sample,
+                capture,
+            },
+        )
+    }
+
+    fn captured() -> impl Strategy<Value = CapturedRow> {
+        let experts = prop::collection::vec(any::<u16>(), 0..8);
+        (
+            sequence(),
+            any::<u32>(),
+            prop::collection::vec(-9f32..9.0, 0..9),
+            experts,
+        )
+            .prop_map(|(sequence, position, logits, experts)| CapturedRow {
+                sequence,
+                position,
+                logits,
+                experts,
+            })
+    }
+
+    fn assignment() -> impl Strategy<Value = Assignment> {
+        let shares = prop::collection::vec(0.1f64..4.0, 1..9);
+        (
+            shares,
+            any::<[u8; 32]>(),
+            any::<u64>(),
+            prop::option::of(any::<u64>()),
+            any::<u32>(),
+        )
+            .prop_map(|(shares, group_key, epoch, seed, kv_blocks)| {
+                let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+                Assignment {
+                    epoch: Epoch(epoch),
+                    rank: Rank(shares.len() as u16 - 1),
+                    plan: Plan::with_shares(&spec, &shares),
+                    weights: seed.map_or(WeightOrigin::Stream, |seed| WeightOrigin::Synthetic { seed }),
+                    kv_blocks,
+                    step_tokens_max: 512,
+                    sampleable: vec![0..5, 9..spec.vocab as u32],
+                    peers: (0..shares.len())
+                        .map(|rank| format!("10.0.0.{rank}:7000"))
+                        .collect(),
+                    group_key,
+                    spec,
+                }
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn plans_of_steps_survive_the_wire(
+            ids in any::<(u64, u64)>(),
+            release in prop::collection::vec(sequence(), 0..5),
+            admit in prop::collection::vec(admission(), 0..5),
+            work in prop::collection::vec(work(), 0..5),
+        ) {
+            let plan = StepPlan { epoch: Epoch(ids.0), step: StepId(ids.1), release, admit, work };
+            prop_assert_eq!(StepPlan::from(wire::StepPlan::from(plan.clone())), plan);
+        }
+
+        #[test]
+        fn outcomes_survive_the_wire(
+            ids in any::<(u64, u64, u64)>(),
+            sampled in prop::collection::vec((sequence(), any::<u32>()), 0..5),
+            captured in prop::collection::vec(captured(), 0..5),
+        ) {
+            let sampled = sampled.into_iter().map(|(sequence, token)| Sampled { sequence, token }).collect();
+            let (epoch, step) = (Epoch(ids.0), StepId(ids.1));
+            let outcome = StepOutcome { epoch, step, sampled, captured, compute_us: ids.2 };
+            prop_assert_eq!(StepOutcome::try_from(wire::StepOutcome::from(outcome.clone())).unwrap(), outcome);
+        }
+
+        #[test]
+        fn assignments_survive_the_wire(assignment in assignment()) {
+            let wire = wire::Assignment::from(&assignment);
+            prop_assert_eq!(Assignment::try_from(wire).unwrap(), assignment);
+        }
+
+        #[test]
+        fn hellos_survive_the_wire(name in "[a-z0-9/ ]{0,40}", numbers in any::<(u32, u64, u16)>()) {
+            let hello = Hello {
+                protocol: numbers.0,
+                version: "1.2.3".into(),
+                inventory: Inventory {
+                    name,
+                    device: "cpu".into(),
+                    memory_bytes: numbers.1,
+                    bandwidth: 3.5e10,
+                    threads: numbers.2,
+                },
+                collective_address: "127.0.0.1:9".into(),
+            };
+            prop_assert_eq!(Hello::try_from(wire::Hello::from(&hello)).unwrap(), hello);
+        }
+    }
+
+    #[test]
+    fn malformed_assignments_are_refused_by_field() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let good = Assignment {
+            epoch: Epoch(1),
+            rank: Rank(0),
+            plan: Plan::with_shares(&spec, &[1.0, 1.0]),
+            weights: WeightOrigin::Stream,
+            kv_blocks: 8,
+            step_tokens_max: 8,
+            sampleable: vec![0..8],
+            peers: vec!["a:1".into(), "b:1".into()],
+            group_key: [7; 32],
+            spec,
+        };
+        type Spoil = fn(&mut wire::Assignment);
+        let cases: [(&str, Spoil); 9] = [
+            ("Assignment.spec", |a| a.spec = None),
+            ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),
+            ("ModelSpec.layers", |a| {
+                a.spec.as_mut().unwrap().layers = vec![9].into()
+            }),
+            ("Assignment.rank", |a| a.rank = 2),
+            ("Assignment.rank", |a| drop(a.peers.pop())),
+            ("Assignment.group_key", |a| a.group_key = vec![1].into()),
+            ("Assignment.sampleable", |a| a.sampleable[0].end = 1 << 40),
+            ("RankShare.vocab", |a| {
+                a.stages[0].ranks[0].vocab = Some(wire::Range { start: 3, end: 1 })
+            }),
+            ("Assignment.stages", |a| {
+                a.stages[0].ranks[1].kv_heads = Some(wire::Range { start: 0, end: 8 })
+            }),
+        ];
+        for (field, spoil) in cases {
+            let mut wire = wire::Assignment::from(&good);
+            spoil(&mut wire);
+            assert_eq!(Assignment::try_from(wire).unwrap_err().field, field);
+        }
+    }
+}
