@@ -1,0 +1,162 @@
+//! Every element of every tensor is owned exactly once, for any shape, any number of ranks, any shares.
+
+use flotilla_shared::plan::{ExpertShare, apportion};
+use flotilla_shared::spec::Rope;
+use flotilla_shared::tensor::{LayerTensor, TensorId};
+use flotilla_shared::{Inventory, LayerKind, ModelSpec, Plan, PlanError, Rank};
+use proptest::prelude::*;
+
+fn spec() -> impl Strategy<Value = ModelSpec> {
+    let heads = (1usize..5, 1usize..9, 1usize..4);
+    (1usize..4, 1usize..6, heads, 1usize..7, 1usize..40, 1usize..3).prop_map(
+        |(hidden, blocks, (group, kv_heads, half), experts, vocab, layers)| ModelSpec {
+            hidden: hidden * 32,
+            intermediate: blocks * 32,
+            layers: vec![LayerKind::Window; layers],
+            q_heads: group * kv_heads,
+            kv_heads,
+            head_dim: half * 2,
+            experts,
+            experts_per_token: 1,
+            vocab,
+            window: 4,
+            context_max: 64,
+            norm_eps: 1e-5,
+            swiglu_limit: 7.0,
+            rope: Rope {
+                theta: 150_000.0,
+                factor: 32.0,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                original_context: 4096.0,
+                truncate: false,
+            },
+        },
+    )
+}
+
+fn shares() -> impl Strategy<Value = Vec<f64>> {
+    prop::collection::vec(prop_oneof![Just(1.0), 0.01f64..10.0], 1..=8)
+}
+
+/// How many ranks hold each element of a tensor.
+fn owners(spec: &ModelSpec, plan: &Plan, tensor: TensorId) -> Vec<usize> {
+    let shape = tensor.shape(spec);
+    let mut owners = vec![0; shape.iter().product()];
+    for share in plan.ranks() {
+        for slice in plan.slices(spec, share.rank) {
+            if slice.tensor == tensor {
+                slice.runs(&shape).flatten().for_each(|element| owners[element] += 1);
+            }
+        }
+    }
+    owners
+}
+
+fn check_ownership(spec: &ModelSpec, plan: &Plan) -> Result<(), TestCaseError> {
+    for tensor in TensorId::all(spec) {
+        let expected = if tensor.replicated() { plan.rank_count() } else { 1 };
+        let owners = owners(spec, plan, tensor);
+        prop_assert!(owners.iter().all(|n| *n == expected), "{}: {:?}, expected {}", tensor, owners, expected);
+    }
+    prop_assert_eq!(plan.check(spec), Ok(()));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_element_has_one_owner(spec in spec(), shares in shares()) {
+        check_ownership(&spec, &Plan::with_shares(&spec, &shares))?;
+    }
+
+    #[test]
+    fn whole_experts_are_the_other_legal_cut(spec in spec(), shares in shares()) {
+        let mut plan = Plan::with_shares(&spec, &shares);
+        let experts = apportion(spec.experts, &shares);
+        for (share, experts) in plan.stages[0].ranks.iter_mut().zip(experts) {
+            share.experts = ExpertShare { experts, blocks: 0..spec.intermediate_blocks() };
+        }
+        check_ownership(&spec, &plan)?;
+    }
+
+    #[test]
+    fn units_go_where_the_shares_say(units in 0usize..2000, shares in shares()) {
+        let ranges = apportion(units, &shares);
+        let total: f64 = shares.iter().sum();
+        let mut next = 0;
+        for (range, share) in ranges.iter().zip(&shares) {
+            prop_assert_eq!(range.start, next);
+            next = range.end;
+            let exact = units as f64 * share / total;
+            prop_assert!((range.len() as f64 - exact).abs() < 1.0, "{:?} for {}", range, exact);
+        }
+        prop_assert_eq!(next, units);
+    }
+
+    #[test]
+    fn no_device_gets_more_than_its_memory(
+        spec in spec(),
+        devices in prop::collection::vec((0u64..60_000, 0.1f64..10.0), 1..=8),
+        kv_tokens in 0usize..200,
+    ) {
+        let devices: Vec<Inventory> = devices.iter().map(|&(memory, bandwidth)| device(memory, bandwidth)).collect();
+        match Plan::tensor_parallel(&spec, &devices, kv_tokens) {
+            Ok(plan) => {
+                check_ownership(&spec, &plan)?;
+                for (share, device) in plan.ranks().zip(&devices) {
+                    prop_assert!(plan.bytes(&spec, share.rank).total(kv_tokens) <= device.memory_bytes);
+                }
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+fn device(memory_bytes: u64, bandwidth: f64) -> Inventory {
+    Inventory { name: "d".into(), device: "cpu".into(), memory_bytes, bandwidth, threads: 1 }
+}
+
+#[test]
+fn published_cuts() {
+    let spec = ModelSpec::published("gpt-oss-120b").unwrap();
+    let lengths = |ranks: usize| {
+        let plan = Plan::with_shares(&spec, &vec![1.0; ranks]);
+        let heads: Vec<usize> = plan.ranks().map(|share| share.kv_heads.len()).collect();
+        let blocks: Vec<usize> = plan.ranks().map(|share| share.experts.blocks.len()).collect();
+        (heads, blocks)
+    };
+    assert_eq!(lengths(3), (vec![3, 3, 2], vec![30, 30, 30]));
+    assert_eq!(lengths(4), (vec![2; 4], vec![23, 23, 22, 22]));
+    assert_eq!(lengths(5), (vec![2, 2, 2, 1, 1], vec![18; 5]));
+    assert_eq!(lengths(7), (vec![2, 1, 1, 1, 1, 1, 1], vec![13, 13, 13, 13, 13, 13, 12]));
+}
+
+#[test]
+fn mixed_cards_get_shares_that_fit() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let gb = 1_000_000_000;
+    let devices = [device(9 * gb, 1.0), device(5 * gb, 1.0), device(3 * gb, 1.0)];
+    let plan = Plan::tensor_parallel(&spec, &devices, 4096).unwrap();
+    let weights = |rank| plan.bytes(&spec, Rank(rank)).weights();
+    assert!(weights(0) > weights(1) && weights(1) > weights(2));
+
+    let small = [device(3 * gb, 1.0), device(3 * gb, 1.0)];
+    let error = Plan::tensor_parallel(&spec, &small, 4096).unwrap_err();
+    assert!(matches!(error, PlanError::TooLarge { ranks: 2, .. }), "{error}");
+    assert!(error.to_string().contains("hint: add workers"), "{error}");
+    assert!(matches!(Plan::tensor_parallel(&spec, &[], 0), Err(PlanError::Ranks(0))));
+}
+
+#[test]
+fn one_rank_adds_each_bias_of_a_partial_sum() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let plan = Plan::with_shares(&spec, &[1.0; 8]);
+    for bias in [LayerTensor::OBias, LayerTensor::DownBias] {
+        let holders = plan.ranks().filter(|share| {
+            plan.slices(&spec, share.rank).iter().any(|slice| slice.tensor == TensorId::Layer(3, bias))
+        });
+        assert_eq!(holders.map(|share| share.rank).collect::<Vec<_>>(), [Rank(0)], "{bias:?}");
+    }
+}
