@@ -1,1 +1,3 @@
 //! The model on a machine: weights, forward, backends, collectives
+
+pub mod backend;
