@@ -1,5 +1,6 @@
 //! The model on a machine: weights, the one forward, backends that compute, collectives that sum.
 //! Knows no tokio, no tonic, no HTTP and no clock that decides anything.
 
+pub mod backend;
 pub mod collective;
 pub mod weights;

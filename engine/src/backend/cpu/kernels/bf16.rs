@@ -1,0 +1,120 @@
+//! bf16 weights, f32 activations. W: bf16 [N, K].
+//!
+//! Versions tried: see the table at the end of `mod.rs`.
+
+use super::matrix::Matrix;
+use super::product::Weights;
+use super::simd::Simd;
+use super::{Kernels, Op};
+
+/// Weights in a cache line: what one prefetch fetches.
+const LINE: usize = 32;
+
+impl Weights for Matrix<'_, u16> {
+    #[inline(always)]
+    fn rows_shared(lanes: usize, tokens: usize) -> usize {
+        match tokens {
+            1 | 2 => 4,
+            _ if lanes == 16 && tokens <= 4 => 4,
+            _ => 2,
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const R: usize, const C: usize>(
+        self,
+        s: S,
+        row: usize,
+        x: *const f32,
+        x_stride: usize,
+    ) -> [[f32; C]; R] {
+        let (w, w_stride, columns) = (self.row_ptr(row), self.stride(), self.columns());
+        let mut acc = [[s.zero(); C]; R];
+        let mut i = 0;
+        // SAFETY: reads stay below `columns` in rows that exist by the contract.
+        unsafe {
+            while i + LINE <= columns {
+                for r in 0..R {
+                    s.prefetch(w.wrapping_add((R + r) * w_stride + i).cast());
+                }
+                for step in 0..LINE / S::LANES {
+                    let i = i + step * S::LANES;
+                    for r in 0..R {
+                        let w = s.load_bf16(w.add(r * w_stride + i));
+                        for c in 0..C {
+                            acc[r][c] = s.fma(w, s.load(x.add(c * x_stride + i)), acc[r][c]);
+                        }
+                    }
+                }
+                i += LINE;
+            }
+            while i < columns {
+                let n = S::LANES.min(columns - i);
+                for r in 0..R {
+                    let w = s.load_bf16_first(w.add(r * w_stride + i), n);
+                    for c in 0..C {
+                        acc[r][c] = s.fma(w, s.load_first(x.add(c * x_stride + i), n), acc[r][c]);
+                    }
+                }
+                i += n;
+            }
+        }
+        sums(s, acc)
+    }
+
+    #[inline(always)]
+    unsafe fn widen<S: Simd>(self, s: S, row: usize, from: usize, count: usize, out: *mut f32) {
+        // SAFETY: the contract is this function's own.
+        unsafe { widen(s, self.row_ptr(row).add(from), out, count) }
+    }
+}
+
+/// The lanes of each sum, added up.
+#[inline(always)]
+pub(super) fn sums<S: Simd, const R: usize, const C: usize>(s: S, acc: [[S::V; C]; R]) -> [[f32; C]; R] {
+    let mut out = [[0.0; C]; R];
+    for r in 0..R {
+        for c in 0..C {
+            out[r][c] = s.sum(acc[r][c]);
+        }
+    }
+    out
+}
+
+/// # Safety
+/// `from` is readable and `to` writable for `count` values.
+#[inline(always)]
+unsafe fn widen<S: Simd>(s: S, from: *const u16, to: *mut f32, count: usize) {
+    let whole = count / S::LANES * S::LANES;
+    // SAFETY: every access is below `count`.
+    unsafe {
+        for i in (0..whole).step_by(S::LANES) {
+            s.store(to.add(i), s.load_bf16(from.add(i)));
+        }
+        let rest = count - whole;
+        s.store_first(to.add(whole), s.load_bf16_first(from.add(whole), rest), rest);
+    }
+}
+
+struct Widen<'a> {
+    from: &'a [u16],
+    to: &'a mut [f32],
+}
+
+impl Op for Widen<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        // SAFETY: `Kernels::bf16_widen` has checked that the lengths are equal.
+        unsafe { widen(s, self.from.as_ptr(), self.to.as_mut_ptr(), self.from.len()) }
+    }
+}
+
+impl Kernels {
+    /// to f32 [n] = from bf16 [n]: the embedding, or a bias kept in f32.
+    pub fn bf16_widen(&self, from: &[u16], to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        self.dispatch(Widen { from, to });
+    }
+}

@@ -1,0 +1,84 @@
+//! Memory the kernels work in, taken at start and owned by the caller, so that a step allocates nothing.
+
+use super::attention::KEYS_TILE;
+use super::product::{PANEL_COLUMNS, PANEL_ROWS, SUMS_STRIDE};
+
+/// A cache line, for the alignment.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+// SAFETY: sixteen f32 and nothing else, for 64 bytes aligned to 64 have no padding.
+unsafe impl bytemuck::Zeroable for Line {}
+// SAFETY: as above; every bit pattern is a value.
+unsafe impl bytemuck::Pod for Line {}
+
+/// f32 values that begin on a cache line.
+#[derive(Debug, Default)]
+struct Lines(Vec<Line>);
+
+impl Lines {
+    fn grow_to(&mut self, len: usize) -> &mut [f32] {
+        let lines = len.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, bytemuck::Zeroable::zeroed());
+        }
+        &mut bytemuck::cast_slice_mut(&mut self.0)[..len]
+    }
+}
+
+const PANEL: usize = PANEL_ROWS * PANEL_COLUMNS;
+const SUMS: usize = PANEL_ROWS * SUMS_STRIDE;
+
+/// What one thread works in: 126 KiB, of fixed size.
+#[derive(Debug)]
+pub struct Scratch(Lines);
+
+/// Query heads of one kv head that `attend_row` takes at once.
+pub const GROUP_MAX: usize = 128;
+const _: () = assert!(GROUP_MAX * (KEYS_TILE + 3) <= PANEL + SUMS);
+
+impl Scratch {
+    pub fn new() -> Scratch {
+        let mut lines = Lines::default();
+        lines.grow_to(PANEL + SUMS);
+        Scratch(lines)
+    }
+
+    /// (weights f32 [PANEL_ROWS, PANEL_COLUMNS], sums f32 [PANEL_ROWS, SUMS_STRIDE])
+    pub(super) fn panel_and_sums(&mut self) -> (&mut [f32], &mut [f32]) {
+        self.0.grow_to(PANEL + SUMS).split_at_mut(PANEL)
+    }
+
+    /// (scores f32 [GROUP_MAX, KEYS_TILE], three vectors f32 [GROUP_MAX])
+    pub(super) fn scores_and_state(&mut self) -> (&mut [f32], [&mut [f32]; 3]) {
+        let all = self.0.grow_to(GROUP_MAX * (KEYS_TILE + 3));
+        let (scores, rest) = all.split_at_mut(GROUP_MAX * KEYS_TILE);
+        let (a, rest) = rest.split_at_mut(GROUP_MAX);
+        let (b, c) = rest.split_at_mut(GROUP_MAX);
+        (scores, [a, b, c])
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Scratch {
+        Scratch::new()
+    }
+}
+
+/// Where activations are rearranged for a product; grows to the largest input seen.
+#[derive(Debug, Default)]
+pub struct InputBuffer(Lines);
+
+impl InputBuffer {
+    /// Room for `tokens` activations of `columns` values, so that no step grows it.
+    pub fn with_room(tokens: usize, columns: usize) -> InputBuffer {
+        let mut buffer = InputBuffer::default();
+        buffer.take(super::input::len_packed_max(tokens, columns));
+        buffer
+    }
+
+    pub(super) fn take(&mut self, len: usize) -> &mut [f32] {
+        self.0.grow_to(len)
+    }
+}

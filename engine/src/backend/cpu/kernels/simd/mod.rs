@@ -1,0 +1,107 @@
+//! One vector of f32, as each instruction set sees it. The kernels are written once over this trait
+//! and compiled three times; nothing here knows an op of the model, but for the MXFP4 decoding, which is
+//! a shuffle and belongs to the instruction set.
+//!
+//! A value of a type that implements [`Simd`] is the proof that its instructions exist: only
+//! `Kernels::dispatch` makes one, after `Isa::is_available`. So arithmetic is safe, and only what touches
+//! memory is not. Every method is `#[inline(always)]`: it must melt into the `#[target_feature]`
+//! function at the root of the call, or it would be a call per instruction.
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+pub mod portable;
+
+/// FP4 E2M1: sign, two bits of exponent, one of mantissa.
+pub const FP4: [f32; 16] = [
+    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
+];
+
+/// Elements of an MXFP4 block, along the input dimension.
+pub const BLOCK: usize = 32;
+/// Bytes of an MXFP4 block, without its scale.
+pub const BLOCK_BYTES: usize = 16;
+
+/// 2^(scale − 127) for each scale byte of MXFP4; 0 is the subnormal 2^−127, 255 is NaN.
+pub static E8M0: [f32; 256] = {
+    let mut table = [f32::NAN; 256];
+    table[0] = f32::from_bits(1 << 22);
+    let mut scale = 1;
+    while scale < 255 {
+        table[scale] = f32::from_bits((scale as u32) << 23);
+        scale += 1;
+    }
+    table
+};
+
+pub trait Simd: Copy {
+    /// LANES values of f32.
+    type V: Copy;
+    /// The 32 / LANES vectors of a decoded MXFP4 block.
+    type Block: Copy + AsRef<[Self::V]>;
+    const LANES: usize;
+    /// `BLOCK_ORDER[i]`: which element of its block `decode` leaves at position i.
+    const BLOCK_ORDER: [u8; BLOCK];
+    /// Tokens that share one reading of the weights below the GEMM: what the registers hold.
+    const TOKENS_SHARED: usize;
+    /// Rows that the GEMM takes against two vectors of tokens: 12, 6 or 3.
+    const GEMM_ROWS: usize;
+
+    fn splat(self, a: f32) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a < b ? a : b, so NaN in `b` stays.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a > b ? a : b, so NaN in `b` stays.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// a·b + c; rounded once where the machine does that fast, else twice.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// a·b + c rounded once, always: for sums that must have the same bits everywhere.
+    fn fused(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The bits of each lane moved left by 23, from mantissa to exponent.
+    fn shift_to_exponent(self, a: Self::V) -> Self::V;
+    /// The sum of the lanes, in an order of the instruction set's own.
+    fn sum(self, a: Self::V) -> f32;
+    /// The largest lane.
+    fn largest(self, a: Self::V) -> f32;
+    /// A hint that the line at `p` will be read soon; any address will do.
+    fn prefetch(self, p: *const u8);
+
+    /// # Safety
+    /// `p` must be readable for LANES values.
+    unsafe fn load(self, p: *const f32) -> Self::V;
+    /// The first `n` ≤ LANES values, zeros behind them.
+    /// # Safety
+    /// `p` must be readable for `n` values.
+    unsafe fn load_first(self, p: *const f32, n: usize) -> Self::V;
+    /// # Safety
+    /// `p` must be writable for LANES values.
+    unsafe fn store(self, p: *mut f32, a: Self::V);
+    /// # Safety
+    /// `p` must be writable for `n` ≤ LANES values.
+    unsafe fn store_first(self, p: *mut f32, a: Self::V, n: usize);
+    /// LANES values of bf16, widened.
+    /// # Safety
+    /// `p` must be readable for LANES values.
+    unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    /// The first `n` ≤ LANES values of bf16, widened, zeros behind them.
+    /// # Safety
+    /// `p` must be readable for `n` values.
+    unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> Self::V;
+    /// 2·LANES values as (those at even places, those at odd places).
+    /// # Safety
+    /// `p` must be readable for 2·LANES values.
+    unsafe fn load_pairs(self, p: *const f32) -> (Self::V, Self::V);
+    /// The 32 elements of an MXFP4 block, unscaled, in BLOCK_ORDER.
+    /// # Safety
+    /// `p` must be readable for 16 bytes.
+    unsafe fn decode(self, p: *const u8) -> Self::Block;
+
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+}

@@ -1,0 +1,155 @@
+//! Eight lanes in plain Rust, for any architecture; the compiler makes of them what it can.
+
+use super::{BLOCK, FP4, Simd};
+
+#[derive(Clone, Copy)]
+pub struct Portable;
+
+type V = [f32; 8];
+
+/// Where `mul_add` is an instruction and not a call into the C library.
+const FUSED_IS_FAST: bool = cfg!(any(target_arch = "aarch64", target_feature = "fma"));
+
+#[inline(always)]
+fn zip(a: V, b: V, f: impl Fn(f32, f32) -> f32) -> V {
+    let mut out = [0.0; 8];
+    for i in 0..8 {
+        out[i] = f(a[i], b[i]);
+    }
+    out
+}
+
+#[inline(always)]
+fn widen(bits: u16) -> f32 {
+    f32::from_bits((bits as u32) << 16)
+}
+
+const fn identity() -> [u8; BLOCK] {
+    let mut order = [0; BLOCK];
+    let mut i = 0;
+    while i < BLOCK {
+        order[i] = i as u8;
+        i += 1;
+    }
+    order
+}
+
+impl Simd for Portable {
+    type V = V;
+    type Block = [V; 4];
+    const LANES: usize = 8;
+    const BLOCK_ORDER: [u8; BLOCK] = identity();
+    const TOKENS_SHARED: usize = 4;
+    const GEMM_ROWS: usize = 3;
+
+    #[inline(always)]
+    fn splat(self, a: f32) -> V {
+        [a; 8]
+    }
+    #[inline(always)]
+    fn add(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn min(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn max(self, a: V, b: V) -> V {
+        zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn fma(self, a: V, b: V, c: V) -> V {
+        if FUSED_IS_FAST {
+            self.fused(a, b, c)
+        } else {
+            self.add(self.mul(a, b), c)
+        }
+    }
+    #[inline(always)]
+    fn fused(self, a: V, b: V, c: V) -> V {
+        let mut out = c;
+        for i in 0..8 {
+            out[i] = a[i].mul_add(b[i], c[i]);
+        }
+        out
+    }
+    #[inline(always)]
+    fn shift_to_exponent(self, a: V) -> V {
+        a.map(|a| f32::from_bits(a.to_bits() << 23))
+    }
+    #[inline(always)]
+    fn sum(self, a: V) -> f32 {
+        ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
+    }
+    #[inline(always)]
+    fn largest(self, a: V) -> f32 {
+        a.into_iter().fold(f32::NEG_INFINITY, f32::max)
+    }
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> V {
+        // SAFETY: the caller answers for LANES values at `p`; f32 is aligned by its type.
+        unsafe { p.cast::<V>().read() }
+    }
+    #[inline(always)]
+    unsafe fn load_first(self, p: *const f32, n: usize) -> V {
+        let mut out = [0.0; 8];
+        // SAFETY: the caller answers for n ≤ 8 values at `p`; `out` has 8.
+        unsafe { p.copy_to_nonoverlapping(out.as_mut_ptr(), n) };
+        out
+    }
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, a: V) {
+        // SAFETY: the caller answers for LANES values at `p`.
+        unsafe { p.cast::<V>().write(a) }
+    }
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, a: V, n: usize) {
+        // SAFETY: the caller answers for n ≤ 8 values at `p`; `a` has 8.
+        unsafe { p.copy_from_nonoverlapping(a.as_ptr(), n) }
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u16) -> V {
+        // SAFETY: the caller answers for LANES values at `p`.
+        unsafe { p.cast::<[u16; 8]>().read() }.map(widen)
+    }
+    #[inline(always)]
+    unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> V {
+        let mut bits = [0u16; 8];
+        // SAFETY: the caller answers for n ≤ 8 values at `p`; `bits` has 8.
+        unsafe { p.copy_to_nonoverlapping(bits.as_mut_ptr(), n) };
+        bits.map(widen)
+    }
+    #[inline(always)]
+    unsafe fn load_pairs(self, p: *const f32) -> (V, V) {
+        // SAFETY: the caller answers for 2·LANES values at `p`.
+        let pairs = unsafe { p.cast::<[[f32; 2]; 8]>().read() };
+        (pairs.map(|pair| pair[0]), pairs.map(|pair| pair[1]))
+    }
+    #[inline(always)]
+    unsafe fn decode(self, p: *const u8) -> [V; 4] {
+        // SAFETY: the caller answers for 16 bytes at `p`.
+        let bytes = unsafe { p.cast::<[u8; 16]>().read() };
+        let mut out = [[0.0; 8]; 4];
+        for (i, byte) in bytes.into_iter().enumerate() {
+            out[i / 4][i % 4 * 2] = FP4[(byte & 15) as usize];
+            out[i / 4][i % 4 * 2 + 1] = FP4[(byte >> 4) as usize];
+        }
+        out
+    }
+}
