@@ -1,5 +1,28 @@
-//! Where weights come from: one trait over a checkpoint folder, a seed, or a stream.
+//! Where weights come from and where a rank keeps its own: one trait over a checkpoint folder, a seed,
+//! or a stream; the buffers that a rank fills from it; and the way back to a folder.
+//!
+//! Everything moves as the bytes that a published checkpoint holds: nothing here converts, repacks or
+//! pads. A backend that wants another layout makes it from [`RankWeights`].
 
+mod checkpoint;
+mod config;
+mod error;
+mod held;
+mod rectangle;
+mod shard;
+mod stream;
+mod synthetic;
+mod write;
+
+pub use checkpoint::Checkpoint;
+pub use config::{GenerationConfig, config_like};
+pub use error::{ShardFault, WeightError};
+pub use held::{HeldTensor, RankWeights};
+pub use stream::{Chunk, Digest, SliceReader, slice_digest};
+pub use synthetic::Synthetic;
+pub use write::{SHARD_BYTES_MAX, Written, write_checkpoint};
+
+use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorSlice};
 
 /// A model whose slices can be read in any order, as the bytes that a checkpoint holds.
@@ -13,6 +36,16 @@ pub trait WeightSource: Send + Sync {
     fn read(&self, slice: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError>;
 }
 
-/// Why weights cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum WeightError {}
+/// Whether `slice` lies in its tensor of this model: to be asked of slices that others name, since
+/// [`WeightSource::read`] panics where one does not.
+pub fn lies_within(slice: &TensorSlice, spec: &ModelSpec) -> bool {
+    if let TensorId::Layer(layer, _) = slice.tensor
+        && usize::from(layer) >= spec.layer_count()
+    {
+        return false;
+    }
+    let shape = slice.tensor.shape(spec);
+    let inside =
+        |(range, &size): (&std::ops::Range<usize>, &usize)| range.start <= range.end && range.end <= size;
+    slice.ranges.len() == shape.len() && slice.ranges.iter().zip(&shape).all(inside)
+}

@@ -1,0 +1,156 @@
+//! What a rank holds: one buffer a slice of its plan, page-aligned, taken before anything is read.
+//!
+//! The bytes are the checkpoint's. A backend that repacks a tensor takes it out ([`RankWeights::take`])
+//! and drops it, so that a rank never holds its share twice.
+
+use super::{WeightError, WeightSource};
+use flotilla_shared::tensor::TensorId;
+use flotilla_shared::{Dtype, ModelSpec, Plan, Rank, TensorSlice};
+use half::bf16;
+use half::slice::HalfBitsSliceExt;
+use memmap2::{Advice, MmapMut};
+use std::collections::HashMap;
+
+/// Bytes read at once when loading from a local source.
+const READ_BYTES: usize = 8 << 20;
+/// From this size on huge pages pay: 1.4 times the read rate in decode.
+const HUGE_PAGE_BYTES: usize = 2 << 20;
+
+/// The slices of one rank, with their bytes.
+pub struct RankWeights {
+    /// `None` where it was taken.
+    held: Vec<Option<HeldTensor>>,
+    index: HashMap<TensorId, usize>,
+}
+
+/// One slice in memory.
+pub struct HeldTensor {
+    slice: TensorSlice,
+    bytes: MmapMut,
+}
+
+impl RankWeights {
+    /// Takes the memory for all that `rank` holds under `plan`, zeroed.
+    pub fn new(spec: &ModelSpec, plan: &Plan, rank: Rank) -> Result<Self, WeightError> {
+        Self::for_slices(plan.slices(spec, rank))
+    }
+
+    /// Takes the memory for `slices`, in their order; one a tensor, none empty.
+    pub fn for_slices(slices: Vec<TensorSlice>) -> Result<Self, WeightError> {
+        let index: HashMap<TensorId, usize> = slices.iter().enumerate().map(|(i, s)| (s.tensor, i)).collect();
+        assert_eq!(index.len(), slices.len(), "a rank holds one slice of a tensor");
+        let held = slices
+            .into_iter()
+            .map(|slice| HeldTensor::zeroed(slice).map(Some));
+        Ok(RankWeights {
+            held: held.collect::<Result<_, _>>()?,
+            index,
+        })
+    }
+
+    /// Reads everything from a source on this machine; `progress` is told (bytes done, bytes in all).
+    pub fn load_from(
+        &mut self,
+        source: &dyn WeightSource,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<(), WeightError> {
+        let (mut done, total) = (0, self.bytes_held());
+        for tensor in self.held.iter_mut().flatten() {
+            for (n, chunk) in tensor.bytes.chunks_mut(READ_BYTES).enumerate() {
+                source.read(&tensor.slice, n * READ_BYTES, chunk)?;
+                done += chunk.len() as u64;
+                progress(done, total);
+            }
+        }
+        Ok(())
+    }
+
+    /// The slices that are held, in the order of the forward.
+    pub fn slices(&self) -> impl Iterator<Item = &TensorSlice> {
+        self.tensors().map(HeldTensor::slice)
+    }
+
+    pub fn tensors(&self) -> impl Iterator<Item = &HeldTensor> {
+        self.held.iter().flatten()
+    }
+
+    /// The buffer of slice number `index`, in the order given at the start.
+    ///
+    /// # Panics
+    /// If there is no such slice, or it was taken.
+    pub fn buffer_mut(&mut self, index: usize) -> &mut [u8] {
+        &mut self.held[index].as_mut().expect("the slice is still held").bytes
+    }
+
+    /// The rank's part of a tensor; none if it has no part, or the part was taken.
+    pub fn get(&self, tensor: TensorId) -> Option<&HeldTensor> {
+        self.held[*self.index.get(&tensor)?].as_ref()
+    }
+
+    /// Gives a tensor away: its memory goes when the taker drops it.
+    pub fn take(&mut self, tensor: TensorId) -> Option<HeldTensor> {
+        self.held[*self.index.get(&tensor)?].take()
+    }
+
+    /// Of all slices that are held.
+    pub fn bytes_held(&self) -> u64 {
+        self.tensors().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+}
+
+impl HeldTensor {
+    fn zeroed(slice: TensorSlice) -> Result<Self, WeightError> {
+        let len = slice.bytes();
+        assert!(len > 0, "{slice} is empty");
+        match MmapMut::map_anon(len) {
+            Err(source) => Err(WeightError::Memory {
+                slice,
+                bytes: len,
+                source,
+            }),
+            Ok(bytes) => {
+                #[cfg(target_os = "linux")]
+                if len >= HUGE_PAGE_BYTES {
+                    // Where the kernel has none to give, small pages are only slower.
+                    let _ = bytes.advise(Advice::HugePage);
+                }
+                Ok(HeldTensor { slice, bytes })
+            }
+        }
+    }
+
+    pub fn slice(&self) -> &TensorSlice {
+        &self.slice
+    }
+
+    pub fn tensor(&self) -> TensorId {
+        self.slice.tensor
+    }
+
+    /// Of the slice.
+    pub fn shape(&self) -> Vec<usize> {
+        self.slice.shape()
+    }
+
+    /// Row-major, aligned to a page.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The elements of a dense tensor, as bits.
+    ///
+    /// # Panics
+    /// If the tensor is not bf16.
+    pub fn as_u16(&self) -> &[u16] {
+        assert_eq!(self.tensor().dtype(), Dtype::Bf16, "{}", self.slice);
+        bytemuck::cast_slice(&self.bytes)
+    }
+
+    /// The elements of a dense tensor.
+    ///
+    /// # Panics
+    /// If the tensor is not bf16.
+    pub fn as_bf16(&self) -> &[bf16] {
+        self.as_u16().reinterpret_cast()
+    }
+}

@@ -1,0 +1,101 @@
+//! A slice as contiguous runs of its tensor's bytes, reachable from any byte of the slice: what a
+//! source needs to copy or to make a chunk from the middle of a rectangle.
+
+use super::lies_within;
+use flotilla_shared::{ModelSpec, TensorSlice};
+use std::ops::Range;
+
+/// The same runs as [`TensorSlice::runs`], in bytes, without walking those before the wanted one.
+pub(super) struct ByteRuns {
+    /// Each outer dimension: its range, and the bytes from one index to the next.
+    outer: Vec<(Range<usize>, usize)>,
+    /// First byte of the run within the innermost cut dimension.
+    first: usize,
+    run_bytes: usize,
+    run_count: usize,
+}
+
+impl ByteRuns {
+    /// # Panics
+    /// If the slice does not lie in its tensor.
+    pub(super) fn new(slice: &TensorSlice, spec: &ModelSpec) -> Self {
+        assert!(lies_within(slice, spec), "{slice} does not lie in its tensor");
+        let shape = slice.tensor.shape(spec);
+        let element = slice.tensor.dtype().bytes();
+        // Whole trailing dimensions, and the first cut one before them, are one run.
+        let mut inner = shape.len() - 1;
+        while inner > 0 && slice.ranges[inner] == (0..shape[inner]) {
+            inner -= 1;
+        }
+        let stride = |dimension: usize| shape[dimension + 1..].iter().product::<usize>() * element;
+        let outer: Vec<_> = (0..inner).map(|d| (slice.ranges[d].clone(), stride(d))).collect();
+        ByteRuns {
+            first: slice.ranges[inner].start * stride(inner),
+            run_bytes: slice.ranges[inner].len() * stride(inner),
+            run_count: outer.iter().map(|(range, _)| range.len()).product(),
+            outer,
+        }
+    }
+
+    /// Calls `visit(byte of the tensor, range of the chunk)` for each run, or part of one, of the
+    /// chunk of `len` bytes that begins at byte `offset` of the slice, in order.
+    ///
+    /// # Panics
+    /// If the chunk ends past the slice.
+    pub(super) fn visit(&self, offset: usize, len: usize, mut visit: impl FnMut(usize, Range<usize>)) {
+        let slice_bytes = self.run_bytes * self.run_count;
+        let end = offset.checked_add(len).filter(|&end| end <= slice_bytes);
+        assert!(
+            end.is_some(),
+            "bytes {offset} + {len} of a slice of {slice_bytes}"
+        );
+        let mut done = 0;
+        while done < len {
+            let (run, within) = ((offset + done) / self.run_bytes, (offset + done) % self.run_bytes);
+            let take = (self.run_bytes - within).min(len - done);
+            visit(self.start(run) + within, done..done + take);
+            done += take;
+        }
+    }
+
+    /// First byte in the tensor of run number `run`.
+    fn start(&self, mut run: usize) -> usize {
+        let mut byte = self.first;
+        for (range, stride) in self.outer.iter().rev() {
+            byte += (range.start + run % range.len()) * stride;
+            run /= range.len();
+        }
+        byte
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_shared::tensor::{LayerTensor, TensorId};
+
+    #[test]
+    fn any_chunk_visits_the_runs_of_the_slice() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let tensor = TensorId::Layer(3, LayerTensor::DownScales);
+        let slice = TensorSlice {
+            tensor,
+            ranges: vec![1..3, 7..12, 23..46],
+        };
+        let expected: Vec<usize> = slice.runs(&tensor.shape(&spec)).flatten().collect();
+        let runs = ByteRuns::new(&slice, &spec);
+        for offset in [0, 1, 22, 23, 24, 100, expected.len()] {
+            for len in [0, 1, 23, 50, expected.len()] {
+                let len = len.min(expected.len() - offset);
+                let mut bytes = vec![0; len];
+                runs.visit(offset, len, |start, range| {
+                    bytes[range]
+                        .iter_mut()
+                        .enumerate()
+                        .for_each(|(i, byte)| *byte = start + i);
+                });
+                assert_eq!(bytes, expected[offset..offset + len], "{offset} + {len}");
+            }
+        }
+    }
+}
