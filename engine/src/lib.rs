@@ -2,5 +2,8 @@
 //! Knows no tokio, no tonic, no HTTP and no clock that decides anything.
 
 pub mod backend;
+pub mod batch;
 pub mod collective;
+pub mod model;
+pub mod sample;
 pub mod weights;

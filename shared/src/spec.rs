@@ -226,15 +226,15 @@ impl ModelSpec {
             ("hidden_size", self.hidden),
             ("intermediate_size", self.intermediate),
         ] {
-            if size % MXFP4_BLOCK != 0 {
+            if !size.is_multiple_of(MXFP4_BLOCK) {
                 return Err(refuse(field, size, "a multiple of 32, the MXFP4 block"));
             }
         }
-        if self.q_heads % self.kv_heads != 0 {
+        if !self.q_heads.is_multiple_of(self.kv_heads) {
             let multiple = format!("a multiple of num_key_value_heads {}", self.kv_heads);
             return Err(refuse("num_attention_heads", self.q_heads, multiple));
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err(refuse(
                 "head_dim",
                 self.head_dim,

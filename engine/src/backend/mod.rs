@@ -1,3 +1,57 @@
-//! The backends, side by side under the same file names.
+//! What computes: a dozen fused ops over weights, activations and a KV cache that the backend owns.
+//! Backends stand side by side, with the same file names; `cpu` is also the specification.
 
 pub mod cpu;
+
+use crate::batch::Batch;
+
+/// Which of the model's norms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Norm {
+    /// Before a layer's attention.
+    Attention(usize),
+    /// Before a layer's experts.
+    Mlp(usize),
+    /// Before the unembedding; only the batch's logit rows are normed.
+    Final,
+}
+
+/// One rank's part of every layer. Letters as in [`crate::model`]; a suffix `/R` is a rank's part.
+///
+/// The backend holds x, the residual stream, and h, its normed copy, whole and alike on every rank;
+/// ops marked *partial* leave a sum over ranks to the caller.
+pub trait Backend {
+    /// Activations on the device that a collective can sum in place.
+    type Buffer: ?Sized;
+
+    /// x = 0; y = E[token] where this rank has the row, else 0. Partial y: f32 [T, H].
+    fn embed(&mut self, batch: &Batch) -> &mut Self::Buffer;
+
+    /// x += y; h = x / rms(x) · w. The same bits on every rank and every machine.
+    fn add_norm(&mut self, norm: Norm, batch: &Batch);
+
+    /// q, k, v = W h + b, q and k rotated; k and v go into the cache. q: f32 [T, nq/R, D].
+    fn qkv(&mut self, layer: usize, batch: &Batch);
+
+    /// a = softmax(q·k / √D, with the sink) v over the keys that the layer's kind lets each row see.
+    fn attend(&mut self, layer: usize, batch: &Batch);
+
+    /// y = Wₒ a (+ bₒ on the rank that owns it). Partial y: f32 [T, H].
+    fn project(&mut self, layer: usize, batch: &Batch) -> &mut Self::Buffer;
+
+    /// The top-k experts of each row and their weights: softmax over the k logits. The same bits on
+    /// every rank and every machine.
+    fn route(&mut self, layer: usize, batch: &Batch);
+
+    /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the row's experts. Partial y: f32 [T, H].
+    fn experts(&mut self, layer: usize, batch: &Batch) -> &mut Self::Buffer;
+
+    /// Logits of the batch's logit rows over this rank's vocabulary.
+    fn unembed(&mut self, batch: &Batch);
+
+    /// f32 [V/R]: the logits of the `index`-th logit row of the last batch.
+    fn logits(&self, index: usize) -> &[f32];
+
+    /// u16 [L, K]: the experts that a row of the last batch took, if the batch kept its routing.
+    fn routing(&self, row: usize) -> Vec<u16>;
+}

@@ -1,3 +1,157 @@
-//! The CPU backend: the embedded default, and the specification of the CUDA one.
+//! The CPU backend: the embedded default, and the specification of every other one. Weights as the
+//! checkpoint holds them, f32 activations, f32 KV cache; all of a step's memory is taken at start.
+//! The arithmetic is in `kernels`; this folder decides what is multiplied with what, and on how many
+//! threads.
 
+mod attention;
+mod experts;
 pub mod kernels;
+mod kv;
+mod rope;
+mod threads;
+mod vocab;
+mod weights;
+
+use super::{Backend, Norm};
+use crate::batch::Batch;
+use crate::weights::RankWeights;
+use attention::Attention;
+use experts::Experts;
+use flotilla_shared::tensor::{LayerTensor, TensorId};
+use flotilla_shared::{Assignment, ModelSpec, RankShare};
+use kernels::{InputBuffer, Isa, Kernels};
+use kv::KvCache;
+use rope::RopeTable;
+use threads::Threads;
+use weights::CpuWeights;
+
+/// How a CPU worker computes.
+#[derive(Clone, Debug)]
+pub struct CpuSettings {
+    /// Threads of one op.
+    pub threads: usize,
+    /// Instruction set; `None` is the widest of the machine.
+    pub isa: Option<Isa>,
+}
+
+impl Default for CpuSettings {
+    fn default() -> Self {
+        CpuSettings { threads: 1, isa: None }
+    }
+}
+
+/// One rank's weights, cache and activations in host memory.
+pub struct CpuBackend {
+    spec: ModelSpec,
+    share: RankShare,
+    weights: CpuWeights,
+    kernels: Kernels,
+    threads: Threads,
+    kv: KvCache,
+    rope: RopeTable,
+    /// Residual stream: f32 [T, H], whole.
+    x: Vec<f32>,
+    /// x normed: f32 [T, H], whole; after [`Norm::Final`] the logit rows only.
+    h: Vec<f32>,
+    /// Partial sums: f32 [T, H].
+    y: Vec<f32>,
+    /// h or what follows it, arranged for a product.
+    arranged: InputBuffer,
+    attention: Attention,
+    experts: Experts,
+    /// f32 [logit rows, V/R]
+    logits: Vec<f32>,
+}
+
+impl CpuBackend {
+    /// Takes all memory of the rank: `kv_blocks` blocks of cache and room for `step_tokens_max` rows.
+    pub fn new(settings: &CpuSettings, assignment: &Assignment, weights: RankWeights) -> Self {
+        let spec = assignment.spec.clone();
+        let (stage, share) = assignment.plan.share(assignment.rank);
+        assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
+        let rows = assignment.step_tokens_max as usize;
+        let widest = spec.hidden.max(spec.q_heads_of(&share.kv_heads).len() * spec.head_dim);
+        let widest = widest.max(share.experts.intermediate());
+        CpuBackend {
+            kernels: settings.isa.map_or_else(Kernels::detect, Kernels::new),
+            threads: Threads::new(settings.threads),
+            kv: KvCache::new(spec.layer_count(), assignment.kv_blocks, share.kv_heads.len(), spec.head_dim),
+            rope: RopeTable::new(&spec),
+            x: vec![0.0; rows * spec.hidden],
+            h: vec![0.0; rows * spec.hidden],
+            y: vec![0.0; rows * spec.hidden],
+            arranged: InputBuffer::with_room(rows, widest),
+            attention: Attention::new(&spec, share, rows),
+            experts: Experts::new(&spec, share, rows),
+            logits: Vec::new(),
+            share: share.clone(),
+            spec,
+            weights: CpuWeights::new(weights),
+        }
+    }
+
+    /// h[i] = x[rows[i]] normed, i rising.
+    fn norm_rows(&mut self, rows: impl Iterator<Item = usize>, weight: TensorId) {
+        let hidden = self.spec.hidden;
+        let weight = self.weights.bf16(weight);
+        for (row, h) in rows.zip(self.h.chunks_exact_mut(hidden)) {
+            let x = &self.x[row * hidden..][..hidden];
+            self.kernels.rms_norm(x, weight, self.spec.norm_eps as f32, h);
+        }
+    }
+}
+
+impl Backend for CpuBackend {
+    type Buffer = [f32];
+
+    fn embed(&mut self, batch: &Batch) -> &mut [f32] {
+        self.rope.set_positions(&batch.positions);
+        self.experts.begin(batch);
+        self.embed_rows(batch)
+    }
+
+    fn add_norm(&mut self, norm: Norm, batch: &Batch) {
+        let filled = batch.rows() * self.spec.hidden;
+        self.kernels.add_assign(&mut self.x[..filled], &self.y[..filled]);
+        match norm {
+            Norm::Attention(layer) => {
+                self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::AttentionNorm));
+            }
+            Norm::Mlp(layer) => self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::MlpNorm)),
+            Norm::Final => self.norm_rows(batch.logit_rows.iter().copied(), TensorId::FinalNorm),
+        }
+    }
+
+    fn qkv(&mut self, layer: usize, batch: &Batch) {
+        self.project_in(layer, batch);
+    }
+
+    fn attend(&mut self, layer: usize, batch: &Batch) {
+        self.attend_rows(layer, batch);
+    }
+
+    fn project(&mut self, layer: usize, batch: &Batch) -> &mut [f32] {
+        self.project_out(layer, batch)
+    }
+
+    fn route(&mut self, layer: usize, batch: &Batch) {
+        self.route_rows(layer, batch);
+    }
+
+    fn experts(&mut self, layer: usize, batch: &Batch) -> &mut [f32] {
+        self.run_experts(layer, batch)
+    }
+
+    fn unembed(&mut self, batch: &Batch) {
+        self.unembed_rows(batch);
+    }
+
+    fn logits(&self, index: usize) -> &[f32] {
+        let width = self.share.vocab.len();
+        &self.logits[index * width..][..width]
+    }
+
+    fn routing(&self, row: usize) -> Vec<u16> {
+        self.experts.kept_routing(row)
+    }
+}
