@@ -1,2 +1,4 @@
 //! The shell that faces clients and commands workers
 #![forbid(unsafe_code)]
+
+pub mod tokenizer;
