@@ -1,5 +1,9 @@
 //! The shell that faces clients and commands workers
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod driver;
+pub mod group;
 pub mod harmony;
+pub mod service;
 pub mod tokenizer;

@@ -1,16 +1,17 @@
 //! What the world tells the scheduler and what the scheduler asks of the world. One event in, then
 //! every action out.
 
-use flotilla_shared::{Epoch, Sampling, SequenceId, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::{Epoch, Sampling, SequenceId, StepId, StepOutcome, StepPlan, TokenId};
 
 /// A request to continue one prompt. A client's `n` choices are `n` requests.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request {
-    /// Unique over the life of the scheduler; given by the caller.
+    /// Unique over the life of the scheduler; given by the caller. Only a duplicate of a sequence that
+    /// has not ended yet is noticed.
     pub sequence: SequenceId,
     pub prompt: Vec<TokenId>,
     pub sampling: Sampling,
-    /// Tokens to generate at most.
+    /// Tokens to generate at most; with 0 the request is taken in and ends at once.
     pub tokens_max: usize,
     /// Generation ends with the first of these; it is reported and counted.
     pub stop_tokens: Vec<TokenId>,
@@ -20,7 +21,7 @@ pub struct Request {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// A group is ready to step, with nothing in its cache. Sequences in flight start over from their
-    /// tokens.
+    /// tokens. Epochs rise: one that does not is refused and logged.
     GroupFormed {
         epoch: Epoch,
         kv_blocks: usize,
@@ -30,8 +31,9 @@ pub enum Event {
         epoch: Epoch,
     },
     Arrived(Request),
-    /// The client left, or wants no more.
+    /// The client left, or wants no more. Of a sequence that has ended it says nothing new.
     Cancelled(SequenceId),
+    /// The step in flight is done. Of any other step it is stale, and ignored.
     Stepped(StepOutcome),
 }
 
@@ -50,6 +52,9 @@ pub enum Action {
     },
     /// The only word on a sequence that was never taken in.
     Reject { sequence: SequenceId, reason: Rejection },
+    /// This group cannot be served: end its epoch and form another. The scheduler has forgotten it, as
+    /// after [`Event::GroupLost`], which need not follow. Says nothing of a later epoch.
+    Abandon { epoch: Epoch, fault: GroupFault },
 }
 
 /// Why a sequence ended.
@@ -57,7 +62,7 @@ pub enum Action {
 pub enum FinishReason {
     /// A stop token was sampled.
     StopToken(TokenId),
-    /// `tokens_max`, or the end of the context.
+    /// `tokens_max`, the end of the context, or as many tokens as the group's whole cache can hold.
     Length,
     Cancelled,
 }
@@ -66,7 +71,7 @@ pub enum FinishReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
     EmptyPrompt,
-    /// The prompt leaves no room for one token.
+    /// The prompt leaves no room for one token, in the context or in the whole cache of the group.
     PromptTooLong {
         tokens: usize,
         tokens_max: usize,
@@ -78,10 +83,30 @@ pub enum Rejection {
     DuplicateSequence,
 }
 
+/// What a group did that ended the trust in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GroupFault {
+    #[error("the group formed with no kv blocks\nhint: its devices have no memory left after the weights")]
+    NoBlocks,
+    #[error("step {step} answered with {found} sampled tokens, but {expected} were asked for")]
+    SampledCount {
+        step: StepId,
+        expected: usize,
+        found: usize,
+    },
+    #[error("step {step} sampled for sequence {found} where sequence {expected} was to come")]
+    SampledSequence {
+        step: StepId,
+        expected: SequenceId,
+        found: SequenceId,
+    },
+}
+
 /// Token counts of a finished sequence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: usize,
+    /// Every token that was emitted, a stop token too.
     pub completion_tokens: usize,
     /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,

@@ -1,0 +1,73 @@
+//! `POST /v1/chat/completions`: messages in, a message out, in between harmony.
+
+mod request;
+mod wording;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::extract::State;
+use axum::response::Response;
+use flotilla_shared::TokenId;
+
+use super::answer::{Answer, Envelope};
+use super::error::ApiError;
+use super::generate::{check_prompt, generate};
+use super::log::RequestLog;
+use super::reader::{ChatReader, Reader};
+use super::{Api, body};
+use crate::harmony::chat::{Chat, conversation};
+use crate::harmony::render::PastAnalysis;
+use request::{ChatRequest, chat_error};
+use wording::ChatWording;
+
+pub async fn complete(
+    State(api): State<Arc<Api>>,
+    Extension(log): Extension<RequestLog>,
+    request: axum::extract::Request,
+) -> Result<Response, ApiError> {
+    let body = body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let ChatRequest { options, chat } = ChatRequest::read(body)?;
+    api.check_model(options.model.as_deref())?;
+    let offered_tools = !chat.tools.is_empty();
+    let prompt = render(&api, chat).await?;
+    check_prompt(&api, &prompt)?;
+    let reader = || -> Box<dyn Reader> {
+        Box::new(ChatReader::new(
+            api.harmony.parser(),
+            options.stops.clone(),
+            offered_tools,
+        ))
+    };
+    let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
+    let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
+    let envelope = Envelope::new(&api, "chatcmpl-");
+    let wording = ChatWording {
+        api: Arc::clone(&api),
+    };
+    Answer {
+        wording,
+        envelope,
+        updates,
+        choice_count: options.choices,
+        options,
+        log,
+    }
+    .respond(&api)
+    .await
+}
+
+/// Off the threads that serve streams: a prompt of megabytes takes a while to encode.
+async fn render(api: &Arc<Api>, mut chat: Chat) -> Result<Vec<TokenId>, ApiError> {
+    chat.current_date = Some((api.settings.current_date)());
+    let api = Arc::clone(api);
+    let render = move || {
+        let conversation = conversation(&chat).map_err(chat_error)?;
+        Ok(api
+            .harmony
+            .render_for_completion(&conversation, PastAnalysis::default()))
+    };
+    tokio::task::spawn_blocking(render)
+        .await
+        .map_err(|error| ApiError::Internal(error.to_string()))?
+}

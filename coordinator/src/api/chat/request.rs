@@ -1,0 +1,249 @@
+//! The body of `/v1/chat/completions` as a conversation and options.
+
+use serde_json::Value;
+
+use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
+use crate::api::neutral;
+use crate::api::options::Options;
+use crate::harmony::Effort;
+use crate::harmony::FunctionTool;
+use crate::harmony::chat::{Chat, ChatCall, ChatError, ChatMessage};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRequest {
+    pub options: Options,
+    /// Its date is not set yet.
+    pub chat: Chat,
+}
+
+impl ChatRequest {
+    pub fn read(body: Value) -> Result<ChatRequest> {
+        let mut fields = Node::body(body).object()?;
+        let messages = fields
+            .require("messages")?
+            .array()?
+            .into_iter()
+            .map(message)
+            .collect::<Result<_>>()?;
+        let options = Options::read(&mut fields)?;
+        let effort = fields
+            .take("reasoning_effort")
+            .map_or(Ok(Effort::default()), effort)?;
+        let tools = tools(&mut fields)?;
+        neutral::take_chat(&mut fields)?;
+        fields.finish()?;
+        Ok(ChatRequest {
+            options,
+            chat: Chat {
+                messages,
+                tools,
+                effort,
+                current_date: None,
+            },
+        })
+    }
+}
+
+fn effort(node: Node) -> Result<Effort> {
+    Ok(
+        match neutral::supported_word(node, &["low", "medium", "high"], &["none", "minimal", "xhigh"])? {
+            "low" => Effort::Low,
+            "high" => Effort::High,
+            _ => Effort::Medium,
+        },
+    )
+}
+
+fn message(node: Node) -> Result<ChatMessage> {
+    let mut fields = node.object()?;
+    let roles = &["system", "developer", "user", "assistant", "tool"];
+    let role = neutral::supported_word(fields.require("role")?, roles, &["function"])?;
+    let message = match role {
+        "system" => ChatMessage::System {
+            content: named_text(&mut fields)?,
+        },
+        "developer" => ChatMessage::Developer {
+            content: named_text(&mut fields)?,
+        },
+        "user" => user(&mut fields)?,
+        "assistant" => assistant(&mut fields)?,
+        _ => tool_result(&mut fields)?,
+    };
+    fields.finish()?;
+    Ok(message)
+}
+
+/// Instructions all go into one message, which has no room for the name of who gave them.
+fn named_text(fields: &mut Fields) -> Result<String> {
+    fields.take("name").map(Node::string).transpose()?;
+    text(fields.require("content")?, &["text"])
+}
+
+fn user(fields: &mut Fields) -> Result<ChatMessage> {
+    let name = fields.take("name").map(Node::string).transpose()?;
+    Ok(ChatMessage::User {
+        content: text(fields.require("content")?, &["text"])?,
+        name,
+    })
+}
+
+fn assistant(fields: &mut Fields) -> Result<ChatMessage> {
+    fields.take("name").map(Node::string).transpose()?;
+    let content = fields
+        .take("content")
+        .map(|node| text(node, &["text", "refusal"]))
+        .transpose()?;
+    let refusal = fields.take("refusal").map(Node::string).transpose()?;
+    // Both names are in use, and clients send back what they were sent: both, and the same.
+    let reasoning_content = fields.take("reasoning_content").map(Node::string).transpose()?;
+    let reasoning = fields
+        .take("reasoning")
+        .map(Node::string)
+        .transpose()?
+        .or(reasoning_content);
+    for name in ["audio", "function_call"] {
+        if let Some(node) = fields.take(name) {
+            return Err(node.not_supported("null"));
+        }
+    }
+    // Servers send these, and clients send them back.
+    fields.take("annotations");
+    let calls = fields.take("tool_calls").map_or(Ok(Vec::new()), Node::array)?;
+    let calls: Vec<ChatCall> = calls.into_iter().map(call).collect::<Result<_>>()?;
+    let content = content.or(refusal);
+    if content.is_none() && calls.is_empty() && reasoning.is_none() {
+        return Err(FieldError {
+            path: fields.path_of("content"),
+            problem: Problem::Missing,
+        });
+    }
+    Ok(ChatMessage::Assistant {
+        content,
+        reasoning,
+        calls,
+    })
+}
+
+fn call(node: Node) -> Result<ChatCall> {
+    let mut fields = node.object()?;
+    let id = fields.require("id")?.string()?;
+    function_type(&mut fields)?;
+    // Of chunks, which some clients keep.
+    fields.take("index");
+    let mut function = fields.require("function")?.object()?;
+    fields.finish()?;
+    let name = function.require("name")?.string()?;
+    let arguments = function.require("arguments")?.string()?;
+    function.finish()?;
+    Ok(ChatCall {
+        id,
+        function: name,
+        arguments,
+    })
+}
+
+fn tool_result(fields: &mut Fields) -> Result<ChatMessage> {
+    // The name stands in the call; some clients repeat it.
+    fields.take("name").map(Node::string).transpose()?;
+    let call_id = fields.require("tool_call_id")?.string()?;
+    Ok(ChatMessage::Tool {
+        call_id,
+        content: text(fields.require("content")?, &["text"])?,
+    })
+}
+
+/// A string, or parts of text that are joined.
+fn text(node: Node, kinds: &[&'static str]) -> Result<String> {
+    match &node.value {
+        Value::String(_) => node.string(),
+        Value::Array(_) => node
+            .array()?
+            .into_iter()
+            .map(|part| text_part(part, kinds))
+            .collect(),
+        _ => Err(node.unexpected("a string or an array of text parts")),
+    }
+}
+
+fn text_part(node: Node, kinds: &[&'static str]) -> Result<String> {
+    let mut fields = node.object()?;
+    let known = &["image_url", "input_audio", "file", "refusal"];
+    let kind = neutral::supported_word(fields.require("type")?, kinds, known)?;
+    let text = fields.require(kind)?.string()?;
+    fields.finish()?;
+    Ok(text)
+}
+
+/// None if the client forbids them: what the model does not know, it cannot call.
+fn tools(fields: &mut Fields) -> Result<Vec<FunctionTool>> {
+    let tools = fields.take("tools").map_or(Ok(Vec::new()), Node::array)?;
+    let tools: Vec<FunctionTool> = tools.into_iter().map(tool).collect::<Result<_>>()?;
+    let Some(choice) = fields.take("tool_choice") else {
+        return Ok(tools);
+    };
+    if choice.value.is_object() {
+        return Err(choice.not_supported("\"auto\" or \"none\""));
+    }
+    let choice = neutral::supported_word(choice, &["auto", "none"], &["required"])?;
+    Ok(if choice == "none" { Vec::new() } else { tools })
+}
+
+fn tool(node: Node) -> Result<FunctionTool> {
+    let mut fields = node.object()?;
+    function_type(&mut fields)?;
+    let mut function = fields.require("function")?.object()?;
+    fields.finish()?;
+    let name = function.require("name")?.string()?;
+    let description = function
+        .take("description")
+        .map_or(Ok(String::new()), Node::string)?;
+    let parameters = function.take("parameters").map(schema).transpose()?;
+    if let Some(node) = function
+        .take("strict")
+        .filter(|node| node.value != Value::Bool(false))
+    {
+        return Err(node.not_supported("false"));
+    }
+    function.finish()?;
+    Ok(FunctionTool {
+        name,
+        description,
+        parameters,
+    })
+}
+
+fn schema(node: Node) -> Result<Value> {
+    if node.value.is_object() {
+        Ok(node.value)
+    } else {
+        Err(node.unexpected("a JSON schema, an object"))
+    }
+}
+
+fn function_type(fields: &mut Fields) -> Result<()> {
+    let kind = fields
+        .take("type")
+        .map(|node| neutral::supported_word(node, &["function"], &["custom"]));
+    kind.transpose().map(drop)
+}
+
+/// What harmony has to say against a conversation, at its place in the body.
+pub fn chat_error(error: ChatError) -> FieldError {
+    let path = match &error {
+        ChatError::NoMessages => "messages".to_owned(),
+        ChatError::UnknownCall { message, .. } => format!("messages[{message}].tool_call_id"),
+        ChatError::CalledName { message, call, .. } => {
+            format!("messages[{message}].tool_calls[{call}].function.name")
+        }
+        ChatError::ToolName { tool, .. } | ChatError::DuplicateTool { tool, .. } => {
+            format!("tools[{tool}].function.name")
+        }
+        ChatError::UserName { message, .. } => format!("messages[{message}].name"),
+    };
+    let said = error.to_string();
+    let what = said.strip_prefix(&path).unwrap_or(&said).trim_start().to_owned();
+    FieldError {
+        path,
+        problem: Problem::Invalid(what),
+    }
+}

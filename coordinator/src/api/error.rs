@@ -1,0 +1,168 @@
+//! Every way in which a request can fail, and how each looks to a client of OpenAI's API: status,
+//! `{"error": {message, type, param, code}}`, and when to come back.
+
+use axum::Json;
+use axum::http::{Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use flotilla_scheduler::Rejection;
+use serde_json::{Value, json};
+
+use super::fields::FieldError;
+use crate::driver::{Failure, Readiness, Refusal};
+
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ApiError {
+    #[error("the body is not valid JSON: {what} (line {line}, column {column})")]
+    BadJson {
+        what: String,
+        line: usize,
+        column: usize,
+    },
+    #[error("{0}")]
+    Field(#[from] FieldError),
+    #[error("the model {name:?} is not served here; {served:?} is")]
+    UnknownModel { name: String, served: String },
+    #[error(
+        "the prompt has {prompt_tokens} tokens, and the context of this model holds {context_tokens_max}, \
+         of which one must be left for the answer"
+    )]
+    ContextLength {
+        prompt_tokens: usize,
+        context_tokens_max: usize,
+    },
+    #[error("the body is larger than {bytes_max} bytes")]
+    BodyTooLarge { bytes_max: usize },
+    #[error("the body did not arrive within {seconds} seconds")]
+    BodyTooSlow { seconds: u64 },
+    #[error("the body could not be read: {0}")]
+    BodyBroken(String),
+    #[error("there is nothing at {path}")]
+    UnknownRoute { path: String },
+    #[error("{method} is not a method of {path}")]
+    WrongMethod { method: Method, path: String },
+    #[error("the server has {waiting_max} requests waiting and takes no more for now")]
+    QueueFull { waiting_max: usize },
+    #[error("{0}")]
+    NotReady(Readiness),
+    #[error("{0}")]
+    Failed(#[from] Failure),
+    #[error("the server made a mistake: {0}")]
+    Internal(String),
+}
+
+/// When a client refused for want of room, or of workers, should try again.
+const RETRY_AFTER_S: u32 = 1;
+const RETRY_AFTER_LOADING_S: u32 = 5;
+
+impl ApiError {
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadJson { .. } | Self::Field(_) | Self::ContextLength { .. } | Self::BodyBroken(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::UnknownModel { .. } | Self::UnknownRoute { .. } => StatusCode::NOT_FOUND,
+            Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::NotReady(_) | Self::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// OpenAI's `error.type`.
+    fn kind(&self) -> &'static str {
+        match self.status() {
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
+            StatusCode::INTERNAL_SERVER_ERROR => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    /// OpenAI's `error.code`, where there is one; else a word of ours.
+    pub fn code(&self) -> &'static str {
+        use super::fields::Problem;
+        match self {
+            Self::BadJson { .. } => "invalid_json",
+            Self::Field(error) => match error.problem {
+                Problem::Missing => "missing_required_parameter",
+                Problem::Unknown => "unknown_parameter",
+                Problem::Unexpected { .. } | Problem::Invalid(_) => "invalid_value",
+                Problem::NotSupported { .. } => "unsupported_value",
+            },
+            Self::UnknownModel { .. } => "model_not_found",
+            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::BodyTooLarge { .. } => "body_too_large",
+            Self::BodyTooSlow { .. } => "body_too_slow",
+            Self::BodyBroken(_) => "body_broken",
+            Self::UnknownRoute { .. } => "not_found",
+            Self::WrongMethod { .. } => "method_not_allowed",
+            Self::QueueFull { .. } => "queue_full",
+            Self::NotReady(_) => "not_ready",
+            Self::Failed(_) => "interrupted",
+            Self::Internal(_) => "internal_error",
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Field(error) => Some(error.path.as_str()).filter(|path| !path.is_empty()),
+            Self::UnknownModel { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    fn retry_after_s(&self) -> Option<u32> {
+        match self {
+            Self::QueueFull { .. } => Some(RETRY_AFTER_S),
+            Self::NotReady(_) | Self::Failed(_) => Some(RETRY_AFTER_LOADING_S),
+            _ => None,
+        }
+    }
+
+    pub fn to_json(&self) -> Value {
+        json!({"error": {
+            "message": self.to_string(),
+            "type": self.kind(),
+            "param": self.param(),
+            "code": self.code(),
+        }})
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), Json(self.to_json())).into_response();
+        if let Some(seconds) = self.retry_after_s() {
+            response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<serde_json::Error> for ApiError {
+    fn from(error: serde_json::Error) -> ApiError {
+        let (line, column) = (error.line(), error.column());
+        // serde_json puts the place behind the words; here it is told apart.
+        let what = error.to_string();
+        let what = what.split(" at line ").next().unwrap_or_default().to_owned();
+        ApiError::BadJson { what, line, column }
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> ApiError {
+        match refusal {
+            Refusal::NotReady(readiness) => ApiError::NotReady(readiness),
+            Refusal::Rejected(Rejection::QueueFull { waiting_max }) => ApiError::QueueFull { waiting_max },
+            Refusal::Rejected(Rejection::PromptTooLong { tokens, tokens_max }) => ApiError::ContextLength {
+                prompt_tokens: tokens,
+                context_tokens_max: tokens_max + 1,
+            },
+            Refusal::Rejected(rejection) => ApiError::Internal(format!("{rejection:?}")),
+            Refusal::Stopped => ApiError::Failed(Failure::Stopped),
+        }
+    }
+}

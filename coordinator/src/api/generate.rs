@@ -1,0 +1,209 @@
+//! From prompts to updates: every choice is a sequence of its own, and what comes of all of them is one
+//! stream, in the order in which it comes.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+
+use flotilla_scheduler::FinishReason;
+use flotilla_shared::TokenId;
+use futures::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
+
+use super::Api;
+use super::error::ApiError;
+use super::log::RequestLog;
+use super::options::Options;
+use super::reader::{Delta, Reader};
+use crate::driver::{Failure, Generation, TokenEvent, TokenStream};
+
+/// What happened to one choice.
+#[derive(Clone, Debug)]
+pub enum Update {
+    /// With the usage of this choice so far.
+    Delta {
+        delta: Delta,
+        usage: Usage,
+    },
+    Ended(Ended),
+    Failed(Failure),
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Ended {
+    pub finish: Finish,
+    pub usage: Usage,
+}
+
+/// As OpenAI's `finish_reason` tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    Stop,
+    Length,
+    ToolCalls,
+}
+
+impl Finish {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::ToolCalls => "tool_calls",
+        }
+    }
+}
+
+/// Token counts, of one choice or of all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub prompt_tokens: usize,
+    pub cached_tokens: usize,
+    pub completion_tokens: usize,
+    pub reasoning_tokens: usize,
+}
+
+/// Index of the choice and what happened to it.
+pub type Updates = SelectAll<Pin<Box<dyn Stream<Item = (usize, Update)> + Send>>>;
+
+/// Submits `options.choices` sequences for each prompt. All are taken in, or none.
+pub async fn generate(
+    api: &Api,
+    log: &RequestLog,
+    options: &Options,
+    prompts: &[Vec<TokenId>],
+    tokens_max: usize,
+    reader: impl Fn() -> Box<dyn Reader>,
+) -> Result<Updates, ApiError> {
+    let seed = options.seed.unwrap_or_else(|| api.ids.seed());
+    log.note(|facts| {
+        facts.stream = options.stream;
+        facts.choices = prompts.len() * options.choices;
+        facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
+    });
+    let mut streams = Vec::new();
+    for (index, prompt) in prompts
+        .iter()
+        .flat_map(|prompt| vec![prompt; options.choices])
+        .enumerate()
+    {
+        let generation = Generation {
+            prompt: prompt.clone(),
+            sampling: options.sampling(seed, index % options.choices),
+            tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
+            stop_tokens: api.stop_tokens.clone(),
+        };
+        let tokens = api.driver.submit(generation).await?;
+        let choice = Choice::new(tokens, reader(), prompt.len(), log.clone());
+        streams.push(choice.updates(index));
+    }
+    Ok(select_all(streams))
+}
+
+pub fn check_prompt(api: &Api, prompt: &[TokenId]) -> Result<(), ApiError> {
+    let context_tokens_max = api.settings.context_tokens_max;
+    if prompt.len() < context_tokens_max {
+        return Ok(());
+    }
+    Err(ApiError::ContextLength {
+        prompt_tokens: prompt.len(),
+        context_tokens_max,
+    })
+}
+
+struct Choice {
+    /// None once the choice has ended.
+    tokens: Option<TokenStream>,
+    reader: Box<dyn Reader>,
+    usage: Usage,
+    ready: VecDeque<Update>,
+    log: RequestLog,
+}
+
+impl Choice {
+    fn new(tokens: TokenStream, reader: Box<dyn Reader>, prompt_tokens: usize, log: RequestLog) -> Choice {
+        let usage = Usage {
+            prompt_tokens,
+            ..Usage::default()
+        };
+        Choice {
+            tokens: Some(tokens),
+            reader,
+            usage,
+            ready: VecDeque::new(),
+            log,
+        }
+    }
+
+    fn updates(self, index: usize) -> Pin<Box<dyn Stream<Item = (usize, Update)> + Send>> {
+        unfold(self, |mut choice| async {
+            choice.next().await.map(|update| (update, choice))
+        })
+        .map(move |update| (index, update))
+        .boxed()
+    }
+
+    async fn next(&mut self) -> Option<Update> {
+        while self.ready.is_empty() {
+            match self.tokens.as_mut()?.next().await {
+                TokenEvent::Token(token) => self.on_token(token),
+                TokenEvent::Finished { reason, usage } => {
+                    self.usage.cached_tokens = usage.cached_tokens;
+                    self.end(reason == FinishReason::Length);
+                }
+                TokenEvent::Failed(failure) => {
+                    self.tokens = None;
+                    self.ready.push_back(Update::Failed(failure));
+                }
+            }
+        }
+        self.ready.pop_front()
+    }
+
+    fn on_token(&mut self, token: TokenId) {
+        self.usage.completion_tokens += 1;
+        self.log.note_token();
+        let deltas = self.reader.push(token);
+        self.give(deltas);
+        if self.reader.done() {
+            self.end(false);
+        }
+    }
+
+    fn give(&mut self, deltas: Vec<Delta>) {
+        self.usage.reasoning_tokens = self.reader.reasoning_tokens();
+        let usage = self.usage;
+        self.ready
+            .extend(deltas.into_iter().map(|delta| Update::Delta { delta, usage }));
+    }
+
+    /// Drops the token stream, which cancels the sequence if it is not done.
+    fn end(&mut self, at_length: bool) {
+        self.tokens = None;
+        let deltas = self.reader.finish();
+        self.give(deltas);
+        let finish = match self.reader.calls() {
+            _ if at_length && !self.reader.done() => Finish::Length,
+            0 => Finish::Stop,
+            _ => Finish::ToolCalls,
+        };
+        let usage = self.usage;
+        self.log.note(|facts| {
+            facts.cached_tokens += usage.cached_tokens;
+            facts.reasoning_tokens += usage.reasoning_tokens;
+        });
+        self.ready.push_back(Update::Ended(Ended { finish, usage }));
+    }
+}
+
+/// Prompts count once however many choices were made of each; all else adds up.
+pub fn total(ended: &[Option<Usage>], choices_per_prompt: usize) -> Usage {
+    let mut total = Usage::default();
+    for (index, usage) in ended.iter().enumerate() {
+        let Some(usage) = usage else { continue };
+        if index % choices_per_prompt == 0 {
+            total.prompt_tokens += usage.prompt_tokens;
+            total.cached_tokens += usage.cached_tokens;
+        }
+        total.completion_tokens += usage.completion_tokens;
+        total.reasoning_tokens += usage.reasoning_tokens;
+    }
+    total
+}

@@ -1,0 +1,165 @@
+//! Parameters of OpenAI's API, and of vLLM's beside it, that this server does not have. A client that
+//! sets one to the value at which it changes nothing is served; any other value is refused by name,
+//! since an answer that silently ignores what was asked for is worse than none.
+
+use super::fields::{Fields, Node, Result};
+use serde_json::Value;
+
+/// At which values a parameter changes nothing.
+#[derive(Clone, Copy, Debug)]
+enum Neutral {
+    /// It never changes the answer: whom it is for, how it is billed, where it is cached.
+    Always,
+    /// Only when it is not set.
+    Unset,
+    Bool(bool),
+    Numbers(&'static [f64]),
+    Words(&'static [&'static str]),
+    /// `[]` or `{}`.
+    Empty,
+    /// `{"type": "text"}`
+    TypeText,
+    /// `["text"]`
+    ListOfText,
+}
+
+use Neutral::{Always, Bool, Empty, ListOfText, Numbers, TypeText, Unset, Words};
+
+const BOTH: &[(&str, Neutral)] = &[
+    ("frequency_penalty", Numbers(&[0.0])),
+    ("logit_bias", Empty),
+    ("metadata", Always),
+    ("presence_penalty", Numbers(&[0.0])),
+    ("prompt_cache_key", Always),
+    ("safety_identifier", Always),
+    ("service_tier", Always),
+    ("user", Always),
+    // vLLM's
+    ("add_special_tokens", Always),
+    ("allowed_token_ids", Unset),
+    ("bad_words", Empty),
+    ("best_of", Numbers(&[1.0])),
+    ("detokenize", Bool(true)),
+    ("echo", Bool(false)),
+    ("ignore_eos", Bool(false)),
+    ("include_stop_str_in_output", Bool(false)),
+    ("length_penalty", Numbers(&[1.0])),
+    ("min_p", Numbers(&[0.0])),
+    ("min_tokens", Numbers(&[0.0])),
+    ("priority", Numbers(&[0.0])),
+    ("prompt_logprobs", Unset),
+    ("repetition_penalty", Numbers(&[1.0])),
+    ("request_id", Always),
+    ("skip_special_tokens", Bool(true)),
+    ("spaces_between_special_tokens", Always),
+    ("stop_token_ids", Empty),
+    ("top_k", Numbers(&[-1.0, 0.0])),
+    ("truncate_prompt_tokens", Unset),
+    ("use_beam_search", Bool(false)),
+];
+
+const CHAT: &[(&str, Neutral)] = &[
+    ("audio", Unset),
+    ("function_call", Unset),
+    ("functions", Empty),
+    ("logprobs", Bool(false)),
+    ("modalities", ListOfText),
+    ("moderation", Unset),
+    // A harmony message holds one call, so calls are never parallel; with true they need not be.
+    ("parallel_tool_calls", Always),
+    ("prediction", Unset),
+    ("prompt_cache_options", Always),
+    ("prompt_cache_retention", Always),
+    ("response_format", TypeText),
+    ("store", Bool(false)),
+    ("top_logprobs", Numbers(&[0.0])),
+    ("verbosity", Words(&["medium"])),
+    ("web_search_options", Unset),
+    // vLLM's
+    ("add_generation_prompt", Bool(true)),
+    ("chat_template", Unset),
+    ("chat_template_kwargs", Empty),
+    ("continue_final_message", Bool(false)),
+    ("documents", Empty),
+    ("include_reasoning", Bool(true)),
+];
+
+const COMPLETIONS: &[(&str, Neutral)] = &[("logprobs", Unset), ("suffix", Unset)];
+
+pub fn take_chat(fields: &mut Fields) -> Result<()> {
+    take(fields, BOTH)?;
+    take(fields, CHAT)
+}
+
+pub fn take_completions(fields: &mut Fields) -> Result<()> {
+    take(fields, BOTH)?;
+    take(fields, COMPLETIONS)
+}
+
+fn take(fields: &mut Fields, table: &[(&str, Neutral)]) -> Result<()> {
+    for (name, neutral) in table {
+        match fields.take(name) {
+            Some(node) if !neutral.holds(&node.value) => return Err(node.not_supported(neutral.to_string())),
+            Some(_) | None => {}
+        }
+    }
+    Ok(())
+}
+
+impl Neutral {
+    fn holds(self, value: &Value) -> bool {
+        match self {
+            Always => true,
+            Unset => false,
+            Bool(neutral) => value.as_bool() == Some(neutral),
+            Numbers(neutral) => value.as_f64().is_some_and(|number| neutral.contains(&number)),
+            Words(neutral) => value.as_str().is_some_and(|word| neutral.contains(&word)),
+            Empty => {
+                value.as_object().is_some_and(|object| object.is_empty())
+                    || value.as_array().is_some_and(Vec::is_empty)
+            }
+            TypeText => value
+                .as_object()
+                .is_some_and(|object| object.len() == 1 && object["type"] == "text"),
+            ListOfText => value
+                .as_array()
+                .is_some_and(|list| list.len() == 1 && list[0] == "text"),
+        }
+    }
+}
+
+impl std::fmt::Display for Neutral {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Always => f.write_str("anything"),
+            Unset => f.write_str("null"),
+            Bool(neutral) => write!(f, "{neutral}"),
+            Numbers(neutral) => {
+                let words: Vec<String> = neutral.iter().map(f64::to_string).collect();
+                f.write_str(&words.join(" or "))
+            }
+            Words(neutral) => write!(f, "\"{}\"", neutral.join("\" or \"")),
+            Empty => f.write_str("an empty one"),
+            TypeText => f.write_str("{\"type\": \"text\"}"),
+            ListOfText => f.write_str("[\"text\"]"),
+        }
+    }
+}
+
+/// For parameters that are read elsewhere, of whose values only some are supported.
+pub fn supported_word(
+    node: Node,
+    supported: &[&'static str],
+    known: &[&'static str],
+) -> Result<&'static str> {
+    let accepted = format!("\"{}\"", supported.join("\" or \""));
+    let not_supported = node.not_supported(accepted);
+    let mut all = supported.to_vec();
+    all.extend(known);
+    let word = node.word(&all)?;
+    if supported.contains(&word) {
+        Ok(word)
+    } else {
+        Err(not_supported)
+    }
+}

@@ -1,0 +1,334 @@
+//! The loop that serves: one task owns the scheduler and the group. It waits in one place for whatever
+//! happens next, tells the scheduler, and carries out what the scheduler asks for.
+//!
+//! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one line.
+
+mod handle;
+
+use std::collections::BTreeMap;
+use std::future::{Future, pending};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Request, Scheduler, Usage};
+use flotilla_shared::{Epoch, SequenceId, StepOutcome, StepPlan, TokenId};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+
+use crate::group::{Group, GroupError};
+use handle::{Admission, Command, News};
+pub use handle::{
+    DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
+};
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Settings {
+    /// How long requests in flight wait for another group when theirs is lost; then they fail. Zero
+    /// fails them at once.
+    pub regroup_wait: Duration,
+}
+
+/// Starts the driver on the current runtime: without a group, and so not ready.
+pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandle, FleetHandle<G>) {
+    let (commands_in, commands) = mpsc::unbounded_channel();
+    let (news_in, news) = mpsc::unbounded_channel();
+    let loading = Readiness::Loading {
+        reason: "no workers have joined yet".to_owned(),
+    };
+    let (readiness_in, readiness) = watch::channel(loading);
+    let driver = Driver {
+        scheduler,
+        settings,
+        commands,
+        news,
+        seat: Seat::Empty,
+        epoch: None,
+        streams: BTreeMap::new(),
+        arrived: Vec::new(),
+        readiness: readiness_in,
+        orphaned: None,
+        started: now(),
+    };
+    tokio::spawn(driver.run());
+    let sequences = Arc::new(AtomicU64::new(1));
+    (
+        DriverHandle {
+            commands: commands_in,
+            readiness,
+            sequences,
+        },
+        FleetHandle { news: news_in },
+    )
+}
+
+struct Driver<G> {
+    scheduler: Scheduler,
+    settings: Settings,
+    commands: mpsc::UnboundedReceiver<Command>,
+    news: mpsc::UnboundedReceiver<News<G>>,
+    seat: Seat<G>,
+    /// Of the last group that sat.
+    epoch: Option<Epoch>,
+    /// Who listens to which sequence.
+    streams: BTreeMap<SequenceId, Stream>,
+    /// Submitted since the last actions, and not answered yet.
+    arrived: Vec<SequenceId>,
+    readiness: watch::Sender<Readiness>,
+    /// Set while sequences wait for another group.
+    orphaned: Option<Orphaned>,
+    started: Instant,
+}
+
+/// Where the group sits.
+enum Seat<G> {
+    Empty,
+    Idle(G),
+    Stepping(Stepping<G>),
+}
+
+/// A step in flight; it gives the group back with the outcome.
+type Stepping<G> = Pin<Box<dyn Future<Output = (G, Result<StepOutcome, GroupError>)> + Send>>;
+
+struct Stream {
+    events: mpsc::UnboundedSender<TokenEvent>,
+    /// Taken once the scheduler has accepted or rejected the sequence.
+    admission: Option<Admission>,
+}
+
+struct Orphaned {
+    error: GroupError,
+    give_up: Instant,
+}
+
+enum Happened<G> {
+    Commanded(Command),
+    Heard(News<G>),
+    Stepped(G, Result<StepOutcome, GroupError>),
+    WaitedTooLong,
+}
+
+impl<G: Group> Driver<G> {
+    async fn run(mut self) {
+        while let Some(happened) = self.wait().await {
+            self.take_in(happened);
+            // What came together starts together.
+            while let Ok(command) = self.commands.try_recv() {
+                self.obey(command);
+            }
+            self.carry_out();
+            self.admit();
+        }
+        self.fail_all(Failure::Stopped);
+    }
+
+    /// Commands go first, so that a cancellation takes effect with the next step. None: every handle is
+    /// gone.
+    async fn wait(&mut self) -> Option<Happened<G>> {
+        let give_up = self.orphaned.as_ref().map(|orphaned| orphaned.give_up);
+        tokio::select! {
+            biased;
+            command = self.commands.recv() => command.map(Happened::Commanded),
+            Some(news) = self.news.recv() => Some(Happened::Heard(news)),
+            (group, outcome) = self.seat.outcome() => Some(Happened::Stepped(group, outcome)),
+            () = passed(give_up) => Some(Happened::WaitedTooLong),
+        }
+    }
+
+    fn take_in(&mut self, happened: Happened<G>) {
+        match happened {
+            Happened::Commanded(command) => self.obey(command),
+            Happened::Heard(News::Loading { reason }) => self.set_loading(reason),
+            Happened::Heard(News::Formed {
+                epoch,
+                kv_blocks,
+                group,
+            }) => self.seat(epoch, kv_blocks, group),
+            Happened::Heard(News::Lost { epoch, error }) if Some(epoch) == self.epoch => self.unseat(error),
+            // Of a group that was replaced meanwhile.
+            Happened::Heard(News::Lost { .. }) => {}
+            Happened::Stepped(group, Ok(outcome)) => {
+                self.seat = Seat::Idle(group);
+                self.tell(Event::Stepped(outcome));
+            }
+            Happened::Stepped(_, Err(error)) => self.unseat(error),
+            Happened::WaitedTooLong => self.give_up(),
+        }
+    }
+
+    fn carry_out(&mut self) {
+        while let Some(action) = self.scheduler.poll() {
+            match action {
+                Action::Step(plan) => self.step(plan),
+                Action::Emit { sequence, token } => self.emit(sequence, token),
+                Action::Finish {
+                    sequence,
+                    reason,
+                    usage,
+                } => self.finish(sequence, reason, usage),
+                Action::Reject { sequence, reason } => self.reject(sequence, reason),
+                Action::Abandon { fault, .. } => self.unseat(GroupError::Abandoned(fault)),
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Submit {
+                request,
+                events,
+                admission,
+            } => {
+                self.submit(
+                    request,
+                    Stream {
+                        events,
+                        admission: Some(admission),
+                    },
+                );
+            }
+            Command::Cancel(sequence) => self.cancel(sequence),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let now = now() - self.started;
+        self.scheduler.handle(now, event);
+    }
+
+    fn submit(&mut self, request: Request, mut stream: Stream) {
+        let readiness = self.readiness.borrow().clone();
+        if !matches!(readiness, Readiness::Ready { .. }) {
+            return stream.answer(Err(Refusal::NotReady(readiness)));
+        }
+        self.streams.insert(request.sequence, stream);
+        self.arrived.push(request.sequence);
+        self.tell(Event::Arrived(request));
+    }
+
+    /// The scheduler rejects with its next actions or not at all.
+    fn admit(&mut self) {
+        for sequence in self.arrived.drain(..) {
+            if let Some(stream) = self.streams.get_mut(&sequence) {
+                stream.answer(Ok(()));
+            }
+        }
+    }
+
+    /// Of a sequence that has ended meanwhile, nothing is left to cancel.
+    fn cancel(&mut self, sequence: SequenceId) {
+        if self.streams.remove(&sequence).is_some() {
+            self.tell(Event::Cancelled(sequence));
+        }
+    }
+
+    fn set_loading(&mut self, reason: String) {
+        if matches!(self.seat, Seat::Empty) {
+            self.readiness.send_replace(Readiness::Loading { reason });
+        }
+    }
+
+    fn seat(&mut self, epoch: Epoch, kv_blocks: usize, group: G) {
+        if Some(epoch) <= self.epoch {
+            return tracing::error!(%epoch, "a group formed in a past epoch, and is not used");
+        }
+        tracing::info!(%epoch, kv_blocks, sequences = self.streams.len(), "group formed");
+        self.seat = Seat::Idle(group);
+        self.epoch = Some(epoch);
+        self.orphaned = None;
+        self.readiness.send_replace(Readiness::Ready { epoch });
+        self.tell(Event::GroupFormed { epoch, kv_blocks });
+    }
+
+    fn unseat(&mut self, error: GroupError) {
+        let Some(epoch) = self.epoch.filter(|_| !matches!(self.seat, Seat::Empty)) else {
+            return;
+        };
+        tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost");
+        self.seat = Seat::Empty;
+        self.readiness
+            .send_replace(Readiness::Lost { error: error.clone() });
+        self.tell(Event::GroupLost { epoch });
+        self.orphaned = Some(Orphaned {
+            error,
+            give_up: now() + self.settings.regroup_wait,
+        });
+    }
+
+    fn give_up(&mut self) {
+        if let Some(Orphaned { error, .. }) = self.orphaned.take() {
+            self.fail_all(Failure::GroupLost(error));
+        }
+    }
+
+    fn fail_all(&mut self, failure: Failure) {
+        for (sequence, stream) in std::mem::take(&mut self.streams) {
+            stream.say(TokenEvent::Failed(failure.clone()));
+            self.tell(Event::Cancelled(sequence));
+        }
+    }
+
+    fn step(&mut self, plan: StepPlan) {
+        let Seat::Idle(mut group) = std::mem::replace(&mut self.seat, Seat::Empty) else {
+            panic!("the scheduler asks for a step of a group that is not there or has one in flight");
+        };
+        self.seat = Seat::Stepping(Box::pin(async move {
+            let outcome = group.step(plan).await;
+            (group, outcome)
+        }));
+    }
+
+    fn emit(&self, sequence: SequenceId, token: TokenId) {
+        if let Some(stream) = self.streams.get(&sequence) {
+            stream.say(TokenEvent::Token(token));
+        }
+    }
+
+    fn finish(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
+        if let Some(stream) = self.streams.remove(&sequence) {
+            stream.say(TokenEvent::Finished { reason, usage });
+        }
+    }
+
+    fn reject(&mut self, sequence: SequenceId, reason: Rejection) {
+        if let Some(mut stream) = self.streams.remove(&sequence) {
+            stream.answer(Err(Refusal::Rejected(reason)));
+        }
+    }
+}
+
+impl<G> Seat<G> {
+    /// Never, while no step is in flight.
+    async fn outcome(&mut self) -> (G, Result<StepOutcome, GroupError>) {
+        match self {
+            Self::Stepping(stepping) => stepping.await,
+            Self::Empty | Self::Idle(_) => pending().await,
+        }
+    }
+}
+
+impl Stream {
+    /// A client that no longer listens has a cancellation under way.
+    fn say(&self, event: TokenEvent) {
+        let _ = self.events.send(event);
+    }
+
+    fn answer(&mut self, answer: Result<(), Refusal>) {
+        if let Some(admission) = self.admission.take() {
+            let _ = admission.send(answer);
+        }
+    }
+}
+
+async fn passed(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
+
+/// The clock.
+fn now() -> Instant {
+    Instant::now()
+}

@@ -1,0 +1,221 @@
+//! The driver from outside: clients submit and read tokens, the fleet brings groups. All of it is
+//! channels; nothing here decides.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
+
+use flotilla_scheduler::{FinishReason, Rejection, Request, Usage};
+use flotilla_shared::{Epoch, Sampling, SequenceId, TokenId};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::group::GroupError;
+
+/// What a client wants: one continuation of one prompt.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Generation {
+    pub prompt: Vec<TokenId>,
+    pub sampling: Sampling,
+    pub tokens_max: usize,
+    pub stop_tokens: Vec<TokenId>,
+}
+
+/// What a client hears of its sequence. `Finished` and `Failed` are last words.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TokenEvent {
+    Token(TokenId),
+    Finished { reason: FinishReason, usage: Usage },
+    Failed(Failure),
+}
+
+/// Why a sequence ended before it was done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error("the workers of the model were lost: {0}")]
+    GroupLost(GroupError),
+    #[error("the server is stopping")]
+    Stopped,
+}
+
+/// Why a submission was not taken in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    #[error("{0}")]
+    NotReady(Readiness),
+    #[error("the scheduler refused the request: {0:?}")]
+    Rejected(Rejection),
+    #[error("the server is stopping")]
+    Stopped,
+}
+
+/// Whether requests can be served, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Readiness {
+    Loading {
+        reason: String,
+    },
+    Ready {
+        epoch: Epoch,
+    },
+    Lost {
+        error: GroupError,
+    },
+    /// The driver has ended: by order, or by a fault of its own.
+    Stopped,
+}
+
+impl std::fmt::Display for Readiness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Loading { reason } => write!(f, "the model is loading: {reason}"),
+            Self::Ready { .. } => f.write_str("ready"),
+            Self::Lost { error } => write!(f, "the workers of the model were lost: {error}"),
+            Self::Stopped => f.write_str("the server is stopping"),
+        }
+    }
+}
+
+pub(super) type Admission = oneshot::Sender<Result<(), Refusal>>;
+
+pub(super) enum Command {
+    Submit {
+        request: Request,
+        events: mpsc::UnboundedSender<TokenEvent>,
+        admission: Admission,
+    },
+    Cancel(SequenceId),
+}
+
+/// What the fleet tells the driver.
+pub(super) enum News<G> {
+    Loading {
+        reason: String,
+    },
+    Formed {
+        epoch: Epoch,
+        kv_blocks: usize,
+        group: G,
+    },
+    Lost {
+        epoch: Epoch,
+        error: GroupError,
+    },
+}
+
+/// The clients' side. Cheap to clone; when the last one is dropped, the driver ends.
+#[derive(Clone)]
+pub struct DriverHandle {
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) readiness: watch::Receiver<Readiness>,
+    pub(super) sequences: Arc<AtomicU64>,
+}
+
+impl DriverHandle {
+    /// Waits until the scheduler has taken the sequence in, not for its first token. Dropping the
+    /// stream, or this future, cancels the sequence.
+    ///
+    /// Channels are unbounded, so that no client can stall another, and yet hold little: a caller waits
+    /// here with one command, and events end with `tokens_max`.
+    pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
+        let sequence = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
+        let Generation {
+            prompt,
+            sampling,
+            tokens_max,
+            stop_tokens,
+        } = generation;
+        let request = Request {
+            sequence,
+            prompt,
+            sampling,
+            tokens_max,
+            stop_tokens,
+        };
+        let (events_in, events) = mpsc::unbounded_channel();
+        let (admission, admitted) = oneshot::channel();
+        let command = Command::Submit {
+            request,
+            events: events_in,
+            admission,
+        };
+        self.commands.send(command).map_err(|_| Refusal::Stopped)?;
+        let stream = TokenStream {
+            events,
+            sequence,
+            commands: self.commands.clone(),
+            done: false,
+        };
+        admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
+    }
+
+    pub fn readiness(&self) -> Readiness {
+        if self.commands.is_closed() {
+            return Readiness::Stopped;
+        }
+        self.readiness.borrow().clone()
+    }
+}
+
+/// The tokens of one sequence as they come. Dropping it cancels the sequence.
+pub struct TokenStream {
+    events: mpsc::UnboundedReceiver<TokenEvent>,
+    sequence: SequenceId,
+    commands: mpsc::UnboundedSender<Command>,
+    done: bool,
+}
+
+impl TokenStream {
+    pub async fn next(&mut self) -> TokenEvent {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<TokenEvent> {
+        self.events.poll_recv(context).map(|event| {
+            let event = event.unwrap_or(TokenEvent::Failed(Failure::Stopped));
+            self.done |= !matches!(event, TokenEvent::Token(_));
+            event
+        })
+    }
+}
+
+impl Drop for TokenStream {
+    fn drop(&mut self) {
+        if !self.done {
+            // The driver may be gone already, and the sequence with it.
+            let _ = self.commands.send(Command::Cancel(self.sequence));
+        }
+    }
+}
+
+/// The fleet's side: it says how far the workers are, brings a group, and takes it back.
+pub struct FleetHandle<G> {
+    pub(super) news: mpsc::UnboundedSender<News<G>>,
+}
+
+impl<G> FleetHandle<G> {
+    /// Not ready yet: what is being waited for, as `/health` will say it.
+    pub fn loading(&self, reason: impl Into<String>) {
+        self.send(News::Loading {
+            reason: reason.into(),
+        });
+    }
+
+    /// A group with nothing in its cache. Replaces the one before, if there is one.
+    pub fn formed(&self, epoch: Epoch, kv_blocks: usize, group: G) {
+        self.send(News::Formed {
+            epoch,
+            kv_blocks,
+            group,
+        });
+    }
+
+    /// The group of that epoch is gone, as seen from outside a step (in a step, the step says so).
+    pub fn lost(&self, epoch: Epoch, error: GroupError) {
+        self.send(News::Lost { epoch, error });
+    }
+
+    fn send(&self, news: News<G>) {
+        // A driver that has ended needs no news.
+        let _ = self.news.send(news);
+    }
+}

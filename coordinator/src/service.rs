@@ -1,0 +1,159 @@
+//! The service as one thing: a tokenizer, the API over a driver, a listener. Who forms groups and gives
+//! them to the driver is not its business.
+
+use std::future::Future;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use flotilla_shared::TokenId;
+use tokio::net::TcpListener;
+
+use crate::api::{Api, BodyLimits, router};
+use crate::driver::DriverHandle;
+use crate::harmony::{Harmony, MissingSpecialToken};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+
+#[derive(Clone)]
+pub struct Settings {
+    /// By which clients ask for the model.
+    pub model_name: String,
+    /// The checkpoint's `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// `eos_token_id` of the checkpoint's `generation_config.json`.
+    pub eos_tokens: Vec<TokenId>,
+    /// Prompt and answer together.
+    pub context_tokens_max: usize,
+    /// Which build answers: `system_fingerprint`.
+    pub fingerprint: String,
+    pub limits: Limits,
+    /// `2025-06-28`: what the model is told about today.
+    pub current_date: Arc<dyn Fn() -> String + Send + Sync>,
+    /// For `created`.
+    pub unix_seconds: Arc<dyn Fn() -> u64 + Send + Sync>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub body: BodyLimits,
+    /// Between two signs of life on a silent stream; proxies cut what is silent for a minute.
+    pub keep_alive: Duration,
+    /// After the order to stop, how long answers under way may take.
+    pub drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            // 128 K tokens of text are half a megabyte; token ids as JSON and tools take more.
+            body: BodyLimits {
+                bytes_max: 4 << 20,
+                wait: Duration::from_secs(60),
+            },
+            keep_alive: Duration::from_secs(15),
+            drain: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Settings {
+    /// The rest as most will want it.
+    pub fn new(
+        model_name: impl Into<String>,
+        tokenizer: impl Into<PathBuf>,
+        context_tokens_max: usize,
+    ) -> Settings {
+        Settings {
+            model_name: model_name.into(),
+            tokenizer: tokenizer.into(),
+            eos_tokens: Vec::new(),
+            context_tokens_max,
+            fingerprint: concat!("flotilla-", env!("CARGO_PKG_VERSION")).to_owned(),
+            limits: Limits::default(),
+            current_date: Arc::new(|| date_of(unix_seconds())),
+            unix_seconds: Arc::new(unix_seconds),
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    SpecialToken(#[from] MissingSpecialToken),
+    #[error("the API's listener failed: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+/// Serves until `shutdown` is done, and then as long as answers under way take, `limits.drain` at most.
+pub async fn serve(
+    listener: TcpListener,
+    settings: Settings,
+    driver: DriverHandle,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<(), ServiceError> {
+    let drain = settings.limits.drain;
+    let tokenizer = Tokenizer::from_file(&settings.tokenizer)?;
+    let harmony = Harmony::new(Arc::new(tokenizer))?;
+    let router = router(Api::new(settings, harmony, driver));
+    let (stopping_in, stopping) = tokio::sync::oneshot::channel();
+    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
+        shutdown.await;
+        let _ = stopping_in.send(());
+    });
+    let drained = async {
+        // An error means that the server ended by itself.
+        let _ = stopping.await;
+        tokio::time::sleep(drain).await;
+    };
+    tokio::select! {
+        served = serving.into_future() => Ok(served?),
+        () = drained => {
+            tracing::warn!(?drain, "answers were cut off to stop in time");
+            Ok(())
+        }
+    }
+}
+
+/// The system's clock, for people: dates. Nothing is measured by it.
+fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// `2025-06-28`, UTC. After Howard Hinnant's `civil_from_days`: years begin in March, so that the leap
+/// day is the last of its year, and eras of 400 years are all alike.
+fn date_of(unix_seconds: u64) -> String {
+    // Days since 0000-03-01.
+    let days = unix_seconds / 86_400 + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_the_calendar() {
+        let day = |days: u64| date_of(days * 86_400 + 86_399);
+        assert_eq!(day(0), "1970-01-01");
+        assert_eq!(day(11_016), "2000-02-29");
+        assert_eq!(day(11_017), "2000-03-01");
+        assert_eq!(day(20_267), "2025-06-28");
+        assert_eq!(day(47_540), "2100-02-28");
+        assert_eq!(day(47_541), "2100-03-01");
+    }
+}

@@ -1,0 +1,152 @@
+//! A group that does as it is told: the last message of a user or a tool is the answer, special tokens
+//! spelled out. So each test says in its request what the model is to answer. A raw prompt says it up to
+//! `<|endofprompt|>`.
+//!
+//! An answer that holds no stop token is followed by dots without end. `{seed}` in it becomes the seed
+//! of the sequence. It is a pure function of the sequence's tokens, and so goes on in another group.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use flotilla_coordinator::group::{Group, GroupError};
+use flotilla_coordinator::tokenizer::Tokenizer;
+use flotilla_shared::step::{Sampled, SequenceWork};
+use flotilla_shared::{Rank, SequenceId, StepOutcome, StepPlan, TokenId};
+
+/// What the workers were told, for tests to look at.
+#[derive(Default)]
+pub struct Seen {
+    pub admitted: Mutex<BTreeSet<SequenceId>>,
+    pub released: Mutex<BTreeSet<SequenceId>>,
+    /// The prompt of the latest sequence, as text.
+    pub prompt: Mutex<String>,
+    /// Set to lose the group in its next step.
+    pub die: AtomicBool,
+}
+
+impl Seen {
+    pub fn admitted(&self) -> usize {
+        self.admitted.lock().unwrap().len()
+    }
+
+    pub fn released(&self) -> usize {
+        self.released.lock().unwrap().len()
+    }
+}
+
+pub struct Parrot {
+    tokenizer: Arc<Tokenizer>,
+    seen: Arc<Seen>,
+    sequences: BTreeMap<SequenceId, Voice>,
+}
+
+struct Voice {
+    seed: u64,
+    tokens: Vec<TokenId>,
+    /// What is to be answered, and at which position it begins; found when it is first asked for.
+    answer: Option<(Vec<TokenId>, usize)>,
+}
+
+impl Parrot {
+    pub fn new(tokenizer: Arc<Tokenizer>, seen: Arc<Seen>) -> Parrot {
+        Parrot {
+            tokenizer,
+            seen,
+            sequences: BTreeMap::new(),
+        }
+    }
+
+    fn work(&mut self, work: SequenceWork) -> Option<Sampled> {
+        let mut voice = self
+            .sequences
+            .remove(&work.sequence)
+            .expect("admitted before it works");
+        assert_eq!(
+            voice.tokens.len(),
+            work.position as usize,
+            "every position before is in the cache"
+        );
+        voice.tokens.extend(&work.tokens);
+        if work.tokens.len() > 1 {
+            *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
+        }
+        let sampled = work.sample.then(|| Sampled {
+            sequence: work.sequence,
+            token: self.next(&mut voice),
+        });
+        self.sequences.insert(work.sequence, voice);
+        sampled
+    }
+
+    fn next(&self, voice: &mut Voice) -> TokenId {
+        let (answer, begin) = voice.answer.get_or_insert_with(|| {
+            let (answer, begin) = self.answer(&voice.tokens);
+            let answer = answer.replace("{seed}", &voice.seed.to_string());
+            (self.tokenizer.encode_special(&answer), begin)
+        });
+        let spoken = voice.tokens.len() - *begin;
+        answer
+            .get(spoken)
+            .copied()
+            .unwrap_or_else(|| self.tokenizer.encode_plain(".")[0])
+    }
+
+    /// What is to be answered, and at which position it begins.
+    fn answer(&self, tokens: &[TokenId]) -> (String, usize) {
+        let special = |name| self.tokenizer.special(name).unwrap();
+        let find = |from: usize, id| (from..tokens.len()).find(|at| tokens[*at] == id);
+        if let Some(end) = find(0, special("<|endofprompt|>")) {
+            return (self.tokenizer.decode(&tokens[..end]), end + 1);
+        }
+        let user = self.tokenizer.encode_plain("user");
+        let tool = self.tokenizer.encode_plain("functions");
+        let says = |at: &usize| {
+            tokens[*at] == special("<|start|>")
+                && (tokens[at + 1..].starts_with(&user) || tokens[at + 1..].starts_with(&tool))
+        };
+        let last = (0..tokens.len())
+            .rev()
+            .find(says)
+            .expect("somebody said something");
+        let begin = find(last, special("<|message|>")).expect("a message") + 1;
+        let end = find(begin, special("<|end|>")).expect("its end");
+        let answer_begin = end + 2 + self.tokenizer.encode_plain("assistant").len();
+        (self.tokenizer.decode(&tokens[begin..end]), answer_begin)
+    }
+}
+
+impl Group for Parrot {
+    async fn step(&mut self, plan: StepPlan) -> Result<StepOutcome, GroupError> {
+        // Leaves the processor to others, as workers elsewhere would.
+        tokio::time::sleep(Duration::from_micros(200)).await;
+        if self.seen.die.swap(false, Ordering::SeqCst) {
+            return Err(GroupError::Lost {
+                rank: Rank(2),
+                reason: "its power was cut".to_owned(),
+            });
+        }
+        for sequence in &plan.release {
+            self.sequences.remove(sequence);
+            self.seen.released.lock().unwrap().insert(*sequence);
+        }
+        for admission in &plan.admit {
+            let voice = Voice {
+                seed: admission.sampling.seed,
+                tokens: Vec::new(),
+                answer: None,
+            };
+            self.sequences.insert(admission.sequence, voice);
+            self.seen.admitted.lock().unwrap().insert(admission.sequence);
+        }
+        let (epoch, step) = (plan.epoch, plan.step);
+        let sampled = plan.work.into_iter().filter_map(|work| self.work(work)).collect();
+        Ok(StepOutcome {
+            epoch,
+            step,
+            sampled,
+            ..StepOutcome::default()
+        })
+    }
+}

@@ -1,0 +1,110 @@
+//! What an operator may choose. Each has a unit, a default and its reason; [`Settings::validate`] says
+//! which combinations cannot work.
+
+/// Limits of the scheduler.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Tokens in one step, decodes and prompt chunks together. Default 512: enough rows to make a
+    /// prompt bound by arithmetic rather than by reading weights, few enough that the decodes beside it
+    /// do not stutter. At least `sequences_max`, so that every sequence can have a row.
+    pub tokens_per_step_max: usize,
+    /// Sequences that run at once. Default 64: where small devices stop to gain from a larger batch, and
+    /// what the workers lay their tables out for.
+    pub sequences_max: usize,
+    /// Requests that wait; one more is rejected. Default 1024: some minutes of work, beyond which a
+    /// client is better told to come back. Sequences that go back to the line after a preemption or the
+    /// loss of a group are never rejected, so up to `sequences_max` more may stand there.
+    pub waiting_max: usize,
+    /// Tokens of a sequence, prompt and completion together. Default 131072: the context of gpt-oss.
+    pub context_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            tokens_per_step_max: 512,
+            sequences_max: 64,
+            waiting_max: 1024,
+            context_max: 131_072,
+        }
+    }
+}
+
+/// Why settings cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SettingsError {
+    #[error("{name} is {value}, below its least value {least}")]
+    TooSmall {
+        name: &'static str,
+        value: usize,
+        least: usize,
+    },
+    #[error(
+        "tokens_per_step_max is {tokens_per_step_max}, below sequences_max {sequences_max}: a step could not \
+         hold one token of each sequence\nhint: raise tokens_per_step_max or lower sequences_max"
+    )]
+    StepTooSmall {
+        tokens_per_step_max: usize,
+        sequences_max: usize,
+    },
+    #[error("context_max is {context_max}, but positions are 32-bit numbers")]
+    ContextTooLong { context_max: usize },
+}
+
+impl Settings {
+    pub fn validate(&self) -> Result<(), SettingsError> {
+        at_least("sequences_max", self.sequences_max, 1)?;
+        at_least("waiting_max", self.waiting_max, 1)?;
+        // One token of prompt, one of completion.
+        at_least("context_max", self.context_max, 2)?;
+        let Settings {
+            tokens_per_step_max,
+            sequences_max,
+            context_max,
+            ..
+        } = *self;
+        if tokens_per_step_max < sequences_max {
+            return Err(SettingsError::StepTooSmall {
+                tokens_per_step_max,
+                sequences_max,
+            });
+        }
+        if u32::try_from(context_max).is_err() {
+            return Err(SettingsError::ContextTooLong { context_max });
+        }
+        Ok(())
+    }
+}
+
+fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), SettingsError> {
+    if value < least {
+        Err(SettingsError::TooSmall { name, value, least })
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(change: impl FnOnce(&mut Settings)) -> String {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        settings.validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_defaults_work() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        assert!(error(|s| s.sequences_max = 0).starts_with("sequences_max is 0"));
+        assert!(error(|s| s.waiting_max = 0).starts_with("waiting_max is 0"));
+        assert!(error(|s| s.context_max = 1).starts_with("context_max is 1"));
+        assert!(error(|s| s.tokens_per_step_max = 63).contains("63, below sequences_max 64"));
+        assert!(error(|s| s.context_max = 1 << 32).contains("4294967296"));
+    }
+}
