@@ -272,7 +272,8 @@ fn conversations() {
     }
 }
 
-/// Library 0.0.8 would keep "second" here, as it stands behind the first answer.
+/// Library 0.0.8 keeps all three here, as the assistant's last message is a call; without that call it would
+/// still keep "second", which stands behind the first answer.
 #[test]
 fn reasoning_of_every_answered_turn_is_dropped() {
     let analysis = |text| Message::assistant(Channel::Analysis, text);

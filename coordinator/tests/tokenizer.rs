@@ -131,15 +131,15 @@ fn encodes_fast() {
     assert_eq!(FULL.decode(&ids), text);
 }
 
-/// One word of a megabyte: neither the regex engine's nor the merging's worst case may hang the server.
+/// One word of 200 KB: neither the regex engine's nor the merging's worst case may hang the server.
 #[test]
 fn encodes_monsters() {
-    let spaces = " ".repeat(1_000_000) + "x";
+    let spaces = " ".repeat(200_000) + "x";
     for text in [
         spaces,
-        "a".repeat(1_000_000),
-        "\n ".repeat(500_000),
-        "'s".repeat(500_000),
+        "a".repeat(200_000),
+        "\n ".repeat(100_000),
+        "'s".repeat(100_000),
     ] {
         let start = Instant::now();
         assert_eq!(FULL.decode(&FULL.encode_plain(&text)), text);

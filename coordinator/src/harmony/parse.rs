@@ -7,7 +7,9 @@
 //!
 //! - `<|start|>` or `<|channel|>` inside a text ends that message and begins the next header;
 //! - other special tokens inside a text are passed over, as are ids that have no piece;
-//! - text without any header is an answer;
+//! - text without any header is an answer, and a header cut by a stop still makes a message;
+//! - bare words in a header are never a recipient: `json` alone is a content type, where the library
+//!   would call a tool of that name;
 //! - after a stop nothing more is read.
 
 use std::mem;

@@ -15,8 +15,9 @@ pub enum PastAnalysis {
     /// to it is not shown again. Reasoning behind the last answer stays, or the model would forget
     /// why it called the tool whose result it now reads.
     ///
-    /// The published library, in version 0.0.8, drops only what stands before the *first* answer, so
-    /// that a third turn would still read the reasoning of the second. The guide is followed here.
+    /// The published library, in version 0.0.8, drops less: nothing at all unless the assistant's last
+    /// message is an answer, and then only what stands before the *first* answer, so that a third turn
+    /// still reads the reasoning of the second. The guide is followed here.
     #[default]
     Drop,
     Keep,
