@@ -3,6 +3,18 @@
 //! between the timings, and the plan is dropped in them as the caller would drop it.
 //!
 //! `cargo run --release -p flotilla-scheduler --example step_cost`
+//!
+//! 2026-11-23, 2 vCPU of an AMD EPYC that were busy with builds, best of 3 runs, p50 / p99:
+//!
+//! | decode | wait | us a step  |
+//! |-------:|-----:|-----------:|
+//! |      1 |    0 |  0.1 / 0.1 |
+//! |      8 |    0 |  0.4 / 0.7 |
+//! |     64 |    0 |  3.3 / 8.0 |
+//! |     64 | 1024 |  3.5 / 7.4 |
+//! |    256 |    0 |   15 / 79  |
+//!
+//! What is left is the plan itself: a vector of tokens for each sequence, owned by the caller.
 
 use flotilla_scheduler::{Action, Event, Request, Scheduler, Settings};
 use flotilla_shared::step::Sampled;

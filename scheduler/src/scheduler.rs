@@ -130,13 +130,8 @@ impl Scheduler {
 
     /// Everything that runs goes back to the head of the line, to start over from its tokens.
     fn disband(&mut self) {
-        for mut sequence in self
-            .group
-            .take()
-            .into_iter()
-            .flat_map(|group| group.running)
-            .rev()
-        {
+        let Some(group) = self.group.take() else { return };
+        for mut sequence in group.running.into_iter().rev() {
             sequence.start_over();
             self.waiting.push_front(sequence);
         }

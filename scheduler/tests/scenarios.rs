@@ -168,18 +168,27 @@ fn where_blocks_run_out_the_youngest_starts_over_and_repeats_nothing() {
 fn a_preempted_sequence_comes_before_those_that_wait() {
     let mut world = World::with_blocks(small(), 5);
     for id in 1..=2 {
-        world.arrive(request(id, 5, 60));
+        world.arrive(request(id, 17, 60));
     }
     world.settle_actions();
+    world.arrive(request(3, 1, 1)); // one block is free, but two may soon want it
     while world.plan().release.is_empty() {
         world.step();
     }
-    world.arrive(request(3, 1, 1));
     while world.plan().admit.is_empty() {
         world.step();
     }
     assert_eq!(world.plan().admit[0].sequence, SequenceId(2));
     world.run_to_end();
+}
+
+#[test]
+fn who_is_admitted_does_not_take_the_block_that_another_needs_next() {
+    let mut world = World::with_blocks(small(), 3);
+    world.arrive(request(1, 15, 5)); // soon needs a second block
+    world.arrive(request(2, 20, 3)); // would take both that are free
+    world.run_to_end();
+    assert_eq!(world.scheduler.load().preemptions, 0);
 }
 
 #[test]
