@@ -3,7 +3,7 @@
 //! since an answer that silently ignores what was asked for is worse than none.
 
 use super::fields::{Fields, Node, Result};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// At which values a parameter changes nothing.
 #[derive(Clone, Copy, Debug)]
@@ -118,12 +118,8 @@ impl Neutral {
                 value.as_object().is_some_and(|object| object.is_empty())
                     || value.as_array().is_some_and(Vec::is_empty)
             }
-            TypeText => value
-                .as_object()
-                .is_some_and(|object| object.len() == 1 && object["type"] == "text"),
-            ListOfText => value
-                .as_array()
-                .is_some_and(|list| list.len() == 1 && list[0] == "text"),
+            TypeText => *value == json!({"type": "text"}),
+            ListOfText => *value == json!(["text"]),
         }
     }
 }

@@ -9,6 +9,8 @@ use super::fields::{Fields, Node, Result};
 
 pub const CHOICES_MAX: u64 = 8;
 const STOPS_MAX: usize = 4;
+/// Of temperatures that are not 0. Logits divided by less leave the range of f32; vLLM's bound.
+const TEMPERATURE_MIN: f32 = 0.01;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -62,9 +64,16 @@ impl Options {
         } else {
             mix(seed ^ mix(choice as u64))
         };
+        let temperature = if self.temperature == 0.0 {
+            0.0
+        } else {
+            self.temperature.max(TEMPERATURE_MIN)
+        };
+        // At 0 the likeliest token alone is kept; a sum of 0 would be reached by none.
+        let top_p = self.top_p.max(f32::MIN_POSITIVE);
         Sampling {
-            temperature: self.temperature,
-            top_p: self.top_p,
+            temperature,
+            top_p,
             seed,
         }
     }
@@ -153,6 +162,21 @@ mod tests {
         assert_eq!(
             (options.seed, options.tokens_max, options.stream),
             (None, None, false)
+        );
+    }
+
+    #[test]
+    fn extremes_can_be_computed_with() {
+        let sampling = read(json!({"temperature": 1e-40, "top_p": 0}))
+            .unwrap()
+            .sampling(1, 0);
+        assert_eq!(sampling.temperature, TEMPERATURE_MIN);
+        assert!(sampling.top_p > 0.0);
+        assert!(
+            read(json!({"temperature": 0}))
+                .unwrap()
+                .sampling(1, 0)
+                .is_greedy()
         );
     }
 

@@ -117,6 +117,12 @@ async fn wrong_fields_are_named_with_what_was_expected_and_found() {
             "accepted is {\"type\": \"text\"}",
         ),
         (
+            "response_format",
+            json!({"kind": "text"}),
+            "unsupported_value",
+            "accepted is",
+        ),
+        (
             "modalities",
             json!(["audio"]),
             "unsupported_value",

@@ -1,8 +1,9 @@
 //! Where an answer ends: stop strings, lengths, and characters that end in the middle.
 
+use flotilla_shared::SequenceId;
 use serde_json::{Value, json};
 
-use crate::server::{CONTEXT, Server, joined, thinks_and_says, until, user};
+use crate::server::{CONTEXT, Server, joined, thinks_and_says, user};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -53,9 +54,9 @@ async fn a_stop_string_ends_the_work_too() {
         server.chat(&body).await["choices"][0]["message"]["content"],
         "one "
     );
-    // Workers learn of it with the next step, and there is none before the next request.
+    // Workers hear of it with the next step, which is the first of the next request.
     server.chat(&user(&thinks_and_says("", "done"))).await;
-    until(async || server.seen.released() >= 1).await;
+    assert!(server.seen.released.lock().unwrap().contains(&SequenceId(1)));
 }
 
 #[tokio::test]
