@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod driver;
+pub mod fleet;
 pub mod group;
 pub mod harmony;
 pub mod service;

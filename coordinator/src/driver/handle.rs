@@ -148,6 +148,23 @@ impl DriverHandle {
         admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
     }
 
+    /// Resolves once a group can serve.
+    pub async fn ready(&mut self) {
+        self.until(|readiness| matches!(readiness, Readiness::Ready { .. })).await;
+    }
+
+    /// Resolves once the group is lost.
+    pub async fn lost(&mut self) {
+        self.until(|readiness| matches!(readiness, Readiness::Lost { .. })).await;
+    }
+
+    /// Never resolves once the driver has ended.
+    async fn until(&mut self, wanted: impl FnMut(&Readiness) -> bool) {
+        if self.readiness.wait_for(wanted).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
     pub fn readiness(&self) -> Readiness {
         if self.commands.is_closed() {
             return Readiness::Stopped;

@@ -1,0 +1,163 @@
+//! From waiting workers to a group that can step: plan, assign, load, ready.
+
+use super::remote::RemoteGroup;
+use super::service::{Fleet, Serving, Worker};
+use flotilla_engine::weights::WeightSource;
+use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
+use flotilla_shared::step::BLOCK_TOKENS;
+use flotilla_shared::{Assignment, Epoch, Inventory, Loading, ModelSpec, Plan, PlanError, Rank, TokenId, WeightOrigin};
+use std::ops::Range;
+use std::sync::Arc;
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+/// Where a group's weights come from.
+#[derive(Clone)]
+pub enum Weights {
+    /// Streamed to the workers from here.
+    Stream(Arc<dyn WeightSource>),
+    /// Made by each worker.
+    Synthetic { seed: u64 },
+}
+
+/// What group is wanted.
+#[derive(Clone)]
+pub struct Formation {
+    pub spec: ModelSpec,
+    pub weights: Weights,
+    /// Workers of the group.
+    pub ranks: usize,
+    /// Tokens of KV cache, over all sequences.
+    pub kv_tokens: usize,
+    pub step_tokens_max: usize,
+    /// Ids that may be sampled, rising.
+    pub sampleable: Vec<Range<TokenId>>,
+}
+
+/// How far a group is, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    Waiting { joined: usize, wanted: usize },
+    /// By rank.
+    Loading(Vec<Loading>),
+    Ready,
+}
+
+/// Why no group came to be.
+#[derive(Debug, Error)]
+pub enum FormError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("rank {rank} ({name}): {reason}")]
+    Worker { rank: Rank, name: String, reason: String },
+}
+
+impl Fleet {
+    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step.
+    pub async fn form(
+        &mut self,
+        epoch: Epoch,
+        formation: &Formation,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<RemoteGroup, FormError> {
+        let workers = self.gather(formation.ranks, progress).await;
+        let inventories: Vec<Inventory> = workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
+        let plan = Plan::tensor_parallel(&formation.spec, &inventories, formation.kv_tokens)?;
+        let origin = match &formation.weights {
+            Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
+            Weights::Stream(source) => {
+                self.serve_weights(Some(Serving { epoch, plan: plan.clone(), source: source.clone() }));
+                WeightOrigin::Stream
+            }
+        };
+        let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
+        let group_key = random_key();
+        let mut members = Vec::new();
+        for (worker, share) in workers.into_iter().zip(plan.ranks()) {
+            let assignment = Assignment {
+                epoch,
+                rank: share.rank,
+                spec: formation.spec.clone(),
+                plan: plan.clone(),
+                weights: origin,
+                kv_blocks: formation.kv_tokens.div_ceil(BLOCK_TOKENS) as u32,
+                step_tokens_max: formation.step_tokens_max as u32,
+                sampleable: formation.sampleable.clone(),
+                peers: peers.clone(),
+                group_key,
+            };
+            let message = to_worker::Message::Assignment((&assignment).into());
+            // A worker that is gone is noticed while it should load.
+            let _ = worker.hears.send(Ok(ToWorker { message: Some(message) }));
+            members.push(worker);
+        }
+        self.load(epoch, &mut members, &plan, progress).await?;
+        self.serve_weights(None);
+        progress.send_replace(Progress::Ready);
+        info!(%epoch, ranks = members.len(), "group formed");
+        Ok(RemoteGroup::new(plan, members))
+    }
+
+    async fn gather(&mut self, wanted: usize, progress: &watch::Sender<Progress>) -> Vec<Worker> {
+        let mut workers: Vec<Worker> = Vec::new();
+        loop {
+            workers.retain(Worker::is_here);
+            progress.send_replace(Progress::Waiting { joined: workers.len(), wanted });
+            if workers.len() == wanted {
+                // Rank order does not depend on who was faster.
+                workers.sort_by(|a, b| a.hello.inventory.name.cmp(&b.hello.inventory.name));
+                return workers;
+            }
+            workers.push(self.next_worker().await);
+        }
+    }
+
+    /// Until every rank says Ready.
+    async fn load(
+        &self,
+        epoch: Epoch,
+        workers: &mut [Worker],
+        plan: &Plan,
+        progress: &watch::Sender<Progress>,
+    ) -> Result<(), FormError> {
+        progress.send_replace(Progress::Loading(vec![Loading::default(); workers.len()]));
+        let waits = workers.iter_mut().zip(plan.ranks()).map(|(worker, share)| async move {
+            let name = worker.hello.inventory.name.clone();
+            let ready = until_ready(epoch, worker, |loading| {
+                progress.send_modify(|progress| {
+                    if let Progress::Loading(ranks) = progress {
+                        ranks[share.rank.index()] = loading;
+                    }
+                });
+            });
+            ready.await.map_err(|reason| FormError::Worker { rank: share.rank, name, reason })
+        });
+        let result = futures::future::try_join_all(waits).await;
+        if let Err(error) = &result {
+            warn!(%error, "group could not form");
+            self.serve_weights(None);
+        }
+        result.map(drop)
+    }
+}
+
+async fn until_ready(epoch: Epoch, worker: &mut Worker, mut report: impl FnMut(Loading)) -> Result<(), String> {
+    loop {
+        match worker.says.recv().await {
+            Some(Ok(from_worker::Message::Loading(loading))) => report(loading.into()),
+            Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => return Ok(()),
+            Some(Ok(from_worker::Message::Failed(failed))) => return Err(failed.reason),
+            Some(Ok(_)) => return Err("sent something else than Loading or Ready".into()),
+            Some(Err(reason)) => return Err(reason),
+            None => return Err("is gone".into()),
+        }
+    }
+}
+
+/// 32 bytes that only this epoch's members learn.
+fn random_key() -> [u8; 32] {
+    let mut key = [0; 32];
+    getrandom::fill(&mut key).expect("the system gives random bytes");
+    key
+}

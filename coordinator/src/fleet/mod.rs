@@ -1,0 +1,10 @@
+//! The workers: they dial, are admitted by token, wait until enough are there, are formed into a group
+//! by a plan, load, and step. The only folder of this crate that speaks gRPC.
+
+mod form;
+mod remote;
+mod service;
+
+pub use form::{FormError, Formation, Progress, Weights};
+pub use remote::{RemoteGroup, join};
+pub use service::{Fleet, FleetError};

@@ -1,0 +1,229 @@
+//! The gRPC side: who may join, what a joined worker is, and the streams of slices.
+
+use flotilla_engine::weights::{SliceReader, WeightSource};
+use flotilla_proto::wire::fleet_server::{Fleet as FleetRpc, FleetServer};
+use flotilla_proto::wire::{FromWorker, ToWorker, from_worker};
+use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, wire};
+use flotilla_shared::{Epoch, Plan, Rank, TensorSlice};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
+use tonic::{Request, Response, Status, Streaming};
+use tracing::{info, warn};
+
+/// Workers that may wait for a group; one more is turned away.
+const WAITING_MAX: usize = 256;
+/// Time for a worker to say Hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Chunks on their way to one worker.
+const CHUNKS_AHEAD: usize = 4;
+
+/// Why workers cannot be received.
+#[derive(Debug, Error)]
+pub enum FleetError {
+    #[error("cannot listen for workers on {address}: {error}\nhint: choose another --worker-listen")]
+    Listen { address: SocketAddr, error: std::io::Error },
+}
+
+/// A worker that has said Hello: its inventory and both directions of its conversation.
+#[derive(Debug)]
+pub struct Worker {
+    pub hello: Hello,
+    pub says: mpsc::UnboundedReceiver<Result<from_worker::Message, String>>,
+    pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
+}
+
+impl Worker {
+    /// Whether its stream still stands, as far as is known.
+    pub fn is_here(&self) -> bool {
+        !self.hears.is_closed()
+    }
+}
+
+/// What the workers of the current epoch may fetch.
+pub struct Serving {
+    pub epoch: Epoch,
+    pub plan: Plan,
+    pub source: Arc<dyn WeightSource>,
+}
+
+/// The door for workers.
+pub struct Fleet {
+    address: SocketAddr,
+    joined: mpsc::Receiver<Worker>,
+    serving: Arc<Mutex<Option<Arc<Serving>>>>,
+}
+
+impl Fleet {
+    /// Listens for workers that know `join_token`.
+    pub async fn listen(address: SocketAddr, join_token: &str) -> Result<Fleet, FleetError> {
+        let failed = |error| FleetError::Listen { address, error };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let (join, joined) = mpsc::channel(WAITING_MAX);
+        let serving = Arc::new(Mutex::new(None));
+        let service = FleetService { join, serving: serving.clone() };
+        let server = FleetServer::new(service)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        // Digests are compared in constant time.
+        let expected = blake3::hash(format!("Bearer {join_token}").as_bytes());
+        let admit = move |request: Request<()>| {
+            let given = request.metadata().get("authorization");
+            let given = given.map(|value| blake3::hash(value.as_encoded_bytes()));
+            if given == Some(expected) { Ok(request) } else { Err(refuse_token()) }
+        };
+        let server = tonic::service::interceptor::InterceptedService::new(server, admit);
+        let serve = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .http2_keepalive_interval(Some(Duration::from_secs(2)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(3)))
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20)
+            .add_service(server)
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        tokio::spawn(async move {
+            if let Err(error) = serve.await {
+                warn!(%error, "the worker port closed");
+            }
+        });
+        Ok(Fleet { address, joined, serving })
+    }
+
+    /// Where workers dial.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next worker that joins.
+    pub(super) async fn next_worker(&mut self) -> Worker {
+        self.joined.recv().await.expect("the service outlives its fleet")
+    }
+
+    pub(super) fn serve_weights(&self, serving: Option<Serving>) {
+        *self.serving.lock().expect("no holder panics") = serving.map(Arc::new);
+    }
+}
+
+fn refuse_token() -> Status {
+    Status::unauthenticated("wrong or missing join token\nhint: give the worker the coordinator's --join-token")
+}
+
+struct FleetService {
+    join: mpsc::Sender<Worker>,
+    serving: Arc<Mutex<Option<Arc<Serving>>>>,
+}
+
+#[tonic::async_trait]
+impl FleetRpc for FleetService {
+    type JoinStream = UnboundedReceiverStream<Result<ToWorker, Status>>;
+    type FetchStream = ReceiverStream<Result<wire::SliceChunk, Status>>;
+
+    async fn join(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::JoinStream>, Status> {
+        let from = request.remote_addr();
+        let mut stream = request.into_inner();
+        let hello = receive_hello(&mut stream).await?;
+        info!(worker = hello.inventory.name, device = hello.inventory.device, ?from, "worker joined");
+        let (hears, outbox) = mpsc::unbounded_channel();
+        let (inbox, says) = mpsc::unbounded_channel();
+        tokio::spawn(forward(stream, inbox));
+        let worker = Worker { hello, says, hears };
+        self.join.try_send(worker).map_err(|_| {
+            Status::resource_exhausted(format!("{WAITING_MAX} workers wait already"))
+        })?;
+        Ok(Response::new(UnboundedReceiverStream::new(outbox)))
+    }
+
+    async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+        let request = request.into_inner();
+        let serving = self.serving.lock().expect("no holder panics").clone();
+        let serving = serving.filter(|serving| serving.epoch.0 == request.epoch).ok_or_else(|| {
+            Status::failed_precondition(format!("epoch {} has no weights to fetch", request.epoch))
+        })?;
+        if request.rank as usize >= serving.plan.rank_count() {
+            return Err(Status::invalid_argument(format!("the plan has no rank {}", request.rank)));
+        }
+        let slices = serving.plan.slices(serving.source.spec(), Rank(request.rank as u16));
+        let first = request.slice as usize;
+        match slices.get(first) {
+            Some(slice) if request.offset < slice.bytes() as u64 => {}
+            _ => return Err(Status::invalid_argument(format!("there is no byte {} in slice {first}", request.offset))),
+        }
+        let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::task::spawn_blocking(move || {
+            send_slices(&*serving.source, &slices, first, request.offset as usize, &chunks);
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+async fn receive_hello(stream: &mut Streaming<FromWorker>) -> Result<Hello, Status> {
+    let first = tokio::time::timeout(HELLO_TIMEOUT, stream.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("no Hello came"))??;
+    let Some(FromWorker { message: Some(from_worker::Message::Hello(hello)) }) = first else {
+        return Err(Status::invalid_argument("the first message must be Hello"));
+    };
+    let hello = Hello::try_from(hello).map_err(|error| Status::invalid_argument(error.to_string()))?;
+    if hello.protocol != PROTOCOL {
+        return Err(Status::failed_precondition(format!(
+            "this coordinator ({}) speaks protocol {PROTOCOL}, the worker ({}) protocol {}\n\
+             hint: run the same version on both",
+            env!("CARGO_PKG_VERSION"),
+            hello.version,
+            hello.protocol
+        )));
+    }
+    Ok(hello)
+}
+
+/// Passes a worker's messages on; its last one is why the stream ended.
+async fn forward(
+    mut stream: Streaming<FromWorker>,
+    inbox: mpsc::UnboundedSender<Result<from_worker::Message, String>>,
+) {
+    let end = loop {
+        match stream.message().await {
+            Ok(Some(FromWorker { message: Some(message) })) => {
+                if inbox.send(Ok(message)).is_err() {
+                    return;
+                }
+            }
+            Ok(Some(_)) => break "sent an empty message".into(),
+            Ok(None) => break "closed its link".into(),
+            Err(status) => break format!("link broke: {}", status.message()),
+        }
+    };
+    let _ = inbox.send(Err(end));
+}
+
+/// Reads slices and sends them chunk by chunk; ends early when the worker is gone.
+fn send_slices(
+    source: &dyn WeightSource,
+    slices: &[TensorSlice],
+    first: usize,
+    mut offset: usize,
+    chunks: &mpsc::Sender<Result<wire::SliceChunk, Status>>,
+) {
+    for (index, slice) in slices.iter().enumerate().skip(first) {
+        let mut reader = SliceReader::resume(source, slice, std::mem::take(&mut offset));
+        while let Some(chunk) = reader.next() {
+            let message = match chunk {
+                Ok(chunk) => Ok(wire::SliceChunk {
+                    slice: index as u32,
+                    offset: chunk.offset as u64,
+                    data: chunk.bytes.into(),
+                    digest: reader.digest().map_or_else(Default::default, |digest| digest.0.to_vec().into()),
+                }),
+                Err(error) => Err(Status::data_loss(error.to_string())),
+            };
+            let failed = message.is_err();
+            if chunks.blocking_send(message).is_err() || failed {
+                return;
+            }
+        }
+    }
+}
