@@ -1,7 +1,23 @@
 //! Sums and gathers over the ranks of a group. Sums are in f32, in rank order, so that every rank
 //! holds the same bits, from run to run.
+//!
+//! Three ways to reach the others: none ([`Solo`]), threads of one process ([`threads`]), and TCP
+//! ([`TcpCollective`]). After an error a group is of no more use: every later operation repeats it, and
+//! the other ranks' operations end with errors too, in bounded time.
+
+mod error;
+mod solo;
+mod tcp;
+pub mod threads;
+
+pub use error::{CollectiveError, Operation};
+pub use solo::Solo;
+pub use tcp::TcpCollective;
+pub use threads::ThreadsCollective;
 
 use flotilla_shared::Rank;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What the forward needs of the other ranks. Every rank of the group calls the same operations in
 /// the same order.
@@ -18,8 +34,55 @@ pub trait Collective: Send {
 
     /// Returns on every rank once all have called it.
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// Ends the group from another thread: this rank's operation, waiting or next, returns
+    /// [`CollectiveError::Aborted`], and those of the other ranks an error that names this one.
+    fn abort_handle(&self) -> AbortHandle;
 }
 
-/// Why an operation ended without its result. The group is unusable afterwards.
-#[derive(Debug, thiserror::Error)]
-pub enum CollectiveError {}
+/// See [`Collective::abort_handle`]. Outlives its collective; aborting twice is aborting once.
+#[derive(Clone)]
+pub struct AbortHandle(Arc<dyn Fn() + Send + Sync>);
+
+impl AbortHandle {
+    fn new(abort: impl Fn() + Send + Sync + 'static) -> Self {
+        AbortHandle(Arc::new(abort))
+    }
+
+    pub fn abort(&self) {
+        (self.0)();
+    }
+}
+
+/// How long an operation spins before it blocks. A peer that computes the same layer is at most this
+/// far away, and waking a blocked thread costs as much again.
+const SPIN: Duration = Duration::from_micros(30);
+
+/// Elements summed at once, so that the sum stays in registers and the first-level cache.
+const SUM_BLOCK: usize = 512;
+
+/// `out` becomes ((part(0) + part(1)) + part(2)) + …, each part as long as `out`; the one place where
+/// ranks are summed. `part(mine)` is what is in `out`.
+fn sum_in_rank_order<'a>(out: &mut [f32], mine: usize, size: usize, part: impl Fn(usize) -> &'a [f32]) {
+    let mut sum = [0.0f32; SUM_BLOCK];
+    for (n, out) in out.chunks_mut(SUM_BLOCK).enumerate() {
+        let (sum, start) = (&mut sum[..out.len()], n * SUM_BLOCK);
+        for rank in 0..size {
+            let part = if rank == mine {
+                &*out
+            } else {
+                &part(rank)[start..start + sum.len()]
+            };
+            match rank {
+                0 => sum.copy_from_slice(part),
+                _ => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),
+            }
+        }
+        out.copy_from_slice(sum);
+    }
+}
+
+/// The part of `n` elements that `rank` sums for all when a vector is too long to be summed by each.
+fn piece(n: usize, rank: usize, size: usize) -> std::ops::Range<usize> {
+    n * rank / size..n * (rank + 1) / size
+}

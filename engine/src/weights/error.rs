@@ -62,7 +62,7 @@ pub enum WeightError {
     },
 
     #[error("{}: {fault}\nhint: {}", file.display(), fault.hint())]
-    Shard { file: PathBuf, fault: ShardFault },
+    Shard { file: PathBuf, fault: Box<ShardFault> },
 
     #[error("{}: tensor {tensor} is missing{}\nhint: download the checkpoint again, or check config.json", file.display(), found_in(elsewhere))]
     Missing {

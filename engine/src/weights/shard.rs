@@ -27,7 +27,10 @@ impl Shard {
         let map = map(&path)?;
         match header(&map) {
             Ok(tensors) => Ok(Shard { path, tensors, map }),
-            Err(fault) => Err(WeightError::Shard { file: path, fault }),
+            Err(fault) => Err(WeightError::Shard {
+                file: path,
+                fault: Box::new(fault),
+            }),
         }
     }
 

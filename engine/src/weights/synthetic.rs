@@ -25,7 +25,7 @@ pub struct Synthetic {
 enum Draw {
     /// MXFP4 elements: all 16 codes alike.
     Codes,
-    /// MXFP4 exponents: `low`, or one more in `threshold` of 256 blocks.
+    /// MXFP4 exponents: `low`, or one more in `threshold` of 128 blocks.
     Scales { low: u8, threshold: u8 },
     /// bf16 by 12 bits each, from as many values of a normal distribution.
     Normal(Box<[u16; PALETTE]>),
@@ -137,7 +137,7 @@ impl Draw {
         }
         Draw::Scales {
             low,
-            threshold: ((wanted / square - 1.0) / 3.0 * 256.0) as u8,
+            threshold: ((wanted / square - 1.0) / 3.0 * 128.0) as u8,
         }
     }
 
@@ -145,9 +145,14 @@ impl Draw {
     fn fill(&self, key: u64, start: usize, out: &mut [u8]) {
         match self {
             Draw::Codes => fill(key, start, out, |bits| bits),
-            Draw::Scales { low, threshold } => fill(key, start, out, |bits| {
-                u64::from_le_bytes(bits.to_le_bytes().map(|byte| low + u8::from(byte < *threshold)))
-            }),
+            Draw::Scales { low, threshold } => {
+                // All 8 bytes at once: 7 bits that reach the threshold carry into the eighth.
+                const ONES: u64 = 0x0101_0101_0101_0101;
+                let (higher, to_carry) = (u64::from(low + 1) * ONES, u64::from(128 - threshold) * ONES);
+                fill(key, start, out, |bits| {
+                    higher - ((((bits & (0x7f * ONES)) + to_carry) >> 7) & ONES)
+                });
+            }
             Draw::Normal(palette) => fill(key, start, out, |bits| {
                 let value = |at: u32| u64::from(palette[(bits >> at) as usize % PALETTE]) << at;
                 value(0) | value(16) | value(32) | value(48)

@@ -1,0 +1,423 @@
+//! Ranks that are threads of one process, by shared memory.
+//!
+//! Each rank has a slot that it writes and all read. An operation copies the rank's vector into its
+//! slot, publishes it by raising a counter, waits for the counters of the others, and sums from their
+//! slots in rank order. Slots have two sides that take turns, so that one wait an operation is enough:
+//! who waits in operation k for all the others knows that they are done with reading operation k − 1.
+//!
+//! Long vectors are summed piece by piece, each rank one piece for all, with a second wait; the sums are
+//! the same, bit by bit.
+
+use super::{AbortHandle, Collective, CollectiveError, Operation, SPIN, piece, sum_in_rank_order};
+use flotilla_shared::Rank;
+use std::cell::UnsafeCell;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Vectors longer than this are summed piece by piece: reading all of every rank costs more by then
+/// than waiting twice.
+const WHOLE_ELEMENTS_MAX: usize = 16 << 10;
+
+/// One rank of a group of threads.
+pub struct ThreadsCollective {
+    rank: usize,
+    shared: Arc<Shared>,
+    /// Operations begun.
+    operations: usize,
+    /// Publications made; more than one in an operation on long vectors.
+    published: u64,
+    failed: Option<CollectiveError>,
+}
+
+/// A group of `n` ranks; an operation waits for as long as it takes.
+pub fn group(n: usize) -> Vec<ThreadsCollective> {
+    members(n, None)
+}
+
+/// A group of `n` ranks, of which each operation must end within `deadline`.
+pub fn group_with_deadline(n: usize, deadline: Duration) -> Vec<ThreadsCollective> {
+    members(n, Some(deadline))
+}
+
+fn members(n: usize, deadline: Option<Duration>) -> Vec<ThreadsCollective> {
+    assert!(n > 0 && n <= usize::from(u16::MAX), "a group of {n} ranks");
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let shared = Arc::new(Shared {
+        slots: (0..n).map(|_| Slot::default()).collect(),
+        ended: Mutex::new(None),
+        has_ended: AtomicBool::new(false),
+        sleepers: AtomicUsize::new(0),
+        sleep: Mutex::new(()),
+        wake: Condvar::new(),
+        deadline,
+        // Who spins on a core that a peer needs only delays it.
+        spin: if n <= cores { SPIN } else { Duration::ZERO },
+    });
+    let member = |rank| ThreadsCollective {
+        rank,
+        shared: Arc::clone(&shared),
+        operations: 0,
+        published: 0,
+        failed: None,
+    };
+    (0..n).map(member).collect()
+}
+
+struct Shared {
+    slots: Vec<Slot>,
+    /// Which rank ended the group first, and why.
+    ended: Mutex<Option<(Rank, CollectiveError)>>,
+    has_ended: AtomicBool,
+    sleepers: AtomicUsize,
+    sleep: Mutex<()>,
+    wake: Condvar,
+    deadline: Option<Duration>,
+    spin: Duration,
+}
+
+/// What a rank shows the others. Aligned so that two ranks' counters share no cache line.
+#[derive(Default)]
+#[repr(align(128))]
+struct Slot {
+    published: AtomicU64,
+    left: AtomicBool,
+    sides: [UnsafeCell<Side>; 2],
+}
+
+/// One operation's contribution of one rank.
+#[derive(Default)]
+struct Side {
+    operation: Option<Operation>,
+    /// Elements of `floats` or `bytes` that count.
+    len: usize,
+    floats: Vec<f32>,
+    /// Into `floats`: the owner writes its piece of the sums through it while the others read the rest.
+    data: Elements,
+    bytes: Vec<u8>,
+}
+
+struct Elements(*mut f32);
+
+impl Default for Elements {
+    fn default() -> Self {
+        Elements(std::ptr::null_mut())
+    }
+}
+
+// SAFETY: all but the sides are atomics and locks. A side is written by its owner only, between the end
+// of the operation before and its publication, when nobody reads it: readers of the same side, two
+// operations ago, have published their next one since, and the owner waited for that. From publication
+// on it is read by all; elements of `data` are written then by the owner only, in its own piece, which
+// the others read after its second publication only. Publications are release and acquire.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing in it belongs to a thread.
+unsafe impl Send for Shared {}
+
+impl Shared {
+    /// The contribution of a rank that has published its operation.
+    ///
+    /// # Safety
+    /// The rank's publication was seen by this thread, and this thread has not published its next one.
+    unsafe fn side(&self, rank: usize, side: usize) -> &Side {
+        // SAFETY: nobody writes to a published side (see `impl Sync`).
+        unsafe { &*self.slots[rank].sides[side].get() }
+    }
+
+    fn wake_all(&self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            drop(lock(&self.sleep));
+            self.wake.notify_all();
+        }
+    }
+
+    fn end(&self, rank: Rank, error: CollectiveError) {
+        lock(&self.ended).get_or_insert((rank, error));
+        self.has_ended.store(true, Ordering::SeqCst);
+        self.wake_all();
+    }
+
+    /// Why the group ended, as `rank` sees it.
+    fn ended_for(&self, rank: Rank, operation: Operation) -> Option<CollectiveError> {
+        if !self.has_ended.load(Ordering::SeqCst) {
+            return None;
+        }
+        let ended = lock(&self.ended);
+        let (by, error) = ended.as_ref()?;
+        Some(match *by == rank {
+            true => error.clone(),
+            false => CollectiveError::PeerGaveUp {
+                peer: *by,
+                operation,
+                blamed: error.culprit(),
+            },
+        })
+    }
+}
+
+/// Nothing that could panic is done under these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ThreadsCollective {
+    fn contribute(&mut self, operation: Operation, len: usize, fill: impl FnOnce(&mut Side)) -> usize {
+        let side = self.operations % 2;
+        self.operations += 1;
+        // SAFETY: the owner's time to write (see `impl Sync`): its operation before has ended, this one
+        // is not yet published.
+        let mine = unsafe { &mut *self.shared.slots[self.rank].sides[side].get() };
+        fill(mine);
+        (mine.operation, mine.len) = (Some(operation), len);
+        mine.data = Elements(mine.floats.as_mut_ptr());
+        self.publish();
+        side
+    }
+
+    fn publish(&mut self) {
+        self.published += 1;
+        self.shared.slots[self.rank]
+            .published
+            .store(self.published, Ordering::SeqCst);
+        self.shared.wake_all();
+    }
+
+    /// Waits until all ranks have published as often as this one.
+    fn wait(&self, operation: Operation) -> Result<(), CollectiveError> {
+        let start = Instant::now();
+        for peer in (0..self.size()).filter(|&peer| peer != self.rank) {
+            while !self.has_published(peer, operation)? {
+                if start.elapsed() >= self.shared.spin {
+                    self.sleep_until_published(peer, operation, start)?;
+                    break;
+                }
+                std::hint::spin_loop();
+            }
+        }
+        Ok(())
+    }
+
+    fn has_published(&self, peer: usize, operation: Operation) -> Result<bool, CollectiveError> {
+        let slot = &self.shared.slots[peer];
+        // Read before the counter: what was published before leaving still counts.
+        let left = slot.left.load(Ordering::SeqCst);
+        if slot.published.load(Ordering::SeqCst) >= self.published {
+            return Ok(true);
+        }
+        if let Some(ended) = self.shared.ended_for(self.rank(), operation) {
+            return Err(ended);
+        }
+        if left {
+            let (peer, reason) = (Rank(peer as u16), "its thread has ended".to_owned());
+            return Err(CollectiveError::PeerLost {
+                peer,
+                operation,
+                reason,
+            });
+        }
+        Ok(false)
+    }
+
+    fn sleep_until_published(
+        &self,
+        peer: usize,
+        operation: Operation,
+        start: Instant,
+    ) -> Result<(), CollectiveError> {
+        let shared = &*self.shared;
+        let mut guard = lock(&shared.sleep);
+        // Announced before the last look: who publishes after that look sees a sleeper.
+        shared.sleepers.fetch_add(1, Ordering::SeqCst);
+        let result = loop {
+            match self.has_published(peer, operation) {
+                Ok(false) => {}
+                Ok(true) => break Ok(()),
+                Err(error) => break Err(error),
+            }
+            guard = match shared
+                .deadline
+                .map(|deadline| deadline.checked_sub(start.elapsed()))
+            {
+                None => shared.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(Some(left)) => {
+                    shared
+                        .wake
+                        .wait_timeout(guard, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
+                Some(None) => break Err(self.late(operation, start.elapsed())),
+            };
+        };
+        shared.sleepers.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    fn late(&self, operation: Operation, waited: Duration) -> CollectiveError {
+        let is_late =
+            |&rank: &usize| self.shared.slots[rank].published.load(Ordering::SeqCst) < self.published;
+        let missing: Vec<Rank> = (0..self.size())
+            .filter(is_late)
+            .map(|rank| Rank(rank as u16))
+            .collect();
+        let peer = missing.first().copied().unwrap_or(self.rank());
+        CollectiveError::Deadline {
+            peer,
+            missing,
+            size: self.size(),
+            operation,
+            waited,
+        }
+    }
+
+    /// That all do the same, as far as can be seen; `len` is `None` where lengths may differ.
+    fn compare(&self, side: usize, operation: Operation, len: Option<usize>) -> Result<(), CollectiveError> {
+        for rank in 0..self.size() {
+            // SAFETY: all have published this operation, this rank has not published its next.
+            let theirs = unsafe { self.shared.side(rank, side) };
+            let mismatch = |field, expected: String, found: String| {
+                let peer = Rank(rank as u16);
+                Err(CollectiveError::Mismatch {
+                    peer,
+                    operation,
+                    field,
+                    expected,
+                    found,
+                })
+            };
+            match theirs.operation {
+                Some(found) if found != operation => {
+                    return mismatch("operation", operation.to_string(), found.to_string());
+                }
+                _ => {}
+            }
+            if let Some(len) = len
+                && theirs.len != len
+            {
+                return mismatch("length", len.to_string(), theirs.len.to_string());
+            }
+        }
+        Ok(())
+    }
+
+    fn try_all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        let operation = Operation::AllReduce;
+        let (n, size, rank) = (x.len(), self.size(), self.rank);
+        let side = self.contribute(operation, n, |mine| {
+            mine.floats.clear();
+            mine.floats.extend_from_slice(x);
+        });
+        self.wait(operation)?;
+        self.compare(side, operation, Some(n))?;
+        let elements = |of: usize, range: std::ops::Range<usize>| {
+            // SAFETY: all have published this operation, with `n` elements, and this rank has not
+            // published its next; `range` is written, if at all, before the publication awaited last.
+            unsafe {
+                let data = self.shared.side(of, side).data.0;
+                std::slice::from_raw_parts(data.add(range.start), range.len())
+            }
+        };
+        if n <= WHOLE_ELEMENTS_MAX || size <= 2 {
+            sum_in_rank_order(x, rank, size, |of| elements(of, 0..n));
+            return Ok(());
+        }
+        let mine = piece(n, rank, size);
+        sum_in_rank_order(&mut x[mine.clone()], rank, size, |of| elements(of, mine.clone()));
+        // SAFETY: a rank reads its own piece of the others' slots only, until the next publication; so
+        // this piece of this slot is read by nobody but this thread.
+        unsafe {
+            let data = self.shared.side(rank, side).data.0;
+            data.add(mine.start)
+                .copy_from_nonoverlapping(x[mine.clone()].as_ptr(), mine.len());
+        }
+        self.publish();
+        self.wait(operation)?;
+        for of in (0..size).filter(|&of| of != rank) {
+            let theirs = piece(n, of, size);
+            // SAFETY: as above; the piece was written before the publication that was just awaited.
+            let sums = unsafe {
+                let data = self.shared.side(of, side).data.0;
+                std::slice::from_raw_parts(data.add(theirs.start), theirs.len())
+            };
+            x[theirs].copy_from_slice(sums);
+        }
+        Ok(())
+    }
+
+    fn try_all_gather(&mut self, bytes: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        let operation = Operation::AllGather;
+        let side = self.contribute(operation, bytes.len(), |mine| {
+            mine.bytes.clear();
+            mine.bytes.extend_from_slice(bytes);
+        });
+        self.wait(operation)?;
+        self.compare(side, operation, None)?;
+        out.clear();
+        for rank in 0..self.size() {
+            // SAFETY: all have published this operation, this rank has not published its next.
+            out.extend_from_slice(unsafe { &self.shared.side(rank, side).bytes });
+        }
+        Ok(())
+    }
+
+    fn try_barrier(&mut self) -> Result<(), CollectiveError> {
+        let side = self.contribute(Operation::Barrier, 0, |_| {});
+        self.wait(Operation::Barrier)?;
+        self.compare(side, Operation::Barrier, None)
+    }
+
+    /// Runs an operation unless the group has ended; the first error ends it.
+    fn run(
+        &mut self,
+        operation: Operation,
+        attempt: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let result = match self.shared.ended_for(self.rank(), operation) {
+            Some(ended) => Err(ended),
+            None => attempt(self),
+        };
+        if let Err(error) = &result {
+            self.failed = Some(error.clone());
+            self.shared.end(self.rank(), error.clone());
+        }
+        result
+    }
+}
+
+impl Collective for ThreadsCollective {
+    fn rank(&self) -> Rank {
+        Rank(self.rank as u16)
+    }
+
+    fn size(&self) -> usize {
+        self.shared.slots.len()
+    }
+
+    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(Operation::AllReduce, |this| this.try_all_reduce(x))
+    }
+
+    fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        self.run(Operation::AllGather, |this| this.try_all_gather(mine, out))
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.run(Operation::Barrier, Self::try_barrier)
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        let (shared, rank) = (Arc::clone(&self.shared), self.rank());
+        AbortHandle::new(move || shared.end(rank, CollectiveError::Aborted))
+    }
+}
+
+/// A rank that goes, in peace or in panic, holds nobody up.
+impl Drop for ThreadsCollective {
+    fn drop(&mut self) {
+        self.shared.slots[self.rank].left.store(true, Ordering::SeqCst);
+        self.shared.wake_all();
+    }
+}

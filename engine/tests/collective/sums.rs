@@ -1,0 +1,157 @@
+//! Every rank holds the same bits: those of the sum in rank order.
+
+use crate::groups::{Kind, PATIENT, run};
+use flotilla_engine::collective::Collective;
+use flotilla_shared::sampling::mix;
+use std::time::Instant;
+
+/// Numbers of very different sizes, so that another order of sums gives other bits.
+fn vector(seed: u64, rank: usize, n: usize) -> Vec<f32> {
+    let value = |i: usize| {
+        let bits = mix(seed ^ mix((rank as u64) << 32 | i as u64));
+        let unit = (bits >> 40) as f32 / (1 << 23) as f32 - 1.0;
+        unit * 2f32.powi((bits % 24) as i32)
+    };
+    (0..n).map(value).collect()
+}
+
+fn sum(seed: u64, ranks: usize, n: usize) -> Vec<f32> {
+    let mut sum = vector(seed, 0, n);
+    for rank in 1..ranks {
+        sum.iter_mut()
+            .zip(vector(seed, rank, n))
+            .for_each(|(sum, x)| *sum += x);
+    }
+    sum
+}
+
+fn bits(x: &[f32]) -> Vec<u32> {
+    x.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Lengths on both sides of every limit: of a block of the sum, of a whole vector, of a socket's buffer.
+const LENGTHS: [usize; 12] = [0, 1, 3, 511, 512, 513, 2880, 16_384, 16_385, 300_001, 7, 300_000];
+
+fn check(kind: Kind, ranks: usize) {
+    let results = run(kind, ranks, PATIENT, |mut group| {
+        let rank = group.rank().index();
+        let reduce = |(seed, n): (usize, usize)| {
+            let mut x = vector(seed as u64, rank, n);
+            group.all_reduce(&mut x).unwrap();
+            bits(&x)
+        };
+        LENGTHS.into_iter().enumerate().map(reduce).collect::<Vec<_>>()
+    });
+    for (rank, sums) in results.iter().enumerate() {
+        for ((seed, n), found) in LENGTHS.into_iter().enumerate().zip(sums) {
+            let expected = bits(&sum(seed as u64, ranks, n));
+            assert!(
+                *found == expected,
+                "{kind:?}, rank {rank} of {ranks}: {n} elements differ"
+            );
+        }
+    }
+}
+
+#[test]
+fn threads_sum_in_rank_order() {
+    (1..=8).for_each(|ranks| check(Kind::Threads, ranks));
+}
+
+#[test]
+fn tcp_sums_in_rank_order() {
+    (1..=8).for_each(|ranks| check(Kind::Tcp, ranks));
+}
+
+/// 48 MB each way on every link: more than any socket's buffer, so that whoever only sends would wait
+/// for a peer that only sends too.
+#[test]
+fn long_vectors_in_both_directions_do_not_lock() {
+    let sums = run(Kind::Tcp, 2, PATIENT, |mut group| {
+        let mut x = vec![1.5f32; 24 << 20];
+        group.all_reduce(&mut x).unwrap();
+        x.iter().all(|&x| x == 3.0)
+    });
+    assert_eq!(sums, [true; 2]);
+}
+
+#[test]
+fn gathers_are_in_rank_order_and_lengths_may_differ() {
+    for kind in [Kind::Threads, Kind::Tcp] {
+        for ranks in 1..=5 {
+            let gathered = run(kind, ranks, PATIENT, |mut group| {
+                let rank = group.rank().index();
+                let mut out = b"what was there before".to_vec();
+                let mut all = Vec::new();
+                for round in 0..20 {
+                    let mine = vec![(10 * round + rank) as u8; (rank + round) % 3 * 1000 * round];
+                    group.all_gather(&mine, &mut out).unwrap();
+                    all.push(out.clone());
+                    group.barrier().unwrap();
+                }
+                all
+            });
+            let of = |round: usize, rank: usize| {
+                vec![(10 * round + rank) as u8; (rank + round) % 3 * 1000 * round]
+            };
+            let expected: Vec<Vec<u8>> = (0..20)
+                .map(|round| (0..ranks).flat_map(|rank| of(round, rank)).collect())
+                .collect();
+            assert!(
+                gathered.iter().all(|found| *found == expected),
+                "{kind:?}, {ranks} ranks"
+            );
+        }
+    }
+}
+
+/// Ranks that come late, each in turn, across many operations: slots and sequence numbers are reused.
+#[test]
+fn stragglers_change_nothing() {
+    for kind in [Kind::Threads, Kind::Tcp] {
+        let sums = run(kind, 3, PATIENT, |mut group| {
+            let (rank, mut last) = (group.rank().index(), Vec::new());
+            for round in 0..300usize {
+                if round % 7 == rank {
+                    std::thread::sleep(std::time::Duration::from_micros(mix(round as u64) % 400));
+                }
+                let n = [1, 2880, 20_000][round % 3];
+                let mut x = vector(round as u64, rank, n);
+                group.all_reduce(&mut x).unwrap();
+                last.push(mix(x
+                    .iter()
+                    .fold(0, |hash, x| mix(hash ^ u64::from(x.to_bits())))));
+            }
+            last
+        });
+        assert!(sums.iter().all(|found| found == &sums[0]), "{kind:?}");
+        let first = sum(0, 3, 1)[0].to_bits();
+        assert_eq!(sums[0][0], mix(mix(u64::from(first))), "{kind:?}");
+    }
+}
+
+/// `cargo test --release -p flotilla-engine --test collective -- --ignored --nocapture speed`
+#[test]
+#[ignore = "prints speeds"]
+fn speed() {
+    for kind in [Kind::Threads, Kind::Tcp] {
+        for (n, rounds) in [(2880, 20_000u32), (2880 * 512, 200)] {
+            let times = run(kind, 2, PATIENT, move |mut group| {
+                let mut x = vec![0.5f32; n];
+                group.barrier().unwrap();
+                let start = Instant::now();
+                (0..rounds).for_each(|_| group.all_reduce(&mut x).unwrap());
+                start.elapsed() / rounds
+            });
+            println!("{kind:?}, 2 ranks, {n} elements: {:?} an all-reduce", times[0]);
+        }
+    }
+}
+
+/// Asks for the trait's bounds: a collective moves to the thread that computes.
+#[test]
+fn collectives_can_be_sent() {
+    fn is_send<T: Send>() {}
+    is_send::<Box<dyn Collective>>();
+    is_send::<flotilla_engine::collective::AbortHandle>();
+}
