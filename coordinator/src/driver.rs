@@ -34,9 +34,7 @@ pub struct Settings {
 pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandle, FleetHandle<G>) {
     let (commands_in, commands) = mpsc::unbounded_channel();
     let (news_in, news) = mpsc::unbounded_channel();
-    let loading = Readiness::Loading {
-        reason: "no workers have joined yet".to_owned(),
-    };
+    let loading = Readiness::Loading { reason: "no workers have joined yet".to_owned() };
     let (readiness_in, readiness) = watch::channel(loading);
     let driver = Driver {
         scheduler,
@@ -53,14 +51,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     };
     tokio::spawn(driver.run());
     let sequences = Arc::new(AtomicU64::new(1));
-    (
-        DriverHandle {
-            commands: commands_in,
-            readiness,
-            sequences,
-        },
-        FleetHandle { news: news_in },
-    )
+    (DriverHandle { commands: commands_in, readiness, sequences }, FleetHandle { news: news_in })
 }
 
 struct Driver<G> {
@@ -140,11 +131,7 @@ impl<G: Group> Driver<G> {
         match happened {
             Happened::Commanded(command) => self.obey(command),
             Happened::Heard(News::Loading { reason }) => self.set_loading(reason),
-            Happened::Heard(News::Formed {
-                epoch,
-                kv_blocks,
-                group,
-            }) => self.seat(epoch, kv_blocks, group),
+            Happened::Heard(News::Formed { epoch, kv_blocks, group }) => self.seat(epoch, kv_blocks, group),
             Happened::Heard(News::Lost { epoch, error }) if Some(epoch) == self.epoch => self.unseat(error),
             // Of a group that was replaced meanwhile.
             Happened::Heard(News::Lost { .. }) => {}
@@ -162,11 +149,7 @@ impl<G: Group> Driver<G> {
             match action {
                 Action::Step(plan) => self.step(plan),
                 Action::Emit { sequence, token } => self.emit(sequence, token),
-                Action::Finish {
-                    sequence,
-                    reason,
-                    usage,
-                } => self.finish(sequence, reason, usage),
+                Action::Finish { sequence, reason, usage } => self.finish(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.reject(sequence, reason),
                 Action::Abandon { fault, .. } => self.unseat(GroupError::Abandoned(fault)),
             }
@@ -175,18 +158,8 @@ impl<G: Group> Driver<G> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit {
-                request,
-                events,
-                admission,
-            } => {
-                self.submit(
-                    request,
-                    Stream {
-                        events,
-                        admission: Some(admission),
-                    },
-                );
+            Command::Submit { request, events, admission } => {
+                self.submit(request, Stream { events, admission: Some(admission) });
             }
             Command::Cancel(sequence) => self.cancel(sequence),
         }
@@ -247,13 +220,9 @@ impl<G: Group> Driver<G> {
         };
         tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost");
         self.seat = Seat::Empty;
-        self.readiness
-            .send_replace(Readiness::Lost { error: error.clone() });
+        self.readiness.send_replace(Readiness::Lost { error: error.clone() });
         self.tell(Event::GroupLost { epoch });
-        self.orphaned = Some(Orphaned {
-            error,
-            give_up: now() + self.settings.regroup_wait,
-        });
+        self.orphaned = Some(Orphaned { error, give_up: now() + self.settings.regroup_wait });
     }
 
     fn give_up(&mut self) {

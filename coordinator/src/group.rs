@@ -18,18 +18,10 @@ pub enum GroupError {
     #[error("worker of rank {rank} is lost: {reason}")]
     Lost { rank: Rank, reason: String },
     #[error("worker of rank {rank} refused step {step}: {reason}")]
-    Refused {
-        rank: Rank,
-        step: StepId,
-        reason: String,
-    },
+    Refused { rank: Rank, step: StepId, reason: String },
     /// Every rank must sample the same tokens; where they do not, none can be trusted.
     #[error("ranks {} and {} disagree on step {step}: {difference}", ranks.0, ranks.1)]
-    Disagree {
-        step: StepId,
-        ranks: (Rank, Rank),
-        difference: String,
-    },
+    Disagree { step: StepId, ranks: (Rank, Rank), difference: String },
     #[error("{0}")]
     Abandoned(GroupFault),
 }

@@ -46,10 +46,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             // 128 K tokens of text are half a megabyte; token ids as JSON and tools take more.
-            body: BodyLimits {
-                bytes_max: 4 << 20,
-                wait: Duration::from_secs(60),
-            },
+            body: BodyLimits { bytes_max: 4 << 20, wait: Duration::from_secs(60) },
             keep_alive: Duration::from_secs(15),
             drain: Duration::from_secs(30),
         }
@@ -118,9 +115,7 @@ pub async fn serve(
 
 /// The system's clock, for people: dates. Nothing is measured by it.
 fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// `2025-06-28`, UTC. After Howard Hinnant's `civil_from_days`: years begin in March, so that the leap
@@ -133,11 +128,7 @@ fn date_of(unix_seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 {
-        month_from_march + 3
-    } else {
-        month_from_march - 9
-    };
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     format!("{year:04}-{month:02}-{day:02}")
 }

@@ -77,36 +77,20 @@ impl Tokenizer {
         fs::read(path)
             .map_err(TokenizerFault::Unreadable)
             .and_then(|json| Self::from_json(&json))
-            .map_err(|fault| TokenizerError {
-                path: path.to_owned(),
-                fault,
-            })
+            .map_err(|fault| TokenizerError { path: path.to_owned(), fault })
     }
 
     fn from_json(json: &[u8]) -> Result<Self, TokenizerFault> {
         let file: TokenizerFile = serde_json::from_slice(json).map_err(TokenizerFault::Malformed)?;
         file.refuse_unsupported()?;
-        let PreTokenizer::Sequence {
-            pretokenizers: (split, _),
-        } = &file.pre_tokenizer;
+        let PreTokenizer::Sequence { pretokenizers: (split, _) } = &file.pre_tokenizer;
         let words = SysRegex::new(&split.pattern.regex)
             .map_err(|fault| TokenizerFault::WordPattern(fault.to_string()))?;
         let byte_chars = byte_chars();
         let pieces = pieces(&file, &byte_chars)?;
         let special_ids = file.added_tokens.iter().map(|token| token.id).collect();
-        let specials = file
-            .added_tokens
-            .into_iter()
-            .map(|token| (token.content, token.id))
-            .collect();
-        Ok(Self {
-            words,
-            bpe: file.model,
-            byte_chars,
-            pieces,
-            specials,
-            special_ids,
-        })
+        let specials = file.added_tokens.into_iter().map(|token| (token.content, token.id)).collect();
+        Ok(Self { words, bpe: file.model, byte_chars, pieces, specials, special_ids })
     }
 
     /// The ids of `text` as text: `<|start|>` in it becomes several ordinary tokens.
@@ -164,12 +148,7 @@ impl Tokenizer {
 
     /// The text of `ids`; ids without a piece count for nothing, invalid UTF-8 is replaced.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let bytes: Vec<u8> = ids
-            .iter()
-            .filter_map(|id| self.decode_bytes(*id))
-            .flatten()
-            .copied()
-            .collect();
+        let bytes: Vec<u8> = ids.iter().filter_map(|id| self.decode_bytes(*id)).flatten().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -180,10 +159,7 @@ impl Tokenizer {
 
     /// The ids that have a piece, ascending. Only these may be sampled.
     pub fn piece_ids(&self) -> impl Iterator<Item = u32> + '_ {
-        (0u32..)
-            .zip(&self.pieces)
-            .filter(|(_, piece)| piece.is_some())
-            .map(|(id, _)| id)
+        (0u32..).zip(&self.pieces).filter(|(_, piece)| piece.is_some()).map(|(id, _)| id)
     }
 
     fn encode_word(&self, word: &str, spelled: &mut String, ids: &mut Vec<u32>) {
@@ -195,21 +171,13 @@ impl Tokenizer {
         if let Some(id) = self.bpe.token_to_id(spelled) {
             return ids.push(id);
         }
-        let tokens = self
-            .bpe
-            .tokenize(spelled)
-            .expect("every byte has a token, as checked at load");
+        let tokens = self.bpe.tokenize(spelled).expect("every byte has a token, as checked at load");
         ids.extend(tokens.iter().map(|token| token.id));
     }
 
     fn special_at(&self, text: &str) -> Option<(&str, u32)> {
-        let names = self
-            .specials
-            .iter()
-            .filter(|(name, _)| text.starts_with(name.as_str()));
-        names
-            .max_by_key(|(name, _)| name.len())
-            .map(|(name, id)| (name.as_str(), *id))
+        let names = self.specials.iter().filter(|(name, _)| text.starts_with(name.as_str()));
+        names.max_by_key(|(name, _)| name.len()).map(|(name, id)| (name.as_str(), *id))
     }
 }
 
@@ -307,9 +275,7 @@ struct ByteLevel {
 impl TokenizerFile {
     /// Each of these would change the ids without a trace if it were passed over.
     fn refuse_unsupported(&self) -> Result<(), TokenizerFault> {
-        let PreTokenizer::Sequence {
-            pretokenizers: (split, bytes),
-        } = &self.pre_tokenizer;
+        let PreTokenizer::Sequence { pretokenizers: (split, bytes) } = &self.pre_tokenizer;
         let SplitBehavior::Isolated = split.behavior;
         let settings = [
             (self.normalizer.is_some(), "normalizer"),
@@ -318,14 +284,8 @@ impl TokenizerFile {
             (bytes.use_regex, "pre_tokenizer.use_regex"),
             (self.model.dropout.is_some(), "model.dropout"),
             (self.model.unk_token.is_some(), "model.unk_token"),
-            (
-                self.model.continuing_subword_prefix.is_some(),
-                "model.continuing_subword_prefix",
-            ),
-            (
-                self.model.end_of_word_suffix.is_some(),
-                "model.end_of_word_suffix",
-            ),
+            (self.model.continuing_subword_prefix.is_some(), "model.continuing_subword_prefix"),
+            (self.model.end_of_word_suffix.is_some(), "model.end_of_word_suffix"),
             (self.model.byte_fallback, "model.byte_fallback"),
             (!self.model.ignore_merges, "model.ignore_merges = false"),
         ];
@@ -338,10 +298,7 @@ impl TokenizerFile {
 
 fn pieces(file: &TokenizerFile, byte_chars: &[char; 256]) -> Result<Vec<Option<Box<[u8]>>>, TokenizerFault> {
     let vocab = file.model.get_vocab();
-    if let Some((byte, _)) = (0..=255)
-        .zip(byte_chars)
-        .find(|(_, c)| !vocab.contains_key(&c.to_string()))
-    {
+    if let Some((byte, _)) = (0..=255).zip(byte_chars).find(|(_, c)| !vocab.contains_key(&c.to_string())) {
         return Err(TokenizerFault::MissingByte(byte));
     }
     let bytes: HashMap<char, u8> = byte_chars.iter().copied().zip(0..=255).collect();

@@ -51,14 +51,7 @@ struct CompletionCase {
 
 /// Token id, delta, channel, recipient, content type, state of the library's parser behind the token.
 #[derive(Debug, Deserialize)]
-struct StreamStep(
-    u32,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    String,
-);
+struct StreamStep(u32, Option<String>, Option<String>, Option<String>, Option<String>, String);
 
 #[derive(Deserialize)]
 struct GoldenConversation {
@@ -122,9 +115,7 @@ fn golden() -> Golden {
 }
 
 fn conversation(golden: GoldenConversation) -> Conversation {
-    Conversation {
-        messages: golden.messages.into_iter().map(message).collect(),
-    }
+    Conversation { messages: golden.messages.into_iter().map(message).collect() }
 }
 
 fn message(golden: GoldenMessage) -> Message {
@@ -140,41 +131,22 @@ fn message(golden: GoldenMessage) -> Message {
 }
 
 fn role(name: &str) -> Role {
-    let roles = [
-        Role::System,
-        Role::Developer,
-        Role::User,
-        Role::Assistant,
-        Role::Tool,
-    ];
-    roles
-        .into_iter()
-        .find(|role| role.as_str() == name)
-        .expect("one of five roles")
+    let roles = [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool];
+    roles.into_iter().find(|role| role.as_str() == name).expect("one of five roles")
 }
 
 /// The library has the special token's name in the text; we have it apart.
 fn content_type(golden: &str) -> ContentType {
     let format = golden.strip_prefix("<|constrain|>");
-    ContentType {
-        format: format.unwrap_or(golden).to_owned(),
-        constrained: format.is_some(),
-    }
+    ContentType { format: format.unwrap_or(golden).to_owned(), constrained: format.is_some() }
 }
 
 fn content_of(golden: GoldenContent) -> Content {
     match golden {
         GoldenContent::Text { text } => Content::Text(text),
         GoldenContent::DeveloperContent { instructions, tools } => {
-            assert!(
-                tools.keys().all(|name| name == "functions"),
-                "a developer's tools are functions"
-            );
-            let tools = tools
-                .into_values()
-                .flat_map(|namespace| namespace.tools)
-                .map(tool)
-                .collect();
+            assert!(tools.keys().all(|name| name == "functions"), "a developer's tools are functions");
+            let tools = tools.into_values().flat_map(|namespace| namespace.tools).map(tool).collect();
             Content::Developer(DeveloperContent { instructions, tools })
         }
         GoldenContent::SystemContent {
@@ -186,28 +158,14 @@ fn content_of(golden: GoldenContent) -> Content {
             tools,
         } => {
             assert!(channel_config.channel_required);
-            let efforts = [
-                ("Low", Effort::Low),
-                ("Medium", Effort::Medium),
-                ("High", Effort::High),
-            ];
-            let valid_channels = channel_config
-                .valid_channels
-                .iter()
-                .map(|name| Channel::from_name(name));
+            let efforts = [("Low", Effort::Low), ("Medium", Effort::Medium), ("High", Effort::High)];
+            let valid_channels = channel_config.valid_channels.iter().map(|name| Channel::from_name(name));
             Content::System(SystemContent {
                 identity: model_identity,
                 knowledge_cutoff,
                 current_date: conversation_start_date,
-                effort: efforts
-                    .into_iter()
-                    .find(|(name, _)| *name == reasoning_effort)
-                    .expect("an effort")
-                    .1,
-                tools: tools
-                    .into_iter()
-                    .map(|(_, namespace)| tool_namespace(namespace))
-                    .collect(),
+                effort: efforts.into_iter().find(|(name, _)| *name == reasoning_effort).expect("an effort").1,
+                tools: tools.into_iter().map(|(_, namespace)| tool_namespace(namespace)).collect(),
                 valid_channels: valid_channels.collect(),
             })
         }
@@ -224,11 +182,7 @@ fn tool_namespace(golden: Value) -> ToolNamespace {
 }
 
 fn tool(golden: GoldenTool) -> FunctionTool {
-    FunctionTool {
-        name: golden.name,
-        description: golden.description,
-        parameters: golden.parameters,
-    }
+    FunctionTool { name: golden.name, description: golden.description, parameters: golden.parameters }
 }
 
 /// Text first: its difference can be read. Then the ids.
@@ -248,22 +202,10 @@ fn conversations() {
         let name = &case.name;
         let conversation = conversation(case.conversation);
         let ours = HARMONY.render_for_completion(&conversation, PastAnalysis::Drop);
-        assert_eq!(
-            HARMONY.tokenizer().decode(&ours),
-            case.for_completion_text,
-            "{name}"
-        );
+        assert_eq!(HARMONY.tokenizer().decode(&ours), case.for_completion_text, "{name}");
         assert_same(name, "for_completion", &ours, &case.for_completion);
-        assert_same(
-            name,
-            "render",
-            &HARMONY.render(&conversation, PastAnalysis::Drop),
-            &case.render,
-        );
-        let keep = case
-            .for_completion_keep_analysis
-            .as_ref()
-            .unwrap_or(&case.for_completion);
+        assert_same(name, "render", &HARMONY.render(&conversation, PastAnalysis::Drop), &case.render);
+        let keep = case.for_completion_keep_analysis.as_ref().unwrap_or(&case.for_completion);
         let ours = HARMONY.render_for_completion(&conversation, PastAnalysis::Keep);
         assert_same(name, "for_completion_keep_analysis", &ours, keep);
         let training = case.for_training.as_ref().unwrap_or(&case.render);
@@ -279,26 +221,11 @@ fn reasoning_of_every_answered_turn_is_dropped() {
     let analysis = |text| Message::assistant(Channel::Analysis, text);
     let answer = |text| Message::assistant(Channel::Final, text);
     let user = |text| Message::text(Role::User, text);
-    let answered = [
-        user("1?"),
-        analysis("first"),
-        answer("1!"),
-        user("2?"),
-        analysis("second"),
-        answer("2!"),
-    ];
-    let open = [
-        user("3?"),
-        analysis("third"),
-        Message::call("f", "{}"),
-        Message::tool_result("f", "ok"),
-    ];
-    let conversation = Conversation {
-        messages: answered.into_iter().chain(open).collect(),
-    };
-    let text = HARMONY
-        .tokenizer()
-        .decode(&HARMONY.render_for_completion(&conversation, PastAnalysis::Drop));
+    let answered =
+        [user("1?"), analysis("first"), answer("1!"), user("2?"), analysis("second"), answer("2!")];
+    let open = [user("3?"), analysis("third"), Message::call("f", "{}"), Message::tool_result("f", "ok")];
+    let conversation = Conversation { messages: answered.into_iter().chain(open).collect() };
+    let text = HARMONY.tokenizer().decode(&HARMONY.render_for_completion(&conversation, PastAnalysis::Drop));
     assert_eq!(
         text,
         "<|start|>user<|message|>1?<|end|><|start|>assistant<|channel|>final<|message|>1!<|end|>\
@@ -307,30 +234,17 @@ fn reasoning_of_every_answered_turn_is_dropped() {
          <|start|>assistant to=functions.f<|channel|>commentary <|constrain|>json<|message|>{}<|call|>\
          <|start|>functions.f to=assistant<|channel|>commentary<|message|>ok<|end|><|start|>assistant"
     );
-    let text = HARMONY
-        .tokenizer()
-        .decode(&HARMONY.render(&conversation, PastAnalysis::Keep));
-    assert!(
-        ["first", "second", "third"]
-            .iter()
-            .all(|kept| text.contains(kept))
-    );
+    let text = HARMONY.tokenizer().decode(&HARMONY.render(&conversation, PastAnalysis::Keep));
+    assert!(["first", "second", "third"].iter().all(|kept| text.contains(kept)));
 }
 
 #[test]
 fn training_closes_an_answer_with_return() {
-    let messages = vec![
-        Message::text(Role::User, "?"),
-        Message::assistant(Channel::Final, "!"),
-    ];
+    let messages = vec![Message::text(Role::User, "?"), Message::assistant(Channel::Final, "!")];
     let mut conversation = Conversation { messages };
     let special = HARMONY.special();
     let last = |conversation: &Conversation| {
-        HARMONY
-            .render_for_training(conversation, PastAnalysis::Drop)
-            .last()
-            .copied()
-            .expect("some ids")
+        HARMONY.render_for_training(conversation, PastAnalysis::Drop).last().copied().expect("some ids")
     };
     assert_eq!(last(&conversation), special.return_);
     conversation.messages.push(Message::call("f", "{}"));
@@ -345,10 +259,7 @@ fn our_messages(name: &str) -> Option<Vec<Message>> {
         // The library reads the bare words as recipient `hello` and type `there`. A tool call is nothing
         // to guess: without `to=` there is no recipient.
         "garbage_header" => Some(vec![Message {
-            content_type: Some(ContentType {
-                format: "there".into(),
-                constrained: false,
-            }),
+            content_type: Some(ContentType { format: "there".into(), constrained: false }),
             ..Message::text(Role::Assistant, "text")
         }]),
         // The library fails, in lenient mode too; we keep what was complete and drop the half header.
@@ -401,16 +312,8 @@ fn completion_streams() {
             let header = parser.header();
             assert_eq!(header.is_some(), state == "CONTENT", "{place}");
             let Some(header) = header else { continue };
-            assert_eq!(
-                header.channel.as_ref().map(Channel::as_str),
-                channel.as_deref(),
-                "{place}"
-            );
-            assert_eq!(
-                header.content_type,
-                content_type.as_deref().map(self::content_type),
-                "{place}"
-            );
+            assert_eq!(header.channel.as_ref().map(Channel::as_str), channel.as_deref(), "{place}");
+            assert_eq!(header.content_type, content_type.as_deref().map(self::content_type), "{place}");
             if case.name != "garbage_header" {
                 assert_eq!(header.recipient, *recipient, "{place}");
             }
@@ -428,26 +331,17 @@ fn text_of(event: &Event) -> Option<&str> {
 #[test]
 fn completion_replies() {
     let reply = |name: &str| {
-        let case = golden()
-            .completions
-            .into_iter()
-            .find(|case| case.name == name)
-            .expect("a case of that name");
+        let case =
+            golden().completions.into_iter().find(|case| case.name == name).expect("a case of that name");
         let mut parser = HARMONY.parser();
         case.ids.iter().for_each(|id| drop(parser.push(*id)));
         parser.into_reply()
     };
     let plain = reply("analysis_final");
-    assert_eq!(
-        (plain.reasoning.as_str(), plain.answer.as_str()),
-        ("Simple.", "2 + 2 = 4.")
-    );
+    assert_eq!((plain.reasoning.as_str(), plain.answer.as_str()), ("Simple.", "2 + 2 = 4."));
     assert_eq!(plain.stop, Some(Stop::Return));
     let called = reply("preamble_then_call");
-    assert_eq!(
-        (called.reasoning.as_str(), called.preamble.as_str()),
-        ("p", "I will look it up.")
-    );
+    assert_eq!((called.reasoning.as_str(), called.preamble.as_str()), ("p", "I will look it up."));
     assert_eq!(called.stop, Some(Stop::Call));
     assert_eq!(
         (called.calls[0].name.as_str(), called.calls[0].arguments.as_str()),

@@ -17,10 +17,7 @@ static SMALL: LazyLock<Tokenizer> =
     LazyLock::new(|| Tokenizer::from_file(small_json()).expect("the small vocabulary loads"));
 
 fn small_json() -> &'static Path {
-    Path::new(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/data/small_tokenizer.json"
-    ))
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small_tokenizer.json"))
 }
 
 #[derive(serde::Deserialize)]
@@ -39,12 +36,7 @@ fn cases() -> Vec<Case> {
 
 #[test]
 fn golden_ids() {
-    for Case {
-        text,
-        ids,
-        ids_special,
-    } in cases()
-    {
+    for Case { text, ids, ids_special } in cases() {
         assert_eq!(FULL.encode_plain(&text), ids, "encode_plain({text:?})");
         assert_eq!(
             FULL.encode_special(&text),
@@ -60,17 +52,10 @@ fn golden_ids() {
 fn same_ids_as_the_pipeline_of_the_crate() {
     let pipeline = tokenizers::Tokenizer::from_file(o200k::tokenizer_json()).expect("the crate reads it");
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig::with_cases(300));
-    let text = prop_oneof![
-        any::<String>(),
-        r"[ \t\r\n/'a-zA-Z0-9éÉ中ǅ\u{301}_.]{0,60}",
-        r"(<\||start|\|>|x| )*"
-    ];
+    let text =
+        prop_oneof![any::<String>(), r"[ \t\r\n/'a-zA-Z0-9éÉ中ǅ\u{301}_.]{0,60}", r"(<\||start|\|>|x| )*"];
     let check = |text: String| {
-        let special = pipeline
-            .encode_fast(text.as_str(), false)
-            .expect("encodes")
-            .get_ids()
-            .to_vec();
+        let special = pipeline.encode_fast(text.as_str(), false).expect("encodes").get_ids().to_vec();
         prop_assert_eq!(FULL.encode_special(&text), special);
         prop_assert_eq!(FULL.decode(&FULL.encode_plain(&text)), text);
         Ok(())
@@ -83,13 +68,7 @@ fn special_tokens_are_text_unless_asked_for() {
     for tokenizer in [&*FULL, &*SMALL] {
         let start = tokenizer.special("<|start|>").expect("harmony's");
         assert_eq!(tokenizer.encode_special("a<|start|>b")[1], start);
-        for name in [
-            "<|start|>",
-            "<|end|>",
-            "<|message|>",
-            "<|reserved_200013|>",
-            "<|endoftext|>",
-        ] {
+        for name in ["<|start|>", "<|end|>", "<|message|>", "<|reserved_200013|>", "<|endoftext|>"] {
             let ids = tokenizer.encode_plain(&format!("x{name}{name}y"));
             assert!(
                 ids.iter().all(|id| !tokenizer.is_special(*id)),
@@ -122,12 +101,7 @@ fn encodes_fast() {
     FULL.encode_plain(&text);
     let start = Instant::now();
     let ids = FULL.encode_plain(&text);
-    assert!(
-        start.elapsed() < Duration::from_millis(500),
-        "{} bytes took {:?}",
-        text.len(),
-        start.elapsed()
-    );
+    assert!(start.elapsed() < Duration::from_millis(500), "{} bytes took {:?}", text.len(), start.elapsed());
     assert_eq!(FULL.decode(&ids), text);
 }
 
@@ -135,20 +109,10 @@ fn encodes_fast() {
 #[test]
 fn encodes_monsters() {
     let spaces = " ".repeat(200_000) + "x";
-    for text in [
-        spaces,
-        "a".repeat(200_000),
-        "\n ".repeat(100_000),
-        "'s".repeat(100_000),
-    ] {
+    for text in [spaces, "a".repeat(200_000), "\n ".repeat(100_000), "'s".repeat(100_000)] {
         let start = Instant::now();
         assert_eq!(FULL.decode(&FULL.encode_plain(&text)), text);
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "{:?}… took {:?}",
-            &text[..8],
-            start.elapsed()
-        );
+        assert!(start.elapsed() < Duration::from_secs(20), "{:?}… took {:?}", &text[..8], start.elapsed());
     }
 }
 
@@ -213,17 +177,11 @@ fn refuses_what_it_cannot_serve() {
         }
         let error = Tokenizer::from_file(&path).err().expect("refused");
         let message = error.to_string();
-        assert!(
-            message.contains("tokenizer.json") && message.contains("\n  hint: "),
-            "{message}"
-        );
+        assert!(message.contains("tokenizer.json") && message.contains("\n  hint: "), "{message}");
         error.fault
     };
     assert!(matches!(fault(None), TokenizerFault::Unreadable(_)));
-    assert!(matches!(
-        fault(Some("version https://git-lfs".into())),
-        TokenizerFault::Malformed(_)
-    ));
+    assert!(matches!(fault(Some("version https://git-lfs".into())), TokenizerFault::Malformed(_)));
     let cut = std::fs::read_to_string(small_json()).expect("readable")[..10_000].to_owned();
     assert!(matches!(fault(Some(cut)), TokenizerFault::Malformed(_)));
     let altered = |change: &dyn Fn(&mut Value)| fault(Some(altered_small(change)));
@@ -253,10 +211,7 @@ fn refuses_what_it_cannot_serve() {
     ));
     assert!(matches!(
         altered(&|file| file["model"]["vocab"]["中"] = json!(5000)),
-        TokenizerFault::NotByteLevel {
-            id: 5000,
-            character: '中'
-        }
+        TokenizerFault::NotByteLevel { id: 5000, character: '中' }
     ));
     assert!(matches!(
         altered(&|file| drop(file["model"]["vocab"].as_object_mut().expect("a map").remove("ÿ"))),

@@ -18,10 +18,7 @@ const BF16_COUNT: usize = 6;
 const MXFP4_COUNT: usize = 16;
 
 fn main() {
-    let words: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|word| !word.starts_with("--"))
-        .collect();
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
     let wanted = |of: &[String], word: String| words.iter().all(|w| !of.contains(w)) || words.contains(&word);
     let isas = Isa::ALL.map(|isa| format!("{isa:?}"));
     let counts = TOKENS.map(|t| t.to_string());
@@ -183,17 +180,12 @@ fn mxfp4(kernels: Kernels, memory: &[u8], tokens: usize) -> (f64, f64) {
     let count = if tokens > 64 { 1 } else { MXFP4_COUNT };
     let (blocks, scales) = memory.split_at(MXFP4_COUNT * N * K / 2);
     // Scales of the model lie around 2^-7.
-    let scales: Vec<u8> = scales[..MXFP4_COUNT * N * K / 32]
-        .iter()
-        .map(|s| 116 + s % 8)
-        .collect();
+    let scales: Vec<u8> = scales[..MXFP4_COUNT * N * K / 32].iter().map(|s| 116 + s % 8).collect();
     let (x, mut y) = (activations(tokens), vec![0.0; tokens * N]);
     let (mut buffer, mut scratch) = (InputBuffer::default(), Scratch::new());
     let seconds = best(count, || {
-        for (blocks, scales) in blocks
-            .chunks_exact(N * K / 2)
-            .zip(scales.chunks_exact(N * K / 32))
-            .take(count)
+        for (blocks, scales) in
+            blocks.chunks_exact(N * K / 2).zip(scales.chunks_exact(N * K / 32)).take(count)
         {
             let x = kernels.mxfp4_input(Matrix::new(&x, tokens, K), &mut buffer);
             let y = TileMut::new(&mut y, tokens, N);
@@ -209,35 +201,21 @@ fn attend(kernels: Kernels, memory: &[u8], read: f64) {
     const D: usize = 64;
     const KEYS: usize = 1 << 16;
     let _ = memory;
-    let kv: Vec<f32> = (0..2 * KEYS * D)
-        .map(|i| (i % 101) as f32 / 101.0 - 0.5)
-        .collect();
+    let kv: Vec<f32> = (0..2 * KEYS * D).map(|i| (i % 101) as f32 / 101.0 - 0.5).collect();
     let (keys, values) = kv.split_at(KEYS * D);
     let (q, sinks, mut out, mut scratch) = (vec![0.3; 8 * D], [0.1; 8], vec![0.0; 8 * D], Scratch::new());
     let seconds = best(1, || {
         let slabs = keys.chunks_exact(16 * D).zip(values.chunks_exact(16 * D));
-        let slabs = slabs.map(|(keys, values)| KvSlab {
-            keys,
-            values,
-            rows: 16,
-            stride: D,
-        });
+        let slabs = slabs.map(|(keys, values)| KvSlab { keys, values, rows: 16, stride: D });
         kernels.attend_row(&q, &sinks, 0.125, slabs, &mut out, &mut scratch);
     });
     let rate = (2 * KEYS * D * 4) as f64 / seconds / 1e9;
-    println!(
-        "  attend_row, G 8, D {D}: {rate:6.2} GB/s of KV ({:.2} of read)",
-        rate / read
-    );
+    println!("  attend_row, G 8, D {D}: {rate:6.2} GB/s of KV ({:.2} of read)", rate / read);
 
     let gate_up: Vec<f32> = kv[..512 * 2880].to_vec();
     let mut y = vec![0.0; 512 * 1440];
     let seconds = best(1, || {
-        kernels.swiglu(
-            Matrix::new(&gate_up, 512, 2880),
-            7.0,
-            TileMut::new(&mut y, 512, 1440),
-        );
+        kernels.swiglu(Matrix::new(&gate_up, 512, 2880), 7.0, TileMut::new(&mut y, 512, 1440));
     });
     println!("  swiglu: {:.2} G activations/s", 512.0 * 1440.0 / seconds / 1e9);
 }

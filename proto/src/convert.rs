@@ -32,10 +32,7 @@ pub struct WireError {
 }
 
 fn wrong(field: &'static str, problem: impl Into<String>) -> WireError {
-    WireError {
-        field,
-        problem: problem.into(),
-    }
+    WireError { field, problem: problem.into() }
 }
 
 fn need<T>(value: Option<T>, field: &'static str) -> Result<T, WireError> {
@@ -55,10 +52,7 @@ fn range(value: Option<wire::Range>, field: &'static str) -> Result<Range<usize>
 }
 
 fn to_range(range: &Range<usize>) -> Option<wire::Range> {
-    Some(wire::Range {
-        start: range.start as u64,
-        end: range.end as u64,
-    })
+    Some(wire::Range { start: range.start as u64, end: range.end as u64 })
 }
 
 /// The digest of a chunk: absent, or exactly 32 bytes.
@@ -67,12 +61,9 @@ pub fn slice_digest(digest: &[u8]) -> Result<Option<[u8; 32]>, WireError> {
         return Ok(None);
     }
     let exact = digest.try_into();
-    exact.map(Some).map_err(|_| {
-        wrong(
-            "SliceChunk.digest",
-            format!("has {} bytes, expected 32", digest.len()),
-        )
-    })
+    exact
+        .map(Some)
+        .map_err(|_| wrong("SliceChunk.digest", format!("has {} bytes, expected 32", digest.len())))
 }
 
 impl From<&Hello> for wire::Hello {
@@ -107,10 +98,7 @@ impl TryFrom<wire::Hello> for Hello {
         ];
         for (field, text) in texts {
             if text.len() > NAME_BYTES_MAX || text.chars().any(char::is_control) {
-                return Err(wrong(
-                    field,
-                    format!("must be at most {NAME_BYTES_MAX} printable bytes"),
-                ));
+                return Err(wrong(field, format!("must be at most {NAME_BYTES_MAX} printable bytes")));
             }
         }
         Ok(Hello {
@@ -130,19 +118,13 @@ impl TryFrom<wire::Hello> for Hello {
 
 impl From<Loading> for wire::Loading {
     fn from(loading: Loading) -> Self {
-        wire::Loading {
-            bytes_done: loading.bytes_done,
-            bytes_total: loading.bytes_total,
-        }
+        wire::Loading { bytes_done: loading.bytes_done, bytes_total: loading.bytes_total }
     }
 }
 
 impl From<wire::Loading> for Loading {
     fn from(loading: wire::Loading) -> Self {
-        Loading {
-            bytes_done: loading.bytes_done,
-            bytes_total: loading.bytes_total,
-        }
+        Loading { bytes_done: loading.bytes_done, bytes_total: loading.bytes_total }
     }
 }
 
@@ -152,11 +134,7 @@ impl From<&ModelSpec> for wire::ModelSpec {
         wire::ModelSpec {
             hidden: spec.hidden as u64,
             intermediate: spec.intermediate as u64,
-            layers: spec
-                .layers
-                .iter()
-                .map(|kind| u8::from(*kind == LayerKind::Window))
-                .collect(),
+            layers: spec.layers.iter().map(|kind| u8::from(*kind == LayerKind::Window)).collect(),
             q_heads: spec.q_heads as u64,
             kv_heads: spec.kv_heads as u64,
             head_dim: spec.head_dim as u64,
@@ -187,10 +165,7 @@ impl TryFrom<wire::ModelSpec> for ModelSpec {
         let layers = spec.layers.iter().map(|kind| match kind {
             0 => Ok(LayerKind::Full),
             1 => Ok(LayerKind::Window),
-            other => Err(wrong(
-                "ModelSpec.layers",
-                format!("has a layer of kind {other}, expected 0 or 1"),
-            )),
+            other => Err(wrong("ModelSpec.layers", format!("has a layer of kind {other}, expected 0 or 1"))),
         });
         let spec = ModelSpec {
             hidden: narrow(spec.hidden, "ModelSpec.hidden")?,
@@ -215,8 +190,7 @@ impl TryFrom<wire::ModelSpec> for ModelSpec {
                 truncate: rope.truncate,
             },
         };
-        spec.check()
-            .map_err(|error| wrong("Assignment.spec", error.to_string()))?;
+        spec.check().map_err(|error| wrong("Assignment.spec", error.to_string()))?;
         Ok(spec)
     }
 }
@@ -230,10 +204,7 @@ impl From<&Stage> for wire::Stage {
             blocks: to_range(&share.experts.blocks),
             vocab: to_range(&share.vocab),
         });
-        wire::Stage {
-            layers: to_range(&stage.layers),
-            ranks: ranks.collect(),
-        }
+        wire::Stage { layers: to_range(&stage.layers), ranks: ranks.collect() }
     }
 }
 
@@ -252,10 +223,7 @@ impl TryFrom<wire::Stage> for Stage {
                 vocab: range(share.vocab, "RankShare.vocab")?,
             })
         });
-        Ok(Stage {
-            layers: range(stage.layers, "Stage.layers")?,
-            ranks: ranks.collect::<Result<_, _>>()?,
-        })
+        Ok(Stage { layers: range(stage.layers, "Stage.layers")?, ranks: ranks.collect::<Result<_, _>>()? })
     }
 }
 
@@ -275,10 +243,7 @@ impl From<&Assignment> for wire::Assignment {
             sampleable: assignment
                 .sampleable
                 .iter()
-                .map(|ids| wire::Range {
-                    start: ids.start.into(),
-                    end: ids.end.into(),
-                })
+                .map(|ids| wire::Range { start: ids.start.into(), end: ids.end.into() })
                 .collect(),
             peers: assignment.peers.clone(),
             group_key: assignment.group_key.to_vec().into(),
@@ -291,14 +256,9 @@ impl TryFrom<wire::Assignment> for Assignment {
 
     fn try_from(wire: wire::Assignment) -> Result<Self, WireError> {
         let spec: ModelSpec = need(wire.spec, "Assignment.spec")?.try_into()?;
-        let stages = wire
-            .stages
-            .into_iter()
-            .map(Stage::try_from)
-            .collect::<Result<_, _>>()?;
+        let stages = wire.stages.into_iter().map(Stage::try_from).collect::<Result<_, _>>()?;
         let plan = Plan { stages };
-        plan.check(&spec)
-            .map_err(|problem| wrong("Assignment.stages", problem))?;
+        plan.check(&spec).map_err(|problem| wrong("Assignment.stages", problem))?;
         let rank = Rank(narrow(wire.rank.into(), "Assignment.rank")?);
         let ranks = plan.rank_count();
         if rank.index() >= ranks || ranks > RANKS_MAX || wire.peers.len() != ranks {
@@ -327,10 +287,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             step_tokens_max: wire.step_tokens_max,
             peers: wire.peers,
             group_key: wire.group_key.as_ref().try_into().map_err(|_| {
-                wrong(
-                    "Assignment.group_key",
-                    format!("has {} bytes, expected 32", wire.group_key.len()),
-                )
+                wrong("Assignment.group_key", format!("has {} bytes, expected 32", wire.group_key.len()))
             })?,
         })
     }
@@ -392,10 +349,10 @@ impl From<wire::StepPlan> for StepPlan {
 
 impl From<StepOutcome> for wire::StepOutcome {
     fn from(outcome: StepOutcome) -> Self {
-        let sampled = outcome.sampled.into_iter().map(|sampled| wire::Sampled {
-            sequence: sampled.sequence.0,
-            token: sampled.token,
-        });
+        let sampled = outcome
+            .sampled
+            .into_iter()
+            .map(|sampled| wire::Sampled { sequence: sampled.sequence.0, token: sampled.token });
         let captured = outcome.captured.into_iter().map(|row| wire::CapturedRow {
             sequence: row.sequence.0,
             position: row.position,
@@ -416,15 +373,12 @@ impl TryFrom<wire::StepOutcome> for StepOutcome {
     type Error = WireError;
 
     fn try_from(outcome: wire::StepOutcome) -> Result<Self, WireError> {
-        let sampled = outcome.sampled.into_iter().map(|sampled| Sampled {
-            sequence: SequenceId(sampled.sequence),
-            token: sampled.token,
-        });
+        let sampled = outcome
+            .sampled
+            .into_iter()
+            .map(|sampled| Sampled { sequence: SequenceId(sampled.sequence), token: sampled.token });
         let captured = outcome.captured.into_iter().map(|row| {
-            let experts = row
-                .experts
-                .into_iter()
-                .map(|e| narrow(e.into(), "CapturedRow.experts"));
+            let experts = row.experts.into_iter().map(|e| narrow(e.into(), "CapturedRow.experts"));
             Ok(CapturedRow {
                 sequence: SequenceId(row.sequence),
                 position: row.position,
@@ -453,22 +407,12 @@ mod tests {
 
     fn admission() -> impl Strategy<Value = Admission> {
         (sequence(), 0f32..2.0, 0f32..1.0, any::<u64>()).prop_map(|(sequence, temperature, top_p, seed)| {
-            Admission {
-                sequence,
-                sampling: Sampling {
-                    temperature,
-                    top_p,
-                    seed,
-                },
-            }
+            Admission { sequence, sampling: Sampling { temperature, top_p, seed } }
         })
     }
 
     fn work() -> impl Strategy<Value = SequenceWork> {
-        let lists = (
-            prop::collection::vec(any::<u32>(), 0..20),
-            prop::collection::vec(any::<u32>(), 0..5),
-        );
+        let lists = (prop::collection::vec(any::<u32>(), 0..20), prop::collection::vec(any::<u32>(), 0..5));
         (sequence(), any::<u32>(), lists, any::<bool>(), any::<bool>()).prop_map(
             |(sequence, position, (tokens, blocks), sample, capture)| SequenceWork {
                 sequence,
@@ -483,30 +427,15 @@ mod tests {
 
     fn captured() -> impl Strategy<Value = CapturedRow> {
         let experts = prop::collection::vec(any::<u16>(), 0..8);
-        (
-            sequence(),
-            any::<u32>(),
-            prop::collection::vec(-9f32..9.0, 0..9),
-            experts,
+        (sequence(), any::<u32>(), prop::collection::vec(-9f32..9.0, 0..9), experts).prop_map(
+            |(sequence, position, logits, experts)| CapturedRow { sequence, position, logits, experts },
         )
-            .prop_map(|(sequence, position, logits, experts)| CapturedRow {
-                sequence,
-                position,
-                logits,
-                experts,
-            })
     }
 
     fn assignment() -> impl Strategy<Value = Assignment> {
         let shares = prop::collection::vec(0.1f64..4.0, 1..9);
-        (
-            shares,
-            any::<[u8; 32]>(),
-            any::<u64>(),
-            prop::option::of(any::<u64>()),
-            any::<u32>(),
-        )
-            .prop_map(|(shares, group_key, epoch, seed, kv_blocks)| {
+        (shares, any::<[u8; 32]>(), any::<u64>(), prop::option::of(any::<u64>()), any::<u32>()).prop_map(
+            |(shares, group_key, epoch, seed, kv_blocks)| {
                 let spec = ModelSpec::published("gpt-oss-20b").unwrap();
                 Assignment {
                     epoch: Epoch(epoch),
@@ -516,13 +445,12 @@ mod tests {
                     kv_blocks,
                     step_tokens_max: 512,
                     sampleable: vec![0..5, 9..spec.vocab as u32],
-                    peers: (0..shares.len())
-                        .map(|rank| format!("10.0.0.{rank}:7000"))
-                        .collect(),
+                    peers: (0..shares.len()).map(|rank| format!("10.0.0.{rank}:7000")).collect(),
                     group_key,
                     spec,
                 }
-            })
+            },
+        )
     }
 
     proptest! {
@@ -592,19 +520,13 @@ mod tests {
         let cases: [(&str, Spoil); 9] = [
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),
-            ("ModelSpec.layers", |a| {
-                a.spec.as_mut().unwrap().layers = vec![9].into()
-            }),
+            ("ModelSpec.layers", |a| a.spec.as_mut().unwrap().layers = vec![9].into()),
             ("Assignment.rank", |a| a.rank = 2),
             ("Assignment.rank", |a| drop(a.peers.pop())),
             ("Assignment.group_key", |a| a.group_key = vec![1].into()),
             ("Assignment.sampleable", |a| a.sampleable[0].end = 1 << 40),
-            ("RankShare.vocab", |a| {
-                a.stages[0].ranks[0].vocab = Some(wire::Range { start: 3, end: 1 })
-            }),
-            ("Assignment.stages", |a| {
-                a.stages[0].ranks[1].kv_heads = Some(wire::Range { start: 0, end: 8 })
-            }),
+            ("RankShare.vocab", |a| a.stages[0].ranks[0].vocab = Some(wire::Range { start: 3, end: 1 })),
+            ("Assignment.stages", |a| a.stages[0].ranks[1].kv_heads = Some(wire::Range { start: 0, end: 8 })),
         ];
         for (field, spoil) in cases {
             let mut wire = wire::Assignment::from(&good);

@@ -23,10 +23,7 @@ use std::time::{Duration, Instant};
 
 const STEPS: usize = 20_000;
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a measurement reads the clock; the scheduler does not"
-)]
+#[expect(clippy::disallowed_methods, reason = "a measurement reads the clock; the scheduler does not")]
 fn now() -> Instant {
     Instant::now()
 }
@@ -46,13 +43,7 @@ fn measure(sequence_count: usize, waiting_count: usize) {
         ..Settings::default()
     };
     let mut scheduler = Scheduler::new(settings).expect("settings that work");
-    scheduler.handle(
-        Duration::ZERO,
-        Event::GroupFormed {
-            epoch: Epoch(1),
-            kv_blocks: 400_000,
-        },
-    );
+    scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: 400_000 });
     for id in 0..(sequence_count + waiting_count) as u64 {
         scheduler.handle(Duration::ZERO, Event::Arrived(request(id)));
     }
@@ -87,18 +78,8 @@ fn request(id: u64) -> Request {
 
 fn step(scheduler: &mut Scheduler, plan: &StepPlan) -> (StepPlan, Duration) {
     let sampling = plan.work.iter().filter(|work| work.sample);
-    let sampled = sampling
-        .map(|work| Sampled {
-            sequence: work.sequence,
-            token: 5,
-        })
-        .collect();
-    let outcome = StepOutcome {
-        epoch: plan.epoch,
-        step: plan.step,
-        sampled,
-        ..Default::default()
-    };
+    let sampled = sampling.map(|work| Sampled { sequence: work.sequence, token: 5 }).collect();
+    let outcome = StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..Default::default() };
     let start = now();
     scheduler.handle(Duration::ZERO, Event::Stepped(outcome));
     let plan = poll_all(scheduler).expect("a next step");

@@ -19,10 +19,7 @@ pub struct BlockPool {
 impl BlockPool {
     pub fn new(count: usize) -> BlockPool {
         let last = u32::try_from(count).expect("block ids are 32-bit numbers");
-        BlockPool {
-            free: (0..last).rev().map(BlockId).collect(),
-            owners: vec![None; count],
-        }
+        BlockPool { free: (0..last).rev().map(BlockId).collect(), owners: vec![None; count] }
     }
 
     pub fn count(&self) -> usize {
@@ -48,11 +45,7 @@ impl BlockPool {
     /// client reads another's cache.
     pub fn give(&mut self, block: BlockId, owner: SequenceId) {
         let owned_by = self.owners[block.index()].take();
-        assert_eq!(
-            owned_by,
-            Some(owner),
-            "block {block} given by sequence {owner} is not its own"
-        );
+        assert_eq!(owned_by, Some(owner), "block {block} given by sequence {owner} is not its own");
         self.free.push(block);
     }
 
@@ -74,10 +67,7 @@ mod tests {
     #[test]
     fn a_pool_gives_each_block_once() {
         let mut pool = BlockPool::new(2);
-        let (a, b) = (
-            pool.take(SequenceId(1)).unwrap(),
-            pool.take(SequenceId(2)).unwrap(),
-        );
+        let (a, b) = (pool.take(SequenceId(1)).unwrap(), pool.take(SequenceId(2)).unwrap());
         assert_ne!(a, b);
         assert_eq!(pool.take(SequenceId(1)), None);
         pool.give(b, SequenceId(2));

@@ -12,10 +12,7 @@ impl Scheduler {
         self.check_line();
         self.check_waiting();
         if let Some(group) = &self.group {
-            assert!(
-                group.running.len() <= self.settings.sequences_max,
-                "more sequences than sequences_max"
-            );
+            assert!(group.running.len() <= self.settings.sequences_max, "more sequences than sequences_max");
             group.check_running();
             group.check_blocks();
         }
@@ -23,23 +20,11 @@ impl Scheduler {
 
     /// One line in order of arrival, nobody in it twice, nobody in it who should have ended.
     fn check_line(&self) {
-        assert!(
-            self.sequences().is_sorted_by(|a, b| a.arrival < b.arrival),
-            "the line is out of order"
-        );
+        assert!(self.sequences().is_sorted_by(|a, b| a.arrival < b.arrival), "the line is out of order");
         let ids: BTreeSet<SequenceId> = self.sequences().map(|sequence| sequence.id).collect();
-        assert_eq!(
-            ids.len(),
-            self.sequences().count(),
-            "a sequence stands twice in the line"
-        );
+        assert_eq!(ids.len(), self.sequences().count(), "a sequence stands twice in the line");
         for sequence in self.sequences() {
-            assert_eq!(
-                sequence.end(self.length_max()),
-                None,
-                "sequence {} should have ended",
-                sequence.id
-            );
+            assert_eq!(sequence.end(self.length_max()), None, "sequence {} should have ended", sequence.id);
         }
     }
 
@@ -48,35 +33,20 @@ impl Scheduler {
         assert!(self.waiting.len() <= waiting_max, "the queue is not bounded");
         for sequence in &self.waiting {
             let held = (sequence.computed, sequence.blocks.len());
-            assert_eq!(
-                held,
-                (0, 0),
-                "sequence {} waits and holds (positions, blocks)",
-                sequence.id
-            );
+            assert_eq!(held, (0, 0), "sequence {} waits and holds (positions, blocks)", sequence.id);
         }
     }
 
     pub(crate) fn check_plan(&self, plan: &StepPlan) {
         let tokens = plan.token_count();
         let tokens_max = self.settings.tokens_per_step_max;
-        assert!(
-            (1..=tokens_max).contains(&tokens),
-            "a step of {tokens} tokens, {tokens_max} at most"
-        );
+        assert!((1..=tokens_max).contains(&tokens), "a step of {tokens} tokens, {tokens_max} at most");
         let oldest = self.sequences().next().map(|sequence| sequence.id);
-        assert!(
-            plan.work.iter().any(|work| Some(work.sequence) == oldest),
-            "the oldest has no rows"
-        );
+        assert!(plan.work.iter().any(|work| Some(work.sequence) == oldest), "the oldest has no rows");
         let working: BTreeSet<SequenceId> = plan.work.iter().map(|work| work.sequence).collect();
         assert_eq!(working.len(), plan.work.len(), "a sequence works twice in a step");
         for admission in &plan.admit {
-            assert!(
-                working.contains(&admission.sequence),
-                "{} admitted for nothing",
-                admission.sequence
-            );
+            assert!(working.contains(&admission.sequence), "{} admitted for nothing", admission.sequence);
         }
     }
 }
@@ -86,22 +56,11 @@ impl Group {
     fn check_running(&self) {
         for sequence in &self.running {
             let (id, table) = (sequence.id, sequence.blocks.len());
-            assert!(
-                sequence.computed <= sequence.tokens.len(),
-                "sequence {id} computed unknown tokens"
-            );
-            assert!(
-                table >= blocks_for(sequence.computed),
-                "the table of {id} is too short: {table}"
-            );
-            assert!(
-                table <= blocks_for(sequence.tokens.len()),
-                "the table of {id} is too long: {table}"
-            );
-            let sampling = self
-                .in_flight
-                .as_ref()
-                .is_some_and(|step| step.samples.iter().any(|s| s.sequence == id));
+            assert!(sequence.computed <= sequence.tokens.len(), "sequence {id} computed unknown tokens");
+            assert!(table >= blocks_for(sequence.computed), "the table of {id} is too short: {table}");
+            assert!(table <= blocks_for(sequence.tokens.len()), "the table of {id} is too long: {table}");
+            let sampling =
+                self.in_flight.as_ref().is_some_and(|step| step.samples.iter().any(|s| s.sequence == id));
             assert_eq!(
                 sequence.rows_lacking() == 0,
                 sampling,
@@ -115,11 +74,7 @@ impl Group {
         let mut owned = 0;
         for sequence in &self.running {
             for &block in &sequence.blocks {
-                assert_eq!(
-                    self.pool.owner(block),
-                    Some(sequence.id),
-                    "block {block} is owned by another"
-                );
+                assert_eq!(self.pool.owner(block), Some(sequence.id), "block {block} is owned by another");
             }
             let distinct: BTreeSet<_> = sequence.blocks.iter().collect();
             assert_eq!(
@@ -131,10 +86,7 @@ impl Group {
             owned += distinct.len();
         }
         let free: BTreeSet<_> = self.pool.free_blocks().iter().collect();
-        assert!(
-            free.iter().all(|&&block| self.pool.owner(block).is_none()),
-            "a free block is owned"
-        );
+        assert!(free.iter().all(|&&block| self.pool.owner(block).is_none()), "a free block is owned");
         assert_eq!(free.len(), self.pool.free_count(), "a block is free twice");
         assert_eq!(owned + free.len(), self.pool.count(), "blocks are lost");
     }

@@ -45,11 +45,7 @@ pub enum Action {
     /// One more token of a sequence.
     Emit { sequence: SequenceId, token: TokenId },
     /// The last word on a sequence.
-    Finish {
-        sequence: SequenceId,
-        reason: FinishReason,
-        usage: Usage,
-    },
+    Finish { sequence: SequenceId, reason: FinishReason, usage: Usage },
     /// The only word on a sequence that was never taken in.
     Reject { sequence: SequenceId, reason: Rejection },
     /// This group cannot be served: end its epoch and form another. The scheduler has forgotten it, as
@@ -89,17 +85,9 @@ pub enum GroupFault {
     #[error("the group formed with no kv blocks\nhint: its devices have no memory left after the weights")]
     NoBlocks,
     #[error("step {step} answered with {found} sampled tokens, but {expected} were asked for")]
-    SampledCount {
-        step: StepId,
-        expected: usize,
-        found: usize,
-    },
+    SampledCount { step: StepId, expected: usize, found: usize },
     #[error("step {step} sampled for sequence {found} where sequence {expected} was to come")]
-    SampledSequence {
-        step: StepId,
-        expected: SequenceId,
-        found: SequenceId,
-    },
+    SampledSequence { step: StepId, expected: SequenceId, found: SequenceId },
 }
 
 /// Token counts of a finished sequence.

@@ -42,14 +42,8 @@ impl Group {
         }
         self.grow_tables(waiting);
         let mut batch = Batch::new(settings.tokens_per_step_max, self.running.len());
-        self.running
-            .iter_mut()
-            .filter(|sequence| sequence.rows_lacking() == 1)
-            .for_each(|s| batch.add(s));
-        self.running
-            .iter_mut()
-            .filter(|sequence| sequence.rows_lacking() > 1)
-            .for_each(|s| batch.add(s));
+        self.running.iter_mut().filter(|sequence| sequence.rows_lacking() == 1).for_each(|s| batch.add(s));
+        self.running.iter_mut().filter(|sequence| sequence.rows_lacking() > 1).for_each(|s| batch.add(s));
         self.admit(settings, waiting, &mut batch);
         (!batch.work.is_empty()).then(|| self.send(batch))
     }
@@ -100,18 +94,9 @@ impl Group {
     fn send(&mut self, batch: Batch) -> StepPlan {
         let step = StepId(self.step_last.0 + 1);
         self.step_last = step;
-        self.in_flight = Some(InFlight {
-            step,
-            samples: batch.samples,
-        });
+        self.in_flight = Some(InFlight { step, samples: batch.samples });
         let release = std::mem::take(&mut self.releases);
-        StepPlan {
-            epoch: self.epoch,
-            step,
-            release,
-            admit: batch.admit,
-            work: batch.work,
-        }
+        StepPlan { epoch: self.epoch, step, release, admit: batch.admit, work: batch.work }
     }
 
     /// Takes a running sequence out. Its blocks are free at once: no plan is made while a step is in
@@ -127,9 +112,7 @@ impl Group {
     }
 
     pub fn find(&self, arrival: Arrival) -> Option<usize> {
-        self.running
-            .binary_search_by_key(&arrival, |sequence| sequence.arrival)
-            .ok()
+        self.running.binary_search_by_key(&arrival, |sequence| sequence.arrival).ok()
     }
 }
 
@@ -159,10 +142,7 @@ impl Batch {
         }
         let work = sequence.next_work(rows);
         if work.sample {
-            self.samples.push(Sample {
-                arrival: sequence.arrival,
-                sequence: sequence.id,
-            });
+            self.samples.push(Sample { arrival: sequence.arrival, sequence: sequence.id });
         }
         self.rows_free -= rows;
         self.work.push(work);
@@ -187,28 +167,12 @@ impl InFlight {
         let step = self.step;
         let (expected, found) = (self.samples.len(), sampled.len());
         if expected != found {
-            return Err(GroupFault::SampledCount {
-                step,
-                expected,
-                found,
-            });
+            return Err(GroupFault::SampledCount { step, expected, found });
         }
-        match self
-            .samples
-            .iter()
-            .zip(sampled)
-            .find(|(sample, sampled)| sample.sequence != sampled.sequence)
-        {
-            Some((
-                Sample {
-                    sequence: expected, ..
-                },
-                Sampled { sequence: found, .. },
-            )) => Err(GroupFault::SampledSequence {
-                step,
-                expected: *expected,
-                found: *found,
-            }),
+        match self.samples.iter().zip(sampled).find(|(sample, sampled)| sample.sequence != sampled.sequence) {
+            Some((Sample { sequence: expected, .. }, Sampled { sequence: found, .. })) => {
+                Err(GroupFault::SampledSequence { step, expected: *expected, found: *found })
+            }
             None => Ok(()),
         }
     }

@@ -67,10 +67,7 @@ impl Scheduler {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        let plan = self
-            .group
-            .as_mut()?
-            .plan_step(&self.settings, &mut self.waiting)?;
+        let plan = self.group.as_mut()?.plan_step(&self.settings, &mut self.waiting)?;
         #[cfg(debug_assertions)]
         {
             self.check();
@@ -150,10 +147,7 @@ impl Scheduler {
 
     /// Tokens that a sequence may have: the context, or the whole cache where that is less.
     pub(crate) fn length_max(&self) -> usize {
-        let capacity_tokens = self
-            .group
-            .as_ref()
-            .map_or(usize::MAX, |group| group.pool.capacity_tokens());
+        let capacity_tokens = self.group.as_ref().map_or(usize::MAX, |group| group.pool.capacity_tokens());
         capacity_tokens.min(self.settings.context_max)
     }
 
@@ -161,10 +155,7 @@ impl Scheduler {
 
     fn arrive(&mut self, request: Request) {
         if let Some(reason) = self.rejection(&request) {
-            return self.actions.push_back(Action::Reject {
-                sequence: request.sequence,
-                reason,
-            });
+            return self.actions.push_back(Action::Reject { sequence: request.sequence, reason });
         }
         self.arrival_last.0 += 1;
         let sequence = Sequence::new(self.arrival_last, self.now, request);
@@ -205,18 +196,13 @@ impl Scheduler {
 
     /// All of them, oldest first.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
-        self.group
-            .iter()
-            .flat_map(|group| &group.running)
-            .chain(&self.waiting)
+        self.group.iter().flat_map(|group| &group.running).chain(&self.waiting)
     }
 
     // The step.
 
     fn apply(&mut self, outcome: StepOutcome) {
-        let StepOutcome {
-            epoch, step, sampled, ..
-        } = outcome;
+        let StepOutcome { epoch, step, sampled, .. } = outcome;
         let in_flight = self.group.as_mut().and_then(|group| {
             let expected = group.epoch == epoch && group.in_flight.as_ref().is_some_and(|it| it.step == step);
             if expected { group.in_flight.take() } else { None }
@@ -239,10 +225,7 @@ impl Scheduler {
         let Some(index) = group.find(arrival) else { return };
         let sequence = &mut group.running[index];
         sequence.tokens.push(token);
-        self.actions.push_back(Action::Emit {
-            sequence: sequence.id,
-            token,
-        });
+        self.actions.push_back(Action::Emit { sequence: sequence.id, token });
         if let Some(reason) = sequence.end(length_max) {
             let sequence = group.remove(index);
             self.finish(sequence, reason);
@@ -254,10 +237,6 @@ impl Scheduler {
         let (id, usage) = (sequence.id, sequence.usage());
         let alive = self.now.saturating_sub(sequence.arrived_at);
         tracing::debug!(sequence = %id, ?reason, ?usage, ?alive, "finished");
-        self.actions.push_back(Action::Finish {
-            sequence: id,
-            reason,
-            usage,
-        });
+        self.actions.push_back(Action::Finish { sequence: id, reason, usage });
     }
 }

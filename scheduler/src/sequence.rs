@@ -29,13 +29,7 @@ pub struct Sequence {
 
 impl Sequence {
     pub fn new(arrival: Arrival, arrived_at: Duration, request: Request) -> Sequence {
-        let Request {
-            sequence: id,
-            prompt,
-            sampling,
-            tokens_max,
-            stop_tokens,
-        } = request;
+        let Request { sequence: id, prompt, sampling, tokens_max, stop_tokens } = request;
         Sequence {
             id,
             arrival,
@@ -75,10 +69,7 @@ impl Sequence {
     }
 
     pub fn admission(&self) -> Admission {
-        Admission {
-            sequence: self.id,
-            sampling: self.sampling,
-        }
+        Admission { sequence: self.id, sampling: self.sampling }
     }
 
     /// Forgets what the workers hold of it. The tokens stay.

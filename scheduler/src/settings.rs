@@ -21,12 +21,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings {
-            tokens_per_step_max: 512,
-            sequences_max: 64,
-            waiting_max: 1024,
-            context_max: 131_072,
-        }
+        Settings { tokens_per_step_max: 512, sequences_max: 64, waiting_max: 1024, context_max: 131_072 }
     }
 }
 
@@ -34,19 +29,12 @@ impl Default for Settings {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     #[error("{name} is {value}, below its least value {least}")]
-    TooSmall {
-        name: &'static str,
-        value: usize,
-        least: usize,
-    },
+    TooSmall { name: &'static str, value: usize, least: usize },
     #[error(
         "tokens_per_step_max is {tokens_per_step_max}, below sequences_max {sequences_max}: a step could not \
          hold one token of each sequence\nhint: raise tokens_per_step_max or lower sequences_max"
     )]
-    StepTooSmall {
-        tokens_per_step_max: usize,
-        sequences_max: usize,
-    },
+    StepTooSmall { tokens_per_step_max: usize, sequences_max: usize },
     #[error("context_max is {context_max}, but positions are 32-bit numbers")]
     ContextTooLong { context_max: usize },
 }
@@ -57,17 +45,9 @@ impl Settings {
         at_least("waiting_max", self.waiting_max, 1)?;
         // One token of prompt, one of completion.
         at_least("context_max", self.context_max, 2)?;
-        let Settings {
-            tokens_per_step_max,
-            sequences_max,
-            context_max,
-            ..
-        } = *self;
+        let Settings { tokens_per_step_max, sequences_max, context_max, .. } = *self;
         if tokens_per_step_max < sequences_max {
-            return Err(SettingsError::StepTooSmall {
-                tokens_per_step_max,
-                sequences_max,
-            });
+            return Err(SettingsError::StepTooSmall { tokens_per_step_max, sequences_max });
         }
         if u32::try_from(context_max).is_err() {
             return Err(SettingsError::ContextTooLong { context_max });
@@ -77,11 +57,7 @@ impl Settings {
 }
 
 fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), SettingsError> {
-    if value < least {
-        Err(SettingsError::TooSmall { name, value, least })
-    } else {
-        Ok(())
-    }
+    if value < least { Err(SettingsError::TooSmall { name, value, least }) } else { Ok(()) }
 }
 
 #[cfg(test)]

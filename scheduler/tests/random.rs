@@ -81,11 +81,7 @@ fn settings() -> impl Strategy<Value = Settings> {
 impl World {
     fn happen(&mut self, happening: &Happening) {
         match *happening {
-            Happening::Arrive {
-                prompt_tokens,
-                tokens_max,
-                stops,
-            } => {
+            Happening::Arrive { prompt_tokens, tokens_max, stops } => {
                 let mut request = request(self.clients.len() as u64 + 1, prompt_tokens, tokens_max);
                 request.stop_tokens = if stops { vec![3, 7] } else { vec![] };
                 self.arrive(request);
@@ -111,22 +107,15 @@ impl World {
             Happening::PastGroup => {
                 let past = Epoch(self.epoch().0.saturating_sub(1));
                 self.tell(Event::GroupLost { epoch: past });
-                self.tell(Event::GroupFormed {
-                    epoch: past,
-                    kv_blocks: 1,
-                });
+                self.tell(Event::GroupFormed { epoch: past, kv_blocks: 1 });
             }
             Happening::Poll => self.settle_actions(),
         }
     }
 
     fn pick_live(&self, pick: usize) -> Option<u64> {
-        let live: Vec<u64> = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.end.is_none())
-            .map(|(id, _)| id.0)
-            .collect();
+        let live: Vec<u64> =
+            self.clients.iter().filter(|(_, client)| client.end.is_none()).map(|(id, _)| id.0).collect();
         live.get(pick % live.len().max(1)).copied()
     }
 
@@ -137,11 +126,7 @@ impl World {
         if (epochs_ago, steps) != (0, 0) {
             let epoch = Epoch(plan.epoch.0.wrapping_sub(epochs_ago));
             let step = flotilla_shared::StepId(plan.step.0.wrapping_sub(steps));
-            self.tell(Event::Stepped(StepOutcome {
-                epoch,
-                step,
-                ..outcome
-            }));
+            self.tell(Event::Stepped(StepOutcome { epoch, step, ..outcome }));
         }
     }
 
@@ -152,10 +137,7 @@ impl World {
         match (wrong, outcome.sampled.last_mut()) {
             (Wrong::Other, Some(sampled)) => sampled.sequence = SequenceId(999),
             (Wrong::OneLess, Some(_)) => _ = outcome.sampled.pop(),
-            (_, _) => outcome.sampled.push(Sampled {
-                sequence: SequenceId(1),
-                token: 0,
-            }),
+            (_, _) => outcome.sampled.push(Sampled { sequence: SequenceId(1), token: 0 }),
         }
         let faults = self.faults.len();
         self.tell(Event::Stepped(outcome));

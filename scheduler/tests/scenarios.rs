@@ -10,12 +10,7 @@ use world::{World, request};
 
 /// Small numbers that a reader can follow: steps of 8 tokens, 4 sequences, a queue of 4.
 fn small() -> Settings {
-    Settings {
-        tokens_per_step_max: 8,
-        sequences_max: 4,
-        waiting_max: 4,
-        context_max: 200,
-    }
+    Settings { tokens_per_step_max: 8, sequences_max: 4, waiting_max: 4, context_max: 200 }
 }
 
 const PLENTY: usize = 100;
@@ -80,13 +75,7 @@ fn prompts_share_the_rest_of_a_step_in_order_of_arrival() {
 
 #[test]
 fn even_when_all_others_decode_the_prompt_has_a_row() {
-    let mut world = World::with_blocks(
-        Settings {
-            tokens_per_step_max: 4,
-            ..small()
-        },
-        PLENTY,
-    );
+    let mut world = World::with_blocks(Settings { tokens_per_step_max: 4, ..small() }, PLENTY);
     for id in 1..=3 {
         world.arrive(request(id, 1, 30));
     }
@@ -109,13 +98,7 @@ fn nobody_overtakes_the_head_of_the_line() {
     world.arrive(request(2, 40, 2)); // three blocks, where two are free
     world.arrive(request(3, 1, 2)); // would fit
     while world.reason(1).is_none() {
-        assert!(
-            world
-                .plan()
-                .admit
-                .iter()
-                .all(|admission| admission.sequence == SequenceId(1))
-        );
+        assert!(world.plan().admit.iter().all(|admission| admission.sequence == SequenceId(1)));
         world.step();
     }
     assert_eq!(world.plan().admit[0].sequence, SequenceId(2));
@@ -153,11 +136,7 @@ fn where_blocks_run_out_the_youngest_starts_over_and_repeats_nothing() {
     while world.plan().admit.is_empty() {
         world.step();
     }
-    assert_eq!(
-        world.reason(1),
-        Some(FinishReason::Length),
-        "it was the older that ran on"
-    );
+    assert_eq!(world.reason(1), Some(FinishReason::Length), "it was the older that ran on");
     assert_eq!(world.plan().work[0].position, 0);
     assert_eq!(world.client(2).emitted.len(), emitted);
     world.run_to_end();
@@ -207,20 +186,8 @@ fn the_whole_pool_is_the_longest_sequence() {
     world.arrive(request(1, 31, 9));
     world.arrive(request(2, 32, 9));
     world.run_to_end();
-    assert_eq!(
-        (world.reason(1), world.client(1).emitted.len()),
-        (Some(FinishReason::Length), 1)
-    );
-    assert_eq!(
-        world.rejections,
-        [(
-            SequenceId(2),
-            Rejection::PromptTooLong {
-                tokens: 32,
-                tokens_max: 31
-            }
-        )]
-    );
+    assert_eq!((world.reason(1), world.client(1).emitted.len()), (Some(FinishReason::Length), 1));
+    assert_eq!(world.rejections, [(SequenceId(2), Rejection::PromptTooLong { tokens: 32, tokens_max: 31 })]);
 }
 
 #[test]
@@ -263,13 +230,7 @@ fn a_stop_token_is_emitted_and_counted() {
 
 #[test]
 fn length_ends_at_tokens_max_and_at_the_end_of_the_context() {
-    let mut world = World::with_blocks(
-        Settings {
-            context_max: 30,
-            ..small()
-        },
-        PLENTY,
-    );
+    let mut world = World::with_blocks(Settings { context_max: 30, ..small() }, PLENTY);
     world.arrive(request(1, 10, 7));
     world.arrive(request(2, 10, 1000));
     world.arrive(request(3, 10, 0));
@@ -292,13 +253,7 @@ fn what_cannot_be_served_is_rejected_with_its_reason() {
     world.settle_actions();
     let rejections = [
         (SequenceId(1), Rejection::EmptyPrompt),
-        (
-            SequenceId(2),
-            Rejection::PromptTooLong {
-                tokens: 200,
-                tokens_max: 199,
-            },
-        ),
+        (SequenceId(2), Rejection::PromptTooLong { tokens: 200, tokens_max: 199 }),
         (SequenceId(7), Rejection::QueueFull { waiting_max: 4 }),
         (SequenceId(3), Rejection::DuplicateSequence),
     ];
@@ -394,10 +349,7 @@ fn a_group_of_a_past_epoch_is_refused() {
     let mut world = World::with_blocks(small(), PLENTY);
     world.arrive(request(1, 5, 5));
     world.step();
-    world.tell(Event::GroupFormed {
-        epoch: Epoch(1),
-        kv_blocks: 3,
-    });
+    world.tell(Event::GroupFormed { epoch: Epoch(1), kv_blocks: 3 });
     assert_eq!(world.scheduler.load().kv_blocks, PLENTY);
     world.run_to_end();
 }
@@ -437,37 +389,18 @@ fn an_outcome_that_was_not_asked_for_ends_the_epoch_and_costs_no_token() {
     let (step, first, second) = (StepId(3), SequenceId(1), SequenceId(2));
     assert_eq!(
         answered_wrongly(|outcome| outcome.sampled.truncate(1)),
-        [GroupFault::SampledCount {
-            step,
-            expected: 2,
-            found: 1
-        }]
+        [GroupFault::SampledCount { step, expected: 2, found: 1 }]
     );
     assert_eq!(
-        answered_wrongly(|outcome| outcome.sampled.push(Sampled {
-            sequence: first,
-            token: 0
-        })),
-        [GroupFault::SampledCount {
-            step,
-            expected: 2,
-            found: 3
-        }]
+        answered_wrongly(|outcome| outcome.sampled.push(Sampled { sequence: first, token: 0 })),
+        [GroupFault::SampledCount { step, expected: 2, found: 3 }]
     );
     assert_eq!(
         answered_wrongly(|outcome| outcome.sampled.swap(0, 1)),
-        [GroupFault::SampledSequence {
-            step,
-            expected: first,
-            found: second
-        }]
+        [GroupFault::SampledSequence { step, expected: first, found: second }]
     );
     assert_eq!(
         answered_wrongly(|outcome| outcome.sampled[1].sequence = SequenceId(9)),
-        [GroupFault::SampledSequence {
-            step,
-            expected: second,
-            found: SequenceId(9)
-        }]
+        [GroupFault::SampledSequence { step, expected: second, found: SequenceId(9) }]
     );
 }

@@ -60,11 +60,7 @@ impl ExpertShare {
 
     /// Intermediate elements of each owned expert.
     pub fn intermediate(&self) -> usize {
-        if self.is_empty() {
-            0
-        } else {
-            self.blocks.len() * MXFP4_BLOCK
-        }
+        if self.is_empty() { 0 } else { self.blocks.len() * MXFP4_BLOCK }
     }
 
     /// Exactly one rank adds the down bias of an expert: the one that owns its first block.
@@ -90,23 +86,12 @@ pub enum PlanError {
          the devices offer {}\nhint: add workers, or lower the KV cache",
         Bytes(weights + kv), Bytes(*weights), Bytes(*kv), Bytes(*offered)
     )]
-    TooLarge {
-        ranks: usize,
-        weights: u64,
-        kv: u64,
-        kv_tokens: usize,
-        offered: u64,
-    },
+    TooLarge { ranks: usize, weights: u64, kv: u64, kv_tokens: usize, offered: u64 },
     #[error(
         "rank {rank} ({device}) has {} and even its smallest share needs {}\nhint: leave this device out",
         Bytes(*offered), Bytes(*needed)
     )]
-    DeviceTooSmall {
-        rank: Rank,
-        device: String,
-        offered: u64,
-        needed: u64,
-    },
+    DeviceTooSmall { rank: Rank, device: String, offered: u64, needed: u64 },
 }
 
 impl Plan {
@@ -127,10 +112,8 @@ impl Plan {
         const ROUNDS: usize = 256;
         for _ in 0..ROUNDS {
             let plan = Plan::with_shares(spec, &weights);
-            let needed: Vec<u64> = plan
-                .ranks()
-                .map(|share| plan.bytes(spec, share.rank).total(kv_tokens))
-                .collect();
+            let needed: Vec<u64> =
+                plan.ranks().map(|share| plan.bytes(spec, share.rank).total(kv_tokens)).collect();
             let mut fits = true;
             for (weight, (&needed, device)) in weights.iter_mut().zip(needed.iter().zip(devices)) {
                 if needed > device.memory_bytes {
@@ -156,46 +139,26 @@ impl Plan {
         let ranks = ranks.map(|(rank, ((kv_heads, blocks), vocab))| RankShare {
             rank: Rank(rank as u16),
             kv_heads,
-            experts: ExpertShare {
-                experts: 0..spec.experts,
-                blocks,
-            },
+            experts: ExpertShare { experts: 0..spec.experts, blocks },
             vocab,
         });
-        Plan {
-            stages: vec![Stage {
-                layers: 0..spec.layer_count(),
-                ranks: ranks.collect(),
-            }],
-        }
+        Plan { stages: vec![Stage { layers: 0..spec.layer_count(), ranks: ranks.collect() }] }
     }
 
     /// Checks a plan that came from outside: ranks in order from 0, and every layer, kv head, expert
     /// block and vocabulary row of `spec` owned exactly once. Says what is wrong.
     pub fn check(&self, spec: &ModelSpec) -> Result<(), String> {
-        if !self
-            .ranks()
-            .enumerate()
-            .all(|(at, share)| share.rank.index() == at)
-        {
+        if !self.ranks().enumerate().all(|(at, share)| share.rank.index() == at) {
             return Err("does not number its ranks in order from 0".into());
         }
-        covers(
-            self.stages.iter().map(|stage| stage.layers.clone()),
-            spec.layer_count(),
-            "layers",
-        )?;
+        covers(self.stages.iter().map(|stage| stage.layers.clone()), spec.layer_count(), "layers")?;
         for stage in &self.stages {
             let shares = || stage.ranks.iter();
             covers(shares().map(|s| s.kv_heads.clone()), spec.kv_heads, "kv heads")?;
             covers(shares().map(|s| s.vocab.clone()), spec.vocab, "vocabulary rows")?;
             let (experts, blocks) = (spec.experts, spec.intermediate_blocks());
             if shares().all(|s| s.experts.experts == (0..experts)) {
-                covers(
-                    shares().map(|s| s.experts.blocks.clone()),
-                    blocks,
-                    "expert blocks",
-                )?;
+                covers(shares().map(|s| s.experts.blocks.clone()), blocks, "expert blocks")?;
             } else if shares().all(|s| s.experts.blocks == (0..blocks)) {
                 covers(shares().map(|s| s.experts.experts.clone()), experts, "experts")?;
             } else {
@@ -235,9 +198,7 @@ impl Plan {
             TensorId::FinalNorm | TensorId::Unembed => last,
             TensorId::Layer(layer, _) => stage.layers.contains(&(*layer as usize)),
         };
-        let slices = TensorId::all(spec)
-            .filter(in_stage)
-            .filter_map(|tensor| share.slice(spec, tensor));
+        let slices = TensorId::all(spec).filter(in_stage).filter_map(|tensor| share.slice(spec, tensor));
         slices.filter(|slice| !slice.is_empty()).collect()
     }
 
@@ -270,13 +231,7 @@ impl Plan {
                 offered: devices[rank].memory_bytes,
                 needed: replicated,
             },
-            _ => PlanError::TooLarge {
-                ranks: devices.len(),
-                weights,
-                kv,
-                kv_tokens,
-                offered,
-            },
+            _ => PlanError::TooLarge { ranks: devices.len(), weights, kv, kv_tokens, offered },
         }
     }
 }
@@ -363,29 +318,17 @@ fn covers(ranges: impl Iterator<Item = Range<usize>>, units: usize, what: &str) 
     let mut next = 0;
     for range in ranges {
         if range.start != next || range.end < range.start {
-            return Err(format!(
-                "gives {what} {}..{} where {next} comes next",
-                range.start, range.end
-            ));
+            return Err(format!("gives {what} {}..{} where {next} comes next", range.start, range.end));
         }
         next = range.end;
     }
-    if next == units {
-        Ok(())
-    } else {
-        Err(format!("covers {next} of {units} {what}"))
-    }
+    if next == units { Ok(()) } else { Err(format!("covers {next} of {units} {what}")) }
 }
 
 /// Relative shares by bandwidth; equal unless every device knows its own.
 fn bandwidth_weights(devices: &[Inventory]) -> Vec<f64> {
-    let known = devices
-        .iter()
-        .all(|d| d.bandwidth.is_finite() && d.bandwidth > 0.0);
-    devices
-        .iter()
-        .map(|d| if known { d.bandwidth } else { 1.0 })
-        .collect()
+    let known = devices.iter().all(|d| d.bandwidth.is_finite() && d.bandwidth > 0.0);
+    devices.iter().map(|d| if known { d.bandwidth } else { 1.0 }).collect()
 }
 
 /// Cuts `units` whole units into contiguous ranges as close to `weights` as whole units allow:
@@ -393,11 +336,7 @@ fn bandwidth_weights(devices: &[Inventory]) -> Vec<f64> {
 pub fn apportion(units: usize, weights: &[f64]) -> Vec<Range<usize>> {
     let total: f64 = weights.iter().sum();
     let share = |weight: f64| {
-        if total > 0.0 {
-            units as f64 * weight / total
-        } else {
-            0.0
-        }
+        if total > 0.0 { units as f64 * weight / total } else { 0.0 }
     };
     let mut counts: Vec<usize> = weights.iter().map(|&w| share(w).floor() as usize).collect();
     let mut by_remainder: Vec<usize> = (0..weights.len()).collect();

@@ -17,11 +17,7 @@ pub struct Sampling {
 }
 
 impl Sampling {
-    pub const GREEDY: Sampling = Sampling {
-        temperature: 0.0,
-        top_p: 1.0,
-        seed: 0,
-    };
+    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
 
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
@@ -62,11 +58,7 @@ mod tests {
     #[test]
     fn draws_follow_the_softmax() {
         let logits = [2.0f32, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5];
-        let sampling = Sampling {
-            temperature: 0.8,
-            top_p: 1.0,
-            seed: 42,
-        };
+        let sampling = Sampling { temperature: 0.8, top_p: 1.0, seed: 42 };
         let draws = 20_000;
         let mut counts = [0f64; 8];
         for position in 0..draws {

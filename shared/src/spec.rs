@@ -10,14 +10,8 @@ pub const MXFP4_BLOCK: usize = 32;
 
 /// The published config.json of gpt-oss-120b and gpt-oss-20b.
 pub const PUBLISHED: [(&str, &str); 2] = [
-    (
-        "gpt-oss-120b",
-        include_str!("../published/gpt-oss-120b.config.json"),
-    ),
-    (
-        "gpt-oss-20b",
-        include_str!("../published/gpt-oss-20b.config.json"),
-    ),
+    ("gpt-oss-120b", include_str!("../published/gpt-oss-120b.config.json")),
+    ("gpt-oss-20b", include_str!("../published/gpt-oss-20b.config.json")),
 ];
 
 /// Which keys a layer's attention sees.
@@ -81,19 +75,11 @@ pub enum SpecError {
     )]
     Json(#[from] serde_json::Error),
     #[error("config.json: {field} is {found}, expected {expected}")]
-    Field {
-        field: &'static str,
-        found: String,
-        expected: String,
-    },
+    Field { field: &'static str, found: String, expected: String },
 }
 
 fn refuse(field: &'static str, found: impl ToString, expected: impl ToString) -> SpecError {
-    SpecError::Field {
-        field,
-        found: found.to_string(),
-        expected: expected.to_string(),
-    }
+    SpecError::Field { field, found: found.to_string(), expected: expected.to_string() }
 }
 
 /// The file's own words; fields that do not change the arithmetic are left unread.
@@ -222,10 +208,7 @@ impl ModelSpec {
                 return Err(refuse(field, size, format!("1 to {SIZE_MAX}")));
             }
         }
-        for (field, size) in [
-            ("hidden_size", self.hidden),
-            ("intermediate_size", self.intermediate),
-        ] {
+        for (field, size) in [("hidden_size", self.hidden), ("intermediate_size", self.intermediate)] {
             if !size.is_multiple_of(MXFP4_BLOCK) {
                 return Err(refuse(field, size, "a multiple of 32, the MXFP4 block"));
             }
@@ -235,11 +218,7 @@ impl ModelSpec {
             return Err(refuse("num_attention_heads", self.q_heads, multiple));
         }
         if !self.head_dim.is_multiple_of(2) {
-            return Err(refuse(
-                "head_dim",
-                self.head_dim,
-                "an even number, for rotary halves",
-            ));
+            return Err(refuse("head_dim", self.head_dim, "an even number, for rotary halves"));
         }
         if self.experts_per_token > self.experts {
             let most = format!("at most num_local_experts {}", self.experts);
@@ -282,44 +261,25 @@ impl Config {
         match &self.quantization_config {
             Some(q) if q.quant_method == "mxfp4" => {}
             Some(q) => {
-                return Err(refuse(
-                    "quantization_config.quant_method",
-                    &q.quant_method,
-                    "mxfp4",
-                ));
+                return Err(refuse("quantization_config.quant_method", &q.quant_method, "mxfp4"));
             }
             None => {
-                return Err(refuse(
-                    "quantization_config",
-                    "absent",
-                    "mxfp4 experts, as published",
-                ));
+                return Err(refuse("quantization_config", "absent", "mxfp4 experts, as published"));
             }
         }
         let layers = match self.layer_types {
             Some(kinds) if kinds.len() == self.num_hidden_layers => kinds,
             Some(kinds) => {
                 let expected = format!("num_hidden_layers {}", self.num_hidden_layers);
-                return Err(refuse(
-                    "layer_types",
-                    format!("{} entries", kinds.len()),
-                    expected,
-                ));
+                return Err(refuse("layer_types", format!("{} entries", kinds.len()), expected));
             }
             None => (0..self.num_hidden_layers.min(SIZE_MAX))
-                .map(|layer| {
-                    if layer % 2 == 0 {
-                        LayerKind::Window
-                    } else {
-                        LayerKind::Full
-                    }
-                })
+                .map(|layer| if layer % 2 == 0 { LayerKind::Window } else { LayerKind::Full })
                 .collect(),
         };
         let rope = rope(self.rope_scaling, self.rope_theta, self.max_position_embeddings)?;
-        let experts_per_token = self
-            .num_experts_per_tok
-            .ok_or_else(|| refuse("num_experts_per_tok", "absent", "a number"))?;
+        let experts_per_token =
+            self.num_experts_per_tok.ok_or_else(|| refuse("num_experts_per_tok", "absent", "a number"))?;
         Ok(ModelSpec {
             hidden: self.hidden_size,
             intermediate: self.intermediate_size,
@@ -360,9 +320,7 @@ fn rope(scaling: Option<RopeScaling>, theta: Option<f64>, context_max: usize) ->
             factor: scaling.factor,
             beta_fast: scaling.beta_fast,
             beta_slow: scaling.beta_slow,
-            original_context: scaling
-                .original_max_position_embeddings
-                .unwrap_or(context_max as f64),
+            original_context: scaling.original_max_position_embeddings.unwrap_or(context_max as f64),
             truncate: scaling.truncate,
         }),
         other => Err(refuse("rope_scaling.rope_type", other, "yarn or default")),
@@ -379,18 +337,12 @@ impl Rope {
         }
         let (low, high) = self.ramp_range(head_dim);
         let ramp = |j: usize| ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..half)
-            .map(|j| theta_j(j) / self.factor * ramp(j) + theta_j(j) * (1.0 - ramp(j)))
-            .collect()
+        (0..half).map(|j| theta_j(j) / self.factor * ramp(j) + theta_j(j) * (1.0 - ramp(j))).collect()
     }
 
     /// Factor on both cos and sin, at every length: 0.1 ln(factor) + 1.
     pub fn concentration(&self) -> f64 {
-        if self.factor <= 1.0 {
-            1.0
-        } else {
-            0.1 * self.factor.ln() + 1.0
-        }
+        if self.factor <= 1.0 { 1.0 } else { 0.1 * self.factor.ln() + 1.0 }
     }
 
     /// Dimensions between which extrapolation turns into interpolation.
@@ -404,11 +356,7 @@ impl Rope {
             (low, high) = (low.floor(), high.ceil());
         }
         let (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
-        if low == high {
-            (low, high + 0.001)
-        } else {
-            (low, high)
-        }
+        if low == high { (low, high + 0.001) } else { (low, high) }
     }
 }
 
@@ -427,18 +375,9 @@ mod tests {
     #[test]
     fn published_shapes() {
         let large = ModelSpec::published("gpt-oss-120b").unwrap();
-        assert_eq!(
-            (large.hidden, large.layer_count(), large.experts),
-            (2880, 36, 128)
-        );
-        assert_eq!(
-            (large.q_heads, large.kv_heads, large.head_dim, large.group()),
-            (64, 8, 64, 8)
-        );
-        assert_eq!(
-            (large.intermediate_blocks(), large.vocab, large.window),
-            (90, 201_088, 128)
-        );
+        assert_eq!((large.hidden, large.layer_count(), large.experts), (2880, 36, 128));
+        assert_eq!((large.q_heads, large.kv_heads, large.head_dim, large.group()), (64, 8, 64, 8));
+        assert_eq!((large.intermediate_blocks(), large.vocab, large.window), (90, 201_088, 128));
         assert_eq!(large.layers[0], LayerKind::Window);
         let small = ModelSpec::published("gpt-oss-20b").unwrap();
         assert_eq!((small.layer_count(), small.experts), (24, 32));
@@ -449,10 +388,7 @@ mod tests {
     fn yarn_range_is_not_rounded() {
         let rope = ModelSpec::published("gpt-oss-120b").unwrap().rope;
         let (low, high) = rope.ramp_range(64);
-        assert!(
-            (low - 8.0927791).abs() < 1e-6 && (high - 17.3980245).abs() < 1e-6,
-            "{low} {high}"
-        );
+        assert!((low - 8.0927791).abs() < 1e-6 && (high - 17.3980245).abs() < 1e-6, "{low} {high}");
         assert!((rope.concentration() - 1.3465735902799727).abs() < 1e-15);
     }
 
@@ -470,14 +406,10 @@ mod tests {
             ("quantization_config", serde_json::json!({"quant_method": "awq"})),
         ];
         for (field, value) in cases {
-            let error = edited(|map| drop(map.insert(field.into(), value)))
-                .unwrap_err()
-                .to_string();
+            let error = edited(|map| drop(map.insert(field.into(), value))).unwrap_err().to_string();
             assert!(error.contains(field), "{field}: {error}");
         }
-        let error = edited(|map| drop(map.remove("head_dim")))
-            .unwrap_err()
-            .to_string();
+        let error = edited(|map| drop(map.remove("head_dim"))).unwrap_err().to_string();
         assert!(error.contains("head_dim"), "{error}");
     }
 

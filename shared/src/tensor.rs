@@ -151,10 +151,7 @@ impl TensorId {
     pub fn all(spec: &ModelSpec) -> impl Iterator<Item = TensorId> + use<> {
         let layers = 0..spec.layer_count() as u16;
         let layers = layers.flat_map(|l| LayerTensor::ALL.map(|t| TensorId::Layer(l, t)));
-        [TensorId::Embed]
-            .into_iter()
-            .chain(layers)
-            .chain([TensorId::FinalNorm, TensorId::Unembed])
+        [TensorId::Embed].into_iter().chain(layers).chain([TensorId::FinalNorm, TensorId::Unembed])
     }
 
     pub fn dtype(self) -> Dtype {
@@ -173,12 +170,7 @@ impl TensorId {
     }
 
     pub fn info(self, spec: &ModelSpec) -> TensorInfo {
-        TensorInfo {
-            id: self,
-            name: self.to_string(),
-            dtype: self.dtype(),
-            shape: self.shape(spec),
-        }
+        TensorInfo { id: self, name: self.to_string(), dtype: self.dtype(), shape: self.shape(spec) }
     }
 
     /// Held whole by every rank of its stage, because every rank computes it alike: norms and router.
@@ -227,10 +219,7 @@ pub struct TensorSlice {
 
 impl TensorSlice {
     pub fn whole(tensor: TensorId, spec: &ModelSpec) -> Self {
-        TensorSlice {
-            tensor,
-            ranges: tensor.shape(spec).into_iter().map(|n| 0..n).collect(),
-        }
+        TensorSlice { tensor, ranges: tensor.shape(spec).into_iter().map(|n| 0..n).collect() }
     }
 
     /// The whole tensor but for one dimension.
@@ -263,11 +252,7 @@ impl TensorSlice {
 /// Prints as `name[0..32, 0..1472]`.
 impl fmt::Display for TensorSlice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ranges: Vec<String> = self
-            .ranges
-            .iter()
-            .map(|r| format!("{}..{}", r.start, r.end))
-            .collect();
+        let ranges: Vec<String> = self.ranges.iter().map(|r| format!("{}..{}", r.start, r.end)).collect();
         write!(f, "{}[{}]", self.tensor, ranges.join(", "))
     }
 }
@@ -285,11 +270,7 @@ pub struct Runs {
 
 impl Runs {
     fn new(slice: &TensorSlice, shape: &[usize]) -> Self {
-        assert_eq!(
-            slice.ranges.len(),
-            shape.len(),
-            "{slice}: a range for each of {shape:?}"
-        );
+        assert_eq!(slice.ranges.len(), shape.len(), "{slice}: a range for each of {shape:?}");
         // Trailing whole dimensions, and the first cut one before them, are one run.
         let mut inner = shape.len().saturating_sub(1);
         while inner > 0 && slice.ranges[inner] == (0..shape[inner]) {
@@ -301,18 +282,8 @@ impl Runs {
             Some(range) => (range.start * stride(inner), range.len() * stride(inner)),
             None => (0, 1),
         };
-        let left = if run_len == 0 {
-            0
-        } else {
-            outer.iter().map(|(r, _)| r.len()).product()
-        };
-        Runs {
-            counter: outer.iter().map(|(r, _)| r.start).collect(),
-            outer,
-            run_start,
-            run_len,
-            left,
-        }
+        let left = if run_len == 0 { 0 } else { outer.iter().map(|(r, _)| r.len()).product() };
+        Runs { counter: outer.iter().map(|(r, _)| r.start).collect(), outer, run_start, run_len, left }
     }
 }
 
@@ -321,12 +292,7 @@ impl Iterator for Runs {
 
     fn next(&mut self) -> Option<Range<usize>> {
         self.left = self.left.checked_sub(1)?;
-        let base: usize = self
-            .counter
-            .iter()
-            .zip(&self.outer)
-            .map(|(at, (_, stride))| at * stride)
-            .sum();
+        let base: usize = self.counter.iter().zip(&self.outer).map(|(at, (_, stride))| at * stride).sum();
         for (at, (range, _)) in self.counter.iter_mut().zip(&self.outer).rev() {
             *at += 1;
             if *at < range.end {
@@ -347,10 +313,9 @@ mod tests {
     #[test]
     fn the_published_checkpoints_add_up() {
         // total_size of the published indexes.
-        for (name, count, bytes) in [
-            ("gpt-oss-120b", 687, 65_248_815_744u64),
-            ("gpt-oss-20b", 459, 13_761_264_768),
-        ] {
+        for (name, count, bytes) in
+            [("gpt-oss-120b", 687, 65_248_815_744u64), ("gpt-oss-20b", 459, 13_761_264_768)]
+        {
             let spec = ModelSpec::published(name).unwrap();
             let infos: Vec<_> = TensorId::all(&spec).map(|t| t.info(&spec)).collect();
             assert_eq!(infos.len(), count, "{name}");
@@ -361,28 +326,17 @@ mod tests {
     #[test]
     fn runs_are_the_rectangle_in_its_own_order() {
         let shape = [3, 4, 5];
-        let slice = TensorSlice {
-            tensor: TensorId::Embed,
-            ranges: vec![1..3, 0..4, 2..4],
-        };
+        let slice = TensorSlice { tensor: TensorId::Embed, ranges: vec![1..3, 0..4, 2..4] };
         let elements: Vec<usize> = slice.runs(&shape).flatten().collect();
-        let expected: Vec<usize> = (1..3)
-            .flat_map(|a| (0..4).flat_map(move |b| (2..4).map(move |c| (a * 4 + b) * 5 + c)))
-            .collect();
+        let expected: Vec<usize> =
+            (1..3).flat_map(|a| (0..4).flat_map(move |b| (2..4).map(move |c| (a * 4 + b) * 5 + c))).collect();
         assert_eq!(elements, expected);
     }
 
     #[test]
     fn whole_trailing_dimensions_are_one_run() {
         let shape = [3, 4, 5];
-        let runs = |ranges| {
-            TensorSlice {
-                tensor: TensorId::Embed,
-                ranges,
-            }
-            .runs(&shape)
-            .collect::<Vec<_>>()
-        };
+        let runs = |ranges| TensorSlice { tensor: TensorId::Embed, ranges }.runs(&shape).collect::<Vec<_>>();
         assert_eq!(runs(vec![0..3, 0..4, 0..5]), [0..60]);
         assert_eq!(runs(vec![1..2, 0..4, 0..5]), [20..40]);
         assert_eq!(runs(vec![0..2, 1..3, 0..5]), [5..15, 25..35]);

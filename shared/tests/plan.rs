@@ -57,7 +57,13 @@ fn check_ownership(spec: &ModelSpec, plan: &Plan) -> Result<(), TestCaseError> {
     for tensor in TensorId::all(spec) {
         let expected = if tensor.replicated() { plan.rank_count() } else { 1 };
         let owners = owners(spec, plan, tensor);
-        prop_assert!(owners.iter().all(|n| *n == expected), "{}: {:?}, expected {}", tensor, owners, expected);
+        prop_assert!(
+            owners.iter().all(|n| *n == expected),
+            "{}: {:?}, expected {}",
+            tensor,
+            owners,
+            expected
+        );
     }
     prop_assert_eq!(plan.check(spec), Ok(()));
     Ok(())

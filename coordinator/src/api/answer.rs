@@ -98,9 +98,7 @@ impl<W: Wording> Answer<W> {
         let ends: Vec<Ended> = ended.into_iter().flatten().collect();
         let usages: Vec<_> = ends.iter().map(|end| Some(end.usage)).collect();
         let parts = deltas.into_iter().zip(&ends).enumerate();
-        let choices = parts
-            .map(|(index, (deltas, end))| self.wording.choice(index, deltas, *end))
-            .collect();
+        let choices = parts.map(|(index, (deltas, end))| self.wording.choice(index, deltas, *end)).collect();
         let mut body = self.envelope.wrap(W::OBJECT, choices);
         body["usage"] = usage_json(total(&usages, self.options.choices));
         self.log.note(|facts| facts.complete = true);

@@ -21,9 +21,7 @@ const DISCARD_FACTOR: usize = 8;
 pub async fn read_json(body: Body, limits: BodyLimits) -> Result<Value, ApiError> {
     let bytes = tokio::time::timeout(limits.wait, read(body, limits.bytes_max))
         .await
-        .map_err(|_| ApiError::BodyTooSlow {
-            seconds: limits.wait.as_secs(),
-        })??;
+        .map_err(|_| ApiError::BodyTooSlow { seconds: limits.wait.as_secs() })??;
     // serde_json stops at a depth of 128.
     Ok(serde_json::from_slice(&bytes)?)
 }
@@ -43,9 +41,5 @@ async fn read(body: Body, bytes_max: usize) -> Result<Vec<u8>, ApiError> {
             bytes = Vec::new();
         }
     }
-    if bytes_read > bytes_max {
-        Err(ApiError::BodyTooLarge { bytes_max })
-    } else {
-        Ok(bytes)
-    }
+    if bytes_read > bytes_max { Err(ApiError::BodyTooLarge { bytes_max }) } else { Ok(bytes) }
 }

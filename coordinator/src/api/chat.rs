@@ -33,28 +33,13 @@ pub async fn complete(
     let prompt = render(&api, chat).await?;
     check_prompt(&api, &prompt)?;
     let reader = || -> Box<dyn Reader> {
-        Box::new(ChatReader::new(
-            api.harmony.parser(),
-            options.stops.clone(),
-            offered_tools,
-        ))
+        Box::new(ChatReader::new(api.harmony.parser(), options.stops.clone(), offered_tools))
     };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, "chatcmpl-");
-    let wording = ChatWording {
-        api: Arc::clone(&api),
-    };
-    Answer {
-        wording,
-        envelope,
-        updates,
-        choice_count: options.choices,
-        options,
-        log,
-    }
-    .respond(&api)
-    .await
+    let wording = ChatWording { api: Arc::clone(&api) };
+    Answer { wording, envelope, updates, choice_count: options.choices, options, log }.respond(&api).await
 }
 
 /// Off the threads that serve streams: a prompt of megabytes takes a while to encode.
@@ -63,11 +48,7 @@ async fn render(api: &Arc<Api>, mut chat: Chat) -> Result<Vec<TokenId>, ApiError
     let api = Arc::clone(api);
     let render = move || {
         let conversation = conversation(&chat).map_err(chat_error)?;
-        Ok(api
-            .harmony
-            .render_for_completion(&conversation, PastAnalysis::default()))
+        Ok(api.harmony.render_for_completion(&conversation, PastAnalysis::default()))
     };
-    tokio::task::spawn_blocking(render)
-        .await
-        .map_err(|error| ApiError::Internal(error.to_string()))?
+    tokio::task::spawn_blocking(render).await.map_err(|error| ApiError::Internal(error.to_string()))?
 }

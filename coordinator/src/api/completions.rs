@@ -42,16 +42,7 @@ pub async fn complete(
     let updates = generate(&api, &log, &options, &prompts, tokens_max, reader).await?;
     let envelope = Envelope::new(&api, "cmpl-");
     let choice_count = prompts.len() * options.choices;
-    Answer {
-        wording: TextWording,
-        envelope,
-        updates,
-        choice_count,
-        options,
-        log,
-    }
-    .respond(&api)
-    .await
+    Answer { wording: TextWording, envelope, updates, choice_count, options, log }.respond(&api).await
 }
 
 enum Prompt {
@@ -92,11 +83,7 @@ fn prompt(node: Node) -> fields::Result<Prompt> {
         Value::Array(_) => {
             let path = node.path.clone();
             let token = |node: Node| node.count(0..=u64::from(u32::MAX)).map(|token| token as TokenId);
-            let tokens = node
-                .array()?
-                .into_iter()
-                .map(token)
-                .collect::<fields::Result<_>>()?;
+            let tokens = node.array()?.into_iter().map(token).collect::<fields::Result<_>>()?;
             Ok(Prompt::Tokens { path, tokens })
         }
         _ => Err(node.unexpected("a string or an array of token ids")),
@@ -106,15 +93,8 @@ fn prompt(node: Node) -> fields::Result<Prompt> {
 /// Off the threads that serve streams: a prompt of megabytes takes a while to encode.
 async fn encode(api: &Arc<Api>, prompts: Vec<Prompt>) -> Result<Vec<Vec<TokenId>>, ApiError> {
     let api = Arc::clone(api);
-    let encode = move || {
-        prompts
-            .into_iter()
-            .map(|prompt| encode_one(&api, prompt))
-            .collect()
-    };
-    tokio::task::spawn_blocking(encode)
-        .await
-        .map_err(|error| ApiError::Internal(error.to_string()))?
+    let encode = move || prompts.into_iter().map(|prompt| encode_one(&api, prompt)).collect();
+    tokio::task::spawn_blocking(encode).await.map_err(|error| ApiError::Internal(error.to_string()))?
 }
 
 fn encode_one(api: &Api, prompt: Prompt) -> Result<Vec<TokenId>, ApiError> {
@@ -122,15 +102,9 @@ fn encode_one(api: &Api, prompt: Prompt) -> Result<Vec<TokenId>, ApiError> {
     match prompt {
         Prompt::Text(text) => Ok(tokenizer.encode_special(&text)),
         Prompt::Tokens { path, tokens } => {
-            match tokens
-                .iter()
-                .position(|token| tokenizer.decode_bytes(*token).is_none())
-            {
+            match tokens.iter().position(|token| tokenizer.decode_bytes(*token).is_none()) {
                 Some(at) => {
-                    let node = Node {
-                        path: format!("{path}[{at}]"),
-                        value: json!(tokens[at]),
-                    };
+                    let node = Node { path: format!("{path}[{at}]"), value: json!(tokens[at]) };
                     Err(node.unexpected("the id of a token of this model").into())
                 }
                 None => Ok(tokens),

@@ -13,11 +13,7 @@ use crate::driver::{Failure, Readiness, Refusal};
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
     #[error("the body is not valid JSON: {what} (line {line}, column {column})")]
-    BadJson {
-        what: String,
-        line: usize,
-        column: usize,
-    },
+    BadJson { what: String, line: usize, column: usize },
     #[error("{0}")]
     Field(#[from] FieldError),
     #[error("the model {name:?} is not served here; {served:?} is")]
@@ -26,10 +22,7 @@ pub enum ApiError {
         "the prompt has {prompt_tokens} tokens, and the context of this model holds {context_tokens_max}, \
          of which one must be left for the answer"
     )]
-    ContextLength {
-        prompt_tokens: usize,
-        context_tokens_max: usize,
-    },
+    ContextLength { prompt_tokens: usize, context_tokens_max: usize },
     #[error("the body is larger than {bytes_max} bytes")]
     BodyTooLarge { bytes_max: usize },
     #[error("the body did not arrive within {seconds} seconds")]
@@ -157,10 +150,9 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::NotReady(readiness) => ApiError::NotReady(readiness),
             Refusal::Rejected(Rejection::QueueFull { waiting_max }) => ApiError::QueueFull { waiting_max },
-            Refusal::Rejected(Rejection::PromptTooLong { tokens, tokens_max }) => ApiError::ContextLength {
-                prompt_tokens: tokens,
-                context_tokens_max: tokens_max + 1,
-            },
+            Refusal::Rejected(Rejection::PromptTooLong { tokens, tokens_max }) => {
+                ApiError::ContextLength { prompt_tokens: tokens, context_tokens_max: tokens_max + 1 }
+            }
             Refusal::Rejected(rejection) => ApiError::Internal(format!("{rejection:?}")),
             Refusal::Stopped => ApiError::Failed(Failure::Stopped),
         }

@@ -34,11 +34,7 @@ pub enum Problem {
 
 impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = if self.path.is_empty() {
-            "the body"
-        } else {
-            &self.path
-        };
+        let path = if self.path.is_empty() { "the body" } else { &self.path };
         match &self.problem {
             Problem::Missing => write!(f, "{path}: required, but missing"),
             Problem::Unknown => write!(f, "{path}: no parameter of this name is known"),
@@ -73,10 +69,7 @@ pub struct Fields {
 
 impl Node {
     pub fn body(value: Value) -> Node {
-        Node {
-            path: String::new(),
-            value,
-        }
+        Node { path: String::new(), value }
     }
 
     pub fn string(self) -> Result<String> {
@@ -87,17 +80,12 @@ impl Node {
     }
 
     pub fn bool(self) -> Result<bool> {
-        self.value
-            .as_bool()
-            .ok_or_else(|| self.unexpected("true or false"))
+        self.value.as_bool().ok_or_else(|| self.unexpected("true or false"))
     }
 
     pub fn number(self, range: RangeInclusive<f64>) -> Result<f64> {
         let expected = || format!("a number from {} to {}", range.start(), range.end());
-        self.value
-            .as_f64()
-            .filter(|number| range.contains(number))
-            .ok_or_else(|| self.unexpected(expected()))
+        self.value.as_f64().filter(|number| range.contains(number)).ok_or_else(|| self.unexpected(expected()))
     }
 
     pub fn count(self, range: RangeInclusive<u64>) -> Result<usize> {
@@ -114,10 +102,7 @@ impl Node {
 
     /// One of `words`.
     pub fn word(self, words: &[&'static str]) -> Result<&'static str> {
-        let found = self
-            .value
-            .as_str()
-            .and_then(|text| words.iter().find(|word| **word == text));
+        let found = self.value.as_str().and_then(|text| words.iter().find(|word| **word == text));
         found.copied().ok_or_else(|| self.unexpected(alternatives(words)))
     }
 
@@ -130,41 +115,23 @@ impl Node {
 
     pub fn object(self) -> Result<Fields> {
         match self.value {
-            Value::Object(left) => Ok(Fields {
-                path: self.path,
-                left,
-            }),
+            Value::Object(left) => Ok(Fields { path: self.path, left }),
             _ => Err(self.unexpected("an object")),
         }
     }
 
     pub fn unexpected(&self, expected: impl Into<String>) -> FieldError {
-        let problem = Problem::Unexpected {
-            expected: expected.into(),
-            found: describe(&self.value),
-        };
-        FieldError {
-            path: self.path.clone(),
-            problem,
-        }
+        let problem = Problem::Unexpected { expected: expected.into(), found: describe(&self.value) };
+        FieldError { path: self.path.clone(), problem }
     }
 
     pub fn not_supported(&self, accepted: impl Into<String>) -> FieldError {
-        let problem = Problem::NotSupported {
-            found: describe(&self.value),
-            accepted: accepted.into(),
-        };
-        FieldError {
-            path: self.path.clone(),
-            problem,
-        }
+        let problem = Problem::NotSupported { found: describe(&self.value), accepted: accepted.into() };
+        FieldError { path: self.path.clone(), problem }
     }
 
     pub fn invalid(&self, what: impl Into<String>) -> FieldError {
-        FieldError {
-            path: self.path.clone(),
-            problem: Problem::Invalid(what.into()),
-        }
+        FieldError { path: self.path.clone(), problem: Problem::Invalid(what.into()) }
     }
 }
 
@@ -172,44 +139,28 @@ impl Fields {
     /// None where the field is missing or null, which OpenAI's clients send for "not set".
     pub fn take(&mut self, name: &str) -> Option<Node> {
         let value = self.left.remove(name).filter(|value| !value.is_null())?;
-        Some(Node {
-            path: self.path_of(name),
-            value,
-        })
+        Some(Node { path: self.path_of(name), value })
     }
 
     pub fn require(&mut self, name: &str) -> Result<Node> {
-        self.take(name).ok_or_else(|| FieldError {
-            path: self.path_of(name),
-            problem: Problem::Missing,
-        })
+        self.take(name).ok_or_else(|| FieldError { path: self.path_of(name), problem: Problem::Missing })
     }
 
     pub fn path_of(&self, name: &str) -> String {
-        if self.path.is_empty() {
-            name.to_owned()
-        } else {
-            format!("{}.{name}", self.path)
-        }
+        if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
     /// Everything that may be here has been taken.
     pub fn finish(self) -> Result<()> {
         match self.left.iter().find(|(_, value)| !value.is_null()) {
-            Some((name, _)) => Err(FieldError {
-                path: self.path_of(name),
-                problem: Problem::Unknown,
-            }),
+            Some((name, _)) => Err(FieldError { path: self.path_of(name), problem: Problem::Unknown }),
             None => Ok(()),
         }
     }
 }
 
 fn nodes(path: &str, items: Vec<Value>) -> Vec<Node> {
-    let node = |(index, value)| Node {
-        path: format!("{path}[{index}]"),
-        value,
-    };
+    let node = |(index, value)| Node { path: format!("{path}[{index}]"), value };
     items.into_iter().enumerate().map(node).collect()
 }
 
@@ -253,19 +204,10 @@ mod tests {
         let missing = messages[0].clone().object().unwrap().require("role").unwrap_err();
         assert_eq!(missing.to_string(), "messages[0].role: required, but missing");
         let n = body.take("n").unwrap().count(1..=8).unwrap_err();
-        assert_eq!(
-            n.to_string(),
-            "n: expected a whole number from 1 to 8, found the number 9"
-        );
+        assert_eq!(n.to_string(), "n: expected a whole number from 1 to 8, found the number 9");
         let kind = body.take("kind").unwrap().word(&["low", "high"]).unwrap_err();
-        assert_eq!(
-            kind.to_string(),
-            "kind: expected \"low\" or \"high\", found the string \"odd\""
-        );
-        assert_eq!(
-            body.finish().unwrap_err().to_string(),
-            "x: no parameter of this name is known"
-        );
+        assert_eq!(kind.to_string(), "kind: expected \"low\" or \"high\", found the string \"odd\"");
+        assert_eq!(body.finish().unwrap_err().to_string(), "x: no parameter of this name is known");
     }
 
     #[test]

@@ -79,11 +79,7 @@ pub async fn generate(
         facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
     });
     let mut streams = Vec::new();
-    for (index, prompt) in prompts
-        .iter()
-        .flat_map(|prompt| vec![prompt; options.choices])
-        .enumerate()
-    {
+    for (index, prompt) in prompts.iter().flat_map(|prompt| vec![prompt; options.choices]).enumerate() {
         let generation = Generation {
             prompt: prompt.clone(),
             sampling: options.sampling(seed, index % options.choices),
@@ -102,10 +98,7 @@ pub fn check_prompt(api: &Api, prompt: &[TokenId]) -> Result<(), ApiError> {
     if prompt.len() < context_tokens_max {
         return Ok(());
     }
-    Err(ApiError::ContextLength {
-        prompt_tokens: prompt.len(),
-        context_tokens_max,
-    })
+    Err(ApiError::ContextLength { prompt_tokens: prompt.len(), context_tokens_max })
 }
 
 struct Choice {
@@ -119,25 +112,14 @@ struct Choice {
 
 impl Choice {
     fn new(tokens: TokenStream, reader: Box<dyn Reader>, prompt_tokens: usize, log: RequestLog) -> Choice {
-        let usage = Usage {
-            prompt_tokens,
-            ..Usage::default()
-        };
-        Choice {
-            tokens: Some(tokens),
-            reader,
-            usage,
-            ready: VecDeque::new(),
-            log,
-        }
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        Choice { tokens: Some(tokens), reader, usage, ready: VecDeque::new(), log }
     }
 
     fn updates(self, index: usize) -> Pin<Box<dyn Stream<Item = (usize, Update)> + Send>> {
-        unfold(self, |mut choice| async {
-            choice.next().await.map(|update| (update, choice))
-        })
-        .map(move |update| (index, update))
-        .boxed()
+        unfold(self, |mut choice| async { choice.next().await.map(|update| (update, choice)) })
+            .map(move |update| (index, update))
+            .boxed()
     }
 
     async fn next(&mut self) -> Option<Update> {
@@ -170,8 +152,7 @@ impl Choice {
     fn give(&mut self, deltas: Vec<Delta>) {
         self.usage.reasoning_tokens = self.reader.reasoning_tokens();
         let usage = self.usage;
-        self.ready
-            .extend(deltas.into_iter().map(|delta| Update::Delta { delta, usage }));
+        self.ready.extend(deltas.into_iter().map(|delta| Update::Delta { delta, usage }));
     }
 
     /// Drops the token stream, which cancels the sequence if it is not done.

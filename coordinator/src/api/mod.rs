@@ -48,23 +48,15 @@ impl Api {
     pub fn new(settings: Settings, harmony: Harmony, driver: DriverHandle) -> Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
-        Api {
-            settings,
-            harmony,
-            driver,
-            ids: Ids::default(),
-            stop_tokens,
-            started_unix_s,
-        }
+        Api { settings, harmony, driver, ids: Ids::default(), stop_tokens, started_unix_s }
     }
 
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
         let served = &self.settings.model_name;
         match name {
-            Some(name) if name != served => Err(ApiError::UnknownModel {
-                name: name.to_owned(),
-                served: served.clone(),
-            }),
+            Some(name) if name != served => {
+                Err(ApiError::UnknownModel { name: name.to_owned(), served: served.clone() })
+            }
             Some(_) | None => Ok(()),
         }
     }
@@ -96,14 +88,9 @@ pub fn router(api: Api) -> Router {
 }
 
 async fn unknown_route(request: Request) -> ApiError {
-    ApiError::UnknownRoute {
-        path: request.uri().path().to_owned(),
-    }
+    ApiError::UnknownRoute { path: request.uri().path().to_owned() }
 }
 
 async fn wrong_method(request: Request) -> ApiError {
-    ApiError::WrongMethod {
-        method: request.method().clone(),
-        path: request.uri().path().to_owned(),
-    }
+    ApiError::WrongMethod { method: request.method().clone(), path: request.uri().path().to_owned() }
 }

@@ -153,9 +153,5 @@ pub fn supported_word(
     let mut all = supported.to_vec();
     all.extend(known);
     let word = node.word(&all)?;
-    if supported.contains(&word) {
-        Ok(word)
-    } else {
-        Err(not_supported)
-    }
+    if supported.contains(&word) { Ok(word) } else { Err(not_supported) }
 }

@@ -36,9 +36,7 @@ impl Options {
         let temperature = number(fields, "temperature", 2.0)?;
         let top_p = number(fields, "top_p", 1.0)?;
         let seed = fields.take("seed").map(seed).transpose()?;
-        let choices = fields
-            .take("n")
-            .map_or(Ok(1), |node| node.count(1..=CHOICES_MAX))?;
+        let choices = fields.take("n").map_or(Ok(1), |node| node.count(1..=CHOICES_MAX))?;
         let stops = fields.take("stop").map_or(Ok(Vec::new()), stops)?;
         let stream = fields.take("stream").map_or(Ok(false), Node::bool)?;
         let (include_usage, continuous_usage) = stream_options(fields, stream)?;
@@ -59,40 +57,23 @@ impl Options {
 
     /// Choice 0 samples with the seed itself, so that it is the same whatever `n` is.
     pub fn sampling(&self, seed: u64, choice: usize) -> Sampling {
-        let seed = if choice == 0 {
-            seed
-        } else {
-            mix(seed ^ mix(choice as u64))
-        };
-        let temperature = if self.temperature == 0.0 {
-            0.0
-        } else {
-            self.temperature.max(TEMPERATURE_MIN)
-        };
+        let seed = if choice == 0 { seed } else { mix(seed ^ mix(choice as u64)) };
+        let temperature = if self.temperature == 0.0 { 0.0 } else { self.temperature.max(TEMPERATURE_MIN) };
         // At 0 the likeliest token alone is kept; a sum of 0 would be reached by none.
         let top_p = self.top_p.max(f32::MIN_POSITIVE);
-        Sampling {
-            temperature,
-            top_p,
-            seed,
-        }
+        Sampling { temperature, top_p, seed }
     }
 }
 
 /// From 0 to `max`, and 1 where it is not set.
 fn number(fields: &mut Fields, name: &str, max: f64) -> Result<f32> {
-    fields
-        .take(name)
-        .map_or(Ok(1.0), |node| node.number(0.0..=max))
-        .map(|number| number as f32)
+    fields.take(name).map_or(Ok(1.0), |node| node.number(0.0..=max)).map(|number| number as f32)
 }
 
 /// OpenAI's seeds are signed; the bits are what counts.
 fn seed(node: Node) -> Result<u64> {
     let signed = node.value.as_i64().map(i64::cast_unsigned);
-    signed
-        .or_else(|| node.value.as_u64())
-        .ok_or_else(|| node.unexpected("a whole number of 64 bits"))
+    signed.or_else(|| node.value.as_u64()).ok_or_else(|| node.unexpected("a whole number of 64 bits"))
 }
 
 fn stops(node: Node) -> Result<Vec<String>> {
@@ -122,13 +103,8 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool)> {
     }
     let mut options = node.object()?;
     let include_usage = options.take("include_usage").map_or(Ok(false), Node::bool)?;
-    let continuous = options
-        .take("continuous_usage_stats")
-        .map_or(Ok(false), Node::bool)?;
-    if let Some(node) = options
-        .take("include_obfuscation")
-        .filter(|node| node.value != Value::Bool(false))
-    {
+    let continuous = options.take("continuous_usage_stats").map_or(Ok(false), Node::bool)?;
+    if let Some(node) = options.take("include_obfuscation").filter(|node| node.value != Value::Bool(false)) {
         return Err(node.not_supported("false"));
     }
     options.finish()?;
@@ -155,37 +131,22 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_api() {
         let options = read(json!({})).unwrap();
-        assert_eq!(
-            (options.temperature, options.top_p, options.choices),
-            (1.0, 1.0, 1)
-        );
-        assert_eq!(
-            (options.seed, options.tokens_max, options.stream),
-            (None, None, false)
-        );
+        assert_eq!((options.temperature, options.top_p, options.choices), (1.0, 1.0, 1));
+        assert_eq!((options.seed, options.tokens_max, options.stream), (None, None, false));
     }
 
     #[test]
     fn extremes_can_be_computed_with() {
-        let sampling = read(json!({"temperature": 1e-40, "top_p": 0}))
-            .unwrap()
-            .sampling(1, 0);
+        let sampling = read(json!({"temperature": 1e-40, "top_p": 0})).unwrap().sampling(1, 0);
         assert_eq!(sampling.temperature, TEMPERATURE_MIN);
         assert!(sampling.top_p > 0.0);
-        assert!(
-            read(json!({"temperature": 0}))
-                .unwrap()
-                .sampling(1, 0)
-                .is_greedy()
-        );
+        assert!(read(json!({"temperature": 0})).unwrap().sampling(1, 0).is_greedy());
     }
 
     #[test]
     fn choice_0_keeps_the_seed_and_others_differ() {
         let options = read(json!({"seed": -1, "n": 3})).unwrap();
-        let seeds: Vec<u64> = (0..3)
-            .map(|choice| options.sampling(u64::MAX, choice).seed)
-            .collect();
+        let seeds: Vec<u64> = (0..3).map(|choice| options.sampling(u64::MAX, choice).seed).collect();
         assert_eq!((options.seed, seeds[0]), (Some(u64::MAX), u64::MAX));
         assert!(seeds[1] != seeds[0] && seeds[2] != seeds[1] && seeds[2] != seeds[0]);
     }

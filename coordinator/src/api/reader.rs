@@ -53,11 +53,7 @@ pub struct TextReader {
 
 impl TextReader {
     pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> TextReader {
-        TextReader {
-            tokenizer,
-            text: TextStream::default(),
-            stops: StopStrings::new(stops),
-        }
+        TextReader { tokenizer, text: TextStream::default(), stops: StopStrings::new(stops) }
     }
 }
 
@@ -114,25 +110,13 @@ impl ChatReader {
                 Some(name) => self.begin_call(name.to_owned()),
                 None => Vec::new(),
             },
-            Event::Text {
-                lane: Lane::Reasoning,
-                text,
-            } => vec![Delta::Reasoning(text)],
-            Event::Text {
-                lane: lane @ (Lane::Preamble | Lane::Answer),
-                text,
-            } => self.on_content(lane, &text),
-            Event::Text {
-                lane: Lane::Call,
-                text,
-            } if self.offered_tools => vec![self.arguments(text)],
-            Event::Text {
-                lane: Lane::Call,
-                text,
-            } => vec![Delta::Reasoning(text)],
-            Event::Text {
-                lane: Lane::Foreign, ..
-            } => Vec::new(),
+            Event::Text { lane: Lane::Reasoning, text } => vec![Delta::Reasoning(text)],
+            Event::Text { lane: lane @ (Lane::Preamble | Lane::Answer), text } => {
+                self.on_content(lane, &text)
+            }
+            Event::Text { lane: Lane::Call, text } if self.offered_tools => vec![self.arguments(text)],
+            Event::Text { lane: Lane::Call, text } => vec![Delta::Reasoning(text)],
+            Event::Text { lane: Lane::Foreign, .. } => Vec::new(),
             // Clients parse the arguments as JSON, and an empty text is none.
             Event::End if self.call_is_bare => vec![self.arguments("{}".to_owned())],
             Event::End | Event::Stop(_) => Vec::new(),
@@ -142,42 +126,27 @@ impl ChatReader {
     fn begin_call(&mut self, name: String) -> Vec<Delta> {
         self.calls += 1;
         self.call_is_bare = true;
-        vec![Delta::Call {
-            call: self.calls - 1,
-            name,
-        }]
+        vec![Delta::Call { call: self.calls - 1, name }]
     }
 
     fn arguments(&mut self, text: String) -> Delta {
         self.call_is_bare = false;
-        Delta::Arguments {
-            call: self.calls - 1,
-            text,
-        }
+        Delta::Arguments { call: self.calls - 1, text }
     }
 
     /// An answer behind a preamble begins a line of its own.
     fn on_content(&mut self, lane: Lane, text: &str) -> Vec<Delta> {
-        let separator = if self.content_lane.is_some_and(|last| last != lane) {
-            "\n"
-        } else {
-            ""
-        };
+        let separator = if self.content_lane.is_some_and(|last| last != lane) { "\n" } else { "" };
         self.content_lane = Some(lane);
         content(self.stops.push(&format!("{separator}{text}")))
     }
 
     fn is_reasoning(&self) -> bool {
-        self.parser
-            .header()
-            .is_some_and(|header| header.lane() == Lane::Reasoning)
+        self.parser.header().is_some_and(|header| header.lane() == Lane::Reasoning)
     }
 
     fn on_events(&mut self, events: Vec<Event>) -> Vec<Delta> {
-        events
-            .into_iter()
-            .flat_map(|event| self.on_event(event))
-            .collect()
+        events.into_iter().flat_map(|event| self.on_event(event)).collect()
     }
 }
 
@@ -210,9 +179,5 @@ impl Reader for ChatReader {
 }
 
 fn content(text: String) -> Vec<Delta> {
-    if text.is_empty() {
-        Vec::new()
-    } else {
-        vec![Delta::Content(text)]
-    }
+    if text.is_empty() { Vec::new() } else { vec![Delta::Content(text)] }
 }

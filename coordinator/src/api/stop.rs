@@ -14,11 +14,7 @@ impl StopStrings {
     /// No stop string may be empty.
     pub fn new(stops: Vec<String>) -> StopStrings {
         debug_assert!(stops.iter().all(|stop| !stop.is_empty()));
-        StopStrings {
-            stops,
-            held: String::new(),
-            hit: false,
-        }
+        StopStrings { stops, held: String::new(), hit: false }
     }
 
     /// Whether a stop string came; nothing follows then.
@@ -49,8 +45,7 @@ impl StopStrings {
     fn begun(&self) -> usize {
         let begun = |stop: &String| {
             let ends = stop.char_indices().map(|(end, _)| end).rev();
-            ends.filter(|&end| end <= self.held.len())
-                .find(|&end| self.held.ends_with(&stop[..end]))
+            ends.filter(|&end| end <= self.held.len()).find(|&end| self.held.ends_with(&stop[..end]))
         };
         self.stops.iter().filter_map(begun).max().unwrap_or(0)
     }

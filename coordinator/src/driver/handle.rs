@@ -78,28 +78,15 @@ impl std::fmt::Display for Readiness {
 pub(super) type Admission = oneshot::Sender<Result<(), Refusal>>;
 
 pub(super) enum Command {
-    Submit {
-        request: Request,
-        events: mpsc::UnboundedSender<TokenEvent>,
-        admission: Admission,
-    },
+    Submit { request: Request, events: mpsc::UnboundedSender<TokenEvent>, admission: Admission },
     Cancel(SequenceId),
 }
 
 /// What the fleet tells the driver.
 pub(super) enum News<G> {
-    Loading {
-        reason: String,
-    },
-    Formed {
-        epoch: Epoch,
-        kv_blocks: usize,
-        group: G,
-    },
-    Lost {
-        epoch: Epoch,
-        error: GroupError,
-    },
+    Loading { reason: String },
+    Formed { epoch: Epoch, kv_blocks: usize, group: G },
+    Lost { epoch: Epoch, error: GroupError },
 }
 
 /// The clients' side. Cheap to clone; when the last one is dropped, the driver ends.
@@ -118,33 +105,13 @@ impl DriverHandle {
     /// here with one command, and events end with `tokens_max`.
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
         let sequence = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
-        let Generation {
-            prompt,
-            sampling,
-            tokens_max,
-            stop_tokens,
-        } = generation;
-        let request = Request {
-            sequence,
-            prompt,
-            sampling,
-            tokens_max,
-            stop_tokens,
-        };
+        let Generation { prompt, sampling, tokens_max, stop_tokens } = generation;
+        let request = Request { sequence, prompt, sampling, tokens_max, stop_tokens };
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
-        let command = Command::Submit {
-            request,
-            events: events_in,
-            admission,
-        };
+        let command = Command::Submit { request, events: events_in, admission };
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
-        let stream = TokenStream {
-            events,
-            sequence,
-            commands: self.commands.clone(),
-            done: false,
-        };
+        let stream = TokenStream { events, sequence, commands: self.commands.clone(), done: false };
         admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
     }
 
@@ -212,18 +179,12 @@ pub struct FleetHandle<G> {
 impl<G> FleetHandle<G> {
     /// Not ready yet: what is being waited for, as `/health` will say it.
     pub fn loading(&self, reason: impl Into<String>) {
-        self.send(News::Loading {
-            reason: reason.into(),
-        });
+        self.send(News::Loading { reason: reason.into() });
     }
 
     /// A group with nothing in its cache. Replaces the one before, if there is one.
     pub fn formed(&self, epoch: Epoch, kv_blocks: usize, group: G) {
-        self.send(News::Formed {
-            epoch,
-            kv_blocks,
-            group,
-        });
+        self.send(News::Formed { epoch, kv_blocks, group });
     }
 
     /// The group of that epoch is gone, as seen from outside a step (in a step, the step says so).

@@ -5,7 +5,9 @@ use super::service::{Fleet, Serving, Worker};
 use flotilla_engine::weights::WeightSource;
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::step::BLOCK_TOKENS;
-use flotilla_shared::{Assignment, Epoch, Inventory, Loading, ModelSpec, Plan, PlanError, Rank, TokenId, WeightOrigin};
+use flotilla_shared::{
+    Assignment, Epoch, Inventory, Loading, ModelSpec, Plan, PlanError, Rank, TokenId, WeightOrigin,
+};
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
@@ -38,7 +40,10 @@ pub struct Formation {
 /// How far a group is, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    Waiting { joined: usize, wanted: usize },
+    Waiting {
+        joined: usize,
+        wanted: usize,
+    },
     /// By rank.
     Loading(Vec<Loading>),
     Ready,
@@ -62,7 +67,8 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let workers = self.gather(formation.ranks, progress).await;
-        let inventories: Vec<Inventory> = workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
+        let inventories: Vec<Inventory> =
+            workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
         let plan = Plan::tensor_parallel(&formation.spec, &inventories, formation.kv_tokens)?;
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
@@ -71,7 +77,8 @@ impl Fleet {
                 WeightOrigin::Stream
             }
         };
-        let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
+        let peers: Vec<String> =
+            workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
         let group_key = random_key();
         let mut members = Vec::new();
         for (worker, share) in workers.into_iter().zip(plan.ranks()) {
@@ -142,7 +149,11 @@ impl Fleet {
     }
 }
 
-async fn until_ready(epoch: Epoch, worker: &mut Worker, mut report: impl FnMut(Loading)) -> Result<(), String> {
+async fn until_ready(
+    epoch: Epoch,
+    worker: &mut Worker,
+    mut report: impl FnMut(Loading),
+) -> Result<(), String> {
     loop {
         match worker.says.recv().await {
             Some(Ok(from_worker::Message::Loading(loading))) => report(loading.into()),

@@ -33,7 +33,11 @@ impl Group for RemoteGroup {
                 reason: "its link is closed".into(),
             })?;
         }
-        let answers = self.workers.iter_mut().enumerate().map(|(rank, worker)| outcome(Rank(rank as u16), step, worker));
+        let answers = self
+            .workers
+            .iter_mut()
+            .enumerate()
+            .map(|(rank, worker)| outcome(Rank(rank as u16), step, worker));
         let outcomes = futures::future::try_join_all(answers).await?;
         join(outcomes)
     }
@@ -75,7 +79,11 @@ pub fn join(outcomes: Vec<StepOutcome>) -> Result<StepOutcome, GroupError> {
             joined.compute_us = joined.compute_us.max(outcome.compute_us);
             continue;
         };
-        return Err(GroupError::Disagree { step: joined.step, ranks: (Rank(0), Rank(rank as u16)), difference });
+        return Err(GroupError::Disagree {
+            step: joined.step,
+            ranks: (Rank(0), Rank(rank as u16)),
+            difference,
+        });
     }
     Ok(joined)
 }

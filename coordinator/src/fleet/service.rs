@@ -110,7 +110,9 @@ impl Fleet {
 }
 
 fn refuse_token() -> Status {
-    Status::unauthenticated("wrong or missing join token\nhint: give the worker the coordinator's --join-token")
+    Status::unauthenticated(
+        "wrong or missing join token\nhint: give the worker the coordinator's --join-token",
+    )
 }
 
 struct FleetService {
@@ -123,7 +125,10 @@ impl FleetRpc for FleetService {
     type JoinStream = UnboundedReceiverStream<Result<ToWorker, Status>>;
     type FetchStream = ReceiverStream<Result<wire::SliceChunk, Status>>;
 
-    async fn join(&self, request: Request<Streaming<FromWorker>>) -> Result<Response<Self::JoinStream>, Status> {
+    async fn join(
+        &self,
+        request: Request<Streaming<FromWorker>>,
+    ) -> Result<Response<Self::JoinStream>, Status> {
         let from = request.remote_addr();
         let mut stream = request.into_inner();
         let hello = receive_hello(&mut stream).await?;
@@ -132,13 +137,16 @@ impl FleetRpc for FleetService {
         let (inbox, says) = mpsc::unbounded_channel();
         tokio::spawn(forward(stream, inbox));
         let worker = Worker { hello, says, hears };
-        self.join.try_send(worker).map_err(|_| {
-            Status::resource_exhausted(format!("{WAITING_MAX} workers wait already"))
-        })?;
+        self.join
+            .try_send(worker)
+            .map_err(|_| Status::resource_exhausted(format!("{WAITING_MAX} workers wait already")))?;
         Ok(Response::new(UnboundedReceiverStream::new(outbox)))
     }
 
-    async fn fetch(&self, request: Request<wire::FetchRequest>) -> Result<Response<Self::FetchStream>, Status> {
+    async fn fetch(
+        &self,
+        request: Request<wire::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
         let request = request.into_inner();
         let serving = self.serving.lock().expect("no holder panics").clone();
         let serving = serving.filter(|serving| serving.epoch.0 == request.epoch).ok_or_else(|| {
@@ -151,7 +159,12 @@ impl FleetRpc for FleetService {
         let first = request.slice as usize;
         match slices.get(first) {
             Some(slice) if request.offset < slice.bytes() as u64 => {}
-            _ => return Err(Status::invalid_argument(format!("there is no byte {} in slice {first}", request.offset))),
+            _ => {
+                return Err(Status::invalid_argument(format!(
+                    "there is no byte {} in slice {first}",
+                    request.offset
+                )));
+            }
         }
         let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
         tokio::task::spawn_blocking(move || {

@@ -21,25 +21,11 @@ pub struct Chat {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum ChatMessage {
-    System {
-        content: String,
-    },
-    Developer {
-        content: String,
-    },
-    User {
-        content: String,
-        name: Option<String>,
-    },
-    Assistant {
-        content: Option<String>,
-        reasoning: Option<String>,
-        calls: Vec<ChatCall>,
-    },
-    Tool {
-        call_id: String,
-        content: String,
-    },
+    System { content: String },
+    Developer { content: String },
+    User { content: String, name: Option<String> },
+    Assistant { content: Option<String>, reasoning: Option<String>, calls: Vec<ChatCall> },
+    Tool { call_id: String, content: String },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,11 +50,7 @@ pub enum ChatError {
         "messages[{message}].tool_calls[{call}].function.name {name:?} is no function name\n  \
          hint: letters, digits, '_', '-' and '.', 1 to {FUNCTION_NAME_MAX} of them"
     )]
-    CalledName {
-        message: usize,
-        call: usize,
-        name: String,
-    },
+    CalledName { message: usize, call: usize, name: String },
     #[error(
         "tools[{tool}].function.name {name:?} is no function name\n  \
          hint: letters, digits, '_', '-' and '.', 1 to {FUNCTION_NAME_MAX} of them"
@@ -97,21 +79,13 @@ pub fn conversation(chat: &Chat) -> Result<Conversation, ChatError> {
         match message {
             ChatMessage::System { .. } | ChatMessage::Developer { .. } => {}
             ChatMessage::User { content, name } => messages.push(user_message(index, content, name)?),
-            ChatMessage::Assistant {
-                content,
-                reasoning,
-                calls,
-            } => {
+            ChatMessage::Assistant { content, reasoning, calls } => {
                 check_calls(index, calls)?;
                 push_assistant(&mut messages, content.as_deref(), reasoning.as_deref(), calls);
             }
             ChatMessage::Tool { call_id, content } => {
-                let function = called_function(&chat.messages[..index], call_id).ok_or_else(|| {
-                    ChatError::UnknownCall {
-                        message: index,
-                        call_id: call_id.clone(),
-                    }
-                })?;
+                let function = called_function(&chat.messages[..index], call_id)
+                    .ok_or_else(|| ChatError::UnknownCall { message: index, call_id: call_id.clone() })?;
                 messages.push(Message::tool_result(function, content));
             }
         }
@@ -121,11 +95,7 @@ pub fn conversation(chat: &Chat) -> Result<Conversation, ChatError> {
 
 fn system_message(chat: &Chat) -> Message {
     let current_date = chat.current_date.clone();
-    let system = SystemContent {
-        effort: chat.effort,
-        current_date,
-        ..SystemContent::default()
-    };
+    let system = SystemContent { effort: chat.effort, current_date, ..SystemContent::default() };
     Message::new(Role::System, Content::System(system))
 }
 
@@ -136,10 +106,7 @@ fn developer_message(chat: &Chat) -> Option<Message> {
     if instructions.is_none() && chat.tools.is_empty() {
         return None;
     }
-    let developer = DeveloperContent {
-        instructions,
-        tools: chat.tools.clone(),
-    };
+    let developer = DeveloperContent { instructions, tools: chat.tools.clone() };
     Some(Message::new(Role::Developer, Content::Developer(developer)))
 }
 
@@ -152,15 +119,9 @@ fn instruction(message: &ChatMessage) -> Option<&str> {
 
 fn user_message(index: usize, content: &str, name: &Option<String>) -> Result<Message, ChatError> {
     if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
-        return Err(ChatError::UserName {
-            message: index,
-            name: name.clone(),
-        });
+        return Err(ChatError::UserName { message: index, name: name.clone() });
     }
-    Ok(Message {
-        name: name.clone(),
-        ..Message::text(Role::User, content)
-    })
+    Ok(Message { name: name.clone(), ..Message::text(Role::User, content) })
 }
 
 fn push_assistant(
@@ -171,21 +132,9 @@ fn push_assistant(
 ) {
     let analysis = reasoning.and_then(non_empty);
     messages.extend(analysis.map(|text| Message::assistant(Channel::Analysis, text)));
-    let channel = if calls.is_empty() {
-        Channel::Final
-    } else {
-        Channel::Commentary
-    };
-    messages.extend(
-        content
-            .and_then(non_empty)
-            .map(|text| Message::assistant(channel, text)),
-    );
-    messages.extend(
-        calls
-            .iter()
-            .map(|call| Message::call(&call.function, &call.arguments)),
-    );
+    let channel = if calls.is_empty() { Channel::Final } else { Channel::Commentary };
+    messages.extend(content.and_then(non_empty).map(|text| Message::assistant(channel, text)));
+    messages.extend(calls.iter().map(|call| Message::call(&call.function, &call.arguments)));
 }
 
 /// The nearest earlier call of that id: some clients count their ids from one again in every turn.
@@ -204,32 +153,18 @@ fn check_tools(tools: &[FunctionTool]) -> Result<(), ChatError> {
     for (index, tool) in tools.iter().enumerate() {
         let name = || tool.name.clone();
         if !is_name(&tool.name) {
-            return Err(ChatError::ToolName {
-                tool: index,
-                name: name(),
-            });
+            return Err(ChatError::ToolName { tool: index, name: name() });
         }
         if tools[..index].iter().any(|earlier| earlier.name == tool.name) {
-            return Err(ChatError::DuplicateTool {
-                tool: index,
-                name: name(),
-            });
+            return Err(ChatError::DuplicateTool { tool: index, name: name() });
         }
     }
     Ok(())
 }
 
 fn check_calls(message: usize, calls: &[ChatCall]) -> Result<(), ChatError> {
-    match calls
-        .iter()
-        .enumerate()
-        .find(|(_, call)| !is_name(&call.function))
-    {
-        Some((call, wrong)) => Err(ChatError::CalledName {
-            message,
-            call,
-            name: wrong.function.clone(),
-        }),
+    match calls.iter().enumerate().find(|(_, call)| !is_name(&call.function)) {
+        Some((call, wrong)) => Err(ChatError::CalledName { message, call, name: wrong.function.clone() }),
         None => Ok(()),
     }
 }
@@ -249,49 +184,28 @@ mod tests {
     use super::*;
 
     fn user(content: &str) -> ChatMessage {
-        ChatMessage::User {
-            content: content.into(),
-            name: None,
-        }
+        ChatMessage::User { content: content.into(), name: None }
     }
 
     fn call(id: &str, function: &str) -> ChatCall {
-        ChatCall {
-            id: id.into(),
-            function: function.into(),
-            arguments: "{}".into(),
-        }
+        ChatCall { id: id.into(), function: function.into(), arguments: "{}".into() }
     }
 
     fn assistant(content: Option<&str>, reasoning: Option<&str>, calls: &[ChatCall]) -> ChatMessage {
         let owned = |text: Option<&str>| text.map(str::to_owned);
-        ChatMessage::Assistant {
-            content: owned(content),
-            reasoning: owned(reasoning),
-            calls: calls.to_vec(),
-        }
+        ChatMessage::Assistant { content: owned(content), reasoning: owned(reasoning), calls: calls.to_vec() }
     }
 
     fn tool(call_id: &str, content: &str) -> ChatMessage {
-        ChatMessage::Tool {
-            call_id: call_id.into(),
-            content: content.into(),
-        }
+        ChatMessage::Tool { call_id: call_id.into(), content: content.into() }
     }
 
     fn function(name: &str) -> FunctionTool {
-        FunctionTool {
-            name: name.into(),
-            description: String::new(),
-            parameters: None,
-        }
+        FunctionTool { name: name.into(), description: String::new(), parameters: None }
     }
 
     fn of(messages: Vec<ChatMessage>) -> Result<Conversation, ChatError> {
-        conversation(&Chat {
-            messages,
-            ..Chat::default()
-        })
+        conversation(&Chat { messages, ..Chat::default() })
     }
 
     #[test]
@@ -321,13 +235,9 @@ mod tests {
     fn system_prompt_and_tools_become_the_developer_message() {
         let chat = Chat {
             messages: vec![
-                ChatMessage::System {
-                    content: "Be brief.".into(),
-                },
+                ChatMessage::System { content: "Be brief.".into() },
                 user("?"),
-                ChatMessage::Developer {
-                    content: "Be kind.".into(),
-                },
+                ChatMessage::Developer { content: "Be kind.".into() },
             ],
             tools: vec![function("f")],
             effort: Effort::High,
@@ -335,16 +245,9 @@ mod tests {
         };
         let messages = conversation(&chat).expect("a valid chat").messages;
         let current_date = chat.current_date.clone();
-        let system = SystemContent {
-            effort: Effort::High,
-            current_date,
-            ..SystemContent::default()
-        };
+        let system = SystemContent { effort: Effort::High, current_date, ..SystemContent::default() };
         let instructions = Some("Be brief.\n\nBe kind.".into());
-        let developer = DeveloperContent {
-            instructions,
-            tools: vec![function("f")],
-        };
+        let developer = DeveloperContent { instructions, tools: vec![function("f")] };
         let expected = [
             Message::new(Role::System, Content::System(system)),
             Message::new(Role::Developer, Content::Developer(developer)),
@@ -355,15 +258,9 @@ mod tests {
 
     #[test]
     fn what_is_empty_is_left_out() {
-        let empty = ChatMessage::System {
-            content: String::new(),
-        };
-        let messages = of(vec![
-            empty,
-            user(""),
-            assistant(Some(""), Some(""), &[]),
-            assistant(None, None, &[]),
-        ]);
+        let empty = ChatMessage::System { content: String::new() };
+        let messages =
+            of(vec![empty, user(""), assistant(Some(""), Some(""), &[]), assistant(None, None, &[])]);
         let messages = messages.expect("a valid chat").messages;
         assert_eq!(messages[0].author, Role::System);
         assert_eq!(messages[1..], [Message::text(Role::User, "")]);
@@ -386,19 +283,9 @@ mod tests {
     #[test]
     fn faults_say_where() {
         assert_eq!(of(vec![]), Err(ChatError::NoMessages));
-        let late = vec![
-            user("?"),
-            tool("1", "x"),
-            assistant(None, None, &[call("1", "f")]),
-        ];
+        let late = vec![user("?"), tool("1", "x"), assistant(None, None, &[call("1", "f")])];
         let fault = of(late).expect_err("the call comes after its answer");
-        assert_eq!(
-            fault,
-            ChatError::UnknownCall {
-                message: 1,
-                call_id: "1".into()
-            }
-        );
+        assert_eq!(fault, ChatError::UnknownCall { message: 1, call_id: "1".into() });
         assert!(
             fault
                 .to_string()
@@ -406,49 +293,17 @@ mod tests {
         );
         let name = "f<|channel|>final".to_owned();
         assert_eq!(
-            of(vec![
-                user("?"),
-                assistant(None, None, &[call("1", "f"), call("2", &name)])
-            ]),
-            Err(ChatError::CalledName {
-                message: 1,
-                call: 1,
-                name
-            })
+            of(vec![user("?"), assistant(None, None, &[call("1", "f"), call("2", &name)])]),
+            Err(ChatError::CalledName { message: 1, call: 1, name })
         );
-        let spoken = ChatMessage::User {
-            content: String::new(),
-            name: Some("a b".into()),
-        };
-        assert_eq!(
-            of(vec![spoken]),
-            Err(ChatError::UserName {
-                message: 0,
-                name: "a b".into()
-            })
-        );
+        let spoken = ChatMessage::User { content: String::new(), name: Some("a b".into()) };
+        assert_eq!(of(vec![spoken]), Err(ChatError::UserName { message: 0, name: "a b".into() }));
         let with_tools = |names: &[&str]| {
             let tools = names.iter().map(|name| function(name)).collect();
-            conversation(&Chat {
-                messages: vec![user("?")],
-                tools,
-                ..Chat::default()
-            })
+            conversation(&Chat { messages: vec![user("?")], tools, ..Chat::default() })
         };
-        assert_eq!(
-            with_tools(&["f", ""]),
-            Err(ChatError::ToolName {
-                tool: 1,
-                name: String::new()
-            })
-        );
-        assert_eq!(
-            with_tools(&["f", "f"]),
-            Err(ChatError::DuplicateTool {
-                tool: 1,
-                name: "f".into()
-            })
-        );
+        assert_eq!(with_tools(&["f", ""]), Err(ChatError::ToolName { tool: 1, name: String::new() }));
+        assert_eq!(with_tools(&["f", "f"]), Err(ChatError::DuplicateTool { tool: 1, name: "f".into() }));
         assert!(with_tools(&["mcp__server__do-it.v2"]).is_ok());
     }
 }

@@ -21,13 +21,7 @@ pub struct Header {
 
 impl Default for Header {
     fn default() -> Self {
-        Self {
-            author: Role::Assistant,
-            name: None,
-            recipient: None,
-            channel: None,
-            content_type: None,
-        }
+        Self { author: Role::Assistant, name: None, recipient: None, channel: None, content_type: None }
     }
 }
 
@@ -52,21 +46,8 @@ impl Header {
     }
 
     pub(super) fn into_message(self, text: String) -> Message {
-        let Self {
-            author,
-            name,
-            recipient,
-            channel,
-            content_type,
-        } = self;
-        Message {
-            author,
-            name,
-            recipient,
-            channel,
-            content_type,
-            content: Content::Text(text),
-        }
+        let Self { author, name, recipient, channel, content_type } = self;
+        Message { author, name, recipient, channel, content_type, content: Content::Text(text) }
     }
 }
 
@@ -98,10 +79,7 @@ enum Part {
 impl HeaderText {
     /// A header after `<|start|>`, which begins with the author.
     pub(super) fn with_author() -> Self {
-        Self {
-            names_author: true,
-            ..Self::default()
-        }
+        Self { names_author: true, ..Self::default() }
     }
 
     pub(super) fn push_bytes(&mut self, bytes: &[u8]) {
@@ -139,25 +117,21 @@ impl HeaderText {
         self.finish_part();
         let mut words = Words::default();
         let mut lead = self.lead.split_whitespace().peekable();
-        words.author = lead
-            .next_if(|word| self.names_author || *word == "assistant")
-            .and_then(|word| {
-                let author = author(word);
-                if author.is_none() {
-                    words.take(word);
-                }
-                author
-            });
+        words.author = lead.next_if(|word| self.names_author || *word == "assistant").and_then(|word| {
+            let author = author(word);
+            if author.is_none() {
+                words.take(word);
+            }
+            author
+        });
         lead.for_each(|word| words.take(word));
         let mut channel = self.channel.as_deref().unwrap_or_default().split_whitespace();
         let (channel_name, glued) = channel.next().map_or(("", ""), split_channel);
         words.take(glued);
         channel.for_each(|word| words.take(word));
         let mut constrain = self.constrain.as_deref().unwrap_or_default().split_whitespace();
-        let constrained = constrain.next().map(|format| ContentType {
-            format: format.into(),
-            constrained: true,
-        });
+        let constrained =
+            constrain.next().map(|format| ContentType { format: format.into(), constrained: true });
         constrain.for_each(|word| words.take(word));
         words.into_header(channel_name, constrained)
     }
@@ -174,17 +148,13 @@ impl HeaderText {
         let (channel, rest) = channel.split_at(channel.find(char::is_whitespace).unwrap_or(channel.len()));
         let (channel_recipient, rest) = split_recipient(rest);
         let constrain = self.constrain.as_deref().unwrap_or_default();
-        let format_end = constrain
-            .find(|c: char| !c.is_ascii_alphanumeric())
-            .unwrap_or(constrain.len());
+        let format_end = constrain.find(|c: char| !c.is_ascii_alphanumeric()).unwrap_or(constrain.len());
         let (format, constrained) = constrain.split_at(format_end);
         let header = Header {
             recipient: lead_recipient.or(channel_recipient),
             channel: named_channel(channel),
-            content_type: (!format.is_empty()).then(|| ContentType {
-                format: format.into(),
-                constrained: true,
-            }),
+            content_type: (!format.is_empty())
+                .then(|| ContentType { format: format.into(), constrained: true }),
             ..Header::default()
         };
         (header, [lead, rest, constrained].concat())
@@ -231,10 +201,7 @@ impl Words {
 
     fn into_header(self, channel: &str, constrained: Option<ContentType>) -> Header {
         let (author, name) = self.author.unwrap_or((Role::Assistant, None));
-        let unconstrained = self.format.map(|format| ContentType {
-            format,
-            constrained: false,
-        });
+        let unconstrained = self.format.map(|format| ContentType { format, constrained: false });
         Header {
             author,
             name,
@@ -253,17 +220,8 @@ fn author(word: &str) -> Option<(Role, Option<String>)> {
         Some((role, name)) => (role, Some(name.to_owned())),
         None => (word, None),
     };
-    let roles = [
-        Role::System,
-        Role::Developer,
-        Role::User,
-        Role::Assistant,
-        Role::Tool,
-    ];
-    roles
-        .into_iter()
-        .find(|known| known.as_str() == role)
-        .map(|role| (role, name))
+    let roles = [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool];
+    roles.into_iter().find(|known| known.as_str() == role).map(|role| (role, name))
 }
 
 fn named_channel(name: &str) -> Option<Channel> {
@@ -284,12 +242,7 @@ fn split_recipient(text: &str) -> (Option<String>, &str) {
     let Some(rest) = text.strip_prefix("to=") else {
         return (None, text);
     };
-    let end = rest
-        .find(|c: char| c.is_whitespace() || c == '{')
-        .unwrap_or(rest.len());
+    let end = rest.find(|c: char| c.is_whitespace() || c == '{').unwrap_or(rest.len());
     let (recipient, rest) = rest.split_at(end);
-    (
-        (!recipient.is_empty()).then(|| recipient.to_owned()),
-        rest.trim_start(),
-    )
+    ((!recipient.is_empty()).then(|| recipient.to_owned()), rest.trim_start())
 }

@@ -94,14 +94,7 @@ pub struct Message {
 
 impl Message {
     pub fn new(author: Role, content: Content) -> Self {
-        Self {
-            author,
-            name: None,
-            recipient: None,
-            channel: None,
-            content_type: None,
-            content,
-        }
+        Self { author, name: None, recipient: None, channel: None, content_type: None, content }
     }
 
     pub fn text(author: Role, text: impl Into<String>) -> Self {
@@ -109,20 +102,14 @@ impl Message {
     }
 
     pub fn assistant(channel: Channel, text: impl Into<String>) -> Self {
-        Self {
-            channel: Some(channel),
-            ..Self::text(Role::Assistant, text)
-        }
+        Self { channel: Some(channel), ..Self::text(Role::Assistant, text) }
     }
 
     /// The assistant calls `functions.{function}`; `arguments` is JSON text.
     pub fn call(function: &str, arguments: impl Into<String>) -> Self {
         Self {
             recipient: Some(format!("{FUNCTIONS}.{function}")),
-            content_type: Some(ContentType {
-                format: "json".into(),
-                constrained: true,
-            }),
+            content_type: Some(ContentType { format: "json".into(), constrained: true }),
             ..Self::assistant(Channel::Commentary, arguments)
         }
     }

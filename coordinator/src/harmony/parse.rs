@@ -276,27 +276,17 @@ impl Parser {
         let rest = message.stream.finish();
         self.reply.extend(&mut message, rest, events);
         if let Some(function) = message.header.function() {
-            let call = Call {
-                name: function.to_owned(),
-                arguments: message.text.clone(),
-            };
+            let call = Call { name: function.to_owned(), arguments: message.text.clone() };
             self.reply.calls.push(call);
         }
-        self.reply
-            .messages
-            .push(message.header.into_message(message.text));
+        self.reply.messages.push(message.header.into_message(message.text));
         events.push(Event::End);
     }
 }
 
 fn open(header: Header, stream: TextStream, events: &mut Vec<Event>) -> OpenMessage {
     events.push(Event::Header(header.clone()));
-    OpenMessage {
-        lane: header.lane(),
-        header,
-        text: String::new(),
-        stream,
-    }
+    OpenMessage { lane: header.lane(), header, text: String::new(), stream }
 }
 
 impl Reply {
@@ -308,10 +298,7 @@ impl Reply {
         if let Some(joined) = self.lane_mut(lane) {
             if message.text.is_empty() && !joined.is_empty() {
                 joined.push_str(MESSAGE_SEPARATOR);
-                events.push(Event::Text {
-                    lane,
-                    text: MESSAGE_SEPARATOR.to_owned(),
-                });
+                events.push(Event::Text { lane, text: MESSAGE_SEPARATOR.to_owned() });
             }
             joined.push_str(&text);
         }

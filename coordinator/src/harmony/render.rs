@@ -78,11 +78,7 @@ impl Harmony {
                 self.text(&format!(":{name}"), ids);
             }
         }
-        if let Some(recipient) = message
-            .recipient
-            .as_deref()
-            .filter(|recipient| *recipient != "all")
-        {
+        if let Some(recipient) = message.recipient.as_deref().filter(|recipient| *recipient != "all") {
             self.text(&format!(" to={recipient}"), ids);
         }
         if let Some(channel) = &message.channel {
@@ -111,21 +107,14 @@ impl Harmony {
 
 /// How many messages belong to turns that have their answer: those up to the last one on final.
 fn answered_messages(conversation: &Conversation) -> usize {
-    conversation
-        .messages
-        .iter()
-        .rposition(|message| message.is_on(&Channel::Final))
-        .unwrap_or(0)
+    conversation.messages.iter().rposition(|message| message.is_on(&Channel::Final)).unwrap_or(0)
 }
 
 fn has_functions(conversation: &Conversation) -> bool {
-    conversation
-        .messages
-        .iter()
-        .any(|message| match &message.content {
-            Content::Developer(developer) => !developer.tools.is_empty(),
-            Content::System(_) | Content::Text(_) => false,
-        })
+    conversation.messages.iter().any(|message| match &message.content {
+        Content::Developer(developer) => !developer.tools.is_empty(),
+        Content::System(_) | Content::Text(_) => false,
+    })
 }
 
 fn content_text(content: &Content, functions: bool) -> std::borrow::Cow<'_, str> {
@@ -137,10 +126,7 @@ fn content_text(content: &Content, functions: bool) -> std::borrow::Cow<'_, str>
 }
 
 fn system_text(system: &SystemContent, functions: bool) -> String {
-    let mut about = format!(
-        "{}\nKnowledge cutoff: {}",
-        system.identity, system.knowledge_cutoff
-    );
+    let mut about = format!("{}\nKnowledge cutoff: {}", system.identity, system.knowledge_cutoff);
     if let Some(date) = &system.current_date {
         about.push_str("\nCurrent date: ");
         about.push_str(date);
@@ -172,11 +158,7 @@ fn developer_text(developer: &DeveloperContent) -> String {
     }
     if !developer.tools.is_empty() {
         let tools = developer.tools.clone();
-        sections.push(tools::section(&[ToolNamespace {
-            name: FUNCTIONS.into(),
-            description: None,
-            tools,
-        }]));
+        sections.push(tools::section(&[ToolNamespace { name: FUNCTIONS.into(), description: None, tools }]));
     }
     sections.join("\n\n")
 }

@@ -39,11 +39,7 @@ fn namespace_text(namespace: &ToolNamespace) -> String {
 }
 
 fn tool_text(tool: &FunctionTool) -> String {
-    let mut text: String = tool
-        .description
-        .lines()
-        .map(|line| format!("// {line}\n"))
-        .collect();
+    let mut text: String = tool.description.lines().map(|line| format!("// {line}\n")).collect();
     let name = &tool.name;
     text.push_str(&match &tool.parameters {
         Some(schema) => format!("type {name} = (_: {}) => any;\n", type_text(schema, "")),
@@ -56,10 +52,7 @@ fn type_text(schema: &Value, indent: &str) -> String {
     if let Some(variants) = list(schema, "oneOf") {
         return union_text(variants, indent);
     }
-    if let Some(names) = list(schema, "type")
-        .map(names_text)
-        .filter(|names| !names.is_empty())
-    {
+    if let Some(names) = list(schema, "type").map(names_text).filter(|names| !names.is_empty()) {
         return names;
     }
     match text(schema, "type") {
@@ -74,26 +67,14 @@ fn type_text(schema: &Value, indent: &str) -> String {
 
 fn names_text(names: &[Value]) -> String {
     let number = |name| if name == "integer" { "number" } else { name };
-    names
-        .iter()
-        .filter_map(Value::as_str)
-        .map(number)
-        .collect::<Vec<_>>()
-        .join(" | ")
+    names.iter().filter_map(Value::as_str).map(number).collect::<Vec<_>>().join(" | ")
 }
 
 fn string_text(schema: &Value) -> String {
     let values = list(schema, "enum").unwrap_or_default();
-    let values: Vec<_> = values
-        .iter()
-        .filter_map(Value::as_str)
-        .map(|value| format!("\"{value}\""))
-        .collect();
-    if values.is_empty() {
-        "string".into()
-    } else {
-        values.join(" | ")
-    }
+    let values: Vec<_> =
+        values.iter().filter_map(Value::as_str).map(|value| format!("\"{value}\"")).collect();
+    if values.is_empty() { "string".into() } else { values.join(" | ") }
 }
 
 fn array_text(schema: &Value, indent: &str) -> String {
@@ -109,12 +90,7 @@ fn object_text(schema: &Value, indent: &str) -> String {
         line(&mut out, indent, &format!("// {description}"));
     }
     out.push_str("{\n");
-    for (name, property) in schema
-        .get("properties")
-        .and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-    {
+    for (name, property) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
         write_property(&mut out, name, property, is_required(schema, name), indent);
     }
     write!(out, "{indent}}}").expect("a String takes every text");
@@ -122,11 +98,7 @@ fn object_text(schema: &Value, indent: &str) -> String {
 }
 
 fn write_property(out: &mut String, name: &str, property: &Value, required: bool, indent: &str) {
-    let name = if required {
-        name.to_owned()
-    } else {
-        format!("{name}?")
-    };
+    let name = if required { name.to_owned() } else { format!("{name}?") };
     if let Some(title) = text(property, "title") {
         line(out, indent, &format!("// {title}"));
         line(out, indent, "//");
@@ -148,9 +120,7 @@ fn write_property(out: &mut String, name: &str, property: &Value, required: bool
 
 fn write_plain_property(out: &mut String, name: &str, property: &Value, indent: &str) {
     let kind = nullable_text(property, &format!("{indent}    "));
-    let default = default_text(property)
-        .map(|default| format!(" // {default}"))
-        .unwrap_or_default();
+    let default = default_text(property).map(|default| format!(" // {default}")).unwrap_or_default();
     line(out, indent, &format!("{name}: {kind},{default}"));
 }
 
@@ -170,11 +140,7 @@ fn write_union_property(out: &mut String, name: &str, property: &Value, variants
         let beside = text(variant, "description")
             .filter(|beside| Some(*beside) != description && !(index == 0 && above.is_some()));
         let kind = nullable_text(variant, &format!("{indent}   "));
-        line(
-            out,
-            indent,
-            &format!(" | {kind}{}", trailing_text(beside, default_text(variant))),
-        );
+        line(out, indent, &format!(" | {kind}{}", trailing_text(beside, default_text(variant))));
     }
     line(out, indent, ",");
 }
@@ -196,26 +162,14 @@ fn union_text(variants: &[Value], indent: &str) -> String {
 }
 
 fn trailing_text(description: Option<&str>, default: Option<String>) -> String {
-    let parts: Vec<String> = description
-        .map(str::to_owned)
-        .into_iter()
-        .chain(default)
-        .collect();
-    if parts.is_empty() {
-        String::new()
-    } else {
-        format!(" // {}", parts.join(" "))
-    }
+    let parts: Vec<String> = description.map(str::to_owned).into_iter().chain(default).collect();
+    if parts.is_empty() { String::new() } else { format!(" // {}", parts.join(" ")) }
 }
 
 fn nullable_text(schema: &Value, indent: &str) -> String {
     let kind = type_text(schema, indent);
     let nullable = schema.get("nullable").and_then(Value::as_bool).unwrap_or(false);
-    if nullable && !kind.contains("null") {
-        format!("{kind} | null")
-    } else {
-        kind
-    }
+    if nullable && !kind.contains("null") { format!("{kind} | null") } else { kind }
 }
 
 fn default_text(schema: &Value) -> Option<String> {
@@ -292,20 +246,13 @@ mod tests {
 
     #[test]
     fn what_the_format_has_no_place_for_is_any() {
-        for schema in [
-            json!({"anyOf": [{"type": "string"}]}),
-            json!({"$ref": "#/x"}),
-            json!({}),
-            json!(true),
-            json!(3),
-        ] {
+        for schema in
+            [json!({"anyOf": [{"type": "string"}]}), json!({"$ref": "#/x"}), json!({}), json!(true), json!(3)]
+        {
             check(schema, "any");
         }
         check(json!({"type": 3, "properties": 4, "enum": 5}), "any");
-        check(
-            json!({"type": "object", "properties": 4, "required": 5, "description": 6}),
-            "{\n}",
-        );
+        check(json!({"type": "object", "properties": 4, "required": 5, "description": 6}), "{\n}");
     }
 
     #[test]

@@ -10,19 +10,12 @@ const CHAT: &str = "/v1/chat/completions";
 #[tokio::test]
 async fn thoughts_and_answer_come_apart() {
     let server = Server::start().await;
-    let answer = server
-        .chat(&user(&thinks_and_says("Add them.", "It is 4.")))
-        .await;
+    let answer = server.chat(&user(&thinks_and_says("Add them.", "It is 4."))).await;
     assert_eq!(answer["object"], "chat.completion");
     assert_eq!(answer["model"], MODEL);
     assert_eq!(answer["created"], 1_772_000_000);
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
-    assert!(
-        answer["system_fingerprint"]
-            .as_str()
-            .unwrap()
-            .starts_with("flotilla-")
-    );
+    assert!(answer["system_fingerprint"].as_str().unwrap().starts_with("flotilla-"));
     let choice = &answer["choices"][0];
     assert_eq!(choice["message"]["role"], "assistant");
     assert_eq!(choice["message"]["content"], "It is 4.");
@@ -42,28 +35,13 @@ async fn a_stream_says_the_same() {
     assert_eq!(message["content"], "Das ist groß 🎉🎉, oder 日本?");
     assert_eq!(joined(&chunks, "/delta/content"), message["content"]);
     assert_eq!(joined(&chunks, "/delta/reasoning"), message["reasoning"]);
-    assert_eq!(
-        joined(&chunks, "/delta/reasoning_content"),
-        message["reasoning_content"]
-    );
+    assert_eq!(joined(&chunks, "/delta/reasoning_content"), message["reasoning_content"]);
     assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
-    assert!(
-        chunks
-            .iter()
-            .all(|chunk| chunk["object"] == "chat.completion.chunk")
-    );
-    assert!(
-        chunks
-            .iter()
-            .all(|chunk| chunk["id"] == chunks[0]["id"] && chunk.get("usage").is_none())
-    );
+    assert!(chunks.iter().all(|chunk| chunk["object"] == "chat.completion.chunk"));
+    assert!(chunks.iter().all(|chunk| chunk["id"] == chunks[0]["id"] && chunk.get("usage").is_none()));
     let (last, before) = chunks.split_last().unwrap();
     assert_eq!(last["choices"][0]["finish_reason"], "stop");
-    assert!(
-        before
-            .iter()
-            .all(|chunk| chunk["choices"][0]["finish_reason"].is_null())
-    );
+    assert!(before.iter().all(|chunk| chunk["choices"][0]["finish_reason"].is_null()));
 }
 
 #[tokio::test]
@@ -75,10 +53,7 @@ async fn usage_adds_up() {
     let count = |text: &str| server.tokenizer.encode_special(text).len();
     let prompt = server.seen.prompt.lock().unwrap().clone();
     assert_eq!(usage["completion_tokens"], count(&script));
-    assert_eq!(
-        usage["completion_tokens_details"]["reasoning_tokens"],
-        count("one two three")
-    );
+    assert_eq!(usage["completion_tokens_details"]["reasoning_tokens"], count("one two three"));
     // The script is plain text in the prompt, so the text alone does not tell how many tokens it has.
     assert!(usage["prompt_tokens"].as_u64().unwrap() >= count(&prompt) as u64);
     let sum = usage["prompt_tokens"].as_u64().unwrap() + usage["completion_tokens"].as_u64().unwrap();
@@ -88,11 +63,7 @@ async fn usage_adds_up() {
     let chunks = server.stream(CHAT, &body).await;
     let (last, before) = chunks.split_last().unwrap();
     assert_eq!((&last["usage"], &last["choices"]), (&usage, &json!([])));
-    assert!(
-        before
-            .iter()
-            .all(|chunk| chunk.get("usage") == Some(&Value::Null))
-    );
+    assert!(before.iter().all(|chunk| chunk.get("usage") == Some(&Value::Null)));
 }
 
 #[tokio::test]
@@ -121,10 +92,7 @@ async fn the_prompt_is_what_the_format_asks_for() {
         assert!(prompt.contains(part), "{part:?} is missing in {prompt:?}");
     }
     assert!(prompt.ends_with("<|end|><|start|>assistant"));
-    assert!(
-        !prompt.contains("greet"),
-        "thoughts of past turns are not shown again"
-    );
+    assert!(!prompt.contains("greet"), "thoughts of past turns are not shown again");
 }
 
 fn tools() -> Value {
@@ -154,12 +122,7 @@ async fn a_tool_is_called_and_its_answer_read() {
     assert_eq!(call["function"]["arguments"], "{\"city\": \"Köln 🌧\"}");
     assert!(call["id"].as_str().unwrap().starts_with("call_"));
     assert!(
-        server
-            .seen
-            .prompt
-            .lock()
-            .unwrap()
-            .contains("type get_weather = (_: {\ncity: string,\n}) => any;")
+        server.seen.prompt.lock().unwrap().contains("type get_weather = (_: {\ncity: string,\n}) => any;")
     );
 
     // The client sends back what it was sent, and what the tool said.
@@ -173,10 +136,7 @@ async fn a_tool_is_called_and_its_answer_read() {
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
     let prompt = server.seen.prompt.lock().unwrap().clone();
     assert!(prompt.contains("<|start|>functions.get_weather to=assistant<|channel|>commentary<|message|>"));
-    assert!(
-        prompt.contains("analysis<|message|>Ask.<|end|>"),
-        "the turn is not over: its thoughts stay"
-    );
+    assert!(prompt.contains("analysis<|message|>Ask.<|end|>"), "the turn is not over: its thoughts stay");
 }
 
 #[tokio::test]
@@ -185,26 +145,15 @@ async fn calls_are_streamed_as_openai_does() {
     let mut body = user(CALL);
     body["tools"] = tools();
     let chunks = server.stream(CHAT, &body).await;
-    let calls: Vec<&Value> = chunks
-        .iter()
-        .filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0"))
-        .collect();
+    let calls: Vec<&Value> =
+        chunks.iter().filter_map(|chunk| chunk.pointer("/choices/0/delta/tool_calls/0")).collect();
     let (first, rest) = calls.split_first().unwrap();
     assert_eq!(first["index"], 0);
     assert_eq!(first["type"], "function");
     assert_eq!(first["function"], json!({"name": "get_weather", "arguments": ""}));
-    assert!(
-        rest.iter()
-            .all(|call| call["index"] == 0 && call.get("id").is_none())
-    );
-    assert_eq!(
-        joined(&chunks, "/delta/tool_calls/0/function/arguments"),
-        "{\"city\": \"Köln 🌧\"}"
-    );
-    assert_eq!(
-        chunks.last().unwrap()["choices"][0]["finish_reason"],
-        "tool_calls"
-    );
+    assert!(rest.iter().all(|call| call["index"] == 0 && call.get("id").is_none()));
+    assert_eq!(joined(&chunks, "/delta/tool_calls/0/function/arguments"), "{\"city\": \"Köln 🌧\"}");
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
 }
 
 #[tokio::test]
@@ -242,32 +191,18 @@ async fn two_choices_have_seeds_of_their_own() {
     let answer = server.chat(&body).await;
     let said = |answer: &Value, index: usize| answer["choices"][index]["message"]["content"].clone();
     assert_eq!(answer["choices"].as_array().unwrap().len(), 2);
-    assert_eq!(
-        (&answer["choices"][0]["index"], &answer["choices"][1]["index"]),
-        (&json!(0), &json!(1))
-    );
+    assert_eq!((&answer["choices"][0]["index"], &answer["choices"][1]["index"]), (&json!(0), &json!(1)));
     assert_eq!(said(&answer, 0), "7");
     assert_ne!(said(&answer, 1), "7");
-    assert_eq!(
-        server.chat(&body).await["choices"],
-        answer["choices"],
-        "the same seed, the same answer"
-    );
+    assert_eq!(server.chat(&body).await["choices"], answer["choices"], "the same seed, the same answer");
     body["n"] = json!(1);
     let one = server.chat(&body).await;
     assert_eq!(said(&one, 0), "7");
-    assert_eq!(
-        one["usage"]["prompt_tokens"], answer["usage"]["prompt_tokens"],
-        "prompts count once"
-    );
+    assert_eq!(one["usage"]["prompt_tokens"], answer["usage"]["prompt_tokens"], "prompts count once");
 
     body.as_object_mut().unwrap().remove("seed");
     let unseeded = (server.chat(&body).await, server.chat(&body).await);
-    assert_ne!(
-        said(&unseeded.0, 0),
-        said(&unseeded.1, 0),
-        "chance, where no seed is given"
-    );
+    assert_ne!(said(&unseeded.0, 0), said(&unseeded.1, 0), "chance, where no seed is given");
 
     body["n"] = json!(2);
     let chunks = server.stream(CHAT, &body).await;
@@ -275,10 +210,7 @@ async fn two_choices_have_seeds_of_their_own() {
         let of = |chunk: &&Value| chunk["choices"][0]["index"] == index;
         let first = chunks.iter().find(of).unwrap();
         assert_eq!(first["choices"][0]["delta"]["role"], "assistant");
-        assert_eq!(
-            chunks.iter().rfind(of).unwrap()["choices"][0]["finish_reason"],
-            "stop"
-        );
+        assert_eq!(chunks.iter().rfind(of).unwrap()["choices"][0]["finish_reason"], "stop");
     }
 }
 
@@ -292,11 +224,6 @@ async fn harmless_parameters_are_taken() {
         "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1, "stop": null, "n": null,
         "temperature": 0.5, "top_p": 0.9, "functions": [], "tools": [],
     });
-    body.as_object_mut()
-        .unwrap()
-        .extend(harmless.as_object().unwrap().clone());
-    assert_eq!(
-        server.chat(&body).await["choices"][0]["message"]["content"],
-        "Yes."
-    );
+    body.as_object_mut().unwrap().extend(harmless.as_object().unwrap().clone());
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], "Yes.");
 }

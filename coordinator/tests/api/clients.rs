@@ -56,10 +56,7 @@ async fn a_client_that_leaves_without_a_stream_frees_its_place_too() {
     let server = Server::start().await;
     let mut body = endless();
     body["stream"] = json!(false);
-    let request = server
-        .client
-        .post(format!("{}{CHAT}", server.url))
-        .body(body.to_string());
+    let request = server.client.post(format!("{}{CHAT}", server.url)).body(body.to_string());
     let waiting = tokio::spawn(request.send());
     until(async || server.seen.admitted() == 1).await;
     waiting.abort();
@@ -77,11 +74,7 @@ async fn a_full_queue_says_when_to_come_back() {
         context_max: crate::server::CONTEXT,
         ..Default::default()
     };
-    let server = Server::start_with(Setup {
-        scheduler,
-        ..Setup::default()
-    })
-    .await;
+    let server = Server::start_with(Setup { scheduler, ..Setup::default() }).await;
     let mut running = server.open(CHAT, &endless()).await;
     running.next().await.unwrap();
     let waiting = server.open(CHAT, &endless()).await;
@@ -89,13 +82,7 @@ async fn a_full_queue_says_when_to_come_back() {
     assert_eq!(response.headers()["retry-after"], "1");
     let (status, error) = error_of(response).await;
     assert_eq!((status, &error["code"]), (429, &json!("queue_full")));
-    assert!(
-        error["message"]
-            .as_str()
-            .unwrap()
-            .contains("has 1 requests waiting"),
-        "{error}"
-    );
+    assert!(error["message"].as_str().unwrap().contains("has 1 requests waiting"), "{error}");
 
     // Two choices need two places: none is taken.
     drop(waiting);
@@ -115,12 +102,7 @@ async fn silent_streams_are_kept_alive() {
         ..Default::default()
     };
     let keep_alive = Duration::from_millis(20);
-    let server = Server::start_with(Setup {
-        scheduler,
-        keep_alive,
-        ..Setup::default()
-    })
-    .await;
+    let server = Server::start_with(Setup { scheduler, keep_alive, ..Setup::default() }).await;
     let mut running = server.open(CHAT, &endless()).await;
     running.next().await.unwrap();
     let mut waiting = server.open(CHAT, &endless()).await;

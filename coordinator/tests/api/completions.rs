@@ -12,17 +12,13 @@ async fn a_prompt_is_text_or_tokens() {
     let text = "over the hill<|return|><|endofprompt|>";
     let tokens = server.tokenizer.encode_special(text);
     for prompt in [json!(text), json!(tokens), json!([text]), json!([tokens])] {
-        let answer = server
-            .ask(COMPLETIONS, &json!({"model": MODEL, "prompt": prompt}))
-            .await;
+        let answer = server.ask(COMPLETIONS, &json!({"model": MODEL, "prompt": prompt})).await;
         assert_eq!(answer["object"], "text_completion");
         assert_eq!(answer["choices"][0]["text"], "over the hill");
         assert_eq!(answer["choices"][0]["finish_reason"], "stop");
         assert_eq!(answer["usage"]["prompt_tokens"], tokens.len());
     }
-    let chunks = server
-        .stream(COMPLETIONS, &json!({"model": MODEL, "prompt": text}))
-        .await;
+    let chunks = server.stream(COMPLETIONS, &json!({"model": MODEL, "prompt": text})).await;
     assert_eq!(joined(&chunks, "/text"), "over the hill");
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "stop");
 }
@@ -31,15 +27,9 @@ async fn a_prompt_is_text_or_tokens() {
 async fn several_prompts_and_choices_are_told_apart_by_index() {
     let server = Server::start().await;
     let prompts = ["a<|return|><|endofprompt|>", "b<|return|><|endofprompt|>"];
-    let answer = server
-        .ask(COMPLETIONS, &json!({"model": MODEL, "prompt": prompts, "n": 2}))
-        .await;
-    let texts: Vec<&Value> = answer["choices"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|choice| &choice["text"])
-        .collect();
+    let answer = server.ask(COMPLETIONS, &json!({"model": MODEL, "prompt": prompts, "n": 2})).await;
+    let texts: Vec<&Value> =
+        answer["choices"].as_array().unwrap().iter().map(|choice| &choice["text"]).collect();
     assert_eq!(texts, ["a", "a", "b", "b"]);
     assert_eq!(answer["usage"]["prompt_tokens"], 6, "each prompt once");
     assert_eq!(answer["usage"]["completion_tokens"], 8);
@@ -61,22 +51,10 @@ async fn prompts_that_are_none_are_refused() {
     let server = Server::start().await;
     for (prompt, param, words) in [
         (json!(""), "prompt", "must not be empty"),
-        (
-            json!([]),
-            "prompt",
-            "expected a string, an array of strings, or an array of token ids",
-        ),
-        (
-            json!(["a", 3]),
-            "prompt[1]",
-            "expected a string or an array of token ids, found the number 3",
-        ),
+        (json!([]), "prompt", "expected a string, an array of strings, or an array of token ids"),
+        (json!(["a", 3]), "prompt[1]", "expected a string or an array of token ids, found the number 3"),
         (json!([1, "a"]), "prompt[1]", "expected a whole number"),
-        (
-            json!([1, 4_000_000]),
-            "prompt[1]",
-            "expected the id of a token of this model",
-        ),
+        (json!([1, 4_000_000]), "prompt[1]", "expected the id of a token of this model"),
         (json!({}), "prompt", "found an object"),
     ] {
         let body = json!({"model": MODEL, "prompt": prompt});
@@ -84,11 +62,6 @@ async fn prompts_that_are_none_are_refused() {
         assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
         assert!(error["message"].as_str().unwrap().contains(words), "{error}");
     }
-    let (_, error) = server
-        .refused(COMPLETIONS, &json!({"prompt": "a", "echo": true}))
-        .await;
-    assert_eq!(
-        error["message"],
-        "echo: true is not supported yet; accepted is false"
-    );
+    let (_, error) = server.refused(COMPLETIONS, &json!({"prompt": "a", "echo": true})).await;
+    assert_eq!(error["message"], "echo: true is not supported yet; accepted is false");
 }

@@ -14,11 +14,7 @@ const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
 async fn until_workers_are_there_health_says_what_is_missing() {
-    let server = Server::start_with(Setup {
-        ready: false,
-        ..Setup::default()
-    })
-    .await;
+    let server = Server::start_with(Setup { ready: false, ..Setup::default() }).await;
     let (status, error) = error_of(server.get("/health").await).await;
     assert_eq!((status, &error["code"]), (503, &json!("not_ready")));
     server.fleet.loading("2 of 4 workers have joined");
@@ -72,10 +68,7 @@ async fn a_lost_group_ends_its_streams_with_an_error() {
 #[tokio::test]
 async fn a_group_can_be_lost_while_it_rests() {
     let server = Server::start().await;
-    let error = || GroupError::Lost {
-        rank: Rank(0),
-        reason: "no heartbeat".to_owned(),
-    };
+    let error = || GroupError::Lost { rank: Rank(0), reason: "no heartbeat".to_owned() };
     server.fleet.lost(Epoch(1), error());
     until(async || server.get("/health").await.status() == 503).await;
     server.form_group(2);
@@ -87,25 +80,15 @@ async fn a_group_can_be_lost_while_it_rests() {
 
 #[tokio::test]
 async fn with_patience_a_stream_goes_on_in_the_next_group() {
-    let driver = driver::Settings {
-        regroup_wait: Duration::from_secs(600),
-    };
-    let server = Server::start_with(Setup {
-        driver,
-        ..Setup::default()
-    })
-    .await;
+    let driver = driver::Settings { regroup_wait: Duration::from_secs(600) };
+    let server = Server::start_with(Setup { driver, ..Setup::default() }).await;
     let said: String = (0..200).map(|number| format!(" {number}")).collect();
     let mut body = user(&thinks_and_says("Count.", &said));
     body["stream"] = json!(true);
     let mut stream = server.open(CHAT, &body).await;
     let mut content = String::new();
     let mut read = |event: &Value| {
-        content.push_str(
-            event["choices"][0]["delta"]["content"]
-                .as_str()
-                .unwrap_or_default(),
-        );
+        content.push_str(event["choices"][0]["delta"]["content"].as_str().unwrap_or_default());
     };
     for _ in 0..10 {
         read(&serde_json::from_str(&stream.next().await.unwrap()).unwrap());
@@ -128,13 +111,5 @@ async fn answers_under_way_are_finished_before_the_server_stops() {
     drop(server.stop.take());
     let rest = rest(stream).await;
     assert_eq!(rest.last().unwrap()["choices"][0]["finish_reason"], "stop");
-    until(async || {
-        server
-            .client
-            .get(format!("{}/health", server.url))
-            .send()
-            .await
-            .is_err()
-    })
-    .await;
+    until(async || server.client.get(format!("{}/health", server.url)).send().await.is_err()).await;
 }

@@ -51,31 +51,17 @@ struct Voice {
 
 impl Parrot {
     pub fn new(tokenizer: Arc<Tokenizer>, seen: Arc<Seen>) -> Parrot {
-        Parrot {
-            tokenizer,
-            seen,
-            sequences: BTreeMap::new(),
-        }
+        Parrot { tokenizer, seen, sequences: BTreeMap::new() }
     }
 
     fn work(&mut self, work: SequenceWork) -> Option<Sampled> {
-        let mut voice = self
-            .sequences
-            .remove(&work.sequence)
-            .expect("admitted before it works");
-        assert_eq!(
-            voice.tokens.len(),
-            work.position as usize,
-            "every position before is in the cache"
-        );
+        let mut voice = self.sequences.remove(&work.sequence).expect("admitted before it works");
+        assert_eq!(voice.tokens.len(), work.position as usize, "every position before is in the cache");
         voice.tokens.extend(&work.tokens);
         if work.tokens.len() > 1 {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
         }
-        let sampled = work.sample.then(|| Sampled {
-            sequence: work.sequence,
-            token: self.next(&mut voice),
-        });
+        let sampled = work.sample.then(|| Sampled { sequence: work.sequence, token: self.next(&mut voice) });
         self.sequences.insert(work.sequence, voice);
         sampled
     }
@@ -87,10 +73,7 @@ impl Parrot {
             (self.tokenizer.encode_special(&answer), begin)
         });
         let spoken = voice.tokens.len() - *begin;
-        answer
-            .get(spoken)
-            .copied()
-            .unwrap_or_else(|| self.tokenizer.encode_plain(".")[0])
+        answer.get(spoken).copied().unwrap_or_else(|| self.tokenizer.encode_plain(".")[0])
     }
 
     /// What is to be answered, and at which position it begins.
@@ -106,10 +89,7 @@ impl Parrot {
             tokens[*at] == special("<|start|>")
                 && (tokens[at + 1..].starts_with(&user) || tokens[at + 1..].starts_with(&tool))
         };
-        let last = (0..tokens.len())
-            .rev()
-            .find(says)
-            .expect("somebody said something");
+        let last = (0..tokens.len()).rev().find(says).expect("somebody said something");
         let begin = find(last, special("<|message|>")).expect("a message") + 1;
         let end = find(begin, special("<|end|>")).expect("its end");
         let answer_begin = end + 2 + self.tokenizer.encode_plain("assistant").len();
@@ -122,31 +102,19 @@ impl Group for Parrot {
         // Leaves the processor to others, as workers elsewhere would.
         tokio::time::sleep(Duration::from_micros(200)).await;
         if self.seen.die.swap(false, Ordering::SeqCst) {
-            return Err(GroupError::Lost {
-                rank: Rank(2),
-                reason: "its power was cut".to_owned(),
-            });
+            return Err(GroupError::Lost { rank: Rank(2), reason: "its power was cut".to_owned() });
         }
         for sequence in &plan.release {
             self.sequences.remove(sequence);
             self.seen.released.lock().unwrap().insert(*sequence);
         }
         for admission in &plan.admit {
-            let voice = Voice {
-                seed: admission.sampling.seed,
-                tokens: Vec::new(),
-                answer: None,
-            };
+            let voice = Voice { seed: admission.sampling.seed, tokens: Vec::new(), answer: None };
             self.sequences.insert(admission.sequence, voice);
             self.seen.admitted.lock().unwrap().insert(admission.sequence);
         }
         let (epoch, step) = (plan.epoch, plan.step);
         let sampled = plan.work.into_iter().filter_map(|work| self.work(work)).collect();
-        Ok(StepOutcome {
-            epoch,
-            step,
-            sampled,
-            ..StepOutcome::default()
-        })
+        Ok(StepOutcome { epoch, step, sampled, ..StepOutcome::default() })
     }
 }

@@ -35,10 +35,7 @@ pub struct Setup {
 impl Default for Setup {
     fn default() -> Setup {
         Setup {
-            scheduler: flotilla_scheduler::Settings {
-                context_max: CONTEXT,
-                ..Default::default()
-            },
+            scheduler: flotilla_scheduler::Settings { context_max: CONTEXT, ..Default::default() },
             driver: driver::Settings::default(),
             body_bytes_max: 4 << 20,
             keep_alive: Duration::from_secs(15),
@@ -58,10 +55,7 @@ pub struct Server {
 }
 
 pub fn tokenizer_json() -> PathBuf {
-    PathBuf::from(concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/tests/data/small_tokenizer.json"
-    ))
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small_tokenizer.json"))
 }
 
 impl Server {
@@ -87,14 +81,7 @@ impl Server {
         let tokenizer = Arc::new(Tokenizer::from_file(tokenizer_json()).unwrap());
         let seen = Arc::default();
         let client = reqwest::Client::new();
-        let server = Server {
-            url,
-            seen,
-            fleet,
-            tokenizer,
-            client,
-            stop: Some(stop),
-        };
+        let server = Server { url, seen, fleet, tokenizer, client, stop: Some(stop) };
         if setup.ready {
             server.form_group(1);
             until(async || server.get("/health").await.status() == 200).await;
@@ -116,10 +103,7 @@ impl Server {
     }
 
     pub async fn send(&self, method: Method, path: &str, body: &str) -> Response {
-        let request = self
-            .client
-            .request(method, format!("{}{path}", self.url))
-            .body(body.to_owned());
+        let request = self.client.request(method, format!("{}{path}", self.url)).body(body.to_owned());
         within(request.send()).await.expect("an answer")
     }
 
@@ -156,14 +140,8 @@ impl Server {
         let response = self.post(path, body).await;
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let bytes = response
-            .bytes_stream()
-            .map(|chunk| chunk.map(|bytes| bytes.to_vec()))
-            .boxed();
-        Events {
-            bytes,
-            held: Vec::new(),
-        }
+        let bytes = response.bytes_stream().map(|chunk| chunk.map(|bytes| bytes.to_vec())).boxed();
+        Events { bytes, held: Vec::new() }
     }
 
     /// Status and `error` of a body that is not fine.
@@ -208,8 +186,7 @@ impl Events {
                 let event: Vec<u8> = self.held.drain(..end + 2).collect();
                 return Some(String::from_utf8(event[..end].to_vec()).expect("UTF-8"));
             }
-            self.held
-                .extend(within(self.bytes.next()).await?.expect("the stream goes on"));
+            self.held.extend(within(self.bytes.next()).await?.expect("the stream goes on"));
         }
     }
 }
@@ -228,10 +205,7 @@ pub fn thinks_and_says(thought: &str, answer: &str) -> String {
 
 /// The strings at `pointer` in all chunks' first choices, joined.
 pub fn joined(chunks: &[Value], pointer: &str) -> String {
-    chunks
-        .iter()
-        .filter_map(|chunk| chunk["choices"][0].pointer(pointer)?.as_str())
-        .collect()
+    chunks.iter().filter_map(|chunk| chunk["choices"][0].pointer(pointer)?.as_str()).collect()
 }
 
 pub async fn within<T>(future: impl Future<Output = T>) -> T {

@@ -11,38 +11,22 @@ const CHAT: &str = "/v1/chat/completions";
 async fn a_stop_string_is_found_across_tokens_and_characters() {
     let server = Server::start().await;
     let (answer, stop) = ("Ein Fest 🎉🧨 und mehr davon", "t 🎉🧨 u");
-    assert!(
-        server.tokenizer.encode_plain(stop).len() > 2,
-        "over several tokens"
-    );
-    assert!(
-        server.tokenizer.encode_plain("🧨").len() > 1,
-        "a character in several tokens"
-    );
+    assert!(server.tokenizer.encode_plain(stop).len() > 2, "over several tokens");
+    assert!(server.tokenizer.encode_plain("🧨").len() > 1, "a character in several tokens");
     let mut body = user(&thinks_and_says(&format!("not here: {stop}"), answer));
     body["stop"] = json!(["never", stop]);
     let whole = server.chat(&body).await;
     let choice = &whole["choices"][0];
     assert_eq!(choice["message"]["content"], "Ein Fes");
-    assert_eq!(
-        choice["message"]["reasoning"],
-        format!("not here: {stop}"),
-        "thoughts are not stopped"
-    );
+    assert_eq!(choice["message"]["reasoning"], format!("not here: {stop}"), "thoughts are not stopped");
     assert_eq!(choice["finish_reason"], "stop");
     let chunks = server.stream(CHAT, &body).await;
     assert_eq!(joined(&chunks, "/delta/content"), "Ein Fes");
 
     // A false alarm is held back, and comes whole.
     body["stop"] = json!("und mehr davon, und noch mehr");
-    assert_eq!(
-        server.chat(&body).await["choices"][0]["message"]["content"],
-        answer
-    );
-    assert_eq!(
-        joined(&server.stream(CHAT, &body).await, "/delta/content"),
-        answer
-    );
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], answer);
+    assert_eq!(joined(&server.stream(CHAT, &body).await, "/delta/content"), answer);
 }
 
 #[tokio::test]
@@ -50,10 +34,7 @@ async fn a_stop_string_ends_the_work_too() {
     let server = Server::start().await;
     let mut body = user("<|channel|>final<|message|>one two three");
     body["stop"] = json!("two");
-    assert_eq!(
-        server.chat(&body).await["choices"][0]["message"]["content"],
-        "one "
-    );
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], "one ");
     // Workers hear of it with the next step, which is the first of the next request.
     server.chat(&user(&thinks_and_says("", "done"))).await;
     assert!(server.seen.released.lock().unwrap().contains(&SequenceId(1)));
@@ -72,10 +53,7 @@ async fn length_is_told() {
 
     let endless = server.chat(&user("<|channel|>final<|message|>on and on")).await;
     assert_eq!(endless["choices"][0]["finish_reason"], "length");
-    assert_eq!(
-        endless["usage"]["total_tokens"], CONTEXT,
-        "as far as the context goes"
-    );
+    assert_eq!(endless["usage"]["total_tokens"], CONTEXT, "as far as the context goes");
 }
 
 #[tokio::test]
@@ -87,8 +65,5 @@ async fn half_a_character_at_the_end_is_replaced_once() {
     body["max_tokens"] = json!(tokens_max);
     let content: Value = server.chat(&body).await["choices"][0]["message"]["content"].take();
     assert_eq!(content, "so \u{FFFD}");
-    assert_eq!(
-        joined(&server.stream(CHAT, &body).await, "/delta/content"),
-        content
-    );
+    assert_eq!(joined(&server.stream(CHAT, &body).await, "/delta/content"), content);
 }

@@ -82,9 +82,7 @@ fn document() -> Value {
 
 fn base_tokens() -> Vec<Vec<u8>> {
     let o200k = tiktoken_rs::o200k_base_singleton();
-    (0..BASE_TOKENS)
-        .map(|id| o200k.decode_bytes(&[id]).expect("every base id has bytes"))
-        .collect()
+    (0..BASE_TOKENS).map(|id| o200k.decode_bytes(&[id]).expect("every base id has bytes")).collect()
 }
 
 fn added_token(id: u32) -> Value {
@@ -112,18 +110,12 @@ fn special_text(id: u32) -> String {
         (200_012, "call"),
         (200_018, "endofprompt"),
     ]);
-    named
-        .get(&id)
-        .map_or_else(|| format!("<|reserved_{id}|>"), |name| format!("<|{name}|>"))
+    named.get(&id).map_or_else(|| format!("<|reserved_{id}|>"), |name| format!("<|{name}|>"))
 }
 
 fn vocab(tokens: &[Vec<u8>]) -> Map<String, Value> {
     let chars = byte_chars();
-    tokens
-        .iter()
-        .zip(0u32..)
-        .map(|(token, id)| (spell(token, &chars), json!(id)))
-        .collect()
+    tokens.iter().zip(0u32..).map(|(token, id)| (spell(token, &chars), json!(id))).collect()
 }
 
 /// Every way to make a token out of two others, in the order of the token's rank, then of the parts'.
@@ -137,11 +129,7 @@ fn merges(tokens: &[Vec<u8>]) -> Vec<Value> {
             .collect();
         halves.sort_unstable();
         let text = |rank: u32| spell(&tokens[rank as usize], &chars);
-        merges.extend(
-            halves
-                .into_iter()
-                .map(|(left, right)| json!([text(left), text(right)])),
-        );
+        merges.extend(halves.into_iter().map(|(left, right)| json!([text(left), text(right)])));
     }
     merges
 }

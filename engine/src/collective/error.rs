@@ -30,54 +30,30 @@ pub enum CollectiveError {
     #[error(
         "rank {peer} left the group during {operation}: {reason}\nhint: the log of rank {peer} says why it ended"
     )]
-    PeerLost {
-        peer: Rank,
-        operation: Operation,
-        reason: String,
-    },
+    PeerLost { peer: Rank, operation: Operation, reason: String },
 
     /// A peer ended the group because of another one, or because it was told to.
     #[error(
         "rank {peer} ended the group during {operation}{}\nhint: the log of that rank says why",
         because_of(blamed)
     )]
-    PeerGaveUp {
-        peer: Rank,
-        operation: Operation,
-        blamed: Option<Rank>,
-    },
+    PeerGaveUp { peer: Rank, operation: Operation, blamed: Option<Rank> },
 
     #[error(
         "rank {peer} is silent: {operation} waited for {waited:?} ({} of {size} ranks still missing)\n\
          hint: the peer hangs, is cut off, or computes for longer than the deadline", missing.len()
     )]
-    Deadline {
-        peer: Rank,
-        missing: Vec<Rank>,
-        size: usize,
-        operation: Operation,
-        waited: Duration,
-    },
+    Deadline { peer: Rank, missing: Vec<Rank>, size: usize, operation: Operation, waited: Duration },
 
     /// The ranks do not do the same thing: a mistake of ours, or memory that flips.
     #[error(
         "rank {peer} is out of step during {operation}: its {field} is {found}, expected {expected}\n\
          hint: all workers must run the same version on the same plan"
     )]
-    Mismatch {
-        peer: Rank,
-        operation: Operation,
-        field: &'static str,
-        expected: String,
-        found: String,
-    },
+    Mismatch { peer: Rank, operation: Operation, field: &'static str, expected: String, found: String },
 
     #[error("{operation} of {bytes} bytes, expected at most {max}\nhint: this is a mistake of the caller")]
-    TooLong {
-        operation: Operation,
-        bytes: u64,
-        max: u64,
-    },
+    TooLong { operation: Operation, bytes: u64, max: u64 },
 
     /// This rank was told to stop, by its abort handle.
     #[error("the group was aborted")]
@@ -89,11 +65,7 @@ pub enum CollectiveError {
          hint: can the workers reach each other's collective port, and do they have the same group key",
         lacking(missing)
     )]
-    NotFormed {
-        epoch: Epoch,
-        missing: Vec<(Rank, String)>,
-        waited: Duration,
-    },
+    NotFormed { epoch: Epoch, missing: Vec<(Rank, String)>, waited: Duration },
 
     /// A member is there, and belongs to a later life of the group.
     #[error(
@@ -105,12 +77,7 @@ pub enum CollectiveError {
     #[error(
         "a member at {address} has {field} {found}, expected {expected}\nhint: the coordinator gave the ranks different plans"
     )]
-    BadMember {
-        address: String,
-        field: &'static str,
-        expected: String,
-        found: String,
-    },
+    BadMember { address: String, field: &'static str, expected: String, found: String },
 
     #[error("cannot {doing}: {reason}\nhint: see this machine's limits of sockets and open files")]
     System { doing: &'static str, reason: String },
@@ -135,8 +102,6 @@ fn because_of(blamed: &Option<Rank>) -> String {
 }
 
 fn lacking(missing: &[(Rank, String)]) -> String {
-    let each = missing
-        .iter()
-        .map(|(rank, reason)| format!("rank {rank} is missing ({reason})"));
+    let each = missing.iter().map(|(rank, reason)| format!("rank {rank} is missing ({reason})"));
     each.collect::<Vec<_>>().join(", ")
 }

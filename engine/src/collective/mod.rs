@@ -68,11 +68,7 @@ fn sum_in_rank_order<'a>(out: &mut [f32], mine: usize, size: usize, part: impl F
     for (n, out) in out.chunks_mut(SUM_BLOCK).enumerate() {
         let (sum, start) = (&mut sum[..out.len()], n * SUM_BLOCK);
         for rank in 0..size {
-            let part = if rank == mine {
-                &*out
-            } else {
-                &part(rank)[start..start + sum.len()]
-            };
+            let part = if rank == mine { &*out } else { &part(rank)[start..start + sum.len()] };
             match rank {
                 0 => sum.copy_from_slice(part),
                 _ => sum.iter_mut().zip(part).for_each(|(sum, x)| *sum += x),

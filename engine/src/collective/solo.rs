@@ -17,11 +17,7 @@ impl Solo {
     }
 
     fn check(&self) -> Result<(), CollectiveError> {
-        if self.aborted.load(Ordering::Relaxed) {
-            Err(CollectiveError::Aborted)
-        } else {
-            Ok(())
-        }
+        if self.aborted.load(Ordering::Relaxed) { Err(CollectiveError::Aborted) } else { Ok(()) }
     }
 }
 

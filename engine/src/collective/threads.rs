@@ -146,11 +146,7 @@ impl Shared {
         let (by, error) = ended.as_ref()?;
         Some(match *by == rank {
             true => error.clone(),
-            false => CollectiveError::PeerGaveUp {
-                peer: *by,
-                operation,
-                blamed: error.culprit(),
-            },
+            false => CollectiveError::PeerGaveUp { peer: *by, operation, blamed: error.culprit() },
         })
     }
 }
@@ -176,9 +172,7 @@ impl ThreadsCollective {
 
     fn publish(&mut self) {
         self.published += 1;
-        self.shared.slots[self.rank]
-            .published
-            .store(self.published, Ordering::SeqCst);
+        self.shared.slots[self.rank].published.store(self.published, Ordering::SeqCst);
         self.shared.wake_all();
     }
 
@@ -209,11 +203,7 @@ impl ThreadsCollective {
         }
         if left {
             let (peer, reason) = (Rank(peer as u16), "its thread has ended".to_owned());
-            return Err(CollectiveError::PeerLost {
-                peer,
-                operation,
-                reason,
-            });
+            return Err(CollectiveError::PeerLost { peer, operation, reason });
         }
         Ok(false)
     }
@@ -234,17 +224,10 @@ impl ThreadsCollective {
                 Ok(true) => break Ok(()),
                 Err(error) => break Err(error),
             }
-            guard = match shared
-                .deadline
-                .map(|deadline| deadline.checked_sub(start.elapsed()))
-            {
+            guard = match shared.deadline.map(|deadline| deadline.checked_sub(start.elapsed())) {
                 None => shared.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
                 Some(Some(left)) => {
-                    shared
-                        .wake
-                        .wait_timeout(guard, left)
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .0
+                    shared.wake.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
                 }
                 Some(None) => break Err(self.late(operation, start.elapsed())),
             };
@@ -256,18 +239,9 @@ impl ThreadsCollective {
     fn late(&self, operation: Operation, waited: Duration) -> CollectiveError {
         let is_late =
             |&rank: &usize| self.shared.slots[rank].published.load(Ordering::SeqCst) < self.published;
-        let missing: Vec<Rank> = (0..self.size())
-            .filter(is_late)
-            .map(|rank| Rank(rank as u16))
-            .collect();
+        let missing: Vec<Rank> = (0..self.size()).filter(is_late).map(|rank| Rank(rank as u16)).collect();
         let peer = missing.first().copied().unwrap_or(self.rank());
-        CollectiveError::Deadline {
-            peer,
-            missing,
-            size: self.size(),
-            operation,
-            waited,
-        }
+        CollectiveError::Deadline { peer, missing, size: self.size(), operation, waited }
     }
 
     /// That all do the same, as far as can be seen; `len` is `None` where lengths may differ.
@@ -277,13 +251,7 @@ impl ThreadsCollective {
             let theirs = unsafe { self.shared.side(rank, side) };
             let mismatch = |field, expected: String, found: String| {
                 let peer = Rank(rank as u16);
-                Err(CollectiveError::Mismatch {
-                    peer,
-                    operation,
-                    field,
-                    expected,
-                    found,
-                })
+                Err(CollectiveError::Mismatch { peer, operation, field, expected, found })
             };
             match theirs.operation {
                 Some(found) if found != operation => {
@@ -327,8 +295,7 @@ impl ThreadsCollective {
         // this piece of this slot is read by nobody but this thread.
         unsafe {
             let data = self.shared.side(rank, side).data.0;
-            data.add(mine.start)
-                .copy_from_nonoverlapping(x[mine.clone()].as_ptr(), mine.len());
+            data.add(mine.start).copy_from_nonoverlapping(x[mine.clone()].as_ptr(), mine.len());
         }
         self.publish();
         self.wait(operation)?;

@@ -59,12 +59,7 @@ impl Checkpoint {
         let open = |file: &str| Shard::open(dir.join(file));
         let shards = files.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let tensors = locate(&shards, &expected, &index)?;
-        Ok(Checkpoint {
-            spec,
-            generation,
-            shards,
-            tensors,
-        })
+        Ok(Checkpoint { spec, generation, shards, tensors })
     }
 
     pub fn generation(&self) -> &GenerationConfig {
@@ -116,19 +111,12 @@ fn read_index(
             });
         }
         if !expected.contains_key(tensor) {
-            return Err(WeightError::Unexpected {
-                file: path,
-                tensor: tensor.clone(),
-            });
+            return Err(WeightError::Unexpected { file: path, tensor: tensor.clone() });
         }
     }
     match expected.keys().find(|tensor| !weight_map.contains_key(*tensor)) {
         None => Ok(weight_map),
-        Some(tensor) => Err(WeightError::Missing {
-            file: path,
-            tensor: tensor.clone(),
-            elsewhere: None,
-        }),
+        Some(tensor) => Err(WeightError::Missing { file: path, tensor: tensor.clone(), elsewhere: None }),
     }
 }
 
@@ -147,33 +135,17 @@ fn locate(
     index: &BTreeMap<String, String>,
 ) -> Result<HashMap<TensorId, Location>, WeightError> {
     let mut tensors: HashMap<TensorId, Location> = HashMap::with_capacity(expected.len());
-    for (
-        shard,
-        Shard {
-            path, tensors: found, ..
-        },
-    ) in shards.iter().enumerate()
-    {
+    for (shard, Shard { path, tensors: found, .. }) in shards.iter().enumerate() {
         for (name, entry) in found {
             let file = path.clone();
             let Some(info) = expected.get(name) else {
-                return Err(WeightError::Unexpected {
-                    file,
-                    tensor: name.clone(),
-                });
+                return Err(WeightError::Unexpected { file, tensor: name.clone() });
             };
             compare(file, info, entry)?;
-            let location = Location {
-                shard,
-                start: entry.data_offsets.0,
-            };
+            let location = Location { shard, start: entry.data_offsets.0 };
             if let Some(other) = tensors.insert(info.id, location) {
                 let other = file_name(&shards[other.shard].path);
-                return Err(WeightError::Twice {
-                    file: path.clone(),
-                    tensor: name.clone(),
-                    other,
-                });
+                return Err(WeightError::Twice { file: path.clone(), tensor: name.clone(), other });
             }
         }
     }
@@ -202,28 +174,15 @@ fn compare(
     let tensor = expected.name.clone();
     let (dtype, found_dtype) = (expected.dtype.name(), found.dtype.to_string());
     if found_dtype != dtype {
-        return Err(WeightError::Dtype {
-            file,
-            tensor,
-            expected: dtype,
-            found: found_dtype,
-        });
+        return Err(WeightError::Dtype { file, tensor, expected: dtype, found: found_dtype });
     }
     if found.shape != expected.shape {
         let (expected, found) = (expected.shape.clone(), found.shape.clone());
-        return Err(WeightError::Shape {
-            file,
-            tensor,
-            expected,
-            found,
-        });
+        return Err(WeightError::Shape { file, tensor, expected, found });
     }
     Ok(())
 }
 
 fn file_name(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }

@@ -27,22 +27,16 @@ impl GenerationConfig {
         const PUBLISHED_EOS: [u32; 3] = [200_002, 199_999, 200_012];
         let vocab = spec.vocab as u32;
         if PUBLISHED_EOS.iter().all(|&id| id < vocab) {
-            return GenerationConfig {
-                eos_token_ids: PUBLISHED_EOS.to_vec(),
-            };
+            return GenerationConfig { eos_token_ids: PUBLISHED_EOS.to_vec() };
         }
-        GenerationConfig {
-            eos_token_ids: (vocab.saturating_sub(2)..vocab).collect(),
-        }
+        GenerationConfig { eos_token_ids: (vocab.saturating_sub(2)..vocab).collect() }
     }
 
     /// Reads the folder's generation_config.json; a folder need not have one.
     pub fn read(dir: &Path, spec: &ModelSpec) -> Result<Self, WeightError> {
         let path = dir.join("generation_config.json");
         if !path.exists() {
-            return Ok(GenerationConfig {
-                eos_token_ids: Vec::new(),
-            });
+            return Ok(GenerationConfig { eos_token_ids: Vec::new() });
         }
         #[derive(Deserialize)]
         struct File {
@@ -54,10 +48,7 @@ impl GenerationConfig {
             One(u32),
             Many(Vec<u32>),
         }
-        let file: File = read_json(
-            &path,
-            "a generation config (eos_token_id: a number or a list of them)",
-        )?;
+        let file: File = read_json(&path, "a generation config (eos_token_id: a number or a list of them)")?;
         let eos_token_ids = match file.eos_token_id {
             None => Vec::new(),
             Some(OneOrMany::One(id)) => vec![id],
@@ -76,10 +67,7 @@ impl GenerationConfig {
     }
 
     pub fn to_json(&self) -> String {
-        format!(
-            "{:#}\n",
-            json!({ "do_sample": true, "eos_token_id": self.eos_token_ids })
-        )
+        format!("{:#}\n", json!({ "do_sample": true, "eos_token_id": self.eos_token_ids }))
     }
 }
 
@@ -90,16 +78,11 @@ pub fn config_like(like: &str, layers: Option<usize>) -> Result<String, WeightEr
     let text = match PUBLISHED.iter().find(|(name, _)| *name == like) {
         Some((_, text)) => text.to_string(),
         None if !path.exists() => {
-            return Err(WeightError::UnknownModel {
-                name: like.to_owned(),
-            });
+            return Err(WeightError::UnknownModel { name: like.to_owned() });
         }
         None => read_text(path)?,
     };
-    let refused = |source| WeightError::Config {
-        path: path.to_owned(),
-        source,
-    };
+    let refused = |source| WeightError::Config { path: path.to_owned(), source };
     let spec = ModelSpec::from_config_json(&text).map_err(refused)?;
     let Some(layers) = layers else { return Ok(text) };
     let mut config: Value = serde_json::from_str(&text).expect("it was read just before");
@@ -115,10 +98,8 @@ pub fn config_like(like: &str, layers: Option<usize>) -> Result<String, WeightEr
 pub(super) fn read_spec(dir: &Path) -> Result<ModelSpec, WeightError> {
     let path = dir.join("config.json");
     let text = read_text(&path)?;
-    let spec = ModelSpec::from_config_json(&text).map_err(|source| WeightError::Config {
-        path: path.clone(),
-        source,
-    })?;
+    let spec = ModelSpec::from_config_json(&text)
+        .map_err(|source| WeightError::Config { path: path.clone(), source })?;
     // Layers are named by 16 bits, in tensor ids and on the wire.
     if spec.layer_count() > usize::from(u16::MAX) {
         return Err(WeightError::Field {
@@ -144,17 +125,11 @@ pub(super) fn read_json<T: for<'de> Deserialize<'de>>(
 }
 
 fn read_text(path: &Path) -> Result<String, WeightError> {
-    let failed = |source| WeightError::Io {
-        doing: "read",
-        path: path.to_owned(),
-        source,
-    };
+    let failed = |source| WeightError::Io { doing: "read", path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for its other end.
     let metadata = fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
-        return Err(WeightError::NotAFile {
-            path: path.to_owned(),
-        });
+        return Err(WeightError::NotAFile { path: path.to_owned() });
     }
     if metadata.len() > TEXT_BYTES_MAX {
         return Err(WeightError::TooLong {
@@ -164,8 +139,6 @@ fn read_text(path: &Path) -> Result<String, WeightError> {
         });
     }
     let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(TEXT_BYTES_MAX).read_to_string(&mut text))
-        .map_err(failed)?;
+    File::open(path).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_string(&mut text)).map_err(failed)?;
     Ok(text)
 }

@@ -12,11 +12,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum WeightError {
     #[error("cannot {doing} {}: {source}\nhint: {}", path.display(), io_hint(source))]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
 
     #[error("{} is not a regular file\nhint: give a folder as downloaded from Hugging Face", path.display())]
     NotAFile { path: PathBuf },
@@ -28,20 +24,10 @@ pub enum WeightError {
     Config { path: PathBuf, source: SpecError },
 
     #[error("{}: {what} {found}, expected {expected}\nhint: {hint}", path.display())]
-    Field {
-        path: PathBuf,
-        what: &'static str,
-        found: String,
-        expected: String,
-        hint: &'static str,
-    },
+    Field { path: PathBuf, what: &'static str, found: String, expected: String, hint: &'static str },
 
     #[error("{} is not readable as {what}: {source}\nhint: download this file again", path.display())]
-    Json {
-        path: PathBuf,
-        what: &'static str,
-        source: serde_json::Error,
-    },
+    Json { path: PathBuf, what: &'static str, source: serde_json::Error },
 
     #[error(
         "{} has neither model.safetensors.index.json nor model.safetensors\n\
@@ -55,47 +41,25 @@ pub enum WeightError {
          hint: do not use this checkpoint, its index points outside its folder",
         index.display()
     )]
-    OutsideFolder {
-        index: PathBuf,
-        tensor: String,
-        file: String,
-    },
+    OutsideFolder { index: PathBuf, tensor: String, file: String },
 
     #[error("{}: {fault}\nhint: {}", file.display(), fault.hint())]
     Shard { file: PathBuf, fault: Box<ShardFault> },
 
     #[error("{}: tensor {tensor} is missing{}\nhint: download the checkpoint again, or check config.json", file.display(), found_in(elsewhere))]
-    Missing {
-        file: PathBuf,
-        tensor: String,
-        elsewhere: Option<String>,
-    },
+    Missing { file: PathBuf, tensor: String, elsewhere: Option<String> },
 
     #[error("{}: unexpected tensor {tensor}\nhint: the model of config.json has no such tensor; only MXFP4 checkpoints as published are read", file.display())]
     Unexpected { file: PathBuf, tensor: String },
 
     #[error("{}: tensor {tensor} is also in {other}\nhint: download the checkpoint again", file.display())]
-    Twice {
-        file: PathBuf,
-        tensor: String,
-        other: String,
-    },
+    Twice { file: PathBuf, tensor: String, other: String },
 
     #[error("{}: tensor {tensor} has dtype {found}, expected {expected}\nhint: only MXFP4 checkpoints with BF16 dense weights, as published, are read", file.display())]
-    Dtype {
-        file: PathBuf,
-        tensor: String,
-        expected: &'static str,
-        found: String,
-    },
+    Dtype { file: PathBuf, tensor: String, expected: &'static str, found: String },
 
     #[error("{}: tensor {tensor} has shape {found:?}, expected {expected:?}\nhint: config.json and the weights are not of the same model", file.display())]
-    Shape {
-        file: PathBuf,
-        tensor: String,
-        expected: Vec<usize>,
-        found: Vec<usize>,
-    },
+    Shape { file: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
 
     #[error("{} is not empty\nhint: name a new folder, nothing is overwritten", dir.display())]
     NotEmpty { dir: PathBuf },
@@ -106,20 +70,12 @@ pub enum WeightError {
     UnknownModel { name: String },
 
     #[error("cannot take {} of memory for {slice}: {source}\nhint: this device has less free memory than it offered", Bytes(*bytes as u64))]
-    Memory {
-        slice: TensorSlice,
-        bytes: usize,
-        source: io::Error,
-    },
+    Memory { slice: TensorSlice, bytes: usize, source: io::Error },
 
     #[error(
         "{slice} arrived damaged: blake3 is {found}, expected {expected}\nhint: read this slice again; if it recurs, check the memory and the disk of the sender"
     )]
-    Damaged {
-        slice: TensorSlice,
-        expected: Digest,
-        found: Digest,
-    },
+    Damaged { slice: TensorSlice, expected: Digest, found: Digest },
 
     /// A source that lives elsewhere (a stream) failed in its own way.
     #[error(transparent)]
@@ -138,26 +94,13 @@ pub enum ShardFault {
     #[error("the header is not JSON: {0}")]
     HeaderJson(serde_json::Error),
     #[error("the header's entry of {tensor} is not a tensor: {source}")]
-    Entry {
-        tensor: String,
-        source: serde_json::Error,
-    },
+    Entry { tensor: String, source: serde_json::Error },
     #[error(
         "tensor {tensor} begins at byte {found} of the data, expected {expected}, where the one before it ends"
     )]
-    Offsets {
-        tensor: String,
-        expected: usize,
-        found: usize,
-    },
+    Offsets { tensor: String, expected: usize, found: usize },
     #[error("tensor {tensor} has {found} bytes, expected {expected} for {dtype} {shape:?}")]
-    Size {
-        tensor: String,
-        expected: String,
-        found: String,
-        dtype: String,
-        shape: Vec<usize>,
-    },
+    Size { tensor: String, expected: String, found: String, dtype: String, shape: Vec<usize> },
     #[error("the tensors need {expected} bytes behind the header, and the file has {found}")]
     Length { expected: usize, found: usize },
 }
@@ -188,15 +131,9 @@ fn io_hint(error: &io::Error) -> &'static str {
 /// Some messages of a `SpecError` have their own hint.
 fn with_hint(error: &SpecError, hint: &str) -> String {
     let text = error.to_string();
-    if text.contains("\nhint: ") {
-        text
-    } else {
-        format!("{text}\nhint: {hint}")
-    }
+    if text.contains("\nhint: ") { text } else { format!("{text}\nhint: {hint}") }
 }
 
 fn found_in(elsewhere: &Option<String>) -> String {
-    elsewhere
-        .as_ref()
-        .map_or(String::new(), |file| format!(" (it is in {file})"))
+    elsewhere.as_ref().map_or(String::new(), |file| format!(" (it is in {file})"))
 }

@@ -39,13 +39,8 @@ impl RankWeights {
     pub fn for_slices(slices: Vec<TensorSlice>) -> Result<Self, WeightError> {
         let index: HashMap<TensorId, usize> = slices.iter().enumerate().map(|(i, s)| (s.tensor, i)).collect();
         assert_eq!(index.len(), slices.len(), "a rank holds one slice of a tensor");
-        let held = slices
-            .into_iter()
-            .map(|slice| HeldTensor::zeroed(slice).map(Some));
-        Ok(RankWeights {
-            held: held.collect::<Result<_, _>>()?,
-            index,
-        })
+        let held = slices.into_iter().map(|slice| HeldTensor::zeroed(slice).map(Some));
+        Ok(RankWeights { held: held.collect::<Result<_, _>>()?, index })
     }
 
     /// Reads everything from a source on this machine; `progress` is told (bytes done, bytes in all).
@@ -103,11 +98,7 @@ impl HeldTensor {
         let len = slice.bytes();
         assert!(len > 0, "{slice} is empty");
         match MmapMut::map_anon(len) {
-            Err(source) => Err(WeightError::Memory {
-                slice,
-                bytes: len,
-                source,
-            }),
+            Err(source) => Err(WeightError::Memory { slice, bytes: len, source }),
             Ok(bytes) => {
                 #[cfg(target_os = "linux")]
                 if len >= HUGE_PAGE_BYTES {

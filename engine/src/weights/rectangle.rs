@@ -45,10 +45,7 @@ impl ByteRuns {
     pub(super) fn visit(&self, offset: usize, len: usize, mut visit: impl FnMut(usize, Range<usize>)) {
         let slice_bytes = self.run_bytes * self.run_count;
         let end = offset.checked_add(len).filter(|&end| end <= slice_bytes);
-        assert!(
-            end.is_some(),
-            "bytes {offset} + {len} of a slice of {slice_bytes}"
-        );
+        assert!(end.is_some(), "bytes {offset} + {len} of a slice of {slice_bytes}");
         let mut done = 0;
         while done < len {
             let (run, within) = ((offset + done) / self.run_bytes, (offset + done) % self.run_bytes);
@@ -78,10 +75,7 @@ mod tests {
     fn any_chunk_visits_the_runs_of_the_slice() {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
         let tensor = TensorId::Layer(3, LayerTensor::DownScales);
-        let slice = TensorSlice {
-            tensor,
-            ranges: vec![1..3, 7..12, 23..46],
-        };
+        let slice = TensorSlice { tensor, ranges: vec![1..3, 7..12, 23..46] };
         let expected: Vec<usize> = slice.runs(&tensor.shape(&spec)).flatten().collect();
         let runs = ByteRuns::new(&slice, &spec);
         for offset in [0, 1, 22, 23, 24, 100, expected.len()] {
@@ -89,10 +83,7 @@ mod tests {
                 let len = len.min(expected.len() - offset);
                 let mut bytes = vec![0; len];
                 runs.visit(offset, len, |start, range| {
-                    bytes[range]
-                        .iter_mut()
-                        .enumerate()
-                        .for_each(|(i, byte)| *byte = start + i);
+                    bytes[range].iter_mut().enumerate().for_each(|(i, byte)| *byte = start + i);
                 });
                 assert_eq!(bytes, expected[offset..offset + len], "{offset} + {len}");
             }

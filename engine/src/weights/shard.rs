@@ -27,10 +27,7 @@ impl Shard {
         let map = map(&path)?;
         match header(&map) {
             Ok(tensors) => Ok(Shard { path, tensors, map }),
-            Err(fault) => Err(WeightError::Shard {
-                file: path,
-                fault: Box::new(fault),
-            }),
+            Err(fault) => Err(WeightError::Shard { file: path, fault: Box::new(fault) }),
         }
     }
 
@@ -40,18 +37,10 @@ impl Shard {
 }
 
 fn map(path: &Path) -> Result<Mmap, WeightError> {
-    let failed = |doing| {
-        move |source| WeightError::Io {
-            doing,
-            path: path.to_owned(),
-            source,
-        }
-    };
+    let failed = |doing| move |source| WeightError::Io { doing, path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for its other end.
     if !fs::metadata(path).map_err(failed("open"))?.is_file() {
-        return Err(WeightError::NotAFile {
-            path: path.to_owned(),
-        });
+        return Err(WeightError::NotAFile { path: path.to_owned() });
     }
     let file = File::open(path).map_err(failed("open"))?;
     // SAFETY: the mapping is read-only, and checkpoints are not written while they are served.
@@ -63,21 +52,13 @@ fn map(path: &Path) -> Result<Mmap, WeightError> {
 
 /// The tensors of a file by name: contiguous from the header to the end, each as long as its shape says.
 fn header(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, ShardFault> {
-    let length = file.first_chunk::<LENGTH_BYTES>().ok_or(ShardFault::Short {
-        found: file.len() as u64,
-    })?;
+    let length = file.first_chunk::<LENGTH_BYTES>().ok_or(ShardFault::Short { found: file.len() as u64 })?;
     let length = u64::from_le_bytes(*length);
     if !(2..=HEADER_BYTES_MAX).contains(&length) {
-        return Err(ShardFault::HeaderLength {
-            found: length,
-            max: HEADER_BYTES_MAX,
-        });
+        return Err(ShardFault::HeaderLength { found: length, max: HEADER_BYTES_MAX });
     }
     let (rest, start) = (&file[LENGTH_BYTES..], length as usize);
-    let text = rest.get(..start).ok_or(ShardFault::HeaderCut {
-        header: length,
-        left: rest.len() as u64,
-    })?;
+    let text = rest.get(..start).ok_or(ShardFault::HeaderCut { header: length, left: rest.len() as u64 })?;
     let mut entries: BTreeMap<String, serde_json::Value> =
         serde_json::from_slice(text).map_err(ShardFault::HeaderJson)?;
     entries.remove("__metadata__");
@@ -91,20 +72,14 @@ fn header(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, ShardFault> {
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_bytes = contiguous(&tensors)?;
     if data_bytes != rest.len() - start {
-        return Err(ShardFault::Length {
-            expected: data_bytes,
-            found: rest.len() - start,
-        });
+        return Err(ShardFault::Length { expected: data_bytes, found: rest.len() - start });
     }
     let base = LENGTH_BYTES + start;
     let in_file = |mut info: TensorInfo| {
         info.data_offsets = (base + info.data_offsets.0, base + info.data_offsets.1);
         info
     };
-    Ok(tensors
-        .into_iter()
-        .map(|(name, info)| (name, in_file(info)))
-        .collect())
+    Ok(tensors.into_iter().map(|(name, info)| (name, in_file(info))).collect())
 }
 
 /// Bytes of all tensors, which come in order of their offsets, without hole or overlap.
@@ -113,16 +88,9 @@ fn contiguous(tensors: &[(String, TensorInfo)]) -> Result<usize, ShardFault> {
     for (name, info) in tensors {
         let (start, end) = info.data_offsets;
         if start != end_before {
-            return Err(ShardFault::Offsets {
-                tensor: name.clone(),
-                expected: end_before,
-                found: start,
-            });
+            return Err(ShardFault::Offsets { tensor: name.clone(), expected: end_before, found: start });
         }
-        let bits = info
-            .shape
-            .iter()
-            .try_fold(info.dtype.bitsize(), |bits, &n| bits.checked_mul(n));
+        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, &n| bits.checked_mul(n));
         let bytes = bits.filter(|bits| bits % 8 == 0).map(|bits| bits / 8);
         let found = end.checked_sub(start);
         if bytes.is_none() || found != bytes {

@@ -52,14 +52,7 @@ impl<'a> SliceReader<'a> {
     /// the whole slice.
     pub fn resume(source: &'a dyn WeightSource, slice: &'a TensorSlice, offset: usize) -> Self {
         let len = slice.bytes();
-        SliceReader {
-            source,
-            slice,
-            hasher: blake3::Hasher::new(),
-            at: 0,
-            len,
-            resume_at: offset.min(len),
-        }
+        SliceReader { source, slice, hasher: blake3::Hasher::new(), at: 0, len, resume_at: offset.min(len) }
     }
 
     /// The digest of the slice, once all its chunks are out.
@@ -68,10 +61,7 @@ impl<'a> SliceReader<'a> {
     }
 
     fn read(&mut self, end: usize) -> Result<Chunk, WeightError> {
-        let mut chunk = Chunk {
-            offset: self.at,
-            bytes: vec![0; CHUNK_BYTES_MAX.min(end - self.at)],
-        };
+        let mut chunk = Chunk { offset: self.at, bytes: vec![0; CHUNK_BYTES_MAX.min(end - self.at)] };
         self.source.read(self.slice, chunk.offset, &mut chunk.bytes)?;
         self.hasher.update(&chunk.bytes);
         self.at += chunk.bytes.len();
@@ -82,11 +72,7 @@ impl<'a> SliceReader<'a> {
         while self.at < self.resume_at {
             self.read(self.resume_at)?;
         }
-        if self.at == self.len {
-            Ok(None)
-        } else {
-            self.read(self.len).map(Some)
-        }
+        if self.at == self.len { Ok(None) } else { self.read(self.len).map(Some) }
     }
 }
 
@@ -110,8 +96,6 @@ pub fn slice_digest(source: &dyn WeightSource, slice: &TensorSlice) -> Result<Di
     let mut reader = SliceReader::resume(source, slice, slice.bytes());
     match reader.next() {
         Some(Err(error)) => Err(error),
-        _ => Ok(reader
-            .digest()
-            .expect("a reader that ended without error has read all")),
+        _ => Ok(reader.digest().expect("a reader that ended without error has read all")),
     }
 }

@@ -37,9 +37,7 @@ impl Synthetic {
     pub fn new(spec: ModelSpec, seed: u64) -> Self {
         let unit = unit_normal();
         let first_layer = LayerTensor::ALL.map(|tensor| TensorId::Layer(0, tensor));
-        let all = [TensorId::Embed, TensorId::FinalNorm, TensorId::Unembed]
-            .into_iter()
-            .chain(first_layer);
+        let all = [TensorId::Embed, TensorId::FinalNorm, TensorId::Unembed].into_iter().chain(first_layer);
         let draws = all.map(|tensor| Draw::of(tensor, &spec, &unit)).collect();
         Synthetic { spec, seed, draws }
     }
@@ -67,9 +65,7 @@ impl WeightSource for Synthetic {
         let runs = ByteRuns::new(slice, &self.spec);
         let key = self.key(slice.tensor);
         let draw = &self.draws[kind(slice.tensor)];
-        runs.visit(offset, out.len(), |start, range| {
-            draw.fill(key, start, &mut out[range])
-        });
+        runs.visit(offset, out.len(), |start, range| draw.fill(key, start, &mut out[range]));
         Ok(())
     }
 }
@@ -135,10 +131,7 @@ impl Draw {
         while square * 4.0 <= wanted {
             (low, square) = (low + 1, square * 4.0);
         }
-        Draw::Scales {
-            low,
-            threshold: ((wanted / square - 1.0) / 3.0 * 128.0) as u8,
-        }
+        Draw::Scales { low, threshold: ((wanted / square - 1.0) / 3.0 * 128.0) as u8 }
     }
 
     /// Fills `out` with the tensor's bytes from byte `start` on.
@@ -149,9 +142,7 @@ impl Draw {
                 // All 8 bytes at once: 7 bits that reach the threshold carry into the eighth.
                 const ONES: u64 = 0x0101_0101_0101_0101;
                 let (higher, to_carry) = (u64::from(low + 1) * ONES, u64::from(128 - threshold) * ONES);
-                fill(key, start, out, |bits| {
-                    higher - ((((bits & (0x7f * ONES)) + to_carry) >> 7) & ONES)
-                });
+                fill(key, start, out, |bits| higher - ((((bits & (0x7f * ONES)) + to_carry) >> 7) & ONES));
             }
             Draw::Normal(palette) => fill(key, start, out, |bits| {
                 let value = |at: u32| u64::from(palette[(bits >> at) as usize % PALETTE]) << at;
@@ -209,10 +200,9 @@ mod tests {
         model.read(&slice, 0, &mut bytes).unwrap();
         let values: Vec<f64> = match tensor.dtype() {
             flotilla_shared::Dtype::U8 => bytes.iter().map(|&e| f64::from(e) - 127.0).collect(),
-            flotilla_shared::Dtype::Bf16 => bytes
-                .chunks(2)
-                .map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64())
-                .collect(),
+            flotilla_shared::Dtype::Bf16 => {
+                bytes.chunks(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64()).collect()
+            }
         };
         let mean = values.iter().sum::<f64>() / values.len() as f64;
         let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / values.len() as f64;
@@ -225,15 +215,9 @@ mod tests {
         assert!(mean.abs() < 0.01 && (std - 1.0).abs() < 0.01, "{mean} {std}");
         let (mean, std) = moments(TensorId::Layer(5, LayerTensor::VWeight));
         let wanted = 1.0 / 2880f64.sqrt();
-        assert!(
-            mean.abs() < 0.01 * wanted && (std / wanted - 1.0).abs() < 0.01,
-            "{mean} {std}"
-        );
+        assert!(mean.abs() < 0.01 * wanted && (std / wanted - 1.0).abs() < 0.01, "{mean} {std}");
         let (mean, std) = moments(TensorId::FinalNorm);
-        assert!(
-            (mean - 1.0).abs() < 0.02 && (std - 0.25).abs() < 0.02,
-            "{mean} {std}"
-        );
+        assert!((mean - 1.0).abs() < 0.02 && (std - 0.25).abs() < 0.02, "{mean} {std}");
     }
 
     #[test]
@@ -263,10 +247,7 @@ mod tests {
                 })
                 .sum::<f64>()
                 / (blocks.len() * 2) as f64;
-            assert!(
-                (mean_square / wanted - 1.0).abs() < 0.03,
-                "{mean_square:e} for {wanted:e}"
-            );
+            assert!((mean_square / wanted - 1.0).abs() < 0.03, "{mean_square:e} for {wanted:e}");
         }
     }
 

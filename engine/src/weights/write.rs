@@ -59,18 +59,11 @@ pub fn write_checkpoint(
     }
     let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     write(&dir.join("model.safetensors.index.json"), &format!("{index:#}\n"))?;
-    Ok(Written {
-        shards: shards.len(),
-        bytes: total,
-    })
+    Ok(Written { shards: shards.len(), bytes: total })
 }
 
 fn create_empty(dir: &Path) -> Result<(), WeightError> {
-    let failed = |source| WeightError::Io {
-        doing: "create",
-        path: dir.to_owned(),
-        source,
-    };
+    let failed = |source| WeightError::Io { doing: "create", path: dir.to_owned(), source };
     fs::create_dir_all(dir).map_err(failed)?;
     if fs::read_dir(dir).map_err(failed)?.next().is_some() {
         return Err(WeightError::NotEmpty { dir: dir.to_owned() });
@@ -140,9 +133,5 @@ fn write(path: &Path, text: &str) -> Result<(), WeightError> {
 }
 
 fn failed_write(path: &Path, source: std::io::Error) -> WeightError {
-    WeightError::Io {
-        doing: "write",
-        path: PathBuf::from(path),
-        source,
-    }
+    WeightError::Io { doing: "write", path: PathBuf::from(path), source }
 }

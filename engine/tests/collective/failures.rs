@@ -32,11 +32,7 @@ fn errors_when_rank_1(
                 break error;
             }
         };
-        assert_eq!(
-            group.barrier(),
-            Err(error.clone()),
-            "a group that failed stays so"
-        );
+        assert_eq!(group.barrier(), Err(error.clone()), "a group that failed stays so");
         Some(error)
     });
     assert!(start.elapsed() < SOON, "{kind:?}: {:?}", start.elapsed());
@@ -51,10 +47,7 @@ fn a_rank_that_goes_is_named() {
         for error in errors_when_rank_1(kind, PATIENT, drop) {
             assert_eq!(error.culprit(), Some(Rank(1)), "{kind:?}: {error}");
             let words = ["rank 1 left the group during all-reduce", "because of rank 1"];
-            assert!(
-                words.iter().any(|word| error.to_string().contains(word)),
-                "{error}"
-            );
+            assert!(words.iter().any(|word| error.to_string().contains(word)), "{error}");
             assert!(error.to_string().contains("\nhint: "), "{error}");
         }
     }
@@ -87,14 +80,9 @@ fn a_rank_that_hangs_is_named_at_the_deadline() {
         for error in &errors {
             assert_eq!(error.culprit(), Some(Rank(1)), "{kind:?}: {error}");
         }
-        let late = errors
-            .iter()
-            .find(|error| matches!(error, CollectiveError::Deadline { .. }));
+        let late = errors.iter().find(|error| matches!(error, CollectiveError::Deadline { .. }));
         let late = late.expect("someone saw the deadline pass").to_string();
-        assert!(
-            late.starts_with("rank 1 is silent: all-reduce waited for "),
-            "{late}"
-        );
+        assert!(late.starts_with("rank 1 is silent: all-reduce waited for "), "{late}");
         assert!(late.contains("(1 of 4 ranks still missing)"), "{late}");
     }
 }
@@ -141,25 +129,16 @@ fn ranks_that_do_not_do_the_same_say_so() {
         });
         // One may have ended the group before the other had compared.
         assert!(
-            errors
-                .iter()
-                .any(|error| error.to_string().contains("length is 4")
-                    || error.to_string().contains("length is 1")),
+            errors.iter().any(|error| error.to_string().contains("length is 4")
+                || error.to_string().contains("length is 1")),
             "{kind:?}: {errors:?}"
         );
         let errors = run(kind, 2, PATIENT, |mut group| match group.rank() {
             Rank(0) => group.barrier().unwrap_err(),
             _ => group.all_gather(b"x", &mut Vec::new()).unwrap_err(),
         });
-        let mismatch = |error: &CollectiveError| {
-            matches!(
-                error,
-                CollectiveError::Mismatch {
-                    field: "operation",
-                    ..
-                }
-            )
-        };
+        let mismatch =
+            |error: &CollectiveError| matches!(error, CollectiveError::Mismatch { field: "operation", .. });
         assert!(errors.iter().any(mismatch), "{kind:?}: {errors:?}");
     }
 }
@@ -186,12 +165,6 @@ fn a_rank_may_go_when_it_is_done() {
 fn a_gather_that_is_too_long_is_refused_by_the_sender() {
     let (mut listeners, peers) = listeners(1);
     let mut solo = connect(0, listeners.remove(0), &peers, PATIENT).unwrap();
-    let error = solo
-        .all_gather(&vec![0; (64 << 20) + 1], &mut Vec::new())
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.starts_with("all-gather of 67108865 bytes, expected at most 67108864"),
-        "{error}"
-    );
+    let error = solo.all_gather(&vec![0; (64 << 20) + 1], &mut Vec::new()).unwrap_err().to_string();
+    assert!(error.starts_with("all-gather of 67108865 bytes, expected at most 67108864"), "{error}");
 }

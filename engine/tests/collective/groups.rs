@@ -19,13 +19,8 @@ pub enum Kind {
 
 /// Listeners on free ports, and their addresses.
 pub fn listeners(n: usize) -> (Vec<TcpListener>, Vec<String>) {
-    let listeners: Vec<_> = (0..n)
-        .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect();
-    let addresses = listeners
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().to_string())
-        .collect();
+    let listeners: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect();
     (listeners, addresses)
 }
 
@@ -51,10 +46,7 @@ pub fn run<T: Send + 'static>(
         Kind::Threads if n == 1 => vec![Some(Box::new(Solo::new()))],
         Kind::Threads => {
             let group = threads::group_with_deadline(n, deadline);
-            group
-                .into_iter()
-                .map(|member| Some(Box::new(member) as Box<dyn Collective>))
-                .collect()
+            group.into_iter().map(|member| Some(Box::new(member) as Box<dyn Collective>)).collect()
         }
     };
     let mut listeners: Vec<_> = listeners.into_iter().map(Some).collect();

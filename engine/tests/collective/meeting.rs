@@ -77,48 +77,24 @@ fn a_wrong_key_keeps_out() {
     let groups = meet(2, |rank| ([rank as u8; 32], EPOCH, SHORT));
     for group in &groups {
         let error = error_of(group);
-        assert!(
-            error.contains("did not form") && error.contains("same group key"),
-            "{error}"
-        );
+        assert!(error.contains("did not form") && error.contains("same group key"), "{error}");
     }
-    assert!(
-        error_of(&groups[1]).contains("rank 0 is missing (127.0.0.1:"),
-        "{}",
-        error_of(&groups[1])
-    );
-    assert!(
-        error_of(&groups[1]).contains("it does not hold the group's key"),
-        "{}",
-        error_of(&groups[1])
-    );
+    assert!(error_of(&groups[1]).contains("rank 0 is missing (127.0.0.1:"), "{}", error_of(&groups[1]));
+    assert!(error_of(&groups[1]).contains("it does not hold the group's key"), "{}", error_of(&groups[1]));
 }
 
 #[test]
 fn a_member_of_an_epoch_that_is_over_learns_so() {
     let groups = meet(2, |rank| (KEY, Epoch(if rank == 0 { 9 } else { 8 }), SHORT));
     let error = error_of(&groups[1]);
-    assert!(
-        error.starts_with("this rank is of epoch 8, rank 0 is already of epoch 9"),
-        "{error}"
-    );
+    assert!(error.starts_with("this rank is of epoch 8, rank 0 is already of epoch 9"), "{error}");
     let error = error_of(&groups[0]);
-    assert!(
-        error.contains("rank 1 is missing") && error.contains("left behind in epoch 8"),
-        "{error}"
-    );
+    assert!(error.contains("rank 1 is missing") && error.contains("left behind in epoch 8"), "{error}");
     // The other way round, the one who listens is behind.
     let groups = meet(2, |rank| (KEY, Epoch(if rank == 0 { 8 } else { 9 }), SHORT));
     let error = error_of(&groups[0]);
-    assert!(
-        error.starts_with("this rank is of epoch 8, rank 1 is already of epoch 9"),
-        "{error}"
-    );
-    assert!(
-        error_of(&groups[1]).contains("did not form"),
-        "{}",
-        error_of(&groups[1])
-    );
+    assert!(error.starts_with("this rank is of epoch 8, rank 1 is already of epoch 9"), "{error}");
+    assert!(error_of(&groups[1]).contains("did not form"), "{}", error_of(&groups[1]));
 }
 
 #[test]
@@ -128,10 +104,7 @@ fn ranks_with_different_plans_say_so() {
     more.push("127.0.0.1:1".to_owned());
     let second = listeners.pop().unwrap();
     let dialer = thread::spawn(move || connect(1, second, &more, SHORT).err().unwrap().to_string());
-    let error = connect(0, listeners.pop().unwrap(), &peers, SHORT)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = connect(0, listeners.pop().unwrap(), &peers, SHORT).err().unwrap().to_string();
     assert!(error.contains("has group size 3, expected 2"), "{error}");
     let error = dialer.join().unwrap();
     assert!(error.contains("has group size 2, expected 3"), "{error}");
@@ -146,8 +119,7 @@ fn strangers_disturb_nobody() {
     rubbish.write_all(&[0xa5; 4096]).unwrap();
     drop(TcpStream::connect(&peers[0]).unwrap());
     let mut http = TcpStream::connect(&peers[1]).unwrap();
-    http.write_all(b"GET / HTTP/1.1\r\nHost: a-name-that-is-long-enough-for-a-hello\r\n\r\n")
-        .unwrap();
+    http.write_all(b"GET / HTTP/1.1\r\nHost: a-name-that-is-long-enough-for-a-hello\r\n\r\n").unwrap();
     let start = Instant::now();
     let members = listeners.into_iter().enumerate().map(|(rank, listener)| {
         let peers = peers.clone();
@@ -158,11 +130,8 @@ fn strangers_disturb_nobody() {
             x[0]
         })
     });
-    let sums: Vec<f32> = members
-        .collect::<Vec<_>>()
-        .into_iter()
-        .map(|thread| thread.join().unwrap())
-        .collect();
+    let sums: Vec<f32> =
+        members.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect();
     assert_eq!(sums, [6.0; 3]);
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
     // Who spoke no hello was told nothing.
@@ -184,22 +153,14 @@ fn a_mirror_does_not_get_in() {
         let mut challenge = [0; 76];
         stream.read_exact(&mut challenge).unwrap();
         // Epoch 3, rank 1, size 2, "proven" by the only MAC that it has seen.
-        let claim = [
-            &3u64.to_le_bytes()[..],
-            &1u16.to_le_bytes(),
-            &2u16.to_le_bytes(),
-            &challenge[44..],
-        ]
-        .concat();
+        let claim =
+            [&3u64.to_le_bytes()[..], &1u16.to_le_bytes(), &2u16.to_le_bytes(), &challenge[44..]].concat();
         stream.write_all(&claim).unwrap();
         let mut welcome = Vec::new();
         let _ = stream.read_to_end(&mut welcome);
         welcome
     });
-    let error = connect(0, listeners.remove(0), &peers, SHORT)
-        .err()
-        .unwrap()
-        .to_string();
+    let error = connect(0, listeners.remove(0), &peers, SHORT).err().unwrap().to_string();
     assert!(
         error.contains("someone was turned away") && error.contains("does not hold the group's key"),
         "{error}"

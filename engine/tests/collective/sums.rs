@@ -18,9 +18,7 @@ fn vector(seed: u64, rank: usize, n: usize) -> Vec<f32> {
 fn sum(seed: u64, ranks: usize, n: usize) -> Vec<f32> {
     let mut sum = vector(seed, 0, n);
     for rank in 1..ranks {
-        sum.iter_mut()
-            .zip(vector(seed, rank, n))
-            .for_each(|(sum, x)| *sum += x);
+        sum.iter_mut().zip(vector(seed, rank, n)).for_each(|(sum, x)| *sum += x);
     }
     sum
 }
@@ -45,10 +43,7 @@ fn check(kind: Kind, ranks: usize) {
     for (rank, sums) in results.iter().enumerate() {
         for ((seed, n), found) in LENGTHS.into_iter().enumerate().zip(sums) {
             let expected = bits(&sum(seed as u64, ranks, n));
-            assert!(
-                *found == expected,
-                "{kind:?}, rank {rank} of {ranks}: {n} elements differ"
-            );
+            assert!(*found == expected, "{kind:?}, rank {rank} of {ranks}: {n} elements differ");
         }
     }
 }
@@ -94,13 +89,9 @@ fn gathers_are_in_rank_order_and_lengths_may_differ() {
             let of = |round: usize, rank: usize| {
                 vec![(10 * round + rank) as u8; (rank + round) % 3 * 1000 * round]
             };
-            let expected: Vec<Vec<u8>> = (0..20)
-                .map(|round| (0..ranks).flat_map(|rank| of(round, rank)).collect())
-                .collect();
-            assert!(
-                gathered.iter().all(|found| *found == expected),
-                "{kind:?}, {ranks} ranks"
-            );
+            let expected: Vec<Vec<u8>> =
+                (0..20).map(|round| (0..ranks).flat_map(|rank| of(round, rank)).collect()).collect();
+            assert!(gathered.iter().all(|found| *found == expected), "{kind:?}, {ranks} ranks");
         }
     }
 }
@@ -118,9 +109,7 @@ fn stragglers_change_nothing() {
                 let n = [1, 2880, 20_000][round % 3];
                 let mut x = vector(round as u64, rank, n);
                 group.all_reduce(&mut x).unwrap();
-                last.push(mix(x
-                    .iter()
-                    .fold(0, |hash, x| mix(hash ^ u64::from(x.to_bits())))));
+                last.push(mix(x.iter().fold(0, |hash, x| mix(hash ^ u64::from(x.to_bits())))));
             }
             last
         });

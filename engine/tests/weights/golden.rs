@@ -14,9 +14,7 @@ fn golden_checkpoints_open() {
         eprintln!("skipped: no golden checkpoints in {}", golden.display());
         return;
     };
-    for folder in folders
-        .map(|entry| entry.unwrap().path())
-        .filter(|path| path.join("config.json").exists())
+    for folder in folders.map(|entry| entry.unwrap().path()).filter(|path| path.join("config.json").exists())
     {
         let checkpoint = Checkpoint::open(&folder).unwrap();
         assert!(!checkpoint.eos_token_ids().is_empty(), "{}", folder.display());
@@ -24,14 +22,8 @@ fn golden_checkpoints_open() {
         let slice = TensorSlice::whole(TensorId::FinalNorm, checkpoint.spec());
         let mut bytes = vec![0; slice.bytes()];
         checkpoint.read(&slice, 0, &mut bytes).unwrap();
-        let values = bytes
-            .chunks(2)
-            .map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32());
+        let values = bytes.chunks(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32());
         let mean = values.sum::<f32>() / (bytes.len() / 2) as f32;
-        assert!(
-            (mean - 1.0).abs() < 0.15,
-            "{}: mean of the final norm {mean}",
-            folder.display()
-        );
+        assert!((mean - 1.0).abs() < 0.15, "{}: mean of the final norm {mean}", folder.display());
     }
 }

@@ -17,10 +17,7 @@ const SCALES: &str = "model.layers.1.mlp.experts.down_proj_scales";
 fn check(spoil: impl FnOnce(&Path), words: &[&str]) {
     let dir = tempfile::tempdir().unwrap();
     small::write(dir.path());
-    assert!(
-        Checkpoint::open(dir.path()).is_ok(),
-        "the folder is good before it is spoiled"
-    );
+    assert!(Checkpoint::open(dir.path()).is_ok(), "the folder is good before it is spoiled");
     spoil(dir.path());
     let Err(error) = Checkpoint::open(dir.path()) else {
         panic!("the folder still opens, expected {words:?}")
@@ -103,37 +100,24 @@ fn remove(dir: &Path, tensor: &str) {
 #[test]
 fn no_folder_no_config_no_weights() {
     let error = Checkpoint::open("/nonexistent/model").err().unwrap().to_string();
-    assert!(
-        error.starts_with("cannot read /nonexistent/model/config.json: "),
-        "{error}"
-    );
+    assert!(error.starts_with("cannot read /nonexistent/model/config.json: "), "{error}");
     check(
         |dir| fs::remove_file(dir.join("config.json")).unwrap(),
         &["cannot read", "config.json", "incomplete"],
     );
     check(
         |dir| fs::remove_file(dir.join(INDEX)).unwrap(),
-        &[
-            "has neither model.safetensors.index.json nor model.safetensors",
-            "not those under original/",
-        ],
+        &["has neither model.safetensors.index.json nor model.safetensors", "not those under original/"],
     );
 }
 
 #[test]
 fn a_config_that_is_none() {
     let write = |text: &'static str| move |dir: &Path| fs::write(dir.join("config.json"), text).unwrap();
-    check(
-        write("{"),
-        &["config.json is not readable as a gpt-oss config", "EOF"],
-    );
+    check(write("{"), &["config.json is not readable as a gpt-oss config", "EOF"]);
     check(write("[]"), &["config.json is not readable as a gpt-oss config"]);
     check(
-        |dir| {
-            edit_json(&dir.join("config.json"), |config| {
-                config["model_type"] = json!("llama")
-            })
-        },
+        |dir| edit_json(&dir.join("config.json"), |config| config["model_type"] = json!("llama")),
         &["config.json: model_type is llama, expected gpt_oss"],
     );
     check(
@@ -161,12 +145,7 @@ fn a_config_of_another_model() {
     };
     check(
         edit("vocab_size", 300),
-        &[
-            FIRST,
-            EMBED,
-            "has shape [203, 64], expected [300, 64]",
-            "not of the same model",
-        ],
+        &[FIRST, EMBED, "has shape [203, 64], expected [300, 64]", "not of the same model"],
     );
     let more_layers = |dir: &Path| {
         edit_json(&dir.join("config.json"), |config| {
@@ -174,10 +153,7 @@ fn a_config_of_another_model() {
             config.as_object_mut().unwrap().remove("layer_types");
         });
     };
-    check(
-        more_layers,
-        &[INDEX, "tensor model.layers.2.input_layernorm.weight is missing"],
-    );
+    check(more_layers, &[INDEX, "tensor model.layers.2.input_layernorm.weight is missing"]);
     let fewer_layers = |dir: &Path| {
         edit_json(&dir.join("config.json"), |config| {
             config["num_hidden_layers"] = json!(1);
@@ -191,14 +167,8 @@ fn a_config_of_another_model() {
 fn a_generation_config_that_is_none() {
     let write =
         |text: &'static str| move |dir: &Path| fs::write(dir.join("generation_config.json"), text).unwrap();
-    check(
-        write("<html>"),
-        &["generation_config.json is not readable as a generation config"],
-    );
-    check(
-        write(r#"{"eos_token_id": "2"}"#),
-        &["generation_config.json", "a number or a list of them"],
-    );
+    check(write("<html>"), &["generation_config.json is not readable as a generation config"]);
+    check(write(r#"{"eos_token_id": "2"}"#), &["generation_config.json", "a number or a list of them"]);
     check(
         write(r#"{"eos_token_id": [1, 203]}"#),
         &["generation_config.json: eos_token_id is 203, expected ids below vocab_size 203"],
@@ -208,35 +178,17 @@ fn a_generation_config_that_is_none() {
 #[test]
 fn an_index_that_is_none() {
     let write = |text: &'static str| move |dir: &Path| fs::write(dir.join(INDEX), text).unwrap();
-    check(
-        write(""),
-        &[INDEX, "is not readable as an index of safetensors files"],
-    );
+    check(write(""), &[INDEX, "is not readable as an index of safetensors files"]);
     check(write("{}"), &[INDEX, "missing field `weight_map`"]);
-    check(
-        write(r#"{"weight_map": {}}"#),
-        &[INDEX, "tensor lm_head.weight is missing"],
-    );
-    check(
-        write(r#"{"weight_map": {"a": 3}}"#),
-        &[INDEX, "expected a string"],
-    );
+    check(write(r#"{"weight_map": {}}"#), &[INDEX, "tensor lm_head.weight is missing"]);
+    check(write(r#"{"weight_map": {"a": 3}}"#), &[INDEX, "expected a string"]);
 }
 
 #[test]
 fn an_index_that_points_outside() {
-    for file in [
-        "../x.safetensors",
-        "/etc/passwd",
-        "a/b.safetensors",
-        "..",
-        ".",
-        "",
-        "a\\b",
-        "./x",
-        "x/",
-        "a\0b",
-    ] {
+    for file in
+        ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "a\\b", "./x", "x/", "a\0b"]
+    {
         check(
             |dir| edit_json(&dir.join(INDEX), |index| index["weight_map"][EMBED] = json!(file)),
             &[INDEX, EMBED, "expected the name of a file in the same folder"],
@@ -247,11 +199,7 @@ fn an_index_that_points_outside() {
 #[test]
 fn an_index_of_other_tensors() {
     check(
-        |dir| {
-            edit_json(&dir.join(INDEX), |index| {
-                index["weight_map"]["model.extra"] = json!(FIRST)
-            })
-        },
+        |dir| edit_json(&dir.join(INDEX), |index| index["weight_map"]["model.extra"] = json!(FIRST)),
         &[INDEX, "unexpected tensor model.extra"],
     );
     check(
@@ -260,10 +208,7 @@ fn an_index_of_other_tensors() {
                 index["weight_map"].as_object_mut().unwrap().remove(SCALES);
             });
         },
-        &[
-            INDEX,
-            "tensor model.layers.1.mlp.experts.down_proj_scales is missing",
-        ],
+        &[INDEX, "tensor model.layers.1.mlp.experts.down_proj_scales is missing"],
     );
     check(
         |dir| {
@@ -293,34 +238,15 @@ fn a_shard_that_is_missing_or_cut() {
     );
     let cut = |len: u64| {
         move |dir: &Path| {
-            fs::OpenOptions::new()
-                .write(true)
-                .open(dir.join(FIRST))
-                .unwrap()
-                .set_len(len)
-                .unwrap()
+            fs::OpenOptions::new().write(true).open(dir.join(FIRST)).unwrap().set_len(len).unwrap()
         }
     };
-    check(
-        cut(0),
-        &[
-            FIRST,
-            "the file has 0 bytes, expected at least the 8",
-            "fetch it again",
-        ],
-    );
+    check(cut(0), &[FIRST, "the file has 0 bytes, expected at least the 8", "fetch it again"]);
     check(cut(7), &[FIRST, "the file has 7 bytes"]);
-    check(
-        cut(100),
-        &[FIRST, "the header claims ", "bytes, and the file ends after 92"],
-    );
+    check(cut(100), &[FIRST, "the header claims ", "bytes, and the file ends after 92"]);
     check(
         |dir| edit_shard(dir, FIRST, |_, data| data.truncate(data.len() - 1)),
-        &[
-            FIRST,
-            "bytes behind the header, and the file has ",
-            "the download is incomplete",
-        ],
+        &[FIRST, "bytes behind the header, and the file has ", "the download is incomplete"],
     );
     check(
         |dir| edit_shard(dir, FIRST, |_, data| data.push(0)),
@@ -337,19 +263,10 @@ fn a_header_that_is_none() {
             fs::write(dir.join(FIRST), file).unwrap();
         }
     };
-    check(
-        start([0xff; 8]),
-        &[
-            FIRST,
-            "the header claims 18446744073709551615 bytes, expected 2 to 16777216",
-        ],
-    );
+    check(start([0xff; 8]), &[FIRST, "the header claims 18446744073709551615 bytes, expected 2 to 16777216"]);
     check(start([0; 8]), &[FIRST, "the header claims 0 bytes"]);
     check(start(*b"version "), &[FIRST, "Git LFS pointer"]);
-    check(
-        start([16, 0, 0, 0, 0, 0, 0, 0]),
-        &[FIRST, "the header is not JSON"],
-    );
+    check(start([16, 0, 0, 0, 0, 0, 0, 0]), &[FIRST, "the header is not JSON"]);
     check(
         start([0, 0, 128, 0, 0, 0, 0, 0]),
         &[FIRST, "the header claims 8388608 bytes, and the file ends after"],
@@ -360,25 +277,14 @@ fn a_header_that_is_none() {
     );
     check(
         |dir| edit_shard(dir, FIRST, |header, _| header[EMBED] = json!({ "dtype": "BF16" })),
-        &[
-            FIRST,
-            "the header's entry of model.embed_tokens.weight is not a tensor: missing field",
-        ],
+        &[FIRST, "the header's entry of model.embed_tokens.weight is not a tensor: missing field"],
     );
     check(
         |dir| edit_shard(dir, FIRST, |header, _| header[EMBED]["dtype"] = json!("Q4_K")),
-        &[
-            FIRST,
-            "entry of model.embed_tokens.weight",
-            "unknown variant `Q4_K`",
-        ],
+        &[FIRST, "entry of model.embed_tokens.weight", "unknown variant `Q4_K`"],
     );
     check(
-        |dir| {
-            edit_shard(dir, FIRST, |header, _| {
-                header[EMBED]["data_offsets"] = json!([-1, 5])
-            })
-        },
+        |dir| edit_shard(dir, FIRST, |header, _| header[EMBED]["data_offsets"] = json!([-1, 5])),
         &[FIRST, "entry of model.embed_tokens.weight", "-1"],
     );
 }
@@ -389,9 +295,7 @@ fn offsets_that_leave_holes_or_overlap() {
     let offsets = |start: u64, end: u64| {
         move |dir: &Path| {
             assert_eq!(shard_of(dir, norm), FIRST);
-            edit_shard(dir, FIRST, |header, _| {
-                header[norm]["data_offsets"] = json!([start, end])
-            });
+            edit_shard(dir, FIRST, |header, _| header[norm]["data_offsets"] = json!([start, end]));
         }
     };
     let embed = 203 * 64 * 2;
@@ -403,27 +307,17 @@ fn offsets_that_leave_holes_or_overlap() {
         offsets(embed - 2, embed + 126),
         &[FIRST, norm, "begins at byte 25982 of the data, expected 25984"],
     );
-    check(
-        offsets(embed, embed + 130),
-        &[FIRST, norm, "has 130 bytes, expected 128 for BF16 [64]"],
-    );
+    check(offsets(embed, embed + 130), &[FIRST, norm, "has 130 bytes, expected 128 for BF16 [64]"]);
     check(offsets(embed, embed - 1), &[FIRST, norm, "has less than 0 bytes"]);
     check(
-        |dir| {
-            edit_shard(dir, FIRST, |header, _| {
-                header[EMBED]["shape"] = json!([u64::MAX, u64::MAX])
-            })
-        },
+        |dir| edit_shard(dir, FIRST, |header, _| header[EMBED]["shape"] = json!([u64::MAX, u64::MAX])),
         &[FIRST, EMBED, "expected a number that exists for BF16"],
     );
 }
 
 #[test]
 fn tensors_that_are_missing_or_unexpected() {
-    let words = [
-        "tensor model.layers.1.mlp.experts.down_proj_scales is missing",
-        "of-00006.safetensors: ",
-    ];
+    let words = ["tensor model.layers.1.mlp.experts.down_proj_scales is missing", "of-00006.safetensors: "];
     check(|dir| remove(dir, SCALES), &words);
     check(
         |dir| rename(dir, SCALES, "model.layers.1.mlp.extra"),
@@ -432,10 +326,7 @@ fn tensors_that_are_missing_or_unexpected() {
     // As in checkpoints whose experts were widened to bf16.
     check(
         |dir| rename(dir, SCALES, "model.layers.1.mlp.experts.down_proj"),
-        &[
-            "unexpected tensor model.layers.1.mlp.experts.down_proj\n",
-            "only MXFP4 checkpoints",
-        ],
+        &["unexpected tensor model.layers.1.mlp.experts.down_proj\n", "only MXFP4 checkpoints"],
     );
     let twice = |dir: &Path| {
         let last = shard_of(dir, "lm_head.weight");
@@ -446,14 +337,7 @@ fn tensors_that_are_missing_or_unexpected() {
             data.extend([0; 128]);
         });
     };
-    check(
-        twice,
-        &[
-            "model-00006-of-00006",
-            "tensor model.layers.0.input_layernorm.weight is also in",
-            FIRST,
-        ],
-    );
+    check(twice, &["model-00006-of-00006", "tensor model.layers.0.input_layernorm.weight is also in", FIRST]);
 }
 
 #[test]
@@ -461,16 +345,7 @@ fn tensors_of_the_wrong_kind() {
     let edit = |field: &'static str, value: Value| {
         move |dir: &Path| edit_shard(dir, FIRST, |header, _| header[EMBED][field] = value)
     };
-    check(
-        edit("dtype", json!("F16")),
-        &[FIRST, EMBED, "has dtype F16, expected BF16"],
-    );
-    check(
-        edit("shape", json!([64, 203])),
-        &[FIRST, EMBED, "has shape [64, 203], expected [203, 64]"],
-    );
-    check(
-        edit("shape", json!([203 * 64])),
-        &[FIRST, EMBED, "has shape [12992], expected [203, 64]"],
-    );
+    check(edit("dtype", json!("F16")), &[FIRST, EMBED, "has dtype F16, expected BF16"]);
+    check(edit("shape", json!([64, 203])), &[FIRST, EMBED, "has shape [64, 203], expected [203, 64]"]);
+    check(edit("shape", json!([203 * 64])), &[FIRST, EMBED, "has shape [12992], expected [203, 64]"]);
 }

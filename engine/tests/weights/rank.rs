@@ -9,14 +9,9 @@ fn load(plan: &Plan, rank: usize) -> RankWeights {
     let (source, spec) = (small::synthetic(), small::spec());
     let mut weights = RankWeights::new(&spec, plan, Rank(rank as u16)).unwrap();
     let mut last = (0, 0);
-    weights
-        .load_from(&source, |done, total| last = (done, total))
-        .unwrap();
+    weights.load_from(&source, |done, total| last = (done, total)).unwrap();
     assert_eq!(last, (weights.bytes_held(), weights.bytes_held()));
-    assert_eq!(
-        plan.bytes(&spec, Rank(rank as u16)).weights(),
-        weights.bytes_held()
-    );
+    assert_eq!(plan.bytes(&spec, Rank(rank as u16)).weights(), weights.bytes_held());
     weights
 }
 
@@ -79,9 +74,5 @@ fn buffers_are_aligned_and_typed_and_can_be_taken() {
     assert!(weights.get(blocks).is_none() && weights.take(blocks).is_none());
     assert!(weights.slices().all(|slice| slice.tensor != blocks));
     // The second rank has no output bias: the first adds it.
-    assert!(
-        load(&plan, 1)
-            .get(TensorId::Layer(0, LayerTensor::OBias))
-            .is_none()
-    );
+    assert!(load(&plan, 1).get(TensorId::Layer(0, LayerTensor::OBias)).is_none());
 }

@@ -21,8 +21,7 @@ fn cut(source: &dyn WeightSource, slice: &TensorSlice) -> Vec<u8> {
     let whole = read(source, &TensorSlice::whole(slice.tensor, source.spec()));
     let element = slice.tensor.dtype().bytes();
     let runs = slice.runs(&slice.tensor.shape(source.spec()));
-    runs.flat_map(|run| whole[run.start * element..run.end * element].to_vec())
-        .collect()
+    runs.flat_map(|run| whole[run.start * element..run.end * element].to_vec()).collect()
 }
 
 fn any_slice() -> impl Strategy<Value = TensorSlice> {
@@ -55,16 +54,10 @@ fn on_disk_it_is_what_the_seed_says() {
     let out = dir.path().join("new/folder");
     let mut seen = Vec::new();
     let generation = GenerationConfig::like_published(&spec);
-    let written = write_checkpoint(
-        &out,
-        &model,
-        &small::config(),
-        &generation,
-        small::SHARD_BYTES,
-        |done, total| {
+    let written =
+        write_checkpoint(&out, &model, &small::config(), &generation, small::SHARD_BYTES, |done, total| {
             seen.push((done, total));
-        },
-    );
+        });
     let written = written.unwrap();
     assert_eq!(written.shards, 7);
     assert_eq!(seen.last(), Some(&(written.bytes, written.bytes)));
@@ -78,59 +71,32 @@ fn on_disk_it_is_what_the_seed_says() {
         assert_eq!(read(&checkpoint, &slice), read(&model, &slice), "{tensor}");
     }
     let tensor = TensorId::Layer(1, LayerTensor::DownBlocks);
-    let slice = TensorSlice {
-        tensor,
-        ranges: vec![1..5, 3..40, 1..4, 0..16],
-    };
+    let slice = TensorSlice { tensor, ranges: vec![1..5, 3..40, 1..4, 0..16] };
     assert_eq!(read(&checkpoint, &slice), cut(&model, &slice));
 }
 
 #[test]
 fn one_file_without_index_or_metadata_opens() {
     let dir = tempfile::tempdir().unwrap();
-    let (config, generation) = (
-        small::config(),
-        GenerationConfig {
-            eos_token_ids: vec![7],
-        },
-    );
-    write_checkpoint(
-        dir.path(),
-        &small::synthetic(),
-        &config,
-        &generation,
-        u64::MAX,
-        |_, _| {},
-    )
-    .unwrap();
+    let (config, generation) = (small::config(), GenerationConfig { eos_token_ids: vec![7] });
+    write_checkpoint(dir.path(), &small::synthetic(), &config, &generation, u64::MAX, |_, _| {}).unwrap();
     let single = dir.path().join("model.safetensors");
     fs::rename(dir.path().join("model-00000-of-00000.safetensors"), &single).unwrap();
     fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
     // Blanks of the same length keep the header's.
     let (mut bytes, metadata) = (fs::read(&single).unwrap(), br#""__metadata__":{"format":"pt"},"#);
-    let at = bytes
-        .windows(metadata.len())
-        .position(|window| window == metadata)
-        .unwrap();
+    let at = bytes.windows(metadata.len()).position(|window| window == metadata).unwrap();
     bytes[at..at + metadata.len()].fill(b' ');
     fs::write(&single, bytes).unwrap();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     assert_eq!(checkpoint.eos_token_ids(), [7]);
-    fs::write(
-        dir.path().join("generation_config.json"),
-        r#"{"eos_token_id": 9, "top_k": 1}"#,
-    )
-    .unwrap();
+    fs::write(dir.path().join("generation_config.json"), r#"{"eos_token_id": 9, "top_k": 1}"#).unwrap();
     assert_eq!(Checkpoint::open(dir.path()).unwrap().eos_token_ids(), [9]);
     fs::remove_file(dir.path().join("generation_config.json")).unwrap();
     assert!(Checkpoint::open(dir.path()).unwrap().eos_token_ids().is_empty());
     for tensor in TensorId::all(checkpoint.spec()) {
         let slice = TensorSlice::whole(tensor, checkpoint.spec());
-        assert_eq!(
-            read(&checkpoint, &slice),
-            read(&small::synthetic(), &slice),
-            "{tensor}"
-        );
+        assert_eq!(read(&checkpoint, &slice), read(&small::synthetic(), &slice), "{tensor}");
     }
 }
 
@@ -138,17 +104,9 @@ fn one_file_without_index_or_metadata_opens() {
 fn nothing_is_overwritten() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("keep"), "me").unwrap();
-    let generation = GenerationConfig {
-        eos_token_ids: Vec::new(),
-    };
-    let result = write_checkpoint(
-        dir.path(),
-        &small::synthetic(),
-        &small::config(),
-        &generation,
-        1 << 20,
-        |_, _| {},
-    );
+    let generation = GenerationConfig { eos_token_ids: Vec::new() };
+    let result =
+        write_checkpoint(dir.path(), &small::synthetic(), &small::config(), &generation, 1 << 20, |_, _| {});
     assert!(matches!(result, Err(WeightError::NotEmpty { .. })), "{result:?}");
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }
@@ -158,19 +116,10 @@ fn a_config_like_the_published_with_other_layers() {
     let spec = ModelSpec::from_config_json(&config_like("gpt-oss-120b", Some(3)).unwrap()).unwrap();
     let published = ModelSpec::published("gpt-oss-120b").unwrap();
     assert_eq!(spec.layers, published.layers[..3]);
-    assert_eq!(
-        ModelSpec {
-            layers: published.layers.clone(),
-            ..spec
-        },
-        published
-    );
+    assert_eq!(ModelSpec { layers: published.layers.clone(), ..spec }, published);
     let more = ModelSpec::from_config_json(&config_like("gpt-oss-20b", Some(40)).unwrap()).unwrap();
     assert_eq!(more.layers[..36], published.layers);
-    assert_eq!(
-        config_like("gpt-oss-20b", None).unwrap(),
-        flotilla_shared::spec::PUBLISHED[1].1
-    );
+    assert_eq!(config_like("gpt-oss-20b", None).unwrap(), flotilla_shared::spec::PUBLISHED[1].1);
 
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("config.json");
@@ -208,10 +157,7 @@ fn a_slice_streams_in_chunks_with_one_digest() {
     let digest = slice_digest(&model, &slice).unwrap();
     assert_eq!(digest.0, *blake3::hash(&expected).as_bytes());
     assert_eq!(digest.to_string(), blake3::hash(&expected).to_hex().as_str());
-    assert_ne!(
-        digest,
-        slice_digest(&model, &TensorSlice::whole(tensor, model.spec())).unwrap()
-    );
+    assert_ne!(digest, slice_digest(&model, &TensorSlice::whole(tensor, model.spec())).unwrap());
     for resume in [0, 1, 1 << 20, (1 << 20) + 5, expected.len() - 1, expected.len()] {
         let mut reader = SliceReader::resume(&model, &slice, resume);
         let mut got = expected[..resume].to_vec();
@@ -228,14 +174,8 @@ fn a_slice_streams_in_chunks_with_one_digest() {
     let failing = Failing(model, 2 << 20);
     let mut reader = SliceReader::new(&failing, &slice);
     assert_eq!(reader.by_ref().filter(Result::is_ok).count(), 2);
-    assert!(
-        reader.next().is_none() && reader.digest().is_none(),
-        "ends after its error"
-    );
-    assert_eq!(
-        slice_digest(&failing, &slice).unwrap_err().to_string(),
-        "the cable is cut"
-    );
+    assert!(reader.next().is_none() && reader.digest().is_none(), "ends after its error");
+    assert_eq!(slice_digest(&failing, &slice).unwrap_err().to_string(), "the cable is cut");
 }
 
 /// `cargo test --release -p flotilla-engine --test weights -- --ignored --nocapture speed`
@@ -260,18 +200,10 @@ fn speed() {
             model.read(&slice, offset, &mut buffer[..len]).unwrap();
             bytes += len;
         }
-        println!(
-            "{name}: {:.2} GB/s",
-            bytes as f64 / start.elapsed().as_secs_f64() / 1e9
-        );
+        println!("{name}: {:.2} GB/s", bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
     }
     let (slice, start) = (whole(GateUpBlocks), std::time::Instant::now());
-    let bytes: usize = SliceReader::new(&model, &slice)
-        .take(200)
-        .map(|chunk| chunk.unwrap().bytes.len())
-        .sum();
-    println!(
-        "blocks, streamed with digest: {:.2} GB/s",
-        bytes as f64 / start.elapsed().as_secs_f64() / 1e9
-    );
+    let bytes: usize =
+        SliceReader::new(&model, &slice).take(200).map(|chunk| chunk.unwrap().bytes.len()).sum();
+    println!("blocks, streamed with digest: {:.2} GB/s", bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
 }

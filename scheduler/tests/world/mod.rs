@@ -17,9 +17,7 @@ pub const VOCAB: u64 = 40;
 
 /// The model: the next token is a pure function of all tokens before it, and of the seed.
 pub fn next_token(tokens: &[TokenId], sampling: &Sampling) -> TokenId {
-    let hash = tokens
-        .iter()
-        .fold(sampling.seed, |hash, &token| mix(hash ^ (u64::from(token) + 1)));
+    let hash = tokens.iter().fold(sampling.seed, |hash, &token| mix(hash ^ (u64::from(token) + 1)));
     (hash % VOCAB) as TokenId
 }
 
@@ -41,21 +39,9 @@ pub fn reference(request: &Request, context_max: usize) -> Vec<TokenId> {
 
 /// A request with a prompt of its own.
 pub fn request(id: u64, prompt_tokens: usize, tokens_max: usize) -> Request {
-    let prompt = (0..prompt_tokens as u64)
-        .map(|i| (mix(id << 32 | i) % VOCAB) as TokenId)
-        .collect();
-    let sampling = Sampling {
-        temperature: 1.0,
-        top_p: 1.0,
-        seed: id,
-    };
-    Request {
-        sequence: SequenceId(id),
-        prompt,
-        sampling,
-        tokens_max,
-        stop_tokens: vec![],
-    }
+    let prompt = (0..prompt_tokens as u64).map(|i| (mix(id << 32 | i) % VOCAB) as TokenId).collect();
+    let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: id };
+    Request { sequence: SequenceId(id), prompt, sampling, tokens_max, stop_tokens: vec![] }
 }
 
 /// The workers of one epoch. They apply plans strictly: what the contract does not allow panics.
@@ -76,12 +62,7 @@ struct Held {
 impl Workers {
     fn new(epoch: Epoch, kv_blocks: usize) -> Workers {
         let cache = vec![[None; BLOCK_TOKENS]; kv_blocks];
-        Workers {
-            epoch,
-            step_last: StepId(0),
-            cache,
-            held: BTreeMap::new(),
-        }
+        Workers { epoch, step_last: StepId(0), cache, held: BTreeMap::new() }
     }
 
     fn capacity_tokens(&self) -> usize {
@@ -89,33 +70,18 @@ impl Workers {
     }
 
     fn run(&mut self, plan: &StepPlan) -> StepOutcome {
-        assert_eq!(
-            (plan.epoch, plan.step),
-            (self.epoch, StepId(self.step_last.0 + 1)),
-            "epoch, step"
-        );
+        assert_eq!((plan.epoch, plan.step), (self.epoch, StepId(self.step_last.0 + 1)), "epoch, step");
         self.step_last = plan.step;
         for sequence in &plan.release {
-            self.held
-                .remove(sequence)
-                .unwrap_or_else(|| panic!("release of {sequence}, which is not held"));
+            self.held.remove(sequence).unwrap_or_else(|| panic!("release of {sequence}, which is not held"));
         }
         for admission in &plan.admit {
-            let held = Held {
-                sampling: admission.sampling,
-                length: 0,
-                table: vec![],
-            };
+            let held = Held { sampling: admission.sampling, length: 0, table: vec![] };
             let before = self.held.insert(admission.sequence, held);
             assert!(before.is_none(), "{} admitted twice", admission.sequence);
         }
         let sampled = plan.work.iter().filter_map(|work| self.work(work)).collect();
-        StepOutcome {
-            epoch: self.epoch,
-            step: plan.step,
-            sampled,
-            ..Default::default()
-        }
+        StepOutcome { epoch: self.epoch, step: plan.step, sampled, ..Default::default() }
     }
 
     fn work(&mut self, work: &SequenceWork) -> Option<Sampled> {
@@ -124,25 +90,11 @@ impl Workers {
         for &block in &work.blocks {
             assert!(block.index() < self.cache.len(), "block {block} does not exist");
             let owner = self.held.iter().find(|(_, held)| held.table.contains(&block));
-            assert!(
-                owner.is_none(),
-                "block {block} for {sequence} is in the table of {}",
-                owner.unwrap().0
-            );
-            self.held
-                .get_mut(&sequence)
-                .expect("work of an admitted sequence")
-                .table
-                .push(block);
+            assert!(owner.is_none(), "block {block} for {sequence} is in the table of {}", owner.unwrap().0);
+            self.held.get_mut(&sequence).expect("work of an admitted sequence").table.push(block);
         }
-        let held = self
-            .held
-            .get_mut(&sequence)
-            .expect("work of an admitted sequence");
-        assert_eq!(
-            work.position as usize, held.length,
-            "{sequence} leaves a gap or repeats a position"
-        );
+        let held = self.held.get_mut(&sequence).expect("work of an admitted sequence");
+        assert_eq!(work.position as usize, held.length, "{sequence} leaves a gap or repeats a position");
         for &token in &work.tokens {
             let block = held.table.get(held.length / BLOCK_TOKENS);
             let block =
@@ -151,10 +103,7 @@ impl Workers {
             held.length += 1;
         }
         let held = &self.held[&sequence];
-        work.sample.then(|| Sampled {
-            sequence,
-            token: next_token(&self.read(held), &held.sampling),
-        })
+        work.sample.then(|| Sampled { sequence, token: next_token(&self.read(held), &held.sampling) })
     }
 
     /// The tokens of a sequence as attention would meet them.
@@ -236,17 +185,9 @@ impl World {
     pub fn arrive(&mut self, request: Request) {
         let sequence = request.sequence;
         let expected = reference(&request, self.settings.context_max);
-        let client = Client {
-            request: request.clone(),
-            expected,
-            emitted: vec![],
-            end: None,
-            cancelled: false,
-        };
-        assert!(
-            self.clients.insert(sequence, client).is_none(),
-            "the test reuses {sequence}"
-        );
+        let client =
+            Client { request: request.clone(), expected, emitted: vec![], end: None, cancelled: false };
+        assert!(self.clients.insert(sequence, client).is_none(), "the test reuses {sequence}");
         self.tell(Event::Arrived(request));
     }
 
@@ -299,11 +240,7 @@ impl World {
             match action {
                 Action::Step(plan) => self.see_step(plan),
                 Action::Emit { sequence, token } => self.live(sequence).see_token(token),
-                Action::Finish {
-                    sequence,
-                    reason,
-                    usage,
-                } => self.see_end(sequence, reason, usage),
+                Action::Finish { sequence, reason, usage } => self.see_end(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.see_rejection(sequence, reason),
                 Action::Abandon { epoch, fault } => {
                     if epoch == self.epoch() {
@@ -321,22 +258,10 @@ impl World {
     fn see_step(&mut self, plan: StepPlan) {
         assert!(self.in_flight.is_none(), "a second step in flight");
         let tokens_max = self.settings.tokens_per_step_max;
-        assert!(
-            plan.token_count() <= tokens_max,
-            "{} tokens in a step",
-            plan.token_count()
-        );
-        let oldest = self
-            .clients
-            .iter()
-            .filter(|(_, client)| client.end.is_none())
-            .map(|(id, _)| *id)
-            .next();
+        assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
+        let oldest = self.clients.iter().filter(|(_, client)| client.end.is_none()).map(|(id, _)| *id).next();
         let working: BTreeSet<SequenceId> = plan.work.iter().map(|work| work.sequence).collect();
-        assert!(
-            working.contains(&oldest.expect("a live client")),
-            "the oldest has no rows"
-        );
+        assert!(working.contains(&oldest.expect("a live client")), "the oldest has no rows");
         if let Some(before) = self.plans.last() {
             for work in before.work.iter().filter(|work| work.sample) {
                 let goes_on = working.contains(&work.sequence) || plan.release.contains(&work.sequence);
@@ -345,19 +270,13 @@ impl World {
         }
         let workers = self.workers.as_mut().expect("a step for a group that exists");
         let outcome = workers.run(&plan);
-        assert!(
-            workers.held.len() <= self.settings.sequences_max,
-            "too many sequences run"
-        );
+        assert!(workers.held.len() <= self.settings.sequences_max, "too many sequences run");
         self.plans.push(plan.clone());
         self.in_flight = Some((plan, outcome));
     }
 
     fn live(&mut self, sequence: SequenceId) -> &mut Client {
-        let client = self
-            .clients
-            .get_mut(&sequence)
-            .expect("a word on a known sequence");
+        let client = self.clients.get_mut(&sequence).expect("a word on a known sequence");
         assert_eq!(client.end, None, "a word on {sequence} after its last");
         client
     }
@@ -377,20 +296,13 @@ impl World {
             FinishReason::Cancelled => assert!(client.cancelled, "{sequence} was not cancelled"),
             FinishReason::StopToken(token) => {
                 assert!(client.request.stop_tokens.contains(&token));
-                assert_eq!(
-                    client.emitted.last(),
-                    Some(&token),
-                    "the stop token is emitted too"
-                );
+                assert_eq!(client.emitted.last(), Some(&token), "the stop token is emitted too");
                 assert_eq!(client.emitted, client.expected);
             }
             FinishReason::Length => {
                 let complete = client.emitted == client.expected
                     && (client.emitted.len() == client.request.tokens_max || tokens == context_max);
-                assert!(
-                    complete || tokens >= capacity_tokens,
-                    "{sequence} ended by length after {tokens}"
-                );
+                assert!(complete || tokens >= capacity_tokens, "{sequence} ended by length after {tokens}");
             }
         }
         client.end = Some(End::Finished(reason, usage));
@@ -425,13 +337,8 @@ impl World {
             self.settle_actions();
         }
         assert!(!self.any_live(), "a client got no last word");
-        let Load {
-            sequences_running,
-            sequences_waiting,
-            kv_blocks,
-            kv_blocks_free,
-            ..
-        } = self.scheduler.load();
+        let Load { sequences_running, sequences_waiting, kv_blocks, kv_blocks_free, .. } =
+            self.scheduler.load();
         assert_eq!((sequences_running, sequences_waiting), (0, 0));
         assert_eq!(kv_blocks_free, kv_blocks, "blocks are lost");
     }
@@ -461,21 +368,13 @@ impl World {
 
     /// (sequence, rows) of the plan in flight.
     pub fn rows(&self) -> Vec<(u64, usize)> {
-        self.plan()
-            .work
-            .iter()
-            .map(|work| (work.sequence.0, work.tokens.len()))
-            .collect()
+        self.plan().work.iter().map(|work| (work.sequence.0, work.tokens.len())).collect()
     }
 }
 
 impl Client {
     fn see_token(&mut self, token: TokenId) {
-        assert_eq!(
-            Some(&token),
-            self.expected.get(self.emitted.len()),
-            "a token was lost or repeated"
-        );
+        assert_eq!(Some(&token), self.expected.get(self.emitted.len()), "a token was lost or repeated");
         self.emitted.push(token);
     }
 

@@ -19,39 +19,23 @@ pub struct ChatRequest {
 impl ChatRequest {
     pub fn read(body: Value) -> Result<ChatRequest> {
         let mut fields = Node::body(body).object()?;
-        let messages = fields
-            .require("messages")?
-            .array()?
-            .into_iter()
-            .map(message)
-            .collect::<Result<_>>()?;
+        let messages =
+            fields.require("messages")?.array()?.into_iter().map(message).collect::<Result<_>>()?;
         let options = Options::read(&mut fields)?;
-        let effort = fields
-            .take("reasoning_effort")
-            .map_or(Ok(Effort::default()), effort)?;
+        let effort = fields.take("reasoning_effort").map_or(Ok(Effort::default()), effort)?;
         let tools = tools(&mut fields)?;
         neutral::take_chat(&mut fields)?;
         fields.finish()?;
-        Ok(ChatRequest {
-            options,
-            chat: Chat {
-                messages,
-                tools,
-                effort,
-                current_date: None,
-            },
-        })
+        Ok(ChatRequest { options, chat: Chat { messages, tools, effort, current_date: None } })
     }
 }
 
 fn effort(node: Node) -> Result<Effort> {
-    Ok(
-        match neutral::supported_word(node, &["low", "medium", "high"], &["none", "minimal", "xhigh"])? {
-            "low" => Effort::Low,
-            "high" => Effort::High,
-            _ => Effort::Medium,
-        },
-    )
+    Ok(match neutral::supported_word(node, &["low", "medium", "high"], &["none", "minimal", "xhigh"])? {
+        "low" => Effort::Low,
+        "high" => Effort::High,
+        _ => Effort::Medium,
+    })
 }
 
 fn message(node: Node) -> Result<ChatMessage> {
@@ -59,12 +43,8 @@ fn message(node: Node) -> Result<ChatMessage> {
     let roles = &["system", "developer", "user", "assistant", "tool"];
     let role = neutral::supported_word(fields.require("role")?, roles, &["function"])?;
     let message = match role {
-        "system" => ChatMessage::System {
-            content: named_text(&mut fields)?,
-        },
-        "developer" => ChatMessage::Developer {
-            content: named_text(&mut fields)?,
-        },
+        "system" => ChatMessage::System { content: named_text(&mut fields)? },
+        "developer" => ChatMessage::Developer { content: named_text(&mut fields)? },
         "user" => user(&mut fields)?,
         "assistant" => assistant(&mut fields)?,
         _ => tool_result(&mut fields)?,
@@ -81,26 +61,16 @@ fn named_text(fields: &mut Fields) -> Result<String> {
 
 fn user(fields: &mut Fields) -> Result<ChatMessage> {
     let name = fields.take("name").map(Node::string).transpose()?;
-    Ok(ChatMessage::User {
-        content: text(fields.require("content")?, &["text"])?,
-        name,
-    })
+    Ok(ChatMessage::User { content: text(fields.require("content")?, &["text"])?, name })
 }
 
 fn assistant(fields: &mut Fields) -> Result<ChatMessage> {
     fields.take("name").map(Node::string).transpose()?;
-    let content = fields
-        .take("content")
-        .map(|node| text(node, &["text", "refusal"]))
-        .transpose()?;
+    let content = fields.take("content").map(|node| text(node, &["text", "refusal"])).transpose()?;
     let refusal = fields.take("refusal").map(Node::string).transpose()?;
     // Both names are in use, and clients send back what they were sent: both, and the same.
     let reasoning_content = fields.take("reasoning_content").map(Node::string).transpose()?;
-    let reasoning = fields
-        .take("reasoning")
-        .map(Node::string)
-        .transpose()?
-        .or(reasoning_content);
+    let reasoning = fields.take("reasoning").map(Node::string).transpose()?.or(reasoning_content);
     for name in ["audio", "function_call"] {
         if let Some(node) = fields.take(name) {
             return Err(node.not_supported("null"));
@@ -112,16 +82,9 @@ fn assistant(fields: &mut Fields) -> Result<ChatMessage> {
     let calls: Vec<ChatCall> = calls.into_iter().map(call).collect::<Result<_>>()?;
     let content = content.or(refusal);
     if content.is_none() && calls.is_empty() && reasoning.is_none() {
-        return Err(FieldError {
-            path: fields.path_of("content"),
-            problem: Problem::Missing,
-        });
+        return Err(FieldError { path: fields.path_of("content"), problem: Problem::Missing });
     }
-    Ok(ChatMessage::Assistant {
-        content,
-        reasoning,
-        calls,
-    })
+    Ok(ChatMessage::Assistant { content, reasoning, calls })
 }
 
 fn call(node: Node) -> Result<ChatCall> {
@@ -135,32 +98,21 @@ fn call(node: Node) -> Result<ChatCall> {
     let name = function.require("name")?.string()?;
     let arguments = function.require("arguments")?.string()?;
     function.finish()?;
-    Ok(ChatCall {
-        id,
-        function: name,
-        arguments,
-    })
+    Ok(ChatCall { id, function: name, arguments })
 }
 
 fn tool_result(fields: &mut Fields) -> Result<ChatMessage> {
     // The name stands in the call; some clients repeat it.
     fields.take("name").map(Node::string).transpose()?;
     let call_id = fields.require("tool_call_id")?.string()?;
-    Ok(ChatMessage::Tool {
-        call_id,
-        content: text(fields.require("content")?, &["text"])?,
-    })
+    Ok(ChatMessage::Tool { call_id, content: text(fields.require("content")?, &["text"])? })
 }
 
 /// A string, or parts of text that are joined.
 fn text(node: Node, kinds: &[&'static str]) -> Result<String> {
     match &node.value {
         Value::String(_) => node.string(),
-        Value::Array(_) => node
-            .array()?
-            .into_iter()
-            .map(|part| text_part(part, kinds))
-            .collect(),
+        Value::Array(_) => node.array()?.into_iter().map(|part| text_part(part, kinds)).collect(),
         _ => Err(node.unexpected("a string or an array of text parts")),
     }
 }
@@ -194,36 +146,21 @@ fn tool(node: Node) -> Result<FunctionTool> {
     let mut function = fields.require("function")?.object()?;
     fields.finish()?;
     let name = function.require("name")?.string()?;
-    let description = function
-        .take("description")
-        .map_or(Ok(String::new()), Node::string)?;
+    let description = function.take("description").map_or(Ok(String::new()), Node::string)?;
     let parameters = function.take("parameters").map(schema).transpose()?;
-    if let Some(node) = function
-        .take("strict")
-        .filter(|node| node.value != Value::Bool(false))
-    {
+    if let Some(node) = function.take("strict").filter(|node| node.value != Value::Bool(false)) {
         return Err(node.not_supported("false"));
     }
     function.finish()?;
-    Ok(FunctionTool {
-        name,
-        description,
-        parameters,
-    })
+    Ok(FunctionTool { name, description, parameters })
 }
 
 fn schema(node: Node) -> Result<Value> {
-    if node.value.is_object() {
-        Ok(node.value)
-    } else {
-        Err(node.unexpected("a JSON schema, an object"))
-    }
+    if node.value.is_object() { Ok(node.value) } else { Err(node.unexpected("a JSON schema, an object")) }
 }
 
 fn function_type(fields: &mut Fields) -> Result<()> {
-    let kind = fields
-        .take("type")
-        .map(|node| neutral::supported_word(node, &["function"], &["custom"]));
+    let kind = fields.take("type").map(|node| neutral::supported_word(node, &["function"], &["custom"]));
     kind.transpose().map(drop)
 }
 
@@ -242,8 +179,5 @@ pub fn chat_error(error: ChatError) -> FieldError {
     };
     let said = error.to_string();
     let what = said.strip_prefix(&path).unwrap_or(&said).trim_start().to_owned();
-    FieldError {
-        path,
-        problem: Problem::Invalid(what),
-    }
+    FieldError { path, problem: Problem::Invalid(what) }
 }

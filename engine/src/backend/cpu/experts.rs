@@ -68,7 +68,8 @@ impl Experts {
 
     /// u16 [L, K] of one row of the last batch.
     pub fn kept_routing(&self, row: usize) -> Vec<u16> {
-        let of_layer = |layer: usize| &self.kept[(layer * self.kept_rows + row) * self.per_token..][..self.per_token];
+        let of_layer =
+            |layer: usize| &self.kept[(layer * self.kept_rows + row) * self.per_token..][..self.per_token];
         (0..self.layer_count).flat_map(of_layer).copied().collect()
     }
 
@@ -147,7 +148,9 @@ impl CpuBackend {
         let state = &mut self.experts;
         state.by_expert.clear();
         if !self.share.experts.is_empty() {
-            state.by_expert.extend(state.routes.iter().filter(|route| own.contains(&(route.expert as usize))));
+            state
+                .by_expert
+                .extend(state.routes.iter().filter(|route| own.contains(&(route.expert as usize))));
             state.by_expert.sort_unstable_by_key(|route| (route.expert, route.row));
         }
         let mut first = 0;

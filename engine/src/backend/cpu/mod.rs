@@ -117,7 +117,9 @@ impl Backend for CpuBackend {
             Norm::Attention(layer) => {
                 self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::AttentionNorm));
             }
-            Norm::Mlp(layer) => self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::MlpNorm)),
+            Norm::Mlp(layer) => {
+                self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::MlpNorm))
+            }
             Norm::Final => self.norm_rows(batch.logit_rows.iter().copied(), TensorId::FinalNorm),
         }
     }

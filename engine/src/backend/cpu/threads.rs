@@ -20,7 +20,10 @@ impl Threads {
         let threads = threads.max(1);
         let pool = (threads > 1).then(|| {
             let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            builder.thread_name(|thread| format!("engine-{thread}")).build().expect("the system gives threads")
+            builder
+                .thread_name(|thread| format!("engine-{thread}"))
+                .build()
+                .expect("the system gives threads")
         });
         Threads { pool, scratch: (0..threads).map(|_| Mutex::default()).collect() }
     }

@@ -32,14 +32,7 @@ pub(super) fn meet(
     epoch: Epoch,
     deadline: Duration,
 ) -> Result<Vec<(Rank, TcpStream)>, CollectiveError> {
-    let member = Member {
-        key: *key,
-        identity: Identity {
-            epoch,
-            rank,
-            size: peers.len() as u16,
-        },
-    };
+    let member = Member { key: *key, identity: Identity { epoch, rank, size: peers.len() as u16 } };
     let meeting = Arc::new(Meeting {
         member,
         until: Instant::now() + deadline,
@@ -66,12 +59,7 @@ fn collect(
     arrivals: &mpsc::Receiver<Arrival>,
     deadline: Duration,
 ) -> Result<Vec<(Rank, TcpStream)>, CollectiveError> {
-    let system = |doing| {
-        move |error: io::Error| CollectiveError::System {
-            doing,
-            reason: error.to_string(),
-        }
-    };
+    let system = |doing| move |error: io::Error| CollectiveError::System { doing, reason: error.to_string() };
     listener.set_nonblocking(true).map_err(system("listen"))?;
     let us = meeting.member.identity;
     let others = (0..us.size).map(Rank).filter(|&rank| rank != us.rank);
@@ -81,11 +69,7 @@ fn collect(
         if Instant::now() >= meeting.until {
             reasons.retain(|rank, _| !streams.contains_key(rank));
             let missing = reasons.into_iter().collect();
-            return Err(CollectiveError::NotFormed {
-                epoch: us.epoch,
-                missing,
-                waited: deadline,
-            });
+            return Err(CollectiveError::NotFormed { epoch: us.epoch, missing, waited: deadline });
         }
         accept_all(meeting, listener, sender);
         match arrivals.recv_timeout(ACCEPT_TICK) {
@@ -107,11 +91,7 @@ fn collect(
 }
 
 fn absent(peer: Rank, us: Rank) -> String {
-    if peer > us {
-        "did not dial in".to_owned()
-    } else {
-        "was not reached".to_owned()
-    }
+    if peer > us { "did not dial in".to_owned() } else { "was not reached".to_owned() }
 }
 
 /// Gives each waiting connection a thread, up to [`PENDING_MAX`] at once.
@@ -124,10 +104,7 @@ fn accept_all(meeting: &Arc<Meeting>, listener: &TcpListener, sender: &Sender<Ar
         let (meeting, sender) = (Arc::clone(meeting), sender.clone());
         meeting.pending.fetch_add(1, Ordering::Relaxed);
         thread::spawn(move || {
-            let arrival = match meeting
-                .member
-                .accept(&stream, &address.to_string(), meeting.until)
-            {
+            let arrival = match meeting.member.accept(&stream, &address.to_string(), meeting.until) {
                 Ok(rank) => Arrival::Member(rank, stream),
                 Err(Refusal::Stranger(reason)) => Arrival::Stranger(format!("{address}: {reason}")),
                 Err(Refusal::Fatal(error)) => Arrival::Fatal(error),
@@ -176,17 +153,11 @@ impl Meeting {
         let addresses = address.to_socket_addrs().map_err(Refusal::from)?;
         let mut refusal = Refusal::Stranger("the name has no address".to_owned());
         for resolved in addresses {
-            let left = self
-                .until
-                .saturating_duration_since(Instant::now())
-                .min(HANDSHAKE_MAX);
+            let left = self.until.saturating_duration_since(Instant::now()).min(HANDSHAKE_MAX);
             let left = left.max(Duration::from_millis(1));
             match TcpStream::connect_timeout(&resolved, left) {
                 Ok(stream) => {
-                    return self
-                        .member
-                        .dial(&stream, peer, address, self.until)
-                        .map(|()| stream);
+                    return self.member.dial(&stream, peer, address, self.until).map(|()| stream);
                 }
                 Err(error) => refusal = error.into(),
             }

@@ -80,13 +80,7 @@ impl Frame {
     ) -> Result<u64, CollectiveError> {
         let operation = self.operation;
         let mismatch = |field, expected: String, found: String| {
-            Err(CollectiveError::Mismatch {
-                peer,
-                operation,
-                field,
-                expected,
-                found,
-            })
+            Err(CollectiveError::Mismatch { peer, operation, field, expected, found })
         };
         let number =
             |at: usize| u64::from_le_bytes(*header[at..].first_chunk().expect("8 bytes from 8, 16 and 24"));
@@ -98,22 +92,11 @@ impl Frame {
             return mismatch("epoch", self.epoch.to_string(), epoch.to_string());
         }
         if header[4] == Kind::GivesUp as u8 {
-            let blamed = u16::try_from(found)
-                .ok()
-                .and_then(|rank| rank.checked_sub(1))
-                .map(Rank);
-            return Err(CollectiveError::PeerGaveUp {
-                peer,
-                operation,
-                blamed,
-            });
+            let blamed = u16::try_from(found).ok().and_then(|rank| rank.checked_sub(1)).map(Rank);
+            return Err(CollectiveError::PeerGaveUp { peer, operation, blamed });
         }
         if header[4] != Kind::from(operation) as u8 {
-            return mismatch(
-                "operation",
-                format!("{}", Kind::from(operation) as u8),
-                header[4].to_string(),
-            );
+            return mismatch("operation", format!("{}", Kind::from(operation) as u8), header[4].to_string());
         }
         if header[5..8] != [0; 3] {
             return mismatch("padding", "0".into(), format!("{:?}", &header[5..8]));
@@ -139,11 +122,7 @@ mod tests {
 
     #[test]
     fn every_field_is_checked() {
-        let frame = Frame {
-            epoch: Epoch(7),
-            sequence: 9,
-            operation: Operation::AllReduce,
-        };
+        let frame = Frame { epoch: Epoch(7), sequence: 9, operation: Operation::AllReduce };
         let peer = Rank(3);
         let check = |header: &[u8; HEADER_BYTES]| frame.check(header, peer, Length::Exactly(40));
         let good = frame.header(40);
@@ -162,11 +141,7 @@ mod tests {
         assert!(frame.check(&good, peer, Length::AtMost(39)).is_err());
         for blamed in [None, Some(Rank(0)), Some(Rank(63))] {
             let operation = Operation::AllReduce;
-            let expected = CollectiveError::PeerGaveUp {
-                peer,
-                operation,
-                blamed,
-            };
+            let expected = CollectiveError::PeerGaveUp { peer, operation, blamed };
             assert_eq!(check(&frame.gives_up(blamed)), Err(expected));
         }
     }

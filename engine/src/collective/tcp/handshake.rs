@@ -124,16 +124,10 @@ impl Member {
         self.verify("dialer", &[&mine, theirs, identity], proof)?;
         // Before judging it, so that the other side can judge too.
         let welcome = self.identity.to_bytes();
-        wire.send(&[
-            &welcome,
-            self.mac("welcome", &[&mine, theirs, &welcome]).as_bytes(),
-        ])?;
+        wire.send(&[&welcome, self.mac("welcome", &[&mine, theirs, &welcome]).as_bytes()])?;
         let found = Identity::from_bytes(identity);
         if found.epoch < self.identity.epoch {
-            return Err(Refusal::Stranger(format!(
-                "a member left behind in epoch {}",
-                found.epoch
-            )));
+            return Err(Refusal::Stranger(format!("a member left behind in epoch {}", found.epoch)));
         }
         let above = Rank(self.identity.rank.0 + 1)..=Rank(self.identity.size - 1);
         self.compare(found, address, above).map(|()| found.rank)
@@ -148,22 +142,13 @@ impl Member {
         }
         let bad = |field, expected: String, found: u16| {
             let (address, found) = (address.to_owned(), found.to_string());
-            Err(Refusal::Fatal(CollectiveError::BadMember {
-                address,
-                field,
-                expected,
-                found,
-            }))
+            Err(Refusal::Fatal(CollectiveError::BadMember { address, field, expected, found }))
         };
         if found.size != ours.size {
             return bad("group size", ours.size.to_string(), found.size);
         }
         if !ranks.contains(&found.rank) {
-            return bad(
-                "rank",
-                format!("{} to {}", ranks.start(), ranks.end()),
-                found.rank.0,
-            );
+            return bad("rank", format!("{} to {}", ranks.start(), ranks.end()), found.rank.0);
         }
         Ok(())
     }
@@ -195,10 +180,7 @@ fn nonce_of(hello: &[u8]) -> Result<&[u8], Refusal> {
         return Err(Refusal::Stranger("it does not speak this protocol".to_owned()));
     }
     if version != VERSION.to_le_bytes() {
-        let reason = format!(
-            "its protocol version is {version:?}, expected {:?}",
-            VERSION.to_le_bytes()
-        );
+        let reason = format!("its protocol version is {version:?}, expected {:?}", VERSION.to_le_bytes());
         return Err(Refusal::Stranger(reason));
     }
     Ok(nonce)
@@ -219,19 +201,12 @@ struct Wire<'a> {
 impl<'a> Wire<'a> {
     fn new(stream: &'a TcpStream, until: Instant) -> io::Result<Self> {
         stream.set_nodelay(true)?;
-        Ok(Wire {
-            stream,
-            until: until.min(Instant::now() + HANDSHAKE_MAX),
-        })
+        Ok(Wire { stream, until: until.min(Instant::now() + HANDSHAKE_MAX) })
     }
 
     fn left(&self) -> io::Result<Duration> {
         let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            Err(ErrorKind::TimedOut.into())
-        } else {
-            Ok(left)
-        }
+        if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
     }
 
     fn send(&mut self, parts: &[&[u8]]) -> io::Result<()> {

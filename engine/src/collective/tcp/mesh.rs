@@ -73,39 +73,21 @@ impl Mesh {
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
         for (_, stream) in &streams {
-            stream
-                .set_nodelay(true)
-                .and_then(|()| stream.set_nonblocking(true))
-                .map_err(|error| CollectiveError::System {
-                    doing: "set up a socket",
-                    reason: error.to_string(),
-                })?;
+            stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(|error| {
+                CollectiveError::System { doing: "set up a socket", reason: error.to_string() }
+            })?;
         }
-        let links = streams
-            .iter()
-            .enumerate()
-            .map(|(slot, (peer, _))| Link::new(*peer, slot))
-            .collect();
+        let links = streams.iter().enumerate().map(|(slot, (peer, _))| Link::new(*peer, slot)).collect();
         let sockets: Vec<TcpStream> = streams.into_iter().map(|(_, stream)| stream).collect();
-        let poll = sockets.iter().map(|socket| libc::pollfd {
-            fd: socket.as_raw_fd(),
-            events: 0,
-            revents: 0,
-        });
+        let poll =
+            sockets.iter().map(|socket| libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 });
         Ok(Mesh {
             rank,
             epoch,
             links,
             poll: poll.collect(),
-            streams: Arc::new(Streams {
-                aborted: AtomicBool::new(false),
-                sockets,
-            }),
-            frame: Frame {
-                epoch,
-                sequence: 0,
-                operation: Operation::Barrier,
-            },
+            streams: Arc::new(Streams { aborted: AtomicBool::new(false), sockets }),
+            frame: Frame { epoch, sequence: 0, operation: Operation::Barrier },
             deadline,
         })
     }
@@ -137,11 +119,7 @@ impl Mesh {
         out: &[u8],
         mut inbox: Inbox<'_>,
     ) -> Result<(), CollectiveError> {
-        self.frame = Frame {
-            epoch: self.epoch,
-            sequence: self.frame.sequence + 1,
-            operation,
-        };
+        self.frame = Frame { epoch: self.epoch, sequence: self.frame.sequence + 1, operation };
         for link in &mut self.links {
             link.out_header = self.frame.header(link.out.len() as u64);
         }
@@ -161,11 +139,7 @@ impl Mesh {
                 return Ok(());
             }
             let now = Instant::now();
-            let Some(left) = self
-                .deadline
-                .checked_sub(now - start)
-                .filter(|left| !left.is_zero())
-            else {
+            let Some(left) = self.deadline.checked_sub(now - start).filter(|left| !left.is_zero()) else {
                 return Err(self.late(now - start));
             };
             if moved {
@@ -190,19 +164,11 @@ impl Mesh {
         }
         let milliseconds = left.as_millis().saturating_add(1).min(i32::MAX as u128) as libc::c_int;
         // SAFETY: the pointer and the length are those of one vector, which nobody else uses.
-        let ready = unsafe {
-            libc::poll(
-                self.poll.as_mut_ptr(),
-                self.poll.len() as libc::nfds_t,
-                milliseconds,
-            )
-        };
+        let ready =
+            unsafe { libc::poll(self.poll.as_mut_ptr(), self.poll.len() as libc::nfds_t, milliseconds) };
         let error = io::Error::last_os_error();
         if ready < 0 && error.kind() != ErrorKind::Interrupted {
-            return Err(CollectiveError::System {
-                doing: "wait for sockets",
-                reason: error.to_string(),
-            });
+            return Err(CollectiveError::System { doing: "wait for sockets", reason: error.to_string() });
         }
         Ok(())
     }
@@ -210,24 +176,14 @@ impl Mesh {
     fn late(&self, waited: Duration) -> CollectiveError {
         // Who did not send is late; who did not take may wait for another.
         let peers = |late: fn(&Link) -> bool| -> Vec<Rank> {
-            self.links
-                .iter()
-                .filter(|link| late(link))
-                .map(|link| link.peer)
-                .collect()
+            self.links.iter().filter(|link| late(link)).map(|link| link.peer).collect()
         };
         let mut missing = peers(|link| !link.is_received());
         if missing.is_empty() {
             missing = peers(|link| !link.is_sent());
         }
         let (operation, size) = (self.frame.operation, self.links.len() + 1);
-        CollectiveError::Deadline {
-            peer: missing[0],
-            missing,
-            size,
-            operation,
-            waited,
-        }
+        CollectiveError::Deadline { peer: missing[0], missing, size, operation, waited }
     }
 
     /// Tells the peers, where a message may begin, whose fault it is, and closes all links.
@@ -264,11 +220,7 @@ impl Streams {
 
     /// A link that this rank's own abort closed is nobody's fault.
     fn cause(&self, error: CollectiveError) -> CollectiveError {
-        if self.aborted.load(Ordering::SeqCst) {
-            CollectiveError::Aborted
-        } else {
-            error
-        }
+        if self.aborted.load(Ordering::SeqCst) { CollectiveError::Aborted } else { error }
     }
 }
 
@@ -314,8 +266,7 @@ impl Link {
     }
 
     fn is_received(&self) -> bool {
-        self.in_length
-            .is_some_and(|length| self.received == HEADER_BYTES + length)
+        self.in_length.is_some_and(|length| self.received == HEADER_BYTES + length)
     }
 
     fn is_done(&self) -> bool {
@@ -361,10 +312,7 @@ impl Link {
     ) -> Result<bool, CollectiveError> {
         let header = &mut self.in_header[self.received.min(HEADER_BYTES)..];
         let (body, length) = match inbox {
-            Inbox::Ranges(inbox) => (
-                &mut inbox[self.into.clone()],
-                Length::Exactly(self.into.len() as u64),
-            ),
+            Inbox::Ranges(inbox) => (&mut inbox[self.into.clone()], Length::Exactly(self.into.len() as u64)),
             // Empty until the header has given its length.
             Inbox::Own => {
                 let known = self.in_length.unwrap_or(0);
@@ -390,11 +338,7 @@ impl Link {
     }
 
     fn lost(&self, frame: &Frame, reason: String) -> CollectiveError {
-        CollectiveError::PeerLost {
-            peer: self.peer,
-            operation: frame.operation,
-            reason,
-        }
+        CollectiveError::PeerLost { peer: self.peer, operation: frame.operation, reason }
     }
 }
 

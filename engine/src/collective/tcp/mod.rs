@@ -19,10 +19,7 @@ use std::net::TcpListener;
 use std::sync::Arc;
 use std::time::Duration;
 
-const _: () = assert!(
-    cfg!(target_endian = "little"),
-    "floats go over the wire as they lie in memory"
-);
+const _: () = assert!(cfg!(target_endian = "little"), "floats go over the wire as they lie in memory");
 
 /// Vectors up to this many elements (64 KiB) are pushed whole.
 const WHOLE_ELEMENTS_MAX: usize = 16 << 10;
@@ -54,12 +51,7 @@ impl TcpCollective {
         assert!(rank.index() < peers.len(), "rank {rank} of {}", peers.len());
         let streams = formation::meet(rank, listener, peers, group_key, epoch, deadline)?;
         let mesh = Mesh::new(rank, epoch, streams, deadline)?;
-        let mut group = TcpCollective {
-            mesh,
-            parts: Vec::new(),
-            sums: Vec::new(),
-            failed: None,
-        };
+        let mut group = TcpCollective { mesh, parts: Vec::new(), sums: Vec::new(), failed: None };
         // Nobody computes before everybody is there.
         group.barrier()?;
         Ok(group)
@@ -79,8 +71,7 @@ impl TcpCollective {
             link.expect(0..bytes(n), bytes(at)..bytes(at + n));
         }
         let inbox = Inbox::Ranges(bytemuck::cast_slice_mut(&mut self.parts));
-        self.mesh
-            .exchange(Operation::AllReduce, bytemuck::cast_slice(x), inbox)?;
+        self.mesh.exchange(Operation::AllReduce, bytemuck::cast_slice(x), inbox)?;
         let parts = &self.parts;
         sum_in_rank_order(x, rank, size, |of| &parts[n * slot(of, rank)..][..n]);
         Ok(())
@@ -93,14 +84,10 @@ impl TcpCollective {
         self.parts.resize(mine.len() * (size - 1), 0.0);
         for link in self.mesh.links_mut() {
             let (theirs, at) = (piece(n, link.peer().index(), size), mine.len() * link.slot());
-            link.expect(
-                bytes(theirs.start)..bytes(theirs.end),
-                bytes(at)..bytes(at + mine.len()),
-            );
+            link.expect(bytes(theirs.start)..bytes(theirs.end), bytes(at)..bytes(at + mine.len()));
         }
         let inbox = Inbox::Ranges(bytemuck::cast_slice_mut(&mut self.parts));
-        self.mesh
-            .exchange(Operation::AllReduce, bytemuck::cast_slice(x), inbox)?;
+        self.mesh.exchange(Operation::AllReduce, bytemuck::cast_slice(x), inbox)?;
         let parts = &self.parts;
         let part = |of| &parts[mine.len() * slot(of, rank)..][..mine.len()];
         sum_in_rank_order(&mut x[mine.clone()], rank, size, part);
@@ -112,19 +99,14 @@ impl TcpCollective {
             link.expect(0..bytes(mine.len()), bytes(theirs.start)..bytes(theirs.end));
         }
         let inbox = Inbox::Ranges(bytemuck::cast_slice_mut(x));
-        self.mesh
-            .exchange(Operation::AllReduce, bytemuck::cast_slice(&self.sums), inbox)
+        self.mesh.exchange(Operation::AllReduce, bytemuck::cast_slice(&self.sums), inbox)
     }
 
     fn try_all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
         let max = mesh::GATHER_BYTES_MAX;
         if mine.len() as u64 > max {
             let (operation, bytes) = (Operation::AllGather, mine.len() as u64);
-            return Err(CollectiveError::TooLong {
-                operation,
-                bytes,
-                max,
-            });
+            return Err(CollectiveError::TooLong { operation, bytes, max });
         }
         for link in self.mesh.links_mut() {
             link.expect(0..mine.len(), 0..0);
@@ -132,23 +114,15 @@ impl TcpCollective {
         self.mesh.exchange(Operation::AllGather, mine, Inbox::Own)?;
         out.clear();
         let (below, above) = self.mesh.links().split_at(self.rank().index());
-        below
-            .iter()
-            .for_each(|link| out.extend_from_slice(link.received()));
+        below.iter().for_each(|link| out.extend_from_slice(link.received()));
         out.extend_from_slice(mine);
-        above
-            .iter()
-            .for_each(|link| out.extend_from_slice(link.received()));
+        above.iter().for_each(|link| out.extend_from_slice(link.received()));
         Ok(())
     }
 
     fn try_barrier(&mut self) -> Result<(), CollectiveError> {
-        self.mesh
-            .links_mut()
-            .iter_mut()
-            .for_each(|link| link.expect(0..0, 0..0));
-        self.mesh
-            .exchange(Operation::Barrier, &[], Inbox::Ranges(&mut []))
+        self.mesh.links_mut().iter_mut().for_each(|link| link.expect(0..0, 0..0));
+        self.mesh.exchange(Operation::Barrier, &[], Inbox::Ranges(&mut []))
     }
 
     /// Runs an operation unless one has failed before; the first error ends the group.

@@ -167,22 +167,14 @@ impl Attend<'_> {
             for c in 0..C {
                 for v in 0..V {
                     let out = out.add(c * d + v * S::LANES);
-                    let old = if whole {
-                        s.load(out)
-                    } else {
-                        s.load_first(out, count)
-                    };
+                    let old = if whole { s.load(out) } else { s.load_first(out, count) };
                     acc[c][v] = s.mul(old, s.splat(self.decay[g + c]));
                 }
             }
             for j in 0..keys {
                 for v in 0..V {
                     let value = value.add(j * stride + v * S::LANES);
-                    let value = if whole {
-                        s.load(value)
-                    } else {
-                        s.load_first(value, count)
-                    };
+                    let value = if whole { s.load(value) } else { s.load_first(value, count) };
                     for c in 0..C {
                         acc[c][v] = s.fma(s.splat(*scores.add(c * KEYS_TILE + j)), value, acc[c][v]);
                     }
@@ -191,11 +183,7 @@ impl Attend<'_> {
             for c in 0..C {
                 for v in 0..V {
                     let out = out.add(c * d + v * S::LANES);
-                    if whole {
-                        s.store(out, acc[c][v])
-                    } else {
-                        s.store_first(out, acc[c][v], count)
-                    }
+                    if whole { s.store(out, acc[c][v]) } else { s.store_first(out, acc[c][v], count) }
                 }
             }
         }
@@ -310,12 +298,7 @@ impl Op for Axpy<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let (n, a, x, y) = (
-            self.x.len(),
-            s.splat(self.a),
-            self.x.as_ptr(),
-            self.y.as_mut_ptr(),
-        );
+        let (n, a, x, y) = (self.x.len(), s.splat(self.a), self.x.as_ptr(), self.y.as_mut_ptr());
         let mut i = 0;
         // SAFETY: every access is below n, the length of both.
         unsafe {
@@ -373,10 +356,7 @@ impl Kernels {
         scratch: &mut Scratch,
     ) {
         let group = sinks.len();
-        assert!(
-            (1..=GROUP_MAX).contains(&group),
-            "{group} query heads, 1 to {GROUP_MAX} are possible"
-        );
+        assert!((1..=GROUP_MAX).contains(&group), "{group} query heads, 1 to {GROUP_MAX} are possible");
         assert_eq!(q.len(), out.len());
         assert!(q.len().is_multiple_of(group));
         let d = q.len() / group;
@@ -389,22 +369,8 @@ impl Kernels {
         for slab in slabs {
             assert!(slab.stride >= d);
             let len = slab.rows.checked_sub(1).map_or(0, |last| last * slab.stride + d);
-            assert!(
-                slab.keys.len() >= len && slab.values.len() >= len,
-                "a slab is shorter than its rows"
-            );
-            self.dispatch(Attend {
-                q,
-                group,
-                d,
-                scale,
-                slab,
-                scores,
-                m,
-                l,
-                decay,
-                out,
-            });
+            assert!(slab.keys.len() >= len && slab.values.len() >= len, "a slab is shorter than its rows");
+            self.dispatch(Attend { q, group, d, scale, slab, scores, m, l, decay, out });
         }
         for (head, l) in out.chunks_exact_mut(d.max(1)).zip(l) {
             head.iter_mut().for_each(|out| *out /= *l);

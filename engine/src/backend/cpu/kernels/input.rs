@@ -82,12 +82,7 @@ impl<'a> Op for Arrange<'a> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Input<'a> {
-        let Arrange {
-            x,
-            buffer,
-            order,
-            isa,
-        } = self;
+        let Arrange { x, buffer, order, isa } = self;
         let (tokens, columns) = (x.rows(), x.columns());
         let tiled = tokens >= GEMM_TOKENS;
         let (data, layout): (&'a [f32], _) = match (tiled, order) {
@@ -112,14 +107,7 @@ impl<'a> Op for Arrange<'a> {
                 (tiles, Layout::Tiles)
             }
         };
-        Input {
-            data,
-            tokens,
-            columns,
-            layout,
-            order,
-            isa,
-        }
+        Input { data, tokens, columns, layout, order, isa }
     }
 }
 

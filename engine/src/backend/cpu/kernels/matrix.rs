@@ -23,12 +23,7 @@ impl<'a, T> Matrix<'a, T> {
     /// data: T [rows, columns], `stride` values from row to row.
     pub fn with_stride(data: &'a [T], rows: usize, columns: usize, stride: usize) -> Matrix<'a, T> {
         check_extent(data.len(), rows, columns, stride);
-        Matrix {
-            data,
-            rows,
-            columns,
-            stride,
-        }
+        Matrix { data, rows, columns, stride }
     }
 
     pub fn rows(&self) -> usize {
@@ -57,15 +52,10 @@ impl<'a, T> Matrix<'a, T> {
 
 /// The one place where views are checked: rows do not overlap and the last ends within the data.
 fn check_extent(len: usize, rows: usize, columns: usize, stride: usize) {
-    assert!(
-        stride >= columns,
-        "a stride of {stride} is less than the {columns} columns"
-    );
+    assert!(stride >= columns, "a stride of {stride} is less than the {columns} columns");
     let end = match rows {
         0 => Some(0),
-        _ => (rows - 1)
-            .checked_mul(stride)
-            .and_then(|last| last.checked_add(columns)),
+        _ => (rows - 1).checked_mul(stride).and_then(|last| last.checked_add(columns)),
     };
     assert!(
         end.is_some_and(|end| end <= len),
@@ -85,28 +75,12 @@ pub struct Mxfp4Matrix<'a> {
 impl<'a> Mxfp4Matrix<'a> {
     /// blocks: u8 [rows, K/32, 16], scales: u8 [rows, K/32]; `columns` is K.
     pub fn new(blocks: &'a [u8], scales: &'a [u8], rows: usize, columns: usize) -> Mxfp4Matrix<'a> {
-        assert!(
-            columns.is_multiple_of(BLOCK),
-            "{columns} columns are not whole blocks of {BLOCK}"
-        );
+        assert!(columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks of {BLOCK}");
         let blocks_per_row = columns / BLOCK;
         let count = rows.checked_mul(blocks_per_row).expect("rows · blocks overflows");
-        assert!(
-            scales.len() >= count,
-            "{} scales for {count} blocks",
-            scales.len()
-        );
-        assert!(
-            blocks.len() / BLOCK_BYTES >= count,
-            "{} bytes for {count} blocks",
-            blocks.len()
-        );
-        Mxfp4Matrix {
-            blocks,
-            scales,
-            rows,
-            blocks_per_row,
-        }
+        assert!(scales.len() >= count, "{} scales for {count} blocks", scales.len());
+        assert!(blocks.len() / BLOCK_BYTES >= count, "{} bytes for {count} blocks", blocks.len());
+        Mxfp4Matrix { blocks, scales, rows, blocks_per_row }
     }
 
     pub fn rows(&self) -> usize {
@@ -120,15 +94,11 @@ impl<'a> Mxfp4Matrix<'a> {
     }
     /// Readable for 16 bytes a block to the end of the row, while row < `rows`.
     pub(super) fn block_ptr(&self, row: usize, block: usize) -> *const u8 {
-        self.blocks
-            .as_ptr()
-            .wrapping_add((row * self.blocks_per_row + block) * BLOCK_BYTES)
+        self.blocks.as_ptr().wrapping_add((row * self.blocks_per_row + block) * BLOCK_BYTES)
     }
     /// Readable to the end of the row, while row < `rows`.
     pub(super) fn scale_ptr(&self, row: usize, block: usize) -> *const u8 {
-        self.scales
-            .as_ptr()
-            .wrapping_add(row * self.blocks_per_row + block)
+        self.scales.as_ptr().wrapping_add(row * self.blocks_per_row + block)
     }
 }
 
@@ -161,13 +131,7 @@ impl<'a> TileMut<'a> {
     /// y: f32 [tokens, columns], `stride` values from token to token.
     pub fn with_stride(y: &'a mut [f32], tokens: usize, columns: usize, stride: usize) -> TileMut<'a> {
         check_extent(y.len(), tokens, columns, stride);
-        TileMut {
-            base: y.as_mut_ptr(),
-            tokens,
-            stride,
-            columns: 0..columns,
-            owner: PhantomData,
-        }
+        TileMut { base: y.as_mut_ptr(), tokens, stride, columns: 0..columns, owner: PhantomData }
     }
 
     pub fn tokens(&self) -> usize {
@@ -180,10 +144,7 @@ impl<'a> TileMut<'a> {
     /// The columns below `column` and those from it on.
     pub fn split_at(self, column: usize) -> (TileMut<'a>, TileMut<'a>) {
         let Range { start, end } = self.columns;
-        assert!(
-            (start..=end).contains(&column),
-            "column {column} is not in {start}..{end}"
-        );
+        assert!((start..=end).contains(&column), "column {column} is not in {start}..{end}");
         let part = |columns| TileMut { columns, ..self };
         (part(start..column), part(column..end))
     }
@@ -202,10 +163,7 @@ impl<'a> TileMut<'a> {
     }
 
     pub fn reborrow(&mut self) -> TileMut<'_> {
-        TileMut {
-            columns: self.columns.clone(),
-            ..*self
-        }
+        TileMut { columns: self.columns.clone(), ..*self }
     }
 
     /// This tile's columns of one token.

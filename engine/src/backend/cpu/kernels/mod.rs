@@ -89,23 +89,13 @@ impl Kernels {
 
     /// x: f32 [T, K] for bf16 weights. Fewer than GEMM_TOKENS tokens are borrowed as they are.
     pub fn bf16_input<'a>(&self, x: Matrix<'a, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
-        self.dispatch(Arrange {
-            x,
-            buffer,
-            order: Order::Natural,
-            isa: self.isa,
-        })
+        self.dispatch(Arrange { x, buffer, order: Order::Natural, isa: self.isa })
     }
 
     /// x: f32 [T, K] for MXFP4 weights.
     pub fn mxfp4_input<'a>(&self, x: Matrix<'a, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
         assert!(x.columns().is_multiple_of(simd::BLOCK), "MXFP4 has whole blocks");
-        self.dispatch(Arrange {
-            x,
-            buffer,
-            order: Order::Decoded,
-            isa: self.isa,
-        })
+        self.dispatch(Arrange { x, buffer, order: Order::Decoded, isa: self.isa })
     }
 
     /// y[t, n] (+)= Σ_k W[n, k] · x[t, k] + bias[n], for y's columns n.
@@ -119,22 +109,9 @@ impl Kernels {
         write: Write,
         scratch: &mut Scratch,
     ) {
-        assert!(
-            x.is_for(self.isa, Order::Natural),
-            "the input was arranged for something else"
-        );
+        assert!(x.is_for(self.isa, Order::Natural), "the input was arranged for something else");
         let shape = (weights.rows(), weights.columns());
-        self.product(
-            shape,
-            Product {
-                weights,
-                x,
-                bias,
-                y,
-                write,
-                scratch,
-            },
-        );
+        self.product(shape, Product { weights, x, bias, y, write, scratch });
     }
 
     /// y[t, n] (+)= Σ_k W[n, k] · x[t, k] + bias[n], for y's columns n.
@@ -148,31 +125,15 @@ impl Kernels {
         write: Write,
         scratch: &mut Scratch,
     ) {
-        assert!(
-            x.is_for(self.isa, Order::Decoded),
-            "the input was arranged for something else"
-        );
+        assert!(x.is_for(self.isa, Order::Decoded), "the input was arranged for something else");
         let shape = (weights.rows(), weights.columns());
-        self.product(
-            shape,
-            Product {
-                weights,
-                x,
-                bias,
-                y,
-                write,
-                scratch,
-            },
-        );
+        self.product(shape, Product { weights, x, bias, y, write, scratch });
     }
 
     fn product<W: Weights>(&self, (rows, columns): (usize, usize), product: Product<'_, '_, W>) {
         assert_eq!(product.x.columns(), columns);
         assert_eq!(product.x.tokens(), product.y.tokens());
-        assert!(
-            product.y.columns().end <= rows,
-            "y has more columns than W has rows"
-        );
+        assert!(product.y.columns().end <= rows, "y has more columns than W has rows");
         assert!(product.bias.is_none_or(|bias| bias.len() == rows));
         self.dispatch(product);
     }

@@ -66,11 +66,7 @@ impl<W: Weights> Op for Product<'_, '_, W> {
         // the weights have the same K, that the bias has a value per row and that x and y have as
         // many tokens.
         unsafe {
-            if self.x.tokens() < GEMM_TOKENS {
-                few_tokens(s, &mut self)
-            } else {
-                many_tokens(s, &mut self)
-            }
+            if self.x.tokens() < GEMM_TOKENS { few_tokens(s, &mut self) } else { many_tokens(s, &mut self) }
         }
     }
 }
@@ -80,9 +76,7 @@ impl<W> Product<'_, '_, W> {
     /// token < T, and row is in y's columns.
     #[inline(always)]
     unsafe fn put(&self, token: usize, row: usize, sum: f32) {
-        let bias = self
-            .bias
-            .map_or(0.0, |bias| f32::from_bits((bias[row] as u32) << 16));
+        let bias = self.bias.map_or(0.0, |bias| f32::from_bits((bias[row] as u32) << 16));
         let y = self.y.ptr(token, row);
         // SAFETY: the tile covers (token, row), by this function's contract.
         unsafe {
@@ -225,10 +219,7 @@ unsafe fn many_tokens<S: Simd, W: Weights>(s: S, p: &mut Product<'_, '_, W>) {
 
 /// sums f32 [rows, tokens] += panel f32 [rows, count] · x f32 [tile_count, columns, LANES]
 #[inline(always)]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the six sizes of a product, and nowhere else needed together"
-)]
+#[allow(clippy::too_many_arguments, reason = "the six sizes of a product, and nowhere else needed together")]
 unsafe fn panel_product<S: Simd>(
     s: S,
     panel: *const f32,

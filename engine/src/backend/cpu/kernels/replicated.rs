@@ -47,13 +47,7 @@ impl Op for RmsNorm<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: `Kernels::rms_norm` has checked that the three lengths are equal.
-        unsafe {
-            if S::LANES == 16 {
-                self.lanes::<S, 1>(s)
-            } else {
-                self.lanes::<S, 2>(s)
-            }
-        }
+        unsafe { if S::LANES == 16 { self.lanes::<S, 1>(s) } else { self.lanes::<S, 2>(s) } }
     }
 }
 
@@ -104,13 +98,7 @@ impl Op for FixedOrderProduct<'_, '_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         // SAFETY: `Kernels::fixed_order_product` has checked the shapes against each other.
-        unsafe {
-            if S::LANES == 16 {
-                self.lanes::<S, 1>(s)
-            } else {
-                self.lanes::<S, 2>(s)
-            }
-        }
+        unsafe { if S::LANES == 16 { self.lanes::<S, 1>(s) } else { self.lanes::<S, 2>(s) } }
     }
 }
 

@@ -73,8 +73,7 @@ impl Op for Swiglu<'_, '_> {
                 }
                 let mut rest = [0.0f32; 32];
                 let count = columns.end - j;
-                from.add(2 * j)
-                    .copy_to_nonoverlapping(rest.as_mut_ptr(), 2 * count);
+                from.add(2 * j).copy_to_nonoverlapping(rest.as_mut_ptr(), 2 * count);
                 let (gate, up) = s.load_pairs(rest.as_ptr());
                 s.store_first(self.y.ptr(token, j), activation(s, gate, up, self.limit), count);
             }

@@ -25,12 +25,7 @@ impl Avx2 {
 #[inline(always)]
 fn first(_: Avx2, n: usize) -> __m256i {
     // SAFETY: an `Avx2` exists, so its instructions do.
-    unsafe {
-        _mm256_cmpgt_epi32(
-            _mm256_set1_epi32(n as i32),
-            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-        )
-    }
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
 }
 
 macro_rules! avx2 {
@@ -89,9 +84,7 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn shift_to_exponent(self, a: __m256) -> __m256 {
-        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(
-            a
-        ))))
+        avx2!(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))))
     }
     #[inline(always)]
     fn sum(self, a: __m256) -> f32 {

@@ -76,9 +76,7 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     fn shift_to_exponent(self, a: __m512) -> __m512 {
-        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(
-            a
-        ))))
+        avx512!(_mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))))
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
@@ -137,10 +135,7 @@ impl Simd for Avx512 {
             let (a, b) = (_mm512_loadu_ps(p), _mm512_loadu_ps(p.add(16)));
             let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             let odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-            (
-                _mm512_permutex2var_ps(a, even, b),
-                _mm512_permutex2var_ps(a, odd, b),
-            )
+            (_mm512_permutex2var_ps(a, even, b), _mm512_permutex2var_ps(a, odd, b))
         }
     }
     #[inline(always)]

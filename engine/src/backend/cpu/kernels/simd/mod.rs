@@ -14,9 +14,8 @@ pub mod avx512;
 pub mod portable;
 
 /// FP4 E2M1: sign, two bits of exponent, one of mantissa.
-pub const FP4: [f32; 16] = [
-    0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0,
-];
+pub const FP4: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
 /// Elements of an MXFP4 block, along the input dimension.
 pub const BLOCK: usize = 32;

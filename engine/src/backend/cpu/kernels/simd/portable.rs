@@ -72,11 +72,7 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn fma(self, a: V, b: V, c: V) -> V {
-        if FUSED_IS_FAST {
-            self.fused(a, b, c)
-        } else {
-            self.add(self.mul(a, b), c)
-        }
+        if FUSED_IS_FAST { self.fused(a, b, c) } else { self.add(self.mul(a, b), c) }
     }
     #[inline(always)]
     fn fused(self, a: V, b: V, c: V) -> V {

@@ -30,23 +30,8 @@ impl Case {
         if keys > 0 && dice.below(3) == 0 {
             sinks[0] = f32::NEG_INFINITY;
         }
-        let (q, k, v) = (
-            dice.values(group * d),
-            dice.values(keys * stride),
-            dice.values(keys * stride),
-        );
-        Case {
-            group,
-            d,
-            keys,
-            stride,
-            scale,
-            q,
-            k,
-            v,
-            sinks,
-            slabs,
-        }
+        let (q, k, v) = (dice.values(group * d), dice.values(keys * stride), dice.values(keys * stride));
+        Case { group, d, keys, stride, scale, q, k, v, sinks, slabs }
     }
 
     fn run(&self, kernels: Kernels) -> Vec<f32> {
@@ -54,22 +39,10 @@ impl Case {
         let slabs = self.slabs.iter().map(|&rows| {
             let at = from * self.stride;
             from += rows;
-            KvSlab {
-                keys: &self.k[at..],
-                values: &self.v[at..],
-                rows,
-                stride: self.stride,
-            }
+            KvSlab { keys: &self.k[at..], values: &self.v[at..], rows, stride: self.stride }
         });
         let mut out = vec![7.0; self.q.len()];
-        kernels.attend_row(
-            &self.q,
-            &self.sinks,
-            self.scale,
-            slabs,
-            &mut out,
-            &mut Scratch::new(),
-        );
+        kernels.attend_row(&self.q, &self.sinks, self.scale, slabs, &mut out, &mut Scratch::new());
         out
     }
 
@@ -82,11 +55,7 @@ impl Case {
                 q.iter().zip(k).map(|(q, k)| *q as f64 * *k as f64).sum::<f64>() * self.scale as f64
             };
             let scores: Vec<f64> = (0..self.keys).map(score).collect();
-            let sink = if sink {
-                self.sinks[g] as f64
-            } else {
-                f64::NEG_INFINITY
-            };
+            let sink = if sink { self.sinks[g] as f64 } else { f64::NEG_INFINITY };
             let m = scores.iter().copied().fold(sink, f64::max);
             let total = (sink - m).exp() + scores.iter().map(|s| (s - m).exp()).sum::<f64>();
             for (j, score) in scores.iter().enumerate() {
@@ -111,11 +80,7 @@ impl Case {
         every_isa(|kernels| {
             let far = self.distance(&self.run(kernels), &self.want(true));
             let (g, d, keys) = (self.group, self.d, self.keys);
-            assert!(
-                far <= bound,
-                "{:?}, G {g}, D {d}, {keys} keys: off by {far:e}",
-                kernels.isa()
-            );
+            assert!(far <= bound, "{:?}, G {g}, D {d}, {keys} keys: off by {far:e}", kernels.isa());
         });
     }
 }
@@ -157,12 +122,7 @@ fn nothing_is_nan_that_need_not_be() {
     let (q, sinks) = ([1.0, 0.0], [f32::NEG_INFINITY]);
     let keys = [f32::NEG_INFINITY, 0.0, 1.0, 0.0];
     every_isa(|kernels| {
-        let slab = |at: usize| KvSlab {
-            keys: &keys[at..],
-            values: &[3.0, 4.0],
-            rows: 1,
-            stride: 2,
-        };
+        let slab = |at: usize| KvSlab { keys: &keys[at..], values: &[3.0, 4.0], rows: 1, stride: 2 };
         let mut out = [0.0; 2];
         kernels.attend_row(&q, &sinks, 1.0, [slab(2), slab(0)], &mut out, &mut Scratch::new());
         assert_eq!(out, [3.0, 4.0], "{:?}", kernels.isa());

@@ -23,20 +23,14 @@ impl Op for Exp<'_> {
 
 #[test]
 fn exp_is_within_two_units() {
-    let x: Vec<f32> = (0..1_000_003)
-        .map(|i| -87.3 + i as f32 * (176.0 / 1e6))
-        .filter(|x| *x < 88.72)
-        .collect();
+    let x: Vec<f32> =
+        (0..1_000_003).map(|i| -87.3 + i as f32 * (176.0 / 1e6)).filter(|x| *x < 88.72).collect();
     every_isa(|kernels| {
         let mut y = x.clone();
         kernels.dispatch(Exp(&mut y));
         for (x, y) in x.iter().zip(y) {
             let want = (*x as f64).exp();
-            assert!(
-                (y as f64 / want - 1.0).abs() <= 2.4e-7,
-                "{:?}: exp({x}) is {y}",
-                kernels.isa()
-            );
+            assert!((y as f64 / want - 1.0).abs() <= 2.4e-7, "{:?}: exp({x}) is {y}", kernels.isa());
         }
     });
 }
@@ -63,11 +57,7 @@ fn exp_at_the_ends() {
         let mut y = [f32::NAN, -100.0];
         kernels.dispatch(Exp(&mut y));
         assert!(y[0].is_nan());
-        assert!(
-            (y[1] as f64 - (-100.0f64).exp()).abs() <= 2.9e-45,
-            "a subnormal: {}",
-            y[1]
-        );
+        assert!((y[1] as f64 - (-100.0f64).exp()).abs() <= 2.9e-45, "a subnormal: {}", y[1]);
     });
 }
 
@@ -78,23 +68,9 @@ fn swiglu(gate: f32, up: f32) -> f64 {
 
 #[test]
 fn swiglu_is_right() {
-    for (t, i) in [
-        (0, 5),
-        (1, 0),
-        (1, 1),
-        (2, 7),
-        (3, 8),
-        (2, 16),
-        (2, 17),
-        (1, 33),
-        (1, 720),
-        (3, 2880),
-    ] {
-        let gate_up: Vec<f32> = Dice::new(i as u64)
-            .values(t * (2 * i + 3))
-            .iter()
-            .map(|x| x * 12.0)
-            .collect();
+    for (t, i) in [(0, 5), (1, 0), (1, 1), (2, 7), (3, 8), (2, 16), (2, 17), (1, 33), (1, 720), (3, 2880)] {
+        let gate_up: Vec<f32> =
+            Dice::new(i as u64).values(t * (2 * i + 3)).iter().map(|x| x * 12.0).collect();
         every_isa(|kernels| {
             let mut y = vec![9.0; t * i];
             for tile in TileMut::new(&mut y, t, i).chunks(21) {
@@ -107,10 +83,7 @@ fn swiglu_is_right() {
                 let isa = kernels.isa();
                 // Roundings of one unit, and that of 1.702 g, which the exponential multiplies by its size.
                 let bound = (8.0 + gate.abs() as f64) * f32::EPSILON as f64 * want.abs();
-                assert!(
-                    (y as f64 - want).abs() <= bound,
-                    "{isa:?}: {gate}, {up}: {y}, not {want}"
-                );
+                assert!((y as f64 - want).abs() <= bound, "{isa:?}: {gate}, {up}: {y}, not {want}");
             }
         });
     }
@@ -125,11 +98,7 @@ fn swiglu_of_extremes() {
         kernels.swiglu(Matrix::new(&gate_up, 1, 12), 7.0, TileMut::new(&mut y, 1, 6));
         let want = [swiglu(7.0, 0.0), swiglu(7.0, 7.0), swiglu(7.0, -7.0), 0.0];
         for (y, want) in y.iter().zip(want) {
-            assert!(
-                (*y as f64 - want).abs() <= 1e-6 * want.abs(),
-                "{:?}: {y}, not {want}",
-                kernels.isa()
-            );
+            assert!((*y as f64 - want).abs() <= 1e-6 * want.abs(), "{:?}: {y}, not {want}", kernels.isa());
         }
         assert!(y[4].is_nan() && y[5].is_nan(), "NaN must not be clipped away");
     });
@@ -146,17 +115,8 @@ fn rope_turns_by_half_split() {
             kernels.rope(&mut y, &cos, &sin);
             for (i, y) in y.into_iter().enumerate() {
                 let (head, j) = (&x[i / d * d..], i % (d / 2));
-                let (a, b, c, s) = (
-                    head[j] as f64,
-                    head[j + d / 2] as f64,
-                    cos[j] as f64,
-                    sin[j] as f64,
-                );
-                let want = if i % d < d / 2 {
-                    a * c - b * s
-                } else {
-                    b * c + a * s
-                };
+                let (a, b, c, s) = (head[j] as f64, head[j + d / 2] as f64, cos[j] as f64, sin[j] as f64);
+                let want = if i % d < d / 2 { a * c - b * s } else { b * c + a * s };
                 assert!((y as f64 - want).abs() < 3e-7, "{:?}, D {d}: {i}", kernels.isa());
             }
         });
@@ -172,10 +132,7 @@ fn dot_axpy_widen_and_softmax() {
             let isa = kernels.isa();
             let products = || a.iter().zip(&b).map(|(a, b)| *a as f64 * *b as f64);
             let bound = 4.0 * f32::EPSILON as f64 * products().map(f64::abs).sum::<f64>();
-            assert!(
-                (kernels.dot(&a, &b) as f64 - products().sum::<f64>()).abs() <= bound,
-                "{isa:?}, {n}"
-            );
+            assert!((kernels.dot(&a, &b) as f64 - products().sum::<f64>()).abs() <= bound, "{isa:?}, {n}");
 
             let mut y = b.clone();
             kernels.axpy(0.75, &a, &mut y);
@@ -185,10 +142,7 @@ fn dot_axpy_widen_and_softmax() {
             }
 
             kernels.bf16_widen(&bits, &mut y);
-            assert!(
-                y.iter().zip(&bits).all(|(y, bits)| *y as f64 == widened(*bits)),
-                "{isa:?}, {n}"
-            );
+            assert!(y.iter().zip(&bits).all(|(y, bits)| *y as f64 == widened(*bits)), "{isa:?}, {n}");
 
             let mut e: Vec<f32> = a.iter().map(|a| a * 30.0).collect();
             let (m, sum) = kernels.exp_shifted(&mut e);
@@ -196,14 +150,9 @@ fn dot_axpy_widen_and_softmax() {
             assert_eq!(m, want_m, "{isa:?}, {n}");
             let want: Vec<f64> = a.iter().map(|a| ((a * 30.0 - m) as f64).exp()).collect();
             let want_sum = want.iter().sum::<f64>();
+            assert!((sum as f64 - want_sum).abs() <= 1e-6 * want_sum, "{isa:?}, {n}: {sum}");
             assert!(
-                (sum as f64 - want_sum).abs() <= 1e-6 * want_sum,
-                "{isa:?}, {n}: {sum}"
-            );
-            assert!(
-                e.iter()
-                    .zip(want)
-                    .all(|(e, want)| (*e as f64 - want).abs() <= 3e-7 * want),
+                e.iter().zip(want).all(|(e, want)| (*e as f64 - want).abs() <= 3e-7 * want),
                 "{isa:?}, {n}"
             );
         });

@@ -14,11 +14,7 @@ fn fp4(code: u8) -> f64 {
 }
 
 fn e8m0(scale: u8) -> f64 {
-    if scale == 255 {
-        f64::NAN
-    } else {
-        f64::powi(2.0, scale as i32 - 127)
-    }
+    if scale == 255 { f64::NAN } else { f64::powi(2.0, scale as i32 - 127) }
 }
 
 /// The weights of a test, as the kernels read them and as f64 [N, K].
@@ -52,10 +48,7 @@ impl Case {
         let dice = &mut Dice::new(seed);
         let count = rows * blocks;
         let scales = (0..count).map(|_| 110 + dice.below(20) as u8).collect();
-        let weights = Weights::Mxfp4 {
-            blocks: dice.bytes(count * 16),
-            scales,
-        };
+        let weights = Weights::Mxfp4 { blocks: dice.bytes(count * 16), scales };
         Case::around(weights, rows, blocks * 32, tokens, dice)
     }
 
@@ -69,11 +62,7 @@ impl Case {
             x: dice.values(tokens * x_stride),
             x_stride,
             bias: (dice.below(2) == 0).then(|| dice.bf16s(rows)),
-            write: if dice.below(2) == 0 {
-                Write::Set
-            } else {
-                Write::Add
-            },
+            write: if dice.below(2) == 0 { Write::Set } else { Write::Add },
             cut: dice.below(rows + 1),
         }
     }
@@ -117,9 +106,8 @@ impl Case {
     /// The first element further from f64 than rounding explains: a few units of Σ |w·x|, and for many tokens,
     /// where one chain runs through all of K, as many more as a random walk of K roundings makes.
     fn fault(&self, y: &[f32]) -> Option<String> {
-        let w: Vec<f64> = (0..self.rows * self.columns)
-            .map(|i| self.weight(i / self.columns, i % self.columns))
-            .collect();
+        let w: Vec<f64> =
+            (0..self.rows * self.columns).map(|i| self.weight(i / self.columns, i % self.columns)).collect();
         for t in 0..self.tokens {
             let x = &self.x[t * self.x_stride..][..self.columns];
             for n in 0..self.rows + 3 {
@@ -130,19 +118,13 @@ impl Case {
                     }
                     continue;
                 }
-                let products = w[n * self.columns..][..self.columns]
-                    .iter()
-                    .zip(x)
-                    .map(|(w, x)| w * *x as f64);
+                let products =
+                    w[n * self.columns..][..self.columns].iter().zip(x).map(|(w, x)| w * *x as f64);
                 let bias = self.bias.as_ref().map_or(0.0, |bias| widened(bias[n]));
                 let old = if self.write == Write::Add { OLD as f64 } else { 0.0 };
                 let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
                 let want = sum + bias + old;
-                let chain = if self.tokens < GEMM_TOKENS {
-                    0.0
-                } else {
-                    (self.columns as f64).sqrt()
-                };
+                let chain = if self.tokens < GEMM_TOKENS { 0.0 } else { (self.columns as f64).sqrt() };
                 let bound = (4.0 + chain) * f32::EPSILON as f64 * (size + bias.abs() + old.abs());
                 if (got as f64 - want).abs() > bound {
                     return Some(format!("y[{t}, {n}] is {got}, not {want} within {bound:e}"));
@@ -246,14 +228,7 @@ fn every_byte_under_every_scale() {
             let mut y = vec![0.0; 32 * 256];
             for (y, x) in y.chunks_mut(tokens * 256).zip(unit.chunks(tokens * 32)) {
                 let x = kernels.mxfp4_input(Matrix::new(x, tokens, 32), &mut buffer);
-                kernels.mxfp4_product(
-                    w,
-                    &x,
-                    None,
-                    TileMut::new(y, tokens, 256),
-                    Write::Set,
-                    &mut scratch,
-                );
+                kernels.mxfp4_product(w, &x, None, TileMut::new(y, tokens, 256), Write::Set, &mut scratch);
             }
             y
         };
@@ -289,14 +264,7 @@ fn scale_255_is_nan() {
         }
         every_isa(|kernels| {
             for (i, y) in case.run(kernels).into_iter().enumerate() {
-                assert_eq!(
-                    y.is_nan(),
-                    i % 12 == 4,
-                    "{:?}, y[{}, {}]",
-                    kernels.isa(),
-                    i / 12,
-                    i % 12
-                );
+                assert_eq!(y.is_nan(), i % 12 == 4, "{:?}, y[{}, {}]", kernels.isa(), i / 12, i % 12);
             }
         });
     }
@@ -337,14 +305,7 @@ fn input_for_other_weights_is_refused() {
     let (mut buffer, mut y) = (InputBuffer::default(), [0.0]);
     let x = kernels.bf16_input(Matrix::new(&x, 1, 32), &mut buffer);
     let w = Mxfp4Matrix::new(&[0; 16], &[0], 1, 32);
-    kernels.mxfp4_product(
-        w,
-        &x,
-        None,
-        TileMut::new(&mut y, 1, 1),
-        Write::Set,
-        &mut Scratch::new(),
-    );
+    kernels.mxfp4_product(w, &x, None, TileMut::new(&mut y, 1, 1), Write::Set, &mut Scratch::new());
 }
 
 /// Buffers taken at start do not move in a step.

@@ -36,11 +36,8 @@ fn rms_norm_by_definition() {
             let (y, x, weight) = norm(kernels, n);
             let mean = dot(x.iter().copied(), x.iter().copied()) as f64 / n as f64;
             let factor = (1.0 / (mean + 1e-5f32 as f64).sqrt()) as f32;
-            let want: Vec<f32> = x
-                .iter()
-                .zip(&weight)
-                .map(|(x, w)| (x * factor) * widened(*w) as f32)
-                .collect();
+            let want: Vec<f32> =
+                x.iter().zip(&weight).map(|(x, w)| (x * factor) * widened(*w) as f32).collect();
             assert_eq!(bits(&y), bits(&want), "{:?}, {n}", kernels.isa());
 
             let mean = x.iter().map(|x| (*x as f64).powi(2)).sum::<f64>() / n as f64;
@@ -65,11 +62,7 @@ fn router(kernels: Kernels, e: usize, t: usize, n: usize, bias: bool) -> Vec<f32
 
 #[test]
 fn fixed_order_product_by_definition() {
-    for (e, t, n) in LENGTHS
-        .map(|n| (9, 3, n))
-        .into_iter()
-        .chain([(32, 2, 2880), (1, 1, 77)])
-    {
+    for (e, t, n) in LENGTHS.map(|n| (9, 3, n)).into_iter().chain([(32, 2, 2880), (1, 1, 77)]) {
         for bias in [false, true] {
             every_isa(|kernels| {
                 let got = router(kernels, e, t, n, bias);
@@ -79,12 +72,7 @@ fn fixed_order_product_by_definition() {
                     let (x, w) = (&x[i / e * n..][..n], &w[i % e * n..][..n]);
                     let sum = dot(w.iter().map(|w| widened(*w) as f32), x.iter().copied());
                     let want = if bias { sum + widened(b[i % e]) as f32 } else { sum };
-                    assert_eq!(
-                        got.to_bits(),
-                        want.to_bits(),
-                        "{:?}, {e} {t} {n} {i}",
-                        kernels.isa()
-                    );
+                    assert_eq!(got.to_bits(), want.to_bits(), "{:?}, {e} {t} {n} {i}", kernels.isa());
                 }
             });
         }
@@ -109,23 +97,13 @@ fn add_assign_by_definition() {
 #[test]
 fn bits_known_from_elsewhere() {
     let digest = |values: &[f32]| {
-        values.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, v| {
-            (h ^ v.to_bits() as u64).wrapping_mul(0x0100_0000_01b3)
-        })
+        values
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, v| (h ^ v.to_bits() as u64).wrapping_mul(0x0100_0000_01b3))
     };
     every_isa(|kernels| {
-        assert_eq!(
-            digest(&norm(kernels, 2880).0),
-            NORM,
-            "rms_norm, {:?}",
-            kernels.isa()
-        );
-        assert_eq!(
-            digest(&router(kernels, 32, 4, 2880, true)),
-            ROUTER,
-            "router, {:?}",
-            kernels.isa()
-        );
+        assert_eq!(digest(&norm(kernels, 2880).0), NORM, "rms_norm, {:?}", kernels.isa());
+        assert_eq!(digest(&router(kernels, 32, 4, 2880, true)), ROUTER, "router, {:?}", kernels.isa());
     });
 }
 

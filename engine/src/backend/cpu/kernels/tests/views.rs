@@ -11,22 +11,13 @@ fn tiles_cover_each_column_once_and_threads_may_write_them() {
         for mut tile in tile.chunks(4) {
             scope.spawn(move || {
                 for token in 0..tokens {
-                    tile.reborrow()
-                        .token_mut(token)
-                        .iter_mut()
-                        .for_each(|y| *y += 1.0);
+                    tile.reborrow().token_mut(token).iter_mut().for_each(|y| *y += 1.0);
                 }
             });
         }
     });
     for (i, y) in y.into_iter().enumerate() {
-        assert_eq!(
-            y,
-            (i % stride < columns) as u8 as f32,
-            "{} {}",
-            i / stride,
-            i % stride
-        );
+        assert_eq!(y, (i % stride < columns) as u8 as f32, "{} {}", i / stride, i % stride);
     }
 }
 

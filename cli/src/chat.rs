@@ -1,0 +1,267 @@
+//! `flotilla chat`: talks to any OpenAI-compatible server in the terminal.
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use futures::StreamExt;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::io::{BufRead, IsTerminal, Write};
+
+/// Talk to a served model in the terminal.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// The server
+    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// Model name [default: the first that the server lists]
+    #[arg(long)]
+    model: Option<String>,
+    /// How much the model thinks before it answers
+    #[arg(long, value_enum, default_value_t = Effort::Medium)]
+    effort: Effort,
+    /// 0 is greedy
+    #[arg(long, default_value_t = 0.0)]
+    temperature: f32,
+    /// Instructions for the whole conversation
+    #[arg(long)]
+    system: Option<String>,
+    /// Ask this and end, instead of reading from the terminal
+    message: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Effort {
+    Low,
+    Medium,
+    High,
+}
+
+impl Effort {
+    fn name(self) -> &'static str {
+        match self {
+            Effort::Low => "low",
+            Effort::Medium => "medium",
+            Effort::High => "high",
+        }
+    }
+}
+
+const HELP: &str = "/new forgets the conversation, /quit ends; an empty line does nothing";
+
+pub fn run(args: ChatArgs) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(chat(args))
+}
+
+/// Asks one question and prints the answer.
+pub async fn ask(url: &str, question: &str) -> Result<()> {
+    let client = Client::connect(url, None).await?;
+    let mut conversation =
+        Conversation { messages: Vec::new(), effort: Effort::Medium.name(), temperature: 0.0 };
+    conversation.say(question);
+    client.answer(&mut conversation).await
+}
+
+async fn chat(args: ChatArgs) -> Result<()> {
+    let client = Client::connect(&args.url, args.model.clone()).await?;
+    let mut conversation = Conversation::new(&args);
+    if let Some(message) = &args.message {
+        conversation.say(message);
+        return client.answer(&mut conversation).await;
+    }
+    let terminal = std::io::stdin().is_terminal();
+    if terminal {
+        println!("{} at {}. {HELP}", client.model, args.url);
+    }
+    loop {
+        if terminal {
+            print!("\n> ");
+            std::io::stdout().flush()?;
+        }
+        let mut line = String::new();
+        if std::io::stdin().lock().read_line(&mut line)? == 0 {
+            return Ok(());
+        }
+        match line.trim() {
+            "" => {}
+            "/quit" => return Ok(()),
+            "/new" => conversation = Conversation::new(&args),
+            command if command.starts_with('/') => println!("{HELP}"),
+            message => {
+                conversation.say(message);
+                if let Err(error) = client.answer(&mut conversation).await {
+                    conversation.unsay();
+                    eprintln!("error: {error:#}");
+                }
+            }
+        }
+    }
+}
+
+/// What was said, as the API wants it.
+struct Conversation {
+    messages: Vec<Value>,
+    effort: &'static str,
+    temperature: f32,
+}
+
+impl Conversation {
+    fn new(args: &ChatArgs) -> Self {
+        let system = args.system.iter().map(|text| json!({ "role": "system", "content": text }));
+        Conversation { messages: system.collect(), effort: args.effort.name(), temperature: args.temperature }
+    }
+
+    fn say(&mut self, text: &str) {
+        self.messages.push(json!({ "role": "user", "content": text }));
+    }
+
+    /// Takes back what could not be answered.
+    fn unsay(&mut self) {
+        self.messages.pop();
+    }
+}
+
+/// A server and the model to ask for.
+struct Client {
+    http: reqwest::Client,
+    url: String,
+    model: String,
+}
+
+#[derive(Deserialize)]
+struct Chunk {
+    #[serde(default)]
+    choices: Vec<Choice>,
+    error: Option<Value>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    delta: Delta,
+    finish_reason: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Delta {
+    content: Option<String>,
+    reasoning_content: Option<String>,
+    tool_calls: Option<Value>,
+}
+
+impl Client {
+    async fn connect(url: &str, model: Option<String>) -> Result<Client> {
+        let http = reqwest::Client::new();
+        let url = url.trim_end_matches('/').to_owned();
+        let model = match model {
+            Some(model) => model,
+            None => first_model(&http, &url).await?,
+        };
+        Ok(Client { http, url, model })
+    }
+
+    /// Prints the answer as it comes and adds it to the conversation.
+    async fn answer(&self, conversation: &mut Conversation) -> Result<()> {
+        let body = json!({
+            "model": self.model,
+            "messages": conversation.messages,
+            "reasoning_effort": conversation.effort,
+            "temperature": conversation.temperature,
+            "stream": true,
+        });
+        let request = self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body);
+        let response = request.send().await.with_context(|| format!("cannot reach {}", self.url))?;
+        if !response.status().is_success() {
+            let status = response.status();
+            let body: Value = response.json().await.unwrap_or_default();
+            bail!("{status}: {}", body["error"]["message"].as_str().unwrap_or("no message"));
+        }
+        let mut printer = Printer::default();
+        let mut lines = Lines::default();
+        let mut bytes = response.bytes_stream();
+        while let Some(part) = bytes.next().await {
+            lines.push(&part.context("the stream broke")?);
+            while let Some(line) = lines.next() {
+                if let Some(data) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") {
+                    printer
+                        .chunk(serde_json::from_str(data).context("the server sent a malformed chunk")?)?;
+                }
+            }
+        }
+        println!();
+        conversation.messages.push(json!({ "role": "assistant", "content": printer.content }));
+        Ok(())
+    }
+}
+
+async fn first_model(http: &reqwest::Client, url: &str) -> Result<String> {
+    let response = http.get(format!("{url}/v1/models")).send().await;
+    let response =
+        response.with_context(|| format!("cannot reach {url}\nhint: start a server with `flotilla up`"))?;
+    let models: Value = response.json().await.context("/v1/models is not JSON")?;
+    let name = models["data"][0]["id"].as_str().context("the server lists no model\nhint: give --model")?;
+    Ok(name.to_owned())
+}
+
+/// Whole lines out of parts that may cut anywhere.
+#[derive(Default)]
+struct Lines {
+    bytes: Vec<u8>,
+}
+
+impl Lines {
+    fn push(&mut self, part: &[u8]) {
+        self.bytes.extend_from_slice(part);
+    }
+
+    fn next(&mut self) -> Option<String> {
+        let end = self.bytes.iter().position(|byte| *byte == b'\n')?;
+        let line: Vec<u8> = self.bytes.drain(..=end).collect();
+        Some(String::from_utf8_lossy(&line).trim_end().to_owned())
+    }
+}
+
+/// Thoughts dimmed on a terminal, the answer plain.
+#[derive(Default)]
+struct Printer {
+    content: String,
+    thinking: bool,
+}
+
+impl Printer {
+    fn chunk(&mut self, chunk: Chunk) -> Result<()> {
+        if let Some(error) = chunk.error {
+            bail!("the server ended the answer: {}", error["message"].as_str().unwrap_or("no reason given"));
+        }
+        for choice in chunk.choices {
+            if let Some(text) = choice.delta.reasoning_content {
+                self.print(&text, true);
+            }
+            if let Some(text) = choice.delta.content {
+                self.print(&text, false);
+                self.content.push_str(&text);
+            }
+            if let Some(calls) = choice.delta.tool_calls {
+                self.print(&calls.to_string(), true);
+            }
+            if choice.finish_reason.as_deref() == Some("length") {
+                self.print(" … (cut off: length)", true);
+            }
+        }
+        std::io::stdout().flush()?;
+        Ok(())
+    }
+
+    fn print(&mut self, text: &str, thinking: bool) {
+        if text.is_empty() {
+            return;
+        }
+        if self.thinking && !thinking {
+            println!();
+        }
+        self.thinking = thinking;
+        match thinking && std::io::stdout().is_terminal() {
+            true => print!("\x1b[2m{text}\x1b[0m"),
+            false => print!("{text}"),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Which model: a checkpoint folder, or a shape whose weights are made from a seed.
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::Args;
+use flotilla_coordinator::fleet::Weights;
+use flotilla_engine::weights::{Checkpoint, GenerationConfig, WeightSource, config_like};
+use flotilla_shared::ModelSpec;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The demo model's folder, from the root of the repository.
+const DEMO: &str = "demo/model";
+
+#[derive(Clone, Debug, Args)]
+pub struct ModelArgs {
+    /// Checkpoint folder as published on Hugging Face [default: the demo model]
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// `synthetic:SEED`: workers make random weights of this shape, no file is read
+    #[arg(long, value_parser = parse_synthetic)]
+    weights: Option<Synthetic>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Synthetic {
+    seed: u64,
+}
+
+fn parse_synthetic(text: &str) -> Result<Synthetic, String> {
+    let seed = text.strip_prefix("synthetic:").ok_or("expected synthetic:SEED")?;
+    let seed = seed.parse().map_err(|_| format!("the seed {seed:?} is not a number from 0 to 2^64 − 1"))?;
+    Ok(Synthetic { seed })
+}
+
+/// A model, ready to be planned and served.
+pub struct Model {
+    pub name: String,
+    pub spec: ModelSpec,
+    pub weights: Weights,
+    /// Folder of tokenizer.json and generation_config.json; a published shape has none.
+    pub dir: Option<PathBuf>,
+    pub eos_token_ids: Vec<u32>,
+    /// Whether it is the demo model, which answers a greeting.
+    pub is_demo: bool,
+}
+
+impl ModelArgs {
+    pub fn open(&self) -> Result<Model> {
+        let dir = match &self.model {
+            Some(dir) => dir.clone(),
+            None => demo_dir()?,
+        };
+        if let Some(synthetic) = self.weights {
+            return open_synthetic(&dir, synthetic.seed);
+        }
+        let checkpoint = Checkpoint::open(&dir)?;
+        Ok(Model {
+            name: name_of(&dir),
+            spec: checkpoint.spec().clone(),
+            eos_token_ids: GenerationConfig::read(&dir, checkpoint.spec())?.eos_token_ids,
+            weights: Weights::Stream(Arc::new(checkpoint)),
+            is_demo: self.model.is_none(),
+            dir: Some(dir),
+        })
+    }
+}
+
+/// `dir` is a folder with config.json and tokenizer.json (weights are not looked at), or a published name.
+fn open_synthetic(dir: &Path, seed: u64) -> Result<Model> {
+    let name = name_of(dir);
+    let weights = Weights::Synthetic { seed };
+    if !dir.is_dir() {
+        let spec = ModelSpec::published(&name).ok_or_else(|| {
+            anyhow!("{} is neither a folder nor gpt-oss-120b or gpt-oss-20b", dir.display())
+        })?;
+        return Ok(Model { name, spec, weights, dir: None, eos_token_ids: Vec::new(), is_demo: false });
+    }
+    let path = dir.join("config.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    let spec = ModelSpec::from_config_json(&text).with_context(|| format!("in {}", path.display()))?;
+    let eos_token_ids = GenerationConfig::read(dir, &spec)?.eos_token_ids;
+    Ok(Model { name, spec, weights, dir: Some(dir.into()), eos_token_ids, is_demo: false })
+}
+
+/// The config.json text of `gpt-oss-120b`, `gpt-oss-20b` or a file, with `layers` layers if given.
+pub fn config_text(like: &str, layers: Option<usize>) -> Result<String> {
+    Ok(config_like(like, layers)?)
+}
+
+fn name_of(dir: &Path) -> String {
+    let absolute = dir.canonicalize().unwrap_or_else(|_| dir.into());
+    if absolute.ends_with(DEMO) {
+        return "flotilla-demo".into();
+    }
+    absolute.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The demo model: from the working folder, or from the source tree that this binary was built in.
+fn demo_dir() -> Result<PathBuf> {
+    let built_in = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(DEMO);
+    for dir in [PathBuf::from(DEMO), built_in] {
+        if dir.join("config.json").is_file() {
+            return Ok(dir);
+        }
+    }
+    bail!("the demo model is not at ./{DEMO}\nhint: run from the repository's root, or give --model DIR")
+}

@@ -1,0 +1,61 @@
+//! `flotilla synth`: a random checkpoint of a published shape, to load-test before weights are here.
+
+use crate::model::config_text;
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use flotilla_engine::weights::{GenerationConfig, SHARD_BYTES_MAX, Synthetic, write_checkpoint};
+use flotilla_shared::ModelSpec;
+use flotilla_shared::units::Bytes;
+use indicatif::{ProgressBar, ProgressStyle};
+use std::path::PathBuf;
+
+pub mod tokenizer;
+
+/// Write a checkpoint with random weights, in the published format.
+#[derive(Debug, Args)]
+pub struct SynthArgs {
+    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
+    #[arg(long)]
+    like: String,
+    /// The first N layers only [default: all]
+    #[arg(long)]
+    layers: Option<usize>,
+    /// Same seed, same bytes; workers make the same with --weights synthetic:SEED
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Folder to write; it must be empty or new
+    #[arg(long)]
+    out: PathBuf,
+    /// Copy this tokenizer.json instead of writing one of made-up words
+    #[arg(long)]
+    tokenizer: Option<PathBuf>,
+}
+
+pub fn run(args: &SynthArgs) -> Result<()> {
+    ensure!(args.layers != Some(0), "--layers must be at least 1");
+    let config = config_text(&args.like, args.layers)?;
+    let spec = ModelSpec::from_config_json(&config).with_context(|| format!("in {}", args.like))?;
+    let source = Synthetic::new(spec.clone(), args.seed);
+    let tokenizer = match &args.tokenizer {
+        Some(path) => std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => tokenizer::json(spec.vocab)?,
+    };
+    let style = ProgressStyle::with_template("{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = ProgressBar::new(0).with_style(style.expect("the template is valid"));
+    let written = write_checkpoint(
+        &args.out,
+        &source,
+        &config,
+        &GenerationConfig::like_published(&spec),
+        SHARD_BYTES_MAX,
+        |done, total| {
+            bar.set_length(total);
+            bar.set_position(done);
+        },
+    )?;
+    bar.finish_and_clear();
+    let path = args.out.join("tokenizer.json");
+    std::fs::write(&path, tokenizer).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("{}: {} of weights in {} shards", args.out.display(), Bytes(written.bytes), written.shards);
+    Ok(())
+}

@@ -1,0 +1,73 @@
+//! `flotilla up`: coordinator and workers on this machine, from one command.
+
+use crate::chat;
+use crate::local_workers::{LocalWorkers, random_token};
+use crate::machine;
+use crate::serve::{Ready, ServeArgs, ctrl_c, serve};
+use anyhow::{Context, Result};
+use clap::Args;
+use flotilla_coordinator::fleet::Fleet;
+use std::time::Instant;
+
+/// Part of free memory that the workers may take together.
+const MEMORY_OFFERED: f64 = 0.9;
+
+/// Serve a model from this machine alone: a coordinator and its workers. With no arguments, the demo
+/// model on two CPU workers.
+#[derive(Debug, Args)]
+pub struct UpArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Worker processes; the model is cut over them
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: u16,
+    /// Threads of each worker [default: the cores, shared out]
+    #[arg(long)]
+    threads: Option<u16>,
+}
+
+pub fn run(args: UpArgs) -> Result<()> {
+    let start = Instant::now();
+    let model = args.serve.model.open()?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    runtime.block_on(up(args, model, start))
+}
+
+async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<()> {
+    let ranks = usize::from(args.workers);
+    let threads = args.threads.map_or(machine::cores() / ranks, usize::from).max(1);
+    let memory =
+        machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / ranks as u64);
+    let token = random_token();
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+    let mut workers = LocalWorkers::spawn(ranks, &fleet.address(), &token, threads, memory)?;
+    eprintln!("{} on {ranks} workers of {threads} threads each, processes {:?}", model.name, workers.ids());
+    let is_demo = model.is_demo;
+    let on_ready = move |ready: &Ready| {
+        let seconds = start.elapsed().as_secs_f64();
+        println!("\n{} is served on {} ({seconds:.1} s after the start)", ready.model, ready.url);
+        println!("  flotilla chat --url {}", ready.url);
+        println!(
+            "  curl {}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+             -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'\n",
+            ready.url, ready.model
+        );
+        if is_demo {
+            tokio::spawn(greet(ready.url.clone()));
+        }
+    };
+    tokio::select! {
+        served = serve(&args.serve, model, fleet, ranks, on_ready, ctrl_c()) => served,
+        died = workers.first_death() => Err(died),
+    }
+}
+
+/// Shows that the demo model answers.
+async fn greet(url: String) {
+    const QUESTION: &str = "What is 27 + 48?";
+    println!("> {QUESTION}");
+    if let Err(error) = chat::ask(&url, QUESTION).await {
+        eprintln!("the model did not answer: {error:#}");
+    }
+    println!("\nCtrl-C ends it");
+}

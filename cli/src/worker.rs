@@ -1,0 +1,93 @@
+//! `flotilla worker`: one rank on this machine.
+
+use crate::local_workers::TOKEN_VARIABLE;
+use crate::machine;
+use anyhow::{Context, Result};
+use clap::Args;
+use flotilla_engine::backend::cpu::CpuSettings;
+use flotilla_engine::backend::cpu::kernels::Isa;
+use flotilla_shared::Inventory;
+use flotilla_worker::Settings;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Part of free memory that a worker offers when it is not told.
+const MEMORY_OFFERED: f64 = 0.9;
+
+/// Join a coordinator, hold a part of the model, and execute its steps.
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    /// Where the coordinator listens for workers
+    #[arg(long, env = "FLOTILLA_COORDINATOR", default_value = "http://127.0.0.1:7070")]
+    coordinator: String,
+    /// The coordinator's join token
+    #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
+    join_token: String,
+    /// Name in logs and plans; ranks follow the order of names [default: host and process id]
+    #[arg(long)]
+    name: Option<String>,
+    /// Threads that compute [default: all cores]
+    #[arg(long)]
+    threads: Option<u16>,
+    /// Bytes for weights and KV cache [default: 0.9 of the free memory]
+    #[arg(long)]
+    memory_bytes: Option<u64>,
+    /// Memory read rate relative to the other workers'; shares follow it [default: equal shares]
+    #[arg(long, default_value_t = 0.0)]
+    bandwidth: f64,
+    /// Where to listen for the other workers
+    #[arg(long, default_value = "127.0.0.1:0")]
+    collective_listen: SocketAddr,
+    /// Host by which the other workers reach this one [default: the host of --collective-listen]
+    #[arg(long)]
+    advertise_host: Option<String>,
+    /// Seconds to keep trying to reach the coordinator
+    #[arg(long, default_value_t = 30)]
+    join_timeout: u64,
+    /// Seconds that one exchange may wait for another worker
+    #[arg(long, default_value_t = 30)]
+    collective_timeout: u64,
+}
+
+pub fn run(args: WorkerArgs) -> Result<()> {
+    let settings = args.settings();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = runtime.context("cannot start the async runtime")?;
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = flotilla_worker::run(settings) => result.map_err(Into::into),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+        }
+    });
+    // The engine thread may be in the middle of a step; it holds nothing that must be put in order.
+    runtime.shutdown_background();
+    result
+}
+
+impl WorkerArgs {
+    fn settings(self) -> Settings {
+        let offered =
+            || machine::memory_available().map_or(u64::MAX, |bytes| (bytes as f64 * MEMORY_OFFERED) as u64);
+        let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
+        let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
+        Settings {
+            coordinator: self.coordinator,
+            join_token: self.join_token,
+            inventory: Inventory {
+                name,
+                device: format!("cpu {:?}", Isa::detect()).to_lowercase(),
+                memory_bytes: self.memory_bytes.unwrap_or_else(offered),
+                bandwidth: self.bandwidth,
+                threads,
+            },
+            advertise_host: self.advertise_host.unwrap_or_else(|| match self.collective_listen.ip() {
+                ip if ip.is_unspecified() => machine::host_name(),
+                ip => ip.to_string(),
+            }),
+            collective_listen: self.collective_listen,
+            cpu: CpuSettings { threads: threads.into(), isa: None },
+            join_timeout: Duration::from_secs(self.join_timeout),
+            collective_timeout: Duration::from_secs(self.collective_timeout),
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! The worker's conversation with its coordinator: hello, assignment, loading, ready, steps. The only
+//! file of this crate that speaks gRPC, with `load.rs`.
+
+use crate::engine_thread::EngineThread;
+use crate::executor::{Executor, StepError};
+use crate::load::stream_weights;
+use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
+use flotilla_engine::collective::{CollectiveError, TcpCollective};
+use flotilla_engine::weights::{RankWeights, Synthetic, WeightError};
+use flotilla_proto::wire::fleet_client::FleetClient;
+use flotilla_proto::wire::{from_worker, to_worker};
+use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, wire};
+use flotilla_shared::{Assignment, Inventory, Loading, StepPlan, WeightOrigin};
+use std::net::{SocketAddr, TcpListener};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+use tracing::{info, warn};
+
+/// What a worker is told on its command line.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `http://host:port` of the coordinator's worker port.
+    pub coordinator: String,
+    /// The secret that admits workers.
+    pub join_token: String,
+    pub inventory: Inventory,
+    /// Where the collective listens.
+    pub collective_listen: SocketAddr,
+    /// The host by which the other workers dial this one.
+    pub advertise_host: String,
+    pub cpu: CpuSettings,
+    /// How long to try to reach the coordinator.
+    pub join_timeout: Duration,
+    /// How long one collective operation may wait for another rank.
+    pub collective_timeout: Duration,
+}
+
+/// Why a worker ended.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    #[error(
+        "cannot listen for other workers on {address}: {error}\nhint: choose another --collective-listen"
+    )]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("coordinator address {0} is not a URL\nhint: it looks like http://host:7070")]
+    Address(String),
+    #[error("the join token has characters that a header cannot carry\nhint: use letters and digits")]
+    Token,
+    #[error(
+        "cannot reach the coordinator at {coordinator}: {error}\nhint: is it running, and is this its worker port?"
+    )]
+    Unreachable { coordinator: String, error: String },
+    #[error("the coordinator refused: {0}")]
+    Refused(String),
+    #[error("the coordinator closed the link")]
+    Closed,
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("weights: {0}")]
+    Weights(String),
+    #[error("weights: {0}")]
+    Source(#[from] WeightError),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error("step failed: {0}")]
+    Step(#[from] StepError),
+    #[error("the engine thread ended without an answer")]
+    EngineGone,
+}
+
+impl From<Status> for WorkerError {
+    fn from(status: Status) -> Self {
+        WorkerError::Refused(format!("{:?}: {}", status.code(), status.message()))
+    }
+}
+
+/// Carries the join token with every call.
+#[derive(Clone, Debug)]
+pub struct JoinToken(MetadataValue<Ascii>);
+
+impl tonic::service::Interceptor for JoinToken {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        request.metadata_mut().insert("authorization", self.0.clone());
+        Ok(request)
+    }
+}
+
+pub type Client = FleetClient<InterceptedService<Channel, JoinToken>>;
+
+/// Joins, loads, and executes steps until the coordinator ends the conversation or something breaks.
+pub async fn run(settings: Settings) -> Result<(), WorkerError> {
+    let listener = TcpListener::bind(settings.collective_listen)
+        .map_err(|error| WorkerError::Listen { address: settings.collective_listen, error })?;
+    let mut link = Link::join(&settings, &listener).await?;
+    let result = serve(&settings, &mut link, listener).await;
+    if let Err(error) = &result {
+        link.say(from_worker::Message::Failed(wire::Failed { reason: error.to_string() }));
+        // Lets the words leave before the process does.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    result
+}
+
+async fn serve(settings: &Settings, link: &mut Link, listener: TcpListener) -> Result<(), WorkerError> {
+    let assignment = link.assignment().await?;
+    info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), "assigned");
+    let weights = load(link, &assignment).await?;
+    let (epoch, rank) = (assignment.epoch, assignment.rank);
+    let settings = settings.clone();
+    let engine = EngineThread::start(move || build(&settings, assignment, weights, listener)).await?;
+    link.say(from_worker::Message::Ready(wire::Ready { epoch: epoch.0 }));
+    info!(%rank, %epoch, "ready");
+    while let Some(plan) = link.next_step().await? {
+        let outcome = engine.step(plan).await.ok_or(WorkerError::EngineGone)??;
+        link.say(from_worker::Message::Outcome(outcome.into()));
+    }
+    info!("the coordinator closed the link");
+    Ok(())
+}
+
+async fn load(link: &mut Link, assignment: &Assignment) -> Result<RankWeights, WorkerError> {
+    let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
+    let start = Instant::now();
+    let says = link.says.clone();
+    let mut last_report = start;
+    let mut report = move |loading: Loading| {
+        const REPORT_EVERY: Duration = Duration::from_millis(200);
+        let done = loading.bytes_done == loading.bytes_total;
+        if done || last_report.elapsed() >= REPORT_EVERY {
+            last_report = Instant::now();
+            let message = from_worker::Message::Loading(loading.into());
+            let _ = says.send(wire::FromWorker { message: Some(message) });
+        }
+    };
+    match assignment.weights {
+        WeightOrigin::Stream => {
+            stream_weights(&mut link.client, assignment, &mut weights, &mut report).await?;
+        }
+        WeightOrigin::Synthetic { seed } => {
+            let source = Synthetic::new(assignment.spec.clone(), seed);
+            let made = move || {
+                weights.load_from(&source, |bytes_done, bytes_total| {
+                    report(Loading { bytes_done, bytes_total })
+                })?;
+                Ok::<_, WeightError>(weights)
+            };
+            weights = tokio::task::spawn_blocking(made).await.expect("making weights does not panic")?;
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    info!(bytes = weights.bytes_held(), seconds, "weights are here");
+    Ok(weights)
+}
+
+/// On the engine thread: meets the other ranks and takes all memory.
+fn build(
+    settings: &Settings,
+    assignment: Assignment,
+    weights: RankWeights,
+    listener: TcpListener,
+) -> Result<Executor<CpuBackend, TcpCollective>, WorkerError> {
+    let collective = TcpCollective::connect(
+        assignment.rank,
+        listener,
+        &assignment.peers,
+        &assignment.group_key,
+        assignment.epoch,
+        settings.collective_timeout,
+    )?;
+    let backend = CpuBackend::new(&settings.cpu, &assignment, weights);
+    Ok(Executor::new(&assignment, backend, collective))
+}
+
+/// Both directions of the conversation.
+struct Link {
+    client: Client,
+    says: mpsc::UnboundedSender<wire::FromWorker>,
+    hears: Streaming<wire::ToWorker>,
+}
+
+impl Link {
+    async fn join(settings: &Settings, listener: &TcpListener) -> Result<Link, WorkerError> {
+        let mut client = dial(settings).await?;
+        let (says, outbox) = mpsc::unbounded_channel();
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        let hello = Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").into(),
+            inventory: settings.inventory.clone(),
+            collective_address: format!("{}:{port}", settings.advertise_host),
+        };
+        let hello = from_worker::Message::Hello((&hello).into());
+        let _ = says.send(wire::FromWorker { message: Some(hello) });
+        let hears = client.join(UnboundedReceiverStream::new(outbox)).await?.into_inner();
+        Ok(Link { client, says, hears })
+    }
+
+    fn say(&self, message: from_worker::Message) {
+        let _ = self.says.send(wire::FromWorker { message: Some(message) });
+    }
+
+    async fn hear(&mut self) -> Result<Option<to_worker::Message>, WorkerError> {
+        match self.hears.message().await? {
+            Some(wire::ToWorker { message: Some(message) }) => Ok(Some(message)),
+            Some(_) => Err(WireError { field: "ToWorker.message", problem: "is missing".into() }.into()),
+            None => Ok(None),
+        }
+    }
+
+    async fn assignment(&mut self) -> Result<Assignment, WorkerError> {
+        match self.hear().await?.ok_or(WorkerError::Closed)? {
+            to_worker::Message::Assignment(assignment) => Ok(assignment.try_into()?),
+            to_worker::Message::Step(_) => Err(unexpected("Step before Assignment")),
+        }
+    }
+
+    /// `None` when the coordinator has ended the conversation.
+    async fn next_step(&mut self) -> Result<Option<StepPlan>, WorkerError> {
+        match self.hear().await? {
+            Some(to_worker::Message::Step(plan)) => Ok(Some(plan.into())),
+            Some(to_worker::Message::Assignment(_)) => Err(unexpected("a second Assignment")),
+            None => Ok(None),
+        }
+    }
+}
+
+fn unexpected(what: &str) -> WorkerError {
+    WireError { field: "ToWorker.message", problem: format!("is {what}") }.into()
+}
+
+/// Connects, trying again while the coordinator may still be starting.
+async fn dial(settings: &Settings) -> Result<Client, WorkerError> {
+    let token = format!("Bearer {}", settings.join_token).parse().map_err(|_| WorkerError::Token)?;
+    let endpoint = Endpoint::from_shared(settings.coordinator.clone())
+        .map_err(|_| WorkerError::Address(settings.coordinator.clone()))?
+        .tcp_nodelay(true)
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .connect_timeout(Duration::from_secs(5));
+    let start = Instant::now();
+    let channel = loop {
+        match endpoint.connect().await {
+            Ok(channel) => break channel,
+            Err(error) if start.elapsed() < settings.join_timeout => {
+                warn!(%error, coordinator = settings.coordinator, "not reachable yet");
+                tokio::time::sleep(Duration::from_millis(300)).await;
+            }
+            Err(error) => {
+                let error = std::error::Error::source(&error).map_or(error.to_string(), |e| e.to_string());
+                return Err(WorkerError::Unreachable { coordinator: settings.coordinator.clone(), error });
+            }
+        }
+    };
+    let client = FleetClient::with_interceptor(channel, JoinToken(token));
+    Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
