@@ -4,7 +4,6 @@
 //! One slab after the other, online: m is the largest score so far, l = Σ exp(s − m), out = Σ exp(s − m)·v.
 //! The sink is a key with a score and no value, so it is where m and l begin.
 
-use super::bf16::sums;
 use super::scratch::{GROUP_MAX, Scratch};
 use super::simd::Simd;
 use super::swiglu::exp;
@@ -224,7 +223,7 @@ unsafe fn dots<S: Simd, const R: usize, const C: usize>(
             }
         }
     }
-    sums(s, acc)
+    s.sums(acc)
 }
 
 /// The largest of whole vectors; −∞ of none.

@@ -1,6 +1,6 @@
 //! bf16 weights, f32 activations. W: bf16 [N, K].
 //!
-//! Versions tried: see the table at the end of `mod.rs`.
+//! Versions tried: see the tables in `mod.rs`.
 
 use super::matrix::Matrix;
 use super::product::Weights;
@@ -9,13 +9,18 @@ use super::{Kernels, Op};
 
 /// Weights in a cache line: what one prefetch fetches.
 const LINE: usize = 32;
+/// How far ahead it fetches, in weights: 2 KiB.
+const AHEAD: usize = 1024;
 
 impl Weights for Matrix<'_, u16> {
     #[inline(always)]
     fn rows_shared(lanes: usize, tokens: usize) -> usize {
-        match tokens {
-            1 | 2 => 4,
-            _ if lanes == 16 && tokens <= 4 => 4,
+        match (lanes, tokens) {
+            // One stream through memory, as the processor's own prefetching likes it best.
+            (_, 1) => 1,
+            (16, 5..) => 2,
+            (16, _) => 4,
+            (_, 2) => 4,
             _ => 2,
         }
     }
@@ -28,17 +33,26 @@ impl Weights for Matrix<'_, u16> {
         x: *const f32,
         x_stride: usize,
     ) -> [[f32; C]; R] {
+        // A row alone would wait for its own additions, so its even and odd vectors are summed apart.
+        let chains = if C == 1 { 2 } else { 1 };
         let (w, w_stride, columns) = (self.row_ptr(row), self.stride(), self.columns());
-        let mut acc = [[s.zero(); C]; R];
+        let mut acc = [[[s.zero(); C]; R]; 2];
         let mut i = 0;
         // SAFETY: reads stay below `columns` in rows that exist by the contract.
         unsafe {
             while i + LINE <= columns {
+                // So far ahead in these rows or, behind their end, in the next R.
+                let ahead = i + AHEAD;
+                let ahead = if ahead < columns {
+                    ahead
+                } else {
+                    ahead + (R - 1) * w_stride
+                };
                 for r in 0..R {
-                    s.prefetch(w.wrapping_add((R + r) * w_stride + i).cast());
+                    s.prefetch(w.wrapping_add(r * w_stride + ahead).cast());
                 }
                 for step in 0..LINE / S::LANES {
-                    let i = i + step * S::LANES;
+                    let (i, acc) = (i + step * S::LANES, &mut acc[step % chains]);
                     for r in 0..R {
                         let w = s.load_bf16(w.add(r * w_stride + i));
                         for c in 0..C {
@@ -53,32 +67,32 @@ impl Weights for Matrix<'_, u16> {
                 for r in 0..R {
                     let w = s.load_bf16_first(w.add(r * w_stride + i), n);
                     for c in 0..C {
-                        acc[r][c] = s.fma(w, s.load_first(x.add(c * x_stride + i), n), acc[r][c]);
+                        acc[0][r][c] = s.fma(w, s.load_first(x.add(c * x_stride + i), n), acc[0][r][c]);
                     }
                 }
                 i += n;
             }
         }
-        sums(s, acc)
+        let [mut even, odd] = acc;
+        if chains == 2 {
+            for r in 0..R {
+                for c in 0..C {
+                    even[r][c] = s.add(even[r][c], odd[r][c]);
+                }
+            }
+        }
+        s.sums(even)
     }
 
     #[inline(always)]
     unsafe fn widen<S: Simd>(self, s: S, row: usize, from: usize, count: usize, out: *mut f32) {
+        // The next panel begins here; no hardware prefetcher follows runs this short.
+        for line in (0..count).step_by(LINE) {
+            s.prefetch(self.row_ptr(row).wrapping_add(from + count + line).cast());
+        }
         // SAFETY: the contract is this function's own.
         unsafe { widen(s, self.row_ptr(row).add(from), out, count) }
     }
-}
-
-/// The lanes of each sum, added up.
-#[inline(always)]
-pub(super) fn sums<S: Simd, const R: usize, const C: usize>(s: S, acc: [[S::V; C]; R]) -> [[f32; C]; R] {
-    let mut out = [[0.0; C]; R];
-    for r in 0..R {
-        for c in 0..C {
-            out[r][c] = s.sum(acc[r][c]);
-        }
-    }
-    out
 }
 
 /// # Safety

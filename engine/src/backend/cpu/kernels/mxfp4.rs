@@ -2,42 +2,54 @@
 //! Scale 255 makes the row NaN, as the format says. In a GEMM the scale goes onto the elements first; that
 //! differs by more than rounding only where 6 · 2^(scale − 127) overflows, from scale 252 on.
 //!
-//! Versions tried: see the table at the end of `mod.rs`.
+//! Versions tried: see the tables in `mod.rs`.
 
-use super::bf16::sums;
 use super::matrix::Mxfp4Matrix;
 use super::product::Weights;
 use super::simd::{BLOCK, BLOCK_BYTES, E8M0, Simd};
 
 /// Blocks in a cache line: what one prefetch fetches.
 const LINE: usize = 4;
+/// How far ahead it fetches: 2 KiB.
+const AHEAD: usize = 128;
 
-/// acc [R, C] += the dot products of one block of R rows with C tokens
+/// acc [R, C] += the dot products of `count` ≤ LINE blocks of R rows with C tokens.
+///
+/// They are summed among themselves first: through `acc` runs a chain over the whole row, and one link
+/// for each block would be slower than all the rest.
 /// # Safety
-/// The block is readable in R rows, and x for BLOCK values in C rows.
+/// The blocks and scales are readable in R rows, and x for `count` blocks in C rows.
 #[inline(always)]
-unsafe fn add_block<S: Simd, const R: usize, const C: usize>(
+unsafe fn add_blocks<S: Simd, const R: usize, const C: usize>(
     s: S,
     acc: &mut [[S::V; C]; R],
-    (block, scale): (*const u8, *const u8),
-    blocks_per_row: usize,
+    (block, scale, blocks_per_row): (*const u8, *const u8, usize),
+    count: usize,
     x: *const f32,
     x_stride: usize,
 ) {
-    for r in 0..R {
-        // SAFETY: the contract is this function's own.
-        unsafe {
-            let w = s.decode(block.add(r * blocks_per_row * BLOCK_BYTES));
-            let w = w.as_ref();
-            let scale = s.splat(E8M0[*scale.add(r * blocks_per_row) as usize]);
-            for c in 0..C {
-                let x = x.add(c * x_stride);
-                let mut dot = s.mul(w[0], s.load(x));
-                for v in 1..BLOCK / S::LANES {
-                    dot = s.fma(w[v], s.load(x.add(v * S::LANES)), dot);
+    let mut sums = [[s.zero(); C]; R];
+    for b in 0..count {
+        for r in 0..R {
+            // SAFETY: the contract is this function's own.
+            unsafe {
+                let w = s.decode(block.add((r * blocks_per_row + b) * BLOCK_BYTES));
+                let w = w.as_ref();
+                let scale = s.splat(E8M0[*scale.add(r * blocks_per_row + b) as usize]);
+                for c in 0..C {
+                    let x = x.add(c * x_stride + b * BLOCK);
+                    let mut dot = s.mul(w[0], s.load(x));
+                    for v in 1..BLOCK / S::LANES {
+                        dot = s.fma(w[v], s.load(x.add(v * S::LANES)), dot);
+                    }
+                    sums[r][c] = s.fma(dot, scale, sums[r][c]);
                 }
-                acc[r][c] = s.fma(dot, scale, acc[r][c]);
             }
+        }
+    }
+    for r in 0..R {
+        for c in 0..C {
+            acc[r][c] = s.add(acc[r][c], sums[r][c]);
         }
     }
 }
@@ -45,10 +57,9 @@ unsafe fn add_block<S: Simd, const R: usize, const C: usize>(
 impl Weights for Mxfp4Matrix<'_> {
     #[inline(always)]
     fn rows_shared(lanes: usize, tokens: usize) -> usize {
-        match tokens {
-            1 if lanes == 16 => 4,
-            1 => 2,
-            _ if lanes == 16 => 2,
+        match (lanes, tokens) {
+            (_, 1) => 1,
+            (16, _) => 2,
             _ => 1,
         }
     }
@@ -64,28 +75,35 @@ impl Weights for Mxfp4Matrix<'_> {
         let blocks = self.blocks_per_row();
         let mut acc = [[s.zero(); C]; R];
         let mut block = 0;
-        let at = |block| (self.block_ptr(row, block), self.scale_ptr(row, block));
         // SAFETY: blocks below `blocks` in rows that exist by the contract.
         unsafe {
             while block + LINE <= blocks {
+                let at = (self.block_ptr(row, block), self.scale_ptr(row, block), blocks);
                 for r in 0..R {
-                    s.prefetch(self.block_ptr(row + R + r, block));
+                    s.prefetch(self.block_ptr(row + r, block + AHEAD));
                 }
-                for block in block..block + LINE {
-                    add_block(s, &mut acc, at(block), blocks, x.add(block * BLOCK), x_stride);
-                }
+                add_blocks(s, &mut acc, at, LINE, x.add(block * BLOCK), x_stride);
                 block += LINE;
             }
-            while block < blocks {
-                add_block(s, &mut acc, at(block), blocks, x.add(block * BLOCK), x_stride);
-                block += 1;
-            }
+            let at = (self.block_ptr(row, block), self.scale_ptr(row, block), blocks);
+            add_blocks(
+                s,
+                &mut acc,
+                at,
+                blocks - block,
+                x.wrapping_add(block * BLOCK),
+                x_stride,
+            );
         }
-        sums(s, acc)
+        s.sums(acc)
     }
 
     #[inline(always)]
     unsafe fn widen<S: Simd>(self, s: S, row: usize, from: usize, count: usize, out: *mut f32) {
+        // The next panel begins here; no hardware prefetcher follows runs this short.
+        for block in (0..count / BLOCK).step_by(LINE) {
+            s.prefetch(self.block_ptr(row, (from + count) / BLOCK + block));
+        }
         for block in 0..count / BLOCK {
             // SAFETY: the blocks from..from+count exist and `out` has room for them, by the contract.
             unsafe {

@@ -1,14 +1,15 @@
 //! y = W·x (+ bias), for any weights that can be read in tiles: which rows and tokens are taken together,
 //! and the GEMM for many tokens. How bf16 and MXFP4 are read is in `bf16.rs` and `mxfp4.rs`.
 //!
-//! Below GEMM_TOKENS tokens a dot product is one chain per (row, token) in the order of K, whatever the
-//! tile: so a token's result has the same bits alone and in any batch of up to 15, on one instruction set.
+//! With MXFP4 and fewer than GEMM_TOKENS tokens the order of a sum does not depend on how many are made at
+//! once: a token's result has the same bits alone and in any batch of up to 15, on one instruction set. With bf16
+//! it is not so: one token alone is summed in two chains, for speed.
 //!
 //! GEMM: a panel of PANEL_ROWS × PANEL_COLUMNS weights is widened to f32 and stays in L2; against it pass
 //! tiles of tokens that stay in L1. Lanes are tokens, weights are broadcast, so neither the weights nor the
 //! sums are ever transposed inside the loop.
 //!
-//! Versions tried: see the table at the end of `mod.rs`.
+//! Versions tried: see the tables in `mod.rs`.
 
 use super::Op;
 use super::input::{GEMM_TOKENS, Input};
@@ -27,7 +28,7 @@ pub enum Write {
 
 /// Weights [N, K], read in tiles.
 pub(super) trait Weights: Copy {
-    /// Rows that share one reading of the activations: 1, 2 or 4.
+    /// Rows that share one reading of the activations, which L1 does not hold for many tokens: 1, 2 or 4.
     fn rows_shared(lanes: usize, tokens: usize) -> usize;
 
     /// The dot products of rows row..row+R with C tokens.
@@ -88,7 +89,7 @@ impl<W> Product<'_, '_, W> {
     }
 }
 
-/// Rows that stay in L1 while the tokens pass in groups of TOKENS_SHARED.
+/// Rows that stay in the caches while the tokens pass in groups of TOKENS_SHARED.
 const ROWS_HELD: usize = 4;
 
 #[inline(always)]

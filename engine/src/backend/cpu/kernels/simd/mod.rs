@@ -99,6 +99,18 @@ pub trait Simd: Copy {
     /// `p` must be readable for 16 bytes.
     unsafe fn decode(self, p: *const u8) -> Self::Block;
 
+    /// The sums of each vector of a tile.
+    #[inline(always)]
+    fn sums<const R: usize, const C: usize>(self, tile: [[Self::V; C]; R]) -> [[f32; C]; R] {
+        let mut out = [[0.0; C]; R];
+        for r in 0..R {
+            for c in 0..C {
+                out[r][c] = self.sum(tile[r][c]);
+            }
+        }
+        out
+    }
+
     #[inline(always)]
     fn zero(self) -> Self::V {
         self.splat(0.0)
