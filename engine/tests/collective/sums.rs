@@ -28,7 +28,7 @@ fn bits(x: &[f32]) -> Vec<u32> {
 }
 
 /// Lengths on both sides of every limit: of a block of the sum, of a whole vector, of a socket's buffer.
-const LENGTHS: [usize; 12] = [0, 1, 3, 511, 512, 513, 2880, 16_384, 16_385, 300_001, 7, 300_000];
+const LENGTHS: [usize; 11] = [0, 1, 3, 511, 512, 513, 2880, 16_384, 16_385, 300_001, 7];
 
 fn check(kind: Kind, ranks: usize) {
     let results = run(kind, ranks, PATIENT, |mut group| {
@@ -40,10 +40,13 @@ fn check(kind: Kind, ranks: usize) {
         };
         LENGTHS.into_iter().enumerate().map(reduce).collect::<Vec<_>>()
     });
-    for (rank, sums) in results.iter().enumerate() {
-        for ((seed, n), found) in LENGTHS.into_iter().enumerate().zip(sums) {
-            let expected = bits(&sum(seed as u64, ranks, n));
-            assert!(*found == expected, "{kind:?}, rank {rank} of {ranks}: {n} elements differ");
+    for (seed, n) in LENGTHS.into_iter().enumerate() {
+        let expected = bits(&sum(seed as u64, ranks, n));
+        for (rank, found) in results.iter().enumerate() {
+            assert!(
+                found[seed] == expected,
+                "{kind:?}, rank {rank} of {ranks}: {n} elements differ"
+            );
         }
     }
 }
