@@ -66,10 +66,7 @@ fn best(calls: usize, mut pass: impl FnMut()) -> f64 {
 /// Time this thread has run: what others take of the processor does not count, what they take of the memory does.
 #[cfg(target_os = "linux")]
 fn thread_seconds() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the call only writes `time`.
     unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
@@ -217,9 +214,7 @@ fn mxfp4(kernels: Kernels, memory: &[u8], tokens: usize) -> (f64, f64) {
 fn attend(kernels: Kernels, read: f64) {
     const D: usize = 64;
     const KEYS: usize = 1 << 16;
-    let kv: Vec<f32> = (0..2 * KEYS * D)
-        .map(|i| (i % 101) as f32 / 101.0 - 0.5)
-        .collect();
+    let kv: Vec<f32> = (0..2 * KEYS * D).map(|i| (i % 101) as f32 / 101.0 - 0.5).collect();
     let (keys, values) = kv.split_at(KEYS * D);
     let (q, sinks, mut out, mut scratch) = (vec![0.3; 8 * D], [0.1; 8], vec![0.0; 8 * D], Scratch::new());
     let seconds = best(1, || {

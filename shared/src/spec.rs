@@ -74,7 +74,9 @@ pub enum SpecError {
         "config.json is not readable as a gpt-oss config: {0}\nhint: it must be the config.json of a Hugging Face gpt-oss folder"
     )]
     Json(#[from] serde_json::Error),
-    #[error("config.json: {field} is {found}, expected {expected}")]
+    #[error(
+        "config.json: {field} is {found}, expected {expected}\nhint: only gpt-oss models as published can be served"
+    )]
     Field { field: &'static str, found: String, expected: String },
 }
 
@@ -145,8 +147,12 @@ fn default_swiglu_limit() -> f32 {
     7.0
 }
 
-/// Sizes past these are a mistake or an attack, not a model: they keep every product below in `usize`.
+/// Sizes past these are a mistake or an attack, not a model.
 const SIZE_MAX: usize = 1 << 24;
+
+/// Elements of one tensor at most, which keeps every product of sizes in `usize`. The published
+/// gpt-oss-120b has 2^31 in its largest.
+const TENSOR_ELEMENTS_MAX: u64 = 1 << 40;
 
 impl ModelSpec {
     /// Reads a published `config.json`.
@@ -224,8 +230,22 @@ impl ModelSpec {
             let most = format!("at most num_local_experts {}", self.experts);
             return Err(refuse("num_experts_per_tok", self.experts_per_token, most));
         }
-        if self.experts > u16::MAX as usize {
-            return Err(refuse("num_local_experts", self.experts, "at most 65535"));
+        for (field, size) in [("num_local_experts", self.experts), ("num_hidden_layers", self.layer_count())]
+        {
+            if size > u16::MAX as usize {
+                return Err(refuse(field, size, "at most 65535"));
+            }
+        }
+        let largest = [
+            ("num_local_experts", self.experts, 2 * self.intermediate, self.hidden),
+            ("num_attention_heads", self.q_heads, self.head_dim, self.hidden),
+            ("vocab_size", self.vocab, self.hidden, 1),
+        ];
+        for (field, a, b, c) in largest {
+            let elements = (a as u64).checked_mul(b as u64).and_then(|ab| ab.checked_mul(c as u64));
+            if elements.is_none_or(|elements| elements > TENSOR_ELEMENTS_MAX) {
+                return Err(refuse(field, a, "sizes whose tensors have at most 2^40 elements"));
+            }
         }
         if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
             return Err(refuse("rms_norm_eps", self.norm_eps, "a positive number"));
@@ -409,6 +429,11 @@ mod tests {
             let error = edited(|map| drop(map.insert(field.into(), value))).unwrap_err().to_string();
             assert!(error.contains(field), "{field}: {error}");
         }
+        let error = edited(|map| {
+            map.insert("intermediate_size".into(), (1 << 23).into());
+            map.insert("hidden_size".into(), (1 << 23).into());
+        });
+        assert!(error.unwrap_err().to_string().contains("2^40 elements"));
         let error = edited(|map| drop(map.remove("head_dim"))).unwrap_err().to_string();
         assert!(error.contains("head_dim"), "{error}");
     }

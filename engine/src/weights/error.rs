@@ -20,7 +20,7 @@ pub enum WeightError {
     #[error("{} has {found} bytes, expected at most {max}\nhint: this is not the file that its name says", path.display())]
     TooLong { path: PathBuf, found: u64, max: u64 },
 
-    #[error("{}: {}", path.display(), with_hint(source, "only gpt-oss models as published are served"))]
+    #[error("{}: {source}", path.display())]
     Config { path: PathBuf, source: SpecError },
 
     #[error("{}: {what} {found}, expected {expected}\nhint: {hint}", path.display())]
@@ -126,12 +126,6 @@ fn io_hint(error: &io::Error) -> &'static str {
         io::ErrorKind::StorageFull => "free some space, or name another disk",
         _ => "check the disk and the path",
     }
-}
-
-/// Some messages of a `SpecError` have their own hint.
-fn with_hint(error: &SpecError, hint: &str) -> String {
-    let text = error.to_string();
-    if text.contains("\nhint: ") { text } else { format!("{text}\nhint: {hint}") }
 }
 
 fn found_in(elsewhere: &Option<String>) -> String {

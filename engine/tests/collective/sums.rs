@@ -43,10 +43,7 @@ fn check(kind: Kind, ranks: usize) {
     for (seed, n) in LENGTHS.into_iter().enumerate() {
         let expected = bits(&sum(seed as u64, ranks, n));
         for (rank, found) in results.iter().enumerate() {
-            assert!(
-                found[seed] == expected,
-                "{kind:?}, rank {rank} of {ranks}: {n} elements differ"
-            );
+            assert!(found[seed] == expected, "{kind:?}, rank {rank} of {ranks}: {n} elements differ");
         }
     }
 }

@@ -43,11 +43,7 @@ impl Weights for Matrix<'_, u16> {
             while i + LINE <= columns {
                 // So far ahead in these rows or, behind their end, in the next R.
                 let ahead = i + AHEAD;
-                let ahead = if ahead < columns {
-                    ahead
-                } else {
-                    ahead + (R - 1) * w_stride
-                };
+                let ahead = if ahead < columns { ahead } else { ahead + (R - 1) * w_stride };
                 for r in 0..R {
                     s.prefetch(w.wrapping_add(r * w_stride + ahead).cast());
                 }

@@ -86,14 +86,7 @@ impl Weights for Mxfp4Matrix<'_> {
                 block += LINE;
             }
             let at = (self.block_ptr(row, block), self.scale_ptr(row, block), blocks);
-            add_blocks(
-                s,
-                &mut acc,
-                at,
-                blocks - block,
-                x.wrapping_add(block * BLOCK),
-                x_stride,
-            );
+            add_blocks(s, &mut acc, at, blocks - block, x.wrapping_add(block * BLOCK), x_stride);
         }
         s.sums(acc)
     }
