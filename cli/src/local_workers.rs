@@ -3,56 +3,81 @@
 use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
 use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::process::{Child, Command};
+use tracing::warn;
 
 /// Children that end with this value.
 pub struct LocalWorkers {
+    settings: WorkerSettings,
     children: Vec<Child>,
+}
+
+/// How each worker is started.
+pub struct WorkerSettings {
+    pub coordinator: SocketAddr,
+    pub token: String,
+    pub threads: usize,
+    /// Each one's limit.
+    pub memory_bytes: Option<u64>,
 }
 
 /// The join token travels by environment: a command line can be read by every user of the machine.
 pub const TOKEN_VARIABLE: &str = "FLOTILLA_JOIN_TOKEN";
 
 impl LocalWorkers {
-    /// Starts `count` workers; `memory_bytes` is each one's limit.
-    pub fn spawn(
-        count: usize,
-        coordinator: &SocketAddr,
-        token: &str,
-        threads: usize,
-        memory_bytes: Option<u64>,
-    ) -> Result<Self> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
-        let mut children = Vec::new();
-        for index in 0..count {
-            let mut command = Command::new(&program);
-            command.args(["worker", "--coordinator", &format!("http://{coordinator}")]);
-            command.args(["--name", &format!("worker-{index:02}"), "--threads", &threads.to_string()]);
-            if let Some(bytes) = memory_bytes {
-                command.args(["--memory-bytes", &bytes.to_string()]);
-            }
-            command.env(TOKEN_VARIABLE, token).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
-            children.push(command.spawn().context("cannot start a worker process")?);
-        }
-        Ok(LocalWorkers { children })
+    pub fn spawn(count: usize, settings: WorkerSettings) -> Result<Self> {
+        let children = (0..count).map(|index| settings.spawn(index)).collect::<Result<_>>()?;
+        Ok(LocalWorkers { settings, children })
     }
 
-    /// Resolves when a worker has ended, which none should.
-    pub async fn first_death(&mut self) -> anyhow::Error {
+    /// Resolves when a worker has ended, which none should; says which, and how.
+    pub async fn first_death(&mut self) -> (usize, anyhow::Error) {
         let waits = self.children.iter_mut().enumerate().map(|(index, child)| {
             Box::pin(async move {
-                match child.wait().await {
+                let error = match child.wait().await {
                     Ok(status) => anyhow!("worker {index} ended: {status}\nhint: its own message is above"),
                     Err(error) => anyhow!("worker {index} cannot be waited for: {error}"),
-                }
+                };
+                (index, error)
             })
         });
         futures::future::select_all(waits).await.0
     }
 
+    /// Starts every worker again that ends while `may_restart`; resolves with the end of one that may not.
+    pub async fn supervise(&mut self, may_restart: &AtomicBool) -> anyhow::Error {
+        loop {
+            let (index, error) = self.first_death().await;
+            if !may_restart.load(Ordering::Relaxed) {
+                return error;
+            }
+            warn!(worker = index, "a worker ended, starting another in its place");
+            match self.settings.spawn(index) {
+                Ok(child) => self.children[index] = child,
+                Err(error) => return error,
+            }
+        }
+    }
+
     /// Process ids, in rank order.
     pub fn ids(&self) -> Vec<u32> {
         self.children.iter().filter_map(Child::id).collect()
+    }
+}
+
+impl WorkerSettings {
+    fn spawn(&self, index: usize) -> Result<Child> {
+        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        let mut command = Command::new(program);
+        command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
+        command.args(["--name", &format!("worker-{index:02}"), "--threads", &self.threads.to_string()]);
+        if let Some(bytes) = self.memory_bytes {
+            command.args(["--memory-bytes", &bytes.to_string()]);
+        }
+        command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());
+        // A group of its own: Ctrl-C is for this process, which lets answers under way end first.
+        command.process_group(0).kill_on_drop(true).spawn().context("cannot start a worker process")
     }
 }
 

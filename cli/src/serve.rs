@@ -143,17 +143,26 @@ async fn keep_formed(
             formed = fleet.form(epoch, &formation, &progress) => formed,
             never = show_progress(seen, &groups) => match never {},
         };
-        match formed {
-            Ok(group) => groups.formed(epoch, kv_blocks, group),
+        let loss = match formed {
+            Ok(group) => {
+                let loss = group.loss();
+                groups.formed(epoch, kv_blocks, group);
+                loss
+            }
             Err(FormError::Worker { rank, name, reason }) => {
                 warn!(%rank, name, reason, "a worker failed while the group was forming, waiting for others");
                 continue;
             }
             Err(error) => return error,
-        }
+        };
         driver.ready().await;
         if let Some(on_ready) = on_ready.take() {
             on_ready();
+        }
+        // Between steps nobody asks the workers anything; in a step the driver hears it itself.
+        tokio::select! {
+            error = loss => groups.lost(epoch, error),
+            () = driver.lost() => {}
         }
         driver.lost().await;
     }

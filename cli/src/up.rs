@@ -1,12 +1,14 @@
 //! `flotilla up`: coordinator and workers on this machine, from one command.
 
 use crate::chat;
-use crate::local_workers::{LocalWorkers, random_token};
+use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::machine;
 use crate::serve::{Ready, ServeArgs, ctrl_c, serve};
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_coordinator::fleet::Fleet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 /// Part of free memory that the workers may take together.
@@ -40,10 +42,15 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / ranks as u64);
     let token = random_token();
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
-    let mut workers = LocalWorkers::spawn(ranks, &fleet.address(), &token, threads, memory)?;
+    let settings = WorkerSettings { coordinator: fleet.address(), token, threads, memory_bytes: memory };
+    let mut workers = LocalWorkers::spawn(ranks, settings)?;
+    // A worker that ends before the first group stood would end again: then its message is the answer.
+    let stood = Arc::new(AtomicBool::new(false));
+    let stands = stood.clone();
     eprintln!("{} on {ranks} workers of {threads} threads each, processes {:?}", model.name, workers.ids());
     let is_demo = model.is_demo;
     let on_ready = move |ready: &Ready| {
+        stands.store(true, Ordering::Relaxed);
         let seconds = start.elapsed().as_secs_f64();
         println!("\n{} is served on {} ({seconds:.1} s after the start)", ready.model, ready.url);
         println!("  flotilla chat --url {}", ready.url);
@@ -58,7 +65,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     };
     tokio::select! {
         served = serve(&args.serve, model, fleet, ranks, on_ready, ctrl_c()) => served,
-        died = workers.first_death() => Err(died),
+        died = workers.supervise(&stood) => Err(died),
     }
 }
 

@@ -110,24 +110,49 @@ pub async fn run(settings: Settings) -> Result<(), WorkerError> {
 async fn serve(settings: &Settings, link: &mut Link, listener: TcpListener) -> Result<(), WorkerError> {
     let assignment = link.assignment().await?;
     info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), "assigned");
-    let weights = load(link, &assignment).await?;
     let (epoch, rank) = (assignment.epoch, assignment.rank);
-    let settings = settings.clone();
-    let engine = EngineThread::start(move || build(&settings, assignment, weights, listener)).await?;
+    let engine = tokio::select! {
+        engine = prepare(settings, &mut link.client, &link.says, assignment, listener) => engine?,
+        // Whoever leaves while this worker loads ends its part too: it must not wait for peers in vain.
+        early = link.hears.message() => return Err(too_early(early?)),
+    };
     link.say(from_worker::Message::Ready(wire::Ready { epoch: epoch.0 }));
     info!(%rank, %epoch, "ready");
     while let Some(plan) = link.next_step().await? {
-        let outcome = engine.step(plan).await.ok_or(WorkerError::EngineGone)??;
+        let outcome = tokio::select! {
+            outcome = engine.step(plan) => outcome.ok_or(WorkerError::EngineGone)??,
+            early = link.hears.message() => return Err(too_early(early?)),
+        };
         link.say(from_worker::Message::Outcome(outcome.into()));
     }
     info!("the coordinator closed the link");
     Ok(())
 }
 
-async fn load(link: &mut Link, assignment: &Assignment) -> Result<RankWeights, WorkerError> {
+/// What the coordinator said while it was this worker's turn.
+fn too_early(message: Option<wire::ToWorker>) -> WorkerError {
+    message.map_or(WorkerError::Closed, |_| unexpected("sent before this worker answered"))
+}
+
+async fn prepare(
+    settings: &Settings,
+    client: &mut Client,
+    says: &mpsc::UnboundedSender<wire::FromWorker>,
+    assignment: Assignment,
+    listener: TcpListener,
+) -> Result<EngineThread, WorkerError> {
+    let weights = load(client, says.clone(), &assignment).await?;
+    let settings = settings.clone();
+    EngineThread::start(move || build(&settings, assignment, weights, listener)).await
+}
+
+async fn load(
+    client: &mut Client,
+    says: mpsc::UnboundedSender<wire::FromWorker>,
+    assignment: &Assignment,
+) -> Result<RankWeights, WorkerError> {
     let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
     let start = Instant::now();
-    let says = link.says.clone();
     let mut last_report = start;
     let mut report = move |loading: Loading| {
         const REPORT_EVERY: Duration = Duration::from_millis(200);
@@ -140,7 +165,7 @@ async fn load(link: &mut Link, assignment: &Assignment) -> Result<RankWeights, W
     };
     match assignment.weights {
         WeightOrigin::Stream => {
-            stream_weights(&mut link.client, assignment, &mut weights, &mut report).await?;
+            stream_weights(client, assignment, &mut weights, &mut report).await?;
         }
         WeightOrigin::Synthetic { seed } => {
             let source = Synthetic::new(assignment.spec.clone(), seed);

@@ -4,7 +4,7 @@ mod deviation;
 mod golden;
 mod local;
 
-use crate::local_workers::LocalWorkers;
+use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use deviation::{Deviation, Tolerance};
@@ -113,11 +113,16 @@ async fn verify(
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
         let token = crate::local_workers::random_token();
         let mut fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
-        let mut workers =
-            LocalWorkers::spawn(formation.ranks, &fleet.address(), &token, args.threads.into(), None)?;
+        let settings = WorkerSettings {
+            coordinator: fleet.address(),
+            token,
+            threads: args.threads.into(),
+            memory_bytes: None,
+        };
+        let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
         let group = tokio::select! {
             group = fleet.form(epoch, &formation, &progress) => group?,
-            died = workers.first_death() => return Err(died),
+            (_, died) = workers.first_death() => return Err(died),
         };
         verify_all(&mut Verifier::new(group, epoch, spec), prompts).await
     } else {

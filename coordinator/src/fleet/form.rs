@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::warn;
 
 /// Where a group's weights come from.
 #[derive(Clone)]
@@ -102,7 +102,6 @@ impl Fleet {
         self.load(epoch, &mut members, &plan, progress).await?;
         self.serve_weights(None);
         progress.send_replace(Progress::Ready);
-        info!(%epoch, ranks = members.len(), "group formed");
         Ok(RemoteGroup::new(plan, members))
     }
 
@@ -159,9 +158,9 @@ async fn until_ready(
             Some(Ok(from_worker::Message::Loading(loading))) => report(loading.into()),
             Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => return Ok(()),
             Some(Ok(from_worker::Message::Failed(failed))) => return Err(failed.reason),
-            Some(Ok(_)) => return Err("sent something else than Loading or Ready".into()),
+            Some(Ok(_)) => return Err("it sent something else than Loading or Ready".into()),
             Some(Err(reason)) => return Err(reason),
-            None => return Err("is gone".into()),
+            None => return Err("it is gone".into()),
         }
     }
 }

@@ -4,6 +4,7 @@ use super::service::Worker;
 use crate::group::{Group, GroupError};
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::{Plan, Rank, StepId, StepOutcome, StepPlan};
+use std::future::Future;
 
 /// Workers that hold one copy of the model together.
 #[derive(Debug)]
@@ -20,6 +21,23 @@ impl RemoteGroup {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Resolves when a worker leaves, whether or not a step is in flight.
+    pub fn loss(&self) -> impl Future<Output = GroupError> + Send + use<> {
+        let ends = self.workers.iter().enumerate().map(|(rank, worker)| {
+            let (rank, mut ended) = (Rank(rank as u16), worker.ended.clone());
+            Box::pin(async move {
+                let reason = match ended.wait_for(Option::is_some).await {
+                    Ok(reason) => reason.clone().unwrap_or_default(),
+                    // Its stream's task is gone without a word: nobody listens to it any more.
+                    Err(_) => "it is no longer listened to".into(),
+                };
+                GroupError::Lost { rank, reason }
+            })
+        });
+        let first = futures::future::select_all(ends);
+        async move { first.await.0 }
     }
 }
 
@@ -52,9 +70,9 @@ async fn outcome(rank: Rank, step: StepId, worker: &mut Worker) -> Result<StepOu
         Some(Ok(from_worker::Message::Failed(failed))) => {
             Err(GroupError::Refused { rank, step, reason: failed.reason })
         }
-        Some(Ok(_)) => Err(lost("answered a step with something else than its outcome".into())),
+        Some(Ok(_)) => Err(lost("it answered a step with something else than its outcome".into())),
         Some(Err(reason)) => Err(lost(reason)),
-        None => Err(lost("is gone".into())),
+        None => Err(lost("it is gone".into())),
     }
 }
 

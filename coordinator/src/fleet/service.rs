@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
@@ -35,6 +35,8 @@ pub struct Worker {
     pub hello: Hello,
     pub says: mpsc::UnboundedReceiver<Result<from_worker::Message, String>>,
     pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
+    /// Why its stream ended, once it has.
+    pub ended: watch::Receiver<Option<String>>,
 }
 
 impl Worker {
@@ -135,8 +137,9 @@ impl FleetRpc for FleetService {
         info!(worker = hello.inventory.name, device = hello.inventory.device, ?from, "worker joined");
         let (hears, outbox) = mpsc::unbounded_channel();
         let (inbox, says) = mpsc::unbounded_channel();
-        tokio::spawn(forward(stream, inbox));
-        let worker = Worker { hello, says, hears };
+        let (end, ended) = watch::channel(None);
+        tokio::spawn(forward(stream, inbox, end));
+        let worker = Worker { hello, says, hears, ended };
         self.join
             .try_send(worker)
             .map_err(|_| Status::resource_exhausted(format!("{WAITING_MAX} workers wait already")))?;
@@ -197,20 +200,22 @@ async fn receive_hello(stream: &mut Streaming<FromWorker>) -> Result<Hello, Stat
 async fn forward(
     mut stream: Streaming<FromWorker>,
     inbox: mpsc::UnboundedSender<Result<from_worker::Message, String>>,
+    ended: watch::Sender<Option<String>>,
 ) {
-    let end = loop {
+    let end: String = loop {
         match stream.message().await {
             Ok(Some(FromWorker { message: Some(message) })) => {
                 if inbox.send(Ok(message)).is_err() {
                     return;
                 }
             }
-            Ok(Some(_)) => break "sent an empty message".into(),
-            Ok(None) => break "closed its link".into(),
-            Err(status) => break format!("link broke: {}", status.message()),
+            Ok(Some(_)) => break "it sent an empty message".into(),
+            Ok(None) => break "it closed its link".into(),
+            Err(status) => break format!("its link broke: {}", status.message()),
         }
     };
-    let _ = inbox.send(Err(end));
+    let _ = inbox.send(Err(end.clone()));
+    ended.send_replace(Some(end));
 }
 
 /// Reads slices and sends them chunk by chunk; ends early when the worker is gone.
