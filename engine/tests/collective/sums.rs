@@ -3,7 +3,6 @@
 use crate::groups::{Kind, PATIENT, run};
 use flotilla_engine::collective::Collective;
 use flotilla_shared::sampling::mix;
-use std::time::Instant;
 
 /// Numbers of very different sizes, so that another order of sums gives other bits.
 fn vector(seed: u64, rank: usize, n: usize) -> Vec<f32> {
@@ -116,24 +115,6 @@ fn stragglers_change_nothing() {
         assert!(sums.iter().all(|found| found == &sums[0]), "{kind:?}");
         let first = sum(0, 3, 1)[0].to_bits();
         assert_eq!(sums[0][0], mix(mix(u64::from(first))), "{kind:?}");
-    }
-}
-
-/// `cargo test --release -p flotilla-engine --test collective -- --ignored --nocapture speed`
-#[test]
-#[ignore = "prints speeds"]
-fn speed() {
-    for kind in [Kind::Threads, Kind::Tcp] {
-        for (n, rounds) in [(2880, 20_000u32), (2880 * 512, 200)] {
-            let times = run(kind, 2, PATIENT, move |mut group| {
-                let mut x = vec![0.5f32; n];
-                group.barrier().unwrap();
-                let start = Instant::now();
-                (0..rounds).for_each(|_| group.all_reduce(&mut x).unwrap());
-                start.elapsed() / rounds
-            });
-            println!("{kind:?}, 2 ranks, {n} elements: {:?} an all-reduce", times[0]);
-        }
     }
 }
 

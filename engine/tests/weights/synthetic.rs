@@ -177,33 +177,3 @@ fn a_slice_streams_in_chunks_with_one_digest() {
     assert!(reader.next().is_none() && reader.digest().is_none(), "ends after its error");
     assert_eq!(slice_digest(&failing, &slice).unwrap_err().to_string(), "the cable is cut");
 }
-
-/// `cargo test --release -p flotilla-engine --test weights -- --ignored --nocapture speed`
-#[test]
-#[ignore = "prints speeds"]
-fn speed() {
-    let model = Synthetic::new(ModelSpec::published("gpt-oss-120b").unwrap(), 1);
-    use LayerTensor::{DownBlocks, GateUpBlocks, GateUpScales};
-    let whole = |tensor| TensorSlice::whole(TensorId::Layer(0, tensor), model.spec());
-    let quarter = TensorSlice::cut(TensorId::Layer(0, DownBlocks), model.spec(), 2, 23..46);
-    let slices = [
-        ("blocks", whole(GateUpBlocks)),
-        ("a quarter of each row of blocks", quarter),
-        ("scales", whole(GateUpScales)),
-        ("bf16", TensorSlice::whole(TensorId::Embed, model.spec())),
-    ];
-    let mut buffer = vec![0; 8 << 20];
-    for (name, slice) in slices {
-        let (mut bytes, start) = (0, std::time::Instant::now());
-        for offset in (0..slice.bytes()).step_by(buffer.len()).take(30) {
-            let len = buffer.len().min(slice.bytes() - offset);
-            model.read(&slice, offset, &mut buffer[..len]).unwrap();
-            bytes += len;
-        }
-        println!("{name}: {:.2} GB/s", bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
-    }
-    let (slice, start) = (whole(GateUpBlocks), std::time::Instant::now());
-    let bytes: usize =
-        SliceReader::new(&model, &slice).take(200).map(|chunk| chunk.unwrap().bytes.len()).sum();
-    println!("blocks, streamed with digest: {:.2} GB/s", bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
-}
