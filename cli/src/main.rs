@@ -50,8 +50,16 @@ fn main() -> ExitCode {
         .with_target(false)
         .init();
     run(cli.command).unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        eprintln!("error: {}", describe(&error));
         ExitCode::FAILURE
+    })
+}
+
+/// The error and its causes, each thing said once: many a message quotes its cause already.
+fn describe(error: &anyhow::Error) -> String {
+    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+        let cause = cause.to_string();
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
     })
 }
 

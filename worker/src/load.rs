@@ -125,3 +125,59 @@ impl Cursor {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_shared::tensor::TensorId;
+
+    /// A cursor over one slice of 4 bf16 values, and memory for it.
+    fn cursor() -> (Cursor, RankWeights) {
+        let slice = TensorSlice { tensor: TensorId::FinalNorm, ranges: vec![0..4] };
+        let weights = RankWeights::for_slices(vec![slice.clone()]).unwrap();
+        let loading = Loading { bytes_done: 0, bytes_total: 8 };
+        (Cursor { slices: vec![slice], slice: 0, offset: 0, hasher: blake3::Hasher::new(), loading }, weights)
+    }
+
+    fn chunk(offset: u64, data: &[u8], digest: &[u8]) -> wire::SliceChunk {
+        wire::SliceChunk { slice: 0, offset, data: data.to_vec().into(), digest: digest.to_vec().into() }
+    }
+
+    #[test]
+    fn chunks_fill_the_slice_and_the_digest_closes_it() {
+        let (mut cursor, mut weights) = cursor();
+        let bytes = [1, 2, 3, 4, 5, 6, 7, 8];
+        cursor.take(chunk(0, &bytes[..5], &[]), &mut weights).unwrap();
+        cursor.take(chunk(5, &bytes[5..], blake3::hash(&bytes).as_bytes()), &mut weights).unwrap();
+        assert_eq!((cursor.slice, cursor.offset, cursor.loading.bytes_done), (1, 0, 8));
+        assert_eq!(weights.buffer_mut(0), bytes);
+    }
+
+    #[test]
+    fn a_slice_with_another_digest_is_wanted_again() {
+        let (mut cursor, mut weights) = cursor();
+        let error = cursor.take(chunk(0, &[9; 8], &[0; 32]), &mut weights).unwrap_err().to_string();
+        assert!(error.contains("checksum mismatch: expected 0000"), "{error}");
+        assert_eq!((cursor.slice, cursor.offset, cursor.loading.bytes_done), (0, 0, 0));
+        let good = blake3::hash(&[9; 8]);
+        cursor.take(chunk(0, &[9; 8], good.as_bytes()), &mut weights).unwrap();
+        assert_eq!(cursor.slice, 1);
+    }
+
+    #[test]
+    fn chunks_that_do_not_follow_are_refused() {
+        let cases = [
+            ("byte 4 of slice 0 came, byte 0 of slice 0 comes next", chunk(4, &[0; 4], &[])),
+            ("a chunk reaches byte 9", chunk(0, &[0; 9], &[])),
+            ("reaches byte 8 without digest", chunk(0, &[0; 8], &[])),
+            ("reaches byte 4 with digest", chunk(0, &[0; 4], &[0; 32])),
+            ("has 3 bytes, expected 32", chunk(0, &[0; 8], &[0; 3])),
+            ("of slice 1 came", wire::SliceChunk { slice: 1, ..chunk(0, &[0; 4], &[]) }),
+        ];
+        for (words, chunk) in cases {
+            let (mut cursor, mut weights) = cursor();
+            let error = cursor.take(chunk, &mut weights).unwrap_err().to_string();
+            assert!(error.contains(words), "{words}: {error}");
+        }
+    }
+}
