@@ -4,7 +4,9 @@ use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use tokio::process::{Child, Command};
+use tokio::sync::Notify;
 use tracing::warn;
 
 /// Children that end with this value.
@@ -12,6 +14,9 @@ pub struct LocalWorkers {
     settings: WorkerSettings,
     children: Vec<Child>,
 }
+
+/// Between the end of a worker and the start of the next in its place.
+const RESTART_PAUSE: Duration = Duration::from_millis(300);
 
 /// How each worker is started.
 pub struct WorkerSettings {
@@ -46,13 +51,24 @@ impl LocalWorkers {
     }
 
     /// Starts every worker again that ends while `may_restart`; resolves with the end of one that may not.
-    pub async fn supervise(&mut self, may_restart: &AtomicBool) -> anyhow::Error {
+    /// Whenever `lost` is told that the group is gone, workers that still run are ended too: one of them
+    /// hangs, and the others have nothing left to do.
+    pub async fn supervise(&mut self, may_restart: &AtomicBool, lost: &Notify) -> anyhow::Error {
         loop {
-            let (index, error) = self.first_death().await;
+            let (index, error) = tokio::select! {
+                death = self.first_death() => death,
+                () = lost.notified() => {
+                    // A child that cannot be killed has ended already.
+                    self.children.iter_mut().for_each(|child| drop(child.start_kill()));
+                    continue;
+                }
+            };
             if !may_restart.load(Ordering::Relaxed) {
                 return error;
             }
             warn!(worker = index, "a worker ended, starting another in its place");
+            // One that dies at once must not be started in a tight loop.
+            tokio::time::sleep(RESTART_PAUSE).await;
             match self.settings.spawn(index) {
                 Ok(child) => self.children[index] = child,
                 Err(error) => return error,

@@ -55,12 +55,21 @@ fn main() -> ExitCode {
     })
 }
 
-/// The error and its causes, each thing said once: many a message quotes its cause already.
+/// The error and its causes, each thing said once, hints last: many a message quotes its cause already.
 fn describe(error: &anyhow::Error) -> String {
-    error.chain().skip(1).fold(error.to_string(), |text, cause| {
+    let (mut text, mut hints) = (String::new(), String::new());
+    for cause in error.chain() {
         let cause = cause.to_string();
-        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
-    })
+        let (words, hint) = cause.split_once("\nhint: ").unwrap_or((&cause, ""));
+        if !text.contains(words) {
+            text += if text.is_empty() { "" } else { ": " };
+            text += words;
+        }
+        if !hint.is_empty() && !hints.contains(hint) {
+            hints += &format!("\nhint: {hint}");
+        }
+    }
+    text + &hints
 }
 
 fn run(command: Command) -> Result<ExitCode> {
@@ -73,5 +82,21 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Synth(args) => synth::run(&args).map(done),
         Command::Verify(args) => verify::run(&args),
         Command::Chat(args) => chat::run(args).map(done),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn an_error_says_each_thing_once_and_its_hints_last() {
+        let cause = std::io::Error::other("address in use");
+        let error = Err::<(), _>(cause).context("cannot listen on 1.2.3.4:5\nhint: choose another port");
+        let text = describe(&error.unwrap_err());
+        assert_eq!(text, "cannot listen on 1.2.3.4:5: address in use\nhint: choose another port");
+        let quoted = Err::<(), _>(std::io::Error::other("gone")).context("rank 1 is gone");
+        assert_eq!(describe(&quoted.unwrap_err()), "rank 1 is gone");
     }
 }

@@ -74,7 +74,7 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let fleet = Fleet::listen(args.worker_listen, &args.join_token).await?;
         eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
-        serve(&args.serve, model, fleet, args.workers.into(), ready, ctrl_c()).await
+        serve(&args.serve, model, fleet, args.workers.into(), ready, || {}, ctrl_c()).await
     })
 }
 
@@ -85,13 +85,14 @@ pub struct Ready {
 }
 
 /// Forms a group of `ranks` workers and serves until `shutdown`; `on_ready` is told once, when the first
-/// group stands.
+/// group stands, and `on_lost` whenever one is lost.
 pub async fn serve(
     args: &ServeArgs,
     model: Model,
     fleet: Fleet,
     ranks: usize,
     on_ready: impl FnOnce(&Ready) + Send + 'static,
+    on_lost: impl Fn(),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
@@ -118,7 +119,7 @@ pub async fn serve(
         eos_tokens: model.eos_token_ids.clone(),
         ..service::Settings::new(name, tokenizer, context_max)
     };
-    let group = keep_formed(fleet, formation, groups, driver.clone(), move || on_ready(&ready));
+    let group = keep_formed(fleet, formation, groups, driver.clone(), move || on_ready(&ready), on_lost);
     tokio::select! {
         served = service::serve(listener, settings, driver, shutdown) => Ok(served?),
         error = group => Err(error.into()),
@@ -132,6 +133,7 @@ async fn keep_formed(
     groups: FleetHandle<RemoteGroup>,
     mut driver: DriverHandle,
     on_ready: impl FnOnce(),
+    on_lost: impl Fn(),
 ) -> FormError {
     let mut on_ready = Some(on_ready);
     let kv_blocks = formation.kv_tokens / BLOCK_TOKENS;
@@ -153,18 +155,27 @@ async fn keep_formed(
                 warn!(%rank, name, reason, "a worker failed while the group was forming, waiting for others");
                 continue;
             }
+            // After a loss, other workers may come that are large enough.
+            Err(error) if epoch.0 > 1 => {
+                warn!(%error, "no group can be formed of these workers, waiting for others");
+                continue;
+            }
             Err(error) => return error,
         };
-        driver.ready().await;
-        if let Some(on_ready) = on_ready.take() {
-            on_ready();
-        }
-        // Between steps nobody asks the workers anything; in a step the driver hears it itself.
-        tokio::select! {
-            error = loss => groups.lost(epoch, error),
-            () = driver.lost() => {}
-        }
-        driver.lost().await;
+        tokio::pin!(loss);
+        let error = tokio::select! {
+            error = &mut loss => error,
+            () = driver.ready() => {
+                if let Some(on_ready) = on_ready.take() {
+                    on_ready();
+                }
+                // However a group ends, its links close and its workers leave; in a step the driver
+                // hears of it first, between steps nobody asks the workers anything.
+                loss.await
+            }
+        };
+        groups.lost(epoch, error);
+        on_lost();
     }
 }
 

@@ -10,6 +10,7 @@ use flotilla_coordinator::fleet::Fleet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
+use tokio::sync::Notify;
 
 /// Part of free memory that the workers may take together.
 const MEMORY_OFFERED: f64 = 0.9;
@@ -47,6 +48,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     // A worker that ends before the first group stood would end again: then its message is the answer.
     let stood = Arc::new(AtomicBool::new(false));
     let stands = stood.clone();
+    let lost = Notify::new();
     eprintln!("{} on {ranks} workers of {threads} threads each, processes {:?}", model.name, workers.ids());
     let is_demo = model.is_demo;
     let on_ready = move |ready: &Ready| {
@@ -64,8 +66,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         }
     };
     tokio::select! {
-        served = serve(&args.serve, model, fleet, ranks, on_ready, ctrl_c()) => served,
-        died = workers.supervise(&stood) => Err(died),
+        served = serve(&args.serve, model, fleet, ranks, on_ready, || lost.notify_one(), ctrl_c()) => served,
+        died = workers.supervise(&stood, &lost) => Err(died),
     }
 }
 

@@ -33,8 +33,8 @@ pub struct WorkerArgs {
     #[arg(long)]
     memory_bytes: Option<u64>,
     /// Memory read rate relative to the other workers'; shares follow it [default: equal shares]
-    #[arg(long, default_value_t = 0.0)]
-    bandwidth: f64,
+    #[arg(long)]
+    bandwidth: Option<f64>,
     /// Where to listen for the other workers
     #[arg(long, default_value = "127.0.0.1:0")]
     collective_listen: SocketAddr,
@@ -77,7 +77,7 @@ impl WorkerArgs {
                 name,
                 device: format!("cpu {:?}", Isa::detect()).to_lowercase(),
                 memory_bytes: self.memory_bytes.unwrap_or_else(offered),
-                bandwidth: self.bandwidth,
+                bandwidth: self.bandwidth.unwrap_or(0.0),
                 threads,
             },
             advertise_host: self.advertise_host.unwrap_or_else(|| match self.collective_listen.ip() {

@@ -60,6 +60,8 @@ pub enum WorkerError {
     Refused(String),
     #[error("the coordinator closed the link")]
     Closed,
+    #[error("the link to the coordinator broke: {0}")]
+    LinkBroke(String),
     #[error(transparent)]
     Wire(#[from] WireError),
     #[error("weights: {0}")]
@@ -76,7 +78,13 @@ pub enum WorkerError {
 
 impl From<Status> for WorkerError {
     fn from(status: Status) -> Self {
-        WorkerError::Refused(format!("{:?}: {}", status.code(), status.message()))
+        use tonic::Code::{FailedPrecondition, InvalidArgument, ResourceExhausted, Unauthenticated};
+        match status.code() {
+            Unauthenticated | FailedPrecondition | InvalidArgument | ResourceExhausted => {
+                WorkerError::Refused(status.message().into())
+            }
+            code => WorkerError::LinkBroke(format!("{code:?}: {}", status.message())),
+        }
     }
 }
 
@@ -262,11 +270,17 @@ fn unexpected(what: &str) -> WorkerError {
 /// Connects, trying again while the coordinator may still be starting.
 async fn dial(settings: &Settings) -> Result<Client, WorkerError> {
     let token = format!("Bearer {}", settings.join_token).parse().map_err(|_| WorkerError::Token)?;
+    if !settings.coordinator.starts_with("http://") {
+        return Err(WorkerError::Address(settings.coordinator.clone()));
+    }
     let endpoint = Endpoint::from_shared(settings.coordinator.clone())
         .map_err(|_| WorkerError::Address(settings.coordinator.clone()))?
         .tcp_nodelay(true)
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
+        .http2_keep_alive_interval(Duration::from_secs(2))
+        .keep_alive_timeout(Duration::from_secs(3))
+        .keep_alive_while_idle(true)
         .connect_timeout(Duration::from_secs(5));
     let start = Instant::now();
     let channel = loop {

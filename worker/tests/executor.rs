@@ -68,7 +68,7 @@ fn executor() -> Executor<Echo, Solo> {
         weights: WeightOrigin::Stream,
         kv_blocks: 4,
         step_tokens_max: 40,
-        sampleable: std::iter::once(0..VOCAB as u32).collect(),
+        sampleable: vec![0..VOCAB as u32],
         peers: vec![String::new()],
         group_key: [0; 32],
         spec,

@@ -106,7 +106,7 @@ async fn verify(
         ranks: args.ranks.into(),
         kv_tokens: rows_max.next_multiple_of(BLOCK_TOKENS),
         step_tokens_max: STEP_ROWS,
-        sampleable: std::iter::once(0..spec.vocab as TokenId).collect(),
+        sampleable: vec![0..spec.vocab as TokenId],
     };
     let epoch = Epoch(1);
     if args.processes {

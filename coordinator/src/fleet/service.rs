@@ -19,6 +19,8 @@ use tracing::{info, warn};
 const WAITING_MAX: usize = 256;
 /// Time for a worker to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Messages of one worker that are not yet heard; more stay on its side of the link.
+const MESSAGES_AHEAD: usize = 16;
 /// Chunks on their way to one worker.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -33,7 +35,7 @@ pub enum FleetError {
 #[derive(Debug)]
 pub struct Worker {
     pub hello: Hello,
-    pub says: mpsc::UnboundedReceiver<Result<from_worker::Message, String>>,
+    pub says: mpsc::Receiver<Result<from_worker::Message, String>>,
     pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
     /// Why its stream ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
@@ -136,7 +138,7 @@ impl FleetRpc for FleetService {
         let hello = receive_hello(&mut stream).await?;
         info!(worker = hello.inventory.name, device = hello.inventory.device, ?from, "worker joined");
         let (hears, outbox) = mpsc::unbounded_channel();
-        let (inbox, says) = mpsc::unbounded_channel();
+        let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
         tokio::spawn(forward(stream, inbox, end));
         let worker = Worker { hello, says, hears, ended };
@@ -199,14 +201,14 @@ async fn receive_hello(stream: &mut Streaming<FromWorker>) -> Result<Hello, Stat
 /// Passes a worker's messages on; its last one is why the stream ended.
 async fn forward(
     mut stream: Streaming<FromWorker>,
-    inbox: mpsc::UnboundedSender<Result<from_worker::Message, String>>,
+    inbox: mpsc::Sender<Result<from_worker::Message, String>>,
     ended: watch::Sender<Option<String>>,
 ) {
     let end: String = loop {
         match stream.message().await {
             Ok(Some(FromWorker { message: Some(message) })) => {
-                if inbox.send(Ok(message)).is_err() {
-                    return;
+                if inbox.send(Ok(message)).await.is_err() {
+                    break "it is no longer wanted".into();
                 }
             }
             Ok(Some(_)) => break "it sent an empty message".into(),
@@ -214,8 +216,8 @@ async fn forward(
             Err(status) => break format!("its link broke: {}", status.message()),
         }
     };
-    let _ = inbox.send(Err(end.clone()));
-    ended.send_replace(Some(end));
+    ended.send_replace(Some(end.clone()));
+    let _ = inbox.send(Err(end)).await;
 }
 
 /// Reads slices and sends them chunk by chunk; ends early when the worker is gone.

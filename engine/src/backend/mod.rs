@@ -39,8 +39,8 @@ pub trait Backend {
     /// y = Wₒ a (+ bₒ on the rank that owns it). Partial y: f32 [T, H].
     fn project(&mut self, layer: usize, batch: &Batch) -> &mut Self::Buffer;
 
-    /// The top-k experts of each row and their weights: softmax over the k logits. The same bits on
-    /// every rank and every machine.
+    /// The top-k experts of each row, the same on every rank and every machine, and their weights:
+    /// softmax over the k logits.
     fn route(&mut self, layer: usize, batch: &Batch);
 
     /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the row's experts. Partial y: f32 [T, H].

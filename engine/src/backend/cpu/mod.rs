@@ -1,5 +1,6 @@
 //! The CPU backend: the embedded default, and the specification of every other one. Weights as the
-//! checkpoint holds them, f32 activations, f32 KV cache; all of a step's memory is taken at start.
+//! checkpoint holds them, f32 activations, f32 KV cache. Activations are taken at start for the most rows
+//! of a step; only the logits, whose number of rows differs, grow to the most that were asked for.
 //! The arithmetic is in `kernels`; this folder decides what is multiplied with what, and on how many
 //! threads.
 

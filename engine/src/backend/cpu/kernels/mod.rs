@@ -5,7 +5,6 @@
 //! output into [`TileMut`]s, one a thread, and gives each thread a [`Scratch`].
 //!
 //! Letters: T tokens, K input columns, N output rows, G query heads of a kv head, D head dimension.
-
 //!
 //! # Measured
 //!
