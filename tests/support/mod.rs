@@ -1,0 +1,13 @@
+//! What the end-to-end tests have in common: the program as a process under a deadline, verify's report
+//! read anew, small checkpoints, servers and their workers, and a client.
+#![allow(dead_code, unused_imports, reason = "each test file uses a part")]
+
+pub mod program;
+pub mod report;
+
+use std::path::PathBuf;
+
+/// A file or folder of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
