@@ -32,6 +32,8 @@ impl LocalWorkers {
                 command.args(["--memory-bytes", &bytes.to_string()]);
             }
             command.env(TOKEN_VARIABLE, token).stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+            // A terminal's Ctrl-C goes to the whole process group; workers must outlive the answers under way.
+            command.process_group(0);
             children.push(command.spawn().context("cannot start a worker process")?);
         }
         Ok(LocalWorkers { children })
