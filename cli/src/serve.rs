@@ -143,19 +143,30 @@ async fn keep_formed(
             formed = fleet.form(epoch, &formation, &progress) => formed,
             never = show_progress(seen, &groups) => match never {},
         };
-        match formed {
-            Ok(group) => groups.formed(epoch, kv_blocks, group),
+        let group = match formed {
+            Ok(group) => group,
             Err(FormError::Worker { rank, name, reason }) => {
                 warn!(%rank, name, reason, "a worker failed while the group was forming, waiting for others");
                 continue;
             }
             Err(error) => return error,
+        };
+        let end = group.watch().end();
+        tokio::pin!(end);
+        groups.formed(epoch, kv_blocks, group);
+        // A group can be lost before anyone sees that it was ready.
+        let lost = tokio::select! {
+            () = driver.ready() => {
+                if let Some(on_ready) = on_ready.take() {
+                    on_ready();
+                }
+                end.await
+            }
+            lost = &mut end => lost,
+        };
+        if let Some(error) = lost {
+            groups.lost(epoch, error);
         }
-        driver.ready().await;
-        if let Some(on_ready) = on_ready.take() {
-            on_ready();
-        }
-        driver.lost().await;
     }
 }
 

@@ -4,6 +4,8 @@ use super::service::Worker;
 use crate::group::{Group, GroupError};
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::{Plan, Rank, StepId, StepOutcome, StepPlan};
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
 
 /// Workers that hold one copy of the model together.
 #[derive(Debug)]
@@ -11,15 +13,45 @@ pub struct RemoteGroup {
     plan: Plan,
     /// In rank order.
     workers: Vec<Worker>,
+    /// Dropped with the group, which its watch sees.
+    held: watch::Sender<()>,
+}
+
+/// Sees the end of a group that someone else holds, between steps as well.
+#[derive(Debug)]
+pub struct GroupWatch {
+    held: watch::Receiver<()>,
+    links: Vec<mpsc::UnboundedSender<Result<ToWorker, Status>>>,
 }
 
 impl RemoteGroup {
     pub(super) fn new(plan: Plan, workers: Vec<Worker>) -> Self {
-        RemoteGroup { plan, workers }
+        RemoteGroup { plan, workers, held: watch::Sender::new(()) }
     }
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    pub fn watch(&self) -> GroupWatch {
+        let links = self.workers.iter().map(|worker| worker.hears.clone()).collect();
+        GroupWatch { held: self.held.subscribe(), links }
+    }
+}
+
+impl GroupWatch {
+    /// Resolves when the group is let go, or with why it should be: a worker's link has closed.
+    pub async fn end(mut self) -> Option<GroupError> {
+        let closed = self.links.iter().enumerate().map(|(rank, link)| {
+            Box::pin(async move {
+                link.closed().await;
+                GroupError::Lost { rank: Rank(rank as u16), reason: "its link is closed".into() }
+            })
+        });
+        tokio::select! {
+            _ = self.held.changed() => None,
+            (error, ..) = futures::future::select_all(closed) => Some(error),
+        }
     }
 }
 
