@@ -3,10 +3,10 @@
 
 mod support;
 
-use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use support::checkpoint::edit_tensor;
 use support::report::{Ranks, Report, expect_golden, verify};
 use support::repository;
 use tempfile::TempDir;
@@ -72,22 +72,6 @@ async fn check_spoiled(spoil: impl FnOnce(&Path), fault: &str) {
     let report: Report = serde_json::from_str(&ran.expect_status(1).stdout).expect("a report");
     let faults: Vec<&String> = report.prompts.iter().flat_map(|prompt| &prompt.faults).collect();
     assert!(!report.pass && faults.iter().any(|told| told.contains(fault)), "{fault:?}: {report:#?}");
-}
-
-/// Edits the bytes of a tensor in whichever file of the folder has it.
-fn edit_tensor(dir: &Path, name: &str, edit: impl FnOnce(&mut [u8])) {
-    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
-    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
-    let range_in = |bytes: &[u8]| {
-        let (header, metadata) = SafeTensors::read_metadata(bytes).unwrap();
-        let (start, end) = metadata.info(name)?.data_offsets;
-        Some(8 + header + start..8 + header + end)
-    };
-    let found = files.map(|path| (fs::read(&path).unwrap(), path));
-    let mut found = found.filter_map(|(bytes, path)| range_in(&bytes).map(|range| (bytes, path, range)));
-    let (mut bytes, path, range) = found.next().expect("some file has the tensor");
-    edit(&mut bytes[range]);
-    fs::write(path, bytes).unwrap();
 }
 
 fn edit_golden_json(dir: &Path, edit: impl FnOnce(&mut Value)) {

@@ -2,8 +2,11 @@
 //! read anew, small checkpoints, servers and their workers, and a client.
 #![allow(dead_code, unused_imports, reason = "each test file uses a part")]
 
+pub mod checkpoint;
+pub mod client;
 pub mod program;
 pub mod report;
+pub mod server;
 
 use std::path::PathBuf;
 
