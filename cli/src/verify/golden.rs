@@ -54,6 +54,7 @@ pub fn read(dir: &Path, layers: usize, per_token: usize, vocab: usize) -> Result
     })?;
     let golden: GoldenJson =
         serde_json::from_str(&text).with_context(|| format!("{} is not a golden file", json.display()))?;
+    ensure!(!golden.prompts.is_empty(), "{} has no prompts: nothing can be compared", json.display());
     let tensors = dir.join("golden.safetensors");
     let bytes = std::fs::read(&tensors).with_context(|| format!("cannot read {}", tensors.display()))?;
     let tensors = SafeTensors::deserialize(&bytes)
@@ -79,7 +80,7 @@ fn read_prompt(
     let positions = values(&tensors.tensor(&format!("{key}.positions"))?, i32::from_le_bytes)?;
     let positions: Vec<usize> = positions.into_iter().map(|p| p as usize).collect();
     ensure!(
-        positions.is_sorted() && positions.iter().all(|p| *p < rows),
+        !positions.is_empty() && positions.is_sorted() && positions.iter().all(|p| *p < rows),
         "positions are not rows of the sequence"
     );
     let logits = tensors.tensor(&format!("{key}.logits"))?;

@@ -12,11 +12,20 @@ pub struct RemoteGroup {
     plan: Plan,
     /// In rank order.
     workers: Vec<Worker>,
+    /// Dropped with the group, which its watch sees.
+    held: watch::Sender<()>,
+}
+
+/// Sees the end of a group that someone else holds, between steps as well.
+#[derive(Debug)]
+pub struct GroupWatch {
+    held: watch::Receiver<()>,
+    links: Vec<mpsc::UnboundedSender<Result<ToWorker, Status>>>,
 }
 
 impl RemoteGroup {
     pub(super) fn new(plan: Plan, workers: Vec<Worker>) -> Self {
-        RemoteGroup { plan, workers }
+        RemoteGroup { plan, workers, held: watch::Sender::new(()) }
     }
 
     pub fn plan(&self) -> &Plan {

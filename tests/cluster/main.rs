@@ -1,0 +1,10 @@
+//! Real clusters on loopback: servers, workers and clients as processes that come, talk, and die.
+
+mod clients;
+mod loss;
+mod malformed;
+mod refusals;
+mod serving;
+mod signals;
+#[path = "../support/mod.rs"]
+mod support;

@@ -1,0 +1,124 @@
+//! The golden checkpoints through the real program, for every way of cutting and of talking; and golden
+//! files that verify must not let pass.
+
+mod support;
+
+use serde_json::Value;
+use std::fs;
+use std::path::{Path, PathBuf};
+use support::checkpoint::edit_tensor;
+use support::report::{Ranks, Report, expect_golden, verify};
+use support::repository;
+use tempfile::TempDir;
+
+const COUNTS: [u16; 5] = [1, 2, 3, 4, 8];
+
+fn set(name: &str) -> PathBuf {
+    repository("tests/golden").join(name)
+}
+
+async fn check_all(name: &str, counts: &[u16], kind: impl Fn(u16) -> Ranks) {
+    for &count in counts {
+        println!("{name}, {:?}", kind(count));
+        expect_golden(&set(name), kind(count)).await;
+    }
+}
+
+#[tokio::test]
+async fn smoke_as_threads() {
+    check_all("smoke", &COUNTS, Ranks::Threads).await;
+}
+
+#[tokio::test]
+async fn stress_as_threads() {
+    check_all("stress", &COUNTS, Ranks::Threads).await;
+}
+
+#[tokio::test]
+async fn long_as_threads() {
+    check_all("long", &COUNTS, Ranks::Threads).await;
+}
+
+#[tokio::test]
+async fn smoke_as_processes() {
+    check_all("smoke", &COUNTS, Ranks::Processes).await;
+}
+
+#[tokio::test]
+async fn stress_as_processes() {
+    check_all("stress", &COUNTS, Ranks::Processes).await;
+}
+
+#[tokio::test]
+async fn long_as_processes() {
+    check_all("long", &[2], Ranks::Processes).await;
+}
+
+/// A copy of smoke that may be spoiled.
+fn copy_of_smoke() -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(set("smoke")).unwrap() {
+        let file = file.unwrap();
+        fs::copy(file.path(), dir.path().join(file.file_name())).unwrap();
+    }
+    dir
+}
+
+/// Spoils a copy, and expects a report that says no, with `fault` in the words of some prompt.
+async fn check_spoiled(spoil: impl FnOnce(&Path), fault: &str) {
+    let dir = copy_of_smoke();
+    spoil(dir.path());
+    let ran = verify(dir.path(), Ranks::Threads(2)).await;
+    let report: Report = serde_json::from_str(&ran.expect_status(1).stdout).expect("a report");
+    let faults: Vec<&String> = report.prompts.iter().flat_map(|prompt| &prompt.faults).collect();
+    assert!(!report.pass && faults.iter().any(|told| told.contains(fault)), "{fault:?}: {report:#?}");
+}
+
+fn edit_golden_json(dir: &Path, edit: impl FnOnce(&mut Value)) {
+    let path = dir.join("golden.json");
+    let mut value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    edit(&mut value);
+    fs::write(path, value.to_string()).unwrap();
+}
+
+/// One MXFP4 element of one expert, from ±0…1.5 to ±2…6 or back.
+#[tokio::test]
+async fn a_flipped_nibble_is_seen() {
+    let name = "model.layers.2.mlp.experts.down_proj_blocks";
+    check_spoiled(|dir| edit_tensor(dir, name, |blocks| blocks[1234] ^= 0x40), "max abs").await;
+}
+
+#[tokio::test]
+async fn swapped_sinks_are_seen() {
+    let swap = |sinks: &mut [u8]| sinks.rotate_left(2);
+    check_spoiled(|dir| edit_tensor(dir, "model.layers.3.self_attn.sinks", swap), "max abs").await;
+}
+
+#[tokio::test]
+async fn another_greedy_token_is_seen() {
+    let edit = |golden: &mut Value| {
+        let last = &mut golden["prompts"][2]["greedy"].as_array_mut().unwrap()[47];
+        *last = Value::from((last.as_u64().unwrap() + 1) % 500);
+    };
+    check_spoiled(|dir| edit_golden_json(dir, edit), "greedy 47/48").await;
+}
+
+#[tokio::test]
+async fn another_expert_is_seen() {
+    let edit = |experts: &mut [u8]| experts[0] = (experts[0] + 1) % 8;
+    check_spoiled(|dir| edit_tensor(dir, "p1.router_experts", edit), "expert sets").await;
+}
+
+#[tokio::test]
+async fn a_nan_is_seen() {
+    let edit = |logits: &mut [u8]| logits[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    check_spoiled(|dir| edit_tensor(dir, "p0.logits", edit), "max abs inf").await;
+}
+
+/// Nothing compared is nothing passed.
+#[tokio::test]
+async fn no_prompts_are_no_pass() {
+    let dir = copy_of_smoke();
+    edit_golden_json(dir.path(), |golden| golden["prompts"] = Value::Array(Vec::new()));
+    verify(dir.path(), Ranks::Threads(1)).await.expect_refusal(1, &["golden.json", "no prompts"]);
+}

@@ -1,0 +1,170 @@
+//! Servers and workers as processes that end with the value that started them, and what they say.
+
+use super::program::flotilla;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::Child;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+/// How long a process may take to say or do what it should. Only a hang reaches it.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const TOKEN: &str = "a-token-of-these-tests";
+
+/// A running `flotilla ARGS`, killed when dropped.
+pub struct Running {
+    child: Child,
+    /// Both outputs, line by line as they came.
+    said: Arc<Mutex<String>>,
+    listeners: [JoinHandle<()>; 2],
+}
+
+impl Running {
+    pub fn start(args: &[&str]) -> Running {
+        let mut command = flotilla(args);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        // As a shell does: signals that a terminal would send reach this one and its children only.
+        command.process_group(0);
+        let mut child = command.spawn().expect("the program can be started");
+        let said = Arc::new(Mutex::new(String::new()));
+        let stdout = tokio::spawn(listen(child.stdout.take().expect("it is piped"), said.clone()));
+        let stderr = tokio::spawn(listen(child.stderr.take().expect("it is piped"), said.clone()));
+        Running { child, said, listeners: [stdout, stderr] }
+    }
+
+    pub fn said(&self) -> String {
+        self.said.lock().expect("no holder panics").clone()
+    }
+
+    /// Waits for a line with `mark`, and gives what stands behind it, up to the next space.
+    pub async fn hear(&mut self, mark: &str) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let said = self.said();
+            if let Some((_, behind)) = said.split_once(mark) {
+                return behind.split_whitespace().next().unwrap_or_default().to_owned();
+            }
+            let ended = self.child.try_wait().expect("it can be waited for");
+            assert!(ended.is_none() && Instant::now() < deadline, "no {mark:?}, {ended:?}: {said}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it still runs")
+    }
+
+    /// SIGKILL, and waits until it is gone.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("it can be killed");
+    }
+
+    /// Waits until it has ended, and its last words are heard.
+    pub async fn ended(&mut self) -> ExitStatus {
+        let ended = async {
+            let status = self.child.wait().await.expect("it can be waited for");
+            // Its children have the same outputs, and end with it.
+            for listener in &mut self.listeners {
+                listener.await.expect("listening does not panic");
+            }
+            status
+        };
+        let ended = timeout(PATIENCE, ended).await;
+        ended.unwrap_or_else(|_| panic!("it, or a child of it, still runs: {}", self.said()))
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it can be waited for").is_some()
+    }
+}
+
+async fn listen(output: impl AsyncRead + Unpin, said: Arc<Mutex<String>>) {
+    let mut lines = BufReader::new(output).lines();
+    while let Ok(Some(line)) = lines.next_line().await {
+        said.lock().expect("no holder panics").push_str(&format!("{line}\n"));
+    }
+}
+
+/// Sends `signal` (TERM, INT) to a process, or to a process group by a negative id.
+pub fn send_signal(signal: &str, id: i64) {
+    let status = std::process::Command::new("sh").args(["-c", &format!("kill -s {signal} -- {id}")]).status();
+    assert!(status.expect("sh can be started").success(), "kill -{signal} {id}");
+}
+
+/// Whether a process is there and not only waits to be reaped.
+pub fn is_alive(id: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{id}/stat"));
+    // The state stands behind the name, which is in brackets and may hold anything.
+    stat.is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+}
+
+/// Waits until none of the processes is there.
+pub async fn expect_gone(ids: &[u32]) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Some(id) = ids.iter().find(|id| is_alive(**id)) {
+        assert!(Instant::now() < deadline, "process {id} of {ids:?} still runs");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A port that nothing listens on just now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+/// `flotilla up`, ready to serve.
+pub struct Up {
+    pub process: Running,
+    pub url: String,
+    pub workers: Vec<u32>,
+}
+
+impl Up {
+    pub async fn start(model: &Path, more: &[&str]) -> Up {
+        let args = ["up", "--model", text(model), "--listen", "127.0.0.1:0", "--threads", "1"];
+        let mut process = Running::start(&[&args[..], more].concat());
+        let url = process.hear("is served on ").await;
+        let said = process.said();
+        let ids =
+            said.split_once("processes [").and_then(|(_, ids)| ids.split_once(']')).expect("ids are told");
+        let workers = ids.0.split(", ").map(|id| id.parse().expect("an id")).collect();
+        Up { process, url, workers }
+    }
+}
+
+/// `flotilla coordinator`; its API is up, and it waits for workers.
+pub struct Coordinator {
+    pub process: Running,
+    pub url: String,
+    /// Where workers dial.
+    pub workers_at: String,
+}
+
+impl Coordinator {
+    pub async fn start(model: &Path, workers: usize, more: &[&str]) -> Coordinator {
+        let (listen, workers) = (format!("127.0.0.1:{}", free_port()), workers.to_string());
+        let args = ["coordinator", "--model", text(model), "--listen", &listen, "--workers", &workers];
+        let doors = ["--worker-listen", "127.0.0.1:0", "--join-token", TOKEN];
+        let mut process = Running::start(&[&args[..], &doors, more].concat());
+        let address = process.hear("workers on ").await;
+        Coordinator { process, url: format!("http://{listen}"), workers_at: format!("http://{address}") }
+    }
+
+    pub fn worker(&self, name: &str) -> Running {
+        self.worker_with_token(name, TOKEN)
+    }
+
+    pub fn worker_with_token(&self, name: &str, token: &str) -> Running {
+        let args = ["worker", "--coordinator", &self.workers_at, "--join-token", token, "--name", name];
+        Running::start(&[&args[..], &["--threads", "1", "--collective-timeout", "10"]].concat())
+    }
+}
