@@ -2,7 +2,7 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, greedy, greedy_text};
-use crate::support::server::{Coordinator, Running, Up, expect_gone, send_signal};
+use crate::support::server::{Coordinator, Running, Up, children_of, expect_gone, send_signal};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -82,17 +82,24 @@ async fn a_worker_killed_while_waiting_is_replaced() {
     greedy_text(&client, "Once", 20).await;
 }
 
-/// `up` has no one who would start another worker: it ends, says why, and leaves nothing behind.
+/// `up` is its workers' supervisor: one that is killed, or that hangs, is replaced, and the stream goes on.
 #[tokio::test]
-async fn up_ends_with_its_worker() {
+async fn up_replaces_a_worker_that_dies_or_hangs() {
     let model = endless().await;
-    let mut up = Up::start(model.path(), &[]).await;
-    send_signal("KILL", up.workers[1].into());
-    assert_eq!(up.process.ended().await.code(), Some(1));
-    let said = up.process.said();
-    assert!(
-        said.contains("error: worker 1 ended: signal: 9 (SIGKILL)") && said.contains("\nhint: "),
-        "{said}"
-    );
-    expect_gone(&up.workers).await;
+    let up = Up::start(model.path(), &[]).await;
+    let client = Client::new(&up.url);
+    let undisturbed = greedy_text(&client, "Once upon a time", 600).await;
+    let mut workers = up.workers.clone();
+    for signal in ["KILL", "STOP"] {
+        let mut stream = client.stream(COMPLETIONS, greedy("Once upon a time", 600)).await;
+        let mut text = stream.text_of(100).await;
+        send_signal(signal, workers[1].into());
+        let rest = timeout(Duration::from_secs(60), stream.rest()).await.expect("the stream ends");
+        text.push_str(&rest.text);
+        assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")), "{signal}");
+        assert_eq!(text, undisturbed, "{signal}");
+        expect_gone(&workers).await;
+        workers = children_of(up.process.id());
+        assert_eq!(workers.len(), 2);
+    }
 }

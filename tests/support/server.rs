@@ -111,6 +111,19 @@ pub async fn expect_gone(ids: &[u32]) {
     }
 }
 
+/// The processes whose parent is `parent` and that still run.
+pub fn children_of(parent: u32) -> Vec<u32> {
+    let ids = std::fs::read_dir("/proc").expect("Linux has /proc").flatten();
+    let ids = ids.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let is_child = |id: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        // Behind the name in brackets: the state, then the parent.
+        let mut behind = stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(1);
+        behind.next().and_then(|id| id.parse().ok()) == Some(parent) && is_alive(*id)
+    };
+    ids.filter(is_child).collect()
+}
+
 /// A port that nothing listens on just now.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a port");

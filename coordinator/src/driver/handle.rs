@@ -115,10 +115,19 @@ impl DriverHandle {
         admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
     }
 
-    /// Resolves once a group can serve; never, if the driver has ended.
+    /// Resolves once a group can serve.
     pub async fn ready(&mut self) {
-        let is_ready = |readiness: &Readiness| matches!(readiness, Readiness::Ready { .. });
-        if self.readiness.wait_for(is_ready).await.is_err() {
+        self.until(|readiness| matches!(readiness, Readiness::Ready { .. })).await;
+    }
+
+    /// Resolves once the group is lost.
+    pub async fn lost(&mut self) {
+        self.until(|readiness| matches!(readiness, Readiness::Lost { .. })).await;
+    }
+
+    /// Never resolves once the driver has ended.
+    async fn until(&mut self, wanted: impl FnMut(&Readiness) -> bool) {
+        if self.readiness.wait_for(wanted).await.is_err() {
             std::future::pending::<()>().await;
         }
     }

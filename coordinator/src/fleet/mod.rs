@@ -6,5 +6,5 @@ mod remote;
 mod service;
 
 pub use form::{FormError, Formation, Progress, Weights};
-pub use remote::{GroupWatch, RemoteGroup, join};
+pub use remote::{RemoteGroup, join};
 pub use service::{Fleet, FleetError};

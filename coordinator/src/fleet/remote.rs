@@ -12,20 +12,11 @@ pub struct RemoteGroup {
     plan: Plan,
     /// In rank order.
     workers: Vec<Worker>,
-    /// Dropped with the group, which its watch sees.
-    held: watch::Sender<()>,
-}
-
-/// Sees the end of a group that someone else holds, between steps as well.
-#[derive(Debug)]
-pub struct GroupWatch {
-    held: watch::Receiver<()>,
-    links: Vec<mpsc::UnboundedSender<Result<ToWorker, Status>>>,
 }
 
 impl RemoteGroup {
     pub(super) fn new(plan: Plan, workers: Vec<Worker>) -> Self {
-        RemoteGroup { plan, workers, held: watch::Sender::new(()) }
+        RemoteGroup { plan, workers }
     }
 
     pub fn plan(&self) -> &Plan {
