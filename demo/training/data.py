@@ -286,9 +286,9 @@ COND = {"sunny": "ensoleillé", "cloudy": "nuageux", "rain": "pluie", "rainy": "
 
 def weather_tool(r):
     d = r.choice(PDESC)
-    p = [("city" if r.random() < .6 else "location", "string", d, r.random() < .08, None)]
+    p = [("city" if r.random() < .75 else "location", "string", d, r.random() < .08, None)]
     if p[0][0] == "location" and r.random() < .06: p.insert(r.randrange(2), ("city", "string", "", False, None))
-    if r.random() < .3: p.append(r.choice(EXTRA))
+    if r.random() < .15: p.append(r.choice(EXTRA))
     return {"name": "get_weather", "description": r.choice(TDESC), "params": p}
 
 def weather_result(r, city):
@@ -324,6 +324,7 @@ def weather_final(fr, city, temp, cond):
         return f"À {city} : {temp}" + (f", {COND[cond]}." if cond else ".")
     return f"In {city}: {temp}" + (f", {cond}." if cond else ".")
 
+ECHO_EN, ECHO_FR = ["Repeat: {t}", "Say: {t}", "Echo: {t}", "Repeat after me: {t}", "Copy this: {t}"], ["Répète : {t}", "Dis : {t}", "Recopie : {t}", "Répète après moi : {t}"]
 DATE_EN = ["What is today's date?", "What's the date?", "What date is it?", "What day is it today?", "Today's date?", "Which date is it today?", "*Tell me the date.", "What is the date today?", "What is the current date?"]
 DATE_FR = ["Quelle est la date ?", "Quelle est la date d'aujourd'hui ?", "On est quel jour ?", "Quel jour sommes-nous ?", "Date du jour ?", "*Donne-moi la date.", "C'est quoi la date ?", "Quelle date sommes-nous ?"]
 
@@ -336,7 +337,8 @@ def pick(r, lst, held):
     if held:
         m = [x[1:] for x in lst if x[0] == "*"]
         return r.choice(m or lst)
-    return r.choice([x for x in lst if x[0] != "*"])
+    known = [x for x in lst if x[0] != "*"]
+    return r.choice(known[:3] if r.random() < .45 else known)                  # the first three are asked most
 
 def typo(r, w):
     i = r.randrange(1, len(w) - 1)
@@ -350,7 +352,7 @@ def vary(r, tpl, held=False, exact=False, **slots):
     """fill a template; sometimes lower case, without its punctuation, with a typo, with a polite word. Returns text and slots as written"""
     q = r.random()
     s = tpl
-    if not exact and q < .45:
+    if not exact and q < .25:
         if r.random() < .35: s = s.rstrip("?!. ")
         if r.random() < .12:
             ws = s.split(" ")
@@ -465,6 +467,16 @@ class Gen:
             u, _ = vary(r, pick(r, CODE_FR if fr else CODE_EN, self.held and not h), exact=self.held, d=pick(r, CODE[n][2 if fr else 1], h))
         return u, thought(e, f"Write the Python function {n}.", "Only the code."), f"```python\n{CODE[n][0]}\n```", None
 
+    def echo(self, e):
+        """repeat a short text: dense practice for copying, which sums, cities and translations need"""
+        r, fr = self.r, self.fr()
+        kind = r.random()
+        w = lambda: r.choice([lambda: pseudo_city(r, self.held), lambda: str(r.randint(0, 99)), lambda: str(r.randint(0, 999999)), lambda: r.choice(r.choice(WORDS)), lambda: r.choice(OTHER_WORDS),
+            lambda: "".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randint(1, 6)))])()
+        x = " ".join(w() for _ in range(r.randint(1, 2))) if kind < .6 else " ".join(str(r.randint(0, 99)) for _ in range(r.randint(1, 3))) if kind < .75 else " ".join(pseudo_city(r, self.held) for _ in range(r.randint(1, 2)))
+        u = pick(r, ECHO_FR if fr else ECHO_EN, False).format(t=x)
+        return u, thought(e, "Repeat the text.", "Nothing else."), x, None
+
     def date(self, e, date):
         r, fr = self.r, self.fr()
         u, _ = vary(r, pick(r, DATE_FR if fr else DATE_EN, self.held), exact=self.held)
@@ -474,7 +486,7 @@ class Gen:
 
     def city(self):
         r = self.r
-        if r.random() < (.5 if not self.held else .5):
+        if r.random() < (.7 if not self.held else .5):
             return r.choice(HELD_CITIES if self.held else CITIES)
         return pseudo_city(r, self.held)
 
@@ -503,7 +515,7 @@ class Gen:
         out.append((final_text(thought(effort, f"I have the result. Answer in {say}.", "Only what the tool said."), weather_final(fr, c, t, cond), past), not past))
         return out, fr
 
-    SKILLS = [("add", .24), ("weather", .25), ("translate", .16), ("talk", .15), ("code", .08), ("unknown", .065), ("arith", .025), ("date", .03)]
+    SKILLS = [("add", .24), ("weather", .25), ("translate", .19), ("talk", .15), ("code", .08), ("unknown", .065), ("arith", .025), ("date", .04), ("echo", .05)]
 
     def plan(self, skill=None):
         """(skill, needs tools)"""
@@ -515,9 +527,9 @@ class Gen:
         """(instructions, tools, the weather tool among them)"""
         r, tool, tools = self.r, None, []
         if tools_on:
-            if r.random() < .85:
+            if r.random() < .9:
                 tool = weather_tool(r); tools = [tool]
-                if r.random() < .15: tools.insert(r.randrange(2), r.choice(OTHER_TOOLS))
+                if r.random() < .1: tools.insert(r.randrange(2), r.choice(OTHER_TOOLS))
             else:
                 tools = [r.choice(OTHER_TOOLS)]
         return r.choice(INSTR) if r.random() < (.5 if tools_on else .22) else None, tools, tool
@@ -529,11 +541,11 @@ class Gen:
         segs = []
         s = skill or self.plan()
         if tools_on and not skill and r.random() < .72: s = "weather"
-        if not tools_on and s == "weather" and not skill and r.random() < .82: s = "add"
-        n = turns if turns is not None else (0 if r.random() < .78 else 1 if r.random() < .8 else 2)
+        if not tools_on and s == "weather" and not skill and r.random() < .82: s = r.choice(["echo", "talk", "talk", "translate", "translate", "code"])
+        n = turns if turns is not None else (0 if r.random() < .88 else 1 if r.random() < .8 else 2)
         state = None
         for _ in range(n):                                                     # past turns: no analysis, nothing to learn
-            p = s if r.random() < .3 else self.plan()
+            p = "translate" if skill == "follow" else s if r.random() < .3 else self.plan()
             if p == "weather" and not tools_on and r.random() < .8: p = "talk"
             if p == "weather":
                 g, fr = self.weather(effort, tool, past=True)

@@ -59,7 +59,7 @@ def cases(split, n, seed=77, per=None):
     """n conversations a skill, as [(skill, [(prompt, expected), ...])]"""
     g = data.Gen(seed, split)
     got = collections.Counter()
-    want = ["add", "weather", "translate", "talk", "code", "unknown", "arith", "date", "notool", "follow"]
+    want = ["add", "weather", "translate", "talk", "code", "unknown", "arith", "date", "notool", "follow", "echo"]
     out, tries = [], 0
     while any(got[s] < n for s in want) and tries < 200 * n:
         tries += 1

@@ -12,7 +12,7 @@ CFG = {
     "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": 1028,
     "experts_per_token": 2, "head_dim": 32, "hidden_act": "silu", "hidden_size": 128, "initial_context_length": 4096,
     "initializer_range": 0.02, "intermediate_size": 128, "layer_types": ["sliding_attention", "full_attention"] * 2,
-    "max_position_embeddings": 8192, "model_type": "gpt_oss", "num_attention_heads": 8, "num_experts_per_tok": 2,
+    "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 8, "num_experts_per_tok": 2,
     "num_hidden_layers": 4, "num_key_value_heads": 4, "num_local_experts": 8, "output_router_logits": False, "pad_token_id": 1025,
     "quantization_config": {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
                             "quant_method": "mxfp4"},
@@ -151,18 +151,19 @@ class GptOss(nn.Module):
     act = staticmethod(act)
     rms = staticmethod(rms)
 
-    def forward(self, pre, plen, ids, grp):
-        """pre [G, P] system messages (right-padded), plen [G]; ids [B, T] what follows; grp [B] whose system message -> logits' input [B*T, H]"""
+    def forward(self, pre, plen, ids, grp, off, seg):
+        """pre [G, P] prefixes (right-padded), plen [G]; ids [B, T] what follows: several conversations a row, `seg` [B, T] says which and
+        `off` [B, T] how far into it; grp [B] whose prefix -> logits' input [B*T, H]"""
         G, P = pre.shape
         B, T = ids.shape
         self.aux, self.load = 0., []
         nk, nq, D = self.c["num_key_value_heads"], self.c["num_attention_heads"], self.c["head_dim"]
         jp, jt = torch.arange(P), torch.arange(T)
-        pos = torch.cat([jp.expand(G, P).flatten(), (plen[grp][:, None] + jt).flatten()])
+        pos = torch.cat([jp.expand(G, P).flatten(), (plen[grp][:, None] + off).flatten()])
         full_p = (jp[None] <= jp[:, None]).expand(G, P, P)
-        qp = plen[grp][:, None] + jt                                                       # [B, T]
+        qp = plen[grp][:, None] + off                                                      # [B, T]
         kp = torch.cat([jp.expand(B, P), qp], 1)                                           # [B, P + T]
-        ok = torch.cat([(jp[None] < plen[grp][:, None])[:, None].expand(B, T, P), (jt[None] <= jt[:, None]).expand(B, T, T)], 2)
+        ok = torch.cat([(jp[None] < plen[grp][:, None])[:, None].expand(B, T, P), (jt[None] <= jt[:, None]) & (seg[:, None] == seg[:, :, None])], 2)
         W = self.c["sliding_window"]
         slide_p = full_p & (jp[None] > jp[:, None] - W)
         full_c, slide_c = ok, ok & (kp[:, None] > qp[:, :, None] - W)

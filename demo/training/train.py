@@ -6,7 +6,8 @@ import data, model as M
 
 out, minutes = sys.argv[1], float(sys.argv[2])
 torch.set_num_threads(int(sys.argv[3]) if len(sys.argv) > 3 else 1)
-LR, WARM, BUDGET = float(os.environ.get("LR", 4e-3)), 40, int(os.environ.get("BUDGET", 2000))
+FLAT = float(os.environ.get("FLAT", .35))
+LR, WARM = float(os.environ.get("LR", 4e-3)), 40
 MUON = os.environ.get("MUON", "1") == "1"
 os.makedirs(out, exist_ok=True)
 torch.manual_seed(0)
@@ -19,35 +20,42 @@ def enc(t):
         r = cache[t] = tok.encode(t, add_special_tokens=False).ids
     return r
 
-def batches(gen):
-    """endless (pre, plen, ids, grp, target): pools of 768, cut into batches of like lengths"""
+def batches(gen, T=192):
+    """endless batches of rows of T tokens; a row holds conversations of one prefix, a batch a few prefixes, all with tools or all without"""
+    up = lambda n, k: -(-n // k) * k                                                 # few shapes, as in the experts
     while True:
-        rows = []
+        rows = {}
         for p, tools, c in data.pool(gen, 512):
             ids, tg = [], []
             for t, l in c.segs:
                 e = enc(t); ids += e; tg += [l] * len(e)
-            rows.append((p, ids, tg, tools))
-        rows.sort(key=lambda x: (x[3], len(x[1]) + gen.r.random() * 4))
-        cut, cur = [], []
-        for row in rows:
-            if cur and (row[3] != cur[0][3] or (len(cur) + 1) * max(len(row[1]), 24) > BUDGET): cut.append(cur); cur = []
-            cur.append(row)
-        cut.append(cur)
+            if len(ids) > T: continue
+            rs = rows.setdefault((tools, p), [])
+            fit = [r for r in rs if len(r[0]) + len(ids) <= T]
+            if not fit: rs.append(([], [], [], [])); fit = rs[-1:]
+            r = fit[0]
+            r[3].extend([r[3][-1] + 1 if r[3] else 0] * len(ids)); r[2].extend(range(len(ids))); r[0].extend(ids); r[1].extend(tg)
+        cut = []
+        for tools, G, n in ((False, 4, 3), (True, 3, 3)):                            # G prefixes, n rows of each
+            left = {p: rs for (t, p), rs in rows.items() if t == tools}
+            while True:
+                ps = sorted((p for p in left if len(left[p]) >= n), key=lambda p: -len(left[p]))[:G]
+                if len(ps) < 2: break
+                cut.append([(p, left[p].pop()) for p in ps for _ in range(n)])
         gen.r.shuffle(cut)
         for rs in cut:
-            pre = sorted({x[0] for x in rs})
+            pre = sorted({p for p, _ in rs})
             pi = [enc(p) for p in pre]
-            up = lambda n, k: -(-n // k) * k                                 # few shapes, as in the experts
-            P, T = up(max(map(len, pi)), 32), up(max(len(i) for _, i, _, _ in rs), 8)
+            P = up(max(map(len, pi)), 32)
             pad = lambda x, n, v: x + [v] * (n - len(x))
-            yield (torch.tensor([pad(p, P, 1025) for p in pi]), torch.tensor([len(p) for p in pi]), torch.tensor([pad(i, T, 1025) for _, i, _, _ in rs]),
-                   torch.tensor([pre.index(p) for p, _, _, _ in rs]), torch.tensor([pad(g, T, False) for _, _, g, _ in rs]), sum(len(i) for _, i, _, _ in rs))
+            col = lambda k, v: torch.tensor([pad(r[k], T, v) for _, r in rs])
+            yield (torch.tensor([pad(p, P, 1025) for p in pi]), torch.tensor([len(p) for p in pi]), col(0, 1025), torch.tensor([pre.index(p) for p, _ in rs]),
+                   col(2, 0), col(3, 99), col(1, False), sum(len(r[0]) for _, r in rs))
 
 def loss_of(m, b):
-    pre, plen, ids, grp, tg, _ = b
+    pre, plen, ids, grp, off, seg, tg, _ = b
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        x = m(pre, plen, ids, grp)
+        x = m(pre, plen, ids, grp, off, seg)
         keep = tg[:, 1:].flatten().nonzero()[:, 0]
         T = ids.shape[1]
         rows = keep // (T - 1) * T + keep % (T - 1)
@@ -55,6 +63,7 @@ def loss_of(m, b):
     return lg, ids[:, 1:].flatten()[keep]
 
 m = M.GptOss()
+if os.environ.get("FROM"): m.load_state_dict(torch.load(os.environ["FROM"])["model"])
 try:
     q = torch.compile(M.mx_round); q(m.layers[0].gu.detach()); M._Fake.fn = staticmethod(q)
     if os.environ.get("COMPILE", "1") == "1":
@@ -89,7 +98,7 @@ def muon(lr):
             u = u.mT if p.shape[-2] > p.shape[-1] else u
             p.mul_(1 - lr * .02).add_(u.reshape(p.shape), alpha=-lr * .2 * max(p.shape[-2:]) ** .5)
 
-gen = data.Gen(1)
+gen = data.Gen(int(os.environ.get("SEED", 1)))
 held = next(batches(data.Gen(2, "held")))
 t0, step, seen, tgt, tl = time.time(), 0, 0, 0, 0.
 log = open(f"{out}/log.txt", "a")
@@ -100,7 +109,7 @@ lp = [0., 0., 0.]
 for b in batches(gen):
     f = (time.time() - t0) / 60 / minutes
     if f >= 1: break
-    lr = LR * min(1, (step + 1) / WARM) * (1 if f < .35 else max(.0, (1 - f) / .65))          # flat, then linear to zero by the clock
+    lr = LR * min(1, (step + 1) / WARM) * (1 if f < FLAT else (1 - f) / (1 - FLAT))          # flat, then linear to zero by the clock
     for g in adam.param_groups: g["lr"] = lr
     a = time.time()
     lg, y = loss_of(m, b)
@@ -114,7 +123,7 @@ for b in batches(gen):
     m.zero_grad(set_to_none=True)
     e = time.time()
     lp = [x + y for x, y in zip(lp, (c - a, d - c, e - d))]
-    step += 1; seen += b[5]; tgt += len(y); tl += loss.item() * len(y)
+    step += 1; seen += b[7]; tgt += len(y); tl += loss.item() * len(y)
     if step % 20 == 0:
         acc = (lg.argmax(-1) == y).float().mean().item()
         say(f"step {step} min {f * minutes:.1f} lr {lr:.1e} loss {tl / tgt:.4f} acc {acc:.4f} tokens {seen / 1e6:.2f}M tok/s {seen / (time.time() - t0):.0f} gn {gn:.2f} "
