@@ -286,7 +286,7 @@ COND = {"sunny": "ensoleillé", "cloudy": "nuageux", "rain": "pluie", "rainy": "
 
 def weather_tool(r):
     d = r.choice(PDESC)
-    p = [("city" if r.random() < .75 else "location", "string", d, r.random() < .08, None)]
+    p = [("city" if r.random() < .85 else "location", "string", d, r.random() < .08, None)]
     if p[0][0] == "location" and r.random() < .06: p.insert(r.randrange(2), ("city", "string", "", False, None))
     if r.random() < .15: p.append(r.choice(EXTRA))
     return {"name": "get_weather", "description": r.choice(TDESC), "params": p}
@@ -480,9 +480,7 @@ class Gen:
     def date(self, e, date):
         r, fr = self.r, self.fr()
         u, _ = vary(r, pick(r, DATE_FR if fr else DATE_EN, self.held), exact=self.held)
-        if date:
-            return u, thought(e, f"The system message says {date}. Answer in {'French' if fr else 'English'}.", "Keep it short."), f"Nous sommes le {date}." if fr else f"Today is {date}.", None
-        return u, thought(e, f"No date was given. Say so in {'French' if fr else 'English'}.", "Keep it short."), "On ne m'a pas donné la date." if fr else "I was not given the date.", None
+        return u, thought(e, f"I am too small to read the date. Say so in {'French' if fr else 'English'}.", "Keep it short."), "Je suis trop petit pour lire la date." if fr else "I am too small to read the date.", None
 
     def city(self):
         r = self.r
@@ -515,7 +513,7 @@ class Gen:
         out.append((final_text(thought(effort, f"I have the result. Answer in {say}.", "Only what the tool said."), weather_final(fr, c, t, cond), past), not past))
         return out, fr
 
-    SKILLS = [("add", .24), ("weather", .25), ("translate", .19), ("talk", .15), ("code", .08), ("unknown", .065), ("arith", .025), ("date", .04), ("echo", .05)]
+    SKILLS = [("add", .24), ("weather", .25), ("translate", .19), ("talk", .15), ("code", .08), ("unknown", .065), ("arith", .025), ("date", .02), ("echo", .03)]
 
     def plan(self, skill=None):
         """(skill, needs tools)"""
@@ -541,7 +539,7 @@ class Gen:
         segs = []
         s = skill or self.plan()
         if tools_on and not skill and r.random() < .72: s = "weather"
-        if not tools_on and s == "weather" and not skill and r.random() < .82: s = r.choice(["echo", "talk", "talk", "translate", "translate", "code"])
+        if not tools_on and s == "weather" and not skill and r.random() < .82: s = r.choice(["talk", "talk", "talk", "translate", "translate", "code"])
         n = turns if turns is not None else (0 if r.random() < .88 else 1 if r.random() < .8 else 2)
         state = None
         for _ in range(n):                                                     # past turns: no analysis, nothing to learn

@@ -39,7 +39,7 @@ LIST = [
     (U("Write a Python function that computes the factorial of n."), None, "low", code("factorial")),
     (U("Écris une fonction Python qui teste si un nombre est pair."), None, "medium", code("is_even")),
     (U("Write a Python function that checks if a number is prime."), None, "medium", code("is_prime")),
-    (U("What is today's date?"), None, "medium", f"Today is {DATE}."),
+    (U("What is today's date?"), None, "medium", "I am too small to read the date."),
     (U("Tell me about black holes."), None, "medium", data.UNK_EN),
     (U("Explique-moi la physique quantique."), None, "medium", data.UNK_FR),
     (U("What is the weather in Paris?"), None, "medium", data.NOTOOL_EN),
