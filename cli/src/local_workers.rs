@@ -92,6 +92,9 @@ impl WorkerSettings {
             command.args(["--memory-bytes", &bytes.to_string()]);
         }
         command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());
+        if std::env::var_os(crate::LOG_VARIABLE).is_none() {
+            command.env(crate::LOG_VARIABLE, crate::QUIET);
+        }
         // A group of its own: Ctrl-C is for this process, which lets answers under way end first.
         command.process_group(0).kill_on_drop(true).spawn().context("cannot start a worker process")
     }

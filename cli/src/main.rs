@@ -39,10 +39,26 @@ enum Command {
     Chat(chat::ChatArgs),
 }
 
+/// What is logged, as tracing-subscriber's `EnvFilter` reads it.
+const LOG_VARIABLE: &str = "FLOTILLA_LOG";
+
+impl Command {
+    /// What is logged unless [`LOG_VARIABLE`] says otherwise: servers tell what they do, commands that
+    /// a person looks at only what is wrong.
+    fn log(&self) -> &'static str {
+        match self {
+            Command::Coordinator(_) | Command::Worker(_) => "warn,flotilla=info",
+            _ => QUIET,
+        }
+    }
+}
+
+/// Also for the workers that `up` and `verify` start.
+const QUIET: &str = "warn";
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter =
-        EnvFilter::try_from_env("FLOTILLA_LOG").unwrap_or_else(|_| EnvFilter::new("warn,flotilla=info"));
+    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(cli.command.log()));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
