@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Many small devices carry what one big one would: serves gpt-oss by tensor parallelism.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "flotilla", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -55,17 +55,22 @@ fn main() -> ExitCode {
     })
 }
 
-/// An error and its causes, without those whose words an error above has taken into its own.
+/// An error and its causes in one line, without those whose words an error above has taken into its own;
+/// then the hints, each on a line.
 fn words(error: &anyhow::Error) -> String {
-    let mut words = String::new();
+    let (mut words, mut hints) = (String::new(), String::new());
     for cause in error.chain().map(ToString::to_string) {
+        let (what, hint) = cause.split_once("\nhint: ").unwrap_or((&cause, ""));
         if words.is_empty() {
-            words = cause;
-        } else if !words.contains(&cause) {
-            words = format!("{words}: {cause}");
+            words = what.to_owned();
+        } else if !words.contains(what) {
+            words = format!("{words}: {what}");
+        }
+        if !hints.contains(hint) {
+            hints = format!("{hints}\nhint: {hint}");
         }
     }
-    words
+    words + &hints
 }
 
 fn run(command: Command) -> Result<ExitCode> {
@@ -78,5 +83,21 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Synth(args) => synth::run(&args).map(done),
         Command::Verify(args) => verify::run(&args),
         Command::Chat(args) => chat::run(args).map(done),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::anyhow;
+
+    #[test]
+    fn an_error_is_one_line_and_its_hints() {
+        let error = anyhow!("refused (os error 111)").context("cannot reach it\nhint: start it");
+        assert_eq!(words(&error), "cannot reach it: refused (os error 111)\nhint: start it");
+        let error =
+            anyhow!("rank 1 left\nhint: see its log").context("step failed: rank 1 left\nhint: see its log");
+        assert_eq!(words(&error), "step failed: rank 1 left\nhint: see its log");
+        assert_eq!(words(&anyhow!("alone")), "alone");
     }
 }
