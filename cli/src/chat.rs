@@ -169,7 +169,7 @@ impl Client {
             "stream": true,
         });
         let request = self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body);
-        let response = request.send().await.with_context(|| format!("cannot reach {}", self.url))?;
+        let response = request.send().await.with_context(|| unreachable(&self.url))?;
         if !response.status().is_success() {
             let status = response.status();
             let body: Value = response.json().await.unwrap_or_default();
@@ -195,11 +195,14 @@ impl Client {
 
 async fn first_model(http: &reqwest::Client, url: &str) -> Result<String> {
     let response = http.get(format!("{url}/v1/models")).send().await;
-    let response =
-        response.with_context(|| format!("cannot reach {url}\nhint: start a server with `flotilla up`"))?;
+    let response = response.with_context(|| unreachable(url))?;
     let models: Value = response.json().await.context("/v1/models is not JSON")?;
     let name = models["data"][0]["id"].as_str().context("the server lists no model\nhint: give --model")?;
     Ok(name.to_owned())
+}
+
+fn unreachable(url: &str) -> String {
+    format!("cannot reach {url}\nhint: start a server with `flotilla up`")
 }
 
 /// Whole lines out of parts that may cut anywhere.

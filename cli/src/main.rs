@@ -22,7 +22,7 @@ use tracing_subscriber::EnvFilter;
 
 /// Many small devices carry what one big one would: serves gpt-oss by tensor parallelism.
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(name = "flotilla", version, max_term_width = 100)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -204,7 +204,9 @@ impl Layer {
         };
         Ok(Layer {
             // Even layers slide where the config does not say.
-            slides: json["layer_types"].get(layer).map_or(layer % 2 == 0, |kind| kind == "sliding_attention"),
+            slides: json["layer_types"]
+                .get(layer)
+                .map_or(layer.is_multiple_of(2), |kind| kind == "sliding_attention"),
             norms: [
                 tensors.dense(&name("input_layernorm.weight"))?,
                 tensors.dense(&name("post_attention_layernorm.weight"))?,

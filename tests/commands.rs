@@ -1,0 +1,217 @@
+//! What the commands print and leave behind, and what they say to wrong words.
+
+mod support;
+
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use support::checkpoint::{SEED, config, endless, synth};
+use support::program::{flotilla, run};
+use support::repository;
+use support::server::{Up, free_port};
+
+const COMMANDS: [&str; 7] = ["up", "coordinator", "worker", "plan", "synth", "verify", "chat"];
+
+#[tokio::test]
+async fn every_command_has_help() {
+    let all = run(["--help"]).await;
+    for command in COMMANDS {
+        assert!(all.expect_status(0).stdout.contains(&format!("\n  {command} ")), "{}", all.stdout);
+        let help = run([command, "--help"]).await;
+        help.expect_status(0);
+        assert!(help.stdout.contains(&format!("Usage: flotilla {command} ")), "{}", help.stdout);
+        assert_eq!(unexplained(&help.stdout), Vec::<&str>::new(), "{command}");
+    }
+    let version = run(["--version"]).await;
+    assert!(version.expect_status(0).stdout.starts_with("flotilla "), "{}", version.stdout);
+    let mut secret = flotilla(["worker", "--help"]);
+    let secret = secret.env("FLOTILLA_JOIN_TOKEN", "swordfish").output().await.unwrap();
+    assert!(!String::from_utf8_lossy(&secret.stdout).contains("swordfish"), "the token is shown in help");
+}
+
+/// Options with nothing behind them, on their line or the next.
+fn unexplained(help: &str) -> Vec<&str> {
+    let lines: Vec<&str> = help.lines().map(str::trim).collect();
+    let is_bare = |line: &str| line.starts_with("--") && !line.contains("  ");
+    let pairs = lines.iter().zip(lines.iter().skip(1).chain(&[""]));
+    let bare = pairs.filter(|(line, next)| is_bare(line) && (next.is_empty() || next.starts_with('-')));
+    bare.map(|(line, _)| *line).collect()
+}
+
+#[tokio::test]
+async fn wrong_words_are_answered_with_status_2() {
+    let cases: [(&[&str], &str); 12] = [
+        (&[], "Usage: flotilla"),
+        (&["sail"], "unrecognized subcommand 'sail'"),
+        (&["up", "--worker", "2"], "unexpected argument '--worker'"),
+        (&["up", "--workers", "0"], "0 is not in 1..=64"),
+        (&["up", "--listen", "localhost"], "invalid value 'localhost' for '--listen"),
+        (&["up", "--weights", "synthetic:-1"], "is not a number"),
+        (&["coordinator"], "--join-token"),
+        (&["worker"], "--join-token"),
+        (&["synth", "--like", "gpt-oss-20b"], "--out"),
+        (&["verify", "x", "--ranks", "65"], "65 is not in 1..=64"),
+        (&["plan", "--ranks", "2", "--shares", "1,2"], "cannot be used with"),
+        (&["chat", "--effort", "much"], "[possible values: low, medium, high]"),
+    ];
+    for (args, words) in cases {
+        run(args).await.expect_refusal(2, &[words]);
+    }
+}
+
+/// Every head, block and token of the vocabulary belongs to one rank, and bytes add up to the model's.
+#[tokio::test]
+async fn a_plan_gives_everything_an_owner() {
+    for (model, kv_heads, blocks, vocab) in
+        [("gpt-oss-120b", 8, 90, 201_088), ("gpt-oss-20b", 8, 90, 201_088)]
+    {
+        let alone = plan(&["--model", model, "--ranks", "1"]).await;
+        let sharded_bytes = |plan: &Value, field: &str| -> u64 {
+            plan["bytes"].as_array().unwrap().iter().map(|rank| rank[field].as_u64().unwrap()).sum()
+        };
+        for how in [&["--ranks", "4"][..], &["--ranks", "7"], &["--ranks", "64"], &["--shares", "24,16,12"]] {
+            let plan = plan(&[&["--model", model], how].concat()).await;
+            let stages = plan["plan"]["stages"].as_array().unwrap();
+            assert_eq!(stages.len(), 1);
+            let ranks = stages[0]["ranks"].as_array().unwrap();
+            expect_tiled(ranks, &["kv_heads"], kv_heads);
+            expect_tiled(ranks, &["experts", "blocks"], blocks);
+            expect_tiled(ranks, &["vocab"], vocab);
+            for field in ["experts", "embedding", "unembedding"] {
+                assert_eq!(
+                    sharded_bytes(&plan, field),
+                    sharded_bytes(&alone, field),
+                    "{model} {how:?} {field}"
+                );
+            }
+        }
+    }
+}
+
+async fn plan(args: &[&str]) -> Value {
+    let ran = run([&["plan", "--json"], args].concat()).await;
+    serde_json::from_str(&ran.expect_status(0).stdout).expect("a plan is JSON")
+}
+
+/// The ranges of the ranks, in their order, are 0..whole without gap or overlap.
+#[track_caller]
+fn expect_tiled(ranks: &[Value], path: &[&str], whole: u64) {
+    let mut next = 0;
+    for rank in ranks {
+        let range = path.iter().fold(rank, |value, field| &value[field]);
+        assert_eq!(range["start"], next, "{path:?}: {ranks:?}");
+        next = range["end"].as_u64().unwrap();
+    }
+    assert_eq!(next, whole, "{path:?}: {ranks:?}");
+}
+
+#[tokio::test]
+async fn a_plan_is_a_table_and_says_what_does_not_fit() {
+    let table = run(["plan", "--model", "gpt-oss-120b", "--ranks", "3"]).await;
+    let lines: Vec<&str> = table.expect_status(0).stdout.lines().collect();
+    assert!(lines[0].starts_with("gpt-oss-120b: 36 layers, 128 experts, "), "{lines:?}");
+    assert!(lines[1].starts_with("rank ") && lines[1].ends_with("KV cache"), "{lines:?}");
+    let ranks: Vec<&str> = lines[2..5].iter().map(|line| line.split_whitespace().next().unwrap()).collect();
+    assert_eq!(ranks, ["0", "1", "2"], "{lines:?}");
+
+    let words = ["the model does not fit", "\nhint: add workers"];
+    run(["plan", "--ranks", "2", "--memory-gb", "16"]).await.expect_refusal(1, &words);
+    run(["plan", "--ranks", "6", "--memory-gb", "16"]).await.expect_status(0);
+    run(["plan", "--ranks", "3", "--memory-gb", "8,8"]).await.expect_refusal(1, &["2 values for 3 ranks"]);
+    run(["plan", "--shares", "1,-2"]).await.expect_refusal(1, &["--shares must be positive"]);
+    run(["plan", "--ranks", "0"]).await.expect_refusal(1, &["1 to 64 ranks, 0 were given"]);
+    run(["plan", "--ranks", "65"]).await.expect_refusal(1, &["1 to 64 ranks, 65 were given"]);
+    run(["plan", "--model", "gpt-5"]).await.expect_refusal(1, &["no model is called \"gpt-5\"", "\nhint: "]);
+}
+
+fn bytes_of(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap());
+    files.map(|file| (file.file_name().into_string().unwrap(), fs::read(file.path()).unwrap())).collect()
+}
+
+#[tokio::test]
+async fn synth_is_reproducible_and_overwrites_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = |name: &str| dir.path().join(name);
+    for (name, seed) in [("first", SEED), ("again", SEED), ("other", SEED + 1)] {
+        synth(&out(name), &config(), seed).await;
+    }
+    let (first, other) = (bytes_of(&out("first")), bytes_of(&out("other")));
+    let names: Vec<&str> = first.keys().map(String::as_str).collect();
+    let expected = [
+        "config.json",
+        "generation_config.json",
+        "model-00000-of-00000.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ];
+    assert_eq!(names, expected);
+    assert!(first == bytes_of(&out("again")), "the same seed gave other bytes");
+    assert!(first[expected[2]] != other[expected[2]], "another seed gave the same weights");
+
+    let like = out("first").join("config.json").to_str().unwrap().to_owned();
+    let full = out("other").to_str().unwrap().to_owned();
+    let refused = run(["synth", "--like", &like, "--out", &full]).await;
+    refused.expect_refusal(1, &["is not empty", "\nhint: name a new folder"]);
+    assert!(bytes_of(&out("other")) == other, "a folder was overwritten");
+
+    let fewer = out("fewer").to_str().unwrap().to_owned();
+    run(["synth", "--like", &like, "--layers", "1", "--out", &fewer]).await.expect_status(0);
+    let config: Value = serde_json::from_slice(&bytes_of(&out("fewer"))["config.json"]).unwrap();
+    assert_eq!(
+        (&config["num_hidden_layers"], config["layer_types"].as_array().unwrap().len()),
+        (&1.into(), 1)
+    );
+    let none = out("none").to_str().unwrap().to_owned();
+    let refused = run(["synth", "--like", &like, "--layers", "0", "--out", &none]).await;
+    refused.expect_refusal(1, &["--layers must be at least 1"]);
+    let smoke = repository("tests/golden/smoke/config.json").to_str().unwrap().to_owned();
+    run(["synth", "--like", &smoke, "--out", &none]).await.expect_status(0);
+}
+
+#[tokio::test]
+async fn chat_asks_and_prints_the_answer() {
+    let model = endless().await;
+    let up = Up::start(model.path(), &["--kv-tokens", "512"]).await;
+    let ran = run(["chat", "--url", &up.url, "--effort", "low", "Who are you?"]).await;
+    ran.expect_status(0);
+    let expected = ask(&up.url).await;
+    assert!(!expected.trim().is_empty() && ran.stdout.contains(expected.trim()), "{ran:#?} {expected:?}");
+    let wrong = run(["chat", "--url", &up.url, "--model", "gpt-5", "Hello"]).await;
+    wrong.expect_refusal(1, &["404", "\"gpt-5\" is not served here"]);
+}
+
+/// What the API says to the same question.
+async fn ask(url: &str) -> String {
+    let body = serde_json::json!({
+        "messages": [{ "role": "user", "content": "Who are you?" }], "reasoning_effort": "low", "temperature": 0,
+    });
+    let client = support::client::Client::new(url);
+    let answer = client.expect(support::client::CHAT, body).await;
+    answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn chat_without_a_server_says_what_to_do() {
+    let url = format!("http://127.0.0.1:{}", free_port());
+    for more in [&["Hello"][..], &["--model", "m", "Hello"]] {
+        let ran = run([&["chat", "--url", &url], more].concat()).await;
+        ran.expect_refusal(1, &[&format!("error: cannot reach {url}: ")]);
+        assert!(ran.stderr.ends_with("\nhint: start a server with `flotilla up`\n"), "{}", ran.stderr);
+    }
+}
+
+#[tokio::test]
+async fn verify_says_what_it_misses() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("model");
+    synth(&out, &config(), SEED).await;
+    let words = ["golden.json", "hint: verify needs golden.json and golden.safetensors"];
+    run(["verify", out.to_str().unwrap()]).await.expect_refusal(1, &words);
+    let smoke = repository("tests/golden/smoke").to_str().unwrap().to_owned();
+    let table = run(["verify", &smoke]).await;
+    let lines: Vec<&str> = table.expect_status(0).stdout.lines().collect();
+    assert!(lines[0].ends_with("1 ranks as threads") && lines.last() == Some(&"pass"), "{lines:#?}");
+    assert_eq!(lines.len(), 2 + 6 + 1, "{lines:#?}");
+}

@@ -1,0 +1,108 @@
+//! The demo model answers as demo/expected.json says, over the API. Without the model this fails: a test
+//! that passes by not running shows nothing.
+//!
+//! expected.json is a list; each entry has `messages` (or `prompt`, one user message), perhaps `tools` and
+//! `reasoning_effort`, and what must come: `expect_final` (the whole answer), `expect_contains` (a part
+//! of it), or `expect_tool_call` (`name`, and `arguments` as JSON). `current_date` is the day on which the
+//! answers were made; where one names it, today's is expected, which is what the server tells the model.
+
+mod support;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use support::client::{CHAT, Client};
+use support::repository;
+use support::server::Up;
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    messages: Option<Vec<Value>>,
+    prompt: Option<String>,
+    tools: Option<Value>,
+    reasoning_effort: Option<String>,
+    current_date: Option<String>,
+    /// Harmony as sampled then; the API does not show it.
+    #[serde(rename = "greedy_text")]
+    _greedy_text: Option<String>,
+    expect_final: Option<String>,
+    expect_contains: Option<String>,
+    expect_tool_call: Option<ToolCall>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ToolCall {
+    name: String,
+    arguments: Value,
+}
+
+impl Case {
+    fn body(&self) -> Value {
+        let messages = match (&self.messages, &self.prompt) {
+            (Some(messages), None) => json!(messages),
+            (None, Some(prompt)) => json!([{ "role": "user", "content": prompt }]),
+            _ => panic!("either messages or a prompt: {self:?}"),
+        };
+        let mut body = json!({ "messages": messages, "temperature": 0 });
+        for (field, value) in
+            [("tools", json!(self.tools)), ("reasoning_effort", json!(self.reasoning_effort))]
+        {
+            if !value.is_null() {
+                body[field] = value;
+            }
+        }
+        body
+    }
+
+    fn dated(&self, text: &str, today: &str) -> String {
+        self.current_date.as_ref().map_or(text.to_owned(), |date| text.replace(date, today))
+    }
+
+    /// What is wrong with the answer's choice.
+    fn fault(&self, choice: &Value, today: &str) -> Option<String> {
+        let content = choice["message"]["content"].as_str().unwrap_or_default();
+        let mut expectations = Vec::new();
+        if let Some(text) = &self.expect_final {
+            let text = self.dated(text, today);
+            expectations.push((content.trim() == text.trim(), format!("the answer {text:?}")));
+        }
+        if let Some(text) = &self.expect_contains {
+            let text = self.dated(text, today);
+            expectations.push((content.contains(&text), format!("an answer with {text:?}")));
+        }
+        if let Some(call) = &self.expect_tool_call {
+            let function = &choice["message"]["tool_calls"][0]["function"];
+            let arguments = function["arguments"].as_str().unwrap_or_default();
+            let arguments = serde_json::from_str::<Value>(arguments).unwrap_or_default();
+            let is_it = function["name"] == *call.name && arguments == call.arguments;
+            expectations.push((is_it && choice["finish_reason"] == "tool_calls", format!("{call:?}")));
+        } else {
+            expectations.push((choice["finish_reason"] == "stop", "an end by itself".to_owned()));
+        }
+        assert!(self.expect_tool_call.is_some() || expectations.len() > 1, "nothing is expected of {self:?}");
+        let missed = expectations.into_iter().find(|(met, _)| !met)?;
+        Some(format!("expected {}, found {choice}", missed.1))
+    }
+}
+
+#[tokio::test]
+async fn the_demo_model_answers_as_expected() {
+    let expected = std::fs::read_to_string(repository("demo/expected.json")).expect("demo/expected.json");
+    let cases: Vec<Case> = serde_json::from_str(&expected).expect("demo/expected.json is a list of cases");
+    assert!(!cases.is_empty());
+    let today = std::process::Command::new("date").args(["-u", "+%F"]).output().expect("date can be started");
+    let today = String::from_utf8(today.stdout).expect("a date is UTF-8").trim().to_owned();
+    for workers in ["1", "2", "3"] {
+        let up = Up::start(&repository("demo/model"), &["--workers", workers]).await;
+        let client = Client::new(&up.url);
+        let mut faults = Vec::new();
+        for case in &cases {
+            let answer = client.expect(CHAT, case.body()).await;
+            faults
+                .extend(case.fault(&answer["choices"][0], &today).map(|fault| format!("{case:?}\n{fault}")));
+        }
+        let count = faults.len();
+        assert!(faults.is_empty(), "{workers} workers, {count} of {}:\n{}", cases.len(), faults.join("\n\n"));
+    }
+}
