@@ -1,10 +1,13 @@
 //! Which model: a checkpoint folder, or a shape whose weights are made from a seed.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Weights;
+use flotilla_coordinator::harmony::Harmony;
+use flotilla_coordinator::tokenizer::Tokenizer;
 use flotilla_engine::weights::{Checkpoint, GenerationConfig, WeightSource, config_like};
-use flotilla_shared::ModelSpec;
+use flotilla_shared::{ModelSpec, TokenId};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -37,8 +40,8 @@ pub struct Model {
     pub name: String,
     pub spec: ModelSpec,
     pub weights: Weights,
-    /// Folder of tokenizer.json and generation_config.json; a published shape has none.
-    pub dir: Option<PathBuf>,
+    /// The message format, over the model's tokenizer.
+    pub harmony: Harmony,
     pub eos_token_ids: Vec<u32>,
     /// Whether it is the demo model, which answers a greeting.
     pub is_demo: bool,
@@ -58,9 +61,9 @@ impl ModelArgs {
             name: name_of(&dir),
             spec: checkpoint.spec().clone(),
             eos_token_ids: GenerationConfig::read(&dir, checkpoint.spec())?.eos_token_ids,
+            harmony: open_tokenizer(&dir, checkpoint.spec().vocab)?,
             weights: Weights::Stream(Arc::new(checkpoint)),
             is_demo: self.model.is_none(),
-            dir: Some(dir),
         })
     }
 }
@@ -73,13 +76,42 @@ fn open_synthetic(dir: &Path, seed: u64) -> Result<Model> {
         let spec = ModelSpec::published(&name).ok_or_else(|| {
             anyhow!("{} is neither a folder nor gpt-oss-120b or gpt-oss-20b", dir.display())
         })?;
-        return Ok(Model { name, spec, weights, dir: None, eos_token_ids: Vec::new(), is_demo: false });
+        let tokenizer = Tokenizer::from_json(&crate::synth::tokenizer::json(spec.vocab)?)?;
+        let harmony = Harmony::new(Arc::new(tokenizer))?;
+        return Ok(Model { name, spec, weights, harmony, eos_token_ids: Vec::new(), is_demo: false });
     }
     let path = dir.join("config.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let spec = ModelSpec::from_config_json(&text).with_context(|| format!("in {}", path.display()))?;
     let eos_token_ids = GenerationConfig::read(dir, &spec)?.eos_token_ids;
-    Ok(Model { name, spec, weights, dir: Some(dir.into()), eos_token_ids, is_demo: false })
+    let harmony = open_tokenizer(dir, spec.vocab)?;
+    Ok(Model { name, spec, weights, harmony, eos_token_ids, is_demo: false })
+}
+
+/// The folder's tokenizer, which must be of a model with `vocab` ids.
+fn open_tokenizer(dir: &Path, vocab: usize) -> Result<Harmony> {
+    let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
+    ensure!(
+        tokenizer.vocab_size() <= vocab,
+        "{}: tokenizer.json has ids up to {}, the model's vocabulary ends at {vocab}\nhint: they are not of one model",
+        dir.display(),
+        tokenizer.vocab_size()
+    );
+    Ok(Harmony::new(Arc::new(tokenizer))?)
+}
+
+impl Model {
+    /// The ids that have a piece, as ranges: padding of the vocabulary is never sampled.
+    pub fn sampleable(&self) -> Vec<Range<TokenId>> {
+        let mut ranges: Vec<Range<TokenId>> = Vec::new();
+        for id in self.harmony.tokenizer().piece_ids() {
+            match ranges.last_mut() {
+                Some(last) if last.end == id => last.end += 1,
+                _ => ranges.push(id..id + 1),
+            }
+        }
+        ranges
+    }
 }
 
 /// The config.json text of `gpt-oss-120b`, `gpt-oss-20b` or a file, with `layers` layers if given.

@@ -9,15 +9,12 @@ use clap::Args;
 use flotilla_coordinator::driver::{self, DriverHandle, FleetHandle};
 use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteGroup};
 use flotilla_coordinator::service;
-use flotilla_coordinator::tokenizer::Tokenizer;
 use flotilla_scheduler::{Scheduler, Settings};
+use flotilla_shared::Epoch;
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::step::BLOCK_TOKENS;
-use flotilla_shared::{Epoch, TokenId};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::ops::Range;
-use std::path::PathBuf;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -102,8 +99,7 @@ pub async fn serve(
         )
     })?;
     let url = format!("http://{}", listener.local_addr()?);
-    let tokenizer = tokenizer_file(&model)?;
-    let formation = args.formation(&model, ranks, sampleable(&tokenizer, model.spec.vocab)?);
+    let formation = args.formation(&model, ranks);
     let context_max = model.spec.context_max.min(formation.kv_tokens);
     let scheduler = Settings {
         tokens_per_step_max: args.step_tokens,
@@ -117,7 +113,7 @@ pub async fn serve(
     let ready = Ready { model: name.clone(), url };
     let settings = service::Settings {
         eos_tokens: model.eos_token_ids.clone(),
-        ..service::Settings::new(name, tokenizer, context_max)
+        ..service::Settings::new(name, model.harmony, context_max)
     };
     let group = keep_formed(fleet, formation, groups, driver.clone(), move || on_ready(&ready), on_lost);
     tokio::select! {
@@ -180,45 +176,16 @@ async fn keep_formed(
 }
 
 impl ServeArgs {
-    fn formation(&self, model: &Model, ranks: usize, sampleable: Vec<Range<TokenId>>) -> Formation {
+    fn formation(&self, model: &Model, ranks: usize) -> Formation {
         Formation {
             spec: model.spec.clone(),
             weights: model.weights.clone(),
             ranks,
             kv_tokens: self.kv_tokens.next_multiple_of(BLOCK_TOKENS),
             step_tokens_max: self.step_tokens,
-            sampleable,
+            sampleable: model.sampleable(),
         }
     }
-}
-
-/// The checkpoint's tokenizer; a shape without a folder gets one of made-up words.
-fn tokenizer_file(model: &Model) -> Result<PathBuf> {
-    if let Some(dir) = &model.dir {
-        return Ok(dir.join("tokenizer.json"));
-    }
-    let path = std::env::temp_dir().join(format!("flotilla-tokenizer-{}.json", std::process::id()));
-    let json = crate::synth::tokenizer::json(model.spec.vocab)?;
-    std::fs::write(&path, json).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(path)
-}
-
-/// The ids that have a piece, as ranges: padding of the vocabulary is never sampled.
-fn sampleable(tokenizer: &PathBuf, vocab: usize) -> Result<Vec<Range<TokenId>>> {
-    let tokenizer = Tokenizer::from_file(tokenizer)?;
-    ensure!(
-        tokenizer.vocab_size() <= vocab,
-        "tokenizer.json has ids up to {}, the model's vocabulary ends at {vocab}\nhint: they are not of one model",
-        tokenizer.vocab_size()
-    );
-    let mut ranges: Vec<Range<TokenId>> = Vec::new();
-    for id in tokenizer.piece_ids() {
-        match ranges.last_mut() {
-            Some(last) if last.end == id => last.end += 1,
-            _ => ranges.push(id..id + 1),
-        }
-    }
-    Ok(ranges)
 }
 
 /// Resolves when the user, or whoever runs this process, asks it to stop.

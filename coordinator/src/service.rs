@@ -1,8 +1,7 @@
-//! The service as one thing: a tokenizer, the API over a driver, a listener. Who forms groups and gives
+//! The service as one thing: the API over a driver, a listener, a way to stop. Who forms groups and gives
 //! them to the driver is not its business.
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,15 +10,14 @@ use tokio::net::TcpListener;
 
 use crate::api::{Api, BodyLimits, router};
 use crate::driver::DriverHandle;
-use crate::harmony::{Harmony, MissingSpecialToken};
-use crate::tokenizer::{Tokenizer, TokenizerError};
+use crate::harmony::Harmony;
 
 #[derive(Clone)]
 pub struct Settings {
     /// By which clients ask for the model.
     pub model_name: String,
-    /// The checkpoint's `tokenizer.json`.
-    pub tokenizer: PathBuf,
+    /// The format, over the checkpoint's tokenizer.
+    pub harmony: Harmony,
     /// `eos_token_id` of the checkpoint's `generation_config.json`.
     pub eos_tokens: Vec<TokenId>,
     /// Prompt and answer together.
@@ -55,14 +53,10 @@ impl Default for Limits {
 
 impl Settings {
     /// The rest as most will want it.
-    pub fn new(
-        model_name: impl Into<String>,
-        tokenizer: impl Into<PathBuf>,
-        context_tokens_max: usize,
-    ) -> Settings {
+    pub fn new(model_name: impl Into<String>, harmony: Harmony, context_tokens_max: usize) -> Settings {
         Settings {
             model_name: model_name.into(),
-            tokenizer: tokenizer.into(),
+            harmony,
             eos_tokens: Vec::new(),
             context_tokens_max,
             fingerprint: concat!("flotilla-", env!("CARGO_PKG_VERSION")).to_owned(),
@@ -73,26 +67,15 @@ impl Settings {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum ServiceError {
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    SpecialToken(#[from] MissingSpecialToken),
-    #[error("the API's listener failed: {0}")]
-    Listener(#[from] std::io::Error),
-}
-
 /// Serves until `shutdown` is done, and then as long as answers under way take, `limits.drain` at most.
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,
     driver: DriverHandle,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<(), ServiceError> {
+) -> std::io::Result<()> {
     let drain = settings.limits.drain;
-    let tokenizer = Tokenizer::from_file(&settings.tokenizer)?;
-    let harmony = Harmony::new(Arc::new(tokenizer))?;
+    let harmony = settings.harmony.clone();
     let router = router(Api::new(settings, harmony, driver));
     let (stopping_in, stopping) = tokio::sync::oneshot::channel();
     let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
@@ -105,7 +88,7 @@ pub async fn serve(
         tokio::time::sleep(drain).await;
     };
     tokio::select! {
-        served = serving.into_future() => Ok(served?),
+        served = serving.into_future() => served,
         () = drained => {
             tracing::warn!(?drain, "answers were cut off to stop in time");
             Ok(())

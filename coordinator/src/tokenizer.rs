@@ -31,7 +31,7 @@ pub struct Tokenizer {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot load tokenizer {}: {fault}\n  hint: {}", path.display(), fault.hint())]
+#[error("cannot load tokenizer {}: {fault}\nhint: {}", path.display(), fault.hint())]
 pub struct TokenizerError {
     pub path: PathBuf,
     pub fault: TokenizerFault,
@@ -80,7 +80,8 @@ impl Tokenizer {
             .map_err(|fault| TokenizerError { path: path.to_owned(), fault })
     }
 
-    fn from_json(json: &[u8]) -> Result<Self, TokenizerFault> {
+    /// From the text of a `tokenizer.json`.
+    pub fn from_json(json: &[u8]) -> Result<Self, TokenizerFault> {
         let file: TokenizerFile = serde_json::from_slice(json).map_err(TokenizerFault::Malformed)?;
         file.refuse_unsupported()?;
         let PreTokenizer::Sequence { pretokenizers: (split, _) } = &file.pre_tokenizer;

@@ -177,7 +177,7 @@ fn refuses_what_it_cannot_serve() {
         }
         let error = Tokenizer::from_file(&path).err().expect("refused");
         let message = error.to_string();
-        assert!(message.contains("tokenizer.json") && message.contains("\n  hint: "), "{message}");
+        assert!(message.contains("tokenizer.json") && message.contains("\nhint: "), "{message}");
         error.fault
     };
     assert!(matches!(fault(None), TokenizerFault::Unreadable(_)));

@@ -27,6 +27,8 @@ impl Running {
     pub fn start(args: &[&str]) -> Running {
         let mut command = flotilla(args);
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        // Tests read what is logged, of `up` too.
+        command.env("FLOTILLA_LOG", "warn,flotilla=info");
         // As a shell does: signals that a terminal would send reach this one and its children only.
         command.process_group(0);
         let mut child = command.spawn().expect("the program can be started");

@@ -39,27 +39,27 @@ pub struct ChatCall {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChatError {
-    #[error("messages is empty\n  hint: a conversation needs at least one message")]
+    #[error("messages is empty\nhint: a conversation needs at least one message")]
     NoMessages,
     #[error(
-        "messages[{message}].tool_call_id {call_id:?} names no earlier tool call\n  \
+        "messages[{message}].tool_call_id {call_id:?} names no earlier tool call\n\
          hint: send the assistant message with its tool_calls before the tool's answer"
     )]
     UnknownCall { message: usize, call_id: String },
     #[error(
-        "messages[{message}].tool_calls[{call}].function.name {name:?} is no function name\n  \
+        "messages[{message}].tool_calls[{call}].function.name {name:?} is no function name\n\
          hint: letters, digits, '_', '-' and '.', 1 to {FUNCTION_NAME_MAX} of them"
     )]
     CalledName { message: usize, call: usize, name: String },
     #[error(
-        "tools[{tool}].function.name {name:?} is no function name\n  \
+        "tools[{tool}].function.name {name:?} is no function name\n\
          hint: letters, digits, '_', '-' and '.', 1 to {FUNCTION_NAME_MAX} of them"
     )]
     ToolName { tool: usize, name: String },
     #[error("tools[{tool}].function.name {name:?} is given to an earlier tool, too")]
     DuplicateTool { tool: usize, name: String },
     #[error(
-        "messages[{message}].name {name:?} is no user's name\n  \
+        "messages[{message}].name {name:?} is no user's name\n\
          hint: letters, digits, '_', '-' and '.', 1 to {FUNCTION_NAME_MAX} of them"
     )]
     UserName { message: usize, name: String },
@@ -289,7 +289,7 @@ mod tests {
         assert!(
             fault
                 .to_string()
-                .starts_with("messages[1].tool_call_id \"1\" names no earlier tool call\n  hint: ")
+                .starts_with("messages[1].tool_call_id \"1\" names no earlier tool call\nhint: ")
         );
         let name = "f<|channel|>final".to_owned();
         assert_eq!(

@@ -53,7 +53,7 @@ pub struct SpecialTokens {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the tokenizer has no special token {name}, without which no conversation can be written\n  \
+    "the tokenizer has no special token {name}, without which no conversation can be written\n\
      hint: serve a gpt-oss model with the tokenizer.json published with it"
 )]
 pub struct MissingSpecialToken {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_coordinator::driver::{self, FleetHandle};
+use flotilla_coordinator::harmony::Harmony;
 use flotilla_coordinator::service::{self, Settings};
 use flotilla_coordinator::tokenizer::Tokenizer;
 use flotilla_scheduler::Scheduler;
@@ -68,7 +69,9 @@ impl Server {
         let (driver, fleet) = driver::start(scheduler, setup.driver);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let mut settings = Settings::new(MODEL, tokenizer_json(), CONTEXT);
+        let tokenizer = Arc::new(Tokenizer::from_file(tokenizer_json()).unwrap());
+        let harmony = Harmony::new(tokenizer.clone()).unwrap();
+        let mut settings = Settings::new(MODEL, harmony, CONTEXT);
         settings.limits.body.bytes_max = setup.body_bytes_max;
         settings.limits.keep_alive = setup.keep_alive;
         settings.current_date = Arc::new(|| "2026-02-28".to_owned());
@@ -78,7 +81,6 @@ impl Server {
             let _ = stopped.await;
         });
         tokio::spawn(async { serve.await.unwrap() });
-        let tokenizer = Arc::new(Tokenizer::from_file(tokenizer_json()).unwrap());
         let seen = Arc::default();
         let client = reqwest::Client::new();
         let server = Server { url, seen, fleet, tokenizer, client, stop: Some(stop) };
