@@ -15,6 +15,7 @@ use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::step::BLOCK_TOKENS;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -42,6 +43,9 @@ pub struct ServeArgs {
     /// Sequences that run at once
     #[arg(long, default_value_t = 64)]
     sequences: usize,
+    /// The date that the model is told, such as 2026-11-23 [default: today, UTC]
+    #[arg(long, value_parser = parse_date)]
+    current_date: Option<String>,
     /// Requests that may wait; one more gets 429
     #[arg(long, default_value_t = 1024)]
     queue: usize,
@@ -111,10 +115,13 @@ pub async fn serve(
         driver::start(Scheduler::new(scheduler)?, driver::Settings { regroup_wait: REGROUP_WAIT });
     let name = args.served_name.clone().unwrap_or_else(|| model.name.clone());
     let ready = Ready { model: name.clone(), url };
-    let settings = service::Settings {
+    let mut settings = service::Settings {
         eos_tokens: model.eos_token_ids.clone(),
         ..service::Settings::new(name, model.harmony, context_max)
     };
+    if let Some(date) = args.current_date.clone() {
+        settings.current_date = Arc::new(move || date.clone());
+    }
     let group = keep_formed(fleet, formation, groups, driver.clone(), move || on_ready(&ready), on_lost);
     tokio::select! {
         served = service::serve(listener, settings, driver, shutdown) => Ok(served?),
@@ -186,6 +193,12 @@ impl ServeArgs {
             sampleable: model.sampleable(),
         }
     }
+}
+
+/// `YYYY-MM-DD`, as text: it only reaches the prompt.
+fn parse_date(text: &str) -> Result<String, String> {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    if shape == "0000-00-00" { Ok(text.into()) } else { Err("expected a date such as 2026-11-23".into()) }
 }
 
 /// Resolves when the user, or whoever runs this process, asks it to stop.
