@@ -69,6 +69,16 @@ def render(messages, tools, effort, date=DATE):
         else: s += "<|start|>assistant" + data.final_text("", m["content"], True)
     return s + "<|start|>assistant"
 
+@torch.no_grad()
+def margin(run, prompt, text):
+    """the least distance between the first and the second logit over the tokens of `text`"""
+    a, b = run.ids(prompt), run.ids(text)
+    n = len(a) + len(b)
+    x = run.m(torch.tensor([a[:1]]), torch.tensor([1]), torch.tensor([(a + b)[1:]]), torch.tensor([0]), torch.arange(n - 1)[None], torch.zeros(1, n - 1, dtype=torch.long))
+    v, i = (x[len(a) - 2:-1] @ run.m.head.T).topk(2)
+    assert i[:, 0].tolist() == b
+    return round(float((v[:, 0] - v[:, 1]).min()), 3)
+
 def main(path, out):
     run = Runner(path)
     got = run([render(m, t, e) for m, t, e, _ in LIST])
@@ -83,7 +93,7 @@ def main(path, out):
         if ok:
             r = {"messages": m, **({"tools": t} if t else {}), "reasoning_effort": e, "current_date": DATE}
             r |= {"expect_tool_call": {"name": want[0], "arguments": want[1]}} if isinstance(want, tuple) else {"expect_final": want}
-            rows.append({**r, "greedy_text": g})
+            rows.append({**r, "greedy_text": g, "min_margin": margin(run, render(m, t, e), g)})
     json.dump(rows, open(out, "w", encoding="utf-8"), ensure_ascii=False, indent=1)
     print(f"{len(rows)} of {len(LIST)}")
 
