@@ -25,6 +25,9 @@ struct Case {
     /// Harmony as sampled then; the API does not show it.
     #[serde(rename = "greedy_text")]
     _greedy_text: Option<String>,
+    /// Least distance of the first logit from the second, in f32.
+    #[serde(rename = "min_margin")]
+    _min_margin: f64,
     expect_final: Option<String>,
     expect_contains: Option<String>,
     expect_tool_call: Option<ToolCall>,
