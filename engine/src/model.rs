@@ -7,7 +7,7 @@
 
 use crate::backend::{Backend, Norm};
 use crate::batch::Batch;
-use crate::collective::{Collective, CollectiveError};
+use crate::collective::{AllReduce, CollectiveError};
 use flotilla_shared::ModelSpec;
 
 /// Runs every layer over the batch and leaves the logits of its logit rows in the backend.
@@ -21,8 +21,8 @@ pub fn forward<B, C>(
     batch: &Batch,
 ) -> Result<(), CollectiveError>
 where
-    B: Backend<Buffer = [f32]>,
-    C: Collective + ?Sized,
+    B: Backend,
+    C: AllReduce<B::Activations> + ?Sized,
 {
     // x = E[token]
     collective.all_reduce(backend.embed(batch))?;

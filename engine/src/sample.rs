@@ -1,10 +1,12 @@
 //! Choosing tokens on shards: every rank looks at its own part of the vocabulary, a few bytes a row are
 //! gathered, and all ranks know the same token. Exact for every number of ranks.
 
+use crate::backend::BackendError;
 use crate::collective::{Collective, CollectiveError};
 use flotilla_shared::{Sampling, TokenId};
 use std::cmp::Ordering;
 use std::ops::Range;
+use thiserror::Error;
 
 /// One row to choose a token for.
 #[derive(Clone, Copy, Debug)]
@@ -12,55 +14,92 @@ pub struct SampleRow {
     pub sampling: Sampling,
     /// Position of the token that is chosen: with the seed, the key of its noise.
     pub position: u32,
+    /// Which of the batch's logit rows.
+    pub logit_row: usize,
+}
+
+/// A row as a rank looks at it: only logits of at least `floor` count.
+#[derive(Clone, Copy, Debug)]
+pub struct Pick {
+    pub row: SampleRow,
+    pub floor: f32,
 }
 
 /// The best token of a rank's part and its score.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Candidate {
-    score: f32,
-    token: TokenId,
+pub struct Candidate {
+    pub score: f32,
+    pub token: TokenId,
 }
 
-/// Loses to every real candidate: what a rank without vocabulary sends.
-const NONE: Candidate = Candidate { score: f32::NEG_INFINITY, token: TokenId::MAX };
+impl Candidate {
+    /// Loses to every real candidate: what a rank without vocabulary sends.
+    pub const NONE: Candidate = Candidate { score: f32::NEG_INFINITY, token: TokenId::MAX };
+}
 
 const CANDIDATE_BYTES: usize = 8;
+
+/// A rank's part of the vocabulary and what may be chosen of it.
+#[derive(Clone, Debug)]
+pub struct Sampleable {
+    pub vocab: Range<usize>,
+    /// Ids of that part that may be chosen, rising.
+    pub ids: Vec<Range<usize>>,
+}
+
+impl Sampleable {
+    /// `sampleable`: the ids that may be chosen, of the whole vocabulary, rising.
+    pub fn new(vocab: Range<usize>, sampleable: &[Range<TokenId>]) -> Self {
+        let own = |ids: &Range<TokenId>| vocab.start.max(ids.start as usize)..vocab.end.min(ids.end as usize);
+        let ids = sampleable.iter().map(own).filter(|ids| !ids.is_empty()).collect();
+        Sampleable { vocab, ids }
+    }
+
+    /// The part of `logits`, f32 [V/R], of each range of ids.
+    fn parts<'a>(&self, logits: &'a [f32]) -> impl Iterator<Item = &'a [f32]> {
+        self.ids.iter().map(|ids| &logits[ids.start - self.vocab.start..ids.end - self.vocab.start])
+    }
+}
+
+/// Where a rank's logits of the last batch are.
+pub trait Shard {
+    /// f32 [V/R]: the logits of the `row`-th logit row, in the host's memory.
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError>;
+
+    /// The best candidate of each pick among the rank's tokens that may be sampled.
+    fn best(&mut self, picks: &[Pick], sampleable: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
+        picks.iter().map(|pick| Ok(best_of(pick, self.logits(pick.row.logit_row)?, sampleable))).collect()
+    }
+}
 
 /// Chooses tokens over a vocabulary that is cut over ranks.
 #[derive(Debug)]
 pub struct Sampler {
-    /// This rank's part of the vocabulary.
-    vocab: Range<usize>,
-    /// Ids of that part that may be chosen, rising.
-    sampleable: Vec<Range<usize>>,
+    sampleable: Sampleable,
     sent: Vec<u8>,
     received: Vec<u8>,
 }
 
 impl Sampler {
-    /// `sampleable`: the ids that may be chosen, of the whole vocabulary, rising.
-    pub fn new(vocab: Range<usize>, sampleable: &[Range<TokenId>]) -> Self {
-        let own = |ids: &Range<TokenId>| vocab.start.max(ids.start as usize)..vocab.end.min(ids.end as usize);
-        let sampleable = sampleable.iter().map(own).filter(|ids| !ids.is_empty()).collect();
-        Sampler { vocab, sampleable, sent: Vec::new(), received: Vec::new() }
+    pub fn new(sampleable: Sampleable) -> Self {
+        Sampler { sampleable, sent: Vec::new(), received: Vec::new() }
     }
 
-    /// One token a row, the same on every rank; `None` where no logit is a number. `logits(i)`: f32 [V/R] of row i.
-    pub fn sample<'a, C: Collective + ?Sized>(
+    /// One token a row, the same on every rank; `None` where no logit is a number.
+    pub fn sample<C: Collective + ?Sized>(
         &mut self,
         rows: &[SampleRow],
-        logits: impl Fn(usize) -> &'a [f32],
+        shard: &mut impl Shard,
         collective: &mut C,
-    ) -> Result<Vec<Option<TokenId>>, CollectiveError> {
-        let mut floors = vec![f32::NEG_INFINITY; rows.len()];
-        for (index, row) in rows.iter().enumerate() {
+    ) -> Result<Vec<Option<TokenId>>, SampleError> {
+        let mut picks: Vec<Pick> = rows.iter().map(|&row| Pick { row, floor: f32::NEG_INFINITY }).collect();
+        for Pick { row, floor } in &mut picks {
             if !row.sampling.is_greedy() && row.sampling.top_p < 1.0 {
-                floors[index] = self.nucleus_floor(row.sampling, logits(index), collective)?;
+                *floor = self.nucleus_floor(row.sampling, shard.logits(row.logit_row)?, collective)?;
             }
         }
         self.sent.clear();
-        for (index, row) in rows.iter().enumerate() {
-            let best = self.best(row, logits(index), floors[index]);
+        for best in shard.best(&picks, &self.sampleable)? {
             self.sent.extend_from_slice(&best.score.to_le_bytes());
             self.sent.extend_from_slice(&best.token.to_le_bytes());
         }
@@ -68,29 +107,10 @@ impl Sampler {
         Ok((0..rows.len()).map(|row| self.winner(row, rows.len())).collect())
     }
 
-    /// The part's best token whose logit is at least `floor`.
-    fn best(&self, row: &SampleRow, logits: &[f32], floor: f32) -> Candidate {
-        let mut best = NONE;
-        for ids in &self.sampleable {
-            for token in ids.clone() {
-                let logit = logits[token - self.vocab.start];
-                if logit < floor {
-                    continue;
-                }
-                let token = token as TokenId;
-                let candidate = Candidate { score: row.sampling.score(logit, row.position, token), token };
-                if better(candidate, best) {
-                    best = candidate;
-                }
-            }
-        }
-        best
-    }
-
     fn winner(&self, row: usize, row_count: usize) -> Option<TokenId> {
         let per_rank = self.received.chunks_exact(row_count * CANDIDATE_BYTES);
         let of_rank = per_rank.map(|sent| &sent[row * CANDIDATE_BYTES..][..CANDIDATE_BYTES]);
-        let mut best = NONE;
+        let mut best = Candidate::NONE;
         for bytes in of_rank {
             let (score, token) = bytes.split_at(4);
             let candidate = Candidate {
@@ -101,7 +121,7 @@ impl Sampler {
                 best = candidate;
             }
         }
-        (best != NONE).then_some(best.token)
+        (best != Candidate::NONE).then_some(best.token)
     }
 
     /// The smallest logit in the nucleus: the tokens whose probabilities, in falling order, first
@@ -113,8 +133,7 @@ impl Sampler {
         collective: &mut C,
     ) -> Result<f32, CollectiveError> {
         self.sent.clear();
-        for ids in &self.sampleable {
-            let own = &logits[ids.start - self.vocab.start..ids.end - self.vocab.start];
+        for own in self.sampleable.parts(logits) {
             self.sent.extend(own.iter().flat_map(|logit| logit.to_le_bytes()));
         }
         collective.all_gather(&self.sent, &mut self.received)?;
@@ -122,6 +141,34 @@ impl Sampler {
         let logits = logits.map(|bytes| f32::from_le_bytes(bytes.try_into().expect("4 bytes")));
         Ok(nucleus_floor(logits.collect(), sampling))
     }
+}
+
+/// The rank's best token whose logit is at least the pick's floor; `logits`: f32 [V/R] of its row.
+pub fn best_of(pick: &Pick, logits: &[f32], sampleable: &Sampleable) -> Candidate {
+    let SampleRow { sampling, position, .. } = pick.row;
+    let mut best = Candidate::NONE;
+    for (ids, logits) in sampleable.ids.iter().zip(sampleable.parts(logits)) {
+        for (token, &logit) in ids.clone().zip(logits) {
+            if logit < pick.floor {
+                continue;
+            }
+            let token = token as TokenId;
+            let candidate = Candidate { score: sampling.score(logit, position, token), token };
+            if better(candidate, best) {
+                best = candidate;
+            }
+        }
+    }
+    best
+}
+
+/// Why no token could be chosen.
+#[derive(Debug, Error)]
+pub enum SampleError {
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
 }
 
 /// Higher score first, then the lower id; a NaN never wins.
@@ -195,6 +242,6 @@ mod tests {
     fn ties_go_to_the_lower_id_and_nan_never_wins() {
         let at = |score, token| Candidate { score, token };
         assert!(better(at(1.0, 3), at(1.0, 4)) && !better(at(1.0, 4), at(1.0, 3)));
-        assert!(!better(at(f32::NAN, 0), NONE) && better(at(-1e30, 7), NONE));
+        assert!(!better(at(f32::NAN, 0), Candidate::NONE) && better(at(-1e30, 7), Candidate::NONE));
     }
 }

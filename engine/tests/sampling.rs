@@ -1,7 +1,8 @@
 //! Sampling on shards: the same token for every number of ranks, and none that may not be sampled.
 
+use flotilla_engine::backend::BackendError;
 use flotilla_engine::collective::{Collective, Solo, threads};
-use flotilla_engine::sample::{SampleRow, Sampler};
+use flotilla_engine::sample::{SampleRow, Sampleable, Sampler, Shard};
 use flotilla_shared::plan::apportion;
 use flotilla_shared::sampling::mix;
 use flotilla_shared::{Sampling, TokenId};
@@ -20,6 +21,7 @@ fn rows() -> Vec<SampleRow> {
     let row = |(n, (temperature, top_p))| SampleRow {
         sampling: Sampling { temperature, top_p, seed: 77 + n as u64 },
         position: 10 * n as u32,
+        logit_row: n,
     };
     settings.into_iter().enumerate().map(row).collect()
 }
@@ -28,10 +30,19 @@ fn sampleable() -> Vec<Range<TokenId>> {
     vec![0..100, 150..151, 400..VOCAB as u32 - 3]
 }
 
+/// Logits that nothing computed.
+struct Given(Vec<Vec<f32>>);
+
+impl Shard for Given {
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.0[row])
+    }
+}
+
 fn sample(vocab: Range<usize>, collective: &mut impl Collective) -> Vec<Option<TokenId>> {
-    let shards: Vec<Vec<f32>> = (0..rows().len()).map(|row| logits(row)[vocab.clone()].to_vec()).collect();
-    let mut sampler = Sampler::new(vocab, &sampleable());
-    sampler.sample(&rows(), |row| shards[row].as_slice(), collective).unwrap()
+    let shard = (0..rows().len()).map(|row| logits(row)[vocab.clone()].to_vec()).collect();
+    let mut sampler = Sampler::new(Sampleable::new(vocab, &sampleable()));
+    sampler.sample(&rows(), &mut Given(shard), collective).unwrap()
 }
 
 #[test]
@@ -67,13 +78,14 @@ fn a_nucleus_is_drawn_from_as_its_probabilities_say() {
     let probabilities = [0.4f32, 0.3, 0.2, 0.1];
     let logits: Vec<f32> = probabilities.iter().map(|p| p.ln()).collect();
     let all: Vec<Range<TokenId>> = std::iter::once(0..4).collect();
-    let mut sampler = Sampler::new(0..4, &all);
+    let mut sampler = Sampler::new(Sampleable::new(0..4, &all));
+    let mut shard = Given(vec![logits]);
     let sampling = Sampling { temperature: 1.0, top_p: 0.75, seed: 3 };
     let draws = 20_000;
     let mut counts = [0f64; 4];
     for position in 0..draws {
-        let row = [SampleRow { sampling, position }];
-        let token = sampler.sample(&row, |_| &logits, &mut Solo::new()).unwrap()[0].unwrap();
+        let row = [SampleRow { sampling, position, logit_row: 0 }];
+        let token = sampler.sample(&row, &mut shard, &mut Solo::new()).unwrap()[0].unwrap();
         counts[token as usize] += 1.0;
     }
     // 0.4 + 0.3 is short of 0.75: the third token is in, the fourth is not.

@@ -2,7 +2,7 @@
 
 use crate::executor::{Executor, StepError};
 use flotilla_engine::backend::Backend;
-use flotilla_engine::collective::Collective;
+use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_shared::{StepOutcome, StepPlan};
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
@@ -23,8 +23,8 @@ impl EngineThread {
         build: impl FnOnce() -> Result<Executor<B, C>, E> + Send + 'static,
     ) -> Result<EngineThread, E>
     where
-        B: Backend<Buffer = [f32]> + 'static,
-        C: Collective + 'static,
+        B: Backend + 'static,
+        C: Collective + AllReduce<B::Activations> + 'static,
         E: Send + 'static,
     {
         let (jobs, inbox) = mpsc::unbounded_channel();
@@ -52,8 +52,8 @@ impl EngineThread {
 
 fn execute_all<B, C>(mut executor: Executor<B, C>, mut inbox: mpsc::UnboundedReceiver<Job>)
 where
-    B: Backend<Buffer = [f32]>,
-    C: Collective,
+    B: Backend,
+    C: Collective + AllReduce<B::Activations>,
 {
     while let Some((plan, answer)) = inbox.blocking_recv() {
         let start = Instant::now();

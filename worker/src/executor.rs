@@ -2,11 +2,11 @@
 //! runs the forward, samples, and answers. It decides nothing; what does not fit what it holds is
 //! refused before anything is computed.
 
-use flotilla_engine::backend::Backend;
+use flotilla_engine::backend::{Backend, BackendError};
 use flotilla_engine::batch::Batch;
-use flotilla_engine::collective::{Collective, CollectiveError};
+use flotilla_engine::collective::{AllReduce, Collective, CollectiveError};
 use flotilla_engine::model::forward;
-use flotilla_engine::sample::{SampleRow, Sampler};
+use flotilla_engine::sample::{SampleError, SampleRow, Sampleable, Sampler};
 use flotilla_shared::step::{BLOCK_TOKENS, CapturedRow, Sampled, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, ModelSpec, Sampling, SequenceId, StepId, StepOutcome, StepPlan,
@@ -33,6 +33,17 @@ pub enum StepError {
     NoToken(SequenceId),
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl From<SampleError> for StepError {
+    fn from(error: SampleError) -> Self {
+        match error {
+            SampleError::Backend(error) => error.into(),
+            SampleError::Collective(error) => error.into(),
+        }
+    }
 }
 
 /// What is held of a sequence between steps.
@@ -61,8 +72,8 @@ pub struct Executor<B, C> {
 
 impl<B, C> Executor<B, C>
 where
-    B: Backend<Buffer = [f32]>,
-    C: Collective,
+    B: Backend,
+    C: Collective + AllReduce<B::Activations>,
 {
     pub fn new(assignment: &Assignment, backend: B, collective: C) -> Self {
         let (_, share) = assignment.plan.share(assignment.rank);
@@ -74,7 +85,7 @@ where
             rows_max: assignment.step_tokens_max as usize,
             backend,
             collective,
-            sampler: Sampler::new(share.vocab.clone(), &assignment.sampleable),
+            sampler: Sampler::new(Sampleable::new(share.vocab.clone(), &assignment.sampleable)),
             sequences: BTreeMap::new(),
             batch: Batch::default(),
         }
@@ -85,9 +96,11 @@ where
         self.expect_step(plan)?;
         self.update_sequences(plan)?;
         self.lay_out(plan)?;
-        forward(&self.spec, &mut self.backend, &mut self.collective, &self.batch)?;
+        let (spec, collective, batch) = (&self.spec, &mut self.collective, &self.batch);
+        self.backend.run(batch, |backend| forward(spec, backend, collective, batch))?;
         let sampled = self.sample(plan)?;
-        let captured = self.capture(plan);
+        let captured = self.capture(plan)?;
+        self.backend.finish()?;
         Ok(StepOutcome { epoch: plan.epoch, step: plan.step, sampled, captured, compute_us: 0 })
     }
 
@@ -144,22 +157,19 @@ where
 
     fn sample(&mut self, plan: &StepPlan) -> Result<Vec<Sampled>, StepError> {
         let mut rows = Vec::new();
-        let mut logit_indexes = Vec::new();
         let mut logit_rows = 0;
         for work in &plan.work {
             logit_rows += logit_row_count(work);
             if work.sample {
                 let position = work.position + work.tokens.len() as u32;
-                rows.push(SampleRow { sampling: self.sequences[&work.sequence].sampling, position });
-                logit_indexes.push(logit_rows - 1);
+                let sampling = self.sequences[&work.sequence].sampling;
+                rows.push(SampleRow { sampling, position, logit_row: logit_rows - 1 });
             }
         }
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let backend = &self.backend;
-        let logits = |row: usize| backend.logits(logit_indexes[row]);
-        let tokens = self.sampler.sample(&rows, logits, &mut self.collective)?;
+        let tokens = self.sampler.sample(&rows, &mut self.backend, &mut self.collective)?;
         let sampling = plan.work.iter().filter(|work| work.sample);
         let sampled = sampling.zip(tokens).map(|(work, token)| {
             let token = token.ok_or(StepError::NoToken(work.sequence))?;
@@ -168,7 +178,7 @@ where
         sampled.collect()
     }
 
-    fn capture(&self, plan: &StepPlan) -> Vec<CapturedRow> {
+    fn capture(&mut self, plan: &StepPlan) -> Result<Vec<CapturedRow>, StepError> {
         let mut captured = Vec::new();
         let (mut row, mut logit_index) = (0, 0);
         for work in &plan.work {
@@ -176,14 +186,14 @@ where
                 captured.push(CapturedRow {
                     sequence: work.sequence,
                     position: work.position + offset as u32,
-                    logits: self.backend.logits(logit_index + offset).to_vec(),
-                    experts: self.backend.routing(row + offset),
+                    logits: self.backend.logits(logit_index + offset)?.to_vec(),
+                    experts: self.backend.routing(row + offset)?,
                 });
             }
             row += work.tokens.len();
             logit_index += logit_row_count(work);
         }
-        captured
+        Ok(captured)
     }
 }
 

@@ -1,9 +1,10 @@
 //! The executor before a backend that computes nothing but says what it was given: what is obeyed, and
 //! what is refused before anything is computed.
 
-use flotilla_engine::backend::{Backend, Norm};
+use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::Solo;
+use flotilla_engine::sample::Shard;
 use flotilla_shared::step::{Admission, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, Sampling, SequenceId, StepId, StepPlan, WeightOrigin,
@@ -20,7 +21,7 @@ struct Echo {
 }
 
 impl Backend for Echo {
-    type Buffer = [f32];
+    type Activations = [f32];
 
     fn embed(&mut self, batch: &Batch) -> &mut [f32] {
         for sequence in &batch.sequences {
@@ -46,11 +47,14 @@ impl Backend for Echo {
         let peak = |row: &usize| (batch.tokens[*row] + batch.positions[*row]) as usize % VOCAB;
         self.logits = batch.logit_rows.iter().map(|row| one_hot(peak(row))).collect();
     }
-    fn logits(&self, index: usize) -> &[f32] {
-        &self.logits[index]
+    fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError> {
+        Ok(vec![row as u16; self.layers])
     }
-    fn routing(&self, row: usize) -> Vec<u16> {
-        vec![row as u16; self.layers]
+}
+
+impl Shard for Echo {
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.logits[row])
     }
 }
 

@@ -4,6 +4,13 @@
 pub mod cpu;
 
 use crate::batch::Batch;
+use crate::sample::Shard;
+use thiserror::Error;
+
+/// What went wrong on the device in a step. The backend is of no more use.
+#[derive(Clone, Debug, Error)]
+#[error("{0}")]
+pub struct BackendError(pub String);
 
 /// Which of the model's norms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,13 +26,22 @@ pub enum Norm {
 /// One rank's part of every layer. Letters as in [`crate::model`]; a suffix `/R` is a rank's part.
 ///
 /// The backend holds x, the residual stream, and h, its normed copy, whole and alike on every rank;
-/// ops marked *partial* leave a sum over ranks to the caller.
-pub trait Backend {
-    /// Activations on the device that a collective can sum in place.
-    type Buffer: ?Sized;
+/// ops marked *partial* leave a sum over ranks to the caller. Ops may only be started when they return:
+/// what fails in one is said by [`Backend::finish`].
+pub trait Backend: Shard {
+    /// Activations where the backend keeps them, for a collective to sum in place.
+    type Activations: ?Sized;
+
+    /// Runs `forward` over the batch, or what was recorded when it ran over a batch of this shape.
+    fn run<E>(&mut self, _batch: &Batch, forward: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E>
+    where
+        Self: Sized,
+    {
+        forward(self)
+    }
 
     /// x = 0; y = E[token] where this rank has the row, else 0. Partial y: f32 [T, H].
-    fn embed(&mut self, batch: &Batch) -> &mut Self::Buffer;
+    fn embed(&mut self, batch: &Batch) -> &mut Self::Activations;
 
     /// x += y; h = x / rms(x) · w. The same bits on every rank and every machine.
     fn add_norm(&mut self, norm: Norm, batch: &Batch);
@@ -37,21 +53,23 @@ pub trait Backend {
     fn attend(&mut self, layer: usize, batch: &Batch);
 
     /// y = Wₒ a (+ bₒ on the rank that owns it). Partial y: f32 [T, H].
-    fn project(&mut self, layer: usize, batch: &Batch) -> &mut Self::Buffer;
+    fn project(&mut self, layer: usize, batch: &Batch) -> &mut Self::Activations;
 
     /// The top-k experts of each row, the same on every rank and every machine, and their weights:
     /// softmax over the k logits.
     fn route(&mut self, layer: usize, batch: &Batch);
 
     /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the row's experts. Partial y: f32 [T, H].
-    fn experts(&mut self, layer: usize, batch: &Batch) -> &mut Self::Buffer;
+    fn experts(&mut self, layer: usize, batch: &Batch) -> &mut Self::Activations;
 
     /// Logits of the batch's logit rows over this rank's vocabulary.
     fn unembed(&mut self, batch: &Batch);
 
-    /// f32 [V/R]: the logits of the `index`-th logit row of the last batch.
-    fn logits(&self, index: usize) -> &[f32];
+    /// Waits until everything that was started is done.
+    fn finish(&mut self) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// u16 [L, K]: the experts that a row of the last batch took, if the batch kept its routing.
-    fn routing(&self, row: usize) -> Vec<u16>;
+    fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError>;
 }

@@ -19,15 +19,18 @@ use flotilla_shared::Rank;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What the forward needs of the other ranks. Every rank of the group calls the same operations in
-/// the same order.
-pub trait Collective: Send {
+/// Sums activations over the ranks where a backend keeps them. Every rank of the group calls the same
+/// operations in the same order.
+pub trait AllReduce<Activations: ?Sized>: Send {
+    /// x: f32 [n], the rank's partial sum in, the whole sum out: ((x₀ + x₁) + x₂) + … on every rank.
+    fn all_reduce(&mut self, x: &mut Activations) -> Result<(), CollectiveError>;
+}
+
+/// What a rank needs of the others besides sums: bytes in the host's memory, and an end in bounded time.
+pub trait Collective: AllReduce<[f32]> {
     fn rank(&self) -> Rank;
 
     fn size(&self) -> usize;
-
-    /// x: f32 [n], the rank's partial sum in, the whole sum out: ((x₀ + x₁) + x₂) + … on every rank.
-    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError>;
 
     /// Every rank's bytes, in rank order, behind each other in `out`. Lengths may differ by rank.
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError>;

@@ -1,6 +1,6 @@
 //! A group of one.
 
-use super::{AbortHandle, Collective, CollectiveError};
+use super::{AbortHandle, AllReduce, Collective, CollectiveError};
 use flotilla_shared::Rank;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,12 @@ impl Solo {
     }
 }
 
+impl AllReduce<[f32]> for Solo {
+    fn all_reduce(&mut self, _: &mut [f32]) -> Result<(), CollectiveError> {
+        self.check()
+    }
+}
+
 impl Collective for Solo {
     fn rank(&self) -> Rank {
         Rank(0)
@@ -28,10 +34,6 @@ impl Collective for Solo {
 
     fn size(&self) -> usize {
         1
-    }
-
-    fn all_reduce(&mut self, _: &mut [f32]) -> Result<(), CollectiveError> {
-        self.check()
     }
 
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {

@@ -8,7 +8,7 @@
 //! Long vectors are summed piece by piece, each rank one piece for all, with a second wait; the sums are
 //! the same, bit by bit.
 
-use super::{AbortHandle, Collective, CollectiveError, Operation, SPIN, piece, sum_in_rank_order};
+use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation, SPIN, piece, sum_in_rank_order};
 use flotilla_shared::Rank;
 use std::cell::UnsafeCell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -354,6 +354,12 @@ impl ThreadsCollective {
     }
 }
 
+impl AllReduce<[f32]> for ThreadsCollective {
+    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(Operation::AllReduce, |this| this.try_all_reduce(x))
+    }
+}
+
 impl Collective for ThreadsCollective {
     fn rank(&self) -> Rank {
         Rank(self.rank as u16)
@@ -361,10 +367,6 @@ impl Collective for ThreadsCollective {
 
     fn size(&self) -> usize {
         self.shared.slots.len()
-    }
-
-    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
-        self.run(Operation::AllReduce, |this| this.try_all_reduce(x))
     }
 
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {

@@ -1,7 +1,7 @@
 //! Who is let into a group over TCP, and who is not.
 
 use crate::groups::{EPOCH, KEY, PATIENT, connect, listeners};
-use flotilla_engine::collective::{Collective, CollectiveError, TcpCollective};
+use flotilla_engine::collective::{AllReduce, CollectiveError, TcpCollective};
 use flotilla_shared::{Epoch, Rank};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

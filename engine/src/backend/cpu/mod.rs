@@ -13,8 +13,9 @@ mod threads;
 mod vocab;
 mod weights;
 
-use super::{Backend, Norm};
+use super::{Backend, BackendError, Norm};
 use crate::batch::Batch;
+use crate::sample::Shard;
 use crate::weights::RankWeights;
 use attention::Attention;
 use experts::Experts;
@@ -103,7 +104,7 @@ impl CpuBackend {
 }
 
 impl Backend for CpuBackend {
-    type Buffer = [f32];
+    type Activations = [f32];
 
     fn embed(&mut self, batch: &Batch) -> &mut [f32] {
         self.rope.set_positions(&batch.positions);
@@ -149,12 +150,14 @@ impl Backend for CpuBackend {
         self.unembed_rows(batch);
     }
 
-    fn logits(&self, index: usize) -> &[f32] {
-        let width = self.share.vocab.len();
-        &self.logits[index * width..][..width]
+    fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError> {
+        Ok(self.experts.kept_routing(row))
     }
+}
 
-    fn routing(&self, row: usize) -> Vec<u16> {
-        self.experts.kept_routing(row)
+impl Shard for CpuBackend {
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        let width = self.share.vocab.len();
+        Ok(&self.logits[row * width..][..width])
     }
 }

@@ -12,7 +12,7 @@ mod frame;
 mod handshake;
 mod mesh;
 
-use super::{AbortHandle, Collective, CollectiveError, Operation, piece, sum_in_rank_order};
+use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation, piece, sum_in_rank_order};
 use flotilla_shared::{Epoch, Rank};
 use mesh::{Inbox, Mesh};
 use std::net::TcpListener;
@@ -140,6 +140,15 @@ impl TcpCollective {
     }
 }
 
+impl AllReduce<[f32]> for TcpCollective {
+    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(|this| match x.len() > WHOLE_ELEMENTS_MAX {
+            true => this.reduce_by_pieces(x),
+            false => this.reduce_whole(x),
+        })
+    }
+}
+
 impl Collective for TcpCollective {
     fn rank(&self) -> Rank {
         self.mesh.rank()
@@ -147,13 +156,6 @@ impl Collective for TcpCollective {
 
     fn size(&self) -> usize {
         self.mesh.links().len() + 1
-    }
-
-    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
-        self.run(|this| match x.len() > WHOLE_ELEMENTS_MAX {
-            true => this.reduce_by_pieces(x),
-            false => this.reduce_whole(x),
-        })
     }
 
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
