@@ -98,6 +98,7 @@ where
         self.lay_out(plan)?;
         let (spec, collective, batch) = (&self.spec, &mut self.collective, &self.batch);
         self.backend.run(batch, |backend| forward(spec, backend, collective, batch))?;
+        AllReduce::<B::Activations>::settle(&mut self.collective)?;
         let sampled = self.sample(plan)?;
         let captured = self.capture(plan)?;
         self.backend.finish()?;

@@ -24,6 +24,11 @@ use std::time::Duration;
 pub trait AllReduce<Activations: ?Sized>: Send {
     /// x: f32 [n], the rank's partial sum in, the whole sum out: ((x₀ + x₁) + x₂) + … on every rank.
     fn all_reduce(&mut self, x: &mut Activations) -> Result<(), CollectiveError>;
+
+    /// Returns once all sums that were started are done, or with an error when they will never be.
+    fn settle(&mut self) -> Result<(), CollectiveError> {
+        Ok(())
+    }
 }
 
 /// What a rank needs of the others besides sums: bytes in the host's memory, and an end in bounded time.
