@@ -1,5 +1,7 @@
 //! Why an operation ended without its result, and whose fault it is.
 
+use super::card::SumPath;
+use crate::cuda::CudaError;
 use flotilla_shared::{Epoch, Rank};
 use std::fmt;
 use std::time::Duration;
@@ -78,6 +80,18 @@ pub enum CollectiveError {
         "a member at {address} has {field} {found}, expected {expected}\nhint: the coordinator gave the ranks different plans"
     )]
     BadMember { address: String, field: &'static str, expected: String, found: String },
+
+    /// This rank's card or its driver failed: the group ends, but no other rank is to blame.
+    #[error("{operation} on the card: {error}")]
+    Card { operation: Operation, error: CudaError },
+
+    /// NCCL's own words.
+    #[error("{operation} by NCCL: {reason}\nhint: NCCL_DEBUG=INFO makes NCCL say more")]
+    Nccl { operation: Operation, reason: String },
+
+    /// What was asked for cannot be had, or did not pass its start-up check.
+    #[error("cannot sum by `{path}`: {reason}\nhint: --sum auto takes the best way that works")]
+    NoSuchPath { path: SumPath, reason: String },
 
     #[error("cannot {doing}: {reason}\nhint: see this machine's limits of sockets and open files")]
     System { doing: &'static str, reason: String },

@@ -2,14 +2,17 @@
 //! holds the same bits, from run to run.
 //!
 //! Three ways to reach the others: none ([`Solo`]), threads of one process ([`threads`]), and TCP
-//! ([`TcpCollective`]). After an error a group is of no more use: every later operation repeats it, and
+//! ([`TcpCollective`]). A rank whose values are in a card's memory has a [`CardCollective`] around one of
+//! them. After an error a group is of no more use: every later operation repeats it, and
 //! the other ranks' operations end with errors too, in bounded time.
 
+pub mod card;
 mod error;
 mod solo;
 mod tcp;
 pub mod threads;
 
+pub use card::CardCollective;
 pub use error::{CollectiveError, Operation};
 pub use solo::Solo;
 pub use tcp::TcpCollective;
@@ -42,6 +45,16 @@ pub trait Collective: AllReduce<[f32]> {
 
     /// Returns on every rank once all have called it.
     fn barrier(&mut self) -> Result<(), CollectiveError>;
+
+    /// Whether a rank has left the group or ended it, as far as can be seen without waiting. The next
+    /// operation says which rank, and why.
+    fn is_broken(&mut self) -> bool {
+        false
+    }
+
+    /// Ends the group because of something that went wrong beside this collective: later operations of
+    /// this rank return `error`, and those of the others one that names whom this one blames.
+    fn end(&mut self, error: CollectiveError);
 
     /// Ends the group from another thread: this rank's operation, waiting or next, returns
     /// [`CollectiveError::Aborted`], and those of the other ranks an error that names this one.

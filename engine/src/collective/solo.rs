@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Default)]
 pub struct Solo {
     aborted: Arc<AtomicBool>,
+    ended: Option<CollectiveError>,
 }
 
 impl Solo {
@@ -17,7 +18,11 @@ impl Solo {
     }
 
     fn check(&self) -> Result<(), CollectiveError> {
-        if self.aborted.load(Ordering::Relaxed) { Err(CollectiveError::Aborted) } else { Ok(()) }
+        match &self.ended {
+            Some(error) => Err(error.clone()),
+            None if self.aborted.load(Ordering::Relaxed) => Err(CollectiveError::Aborted),
+            None => Ok(()),
+        }
     }
 }
 
@@ -44,6 +49,14 @@ impl Collective for Solo {
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.check()
+    }
+
+    fn is_broken(&mut self) -> bool {
+        self.check().is_err()
+    }
+
+    fn end(&mut self, error: CollectiveError) {
+        self.ended.get_or_insert(error);
     }
 
     fn abort_handle(&self) -> AbortHandle {

@@ -377,6 +377,18 @@ impl Collective for ThreadsCollective {
         self.run(Operation::Barrier, Self::try_barrier)
     }
 
+    fn is_broken(&mut self) -> bool {
+        self.shared.has_ended.load(Ordering::SeqCst)
+            || self.shared.slots.iter().any(|slot| slot.left.load(Ordering::SeqCst))
+    }
+
+    fn end(&mut self, error: CollectiveError) {
+        if self.failed.is_none() {
+            self.failed = Some(error.clone());
+            self.shared.end(self.rank(), error);
+        }
+    }
+
     fn abort_handle(&self) -> AbortHandle {
         let (shared, rank) = (Arc::clone(&self.shared), self.rank());
         AbortHandle::new(move || shared.end(rank, CollectiveError::Aborted))

@@ -173,6 +173,17 @@ impl Mesh {
         Ok(())
     }
 
+    /// Whether a peer has closed its link, or this rank's abort handle has; does not wait.
+    pub(super) fn is_broken(&mut self) -> bool {
+        const GONE: libc::c_short = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
+        for (socket, poll) in self.streams.sockets.iter().zip(&mut self.poll) {
+            (poll.fd, poll.events, poll.revents) = (socket.as_raw_fd(), libc::POLLRDHUP, 0);
+        }
+        // SAFETY: as in `sleep`.
+        let ready = unsafe { libc::poll(self.poll.as_mut_ptr(), self.poll.len() as libc::nfds_t, 0) };
+        ready > 0 && self.poll.iter().any(|poll| poll.revents & GONE != 0)
+    }
+
     fn late(&self, waited: Duration) -> CollectiveError {
         // Who did not send is late; who did not take may wait for another.
         let peers = |late: fn(&Link) -> bool| -> Vec<Rank> {

@@ -166,6 +166,17 @@ impl Collective for TcpCollective {
         self.run(Self::try_barrier)
     }
 
+    fn is_broken(&mut self) -> bool {
+        self.failed.is_some() || self.mesh.is_broken()
+    }
+
+    fn end(&mut self, error: CollectiveError) {
+        if self.failed.is_none() {
+            self.mesh.give_up(error.culprit());
+            self.failed = Some(error);
+        }
+    }
+
     fn abort_handle(&self) -> AbortHandle {
         let streams = Arc::clone(self.mesh.streams());
         AbortHandle::new(move || streams.abort())

@@ -1,0 +1,132 @@
+// Sums over ranks through memory of the machine that all ranks' cards reach: each rank pushes its values into a
+// slot of its own, raises a flag, waits for the flags of the others, and adds up all slots in rank order.
+//
+// Nothing in a launch's arguments changes from one sum to the next, so that a CUDA graph may replay them: the number
+// of the operation is counted in the card's memory (`state`), a flag holds the number of the operation whose values
+// are there, and its lowest bit says which of a slot's two sides. Two sides are enough: a rank pushes operation k + 2
+// once it has seen everybody's flag k + 1, which each raised after it was done with reading operation k.
+//
+// A short vector is one launch of one block. A long one is two launches, push and collect: pushing waits for nobody,
+// so that blocks which wait never keep others from running that they wait for.
+//
+// Not here: a sum by pieces (each rank one piece for all), which would read less from 3 ranks on. Long vectors are
+// bound by the bus, and fleets whose prompts matter have NCCL.
+//
+// Versions tried: none on a card yet.
+#include "intrinsics.cuh"
+
+// RANKS; THREADS of a block; CHUNK: values that share a flag; CAPACITY: values of a slot's side; FLAGS: of a rank
+static_assert(CHUNK % 4 == 0 && CAPACITY % CHUNK == 0 && CAPACITY / CHUNK <= FLAGS, "a slot is whole chunks");
+static_assert(RANKS <= THREADS, "a thread waits for each rank");
+
+// slots: f32 [RANKS, 2, CAPACITY]
+__device__ __forceinline__ float* side_of(float* slots, unsigned rank, unsigned operation) {
+    return slots + ((unsigned long long)rank * 2 + (operation & 1)) * CAPACITY;
+}
+
+/// y [start, end) into the rank's own slot; start is a multiple of 4.
+__device__ __forceinline__ void push_range(const float* y, float* slot, unsigned start, unsigned end) {
+    const float4* from = (const float4*)y;
+    float4* to = (float4*)slot;
+    for (unsigned i = start / 4 + threadIdx.x; i < end / 4; i += THREADS) to[i] = from[i];
+    const unsigned tail = end / 4 * 4 + threadIdx.x;
+    if (tail >= start && tail < end) slot[tail] = y[tail];
+}
+
+__device__ __forceinline__ float add_in_rank_order(const float (&parts)[RANKS]) {
+    float sum = parts[0];
+#pragma unroll
+    for (unsigned r = 1; r < RANKS; r++) sum = __fadd_rn(sum, parts[r]);
+    return sum;
+}
+
+/// y [start, end) becomes the sum over the ranks; this rank's part is still in y.
+__device__ __forceinline__ void collect_range(float* y, float* slots, unsigned rank, unsigned operation, unsigned start,
+                                              unsigned end) {
+    // Past the first-level cache, which knows nothing of what others write.
+    for (unsigned i = start / 4 + threadIdx.x; i < end / 4; i += THREADS) {
+        float x[RANKS], y_[RANKS], z[RANKS], w[RANKS];
+#pragma unroll
+        for (unsigned r = 0; r < RANKS; r++) {
+            const float4 part = r == rank ? ((const float4*)y)[i] : __ldcg((const float4*)side_of(slots, r, operation) + i);
+            x[r] = part.x, y_[r] = part.y, z[r] = part.z, w[r] = part.w;
+        }
+        ((float4*)y)[i] = make_float4(add_in_rank_order(x), add_in_rank_order(y_), add_in_rank_order(z), add_in_rank_order(w));
+    }
+    const unsigned tail = end / 4 * 4 + threadIdx.x;
+    if (tail >= start && tail < end) {
+        float parts[RANKS];
+#pragma unroll
+        for (unsigned r = 0; r < RANKS; r++) parts[r] = r == rank ? y[tail] : __ldcg(side_of(slots, r, operation) + tail);
+        y[tail] = add_in_rank_order(parts);
+    }
+}
+
+/// All values of the block are pushed before anybody sees the flag.
+__device__ __forceinline__ void raise_flag(unsigned* flags, unsigned rank, unsigned chunk, unsigned operation) {
+    __threadfence_system();
+    __syncthreads();
+    if (threadIdx.x == 0) store_release_system(&flags[rank * FLAGS + chunk], operation);
+}
+
+/// Returns, the same in all threads of the block, whether everybody's flag of the chunk is up; if not, the group has
+/// ended. `ended` is shared by the block, and 0.
+__device__ __forceinline__ bool wait_for_flags(const unsigned* flags, const unsigned* abort_word, unsigned rank, unsigned chunk,
+                                               unsigned operation, unsigned* ended) {
+    if (threadIdx.x < RANKS && threadIdx.x != rank) {
+        const unsigned* flag = &flags[threadIdx.x * FLAGS + chunk];
+        // A rank may be one operation ahead, never two.
+        for (unsigned looks = 1; load_acquire_system(flag) - operation > 1; looks++) {
+            if (looks % 16 == 0 && load_acquire_system(abort_word) != 0) {
+                atomicExch(ended, 1u);
+                break;
+            }
+        }
+    }
+    __syncthreads();
+    return *ended == 0;
+}
+
+// A whole sum, of up to CHUNK values by one block.
+// y: f32 [n]; flags: u32 [RANKS, FLAGS]; state: u32 [2], operations done and blocks done
+extern "C" __global__ void __launch_bounds__(THREADS)
+sum_short(float* y, unsigned n, unsigned rank, float* slots, unsigned* flags, const unsigned* abort_word, unsigned* state) {
+    __shared__ unsigned ended;
+    if (threadIdx.x == 0) ended = 0;
+    const unsigned operation = state[0] + 1;
+    push_range(y, side_of(slots, rank, operation), 0, n);
+    raise_flag(flags, rank, 0, operation);
+    if (!wait_for_flags(flags, abort_word, rank, 0, operation, &ended)) return;
+    collect_range(y, slots, rank, operation, 0, n);
+    if (threadIdx.x == 0) state[0] = operation;
+}
+
+// One block a chunk.
+extern "C" __global__ void __launch_bounds__(THREADS)
+push(const float* y, unsigned n, unsigned rank, float* slots, unsigned* flags, const unsigned* state) {
+    const unsigned operation = state[0] + 1;
+    const unsigned start = blockIdx.x * CHUNK;
+    push_range(y, side_of(slots, rank, operation), start, min(start + CHUNK, n));
+    raise_flag(flags, rank, blockIdx.x, operation);
+}
+
+// Any number of blocks, which share the chunks.
+extern "C" __global__ void __launch_bounds__(THREADS)
+collect(float* y, unsigned n, unsigned rank, float* slots, const unsigned* flags, const unsigned* abort_word, unsigned* state) {
+    __shared__ unsigned ended;
+    if (threadIdx.x == 0) ended = 0;
+    const unsigned operation = state[0] + 1;
+    __syncthreads();
+    for (unsigned chunk = blockIdx.x; chunk * CHUNK < n; chunk += gridDim.x) {
+        if (!wait_for_flags(flags, abort_word, rank, chunk, operation, &ended)) return;
+        collect_range(y, slots, rank, operation, chunk * CHUNK, min((chunk + 1) * CHUNK, n));
+        // Nobody sets `ended` for the next chunk while others still read it for this one.
+        __syncthreads();
+    }
+    // The last block ends the operation; the others have read its number.
+    if (threadIdx.x == 0 && atomicAdd(&state[1], 1u) == gridDim.x - 1) {
+        state[1] = 0;
+        __threadfence();
+        state[0] = operation;
+    }
+}
