@@ -14,6 +14,7 @@ pub mod measure;
 pub mod nccl;
 mod nvrtc;
 mod places;
+mod resources;
 
 pub use card::{Card, CardFacts};
 pub use compile::{Module, Source};
@@ -23,3 +24,4 @@ pub use library::{Library, Opened, search_first};
 pub use nccl::Nccl;
 pub use nvrtc::Nvrtc;
 pub use places::PATH_VARIABLE;
+pub use resources::Resources;
