@@ -11,7 +11,7 @@
 //   the 16 rows of an mma and weights its 8 columns, so that T ≤ 16 is one mma whatever T is, and a block
 //   may own as few as 8 rows of W. x is not staged in shared memory: a block uses each of its elements once, and
 //   the L1 serves the other blocks of the multiprocessor (W is kept out of it).
-//   A ring of DEPTH chunks keeps loads in flight; partial sums of the warps are added in shared memory in order.
+//   A ring of 4 to 6 chunks keeps loads in flight; partial sums of the warps are added in shared memory in order.
 //   Predicted, not measured: 8 warps · 8 loads · 512 bytes = 32 KiB in flight a block, two to three blocks a multiprocessor;
 //   that covers 4.8 TB/s · 0.7 µs on 132 multiprocessors: 0.8 of the read rate from M · K · 2 ≥ 16 MiB on,
 //   falling to 0.4 for M = 640, where a launch (2 to 3 µs) is longer than the reading.
@@ -33,6 +33,13 @@
 
 constexpr unsigned FEW_WARPS = 8;
 constexpr unsigned CHUNK = 32;  // columns of K that a warp takes at once
+
+// Chunks in flight. A card without bf16 needs fewer (a T4 reads 0.3 TB/s), and its conversions want registers.
+#ifdef ACT_IS_F16
+constexpr unsigned DEPTH_MAX = 3;
+#else
+constexpr unsigned DEPTH_MAX = 8;
+#endif
 
 __device__ __forceinline__ uint4 zero_16() { return make_uint4(0, 0, 0, 0); }
 
@@ -154,7 +161,8 @@ __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, 
     extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, BLOCKS)                                             \
     NAME(const unsigned* __restrict__ rows, const act* __restrict__ x, const bf16* __restrict__ w,                   \
          const bf16* __restrict__ bias, float* __restrict__ y, unsigned m, unsigned k) {                             \
-        product_few<HALVES, TILES, DEPTH>(rows, x, w, bias, y, m, k);                                                \
+        constexpr unsigned IN_FLIGHT = DEPTH < DEPTH_MAX ? DEPTH : DEPTH_MAX;                                        \
+        product_few<HALVES, TILES, IN_FLIGHT>(rows, x, w, bias, y, m, k);                                            \
     }
 
 // Grid: M in blocks of 16 or 8 rows. The 8 keep small shards' multiprocessors busy.
