@@ -6,7 +6,8 @@ use super::cache::{self, Key};
 use super::card::Card;
 use super::driver;
 use super::error::CudaError;
-use super::nvrtc::{Failure, Nvrtc, Request};
+use super::nvrtc::{Failure, Nvrtc, Output, Request};
+use super::resources::{self, Resources};
 use cudarc::driver::{CudaFunction, CudaModule};
 use cudarc::nvrtc::Ptx;
 use std::collections::BTreeMap;
@@ -45,17 +46,20 @@ impl Source {
     /// The program for one architecture, such as (8, 6), from NVRTC itself: no card is needed, and the
     /// cache is not asked.
     pub fn cubin(&self, nvrtc: &Nvrtc, architecture: (u32, u32)) -> Result<Vec<u8>, CudaError> {
-        self.compile(nvrtc, &format!("sm_{}{}", architecture.0, architecture.1), false)
+        let arch = name_of(architecture);
+        self.compile(nvrtc, &arch, &self.options(&arch)).map(|output| output.cubin)
     }
 
-    /// PTX, which ptxas makes a program of, and tells about its registers.
-    pub fn ptx(&self, nvrtc: &Nvrtc, architecture: (u32, u32)) -> Result<Vec<u8>, CudaError> {
-        self.compile(nvrtc, &format!("compute_{}{}", architecture.0, architecture.1), true)
+    /// What each of its kernels takes on one architecture.
+    pub fn resources(&self, nvrtc: &Nvrtc, architecture: (u32, u32)) -> Result<Vec<Resources>, CudaError> {
+        let arch = name_of(architecture);
+        let mut options = self.options(&arch);
+        options.push("--ptxas-options=-v".into());
+        self.compile(nvrtc, &arch, &options).map(|output| resources::parse(&output.log))
     }
 
-    fn compile(&self, nvrtc: &Nvrtc, arch: &str, ptx: bool) -> Result<Vec<u8>, CudaError> {
-        let options = self.options(arch);
-        let request = Request { name: self.name, text: self.text, headers: &HEADERS, options: &options, ptx };
+    fn compile(&self, nvrtc: &Nvrtc, arch: &str, options: &[String]) -> Result<Output, CudaError> {
+        let request = Request { name: self.name, text: self.text, headers: &HEADERS, options };
         nvrtc.compile(&request).map_err(|failure| match failure {
             Failure::Other(error) => error,
             Failure::Source(log) => {
@@ -87,6 +91,10 @@ impl Source {
     }
 }
 
+fn name_of((major, minor): (u32, u32)) -> String {
+    format!("sm_{major}{minor}")
+}
+
 /// `norm.cu(12): error: …` is NVRTC's way, `norm.cu:12:5: error: …` that of other compilers.
 fn line_number(name: &str, line: &str) -> Option<usize> {
     let rest = line.strip_prefix(name)?;
@@ -106,7 +114,7 @@ pub(super) fn module(card: &Card, source: &Source) -> Result<Module, CudaError> 
         return Err(CudaError::CompilerTooNew { path, version, driver });
     }
     let architecture = nvrtc.architecture(card.facts().capability)?;
-    let arch = format!("sm_{}{}", architecture.0, architecture.1);
+    let arch = name_of(architecture);
     let key = cache::key(&nvrtc, driver, &HEADERS, source.name, source.text, &source.options(&arch));
 
     let turn = IN_WORK.lock().unwrap().entry(key).or_default().clone();

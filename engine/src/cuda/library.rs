@@ -6,7 +6,7 @@
 
 use super::error::{CudaError, Refused};
 use super::places;
-use std::ffi::{CStr, OsString, c_void};
+use std::ffi::{CStr, c_void};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -147,9 +147,6 @@ fn find(library: Library) -> Result<Opened, CudaError> {
 /// `file` is a path, or a bare name for the system's loader; an error without reason is a name that the
 /// loader does not know.
 fn open(library: Library, file: &Path) -> Result<Opened, Option<String>> {
-    if library == Library::Nvrtc {
-        open_builtins(file);
-    }
     // SAFETY: this runs the initialisers of a library that the user, or the system's packages, put there
     // under NVIDIA's name for it; it is never closed once it is chosen.
     let handle = unsafe { libloading::Library::new(file) };
@@ -163,23 +160,6 @@ fn open(library: Library, file: &Path) -> Result<Opened, Option<String>> {
         return Err(Some("it is a stub, made for linking programs only".into()));
     }
     Ok(Opened { library, path, handle })
-}
-
-/// NVRTC opens its other half by name. Opened beforehand, it is found wherever it lies.
-fn open_builtins(nvrtc: &Path) {
-    let Some(folder) = nvrtc.parent().filter(|folder| folder.is_absolute()) else { return };
-    let mut files: Vec<OsString> = match std::fs::read_dir(folder) {
-        Ok(entries) => entries.flatten().map(|entry| entry.file_name()).collect(),
-        Err(_) => return,
-    };
-    files.retain(|name| name.as_encoded_bytes().starts_with(b"libnvrtc-builtins.so."));
-    for name in files {
-        // SAFETY: NVRTC would open the same file; see `open`.
-        match unsafe { libloading::Library::new(folder.join(&name)) } {
-            Ok(builtins) => std::mem::forget(builtins),
-            Err(error) => tracing::debug!("{}: {}", name.display(), innermost(&error)),
-        }
-    }
 }
 
 fn innermost(error: &dyn std::error::Error) -> String {

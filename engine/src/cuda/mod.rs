@@ -10,13 +10,18 @@ pub mod compile;
 mod driver;
 pub mod error;
 pub mod library;
+pub mod measure;
+pub mod nccl;
 mod nvrtc;
 mod places;
+mod resources;
 
 pub use card::{Card, CardFacts};
 pub use compile::{Module, Source};
 pub use driver::{DriverFacts, card_count, driver_facts};
 pub use error::{CudaError, Version};
 pub use library::{Library, Opened, search_first};
+pub use nccl::Nccl;
 pub use nvrtc::Nvrtc;
 pub use places::PATH_VARIABLE;
+pub use resources::Resources;

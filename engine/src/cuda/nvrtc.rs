@@ -35,8 +35,6 @@ pub struct Nvrtc {
     log: Bytes,
     cubin_size: Size,
     cubin: Bytes,
-    ptx_size: Size,
-    ptx: Bytes,
     words: unsafe extern "C" fn(c_int) -> *const c_char,
 }
 
@@ -47,8 +45,13 @@ pub(super) struct Request<'a> {
     pub text: &'a str,
     pub headers: &'a [(&'a str, &'a str)],
     pub options: &'a [String],
-    /// The intermediate form instead of a program, for `compute_XX`.
-    pub ptx: bool,
+}
+
+/// A program, and what the compiler had to say.
+#[derive(Clone, Debug)]
+pub(super) struct Output {
+    pub cubin: Vec<u8>,
+    pub log: String,
 }
 
 /// Why nothing came out.
@@ -80,8 +83,6 @@ impl Nvrtc {
                 log: opened.symbol("nvrtcGetProgramLog")?,
                 cubin_size: opened.symbol("nvrtcGetCUBINSize")?,
                 cubin: opened.symbol("nvrtcGetCUBIN")?,
-                ptx_size: opened.symbol("nvrtcGetPTXSize")?,
-                ptx: opened.symbol("nvrtcGetPTX")?,
                 words: opened.symbol("nvrtcGetErrorString")?,
             }
         };
@@ -134,19 +135,14 @@ impl Nvrtc {
         Some(found.into_iter().map(|code| (code as u32 / 10, code as u32 % 10)).collect())
     }
 
-    pub(super) fn compile(&self, request: &Request) -> Result<Vec<u8>, Failure> {
+    pub(super) fn compile(&self, request: &Request) -> Result<Output, Failure> {
         let program = Running::new(self, request)?;
         program.compile(request.options)?;
-        let (size, bytes) =
-            if request.ptx { (self.ptx_size, self.ptx) } else { (self.cubin_size, self.cubin) };
-        let mut output = program.read("hand out the program", size, bytes)?;
-        if request.ptx {
-            output.truncate(output.iter().position(|byte| *byte == 0).unwrap_or(output.len()));
-        }
-        if output.is_empty() {
+        let cubin = program.read("hand out the program", self.cubin_size, self.cubin)?;
+        if cubin.is_empty() {
             return Err(self.failed("hand out the program", "it is empty".into()).into());
         }
-        Ok(output)
+        Ok(Output { cubin, log: program.log() })
     }
 
     fn check(&self, doing: &'static str, code: c_int) -> Result<(), CudaError> {
