@@ -195,7 +195,7 @@ struct Tiles {
 #else
     static constexpr unsigned STAGES = STAGES_ASYNC;
 #endif
-    static_assert(STAGE % THREADS == 0 && T_OWN % 16 == 0 && M_OWN % 16 == 0, "tiles divide");
+    static_assert(STAGE % (2 * THREADS) == 0 && T_OWN % 16 == 0 && M_OWN % 16 == 0, "tiles divide");
 
     const act* x;
     const bf16* w;
@@ -224,20 +224,20 @@ struct Tiles {
         }
     }
 
-    // The same through registers: `fetch` before a stage is multiplied, `put` after it.
-    __device__ __forceinline__ void fetch(uint4 (&held)[SHARE], unsigned k0) const {
+    // The same through registers, half a stage at a time: `fetch` before half a stage is multiplied, `put` after it.
+    __device__ __forceinline__ void fetch(uint4 (&held)[SHARE / 2], unsigned half, unsigned k0) const {
         #pragma unroll
-        for (unsigned j = 0; j < SHARE; ++j) {
+        for (unsigned j = 0; j < SHARE / 2; ++j) {
             bool valid;
-            const void* from = source(threadIdx.x + j * THREADS, k0, valid);
+            const void* from = source(threadIdx.x + (half * (SHARE / 2) + j) * THREADS, k0, valid);
             held[j] = valid ? *static_cast<const uint4*>(from) : zero_16();
         }
     }
 
-    __device__ __forceinline__ void put(uint4* stage, const uint4 (&held)[SHARE]) const {
+    __device__ __forceinline__ void put(uint4* stage, const uint4 (&held)[SHARE / 2], unsigned half) const {
         #pragma unroll
-        for (unsigned j = 0; j < SHARE; ++j) {
-            const unsigned i = threadIdx.x + j * THREADS;
+        for (unsigned j = 0; j < SHARE / 2; ++j) {
+            const unsigned i = threadIdx.x + (half * (SHARE / 2) + j) * THREADS;
             uint4 v = held[j];
             if (i / UNITS >= T_TILE) {
                 v = make_uint4(bf16x2_to_act(v.x), bf16x2_to_act(v.y), bf16x2_to_act(v.z), bf16x2_to_act(v.w));
@@ -246,27 +246,30 @@ struct Tiles {
         }
     }
 
-    __device__ __forceinline__ static void multiply(float (&sums)[T_MMA][M_MMA][4], const uint4* stage) {
+    // sums += tokens · weightsᵀ over units begin .. end of a stage.
+    __device__ __forceinline__ static void multiply(float (&sums)[T_MMA][M_MMA][4], const uint4* stage, unsigned begin,
+                                                    unsigned end) {
         const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         const unsigned t_own = warp / M_WARPS * T_OWN, m_own = T_TILE + warp % M_WARPS * M_OWN;
         #pragma unroll
-        for (unsigned unit = 0; unit < UNITS; unit += 2) {
-            unsigned a[T_MMA][4];
-            #pragma unroll
-            for (unsigned i = 0; i < T_MMA; ++i) {
-                ldmatrix_x4(a[i], stage + unit_of<UNITS>(t_own + i * 16 + lane % 16, unit + lane / 16));
-            }
+        for (unsigned unit = begin; unit < end; unit += 2) {
+            unsigned b[M_MMA][2];
             #pragma unroll
             for (unsigned j = 0; j < M_MMA; j += 2) {
                 unsigned two[4];
                 const unsigned row = m_own + j * 8 + lane / 16 * 8 + lane % 8;
                 ldmatrix_x4(two, stage + unit_of<UNITS>(row, unit + lane / 8 % 2));
-                const unsigned b[2][2] = {{two[0], two[1]}, {two[2], two[3]}};
+                b[j][0] = two[0];
+                b[j][1] = two[1];
+                b[j + 1][0] = two[2];
+                b[j + 1][1] = two[3];
+            }
+            #pragma unroll
+            for (unsigned i = 0; i < T_MMA; ++i) {
+                unsigned a[4];
+                ldmatrix_x4(a, stage + unit_of<UNITS>(t_own + i * 16 + lane % 16, unit + lane / 16));
                 #pragma unroll
-                for (unsigned i = 0; i < T_MMA; ++i) {
-                    mma_act(sums[i][j], a[i], b[0]);
-                    mma_act(sums[i][j + 1], a[i], b[1]);
-                }
+                for (unsigned j = 0; j < M_MMA; ++j) mma_act(sums[i][j], a, b[j]);
             }
         }
     }
@@ -274,14 +277,20 @@ struct Tiles {
     __device__ __forceinline__ void sum(float (&sums)[T_MMA][M_MMA][4], uint4* stages) const {
         const unsigned steps = (k + K_TILE - 1) / K_TILE;
 #ifdef ACT_IS_F16
-        uint4 held[SHARE];
-        fetch(held, 0);
-        put(stages, held);
+        uint4 held[SHARE / 2];
+        #pragma unroll
+        for (unsigned half = 0; half < 2; ++half) {
+            fetch(held, half, 0);
+            put(stages, held, half);
+        }
         for (unsigned step = 0; step < steps; ++step) {
             __syncthreads();
-            if (step + 1 < steps) fetch(held, (step + 1) * K_TILE);
-            multiply(sums, stages + step % 2 * STAGE);
-            if (step + 1 < steps) put(stages + (step + 1) % 2 * STAGE, held);
+            #pragma unroll
+            for (unsigned half = 0; half < 2; ++half) {
+                if (step + 1 < steps) fetch(held, half, (step + 1) * K_TILE);
+                multiply(sums, stages + step % 2 * STAGE, half * (UNITS / 2), (half + 1) * (UNITS / 2));
+                if (step + 1 < steps) put(stages + (step + 1) % 2 * STAGE, held, half);
+            }
         }
 #else
         #pragma unroll
@@ -296,7 +305,7 @@ struct Tiles {
             const unsigned ahead = step + STAGES - 1;
             if (ahead < steps) copy(stages + ahead % STAGES * STAGE, ahead * K_TILE);
             copy_async_commit();
-            multiply(sums, stages + step % STAGES * STAGE);
+            multiply(sums, stages + step % STAGES * STAGE, 0, UNITS);
         }
 #endif
     }
