@@ -92,21 +92,35 @@ struct GateUpArgs : GateUp {
     float limit;
     f16* a;
 
-    __device__ const f16* row(const Columns& columns, unsigned column) const {
-        return x + (size_t)(columns.route(column) / K) * H;
-    }
+    // Where a column begins in x.
+    __device__ unsigned offset(const Columns& columns, unsigned column) const { return columns.route(column) / K * H; }
     __device__ void store(const Columns& columns, unsigned column, int j, float gate, float up) const {
         a[(size_t)columns.position(column) * I + arranged(j)] = to_f16(swiglu(gate, up, limit));
     }
 };
 struct DownArgs : Down {
     Weights weights;
-    const f16* a;
+    const f16* x; // a
     const float* router;
     float* slots;
 
-    __device__ const f16* row(const Columns& columns, unsigned column) const {
-        return a + (size_t)columns.position(column) * I;
-    }
+    __device__ unsigned offset(const Columns& columns, unsigned column) const { return columns.position(column) * I; }
     __device__ void store(unsigned route, int row, float y) const { slots[(size_t)route * H + row] = router[route] * y; }
 };
+
+// grid (⌈H / 1024⌉, T); y[t] = Σ_k slots[t, k], of the experts that this rank has.
+extern "C" __global__ void __launch_bounds__(256)
+combine(const float* slots, const unsigned short* chosen, const unsigned* rows, float* y) {
+    const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
+    const unsigned row = blockIdx.y;
+    if (row >= *rows || at >= H) return;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+    for (int k = 0; k < K; k++) {
+        const unsigned route = row * K + k, own = chosen[route] - EXPERT_FIRST;
+        if (own >= EXPERT_END - EXPERT_FIRST) continue;
+        const float4 slot = *(const float4*)(slots + (size_t)route * H + at);
+        sum.x += slot.x, sum.y += slot.y, sum.z += slot.z, sum.w += slot.w;
+    }
+    *(float4*)(y + (size_t)row * H + at) = sum;
+}

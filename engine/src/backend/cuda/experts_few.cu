@@ -74,7 +74,7 @@ __device__ void sum_chunks(float (&sum)[M_TILES][N_TILES][4], char* shared, cons
     }
     const f16* x[N_TILES];
 #pragma unroll
-    for (int n = 0; n < N_TILES; n++) x[n] = args.row(columns, n * 8 + g) + t * 8;
+    for (int n = 0; n < N_TILES; n++) x[n] = args.x + args.offset(columns, n * 8 + g) + t * 8;
     copy_async_wait<STAGES - 2>();
     __syncthreads(); // the scales are there
 
@@ -197,21 +197,4 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 down_few(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* a, const unsigned* sorted, const uint4* items,
          const unsigned* item_count, const float* router, float* slots) {
     product_few(DownArgs{{}, {blocks, scales, bias}, a, router, slots}, sorted, items, item_count);
-}
-
-// grid (⌈H / 1024⌉, T); y[t] = Σ_k slots[t, k], of the experts that this rank has.
-extern "C" __global__ void __launch_bounds__(256)
-combine(const float* slots, const unsigned short* chosen, const unsigned* rows, float* y) {
-    const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
-    const unsigned row = blockIdx.y;
-    if (row >= *rows || at >= H) return;
-    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-#pragma unroll
-    for (int k = 0; k < K; k++) {
-        const unsigned route = row * K + k, own = chosen[route] - EXPERT_FIRST;
-        if (own >= EXPERT_END - EXPERT_FIRST) continue;
-        const float4 slot = *(const float4*)(slots + (size_t)route * H + at);
-        sum.x += slot.x, sum.y += slot.y, sum.z += slot.z, sum.w += slot.w;
-    }
-    *(float4*)(y + (size_t)row * H + at) = sum;
 }

@@ -29,19 +29,21 @@ template <class Shape> struct Many {
 
 // What this thread copies in every step: a block of W in two rows, 16 bytes of four columns.
 template <class Args> struct Copies {
-    const uint8_t* w[W_COPIES];
-    const f16* x[X_COPIES];
+    const uint8_t* blocks;
+    const f16* activations;
+    unsigned w[W_COPIES], x[X_COPIES];
 
-    __device__ Copies(const Args& args, const Weights& weights, const Columns& columns, int row) {
+    __device__ Copies(const Args& args, const Weights& weights, const Columns& columns, int row)
+        : blocks(weights.blocks), activations(args.x) {
 #pragma unroll
         for (int i = 0; i < W_COPIES; i++) {
             // Rows behind the last are copies of it, and are not stored.
             const int at = min(row + (int)threadIdx.x / 2 + i * (THREADS / 2), Args::ROWS - 1);
-            w[i] = weights.blocks + ((size_t)at * Many<Args>::BLOCKS + threadIdx.x % 2) * 16;
+            w[i] = (at * Many<Args>::BLOCKS + threadIdx.x % 2) * 16;
         }
 #pragma unroll
         for (int i = 0; i < X_COPIES; i++) {
-            x[i] = args.row(columns, threadIdx.x / 8 + i * (THREADS / 8)) + threadIdx.x % 8 * 8;
+            x[i] = args.offset(columns, threadIdx.x / 8 + i * (THREADS / 8)) + threadIdx.x % 8 * 8;
         }
     }
 
@@ -52,32 +54,33 @@ template <class Args> struct Copies {
 #pragma unroll
         for (int i = 0; i < W_COPIES; i++) {
             char* to = stage + (threadIdx.x / 2 + i * (THREADS / 2)) * W_STRIDE + threadIdx.x % 2 * 16;
-            copy_async_16(to, w[i] + step * STEP_BLOCKS * 16, w_there);
+            copy_async_16(to, blocks + w[i] + step * STEP_BLOCKS * 16, w_there);
         }
 #pragma unroll
         for (int i = 0; i < X_COPIES; i++) {
             const int column = threadIdx.x / 8 + i * (THREADS / 8), part = threadIdx.x % 8 ^ column % 2 * 4;
-            copy_async_16(stage + X_AT + column * X_STRIDE + part * 16, x[i] + step * STEP_BLOCKS * 32, x_there);
+            copy_async_16(stage + X_AT + column * X_STRIDE + part * 16, activations + x[i] + step * STEP_BLOCKS * 32, x_there);
         }
     }
 };
 
 // The scales of a step: block t % 2 of rows g and g + 8 of this warp's row tile t / 2.
 template <class Args> struct Scales {
-    const uint8_t* of[2];
+    const uint8_t* scales;
+    unsigned of[2];
 
-    __device__ Scales(const Weights& weights, int row) {
+    __device__ Scales(const Weights& weights, int row) : scales(weights.scales) {
         const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             const int at = min(row + t / 2 * 16 + g + 8 * i, Args::ROWS - 1);
-            of[i] = weights.scales + (size_t)at * Many<Args>::BLOCKS + t % 2;
+            of[i] = at * Many<Args>::BLOCKS + t % 2;
         }
     }
-    __device__ void read(float (&scale)[2], int step) const {
-        const bool there = step * STEP_BLOCKS + (int)threadIdx.x % 2 < Many<Args>::BLOCKS;
-#pragma unroll
-        for (int i = 0; i < 2; i++) scale[i] = there ? mxfp4_scale(of[i][step * STEP_BLOCKS]) : 0.0f;
+    // Both in one register, for a step later.
+    __device__ unsigned read(int step) const {
+        if (step * STEP_BLOCKS + (int)threadIdx.x % 2 >= Many<Args>::BLOCKS) return 0; // of weights that are zero
+        return scales[of[0] + step * STEP_BLOCKS] | scales[of[1] + step * STEP_BLOCKS] << 8;
     }
 };
 
@@ -143,20 +146,19 @@ __device__ void product_many(const Args& args, const unsigned* sorted, const uin
         if (step < STEPS) copies.start(shared + step * STAGE_BYTES, step);
         copy_async_commit();
     }
-    float scale[2], scale_next[2];
-    scales.read(scale_next, 0);
+    unsigned next_scales = scales.read(0);
     float sum[M_TILES][N_TILES][4] = {};
-    int slot = 0;
+    int at = 0; // of the step's stage in the ring
     for (int step = 0; step < STEPS; step++) {
         copy_async_wait<STAGES - 2>();
         __syncthreads(); // the step has come, and all have done with the slot that is filled next
-        const char* stage = shared + slot * STAGE_BYTES;
-        const int ahead = step + STAGES - 1, ahead_slot = slot == 0 ? STAGES - 1 : slot - 1;
-        if (ahead < STEPS) copies.start(shared + ahead_slot * STAGE_BYTES, ahead);
+        const char* stage = shared + at;
+        const int ahead = step + STAGES - 1, behind = (at == 0 ? STAGES * STAGE_BYTES : at) - STAGE_BYTES;
+        if (ahead < STEPS) copies.start(shared + behind, ahead);
         copy_async_commit();
-        slot = slot == STAGES - 1 ? 0 : slot + 1;
-        scale[0] = scale_next[0], scale[1] = scale_next[1];
-        if (step + 1 < STEPS) scales.read(scale_next, step + 1);
+        at = at == (STAGES - 1) * STAGE_BYTES ? 0 : at + STAGE_BYTES;
+        const float scale = mxfp4_scale(next_scales & 0xff), scale_8 = mxfp4_scale(next_scales >> 8);
+        if (step + 1 < STEPS) next_scales = scales.read(step + 1);
 
 #pragma unroll
         for (int block = 0; block < STEP_BLOCKS; block++) {
@@ -166,12 +168,13 @@ __device__ void product_many(const Args& args, const unsigned* sorted, const uin
             for (int m = 0; m < M_TILES; m++) {
                 const char* word = stage + (warp_row + 16 * m + g) * W_STRIDE + block * 16 + t * 4;
                 decode(first[m], second[m], *(const unsigned*)word, *(const unsigned*)(word + 8 * W_STRIDE));
-                scale_g[m] = __shfl_sync(ALL, scale[0], 2 * m + block, 4);
-                scale_g_8[m] = __shfl_sync(ALL, scale[1], 2 * m + block, 4);
+                scale_g[m] = __shfl_sync(ALL, scale, 2 * m + block, 4);
+                scale_g_8[m] = __shfl_sync(ALL, scale_8, 2 * m + block, 4);
             }
             const char* x = stage + X_AT + g * X_STRIDE + ((block * 4 + t) ^ g % 2 * 4) * 16;
 #pragma unroll
             for (int n = 0; n < N_TILES; n++) {
+                if (n * 8 >= columns.count) break;
                 const uint4 b = *(const uint4*)(x + n * 8 * X_STRIDE);
 #pragma unroll
                 for (int m = 0; m < M_TILES; m++) add_block(sum[m][n], first[m], second[m], b, scale_g[m], scale_g_8[m]);
@@ -183,14 +186,14 @@ __device__ void product_many(const Args& args, const unsigned* sorted, const uin
 }
 
 // grid (⌈2I / ROW_TILE⌉, items at most)
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gate_up_many(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* x, const unsigned* sorted,
              const uint4* items, const unsigned* item_count, float limit, f16* a) {
     product_many(GateUpArgs{{}, {blocks, scales, bias}, x, limit, a}, sorted, items, item_count);
 }
 
 // grid (⌈H / ROW_TILE⌉, items at most)
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 down_many(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* a, const unsigned* sorted,
           const uint4* items, const unsigned* item_count, const float* router, float* slots) {
     product_many(DownArgs{{}, {blocks, scales, bias}, a, router, slots}, sorted, items, item_count);
