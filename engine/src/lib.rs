@@ -4,6 +4,7 @@
 pub mod backend;
 pub mod batch;
 pub mod collective;
+pub mod cuda;
 pub mod model;
 pub mod sample;
 pub mod weights;
