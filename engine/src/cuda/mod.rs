@@ -15,6 +15,7 @@ pub mod nccl;
 mod nvrtc;
 mod places;
 mod resources;
+mod sum;
 
 pub use card::{Card, CardFacts};
 pub use compile::{Module, Source};
@@ -25,3 +26,4 @@ pub use nccl::Nccl;
 pub use nvrtc::Nvrtc;
 pub use places::PATH_VARIABLE;
 pub use resources::Resources;
+pub use sum::DeviceSum;

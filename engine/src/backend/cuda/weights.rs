@@ -32,7 +32,8 @@ struct Layout {
 impl Layout {
     /// One arena a layer, and the first for what is in no layer.
     fn of(slices: &[TensorSlice]) -> Layout {
-        let mut layout = Layout { places: vec![Place { arena: 0, bytes: 0..0 }; slices.len()], arena_bytes: vec![] };
+        let mut layout =
+            Layout { places: vec![Place { arena: 0, bytes: 0..0 }; slices.len()], arena_bytes: vec![] };
         // q, k, v and their biases side by side, whatever the order of the slices.
         let mut order: Vec<usize> = (0..slices.len()).collect();
         order.sort_by_key(|&index| key(slices[index].tensor));
@@ -100,8 +101,7 @@ impl CudaWeights {
         let arenas = arenas.collect::<Result<_, _>>()?;
         let context = card.stream().context();
         // SAFETY: written by `fill` before it is copied from. Not write-combined: a source may read back.
-        let staging =
-            unsafe { context.alloc_pinned_with_flags(FILL_BYTES, sys::CU_MEMHOSTALLOC_PORTABLE) };
+        let staging = unsafe { context.alloc_pinned_with_flags(FILL_BYTES, sys::CU_MEMHOSTALLOC_PORTABLE) };
         let staging = staging.map_err(CudaError::doing("take pinned memory for weights"))?;
         Ok(CudaWeights {
             card: card.clone(),
@@ -178,9 +178,10 @@ impl WeightSink for CudaWeights {
         let (slice, place) = (&self.slices[index], &self.layout.places[index]);
         let staging = self.staging.as_mut().expect("weights are not filled after the last");
         // The last copy may still read it.
-        let out = self.card.synchronize().and_then(|()| {
-            staging.as_mut_slice().map_err(CudaError::doing("use pinned memory for weights"))
-        });
+        let out = self
+            .card
+            .synchronize()
+            .and_then(|()| staging.as_mut_slice().map_err(CudaError::doing("use pinned memory for weights")));
         let out = &mut out.map_err(|error| refused(slice, error))?[..range.len()];
         write(out)?;
         let start = place.bytes.start + range.start;
