@@ -32,8 +32,8 @@ impl ExpertShape {
     }
 }
 
-/// For how many routes an item is made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// For how many routes an item is made; each is a program of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     Few8,
     Few16,
@@ -52,6 +52,11 @@ impl Way {
             32 => Way::Few32,
             _ => Way::Many,
         }
+    }
+
+    /// All that launches for up to `rows_max` rows need.
+    pub fn up_to(rows_max: usize) -> Vec<Way> {
+        Way::ALL.into_iter().filter(|way| *way <= Way::of(rows_max)).collect()
     }
 }
 
@@ -77,7 +82,7 @@ pub fn source(shape: &ExpertShape, way: Way) -> Source {
 
 /// One tensor of all the rank's experts, as the checkpoint has it: blocks u8 [E, rows, K/32, 16] from an address
 /// that is a multiple of 16, scales u8 [E, rows, K/32] likewise, bias bf16 [E, rows].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Product<'a> {
     pub blocks: CudaView<'a, u8>,
     pub scales: CudaView<'a, u8>,
@@ -97,7 +102,7 @@ impl Product<'_> {
 
 /// A layer's. gate_up: [E, 2I, H], gate at 2j and up at 2j + 1, with its bias; down: [E, H, I], with its bias on the
 /// one rank that adds it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct ExpertWeights<'a> {
     pub gate_up: Product<'a>,
     pub down: Product<'a>,
@@ -122,10 +127,10 @@ impl ExpertBuffers {
         let routes = rows_max * shape.route.per_token;
         // Kernels count elements of `act` in 32 bits.
         assert!(routes * shape.intermediate <= i32::MAX as usize);
-        Ok(ExpertBuffers {
-            act: card.zeros(routes * shape.intermediate)?,
-            slots: card.zeros(routes * shape.route.hidden)?,
-        })
+        // SAFETY: kernels read what kernels before them in the stream have written, and nothing else.
+        let (act, slots) =
+            unsafe { (card.unset(routes * shape.intermediate)?, card.unset(routes * shape.route.hidden)?) };
+        Ok(ExpertBuffers { act, slots })
     }
 }
 
@@ -142,41 +147,41 @@ pub struct ExpertKernels {
     stream: Arc<CudaStream>,
     shape: ExpertShape,
     limit: f32,
-    /// In the order of [`Way::ALL`].
-    pairs: Vec<Pair>,
+    pairs: Vec<(Way, Pair)>,
     combine: CudaFunction,
 }
 
 impl ExpertKernels {
     /// `limit` is the model's clamp.
-    pub fn new(card: &Card, shape: &ExpertShape, limit: f32) -> Result<Self, CudaError> {
-        Self::compiled(card, &Way::ALL.map(|way| source(shape, way)), shape, limit)
+    pub fn new(card: &Card, shape: &ExpertShape, limit: f32, rows_max: usize) -> Result<Self, CudaError> {
+        let sources: Vec<_> = Way::up_to(rows_max).into_iter().map(|way| (way, source(shape, way))).collect();
+        Self::compiled(card, &sources, shape, limit)
     }
 
-    /// From sources for this shape, in the order of [`Way::ALL`], which may not be the files themselves.
+    /// From sources for this shape, which may not be the files themselves.
     pub fn compiled(
         card: &Card,
-        sources: &[Source; 4],
+        sources: &[(Way, Source)],
         shape: &ExpertShape,
         limit: f32,
     ) -> Result<Self, CudaError> {
         shape.check();
-        let modules = sources.iter().map(|source| card.compile(source)).collect::<Result<Vec<_>, _>>()?;
-        let pair = |suffix: &str, module: &crate::cuda::Module| {
-            Ok::<_, CudaError>(Pair {
-                gate_up: module.kernel(&format!("gate_up_{suffix}"))?,
-                down: module.kernel(&format!("down_{suffix}"))?,
-            })
-        };
-        let suffixes = Way::ALL.map(|way| if way == Way::Many { "many" } else { "few" });
-        let pairs = suffixes.iter().zip(&modules).map(|(suffix, module)| pair(suffix, module));
-        Ok(ExpertKernels {
-            stream: card.stream().clone(),
-            shape: shape.clone(),
-            limit,
-            pairs: pairs.collect::<Result<_, _>>()?,
-            combine: modules[0].kernel("combine")?,
-        })
+        let (mut pairs, mut combine) = (Vec::new(), None);
+        for (way, source) in sources {
+            let module = card.compile(source)?;
+            let suffix = if *way == Way::Many { "many" } else { "few" };
+            let gate_up = module.kernel(&format!("gate_up_{suffix}"))?;
+            let down = module.kernel(&format!("down_{suffix}"))?;
+            pairs.push((*way, Pair { gate_up, down }));
+            combine = Some(module.kernel("combine")?);
+        }
+        let combine = combine.expect("kernels for no rows at all");
+        Ok(ExpertKernels { stream: card.stream().clone(), shape: shape.clone(), limit, pairs, combine })
+    }
+
+    fn pair(&self, t: usize) -> &Pair {
+        let pair = self.pairs.iter().find(|(way, _)| *way == Way::of(t));
+        &pair.unwrap_or_else(|| panic!("not compiled for {t} rows")).1
     }
 
     /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the rank's own experts of the first *rows of T rows, which
@@ -236,7 +241,7 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.stream.launch_builder(&self.pairs[Way::of(t) as usize].gate_up);
+        let mut launch = self.stream.launch_builder(&self.pair(t).gate_up);
         launch.arg(blocks).arg(scales).arg(bias.as_ref().expect("checked"));
         launch.arg(&routes.arranged).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
         launch.arg(&self.limit).arg(&mut buffers.act);
@@ -255,7 +260,7 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.stream.launch_builder(&self.pairs[Way::of(t) as usize].down);
+        let mut launch = self.stream.launch_builder(&self.pair(t).down);
         launch.arg(blocks).arg(scales);
         match bias {
             Some(bias) => launch.arg(bias),

@@ -102,16 +102,19 @@ impl Routes {
     pub fn new(card: &Card, shape: &RouteShape, rows_max: usize) -> Result<Self, CudaError> {
         shape.check();
         assert!(rows_max > 0 && rows_max * shape.per_token * shape.hidden <= i32::MAX as usize);
-        Ok(Routes {
-            rows_max,
-            logits: card.zeros(rows_max * shape.experts)?,
-            arranged: card.zeros(rows_max * shape.hidden)?,
-            weights: card.zeros(rows_max * shape.per_token)?,
-            sorted: card.zeros(rows_max * shape.per_token)?,
-            items: card.zeros(Self::items(shape, rows_max) * 4)?,
-            item_count: card.zeros(1)?,
-            shape: shape.clone(),
-        })
+        // SAFETY: kernels read what kernels before them in the stream have written, and nothing else.
+        unsafe {
+            Ok(Routes {
+                rows_max,
+                logits: card.unset(rows_max * shape.experts)?,
+                arranged: card.unset(rows_max * shape.hidden)?,
+                weights: card.unset(rows_max * shape.per_token)?,
+                sorted: card.unset(rows_max * shape.per_token)?,
+                items: card.unset(Self::items(shape, rows_max) * 4)?,
+                item_count: card.unset(1)?,
+                shape: shape.clone(),
+            })
+        }
     }
 
     pub fn shape(&self) -> &RouteShape {
@@ -247,8 +250,9 @@ impl RouteKernels {
         let mut launch = self.stream.launch_builder(&self.choose);
         launch.arg(&*logits).arg(rows).arg(&mut *chosen).arg(weights);
         unsafe { launch.launch(blocks(t.div_ceil(CHOOSE_ROWS), CHOOSE_ROWS * 32)) }?;
+        let chosen = chosen.as_view();
         let mut launch = self.stream.launch_builder(&self.sort_by_expert);
-        launch.arg(&*chosen).arg(rows).arg(&item_routes).arg(sorted).arg(items).arg(item_count);
+        launch.arg(&chosen).arg(rows).arg(&item_routes).arg(sorted).arg(items).arg(item_count);
         unsafe { launch.launch(one_block) }?;
         Ok(())
     }
