@@ -68,7 +68,7 @@ __device__ inline void add_block(float (&sum)[4], const unsigned (&first)[4], co
 // (u + 1) · g · σ(1.702 g), g = min(gate, limit), u = clip(up, -limit, limit)
 __device__ inline float swiglu(float gate, float up, float limit) {
     const float g = fminf(gate, limit), u = fmaxf(-limit, fminf(up, limit));
-    return (u + 1.0f) * g / (1.0f + expf(-1.702f * g));
+    return (u + 1.0f) * (g / (1.0f + expf(-1.702f * g)));
 }
 
 // Element j of a row of `a`, in the arranged order.
