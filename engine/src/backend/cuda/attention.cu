@@ -109,10 +109,8 @@ rope_store(const float* __restrict__ qkv, const float* __restrict__ cosines, con
 
 // ---- decode ----
 
-// Registers: 8 warps have 128 each with two blocks a multiprocessor, 4 warps twice as many.
-constexpr unsigned WARPS = D <= 64 && G <= 8 ? 8 : 4;
-// Blocks of the cache that a warp takes at once.
-constexpr unsigned STEP_BLOCKS = D <= 64 ? 2 : 1;
+// SPLIT_WARPS and STEP_BLOCKS, the blocks of the cache that a warp takes at once, come from the launcher.
+constexpr unsigned WARPS = SPLIT_WARPS;
 constexpr unsigned STEP_KEYS = STEP_BLOCKS * BLOCK_TOKENS;
 // Tiles of 8 queries; those past G are padding.
 constexpr unsigned QUERY_TILES = (G + 7) / 8;
@@ -128,7 +126,7 @@ struct Steps {
     unsigned splits_used;  // those behind have nothing to do
 };
 
-// window: visible keys with the row's own; 2^32 - 1 for all. The launcher's `scratch` knows the formula too.
+// window: visible keys with the row's own; 2^32 - 1 for all.
 __device__ inline Steps steps_of(unsigned position, unsigned window, unsigned splits) {
     Steps s;
     s.lowest = position >= window ? position - window + 1 : 0;

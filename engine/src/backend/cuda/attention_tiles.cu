@@ -31,12 +31,11 @@ constexpr unsigned NQ = Q_HEADS;
 constexpr unsigned NK = KV_HEADS;
 static_assert(NQ == NK * G && D % 16 == 0 && BLOCK_TOKENS == 16, "the shapes that the kernels are made for");
 
-// Query heads of a tile's positions: TILE_M / G positions, and padding if G does not divide it.
-constexpr unsigned TILE_M = 128;
-// Tiles of 16 rows of a warp.
-constexpr unsigned ROW_TILES = D <= 64 ? 2 : 1;
-constexpr unsigned WARP_M = ROW_TILES * 16;
-constexpr unsigned THREADS = TILE_M / WARP_M * 32;
+// TILE_M rows of scores, TILE_M / G positions of G query heads and padding if G does not divide it, and TILE_WARPS
+// come from the launcher.
+constexpr unsigned WARP_M = TILE_M / TILE_WARPS;
+constexpr unsigned ROW_TILES = WARP_M / 16;
+constexpr unsigned THREADS = TILE_WARPS * 32;
 constexpr unsigned KEYS = D <= 64 ? 64 : 32;
 // 16-byte chunks of a key, and of a key in shared memory.
 constexpr unsigned CHUNKS = D / 8;
