@@ -3,9 +3,10 @@
 use crate::model::config_text;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::RankBytes;
 use flotilla_shared::units::Bytes;
-use flotilla_shared::{Inventory, ModelSpec, Plan};
+use flotilla_shared::{BackendKind, Demand, Inventory, ModelSpec, Plan};
 use serde_json::json;
 
 /// Print how a model is cut over ranks, with bytes per rank.
@@ -26,6 +27,12 @@ pub struct PlanArgs {
     /// Tokens of KV cache that must fit as well
     #[arg(long, default_value_t = 16384)]
     kv_tokens: usize,
+    /// Rows of one step at most, whose activations must fit as well
+    #[arg(long, default_value_t = 512)]
+    step_tokens: usize,
+    /// What computes: a cache element takes 4 bytes on the CPU and 2 on a card
+    #[arg(long, value_parser = backend, default_value = "cpu")]
+    backend: BackendKind,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -35,13 +42,15 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let spec = ModelSpec::from_config_json(&config_text(&args.model, None)?)
         .with_context(|| format!("in {}", args.model))?;
     let devices = args.devices()?;
-    let plan = Plan::tensor_parallel(&spec, &devices, args.kv_tokens)?;
+    let demand = Demand { kv_tokens: args.kv_tokens, step_tokens_max: args.step_tokens };
+    let plan = Plan::tensor_parallel(&spec, &devices, demand)?;
     let bytes: Vec<RankBytes> = plan.ranks().map(|share| plan.bytes(&spec, share.rank)).collect();
+    let activations: Vec<u64> = plan.ranks().map(|share| activation_bytes(&spec, share, demand)).collect();
     if args.json {
-        let document = json!({ "plan": plan, "bytes": bytes, "kv_tokens": args.kv_tokens });
+        let document = json!({ "plan": plan, "bytes": bytes, "activations": activations, "demand": demand });
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else {
-        print_table(args, &spec, &plan, &bytes);
+        print_table(args, &spec, &plan, &bytes, &activations);
     }
     Ok(())
 }
@@ -63,6 +72,7 @@ impl PlanArgs {
         ensure!(memory.iter().all(|gb| gb.is_finite() && *gb > 0.0), "--memory-gb must be positive numbers");
         let devices = shares.iter().enumerate().map(|(rank, share)| Inventory {
             name: format!("rank {rank}"),
+            backend: self.backend,
             device: "any".into(),
             memory_bytes: memory.get(rank).or(memory.first()).map_or(u64::MAX, |gb| (gb * 1e9) as u64),
             bandwidth: *share,
@@ -72,7 +82,7 @@ impl PlanArgs {
     }
 }
 
-fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankBytes]) {
+fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankBytes], activations: &[u64]) {
     let weights: u64 = bytes.iter().map(RankBytes::weights).sum();
     println!(
         "{}: {} layers, {} experts, {} of weights over {} ranks",
@@ -83,7 +93,7 @@ fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankByte
         plan.rank_count()
     );
     println!(
-        "{:<5} {:>8} {:>9} {:>15} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "{:<5} {:>8} {:>9} {:>15} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>11}",
         "rank",
         "kv heads",
         "blocks",
@@ -93,12 +103,13 @@ fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankByte
         "embeddings",
         "replicated",
         "weights",
-        "KV cache"
+        "KV cache",
+        "activations"
     );
-    for (share, bytes) in plan.ranks().zip(bytes) {
+    for ((share, bytes), activations) in plan.ranks().zip(bytes).zip(activations) {
         let range = |range: &std::ops::Range<usize>| format!("{}..{}", range.start, range.end);
         println!(
-            "{:<5} {:>8} {:>9} {:>15} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10}",
+            "{:<5} {:>8} {:>9} {:>15} {:>10} {:>10} {:>10} {:>10} {:>10} {:>10} {:>11}",
             share.rank,
             range(&share.kv_heads),
             range(&share.experts.blocks),
@@ -109,7 +120,16 @@ fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankByte
             Bytes(bytes.replicated),
             Bytes(bytes.weights()),
             Bytes(bytes.kv(args.kv_tokens)),
+            Bytes(*activations),
         );
     }
-    println!("KV cache: {} tokens, f32 on CPU workers", args.kv_tokens);
+    println!("KV cache: {} tokens, {} bytes an element", args.kv_tokens, args.backend.kv_element_bytes());
+}
+
+fn backend(text: &str) -> Result<BackendKind, String> {
+    match text {
+        "cpu" => Ok(BackendKind::Cpu),
+        "cuda" => Ok(BackendKind::Cuda),
+        _ => Err("expected cpu or cuda".into()),
+    }
 }

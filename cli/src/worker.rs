@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_engine::backend::cpu::CpuSettings;
 use flotilla_engine::backend::cpu::kernels::Isa;
-use flotilla_shared::Inventory;
+use flotilla_shared::{BackendKind, Inventory};
 use flotilla_worker::Settings;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -75,6 +75,7 @@ impl WorkerArgs {
             join_token: self.join_token,
             inventory: Inventory {
                 name,
+                backend: BackendKind::Cpu,
                 device: format!("cpu {:?}", Isa::detect()).to_lowercase(),
                 memory_bytes: self.memory_bytes.unwrap_or_else(offered),
                 bandwidth: self.bandwidth.unwrap_or(0.0),

@@ -7,8 +7,8 @@ use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::step::{Admission, CapturedRow, Sampled, SequenceWork};
 use flotilla_shared::{
-    BlockId, Epoch, Inventory, LayerKind, ModelSpec, Plan, Rank, RankShare, Sampling, SequenceId, Stage,
-    StepId, StepOutcome, StepPlan,
+    BackendKind, BlockId, Epoch, Inventory, LayerKind, ModelSpec, Plan, Rank, RankShare, Sampling,
+    SequenceId, Stage, StepId, StepOutcome, StepPlan,
 };
 use std::ops::Range;
 use thiserror::Error;
@@ -66,6 +66,21 @@ pub fn slice_digest(digest: &[u8]) -> Result<Option<[u8; 32]>, WireError> {
         .map_err(|_| wrong("SliceChunk.digest", format!("has {} bytes, expected 32", digest.len())))
 }
 
+fn to_backend(kind: BackendKind) -> wire::Backend {
+    match kind {
+        BackendKind::Cpu => wire::Backend::Cpu,
+        BackendKind::Cuda => wire::Backend::Cuda,
+    }
+}
+
+fn backend(value: i32, field: &'static str) -> Result<BackendKind, WireError> {
+    match wire::Backend::try_from(value) {
+        Ok(wire::Backend::Cpu) => Ok(BackendKind::Cpu),
+        Ok(wire::Backend::Cuda) => Ok(BackendKind::Cuda),
+        Err(_) => Err(wrong(field, format!("is {value}, which no backend has"))),
+    }
+}
+
 impl From<&Hello> for wire::Hello {
     fn from(hello: &Hello) -> Self {
         let inventory = &hello.inventory;
@@ -78,6 +93,7 @@ impl From<&Hello> for wire::Hello {
                 memory_bytes: inventory.memory_bytes,
                 bandwidth: inventory.bandwidth,
                 threads: inventory.threads.into(),
+                backend: to_backend(inventory.backend).into(),
             }),
             collective_address: hello.collective_address.clone(),
         }
@@ -105,6 +121,7 @@ impl TryFrom<wire::Hello> for Hello {
             protocol: hello.protocol,
             version: hello.version,
             inventory: Inventory {
+                backend: backend(inventory.backend, "Inventory.backend")?,
                 name: inventory.name,
                 device: inventory.device,
                 memory_bytes: inventory.memory_bytes,
@@ -203,6 +220,7 @@ impl From<&Stage> for wire::Stage {
             experts: to_range(&share.experts.experts),
             blocks: to_range(&share.experts.blocks),
             vocab: to_range(&share.vocab),
+            backend: to_backend(share.backend).into(),
         });
         wire::Stage { layers: to_range(&stage.layers), ranks: ranks.collect() }
     }
@@ -215,6 +233,7 @@ impl TryFrom<wire::Stage> for Stage {
         let ranks = stage.ranks.into_iter().map(|share| {
             Ok(RankShare {
                 rank: Rank(narrow(share.rank.into(), "RankShare.rank")?),
+                backend: backend(share.backend, "RankShare.backend")?,
                 kv_heads: range(share.kv_heads, "RankShare.kv_heads")?,
                 experts: ExpertShare {
                     experts: range(share.experts, "RankShare.experts")?,
@@ -490,6 +509,7 @@ mod tests {
                 version: "1.2.3".into(),
                 inventory: Inventory {
                     name,
+                    backend: if numbers.0 % 2 == 0 { BackendKind::Cpu } else { BackendKind::Cuda },
                     device: "cpu".into(),
                     memory_bytes: numbers.1,
                     bandwidth: 3.5e10,
@@ -517,7 +537,7 @@ mod tests {
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);
-        let cases: [(&str, Spoil); 9] = [
+        let cases: [(&str, Spoil); 10] = [
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),
             ("ModelSpec.layers", |a| a.spec.as_mut().unwrap().layers = vec![9].into()),
@@ -525,6 +545,7 @@ mod tests {
             ("Assignment.rank", |a| drop(a.peers.pop())),
             ("Assignment.group_key", |a| a.group_key = vec![1].into()),
             ("Assignment.sampleable", |a| a.sampleable[0].end = 1 << 40),
+            ("RankShare.backend", |a| a.stages[0].ranks[0].backend = 9),
             ("RankShare.vocab", |a| a.stages[0].ranks[0].vocab = Some(wire::Range { start: 3, end: 1 })),
             ("Assignment.stages", |a| a.stages[0].ranks[1].kv_heads = Some(wire::Range { start: 0, end: 8 })),
         ];

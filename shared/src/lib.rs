@@ -3,6 +3,7 @@
 //! network, no files, no threads.
 #![forbid(unsafe_code)]
 
+pub mod activations;
 pub mod group;
 pub mod ids;
 pub mod inventory;
@@ -15,8 +16,8 @@ pub mod units;
 
 pub use group::{Assignment, Loading, WeightOrigin};
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
-pub use inventory::Inventory;
-pub use plan::{Plan, PlanError, RankShare, Stage};
+pub use inventory::{BackendKind, Inventory};
+pub use plan::{Demand, Plan, PlanError, RankShare, Stage};
 pub use sampling::Sampling;
 pub use spec::{LayerKind, ModelSpec, SpecError};
 pub use step::{StepOutcome, StepPlan};

@@ -5,8 +5,9 @@
 //! intermediate blocks, and a range of the vocabulary (tensor parallel). Shares are uneven on purpose,
 //! nothing is padded, and a rank may own none of a kind.
 
+use crate::activations::activation_bytes;
 use crate::ids::Rank;
-use crate::inventory::Inventory;
+use crate::inventory::{BackendKind, Inventory};
 use crate::spec::{MXFP4_BLOCK, ModelSpec};
 use crate::step::BLOCK_TOKENS;
 use crate::tensor::{LayerTensor, TensorId, TensorSlice};
@@ -14,9 +15,6 @@ use crate::units::Bytes;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use thiserror::Error;
-
-/// Bytes of one key or value element in the cache.
-pub const KV_ELEMENT_BYTES: usize = 4;
 
 /// Ranks of one tensor-parallel group at most.
 pub const RANKS_MAX: usize = 64;
@@ -38,6 +36,7 @@ pub struct Stage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RankShare {
     pub rank: Rank,
+    pub backend: BackendKind,
     /// Heads of the kv cache, each with its group of query heads.
     pub kv_heads: Range<usize>,
     pub experts: ExpertShare,
@@ -76,17 +75,26 @@ impl RankShare {
     }
 }
 
+/// What a rank must have room for beside its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demand {
+    /// Tokens of KV cache, over all sequences.
+    pub kv_tokens: usize,
+    /// Rows of one step at most.
+    pub step_tokens_max: usize,
+}
+
 /// Why a model cannot be cut over the devices at hand.
 #[derive(Debug, Error, PartialEq)]
 pub enum PlanError {
     #[error("a plan needs 1 to {RANKS_MAX} ranks, {0} were given")]
     Ranks(usize),
     #[error(
-        "the model does not fit: it needs {} over {ranks} ranks (weights {}, KV cache of {kv_tokens} tokens {}), \
+        "the model does not fit: it needs {} over {ranks} ranks (weights {}, KV cache of {kv_tokens} tokens {}, activations {}), \
          the devices offer {}\nhint: add workers, or lower the KV cache",
-        Bytes(weights + kv), Bytes(*weights), Bytes(*kv), Bytes(*offered)
+        Bytes(weights + kv + activations), Bytes(*weights), Bytes(*kv), Bytes(*activations), Bytes(*offered)
     )]
-    TooLarge { ranks: usize, weights: u64, kv: u64, kv_tokens: usize, offered: u64 },
+    TooLarge { ranks: usize, weights: u64, kv: u64, kv_tokens: usize, activations: u64, offered: u64 },
     #[error(
         "rank {rank} ({device}) has {} and even its smallest share needs {}\nhint: leave this device out",
         Bytes(*offered), Bytes(*needed)
@@ -98,11 +106,11 @@ impl Plan {
     /// Cuts `spec` by tensor parallelism over `devices`, one rank each, in their order.
     ///
     /// Shares follow the devices' bandwidth (equal where none is known) within the limit of their
-    /// memory, which must also hold the rank's part of a KV cache of `kv_tokens` tokens.
+    /// memory, which must also hold the rank's part of the KV cache and a step's activations.
     pub fn tensor_parallel(
         spec: &ModelSpec,
         devices: &[Inventory],
-        kv_tokens: usize,
+        demand: Demand,
     ) -> Result<Plan, PlanError> {
         if devices.is_empty() || devices.len() > RANKS_MAX {
             return Err(PlanError::Ranks(devices.len()));
@@ -111,9 +119,9 @@ impl Plan {
         // A device that is too small for its share gets less, and the others more, until all fit.
         const ROUNDS: usize = 256;
         for _ in 0..ROUNDS {
-            let plan = Plan::with_shares(spec, &weights);
+            let plan = Plan::with_shares(spec, &weights).on(devices);
             let needed: Vec<u64> =
-                plan.ranks().map(|share| plan.bytes(spec, share.rank).total(kv_tokens)).collect();
+                plan.ranks().map(|share| plan.bytes(spec, share.rank).total(spec, share, demand)).collect();
             let mut fits = true;
             for (weight, (&needed, device)) in weights.iter_mut().zip(needed.iter().zip(devices)) {
                 if needed > device.memory_bytes {
@@ -125,7 +133,7 @@ impl Plan {
                 return Ok(plan);
             }
         }
-        Err(Plan::misfit(spec, devices, kv_tokens))
+        Err(Plan::misfit(spec, devices, demand))
     }
 
     /// Cuts by the given relative shares, one rank each; memory is not looked at.
@@ -138,11 +146,19 @@ impl Plan {
         let ranks = kv_heads.into_iter().zip(blocks).zip(vocab).enumerate();
         let ranks = ranks.map(|(rank, ((kv_heads, blocks), vocab))| RankShare {
             rank: Rank(rank as u16),
+            backend: BackendKind::default(),
             kv_heads,
             experts: ExpertShare { experts: 0..spec.experts, blocks },
             vocab,
         });
         Plan { stages: vec![Stage { layers: 0..spec.layer_count(), ranks: ranks.collect() }] }
+    }
+
+    /// The same plan on the backends of `devices`, one a rank.
+    fn on(mut self, devices: &[Inventory]) -> Plan {
+        let ranks = self.stages.iter_mut().flat_map(|stage| &mut stage.ranks);
+        ranks.zip(devices).for_each(|(share, device)| share.backend = device.backend);
+        self
     }
 
     /// Checks a plan that came from outside: ranks in order from 0, and every layer, kv head, expert
@@ -206,8 +222,11 @@ impl Plan {
     pub fn bytes(&self, spec: &ModelSpec, rank: Rank) -> RankBytes {
         let (stage, share) = self.share(rank);
         let mut bytes = RankBytes {
-            kv_per_token: (stage.layers.len() * share.kv_heads.len() * spec.head_dim * 2 * KV_ELEMENT_BYTES)
-                as u64,
+            kv_per_token: (stage.layers.len()
+                * share.kv_heads.len()
+                * spec.head_dim
+                * 2
+                * share.backend.kv_element_bytes()) as u64,
             ..RankBytes::default()
         };
         for slice in self.slices(spec, rank) {
@@ -216,22 +235,24 @@ impl Plan {
         bytes
     }
 
-    fn misfit(spec: &ModelSpec, devices: &[Inventory], kv_tokens: usize) -> PlanError {
-        let plan = Plan::with_shares(spec, &vec![1.0; devices.len()]);
+    fn misfit(spec: &ModelSpec, devices: &[Inventory], demand: Demand) -> PlanError {
+        let Demand { kv_tokens, .. } = demand;
+        let plan = Plan::with_shares(spec, &vec![1.0; devices.len()]).on(devices);
         let bytes: Vec<RankBytes> = plan.ranks().map(|share| plan.bytes(spec, share.rank)).collect();
         let weights = bytes.iter().map(RankBytes::weights).sum();
+        let activations = plan.ranks().map(|share| activation_bytes(spec, share, demand)).sum();
         let kv = bytes.iter().map(|b| b.kv(kv_tokens)).sum();
         let offered: u64 = devices.iter().map(|d| d.memory_bytes).sum();
         let replicated = bytes[0].replicated;
         let small = devices.iter().position(|d| d.memory_bytes < replicated);
         match small {
-            Some(rank) if offered >= weights + kv => PlanError::DeviceTooSmall {
+            Some(rank) if offered >= weights + kv + activations => PlanError::DeviceTooSmall {
                 rank: Rank(rank as u16),
                 device: devices[rank].name.clone(),
                 offered: devices[rank].memory_bytes,
                 needed: replicated,
             },
-            _ => PlanError::TooLarge { ranks: devices.len(), weights, kv, kv_tokens, offered },
+            _ => PlanError::TooLarge { ranks: devices.len(), weights, kv, kv_tokens, activations, offered },
         }
     }
 }
@@ -294,8 +315,9 @@ impl RankBytes {
         self.kv_per_token * tokens.next_multiple_of(BLOCK_TOKENS) as u64
     }
 
-    pub fn total(&self, kv_tokens: usize) -> u64 {
-        self.weights() + self.kv(kv_tokens)
+    /// All that the rank of `share` takes.
+    pub fn total(&self, spec: &ModelSpec, share: &RankShare, demand: Demand) -> u64 {
+        self.weights() + self.kv(demand.kv_tokens) + activation_bytes(spec, share, demand)
     }
 
     fn part_mut(&mut self, tensor: TensorId) -> &mut u64 {

@@ -3,7 +3,7 @@
 use flotilla_shared::plan::{ExpertShare, apportion};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{Inventory, LayerKind, ModelSpec, Plan, PlanError, Rank};
+use flotilla_shared::{BackendKind, Demand, Inventory, LayerKind, ModelSpec, Plan, PlanError, Rank};
 use proptest::prelude::*;
 
 fn spec() -> impl Strategy<Value = ModelSpec> {
@@ -108,11 +108,12 @@ proptest! {
         kv_tokens in 0usize..200,
     ) {
         let devices: Vec<Inventory> = devices.iter().map(|&(memory, bandwidth)| device(memory, bandwidth)).collect();
-        match Plan::tensor_parallel(&spec, &devices, kv_tokens) {
+        let demand = Demand { kv_tokens, step_tokens_max: 3 };
+        match Plan::tensor_parallel(&spec, &devices, demand) {
             Ok(plan) => {
                 check_ownership(&spec, &plan)?;
                 for (share, device) in plan.ranks().zip(&devices) {
-                    prop_assert!(plan.bytes(&spec, share.rank).total(kv_tokens) <= device.memory_bytes);
+                    prop_assert!(plan.bytes(&spec, share.rank).total(&spec, share, demand) <= device.memory_bytes);
                 }
             }
             Err(error) => prop_assert!(!error.to_string().is_empty()),
@@ -121,7 +122,14 @@ proptest! {
 }
 
 fn device(memory_bytes: u64, bandwidth: f64) -> Inventory {
-    Inventory { name: "d".into(), device: "cpu".into(), memory_bytes, bandwidth, threads: 1 }
+    Inventory {
+        name: "d".into(),
+        backend: BackendKind::Cpu,
+        device: "cpu".into(),
+        memory_bytes,
+        bandwidth,
+        threads: 1,
+    }
 }
 
 #[test]
@@ -144,15 +152,16 @@ fn mixed_cards_get_shares_that_fit() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
     let gb = 1_000_000_000;
     let devices = [device(9 * gb, 1.0), device(5 * gb, 1.0), device(3 * gb, 1.0)];
-    let plan = Plan::tensor_parallel(&spec, &devices, 4096).unwrap();
+    let demand = Demand { kv_tokens: 4096, step_tokens_max: 512 };
+    let plan = Plan::tensor_parallel(&spec, &devices, demand).unwrap();
     let weights = |rank| plan.bytes(&spec, Rank(rank)).weights();
     assert!(weights(0) > weights(1) && weights(1) > weights(2));
 
     let small = [device(3 * gb, 1.0), device(3 * gb, 1.0)];
-    let error = Plan::tensor_parallel(&spec, &small, 4096).unwrap_err();
+    let error = Plan::tensor_parallel(&spec, &small, demand).unwrap_err();
     assert!(matches!(error, PlanError::TooLarge { ranks: 2, .. }), "{error}");
     assert!(error.to_string().contains("hint: add workers"), "{error}");
-    assert!(matches!(Plan::tensor_parallel(&spec, &[], 0), Err(PlanError::Ranks(0))));
+    assert!(matches!(Plan::tensor_parallel(&spec, &[], demand), Err(PlanError::Ranks(0))));
 }
 
 #[test]

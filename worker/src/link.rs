@@ -6,7 +6,7 @@ use crate::executor::{Executor, StepError};
 use crate::load::stream_weights;
 use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
 use flotilla_engine::collective::{CollectiveError, TcpCollective};
-use flotilla_engine::weights::{RankWeights, Synthetic, WeightError};
+use flotilla_engine::weights::{RankWeights, Synthetic, WeightError, WeightSink};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, wire};
@@ -178,7 +178,7 @@ async fn load(
         WeightOrigin::Synthetic { seed } => {
             let source = Synthetic::new(assignment.spec.clone(), seed);
             let made = move || {
-                weights.load_from(&source, |bytes_done, bytes_total| {
+                weights.load_from(&source, &mut |bytes_done, bytes_total| {
                     report(Loading { bytes_done, bytes_total })
                 })?;
                 Ok::<_, WeightError>(weights)

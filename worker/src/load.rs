@@ -2,7 +2,7 @@
 //! stream is taken up again where it broke.
 
 use crate::link::{Client, WorkerError};
-use flotilla_engine::weights::RankWeights;
+use flotilla_engine::weights::WeightSink;
 use flotilla_proto::{slice_digest, wire};
 use flotilla_shared::{Assignment, Loading, TensorSlice};
 use tokio_stream::StreamExt;
@@ -24,7 +24,7 @@ struct Cursor {
 pub async fn stream_weights(
     client: &mut Client,
     assignment: &Assignment,
-    weights: &mut RankWeights,
+    weights: &mut dyn WeightSink,
     mut report: impl FnMut(Loading),
 ) -> Result<(), WorkerError> {
     let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
@@ -48,6 +48,7 @@ pub async fn stream_weights(
         }
         retries = if cursor.loading.bytes_done > before { 0 } else { retries + 1 };
     }
+    weights.finish()?;
     Ok(())
 }
 
@@ -55,7 +56,7 @@ pub async fn stream_weights(
 async fn stream_from(
     client: &mut Client,
     assignment: &Assignment,
-    weights: &mut RankWeights,
+    weights: &mut dyn WeightSink,
     cursor: &mut Cursor,
     report: &mut impl FnMut(Loading),
 ) -> Result<(), WorkerError> {
@@ -82,7 +83,7 @@ async fn stream_from(
 
 impl Cursor {
     /// Checks that the chunk is the wanted one, copies it, and at a slice's end compares the digest.
-    fn take(&mut self, chunk: wire::SliceChunk, weights: &mut RankWeights) -> Result<(), WorkerError> {
+    fn take(&mut self, chunk: wire::SliceChunk, weights: &mut dyn WeightSink) -> Result<(), WorkerError> {
         let digest = slice_digest(&chunk.digest)?;
         let slice = self.slices.get(self.slice).cloned();
         let slice = slice.ok_or_else(|| WorkerError::Weights("more slices came than the plan has".into()))?;
@@ -100,7 +101,10 @@ impl Cursor {
                 if digest.is_some() { "" } else { "out" },
             )));
         }
-        weights.buffer_mut(self.slice)[self.offset..end].copy_from_slice(&chunk.data);
+        weights.fill(self.slice, self.offset..end, &mut |out| {
+            out.copy_from_slice(&chunk.data);
+            Ok(())
+        })?;
         self.hasher.update(&chunk.data);
         self.loading.bytes_done += chunk.data.len() as u64;
         self.offset = end;
@@ -129,6 +133,7 @@ impl Cursor {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flotilla_engine::weights::RankWeights;
     use flotilla_shared::tensor::TensorId;
 
     /// A cursor over one slice of 4 bf16 values, and memory for it.
@@ -150,7 +155,7 @@ mod tests {
         cursor.take(chunk(0, &bytes[..5], &[]), &mut weights).unwrap();
         cursor.take(chunk(5, &bytes[5..], blake3::hash(&bytes).as_bytes()), &mut weights).unwrap();
         assert_eq!((cursor.slice, cursor.offset, cursor.loading.bytes_done), (1, 0, 8));
-        assert_eq!(weights.buffer_mut(0), bytes);
+        assert_eq!(weights.get(TensorId::FinalNorm).unwrap().bytes(), bytes);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use flotilla_coordinator::fleet::join;
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
 use flotilla_engine::collective::threads::{self, ThreadsCollective};
-use flotilla_engine::weights::{RankWeights, WeightSource};
+use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Rank, StepOutcome, StepPlan};
 use flotilla_worker::{Executor, StepError};
 use tokio::sync::{mpsc, oneshot};
@@ -25,7 +25,7 @@ impl LocalGroup {
         for (rank, collective) in collectives.into_iter().enumerate() {
             let assignment = Assignment { rank: Rank(rank as u16), ..assignment.clone() };
             let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
-            weights.load_from(source, |_, _| {})?;
+            weights.load_from(source, &mut |_, _| {})?;
             let backend = CpuBackend::new(cpu, &assignment, weights);
             let executor = Executor::new(&assignment, backend, collective);
             let (jobs, inbox) = mpsc::unbounded_channel();

@@ -6,7 +6,7 @@ use flotilla_engine::weights::WeightSource;
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{
-    Assignment, Epoch, Inventory, Loading, ModelSpec, Plan, PlanError, Rank, TokenId, WeightOrigin,
+    Assignment, Demand, Epoch, Inventory, Loading, ModelSpec, Plan, PlanError, Rank, TokenId, WeightOrigin,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -69,7 +69,9 @@ impl Fleet {
         let workers = self.gather(formation.ranks, progress).await;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
-        let plan = Plan::tensor_parallel(&formation.spec, &inventories, formation.kv_tokens)?;
+        let Formation { kv_tokens, step_tokens_max, .. } = *formation;
+        let plan =
+            Plan::tensor_parallel(&formation.spec, &inventories, Demand { kv_tokens, step_tokens_max })?;
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {

@@ -2,6 +2,8 @@
 //! Backends stand side by side, with the same file names; `cpu` is also the specification.
 
 pub mod cpu;
+pub mod cuda;
+mod rope;
 
 use crate::batch::Batch;
 use crate::sample::Shard;

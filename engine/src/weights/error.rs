@@ -11,6 +11,9 @@ use thiserror::Error;
 /// Why weights cannot be read.
 #[derive(Debug, Error)]
 pub enum WeightError {
+    #[error("{slice}: {reason}")]
+    Card { slice: TensorSlice, reason: String },
+
     #[error("cannot {doing} {}: {source}\nhint: {}", path.display(), io_hint(source))]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 

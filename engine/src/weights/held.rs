@@ -3,16 +3,15 @@
 //! The bytes are the checkpoint's. A backend that repacks a tensor takes it out ([`RankWeights::take`])
 //! and drops it, so that a rank never holds its share twice.
 
-use super::{WeightError, WeightSource};
+use super::{WeightError, WeightSink};
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{Dtype, ModelSpec, Plan, Rank, TensorSlice};
 use half::bf16;
 use half::slice::HalfBitsSliceExt;
 use memmap2::{Advice, MmapMut};
 use std::collections::HashMap;
+use std::ops::Range;
 
-/// Bytes read at once when loading from a local source.
-const READ_BYTES: usize = 8 << 20;
 /// From this size on huge pages pay: 1.4 times the read rate in decode.
 const HUGE_PAGE_BYTES: usize = 2 << 20;
 
@@ -21,6 +20,7 @@ pub struct RankWeights {
     /// `None` where it was taken.
     held: Vec<Option<HeldTensor>>,
     index: HashMap<TensorId, usize>,
+    slices: Vec<TensorSlice>,
 }
 
 /// One slice in memory.
@@ -39,42 +39,12 @@ impl RankWeights {
     pub fn for_slices(slices: Vec<TensorSlice>) -> Result<Self, WeightError> {
         let index: HashMap<TensorId, usize> = slices.iter().enumerate().map(|(i, s)| (s.tensor, i)).collect();
         assert_eq!(index.len(), slices.len(), "a rank holds one slice of a tensor");
-        let held = slices.into_iter().map(|slice| HeldTensor::zeroed(slice).map(Some));
-        Ok(RankWeights { held: held.collect::<Result<_, _>>()?, index })
-    }
-
-    /// Reads everything from a source on this machine; `progress` is told (bytes done, bytes in all).
-    pub fn load_from(
-        &mut self,
-        source: &dyn WeightSource,
-        mut progress: impl FnMut(u64, u64),
-    ) -> Result<(), WeightError> {
-        let (mut done, total) = (0, self.bytes_held());
-        for tensor in self.held.iter_mut().flatten() {
-            for (n, chunk) in tensor.bytes.chunks_mut(READ_BYTES).enumerate() {
-                source.read(&tensor.slice, n * READ_BYTES, chunk)?;
-                done += chunk.len() as u64;
-                progress(done, total);
-            }
-        }
-        Ok(())
-    }
-
-    /// The slices that are held, in the order of the forward.
-    pub fn slices(&self) -> impl Iterator<Item = &TensorSlice> {
-        self.tensors().map(HeldTensor::slice)
+        let held = slices.iter().map(|slice| HeldTensor::zeroed(slice.clone()).map(Some));
+        Ok(RankWeights { held: held.collect::<Result<_, _>>()?, index, slices })
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &HeldTensor> {
         self.held.iter().flatten()
-    }
-
-    /// The buffer of slice number `index`, in the order given at the start.
-    ///
-    /// # Panics
-    /// If there is no such slice, or it was taken.
-    pub fn buffer_mut(&mut self, index: usize) -> &mut [u8] {
-        &mut self.held[index].as_mut().expect("the slice is still held").bytes
     }
 
     /// The rank's part of a tensor; none if it has no part, or the part was taken.
@@ -90,6 +60,23 @@ impl RankWeights {
     /// Of all slices that are held.
     pub fn bytes_held(&self) -> u64 {
         self.tensors().map(|tensor| tensor.bytes.len() as u64).sum()
+    }
+}
+
+impl WeightSink for RankWeights {
+    fn slices(&self) -> &[TensorSlice] {
+        &self.slices
+    }
+
+    /// # Panics
+    /// If there is no such slice, or it was taken.
+    fn fill(
+        &mut self,
+        index: usize,
+        range: Range<usize>,
+        write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
+    ) -> Result<(), WeightError> {
+        write(&mut self.held[index].as_mut().expect("the slice is still held").bytes[range])
     }
 }
 

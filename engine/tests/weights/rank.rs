@@ -1,7 +1,7 @@
 //! What the ranks hold is the model: together all of it, each element as often as the plan says.
 
 use crate::small;
-use flotilla_engine::weights::{RankWeights, WeightSource};
+use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Plan, Rank, TensorSlice};
 
@@ -9,7 +9,7 @@ fn load(plan: &Plan, rank: usize) -> RankWeights {
     let (source, spec) = (small::synthetic(), small::spec());
     let mut weights = RankWeights::new(&spec, plan, Rank(rank as u16)).unwrap();
     let mut last = (0, 0);
-    weights.load_from(&source, |done, total| last = (done, total)).unwrap();
+    weights.load_from(&source, &mut |done, total| last = (done, total)).unwrap();
     assert_eq!(last, (weights.bytes_held(), weights.bytes_held()));
     assert_eq!(plan.bytes(&spec, Rank(rank as u16)).weights(), weights.bytes_held());
     weights
@@ -65,14 +65,18 @@ fn buffers_are_aligned_and_typed_and_can_be_taken() {
     assert!(norm.as_bf16().iter().all(|w| (-1.0..3.0).contains(&w.to_f32())));
 
     let blocks = TensorId::Layer(1, LayerTensor::DownBlocks);
-    let index = weights.slices().position(|slice| slice.tensor == blocks).unwrap();
-    weights.buffer_mut(index)[5] = 0xab;
+    let index = weights.slices().iter().position(|slice| slice.tensor == blocks).unwrap();
+    let change = |out: &mut [u8]| {
+        out.copy_from_slice(&[0xab]);
+        Ok(())
+    };
+    weights.fill(index, 5..6, &mut { change }).unwrap();
     assert_eq!(weights.get(blocks).unwrap().bytes()[5], 0xab);
     let before = weights.bytes_held();
     let taken = weights.take(blocks).unwrap();
     assert_eq!(weights.bytes_held(), before - taken.bytes().len() as u64);
     assert!(weights.get(blocks).is_none() && weights.take(blocks).is_none());
-    assert!(weights.slices().all(|slice| slice.tensor != blocks));
+    assert!(weights.tensors().all(|held| held.tensor() != blocks));
     // The second rank has no output bias: the first adds it.
     assert!(load(&plan, 1).get(TensorId::Layer(0, LayerTensor::OBias)).is_none());
 }

@@ -8,11 +8,11 @@ mod attention;
 mod experts;
 pub mod kernels;
 mod kv;
-mod rope;
 mod threads;
 mod vocab;
 mod weights;
 
+use super::rope::RopeTable;
 use super::{Backend, BackendError, Norm};
 use crate::batch::Batch;
 use crate::sample::Shard;
@@ -23,7 +23,6 @@ use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, ModelSpec, RankShare};
 use kernels::{InputBuffer, Isa, Kernels};
 use kv::KvCache;
-use rope::RopeTable;
 use threads::Threads;
 use weights::CpuWeights;
 

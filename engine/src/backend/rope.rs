@@ -36,6 +36,16 @@ impl RopeTable {
         }
     }
 
+    /// f32 [T, D/2]
+    pub fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// f32 [T, D/2]
+    pub fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+
     /// (cos, sin) of a row, f32 [D/2] each.
     pub fn row(&self, row: usize) -> (&[f32], &[f32]) {
         let half = self.inv_freq.len();

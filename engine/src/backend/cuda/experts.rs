@@ -1,0 +1,293 @@
+//! Launches `experts_few.cu` and `experts_many.cu`: the rank's part of the chosen experts, and their sum.
+//! Letters as in [`crate::model`]; I is the rank's own part of the intermediate width.
+
+use super::route::{RouteShape, Routes};
+use crate::cuda::{Card, CudaError, Source};
+use cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
+};
+use std::sync::Arc;
+
+/// As in the two files.
+const THREADS: u32 = 128;
+const FEW_ROW_TILE: usize = 32;
+const FEW_RING_BYTES: usize = 4 * 3 * FEW_ROW_TILE * 80;
+const MANY_ROW_TILE: usize = 128;
+const MANY_SHARED_BYTES: usize = 3 * (MANY_ROW_TILE * 48 + 64 * 128);
+/// What any block may have without asking.
+const SHARED_BYTES_MAX: usize = 48 << 10;
+const COMBINE_THREADS: u32 = 256;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExpertShape {
+    pub intermediate: usize,
+    pub route: RouteShape,
+}
+
+impl ExpertShape {
+    fn check(&self) {
+        let (hidden, intermediate) = (self.route.hidden, self.intermediate);
+        assert!(intermediate > 0 && intermediate.is_multiple_of(32), "I = {intermediate}");
+        assert!(few_shared_bytes(hidden.max(intermediate)) <= SHARED_BYTES_MAX, "{self:?} is too wide");
+    }
+}
+
+/// For how many routes an item is made; each is a program of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    Few8,
+    Few16,
+    Few32,
+    Many,
+}
+
+impl Way {
+    pub const ALL: [Way; 4] = [Way::Few8, Way::Few16, Way::Few32, Way::Many];
+
+    /// For the items that [`RouteShape::item_routes`] makes for T rows.
+    pub fn of(t: usize) -> Way {
+        match RouteShape::item_routes(t) {
+            8 => Way::Few8,
+            16 => Way::Few16,
+            32 => Way::Few32,
+            _ => Way::Many,
+        }
+    }
+
+    /// All that launches for up to `rows_max` rows need.
+    pub fn up_to(rows_max: usize) -> Vec<Way> {
+        Way::ALL.into_iter().filter(|way| *way <= Way::of(rows_max)).collect()
+    }
+}
+
+pub fn source(shape: &ExpertShape, way: Way) -> Source {
+    const FEW: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_few.cu"));
+    const MANY: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_many.cu"));
+    let mut defines = vec![
+        ("HIDDEN", shape.route.hidden as i64),
+        ("INTERMEDIATE", shape.intermediate as i64),
+        ("PER_TOKEN", shape.route.per_token as i64),
+        ("EXPERT_FIRST", shape.route.own.start as i64),
+        ("EXPERT_END", shape.route.own.end as i64),
+    ];
+    let (name, text, n_tiles) = match way {
+        Way::Few8 => ("experts_few.cu", FEW, 1),
+        Way::Few16 => ("experts_few.cu", FEW, 2),
+        Way::Few32 => ("experts_few.cu", FEW, 4),
+        Way::Many => return Source { name: "experts_many.cu", text: MANY, defines },
+    };
+    defines.push(("N_TILES_MAX", n_tiles));
+    Source { name, text, defines }
+}
+
+/// One tensor of all the rank's experts, as the checkpoint has it: blocks u8 [E, rows, K/32, 16] from an address
+/// that is a multiple of 16, scales u8 [E, rows, K/32] likewise, bias bf16 [E, rows].
+#[derive(Debug)]
+pub struct Product<'a> {
+    pub blocks: CudaView<'a, u8>,
+    pub scales: CudaView<'a, u8>,
+    pub bias: Option<CudaView<'a, u16>>,
+}
+
+impl Product<'_> {
+    fn check(&self, (experts, rows, columns): (usize, usize, usize), stream: &Arc<CudaStream>) {
+        let count = experts * rows * (columns / 32);
+        assert_eq!(self.blocks.len(), count * 16, "blocks of [{experts}, {rows}, {columns}]");
+        assert_eq!(self.scales.len(), count, "scales of [{experts}, {rows}, {columns}]");
+        assert!(self.bias.as_ref().is_none_or(|bias| bias.len() == experts * rows));
+        let aligned = |view: &CudaView<'_, u8>| view.device_ptr(stream).0.is_multiple_of(16);
+        assert!(aligned(&self.blocks) && aligned(&self.scales), "weights are copied 16 bytes at a time");
+    }
+}
+
+/// A layer's. gate_up: [E, 2I, H], gate at 2j and up at 2j + 1, with its bias; down: [E, H, I], with its bias on the
+/// one rank that adds it.
+#[derive(Debug)]
+pub struct ExpertWeights<'a> {
+    pub gate_up: Product<'a>,
+    pub down: Product<'a>,
+}
+
+/// Between the products; taken once.
+#[derive(Debug)]
+pub struct ExpertBuffers {
+    /// f16 [T·K, I], by (expert, row), eight by eight in the order 0 4 1 5 2 6 3 7.
+    act: CudaSlice<u16>,
+    /// f32 [T·K, H], by route.
+    slots: CudaSlice<f32>,
+}
+
+impl ExpertBuffers {
+    /// Device memory that [`ExpertBuffers::new`] takes.
+    pub fn bytes(shape: &ExpertShape, rows_max: usize) -> usize {
+        rows_max * shape.route.per_token * (shape.intermediate * 2 + shape.route.hidden * 4)
+    }
+
+    pub fn new(card: &Card, shape: &ExpertShape, rows_max: usize) -> Result<Self, CudaError> {
+        let routes = rows_max * shape.route.per_token;
+        // Kernels count elements of `act` in 32 bits.
+        assert!(routes * shape.intermediate <= i32::MAX as usize);
+        // SAFETY: kernels read what kernels before them in the stream have written, and nothing else.
+        let (act, slots) =
+            unsafe { (card.unset(routes * shape.intermediate)?, card.unset(routes * shape.route.hidden)?) };
+        Ok(ExpertBuffers { act, slots })
+    }
+}
+
+/// The two products for one [`Way`].
+#[derive(Debug)]
+struct Pair {
+    gate_up: CudaFunction,
+    down: CudaFunction,
+}
+
+/// The kernels for one shape.
+#[derive(Debug)]
+pub struct ExpertKernels {
+    stream: Arc<CudaStream>,
+    shape: ExpertShape,
+    limit: f32,
+    pairs: Vec<(Way, Pair)>,
+    combine: CudaFunction,
+}
+
+impl ExpertKernels {
+    /// `limit` is the model's clamp.
+    pub fn new(card: &Card, shape: &ExpertShape, limit: f32, rows_max: usize) -> Result<Self, CudaError> {
+        let sources: Vec<_> = Way::up_to(rows_max).into_iter().map(|way| (way, source(shape, way))).collect();
+        Self::compiled(card, &sources, shape, limit)
+    }
+
+    /// From sources for this shape, which may not be the files themselves.
+    pub fn compiled(
+        card: &Card,
+        sources: &[(Way, Source)],
+        shape: &ExpertShape,
+        limit: f32,
+    ) -> Result<Self, CudaError> {
+        shape.check();
+        let (mut pairs, mut combine) = (Vec::new(), None);
+        for (way, source) in sources {
+            let module = card.compile(source)?;
+            let suffix = if *way == Way::Many { "many" } else { "few" };
+            let gate_up = module.kernel(&format!("gate_up_{suffix}"))?;
+            let down = module.kernel(&format!("down_{suffix}"))?;
+            pairs.push((*way, Pair { gate_up, down }));
+            combine = Some(module.kernel("combine")?);
+        }
+        let combine = combine.expect("kernels for no rows at all");
+        Ok(ExpertKernels { stream: card.stream().clone(), shape: shape.clone(), limit, pairs, combine })
+    }
+
+    fn pair(&self, t: usize) -> &Pair {
+        let pair = self.pairs.iter().find(|(way, _)| *way == Way::of(t));
+        &pair.unwrap_or_else(|| panic!("not compiled for {t} rows")).1
+    }
+
+    /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the rank's own experts of the first *rows of T rows, which
+    /// `routes` and `chosen` were made for, with the same T. y: f32 [T, H].
+    #[allow(clippy::too_many_arguments)]
+    pub fn run(
+        &self,
+        t: usize,
+        rows: &CudaView<'_, u32>,
+        routes: &Routes,
+        chosen: &CudaView<'_, u16>,
+        weights: &ExpertWeights<'_>,
+        buffers: &mut ExpertBuffers,
+        y: &mut CudaViewMut<'_, f32>,
+    ) -> Result<(), CudaError> {
+        self.check(t, routes, chosen, weights, buffers);
+        assert!(!rows.is_empty() && y.len() >= t * self.shape.route.hidden);
+        self.gate_up(t, routes, &weights.gate_up, buffers)?;
+        self.down(t, routes, &weights.down, buffers)?;
+
+        let hidden = self.shape.route.hidden as u32;
+        let mut launch = self.stream.launch_builder(&self.combine);
+        launch.arg(&buffers.slots).arg(chosen).arg(rows).arg(y);
+        let config = LaunchConfig {
+            grid_dim: (hidden.div_ceil(4 * COMBINE_THREADS), t as u32, 1),
+            block_dim: (COMBINE_THREADS, 1, 1),
+            shared_mem_bytes: 0,
+        };
+        // SAFETY: the arguments are those of the kernel; T rows fit into all of them by the assertions.
+        unsafe { launch.launch(config) }?;
+        Ok(())
+    }
+
+    fn check(
+        &self,
+        t: usize,
+        routes: &Routes,
+        chosen: &CudaView<'_, u16>,
+        weights: &ExpertWeights<'_>,
+        buffers: &ExpertBuffers,
+    ) {
+        let ExpertShape { intermediate, route: RouteShape { hidden, per_token, ref own, .. } } = self.shape;
+        assert_eq!(&self.shape.route, routes.shape());
+        assert!(t > 0 && t <= routes.rows_max() && chosen.len() >= t * per_token);
+        assert!(buffers.act.len() >= t * per_token * intermediate);
+        assert!(buffers.slots.len() >= t * per_token * hidden);
+        weights.gate_up.check((own.len(), 2 * intermediate, hidden), &self.stream);
+        weights.down.check((own.len(), hidden, intermediate), &self.stream);
+        assert!(weights.gate_up.bias.is_some(), "every rank has the bias of its rows of gate_up");
+    }
+
+    fn gate_up(
+        &self,
+        t: usize,
+        routes: &Routes,
+        weights: &Product<'_>,
+        buffers: &mut ExpertBuffers,
+    ) -> Result<(), CudaError> {
+        let Product { blocks, scales, bias } = weights;
+        let mut launch = self.stream.launch_builder(&self.pair(t).gate_up);
+        launch.arg(blocks).arg(scales).arg(bias.as_ref().expect("checked"));
+        launch.arg(&routes.arranged).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
+        launch.arg(&self.limit).arg(&mut buffers.act);
+        let config = self.grid(t, 2 * self.shape.intermediate, self.shape.route.hidden);
+        // SAFETY: the arguments are those of the kernel, their lengths those that `check` has asserted, and
+        // routes and items such as route.cu has made them.
+        unsafe { launch.launch(config) }?;
+        Ok(())
+    }
+
+    fn down(
+        &self,
+        t: usize,
+        routes: &Routes,
+        weights: &Product<'_>,
+        buffers: &mut ExpertBuffers,
+    ) -> Result<(), CudaError> {
+        let Product { blocks, scales, bias } = weights;
+        let mut launch = self.stream.launch_builder(&self.pair(t).down);
+        launch.arg(blocks).arg(scales);
+        match bias {
+            Some(bias) => launch.arg(bias),
+            None => launch.arg(&0u64), // the null pointer
+        };
+        launch.arg(&buffers.act).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
+        launch.arg(&routes.weights).arg(&mut buffers.slots);
+        let config = self.grid(t, self.shape.route.hidden, self.shape.intermediate);
+        // SAFETY: as in `gate_up`.
+        unsafe { launch.launch(config) }?;
+        Ok(())
+    }
+
+    fn grid(&self, t: usize, rows: usize, columns: usize) -> LaunchConfig {
+        let (tile, shared) = match Way::of(t) {
+            Way::Many => (MANY_ROW_TILE, MANY_SHARED_BYTES),
+            _ => (FEW_ROW_TILE, few_shared_bytes(columns)),
+        };
+        LaunchConfig {
+            grid_dim: (rows.div_ceil(tile) as u32, self.shape.route.items_max(t) as u32, 1),
+            block_dim: (THREADS, 1, 1),
+            shared_mem_bytes: shared as u32,
+        }
+    }
+}
+
+/// The ring of stages, and a tile's scales behind it.
+fn few_shared_bytes(columns: usize) -> usize {
+    FEW_RING_BYTES + FEW_ROW_TILE * columns / 32
+}

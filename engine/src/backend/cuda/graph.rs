@@ -1,0 +1,89 @@
+//! Decode steps as CUDA graphs: a step of so many rows is recorded once, and replayed for every other. What
+//! differs between steps lies in the card's memory ([`super::batch`]), so that nothing is launched anew.
+
+use super::CudaBackend;
+use super::batch::DeviceBatch;
+use crate::batch::Batch;
+use crate::cuda::CudaError;
+use cudarc::driver::{CudaGraph, sys};
+use flotilla_shared::activations::LOGIT_ROWS;
+use std::collections::BTreeMap;
+
+/// Rows that a graph is recorded for: a step of fewer leaves the rest idle.
+const BUCKETS: [usize; 10] = [1, 2, 4, 8, 12, 16, 24, 32, 48, LOGIT_ROWS];
+
+/// Recorded steps, by their number of rows.
+#[derive(Default)]
+pub struct Graphs(BTreeMap<usize, CudaGraph>);
+
+// SAFETY: a graph may move between threads as long as one at a time uses it, and its owner is one.
+unsafe impl Send for Graphs {}
+
+/// The rows that a step of `rows` is launched with, if it can be a graph.
+fn bucket(rows: usize, rows_max: usize) -> Option<usize> {
+    BUCKETS.into_iter().map(|bucket| bucket.min(rows_max)).find(|&bucket| bucket >= rows)
+}
+
+impl CudaBackend {
+    /// Runs the step's recording, or records it, or runs `forward` as it is.
+    pub(super) fn run_recorded<E>(
+        &mut self,
+        batch: &Batch,
+        forward: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let can_record = self.graphs.is_some() && DeviceBatch::is_pure_decode(batch);
+        let bucket = can_record.then(|| bucket(batch.rows(), self.rows_max)).flatten();
+        let t = bucket.unwrap_or(batch.rows());
+        self.attempt(|s| s.batch.set(batch, t));
+        let (Some(bucket), None) = (bucket, &self.failed) else { return forward(self) };
+        if !self.recorded(bucket) {
+            self.record(bucket, forward)?;
+        }
+        self.attempt(|s| {
+            let graph = s.graphs.as_ref().and_then(|graphs| graphs.0.get(&bucket));
+            let graph = graph.expect("recorded just now, or before");
+            graph.launch().map_err(CudaError::doing("replay a decode step"))
+        });
+        Ok(())
+    }
+
+    fn recorded(&self, bucket: usize) -> bool {
+        self.graphs.as_ref().is_some_and(|graphs| graphs.0.contains_key(&bucket))
+    }
+
+    fn record<E>(
+        &mut self,
+        bucket: usize,
+        forward: impl FnOnce(&mut Self) -> Result<(), E>,
+    ) -> Result<(), E> {
+        const MODE: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let stream = self.card.stream().clone();
+        self.attempt(|_| {
+            stream.begin_capture(MODE).map_err(CudaError::doing("begin to record a decode step"))
+        });
+        let result = forward(self);
+        // Ended even where an op failed: the stream would stay in this state.
+        let graph = stream.end_capture(sys::CUgraphInstantiate_flags(0));
+        self.attempt(|s| {
+            let graph = graph.map_err(CudaError::doing("record a decode step"))?;
+            let graph = graph.expect("a step starts at least one kernel");
+            s.graphs.get_or_insert_default().0.insert(bucket, graph);
+            Ok(())
+        });
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bucket;
+
+    #[test]
+    fn a_step_takes_the_next_bucket_that_there_is_room_for() {
+        assert_eq!(bucket(1, 512), Some(1));
+        assert_eq!(bucket(3, 512), Some(4));
+        assert_eq!(bucket(64, 512), Some(64));
+        assert_eq!(bucket(65, 512), None);
+        assert_eq!(bucket(3, 3), Some(3));
+    }
+}

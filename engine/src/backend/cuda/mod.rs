@@ -1,0 +1,501 @@
+//! The CUDA backend: one rank on one card. Weights as the checkpoint holds them, bf16 KV cache, activations
+//! in bf16 (f16 on sm_75; f16 before the experts on every card), sums and the residual stream in f32. All
+//! memory is taken at start. Ops start kernels on the card's one stream and return; what fails is kept,
+//! makes the ops after it do nothing, and is said by `finish`.
+//! Each family of kernels is a `.cu` beside its launcher; this file decides what is launched with what.
+
+pub mod attention;
+mod batch;
+pub mod dense;
+pub mod experts;
+mod graph;
+mod kv;
+pub mod norm;
+pub mod route;
+pub mod sample;
+mod weights;
+
+pub use weights::{CudaWeights, weight_bytes};
+
+use super::{Backend, BackendError, Norm};
+use crate::batch::Batch;
+use crate::cuda::{Card, CudaError, DeviceSum, Source};
+use crate::sample::{Candidate, Pick, Sampleable, Shard};
+use attention::{Attend, AttentionKernels, AttentionShape, Cache, CacheMut, Partials};
+use batch::DeviceBatch;
+use cudarc::driver::CudaSlice;
+use dense::{DenseKernels, Linear};
+use experts::{ExpertBuffers, ExpertKernels, ExpertShape, ExpertWeights, Product};
+use flotilla_shared::activations::LOGIT_ROWS;
+use flotilla_shared::tensor::{LayerTensor, TensorId};
+use flotilla_shared::{Assignment, LayerKind, ModelSpec, RankShare, TokenId};
+use graph::Graphs;
+use kv::LayerCache;
+use norm::{Added, NormKernels};
+use route::{RouteKernels, RouteShape, Routes};
+use sample::{ROW_WORDS, SampleKernels, row_words};
+use std::ops::Range;
+
+/// How a rank uses its card.
+#[derive(Clone, Copy, Debug)]
+pub struct CudaSettings {
+    /// Record decode steps as CUDA graphs: only where the group's sums can be recorded.
+    pub graphs: bool,
+}
+
+impl Default for CudaSettings {
+    fn default() -> Self {
+        CudaSettings { graphs: true }
+    }
+}
+
+/// The shapes of a rank's part, by family; `None` where it has no part.
+#[derive(Clone, Debug)]
+struct Shapes {
+    attention: Option<AttentionShape>,
+    route: RouteShape,
+    experts: Option<ExpertShape>,
+}
+
+impl Shapes {
+    fn of(spec: &ModelSpec, share: &RankShare) -> Shapes {
+        let kv_heads = share.kv_heads.len();
+        let attention =
+            (kv_heads > 0).then(|| AttentionShape { head_dim: spec.head_dim, group: spec.group(), kv_heads });
+        // A rank without experts routes all the same, for whoever asks how rows were routed.
+        let own = if share.experts.is_empty() { 0..spec.experts } else { share.experts.experts.clone() };
+        let route =
+            RouteShape { hidden: spec.hidden, experts: spec.experts, per_token: spec.experts_per_token, own };
+        let intermediate = share.experts.intermediate();
+        let experts = (!share.experts.is_empty()).then(|| ExpertShape { intermediate, route: route.clone() });
+        Shapes { attention, route, experts }
+    }
+}
+
+/// Every source that a rank compiles, for checks that need no card.
+pub fn sources(spec: &ModelSpec, share: &RankShare) -> Vec<Source> {
+    let shapes = Shapes::of(spec, share);
+    let mut sources = vec![norm::source(spec.hidden), dense::source(), sample::source()];
+    sources.push(route::source(&shapes.route));
+    if let Some(shape) = shapes.attention {
+        sources.extend([shape.source(), shape.tiles_source()]);
+    }
+    if let Some(shape) = &shapes.experts {
+        sources.extend(experts::Way::ALL.map(|way| experts::source(shape, way)));
+    }
+    sources
+}
+
+/// Compiled for one rank's shapes.
+struct Kernels {
+    norm: NormKernels,
+    dense: DenseKernels,
+    attention: Option<AttentionKernels>,
+    route: RouteKernels,
+    experts: Option<ExpertKernels>,
+    sample: Option<SampleKernels>,
+}
+
+/// What a step computes with, beside weights and cache. Letters as in [`crate::model`].
+struct Activations {
+    /// Residual stream: f32 [T, H], whole.
+    x: CudaSlice<f32>,
+    /// Partial sums: f32 [T, H].
+    y: DeviceSum,
+    /// x normed: act [T, H]; after [`Norm::Final`] the logit rows only.
+    h: CudaSlice<u16>,
+    /// x normed, for the router: f32 [T, H].
+    h32: CudaSlice<f32>,
+    h16: CudaSlice<u16>,
+    /// f32 [T, (nq + 2 nk)/R · D]
+    qkv: CudaSlice<f32>,
+    /// act [T, nq/R · D]: q rotated, and what attention gives.
+    q: CudaSlice<u16>,
+    attended: CudaSlice<u16>,
+    partials: Option<Partials>,
+    /// u16 [L, T, K]
+    chosen: CudaSlice<u16>,
+    routes: Routes,
+    experts: Option<ExpertBuffers>,
+    /// f32 [logit rows, V/R]
+    logits: CudaSlice<f32>,
+    /// What sampling reads and writes: u32 [n][`ROW_WORDS`], [1], [n][2].
+    picks: CudaSlice<u32>,
+    pick_count: CudaSlice<u32>,
+    bests: CudaSlice<u32>,
+}
+
+/// One rank's weights, cache and activations on a card.
+pub struct CudaBackend {
+    spec: ModelSpec,
+    share: RankShare,
+    rows_max: usize,
+    card: Card,
+    weights: CudaWeights,
+    caches: Vec<LayerCache>,
+    kernels: Kernels,
+    batch: DeviceBatch,
+    a: Activations,
+    graphs: Option<Graphs>,
+    /// A row of logits in the host's memory.
+    row: Vec<f32>,
+    failed: Option<CudaError>,
+}
+
+impl CudaBackend {
+    /// Takes all memory of the rank: `kv_blocks` blocks of cache and room for `step_tokens_max` rows.
+    pub fn new(
+        settings: &CudaSettings,
+        assignment: &Assignment,
+        weights: CudaWeights,
+    ) -> Result<Self, CudaError> {
+        let spec = assignment.spec.clone();
+        let (stage, share) = assignment.plan.share(assignment.rank);
+        assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
+        let card = weights.card().clone();
+        let shapes = Shapes::of(&spec, share);
+        let rows_max = assignment.step_tokens_max as usize;
+        let kernels = Kernels::new(&card, &spec, share, &shapes, &assignment.sampleable, rows_max)?;
+        let kv_heads = share.kv_heads.len();
+        let caches = if kv_heads > 0 {
+            kv::caches(&card, spec.layer_count(), assignment.kv_blocks, kv_heads, spec.head_dim)?
+        } else {
+            Vec::new()
+        };
+        let blocks_max = assignment.kv_blocks as usize;
+        let backend = CudaBackend {
+            rows_max,
+            caches,
+            batch: DeviceBatch::new(&card, &spec, shapes.attention, rows_max, blocks_max)?,
+            a: Activations::new(&card, &spec, share, &shapes, &kernels, rows_max)?,
+            graphs: settings.graphs.then(Graphs::default),
+            row: Vec::new(),
+            failed: None,
+            kernels,
+            share: share.clone(),
+            spec,
+            card,
+            weights,
+        };
+        backend.card.synchronize()?;
+        Ok(backend)
+    }
+
+    /// Runs an op unless one before it failed.
+    fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Result<(), CudaError>) {
+        if self.failed.is_none() {
+            self.failed = op(self).err();
+        }
+    }
+
+    /// y of the launch's rows, which a collective may sum.
+    fn sum(&mut self) -> &mut DeviceSum {
+        self.a.y.len = self.batch.t() * self.spec.hidden;
+        &mut self.a.y
+    }
+
+    fn zero_y(&mut self) -> Result<(), CudaError> {
+        let mut y = self.a.y.values.slice_mut(..self.batch.t() * self.spec.hidden);
+        self.card.stream().memset_zeros(&mut y).map_err(CudaError::doing("clear a sum"))
+    }
+}
+
+impl Kernels {
+    fn new(
+        card: &Card,
+        spec: &ModelSpec,
+        share: &RankShare,
+        shapes: &Shapes,
+        sampleable: &[Range<TokenId>],
+        rows_max: usize,
+    ) -> Result<Self, CudaError> {
+        let limit = spec.swiglu_limit;
+        let experts = shapes.experts.as_ref().map(|shape| ExpertKernels::new(card, shape, limit, rows_max));
+        let vocab = share.vocab.clone();
+        let sample = (!vocab.is_empty()).then(|| SampleKernels::new(card, vocab, sampleable, LOGIT_ROWS));
+        Ok(Kernels {
+            norm: NormKernels::new(card, spec.hidden, spec.norm_eps as f32)?,
+            dense: DenseKernels::new(card)?,
+            attention: shapes.attention.map(|shape| AttentionKernels::new(card, shape)).transpose()?,
+            route: RouteKernels::new(card, &shapes.route)?,
+            experts: experts.transpose()?,
+            sample: sample.transpose()?,
+        })
+    }
+}
+
+impl Activations {
+    fn new(
+        card: &Card,
+        spec: &ModelSpec,
+        share: &RankShare,
+        shapes: &Shapes,
+        kernels: &Kernels,
+        t: usize,
+    ) -> Result<Self, CudaError> {
+        let hidden = spec.hidden;
+        let (q_width, qkv_width) =
+            shapes.attention.map_or((1, 1), |shape| (shape.q_width(), shape.qkv_width()));
+        let partials = shapes.attention.zip(kernels.attention.as_ref());
+        let partials = partials.map(|(shape, kernels)| Partials::new(card, shape, kernels.parts_max(t)));
+        let experts = shapes.experts.as_ref().map(|shape| ExpertBuffers::new(card, shape, t));
+        let y = DeviceSum { stream: card.stream().clone(), values: card.zeros(t * hidden)?, len: 0 };
+        Ok(Activations {
+            x: card.zeros(t * hidden)?,
+            y,
+            h: card.zeros(t * hidden)?,
+            h32: card.zeros(t * hidden)?,
+            h16: card.zeros(t * hidden)?,
+            qkv: card.zeros(t * qkv_width)?,
+            q: card.zeros(t * q_width)?,
+            attended: card.zeros(t * q_width)?,
+            partials: partials.transpose()?,
+            chosen: card.zeros(spec.layer_count() * t * spec.experts_per_token)?,
+            routes: Routes::new(card, &shapes.route, t)?,
+            experts: experts.transpose()?,
+            logits: card.zeros(t.min(LOGIT_ROWS) * share.vocab.len().max(1))?,
+            picks: card.zeros(LOGIT_ROWS * ROW_WORDS)?,
+            pick_count: card.zeros(1)?,
+            bests: card.zeros(LOGIT_ROWS * 2)?,
+        })
+    }
+}
+
+impl Backend for CudaBackend {
+    type Activations = DeviceSum;
+
+    fn run<E>(&mut self, batch: &Batch, forward: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        self.run_recorded(batch, forward)
+    }
+
+    fn embed(&mut self, _: &Batch) -> &mut DeviceSum {
+        self.attempt(|s| {
+            let vocab = s.share.vocab.clone();
+            // Without a vocabulary the table is not looked at.
+            let none = s.a.h.slice(..0);
+            let table = s.weights.bf16(TensorId::Embed).unwrap_or(none);
+            let (t, rows, tokens) = (s.batch.t(), s.batch.rows(), s.batch.tokens());
+            let (mut x, mut y) = (s.a.x.as_view_mut(), s.a.y.values.as_view_mut());
+            s.kernels.norm.embed(t, &rows, &tokens, &table, vocab, &mut x, &mut y)
+        });
+        self.sum()
+    }
+
+    fn add_norm(&mut self, norm: Norm, _: &Batch) {
+        self.attempt(|s| {
+            let (t, rows) = (s.batch.t(), s.batch.rows());
+            let tensor = match norm {
+                Norm::Attention(layer) => TensorId::Layer(layer as u16, LayerTensor::AttentionNorm),
+                Norm::Mlp(layer) => TensorId::Layer(layer as u16, LayerTensor::MlpNorm),
+                Norm::Final => TensorId::FinalNorm,
+            };
+            let weight = s.weights.bf16(tensor).expect("norms are on every rank");
+            let (mut x, y) = (s.a.x.as_view_mut(), s.a.y.values.as_view());
+            let added = Added { x: &mut x, y: &y, weight: &weight };
+            let mut h = s.a.h.as_view_mut();
+            match norm {
+                Norm::Attention(_) => s.kernels.norm.add_norm_attention(t, &rows, added, &mut h),
+                Norm::Mlp(_) => {
+                    let (mut h32, mut h16) = (s.a.h32.as_view_mut(), s.a.h16.as_view_mut());
+                    s.kernels.norm.add_norm_mlp(t, &rows, added, &mut h32, &mut h16)
+                }
+                Norm::Final if s.batch.logit_rows() == 0 => Ok(()),
+                Norm::Final => {
+                    let (list, count) = s.batch.logit_row_list();
+                    s.kernels.norm.norm_final(s.batch.logit_rows(), &count, &list, added, &mut h)
+                }
+            }
+        });
+    }
+
+    fn qkv(&mut self, layer: usize, _: &Batch) {
+        self.attempt(|s| {
+            let (Some(kernels), Some((weight, bias))) = (&s.kernels.attention, s.weights.qkv(layer)) else {
+                return Ok(());
+            };
+            let (t, rows) = (s.batch.t(), s.batch.rows());
+            let linear = Linear::new(weight, Some(bias), kernels.shape().qkv_width(), s.spec.hidden);
+            let mut qkv = s.a.qkv.as_view_mut();
+            s.kernels.dense.product(t, &rows, &s.a.h.as_view(), &linear, &mut qkv)?;
+            let cache = &mut s.caches[layer];
+            let (step, rotation) = (s.batch.step_rows(), s.batch.rotation());
+            let mut cache = CacheMut { keys: cache.keys.as_view_mut(), values: cache.values.as_view_mut() };
+            let mut q = s.a.q.as_view_mut();
+            kernels.rope_store(t, &step, &rotation, &qkv.as_view(), &mut q, &mut cache)
+        });
+    }
+
+    fn attend(&mut self, layer: usize, _: &Batch) {
+        self.attempt(|s| {
+            let (Some(kernels), Some(partials)) = (&s.kernels.attention, &mut s.a.partials) else {
+                return Ok(());
+            };
+            let cache = &s.caches[layer];
+            let window = matches!(s.spec.layers[layer], LayerKind::Window).then_some(s.spec.window as u32);
+            let sinks = s.weights.layer_bf16(layer, LayerTensor::Sinks).expect("a rank with heads has sinks");
+            let attend = Attend {
+                q: s.a.q.as_view(),
+                cache: Cache { keys: cache.keys.as_view(), values: cache.values.as_view() },
+                sinks,
+                window,
+            };
+            let (step, mut out) = (s.batch.step_rows(), s.a.attended.as_view_mut());
+            if let Some(rows) = s.batch.decode_rows() {
+                kernels.attend_decode(&rows, &step, &attend, partials, &mut out)?;
+            }
+            if let Some(tiles) = s.batch.tiles() {
+                kernels.attend_tiles(&tiles, &step, &attend, &mut out)?;
+            }
+            Ok(())
+        });
+    }
+
+    fn project(&mut self, layer: usize, _: &Batch) -> &mut DeviceSum {
+        self.attempt(|s| {
+            let Some(kernels) = &s.kernels.attention else { return s.zero_y() };
+            let (t, rows) = (s.batch.t(), s.batch.rows());
+            let bias = s.weights.layer_bf16(layer, LayerTensor::OBias);
+            let weight = s.weights.layer_bf16(layer, LayerTensor::OWeight).expect("a rank with heads has it");
+            let linear = Linear::new(weight, bias, s.spec.hidden, kernels.shape().q_width());
+            let mut y = s.a.y.values.as_view_mut();
+            s.kernels.dense.product(t, &rows, &s.a.attended.as_view(), &linear, &mut y)
+        });
+        self.sum()
+    }
+
+    fn route(&mut self, layer: usize, _: &Batch) {
+        self.attempt(|s| {
+            let (t, rows) = (s.batch.t(), s.batch.rows());
+            let weight = s.weights.layer_bf16(layer, LayerTensor::RouterWeight).expect("on every rank");
+            let bias = s.weights.layer_bf16(layer, LayerTensor::RouterBias).expect("on every rank");
+            let choices = s.rows_max * s.spec.experts_per_token;
+            let mut chosen = s.a.chosen.slice_mut(layer * choices..(layer + 1) * choices);
+            let h = s.a.h32.as_view();
+            s.kernels.route.route(t, &rows, &h, &weight, &bias, &mut chosen, &mut s.a.routes)
+        });
+    }
+
+    fn experts(&mut self, layer: usize, _: &Batch) -> &mut DeviceSum {
+        self.attempt(|s| {
+            use LayerTensor::{DownBias, DownBlocks, DownScales, GateUpBias, GateUpBlocks, GateUpScales};
+            let (Some(kernels), Some(buffers)) = (&s.kernels.experts, &mut s.a.experts) else {
+                return s.zero_y();
+            };
+            let product = |blocks, scales, bias| Product {
+                blocks: s.weights.layer_bytes(layer, blocks).expect("a rank with experts has blocks"),
+                scales: s.weights.layer_bytes(layer, scales).expect("a rank with experts has scales"),
+                bias: s.weights.layer_bf16(layer, bias),
+            };
+            let weights = ExpertWeights {
+                gate_up: product(GateUpBlocks, GateUpScales, GateUpBias),
+                down: product(DownBlocks, DownScales, DownBias),
+            };
+            let (t, rows) = (s.batch.t(), s.batch.rows());
+            let choices = s.rows_max * s.spec.experts_per_token;
+            let chosen = s.a.chosen.slice(layer * choices..(layer + 1) * choices);
+            let mut y = s.a.y.values.as_view_mut();
+            kernels.run(t, &rows, &s.a.routes, &chosen, &weights, buffers, &mut y)
+        });
+        self.sum()
+    }
+
+    fn unembed(&mut self, _: &Batch) {
+        self.attempt(|s| {
+            let n = s.batch.logit_rows();
+            let Some(weight) = s.weights.bf16(TensorId::Unembed) else { return Ok(()) };
+            if n == 0 {
+                return Ok(());
+            }
+            let width = s.share.vocab.len();
+            if s.a.logits.len() < n * width {
+                // Only verification asks for so many, and no graph has kept the address.
+                s.a.logits = s.card.zeros(n * width)?;
+            }
+            let linear = Linear::new(weight, None, width, s.spec.hidden);
+            let (_, count) = s.batch.logit_row_list();
+            let mut logits = s.a.logits.as_view_mut();
+            s.kernels.dense.product(n, &count, &s.a.h.as_view(), &linear, &mut logits)
+        });
+    }
+
+    fn finish(&mut self) -> Result<(), BackendError> {
+        self.attempt(|s| s.card.synchronize());
+        self.check()
+    }
+
+    fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError> {
+        let mut routing = Vec::new();
+        self.attempt(|s| {
+            let per_token = s.spec.experts_per_token;
+            for layer in 0..s.spec.layer_count() {
+                let first = (layer * s.rows_max + row) * per_token;
+                let mut experts = vec![0; per_token];
+                let copied =
+                    s.card.stream().memcpy_dtoh(&s.a.chosen.slice(first..first + per_token), &mut experts);
+                copied.map_err(CudaError::doing("read the routing"))?;
+                routing.push(experts);
+            }
+            s.card.synchronize()
+        });
+        self.check()?;
+        Ok(routing.concat())
+    }
+}
+
+impl CudaBackend {
+    fn check(&self) -> Result<(), BackendError> {
+        match &self.failed {
+            Some(error) => Err(BackendError(error.to_string())),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Shard for CudaBackend {
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        self.attempt(|s| {
+            let width = s.share.vocab.len();
+            s.row.resize(width, 0.0);
+            if width == 0 {
+                return Ok(());
+            }
+            let logits = s.a.logits.slice(row * width..(row + 1) * width);
+            let copied = s.card.stream().memcpy_dtoh(&logits, &mut s.row);
+            copied.map_err(CudaError::doing("read logits"))?;
+            s.card.synchronize()
+        });
+        self.check()?;
+        Ok(&self.row)
+    }
+
+    /// The sampleable tokens are those of the assignment, which the card knows from the start.
+    fn best(&mut self, picks: &[Pick], _: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
+        let mut bests = Vec::new();
+        for picks in picks.chunks(LOGIT_ROWS) {
+            self.attempt(|s| {
+                let Some(kernels) = &mut s.kernels.sample else {
+                    bests.extend(picks.iter().map(|_| Candidate::NONE));
+                    return Ok(());
+                };
+                let words: Vec<u32> = picks
+                    .iter()
+                    .flat_map(|pick| row_words(&pick.row, pick.floor, pick.row.logit_row))
+                    .collect();
+                let (stream, sampling) = (s.card.stream(), || CudaError::doing("sample"));
+                stream.memcpy_htod(&words, &mut s.a.picks).map_err(sampling())?;
+                stream.memcpy_htod(&[picks.len() as u32], &mut s.a.pick_count).map_err(sampling())?;
+                let (count, rows) = (s.a.pick_count.as_view(), s.a.picks.as_view());
+                let (logits, mut found) = (s.a.logits.as_view(), s.a.bests.as_view_mut());
+                kernels.best(picks.len(), &count, &rows, &logits, &mut found)?;
+                let mut words = vec![0; picks.len() * 2];
+                stream.memcpy_dtoh(&s.a.bests.slice(..words.len()), &mut words).map_err(sampling())?;
+                s.card.synchronize()?;
+                let candidate = |pair: &[u32]| Candidate { score: f32::from_bits(pair[0]), token: pair[1] };
+                bests.extend(words.chunks(2).map(candidate));
+                Ok(())
+            });
+        }
+        self.check()?;
+        Ok(bests)
+    }
+}

@@ -1,0 +1,129 @@
+//! Launches `sample.cu`: the best token of this rank's part of the vocabulary, per sampled row.
+
+use crate::cuda::{Card, CudaError, Source};
+use crate::sample::SampleRow;
+use cudarc::driver::{
+    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg,
+};
+use flotilla_shared::TokenId;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// As in sample.cu.
+const THREADS: u32 = 256;
+const PART_TOKENS: usize = 2048;
+
+pub fn source() -> Source {
+    Source { name: "sample.cu", text: include_str!("sample.cu"), defines: vec![] }
+}
+
+/// Words of a row as the kernel reads it.
+pub const ROW_WORDS: usize = 6;
+
+/// A row as the kernel reads it: what to choose by, and which row of the logits. `floor` is −∞ where all of
+/// the vocabulary may be chosen.
+pub fn row_words(row: &SampleRow, floor: f32, logit_row: usize) -> [u32; ROW_WORDS] {
+    let seed = row.sampling.seed;
+    [
+        row.sampling.temperature.to_bits(),
+        floor.to_bits(),
+        seed as u32,
+        (seed >> 32) as u32,
+        row.position,
+        logit_row as u32,
+    ]
+}
+
+/// The kernels, for one part of the vocabulary.
+#[derive(Debug)]
+pub struct SampleKernels {
+    stream: Arc<CudaStream>,
+    vocab: Range<usize>,
+    rows_max: usize,
+    /// u32 [n][2]: what may be chosen, counted from the part's start.
+    ranges: CudaSlice<u32>,
+    range_count: u32,
+    /// (score, token) [rows_max, parts]
+    parts: CudaSlice<u32>,
+    best_of_part: CudaFunction,
+    best_of_row: CudaFunction,
+}
+
+impl SampleKernels {
+    /// `vocab`: this rank's part, not empty. `sampleable`: ids that may be chosen, of the whole vocabulary.
+    pub fn new(
+        card: &Card,
+        vocab: Range<usize>,
+        sampleable: &[Range<TokenId>],
+        rows_max: usize,
+    ) -> Result<Self, CudaError> {
+        Self::compiled(card, &source(), vocab, sampleable, rows_max)
+    }
+
+    /// From a source that may not be the file itself.
+    pub fn compiled(
+        card: &Card,
+        source: &Source,
+        vocab: Range<usize>,
+        sampleable: &[Range<TokenId>],
+        rows_max: usize,
+    ) -> Result<Self, CudaError> {
+        assert!(!vocab.is_empty() && rows_max > 0 && vocab.end <= TokenId::MAX as usize - PART_TOKENS);
+        let module = card.compile(source)?;
+        let mut ranges = own_ranges(&vocab, sampleable);
+        let range_count = ranges.len() as u32 / 2;
+        if ranges.is_empty() {
+            // Memory of no bytes cannot be taken.
+            ranges = vec![0, 0];
+        }
+        Ok(SampleKernels {
+            stream: card.stream().clone(),
+            rows_max,
+            ranges: card.upload(&ranges)?,
+            range_count,
+            parts: card.zeros(rows_max * vocab.len().div_ceil(PART_TOKENS) * 2)?,
+            vocab,
+            best_of_part: module.kernel("best_of_part")?,
+            best_of_row: module.kernel("best_of_row")?,
+        })
+    }
+
+    /// The best of the first *row_count of n rows. rows: n times [`row_words`]; logits: f32 [any, V]; bests:
+    /// u32 [n][2], the bits of a score and a token; the token is `TokenId::MAX` where nothing could be chosen.
+    pub fn best(
+        &mut self,
+        n: usize,
+        row_count: &CudaView<'_, u32>,
+        rows: &CudaView<'_, u32>,
+        logits: &CudaView<'_, f32>,
+        bests: &mut CudaViewMut<'_, u32>,
+    ) -> Result<(), CudaError> {
+        assert!(n > 0 && n <= self.rows_max && !row_count.is_empty());
+        assert!(rows.len() >= n * ROW_WORDS && bests.len() >= n * 2 && logits.len() >= self.vocab.len());
+        let (start, count) = (self.vocab.start as u32, self.vocab.len() as u32);
+        let part_count = count.div_ceil(PART_TOKENS as u32);
+
+        let mut launch = self.stream.launch_builder(&self.best_of_part);
+        launch.arg(row_count).arg(rows).arg(logits).arg(&self.ranges).arg(&self.range_count);
+        launch.arg(&start).arg(&count).arg(&mut self.parts);
+        // SAFETY: the arguments are those of the kernel; that the rows' logit rows exist is the caller's word.
+        unsafe { launch.launch(grid(part_count, n as u32)) }?;
+
+        let mut launch = self.stream.launch_builder(&self.best_of_row);
+        launch.arg(row_count).arg(&self.parts).arg(&part_count).arg(bests);
+        // SAFETY: the arguments are those of the kernel; it reads what the first launch has written.
+        unsafe { launch.launch(grid(n as u32, 1)) }?;
+        Ok(())
+    }
+}
+
+/// [first, last) of each range inside of the part, counted from its start.
+fn own_ranges(vocab: &Range<usize>, sampleable: &[Range<TokenId>]) -> Vec<u32> {
+    let own = |ids: &Range<TokenId>| vocab.start.max(ids.start as usize)..vocab.end.min(ids.end as usize);
+    let own = sampleable.iter().map(own).filter(|ids| !ids.is_empty());
+    own.flat_map(|ids| [ids.start - vocab.start, ids.end - vocab.start]).map(|id| id as u32).collect()
+}
+
+fn grid(x: u32, y: u32) -> LaunchConfig {
+    LaunchConfig { grid_dim: (x, y, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
+}
