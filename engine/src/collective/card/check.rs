@@ -4,7 +4,7 @@
 
 use super::SumPath;
 use crate::cuda::CudaError;
-use crate::cuda::sum::DeviceSum;
+use crate::cuda::DeviceSum;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;

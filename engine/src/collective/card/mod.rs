@@ -21,7 +21,7 @@ pub use check::{Latency, StartReport};
 pub use choose::{SumChoice, SumPath, Wire};
 
 use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation};
-use crate::cuda::sum::DeviceSum;
+use crate::cuda::DeviceSum;
 use crate::cuda::{Card, CudaError, Library, Nccl, Opened, Source};
 use area::Area;
 use check::{Exactness, Finding};
@@ -351,6 +351,7 @@ impl<L: Collective> CardCollective<L> {
             return Ok(Vec::new());
         }
         let mut y = self.scratch()?;
+        let lengths = check::measured_lengths(self.elements_max);
         let mut latency = |elements| {
             y.len = elements;
             let mut times = Vec::new();
@@ -364,7 +365,7 @@ impl<L: Collective> CardCollective<L> {
             times.sort();
             Ok(Latency { elements, time: times[times.len() / 2] })
         };
-        check::measured_lengths(self.elements_max).into_iter().map(&mut latency).collect()
+        lengths.into_iter().map(&mut latency).collect()
     }
 
     fn scratch(&self) -> Result<DeviceSum, String> {
