@@ -159,16 +159,15 @@ impl DenseKernels {
             "rows are read 16 bytes at a time"
         );
         let kernel = &self.kernels[Way::ALL.iter().position(|other| *other == way).expect("one of all")];
-        let (rows_of_w, columns, no_bias) = (*m as u32, *k as u32, 0u64);
+        let (tokens, rows_of_w, columns, no_bias) = (t as u32, *m as u32, *k as u32, 0u64);
         let mut launch = self.stream.launch_builder(kernel);
         launch.arg(rows).arg(x).arg(weights);
         match bias {
             Some(bias) => launch.arg(bias),
             None => launch.arg(&no_bias),
         };
-        launch.arg(y).arg(&rows_of_w).arg(&columns);
-        // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted, but for
-        // *rows ≤ T, which is the caller's word.
+        launch.arg(y).arg(&tokens).arg(&rows_of_w).arg(&columns);
+        // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
         unsafe { launch.launch(way.launch(t, *m)) }?;
         Ok(())
     }
