@@ -12,9 +12,8 @@ const EPS: f32 = 1e-5;
 const POISON: u32 = 0x7fa5_a5a5;
 const POISON_16: u16 = 0x7fa5;
 
-/// (H, T of the launch, rows that there are)
-const SHAPES: [(usize, usize, usize); 6] =
-    [(64, 1, 1), (128, 5, 5), (160, 8, 3), (32, 2, 2), (1056, 3, 2), (2880, 4, 4)];
+/// (H, T of the launch, rows that there are). H / 16 steps are taken by 10, 4, 2, 2 and 12.
+const SHAPES: [(usize, usize, usize); 5] = [(160, 8, 3), (128, 5, 5), (32, 2, 2), (1056, 3, 2), (2880, 4, 4)];
 
 /// One replace each in norm.cu that [`check`] must notice.
 pub const PLANTED: [(&str, &str, &str); 4] = [
@@ -38,8 +37,8 @@ pub const PLANTED: [(&str, &str, &str); 4] = [
 
 #[test]
 fn x_and_the_normed_row_have_the_bits_of_the_cpu() {
-    for card in support::cards() {
-        check(&card, &|source| source).unwrap();
+    for test in support::cards() {
+        check(&test.card, &|source| source).unwrap();
     }
 }
 

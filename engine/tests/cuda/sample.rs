@@ -25,8 +25,8 @@ pub const PLANTED: [(&str, &str, &str); 4] = [
 
 #[test]
 fn the_card_chooses_what_the_host_chooses() {
-    for card in support::cards() {
-        check(&card, &|source| source).unwrap();
+    for test in support::cards() {
+        check(&test.card, &|source| source).unwrap();
     }
 }
 

@@ -1,7 +1,8 @@
 // Dense products with bf16 weights: y[t, n] = Σ_k x[t, k] · W[n, k] + bias[n].
 //
 // x: act [T, K], W: bf16 [M, K], bias: bf16 [M] or null, y: f32 [T, M]; K a multiple of 8, rows 16-byte aligned.
-// Products are exact, sums are f32. T, M and K are arguments: one program serves qkv, o and unembed.
+// Products are exact, sums are f32. T, M and K are arguments: one program serves qkv, o and unembed. The kernels of a
+// kind sum in one order, so up to T = 16, and again above, a row's bits do not depend on how many others there are.
 // Rows at and past *rows are not written. On sm_75 x is f16, and weights are converted to it.
 //
 // product_few: T ≤ 16, bound by reading W once.
