@@ -74,6 +74,7 @@ impl Way {
             Way::ManyLarge => ((t.div_ceil(128), m.div_ceil(128)), 256),
             Way::ManyMiddle => ((t.div_ceil(64), m.div_ceil(32)), 128),
         };
+        assert!(grid.1 <= 65535, "M = {m} is more than a grid is high");
         LaunchConfig {
             grid_dim: (grid.0 as u32, grid.1 as u32, 1),
             block_dim: (threads, 1, 1),
