@@ -3,6 +3,7 @@
 
 use crate::support;
 use cudarc::driver::CudaSlice;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flotilla_engine::backend::cuda::attention::{
     Attend, AttentionKernels, AttentionShape, Cache, CacheMut, DecodeList, DecodeRows, Partials, Rotation,
     StepRows, Tiles,
@@ -26,7 +27,7 @@ pub const PLANTED_ROTATION: [(&str, &str, &str); 3] = [
 ];
 
 /// One replace each in attention.cu that [`check_decode`] must notice.
-pub const PLANTED_DECODE: [(&str, &str, &str); 8] = [
+pub const PLANTED_DECODE: [(&str, &str, &str); 10] = [
     (
         "the sink is dropped where a row is finished by its only split",
         "normalizer(m, l, sink));",
@@ -36,27 +37,30 @@ pub const PLANTED_DECODE: [(&str, &str, &str); 8] = [
     ("the window is one key wider", "position - window + 1 : 0;", "position - window : 0;"),
     ("the window is one key narrower", "position - window + 1 : 0;", "position - window + 2 : 0;"),
     ("query heads of the wrong kv head", "row * NQ + head * G + lane / 4", "row * NQ + lane / 4 * NK + head"),
-    ("keys past the row's own are not masked", "key >= steps.lowest && key <= position;", "key >= steps.lowest;"),
+    (
+        "keys past the row's own are not masked",
+        "key >= steps.lowest && key <= position;",
+        "key >= steps.lowest;",
+    ),
     (
         "values past the row's own are read",
         "position_of >= lowest && position_of <= position",
         "position_of >= lowest && any",
     ),
+    ("weights meet their neighbours' values", "operand[0] = swap ? second : first;", "operand[0] = first;"),
+    ("sums keep their scale when m grows", "sums.out[tile][d][i + 2] *= decay;", ""),
     ("one split is left out", "s < used; s += BESIDE", "s < used - 1; s += BESIDE"),
 ];
 
 /// One replace each in attention_tiles.cu that [`check_tiles`] must notice.
-pub const PLANTED_TILES: [(&str, &str, &str); 7] = [
-    (
-        "the sink is dropped",
-        "to_float(sinks[head * G + m % G]) * LOG2_E",
-        "NEVER",
-    ),
+pub const PLANTED_TILES: [(&str, &str, &str); 8] = [
+    ("the sink is dropped", "to_float(sinks[head * G + m % G]) * LOG2_E", "NEVER"),
     ("the window is one key wider", "position - key >= window", "position - key > window"),
     ("the window is one key narrower", "position - key >= window", "position - key >= window - 1"),
     ("a row does not see its own key", "key > position ||", "key >= position ||"),
     ("query heads of the wrong kv head", "* NQ + head * G + m % G) * D", "* NQ + m % G * NK + head) * D"),
     ("values past the last row are read", "position <= span.last;", "position / 16 <= span.last / 16;"),
+    ("a row that has seen no key yet is −∞ − −∞", "m == NEVER ? 0.0f : m;", "m;"),
     ("a stage is read before it has arrived", "copy_async_wait<0>();", ""),
 ];
 
@@ -101,6 +105,32 @@ fn decode_rows_and_tiles_share_a_step() {
     on_every_card(check_mixture);
 }
 
+/// What a decode step's graph needs: the launch knows how many rows there are, not where they are.
+#[test]
+fn a_captured_launch_serves_other_positions() {
+    for card in support::cards() {
+        let shape = SHAPES[0];
+        let kernels = AttentionKernels::new(&card, shape).unwrap();
+        let case = Case::new(&card, shape, None, &[700..701, 31..32], 4000, Logits::Usual);
+        let mut step = Uploaded::new(&case, &[2, 0], &case.table_start);
+        let (q, mut out) = (card.upload(&case.q).unwrap(), case.poisoned_out());
+        let mut partials = Partials::new(&card, shape, kernels.parts_max(2)).unwrap();
+        let rows = DecodeRows { launched: 2, list: None };
+
+        let stream = card.stream();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        let (attend, mut to) = (step.attend(&case, &q), out.as_view_mut());
+        kernels.attend_decode(&rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream.end_capture(flags).unwrap().unwrap();
+
+        graph.launch().unwrap();
+        stream.memcpy_htod(&case.positions, &mut step.positions).unwrap();
+        graph.launch().unwrap();
+        case.compare(&out, &[0, 1]).unwrap();
+    }
+}
+
 #[test]
 fn splits_fill_the_card_and_fit_the_room() {
     for card in support::cards() {
@@ -133,15 +163,22 @@ pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
                 let sequences: Vec<_> = positions.iter().map(|at| *at..at + 1).collect();
                 let case = Case::new(card, shape, window, &sequences, seed, Logits::Usual);
                 let splits = [1, 2, 3, 40][seed as usize % 4];
-                let name = || format!("{shape:?}, window {window:?}, at {positions:?}, {splits} splits, seed {seed}");
+                let name = || {
+                    format!("{shape:?}, window {window:?}, at {positions:?}, {splits} splits, seed {seed}")
+                };
                 case.decode(&kernels, Some(splits), seed % 2 == 0).map_err(|e| format!("{}: {e}", name()))?;
                 if seed % 3 == 0 {
                     case.decode(&kernels, None, false).map_err(|e| format!("{}: {e}", name()))?;
                 }
             }
         }
+        if shape.head_dim == 16 {
+            let case = Case::new(card, shape, None, &[131071..131072], 900, Logits::Usual);
+            case.decode(&kernels, Some(40), false).map_err(|e| format!("the longest context: {e}"))?;
+        }
         for splits in [1, 4] {
-            let case = Case::new(card, shape, None, &[700..701, 40..41], 1000 + splits as u64, Logits::Extreme);
+            let case =
+                Case::new(card, shape, None, &[700..701, 40..41], 1000 + splits as u64, Logits::Extreme);
             case.decode(&kernels, Some(splits), false).map_err(|e| format!("{shape:?}, extreme: {e}"))?;
         }
     }
@@ -177,11 +214,16 @@ pub fn check_mixture(card: &Card, edit: Edit<'_>) -> Result<(), String> {
         let shape = SHAPES[1];
         let kernels = compile(card, shape, edit)?;
         let case = Case::new(card, shape, window, &sequences, 3000 + seed as u64, Logits::Usual);
-        let mut out = case.poisoned_out();
         // One row is nobody's: it has to stay as it is.
         let decode: Vec<u32> = vec![case.first_row(4), case.first_row(0)];
-        case.launch_listed(&kernels, 3, &decode, &mut out);
-        case.launch_tiles(&kernels, &[1, 3], &mut out);
+        let run = || {
+            let mut out = case.poisoned_out();
+            case.launch_listed(&kernels, 3, &decode, &mut out);
+            case.launch_tiles(&kernels, &[1, 3], &mut out);
+            out
+        };
+        let out = run();
+        assert!(card.download(&out).unwrap() == card.download(&run()).unwrap(), "other bits the second time");
         let mut rows: Vec<usize> = decode.iter().map(|row| *row as usize).collect();
         rows.extend(case.rows_of(1).chain(case.rows_of(3)));
         case.compare(&out, &rows).map_err(|error| format!("window {window:?}: {error}"))?;
@@ -363,7 +405,7 @@ impl<'a> Case<'a> {
         self.card.upload(&vec![POISON; self.q.len()]).unwrap()
     }
 
-    /// All rows of the step, in a bucket that is larger if `padded`, or a list of them in another order.
+    /// All rows of the step in a bucket that is larger, or a list of them in another order.
     fn decode(&self, kernels: &AttentionKernels, splits: Option<usize>, listed: bool) -> Result<(), String> {
         let mut out = self.poisoned_out();
         if listed {
@@ -408,12 +450,19 @@ impl<'a> Case<'a> {
     }
 
     /// The list is one longer than it says.
-    fn launch_listed(&self, kernels: &AttentionKernels, splits: usize, rows: &[u32], out: &mut CudaSlice<u16>) {
+    fn launch_listed(
+        &self,
+        kernels: &AttentionKernels,
+        splits: usize,
+        rows: &[u32],
+        out: &mut CudaSlice<u16>,
+    ) {
         let step = Uploaded::new(self, &self.positions, &self.table_start);
         let q = self.card.upload(&self.q).unwrap();
         let mut listed = rows.to_vec();
         listed.push(NO_BLOCK);
-        let (list, count) = (self.card.upload(&listed).unwrap(), self.card.upload(&[rows.len() as u32]).unwrap());
+        let (list, count) =
+            (self.card.upload(&listed).unwrap(), self.card.upload(&[rows.len() as u32]).unwrap());
         let list = DecodeList { rows: list.as_view(), count: count.as_view() };
         let rows = DecodeRows { launched: listed.len(), list: Some(list) };
         let mut partials = Partials::new(self.card, self.shape, listed.len() * splits).unwrap();
@@ -504,7 +553,9 @@ impl<'a> Case<'a> {
         let (rounding, lost) = (self.act_rounding(), if self.is_f16() { 2f64.powi(-24) } else { 1e-30 });
         let score_error = score_size * 2f64.powi(-20) + 2f64.powi(-18);
         sums.into_iter()
-            .map(|(sum, size, all)| (sum, rounding * (sum.abs() + size) * 1.01 + score_error * size + lost * all))
+            .map(|(sum, size, all)| {
+                (sum, rounding * (sum.abs() + size) * 1.01 + score_error * size + lost * all)
+            })
             .collect()
     }
 }
@@ -616,7 +667,10 @@ impl<'a> Rotated<'a> {
                     // Rounded to `act`, and before that some times to f32.
                     let bound = (case.act_rounding() * expected.abs() + 2f64.powi(-22) * size) * scale + 1e-7;
                     if (found - expected * scale).abs() > bound || found.is_nan() {
-                        return Err(format!("q[{row}, {head}, {j}] is {found}, expected {}", expected * scale));
+                        return Err(format!(
+                            "q[{row}, {head}, {j}] is {found}, expected {}",
+                            expected * scale
+                        ));
                     }
                 }
             }

@@ -32,6 +32,9 @@
 //
 // Versions (date, device, shape, time):
 //   2026-11-23  1  the above                                                         not timed yet
+// Tried without a card: ld.global.nc for the keys (ptxas moves half of the loads behind the first products on
+// sm_90 and 120, so half as many bytes are in flight); positions read before the count of rows is known (NVVM
+// moves them back behind the exit).
 // To try: the last block of a row combines (one launch less); the next step's keys loaded before this one's use.
 
 #include "intrinsics.cuh"
@@ -188,9 +191,10 @@ struct BlockOfKeys {
     unsigned value[4][DEPTH];    // 2 (lane % 4), + 8, + 1, + 9
 };
 
-// `key` and `value`: what the block has for this lane, its first key and value. Keys outside lowest..=position may hold anything, NaN too: their values are not read, as 0 · NaN is NaN.
-// Their scores are replaced later. A block past the row's own may not even be in the table. The pointers are
-// not __restrict__, or the loads would become ld.global.nc, which ptxas moves behind the first products.
+// `key` and `value`: what the block has for this lane, the first of it. Keys outside lowest..=position may hold
+// anything, NaN too: their values are not read, as 0 · NaN is NaN, and their scores are replaced later. A block
+// past the row's own may not even be in the table. The pointers are not __restrict__, or the loads would become
+// ld.global.nc, which ptxas moves behind the first products.
 __device__ inline void load_block(BlockOfKeys& to, const bf16* key, const bf16* value, unsigned first_key,
                                   unsigned lowest, unsigned position, unsigned lane) {
     const bool any = first_key <= position;

@@ -285,7 +285,9 @@ impl AttentionKernels {
         let (shape, angles) = (self.shape, t * self.shape.head_dim / 2);
         assert!(qkv.len() >= t * shape.qkv_width() && q.len() >= t * shape.q_width());
         assert!(rotation.cos.len() >= angles && rotation.sin.len() >= angles);
-        assert!(cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values()));
+        assert!(
+            cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values())
+        );
         self.assert_aligned(&q.as_view());
         self.assert_aligned(&cache.keys.as_view());
         self.assert_aligned(&cache.values.as_view());
@@ -396,9 +398,13 @@ impl AttentionKernels {
     fn assert_attend(&self, attend: &Attend<'_>, out: &CudaViewMut<'_, u16>) -> usize {
         let Attend { q, cache, sinks, window } = attend;
         let shape = self.shape;
-        assert!(cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values()));
+        assert!(
+            cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values())
+        );
         assert!(q.len().is_multiple_of(shape.q_width()) && out.len() >= q.len());
-        assert!(sinks.len() == shape.q_heads() && window.is_none_or(|window| (1..NO_WINDOW).contains(&window)));
+        assert!(
+            sinks.len() == shape.q_heads() && window.is_none_or(|window| (1..NO_WINDOW).contains(&window))
+        );
         self.assert_aligned(q);
         self.assert_aligned(&cache.keys);
         self.assert_aligned(&cache.values);
