@@ -27,9 +27,9 @@ pub const PLANTED_ROTATION: [(&str, &str, &str); 3] = [
 ];
 
 /// One replace each in attention.cu that [`check_decode`] must notice.
-pub const PLANTED_DECODE: [(&str, &str, &str); 10] = [
+pub const PLANTED_DECODE: [(&str, &str, &str); 12] = [
     (
-        "the sink is dropped where a row is finished by its only split",
+        "the sink is dropped where a row is finished by its only block",
         "normalizer(m, l, sink));",
         "normalizer(m, l, NEVER));",
     ),
@@ -49,7 +49,13 @@ pub const PLANTED_DECODE: [(&str, &str, &str); 10] = [
     ),
     ("weights meet their neighbours' values", "operand[0] = swap ? second : first;", "operand[0] = first;"),
     ("sums keep their scale when m grows", "sums.out[tile][d][i + 2] *= decay;", ""),
-    ("one split is left out", "s < used; s += BESIDE", "s < used - 1; s += BESIDE"),
+    ("one part is left out", "s < used; s += BESIDE", "s < used - 1; s += BESIDE"),
+    (
+        "a row takes the parts of the first",
+        "if (index > 0) before = warp_sum_unsigned(before);",
+        "before = 0;",
+    ),
+    ("a row's last steps have no block", "(steps - 1) / per_part + 1;", "(steps + per_part / 2) / per_part;"),
 ];
 
 /// One replace each in attention_tiles.cu that [`check_tiles`] must notice.
@@ -132,16 +138,12 @@ fn a_captured_launch_serves_other_positions() {
 }
 
 #[test]
-fn splits_fill_the_card_and_fit_the_room() {
+fn spare_blocks_are_for_long_rows() {
     for card in support::cards() {
-        let shape = SHAPES[0];
-        let kernels = AttentionKernels::new(&card, shape).unwrap();
-        let room = kernels.parts_max(64);
-        for rows in 1..=64 {
-            let splits = kernels.splits(rows, None);
-            assert!(splits == 1 || rows * splits <= room, "{rows} rows in {splits} splits, room for {room}");
-            assert_eq!(kernels.splits(rows, Some(128)), 1, "a window of 128 is one block's");
-        }
+        let kernels = AttentionKernels::new(&card, SHAPES[0]).unwrap();
+        assert!(kernels.spare(None) >= 1);
+        assert_eq!(kernels.spare(Some(128)), 0, "a window of 128 is one block's");
+        assert_eq!(kernels.parts_max(64), 64 + kernels.spare(None));
     }
 }
 
@@ -150,7 +152,7 @@ fn compile(card: &Card, shape: AttentionShape, edit: Edit<'_>) -> Result<Attenti
     AttentionKernels::compiled(card, shape, &source, &tiles).map_err(|error| error.to_string())
 }
 
-/// Decode rows of sequences of every length that meets an edge, alone and together, in one split and in many.
+/// Decode rows of sequences of every length that meets an edge, alone and together, in one part and in many.
 pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
     let batches: [&[usize]; 6] =
         [&[0], &[700], &[1, 15], &[16, 31, 127], &[128, 129, 700, 0], &[129, 16, 700, 128, 31]];
@@ -162,11 +164,13 @@ pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
                 seed += 1;
                 let sequences: Vec<_> = positions.iter().map(|at| *at..at + 1).collect();
                 let case = Case::new(card, shape, window, &sequences, seed, Logits::Usual);
-                let splits = [1, 2, 3, 40][seed as usize % 4];
+                let spare = [0, 1, 3, 40][seed as usize % 4];
                 let name = || {
-                    format!("{shape:?}, window {window:?}, at {positions:?}, {splits} splits, seed {seed}")
+                    format!(
+                        "{shape:?}, window {window:?}, at {positions:?}, {spare} spare blocks, seed {seed}"
+                    )
                 };
-                case.decode(&kernels, Some(splits), seed % 2 == 0).map_err(|e| format!("{}: {e}", name()))?;
+                case.decode(&kernels, Some(spare), seed % 2 == 0).map_err(|e| format!("{}: {e}", name()))?;
                 if seed % 3 == 0 {
                     case.decode(&kernels, None, false).map_err(|e| format!("{}: {e}", name()))?;
                 }
@@ -175,11 +179,17 @@ pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
         if shape.head_dim == 16 {
             let case = Case::new(card, shape, None, &[131071..131072], 900, Logits::Usual);
             case.decode(&kernels, Some(40), false).map_err(|e| format!("the longest context: {e}"))?;
+            // More rows than lanes, of every length; some rows past the 32nd are long.
+            let many: Vec<_> = (0..40).map(|row| row * 97 % 41 * 30).map(|at| at..at + 1).collect();
+            let case = Case::new(card, shape, None, &many, 901, Logits::Usual);
+            for spare in [1, 7, 64] {
+                case.decode(&kernels, Some(spare), spare == 7).map_err(|e| format!("40 rows: {e}"))?;
+            }
         }
-        for splits in [1, 4] {
+        for spare in [0, 4] {
             let case =
-                Case::new(card, shape, None, &[700..701, 40..41], 1000 + splits as u64, Logits::Extreme);
-            case.decode(&kernels, Some(splits), false).map_err(|e| format!("{shape:?}, extreme: {e}"))?;
+                Case::new(card, shape, None, &[700..701, 40..41], 1000 + spare as u64, Logits::Extreme);
+            case.decode(&kernels, Some(spare), false).map_err(|e| format!("{shape:?}, extreme: {e}"))?;
         }
     }
     Ok(())
@@ -406,19 +416,19 @@ impl<'a> Case<'a> {
     }
 
     /// All rows of the step in a bucket that is larger, or a list of them in another order.
-    fn decode(&self, kernels: &AttentionKernels, splits: Option<usize>, listed: bool) -> Result<(), String> {
+    fn decode(&self, kernels: &AttentionKernels, spare: Option<usize>, listed: bool) -> Result<(), String> {
         let mut out = self.poisoned_out();
         if listed {
             let rows: Vec<u32> = (0..self.t() as u32).rev().collect();
-            self.launch_listed(kernels, splits.unwrap_or(1), &rows, &mut out);
+            self.launch_listed(kernels, spare.unwrap_or(0), &rows, &mut out);
         } else {
-            self.launch_all(kernels, splits, &mut out);
+            self.launch_all(kernels, spare, &mut out);
         }
         self.compare(&out, &(0..self.t()).collect::<Vec<_>>())
     }
 
     /// Two rows of the bucket are not there: their positions are no positions.
-    fn launch_all(&self, kernels: &AttentionKernels, splits: Option<usize>, out: &mut CudaSlice<u16>) {
+    fn launch_all(&self, kernels: &AttentionKernels, spare: Option<usize>, out: &mut CudaSlice<u16>) {
         let bucket = self.t() + 2;
         let pad = |mut values: Vec<u32>| {
             values.resize(bucket, NO_BLOCK);
@@ -431,12 +441,12 @@ impl<'a> Case<'a> {
         let mut padded = self.card.upload(&vec![POISON; q.len()]).unwrap();
         let attend = step.attend(self, &q);
         let rows = DecodeRows { launched: bucket, list: None };
-        let parts = kernels.parts_max(bucket).max(bucket * splits.unwrap_or(1));
+        let parts = kernels.parts_max(bucket).max(bucket + spare.unwrap_or(0));
         let mut partials = Partials::new(self.card, self.shape, parts).unwrap();
-        match splits {
-            Some(splits) => {
+        match spare {
+            Some(spare) => {
                 let mut to = padded.as_view_mut();
-                kernels.attend_decode_in(splits, &rows, &step.rows(), &attend, &mut partials, &mut to)
+                kernels.attend_decode_in(spare, &rows, &step.rows(), &attend, &mut partials, &mut to)
             }
             None => {
                 let mut to = padded.as_view_mut();
@@ -453,7 +463,7 @@ impl<'a> Case<'a> {
     fn launch_listed(
         &self,
         kernels: &AttentionKernels,
-        splits: usize,
+        spare: usize,
         rows: &[u32],
         out: &mut CudaSlice<u16>,
     ) {
@@ -465,9 +475,9 @@ impl<'a> Case<'a> {
             (self.card.upload(&listed).unwrap(), self.card.upload(&[rows.len() as u32]).unwrap());
         let list = DecodeList { rows: list.as_view(), count: count.as_view() };
         let rows = DecodeRows { launched: listed.len(), list: Some(list) };
-        let mut partials = Partials::new(self.card, self.shape, listed.len() * splits).unwrap();
+        let mut partials = Partials::new(self.card, self.shape, listed.len() + spare).unwrap();
         let (attend, mut to) = (step.attend(self, &q), out.as_view_mut());
-        kernels.attend_decode_in(splits, &rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
+        kernels.attend_decode_in(spare, &rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
         self.card.synchronize().unwrap();
     }
 
