@@ -1,8 +1,9 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `chat`. Each command
-//! has a file of its own, which turns what was typed into settings; the work is done in the crates.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `chat`, `doctor`. Each
+//! command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
 mod chat;
+mod doctor;
 mod local_workers;
 mod machine;
 mod model;
@@ -37,6 +38,7 @@ enum Command {
     Synth(synth::SynthArgs),
     Verify(verify::VerifyArgs),
     Chat(chat::ChatArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -98,6 +100,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Synth(args) => synth::run(&args).map(done),
         Command::Verify(args) => verify::run(&args),
         Command::Chat(args) => chat::run(args).map(done),
+        Command::Doctor(args) => doctor::run(&args).map(done),
     }
 }
 

@@ -8,11 +8,12 @@ use std::env;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::UNIX_EPOCH;
 
 /// The folder, if it is not to be the user's own cache folder.
-pub const FOLDER_VARIABLE: &str = "FLOTILLA_CACHE";
+const FOLDER_VARIABLE: &str = "FLOTILLA_CACHE";
 
 /// Changes with what an entry is, so that old ones are not found.
 const FORMAT: &str = "flotilla cubin 1";
@@ -56,8 +57,18 @@ fn file(path: &Path) -> String {
     format!("{} {about:?}", path.display())
 }
 
+static KEPT_IN: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// Keeps compiled programs in `folder` from now on, whatever the environment says.
+pub fn keep_in(folder: &Path) {
+    *KEPT_IN.lock().unwrap() = Some(folder.to_owned());
+}
+
 /// The folder of the entries; nothing where the system has no place for such things.
-pub fn folder() -> Option<PathBuf> {
+fn folder() -> Option<PathBuf> {
+    if let Some(folder) = KEPT_IN.lock().unwrap().clone() {
+        return Some(folder);
+    }
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let cache = || {
         Some(set("XDG_CACHE_HOME").or_else(|| set("HOME").map(|home| home.join(".cache")))?.join("flotilla"))

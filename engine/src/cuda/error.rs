@@ -19,7 +19,7 @@ pub enum CudaError {
     NoSymbol { library: Library, path: PathBuf, symbol: &'static str },
 
     #[error(
-        "the driver at {} was chosen, but this process already speaks to another libcuda{}\n\
+        "the driver at {} was chosen, but the system's loader hands out another libcuda{}\n\
          hint: take CUDA's `stubs` folder and other drivers' folders out of LD_LIBRARY_PATH",
         path.display(), at(instead)
     )]
@@ -117,6 +117,11 @@ impl fmt::Display for Version {
 }
 
 impl CudaError {
+    /// A library of the right name is there, and was not taken.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, CudaError::Missing { refused, .. } if !refused.is_empty())
+    }
+
     /// For `map_err`: what was being done, as in "the driver cannot …".
     pub fn doing(doing: impl Into<String>) -> impl FnOnce(DriverError) -> CudaError {
         let doing = doing.into();

@@ -4,11 +4,12 @@
 //! is asked for; whatever is missing then is a [`CudaError`] that says how to get it, and never a panic.
 //! Only this folder and the code beside a kernel speak to cudarc; no type of cudarc leaves the engine.
 
-pub mod cache;
+mod cache;
 pub mod card;
 pub mod compile;
 mod driver;
 pub mod error;
+mod found;
 pub mod library;
 pub mod measure;
 pub mod nccl;
@@ -16,10 +17,12 @@ mod nvrtc;
 mod places;
 mod resources;
 
+pub use cache::keep_in;
 pub use card::{Card, CardFacts};
 pub use compile::{Module, Source};
-pub use driver::{DriverFacts, card_count, driver_facts};
+pub use driver::{DriverFacts, NEEDED, card_count, driver_facts};
 pub use error::{CudaError, Version};
+pub use found::{Found, found};
 pub use library::{Library, Opened, search_first};
 pub use nccl::Nccl;
 pub use nvrtc::Nvrtc;

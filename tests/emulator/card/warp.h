@@ -16,8 +16,10 @@ template <class Act> inline void warp_meet(unsigned mask, const char* what, int 
     unsigned at = 0;
     while (at < warp.meeting_count && warp.meetings[at].mask != mask) at++;
     if (at == warp.meeting_count) {
+        // Diverged lanes may meet among themselves while others already wait further on. What can never end is that
+        // each of two waits for the other at another place.
         for (unsigned i = 0; i < warp.meeting_count; i++)
-            if (warp.meetings[i].mask & mask)
+            if ((warp.meetings[i].arrived & mask) && (warp.meetings[i].mask & bit))
                 fail("%s in line %d with mask %08x, while lanes of it are at %s with mask %08x", what, line, mask,
                      warp.meetings[i].what, warp.meetings[i].mask);
         warp.meetings[warp.meeting_count++] = {mask, 0, what};

@@ -1,0 +1,51 @@
+//! The processor and its memory.
+
+use crate::machine;
+use flotilla_engine::backend::cpu::kernels::Isa;
+use serde::Serialize;
+use std::fs;
+
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    pub host: String,
+    pub processor: Option<String>,
+    /// The widest instruction set that the kernels have and the processor, too.
+    pub isa: String,
+    pub cores: usize,
+    pub memory_bytes: Option<u64>,
+    pub memory_available_bytes: Option<u64>,
+    /// Whether memory comes in huge pages: `always`, `madvise` (on demand, which is enough) or `never`.
+    pub huge_pages: Option<String>,
+}
+
+pub fn look() -> Machine {
+    Machine {
+        host: machine::host_name(),
+        processor: value_of("/proc/cpuinfo", "model name"),
+        isa: format!("{:?}", Isa::detect()).to_lowercase(),
+        cores: machine::cores(),
+        memory_bytes: memory_bytes(),
+        memory_available_bytes: machine::memory_available(),
+        huge_pages: huge_pages(),
+    }
+}
+
+fn memory_bytes() -> Option<u64> {
+    let total = value_of("/proc/meminfo", "MemTotal")?;
+    Some(total.strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// `always [madvise] never`
+fn huge_pages() -> Option<String> {
+    let text = fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
+    let (_, rest) = text.split_once('[')?;
+    Some(rest.split_once(']')?.0.to_owned())
+}
+
+/// The first line `key : value` of a file of the system's.
+fn value_of(file: &str, key: &str) -> Option<String> {
+    let text = fs::read_to_string(file).ok()?;
+    let (_, value) =
+        text.lines().filter_map(|line| line.split_once(':')).find(|(found, _)| found.trim() == key)?;
+    Some(value.trim().to_owned())
+}

@@ -1,0 +1,134 @@
+//! Buffers: their ends, their first contents, their sum.
+
+use crate::support::{Card, card, compile};
+use cudarc::driver::{LaunchConfig, PushKernelArg, sys::CUresult};
+use cudarc::nvrtc::Ptx;
+
+const ONE: LaunchConfig = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (1, 1, 1), shared_mem_bytes: 0 };
+
+fn read_at(card: &Card, buffer_len: usize, at: i64) -> Result<f32, String> {
+    let kernel = card.kernel(
+        "extern \"C\" __global__ void read_one(float* out, const float* in, long long at) { out[0] = in[at]; }",
+        "read_one",
+    );
+    let input = card.stream.alloc_zeros::<f32>(buffer_len).unwrap();
+    let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
+    // SAFETY: a read past the buffer is what the emulated card must notice.
+    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&input).arg(&at).launch(ONE) }.unwrap();
+    match card.stream.synchronize() {
+        Ok(()) => Ok(card.stream.clone_dtoh(&out).unwrap()[0]),
+        Err(error) => {
+            assert_eq!(error.0, CUresult::CUDA_ERROR_ILLEGAL_ADDRESS);
+            Err(card.report())
+        }
+    }
+}
+
+#[test]
+fn a_read_past_the_end_of_a_buffer_is_stopped_and_named() {
+    let Some(card) = card() else { return };
+    assert_eq!(read_at(&card, 100, 99), Ok(0.0));
+    let report = read_at(&card, 100, 100).unwrap_err();
+    assert!(report.contains("kernel read_one, block (0, 0, 0), thread (0, 0, 0)"), "{report}");
+    assert!(report.contains("0 bytes past the end of a buffer of 400 bytes"), "{report}");
+    // The stream is lost, the card is not.
+    let Some(card) = crate::support::card() else { return };
+    assert_eq!(read_at(&card, 100, 0), Ok(0.0));
+}
+
+#[test]
+fn a_stack_that_overflows_is_a_failed_launch() {
+    let Some(card) = card() else { return };
+    let kernel = card.kernel(
+        "extern \"C\" __global__ void deep(float* out, int n) {\n volatile float much[40000];\n for (int i = 0; i < n; i++) much[i] = i;\n out[0] = much[n / 2]; }",
+        "deep",
+    );
+    let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
+    // SAFETY: the overflow is what the emulated card must notice.
+    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&40_000).launch(ONE) }.unwrap();
+    let (_, report) = card.failure();
+    assert!(report.contains("kernel deep"), "{report}");
+}
+
+#[test]
+fn fresh_memory_is_poison() {
+    let Some(card) = card() else { return };
+    for len in [5, 3_000_000] {
+        // SAFETY: reading what nobody wrote is the point.
+        let buffer = unsafe { card.stream.alloc::<f32>(len) }.unwrap();
+        assert!(card.stream.clone_dtoh(&buffer).unwrap().iter().all(|v| v.is_nan()));
+    }
+}
+
+#[test]
+fn a_card_that_is_full_says_so_and_a_freed_buffer_is_free_again() {
+    let Some(_) = card() else { return };
+    // The second card: nobody else's buffers come and go on it.
+    let context = cudarc::driver::CudaContext::new(1).unwrap();
+    let stream = context.new_stream().unwrap();
+    let (free, total) = context.mem_get_info().unwrap();
+    assert_eq!(total, 2 << 30);
+    assert_eq!(free, total);
+    // SAFETY: nobody reads them.
+    let most = unsafe { stream.alloc::<u8>(total - 1000) }.unwrap();
+    assert_eq!(context.mem_get_info().unwrap().0, 1000);
+    // SAFETY: as above.
+    let error = unsafe { stream.alloc::<u8>(1001) }.unwrap_err();
+    assert_eq!(error.0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
+    drop(most);
+    // SAFETY: as above.
+    drop(unsafe { stream.alloc::<u8>(1001) }.unwrap());
+    stream.synchronize().unwrap();
+    assert_eq!(context.mem_get_info().unwrap().0, total);
+}
+
+#[test]
+fn a_copy_beyond_a_buffer_is_refused() {
+    let Some(card) = card() else { return };
+    let buffer = card.stream.alloc_zeros::<u8>(16).unwrap();
+    let pointer = {
+        use cudarc::driver::DevicePtr;
+        buffer.device_ptr(&card.stream).0
+    };
+    // SAFETY: refused before anything is touched.
+    let result = unsafe { cudarc::driver::result::memcpy_htod_async(pointer + 8, &[0u8; 9], card.stream.cu_stream()) };
+    assert_eq!(result.unwrap_err().0, CUresult::CUDA_ERROR_INVALID_VALUE);
+}
+
+#[test]
+fn pinned_host_memory_is_read_by_kernels_in_place() {
+    let Some(card) = card() else { return };
+    let kernel = card.kernel("extern \"C\" __global__ void double_it(float* out, const float* in) { *out = 2 * *in; }", "double_it");
+    // SAFETY: written before it is read.
+    let mut host = unsafe { card.context.alloc_pinned::<f32>(4) }.unwrap();
+    host.as_mut_slice().unwrap()[0] = 21.0;
+    let address = host.as_ptr().unwrap() as u64;
+    let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
+    // SAFETY: unified addresses: the host pointer is the device's.
+    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&address).launch(ONE) }.unwrap();
+    assert_eq!(card.stream.clone_dtoh(&out).unwrap(), [42.0]);
+}
+
+#[test]
+fn compile_errors_carry_the_line_of_the_source() {
+    let Some(_) = card() else { return };
+    let log = compile("// one\nextern \"C\" __global__ void broken(float* out) { out[0] = nothing; }", "sm_80").unwrap_err();
+    assert!(log.contains("test.cu:2:"), "{log}");
+    assert!(log.contains("nothing"), "{log}");
+    let log = compile("", "sm_60").unwrap_err();
+    assert!(log.contains("invalid value for --gpu-architecture"), "{log}");
+}
+
+#[test]
+fn a_spoilt_cubin_and_one_for_another_card_are_refused() {
+    let Some(card) = card() else { return };
+    let source = "extern \"C\" __global__ void nothing() {}";
+    let good = compile(source, "sm_80").unwrap();
+    let load = |image: Vec<u8>| card.context.load_module(Ptx::from_binary(image)).map(|_| ()).map_err(|e| e.0);
+    assert_eq!(load(good.clone()), Ok(()));
+    let mut spoilt = good.clone();
+    spoilt[good.len() / 2] ^= 1;
+    assert_eq!(load(spoilt), Err(CUresult::CUDA_ERROR_INVALID_IMAGE));
+    assert_eq!(load(vec![0; 4096]), Err(CUresult::CUDA_ERROR_INVALID_IMAGE));
+    assert_eq!(load(compile(source, "sm_90").unwrap()), Err(CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU));
+}
