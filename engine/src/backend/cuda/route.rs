@@ -259,9 +259,5 @@ impl RouteKernels {
 }
 
 fn blocks(count: usize, threads: usize) -> LaunchConfig {
-    LaunchConfig {
-        grid_dim: (count as u32, 1, 1),
-        block_dim: (threads as u32, 1, 1),
-        shared_mem_bytes: 0,
-    }
+    LaunchConfig { grid_dim: (count as u32, 1, 1), block_dim: (threads as u32, 1, 1), shared_mem_bytes: 0 }
 }
