@@ -121,7 +121,7 @@ fn lanes_at_different_operations_are_reported() {
         "if (threadIdx.x & 1) __syncwarp();\nelse out[0] = __shfl_sync(~0u, 1.0f, 0);",
         "while other lanes of its warp are at",
     );
-    check_report("masks", "if (threadIdx.x & 1) __syncwarp(); else __syncwarp(0x55555555u);", "with mask");
+    check_report("masks", "if (threadIdx.x & 1) __syncwarp(); else __syncwarp(0x55555555u);", "returned");
     check_report("outside", "__syncwarp(1u);", "is not in its own mask 00000001");
 }
 
