@@ -40,7 +40,17 @@ impl Member {
         let len = x.len();
         let pointer = x.device_ptr_mut(&self.card.stream).0;
         // SAFETY: in place, within the buffer.
-        unsafe { nccl::ncclAllReduce(pointer as _, pointer as _, len, F32, SUM, self.comm, self.card.stream.cu_stream() as _) }
+        unsafe {
+            nccl::ncclAllReduce(
+                pointer as _,
+                pointer as _,
+                len,
+                F32,
+                SUM,
+                self.comm,
+                self.card.stream.cu_stream() as _,
+            )
+        }
     }
 
     fn contribution(&self, len: usize) -> Vec<f32> {
@@ -54,7 +64,9 @@ impl Member {
         let mut x = stream.clone_htod(&self.contribution(len)).unwrap();
         assert_eq!(self.all_reduce(&mut x), OK);
         let expected: Vec<f32> = (0..len)
-            .map(|i| (1..self.count).fold(0.1 + i as f32, |sum, rank| sum + ((rank + 1) as f32 * 0.1 + i as f32)))
+            .map(|i| {
+                (1..self.count).fold(0.1 + i as f32, |sum, rank| sum + ((rank + 1) as f32 * 0.1 + i as f32))
+            })
             .collect();
         assert_eq!(stream.clone_dtoh(&x).unwrap(), expected, "sums are in rank order");
 
@@ -62,7 +74,10 @@ impl Member {
         let mut all = stream.alloc_zeros::<f32>(5 * self.count).unwrap();
         let (from, to) = (own.device_ptr(stream).0, all.device_ptr_mut(stream).0);
         // SAFETY: 5 values from each rank.
-        assert_eq!(unsafe { nccl::ncclAllGather(from as _, to as _, 5, F32, self.comm, stream.cu_stream() as _) }, OK);
+        assert_eq!(
+            unsafe { nccl::ncclAllGather(from as _, to as _, 5, F32, self.comm, stream.cu_stream() as _) },
+            OK
+        );
         let all = stream.clone_dtoh(&all).unwrap();
         assert_eq!(all[5 * (self.count - 1)], self.count as f32 * 0.1);
 
@@ -73,8 +88,14 @@ impl Member {
         // SAFETY: `len` values each way, in one group.
         unsafe {
             assert_eq!(nccl::ncclGroupStart(), OK);
-            assert_eq!(nccl::ncclSend(from as _, len, F32, next as i32, self.comm, stream.cu_stream() as _), OK);
-            assert_eq!(nccl::ncclRecv(to as _, len, F32, previous as i32, self.comm, stream.cu_stream() as _), OK);
+            assert_eq!(
+                nccl::ncclSend(from as _, len, F32, next as i32, self.comm, stream.cu_stream() as _),
+                OK
+            );
+            assert_eq!(
+                nccl::ncclRecv(to as _, len, F32, previous as i32, self.comm, stream.cu_stream() as _),
+                OK
+            );
             assert_eq!(nccl::ncclGroupEnd(), OK);
         }
         assert_eq!(stream.clone_dtoh(&got).unwrap()[7], (previous + 1) as f32 * 0.1 + 7.0);
@@ -169,7 +190,10 @@ fn a_communicator_that_does_not_block_can_be_aborted_while_ranks_are_missing() {
     let mut comm = std::ptr::null_mut();
     // SAFETY: the context of the card is current on this thread.
     unsafe {
-        assert_eq!(nccl::ncclCommInitRankConfig(&mut comm, 2, id, 0, &mut config), ncclResult_t::ncclInProgress);
+        assert_eq!(
+            nccl::ncclCommInitRankConfig(&mut comm, 2, id, 0, &mut config),
+            ncclResult_t::ncclInProgress
+        );
         let mut state = OK;
         assert_eq!(nccl::ncclCommGetAsyncError(comm, &mut state), OK);
         assert_eq!(state, ncclResult_t::ncclInProgress);
@@ -228,7 +252,12 @@ fn two_processes_sum_gather_and_send() {
         .collect();
     for child in children {
         let output = child.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
     assert!(!std::path::Path::new("/dev/shm").join(&id[1..]).exists(), "nothing stays behind");
 }
