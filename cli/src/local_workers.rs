@@ -1,5 +1,6 @@
 //! Worker processes of this machine: this binary again, with the coordinator's address and token.
 
+use crate::device::{DeviceChoice, SumArgs};
 use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -23,8 +24,11 @@ pub struct WorkerSettings {
     pub coordinator: SocketAddr,
     pub token: String,
     pub threads: usize,
-    /// Each one's limit.
+    /// Each one's limit, on the CPU.
     pub memory_bytes: Option<u64>,
+    /// In turn; at least one.
+    pub devices: Vec<DeviceChoice>,
+    pub sums: SumArgs,
 }
 
 /// The join token travels by environment: a command line can be read by every user of the machine.
@@ -88,7 +92,9 @@ impl WorkerSettings {
         let mut command = Command::new(program);
         command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
         command.args(["--name", &format!("worker-{index:02}"), "--threads", &self.threads.to_string()]);
-        if let Some(bytes) = self.memory_bytes {
+        let device = self.devices[index % self.devices.len()];
+        command.args(["--device", &device.to_string()]).args(self.sums.to_args());
+        if let Some(bytes) = self.memory_bytes.filter(|_| device == DeviceChoice::Cpu) {
             command.args(["--memory-bytes", &bytes.to_string()]);
         }
         command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod chat;
+mod device;
 mod doctor;
 mod local_workers;
 mod machine;

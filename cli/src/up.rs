@@ -1,6 +1,7 @@
 //! `flotilla up`: coordinator and workers on this machine, from one command.
 
 use crate::chat;
+use crate::device::{DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::machine;
 use crate::serve::{Ready, ServeArgs, ctrl_c, serve};
@@ -21,12 +22,24 @@ const MEMORY_OFFERED: f64 = 0.9;
 pub struct UpArgs {
     #[command(flatten)]
     serve: ServeArgs,
-    /// Worker processes; the model is cut over them
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
-    workers: u16,
+    /// Worker processes; the model is cut over them [default: one a card, or 2 on the CPU]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    workers: Option<u16>,
+    /// What the workers compute with, in turn: cpu, or cards as cuda:0,cuda:1
+    #[arg(long, value_delimiter = ',', default_value = "cpu")]
+    device: Vec<DeviceChoice>,
+    #[command(flatten)]
+    sums: SumArgs,
     /// Threads of each worker [default: the cores, shared out]
     #[arg(long)]
     threads: Option<u16>,
+}
+
+impl UpArgs {
+    fn ranks(&self) -> usize {
+        let default = if self.device == [DeviceChoice::Cpu] { 2 } else { self.device.len() };
+        self.workers.map_or(default, usize::from)
+    }
 }
 
 pub fn run(args: UpArgs) -> Result<()> {
@@ -37,19 +50,30 @@ pub fn run(args: UpArgs) -> Result<()> {
 }
 
 async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<()> {
-    let ranks = usize::from(args.workers);
+    let ranks = args.ranks();
     let threads = args.threads.map_or(machine::cores() / ranks, usize::from).max(1);
     let memory =
         machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / ranks as u64);
     let token = random_token();
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
-    let settings = WorkerSettings { coordinator: fleet.address(), token, threads, memory_bytes: memory };
+    let settings = WorkerSettings {
+        coordinator: fleet.address(),
+        token,
+        threads,
+        memory_bytes: memory,
+        devices: args.device.clone(),
+        sums: args.sums,
+    };
     let mut workers = LocalWorkers::spawn(ranks, settings)?;
     // A worker that ends before the first group stood would end again: then its message is the answer.
     let stood = Arc::new(AtomicBool::new(false));
     let stands = stood.clone();
     let lost = Notify::new();
-    eprintln!("{} on {ranks} workers of {threads} threads each, processes {:?}", model.name, workers.ids());
+    let each = match args.device.as_slice() {
+        [DeviceChoice::Cpu] => format!("{threads} threads each"),
+        devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
+    };
+    eprintln!("{} on {ranks} workers of {each}, processes {:?}", model.name, workers.ids());
     let is_demo = model.is_demo;
     let on_ready = move |ready: &Ready| {
         stands.store(true, Ordering::Relaxed);

@@ -1,13 +1,12 @@
 //! `flotilla worker`: one rank on this machine.
 
+use crate::device::{DeviceChoice, SumArgs, describe};
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use anyhow::{Context, Result};
 use clap::Args;
-use flotilla_engine::backend::cpu::CpuSettings;
-use flotilla_engine::backend::cpu::kernels::Isa;
-use flotilla_shared::{BackendKind, Inventory};
-use flotilla_worker::Settings;
+use flotilla_shared::Inventory;
+use flotilla_worker::{Device, Settings};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -26,10 +25,15 @@ pub struct WorkerArgs {
     /// Name in logs and plans; ranks follow the order of names [default: host and process id]
     #[arg(long)]
     name: Option<String>,
-    /// Threads that compute [default: all cores]
+    /// What computes: cpu, or a card as cuda:N
+    #[arg(long, default_value_t = DeviceChoice::Cpu)]
+    device: DeviceChoice,
+    #[command(flatten)]
+    sums: SumArgs,
+    /// Threads that compute, on the CPU [default: all cores]
     #[arg(long)]
     threads: Option<u16>,
-    /// Bytes for weights and KV cache [default: 0.9 of the free memory]
+    /// Bytes for weights, KV cache and activations [default: 0.9 of the free memory]
     #[arg(long)]
     memory_bytes: Option<u64>,
     /// Memory read rate relative to the other workers'; shares follow it [default: equal shares]
@@ -50,7 +54,7 @@ pub struct WorkerArgs {
 }
 
 pub fn run(args: WorkerArgs) -> Result<()> {
-    let settings = args.settings();
+    let settings = args.settings()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("cannot start the async runtime")?;
     let result = runtime.block_on(async {
@@ -65,19 +69,18 @@ pub fn run(args: WorkerArgs) -> Result<()> {
 }
 
 impl WorkerArgs {
-    fn settings(self) -> Settings {
-        let offered =
-            || machine::memory_available().map_or(u64::MAX, |bytes| (bytes as f64 * MEMORY_OFFERED) as u64);
+    fn settings(self) -> Result<Settings> {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
+        let device = self.device.open(threads.into(), self.sums)?;
         let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
-        Settings {
+        Ok(Settings {
             coordinator: self.coordinator,
             join_token: self.join_token,
             inventory: Inventory {
                 name,
-                backend: BackendKind::Cpu,
-                device: format!("cpu {:?}", Isa::detect()).to_lowercase(),
-                memory_bytes: self.memory_bytes.unwrap_or_else(offered),
+                backend: device.backend(),
+                device: describe(&device),
+                memory_bytes: self.memory_bytes.map_or_else(|| memory_offered(&device), Ok)?,
                 bandwidth: self.bandwidth.unwrap_or(0.0),
                 threads,
             },
@@ -86,9 +89,18 @@ impl WorkerArgs {
                 ip => ip.to_string(),
             }),
             collective_listen: self.collective_listen,
-            cpu: CpuSettings { threads: threads.into(), isa: None },
+            device,
             join_timeout: Duration::from_secs(self.join_timeout),
             collective_timeout: Duration::from_secs(self.collective_timeout),
-        }
+        })
     }
+}
+
+/// Part of what is free where the worker computes.
+fn memory_offered(device: &Device) -> Result<u64> {
+    let free = match device {
+        Device::Cpu(_) => machine::memory_available(),
+        Device::Card(card) => Some(card.card.memory_free_bytes()?),
+    };
+    Ok(free.map_or(u64::MAX, |bytes| (bytes as f64 * MEMORY_OFFERED) as u64))
 }

@@ -1,16 +1,18 @@
 //! The worker's conversation with its coordinator: hello, assignment, loading, ready, steps. The only
 //! file of this crate that speaks gRPC, with `load.rs`.
 
+use crate::device::{BuildError, Device, on_card, on_cpu};
 use crate::engine_thread::EngineThread;
-use crate::executor::{Executor, StepError};
+use crate::executor::StepError;
 use crate::load::stream_weights;
-use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
+use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::{CollectiveError, TcpCollective};
+use flotilla_engine::cuda::CudaError;
 use flotilla_engine::weights::{RankWeights, Synthetic, WeightError, WeightSink};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, wire};
-use flotilla_shared::{Assignment, Inventory, Loading, StepPlan, WeightOrigin};
+use flotilla_shared::{Assignment, Inventory, Loading, StepPlan, TensorSlice, WeightOrigin};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -34,7 +36,7 @@ pub struct Settings {
     pub collective_listen: SocketAddr,
     /// The host by which the other workers dial this one.
     pub advertise_host: String,
-    pub cpu: CpuSettings,
+    pub device: Device,
     /// How long to try to reach the coordinator.
     pub join_timeout: Duration,
     /// How long one collective operation may wait for another rank.
@@ -70,10 +72,21 @@ pub enum WorkerError {
     Source(#[from] WeightError),
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Card(#[from] CudaError),
     #[error("step failed: {0}")]
     Step(#[from] StepError),
     #[error("the engine thread ended without an answer")]
     EngineGone,
+}
+
+impl From<BuildError> for WorkerError {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Card(error) => error.into(),
+            BuildError::Collective(error) => error.into(),
+        }
+    }
 }
 
 impl From<Status> for WorkerError {
@@ -149,17 +162,34 @@ async fn prepare(
     assignment: Assignment,
     listener: TcpListener,
 ) -> Result<EngineThread, WorkerError> {
-    let weights = load(client, says.clone(), &assignment).await?;
-    let settings = settings.clone();
-    EngineThread::start(move || build(&settings, assignment, weights, listener)).await
+    let collective = {
+        let (rank, epoch, peers) = (assignment.rank, assignment.epoch, assignment.peers.clone());
+        let (key, deadline) = (assignment.group_key, settings.collective_timeout);
+        move || TcpCollective::connect(rank, listener, &peers, &key, epoch, deadline)
+    };
+    let deadline = settings.collective_timeout;
+    match settings.device.clone() {
+        Device::Cpu(cpu) => {
+            let weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
+            let weights = load(client, says.clone(), &assignment, weights).await?;
+            EngineThread::start(move || Ok(on_cpu(&cpu, &assignment, weights, collective()?))).await
+        }
+        Device::Card(card) => {
+            let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
+            let weights = CudaWeights::new(&card.card, slices)?;
+            let weights = load(client, says.clone(), &assignment, weights).await?;
+            let build = move || Ok(on_card(&card, &assignment, weights, collective()?, deadline)?);
+            EngineThread::start(build).await
+        }
+    }
 }
 
-async fn load(
+async fn load<W: WeightSink + 'static>(
     client: &mut Client,
     says: mpsc::UnboundedSender<wire::FromWorker>,
     assignment: &Assignment,
-) -> Result<RankWeights, WorkerError> {
-    let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
+    mut weights: W,
+) -> Result<W, WorkerError> {
     let start = Instant::now();
     let mut last_report = start;
     let mut report = move |loading: Loading| {
@@ -187,27 +217,9 @@ async fn load(
         }
     }
     let seconds = start.elapsed().as_secs_f64();
-    info!(bytes = weights.bytes_held(), seconds, "weights are here");
+    let bytes: usize = weights.slices().iter().map(TensorSlice::bytes).sum();
+    info!(bytes, seconds, "weights are here");
     Ok(weights)
-}
-
-/// On the engine thread: meets the other ranks and takes all memory.
-fn build(
-    settings: &Settings,
-    assignment: Assignment,
-    weights: RankWeights,
-    listener: TcpListener,
-) -> Result<Executor<CpuBackend, TcpCollective>, WorkerError> {
-    let collective = TcpCollective::connect(
-        assignment.rank,
-        listener,
-        &assignment.peers,
-        &assignment.group_key,
-        assignment.epoch,
-        settings.collective_timeout,
-    )?;
-    let backend = CpuBackend::new(&settings.cpu, &assignment, weights);
-    Ok(Executor::new(&assignment, backend, collective))
 }
 
 /// Both directions of the conversation.

@@ -29,6 +29,17 @@ impl GoldenPrompt {
         let last = self.greedy.len() - 1;
         self.prompt.iter().chain(&self.greedy[..last]).copied().collect()
     }
+
+    /// By how much the golden logits prefer greedy token `index` to the next best; `None` where they are
+    /// not known, or there is no such token.
+    pub fn margin_of_greedy(&self, index: usize, vocab: usize) -> Option<f64> {
+        let token = *self.greedy.get(index)? as usize;
+        let row = self.prompt.len() - 1 + index;
+        let known = self.positions.iter().position(|position| *position == row)?;
+        let logits = &self.logits[known * vocab..][..vocab];
+        let others = logits.iter().enumerate().filter(|(other, _)| *other != token).map(|(_, logit)| *logit);
+        Some(f64::from(logits[token] - others.fold(f32::NEG_INFINITY, f32::max)))
+    }
 }
 
 #[derive(Deserialize)]

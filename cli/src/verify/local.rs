@@ -3,11 +3,15 @@
 use anyhow::Result;
 use flotilla_coordinator::fleet::join;
 use flotilla_coordinator::group::{Group, GroupError};
-use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
+use flotilla_engine::backend::Backend;
+use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::threads::{self, ThreadsCollective};
+use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Rank, StepOutcome, StepPlan};
+use flotilla_worker::device::{Device, on_card, on_cpu};
 use flotilla_worker::{Executor, StepError};
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 type Job = (StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>);
@@ -17,26 +21,69 @@ pub struct LocalGroup {
     ranks: Vec<mpsc::UnboundedSender<Job>>,
 }
 
+/// The longest that one sum may wait for another rank.
+const DEADLINE: Duration = Duration::from_secs(60);
+
 impl LocalGroup {
     /// Loads every rank from `source`; `assignment` is rank 0's, the others differ in their rank only.
-    pub fn start(source: &dyn WeightSource, assignment: &Assignment, cpu: &CpuSettings) -> Result<Self> {
-        let collectives = threads::group(assignment.plan.rank_count());
+    pub fn start(source: &dyn WeightSource, assignment: &Assignment, devices: Vec<Device>) -> Result<Self> {
+        let links = threads::group(assignment.plan.rank_count());
+        let (built, on_built) = std::sync::mpsc::channel();
         let mut ranks = Vec::new();
-        for (rank, collective) in collectives.into_iter().enumerate() {
+        for (rank, (link, device)) in links.into_iter().zip(devices).enumerate() {
             let assignment = Assignment { rank: Rank(rank as u16), ..assignment.clone() };
-            let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
-            weights.load_from(source, &mut |_, _| {})?;
-            let backend = CpuBackend::new(cpu, &assignment, weights);
-            let executor = Executor::new(&assignment, backend, collective);
             let (jobs, inbox) = mpsc::unbounded_channel();
-            std::thread::Builder::new().name(format!("rank-{rank}")).spawn(move || run(executor, inbox))?;
+            let body = loaded(source, assignment, device, link)?;
+            let built = built.clone();
+            let body = move || body(inbox, &|outcome| drop(built.send(outcome)));
+            std::thread::Builder::new().name(format!("rank-{rank}")).spawn(body)?;
             ranks.push(jobs);
+        }
+        for _ in &ranks {
+            on_built.recv()??;
         }
         Ok(LocalGroup { ranks })
     }
 }
 
-fn run(mut executor: Executor<CpuBackend, ThreadsCollective>, mut inbox: mpsc::UnboundedReceiver<Job>) {
+/// A rank with its weights, to be built on its own thread: cards agree with each other while they are.
+type Body = Box<dyn FnOnce(mpsc::UnboundedReceiver<Job>, &dyn Fn(Result<()>)) + Send>;
+
+fn loaded(
+    source: &dyn WeightSource,
+    assignment: Assignment,
+    device: Device,
+    link: ThreadsCollective,
+) -> Result<Body> {
+    match device {
+        Device::Cpu(cpu) => {
+            let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
+            weights.load_from(source, &mut |_, _| {})?;
+            Ok(Box::new(move |inbox, built| {
+                built(Ok(()));
+                run(on_cpu(&cpu, &assignment, weights, link), inbox);
+            }))
+        }
+        Device::Card(card) => {
+            let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
+            let mut weights = CudaWeights::new(&card.card, slices)?;
+            weights.load_from(source, &mut |_, _| {})?;
+            Ok(Box::new(move |inbox, built| match on_card(&card, &assignment, weights, link, DEADLINE) {
+                Ok(executor) => {
+                    built(Ok(()));
+                    run(executor, inbox);
+                }
+                Err(error) => built(Err(error.into())),
+            }))
+        }
+    }
+}
+
+fn run<B, C>(mut executor: Executor<B, C>, mut inbox: mpsc::UnboundedReceiver<Job>)
+where
+    B: Backend,
+    C: Collective + AllReduce<B::Activations>,
+{
     while let Some((plan, answer)) = inbox.blocking_recv() {
         let _ = answer.send(executor.execute(&plan));
     }

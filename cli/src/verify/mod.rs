@@ -4,13 +4,13 @@ mod deviation;
 mod golden;
 mod local;
 
+use crate::device::{DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
-use deviation::{Deviation, Tolerance};
+use clap::Args;
+use deviation::{Activations, Deviation, Row};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
 use flotilla_coordinator::group::Group;
-use flotilla_engine::backend::cpu::CpuSettings;
 use flotilla_engine::weights::{Checkpoint, WeightSource};
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, CapturedRow, SequenceWork};
@@ -42,9 +42,11 @@ pub struct VerifyArgs {
     /// Ranks as processes over gRPC and TCP, instead of threads
     #[arg(long)]
     processes: bool,
-    /// Precision of activations
-    #[arg(long, value_enum, default_value_t = Activations::F32)]
-    activations: Activations,
+    /// What the ranks compute with, in turn: cpu, or cards as cuda:0,cuda:1
+    #[arg(long, value_delimiter = ',', default_value = "cpu")]
+    device: Vec<DeviceChoice>,
+    #[command(flatten)]
+    sums: SumArgs,
     /// Threads of each rank
     #[arg(long, default_value_t = 1)]
     threads: u16,
@@ -53,11 +55,12 @@ pub struct VerifyArgs {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Activations {
-    /// Exact: f32, as the references
-    F32,
+impl VerifyArgs {
+    /// What the devices compute with: one that rounds decides what is allowed.
+    fn activations(&self) -> Activations {
+        let exact = self.device.iter().all(|device| *device == DeviceChoice::Cpu);
+        if exact { Activations::F32 } else { Activations::Bf16 }
+    }
 }
 
 #[derive(Serialize)]
@@ -81,7 +84,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
         checkpoint: args.dir.display().to_string(),
         ranks: args.ranks,
         processes: args.processes,
-        activations: args.activations,
+        activations: args.activations(),
         pass: prompts.iter().all(|prompt| prompt.faults.is_empty()),
         prompts,
     };
@@ -118,13 +121,15 @@ async fn verify(
             token,
             threads: args.threads.into(),
             memory_bytes: None,
+            devices: args.device.clone(),
+            sums: args.sums,
         };
         let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
         let group = tokio::select! {
             group = fleet.form(epoch, &formation, &progress) => group?,
             (_, died) = workers.first_death() => return Err(died),
         };
-        verify_all(&mut Verifier::new(group, epoch, spec), prompts).await
+        verify_all(&mut Verifier::new(group, epoch, spec, args.activations()), prompts).await
     } else {
         let assignment = Assignment {
             epoch,
@@ -138,9 +143,10 @@ async fn verify(
             peers: vec![String::new(); formation.ranks],
             group_key: [0; 32],
         };
-        let cpu = CpuSettings { threads: args.threads.into(), ..CpuSettings::default() };
-        let group = LocalGroup::start(&*checkpoint, &assignment, &cpu)?;
-        verify_all(&mut Verifier::new(group, epoch, spec), prompts).await
+        let devices = args.device.iter().cycle().take(formation.ranks);
+        let devices = devices.map(|device| device.open(args.threads.into(), args.sums));
+        let group = LocalGroup::start(&*checkpoint, &assignment, devices.collect::<Result<_>>()?)?;
+        verify_all(&mut Verifier::new(group, epoch, spec, args.activations()), prompts).await
     }
 }
 
@@ -159,6 +165,7 @@ async fn verify_all<G: Group>(
 struct Verifier<G> {
     group: G,
     spec: ModelSpec,
+    activations: Activations,
     epoch: Epoch,
     step: StepId,
     sequence: SequenceId,
@@ -166,59 +173,73 @@ struct Verifier<G> {
 }
 
 impl<G: Group> Verifier<G> {
-    fn new(group: G, epoch: Epoch, spec: &ModelSpec) -> Self {
+    fn new(group: G, epoch: Epoch, spec: &ModelSpec, activations: Activations) -> Self {
         let (step, sequence) = (StepId(0), SequenceId(0));
-        Verifier { group, spec: spec.clone(), epoch, step, sequence, release: Vec::new() }
+        Verifier { group, spec: spec.clone(), activations, epoch, step, sequence, release: Vec::new() }
     }
 
     async fn prompt(&mut self, golden: &GoldenPrompt) -> Result<Deviation> {
         let mut deviation = Deviation { key: golden.key.clone(), ..Deviation::default() };
         let rows = self.teacher_forced(golden).await?;
+        let first_change = self.compare_experts(golden, &rows, &mut deviation);
         for (position, logits) in golden.positions.iter().zip(golden.logits.chunks_exact(self.spec.vocab)) {
-            deviation.add_row(logits, &rows[*position].logits);
+            let rerouted = first_change.is_some_and(|first| *position >= first);
+            deviation.add_row(&Row { golden: logits, measured: &rows[*position].logits, rerouted });
         }
-        self.compare_experts(golden, &rows, &mut deviation);
         let greedy = self.greedy(golden).await?;
         deviation.greedy_total = golden.greedy.len();
-        deviation.greedy_equal = greedy.iter().zip(&golden.greedy).filter(|(a, b)| a == b).count();
-        deviation.judge(Tolerance::f32_activations(rows.len()));
+        deviation.greedy_equal = greedy.iter().zip(&golden.greedy).take_while(|(a, b)| a == b).count();
+        deviation.margin = golden.margin_of_greedy(deviation.greedy_equal, self.spec.vocab);
+        deviation.judge(self.activations, rows.len());
         Ok(deviation)
     }
 
-    /// Counts (layer, row) pairs with the golden set of experts.
+    /// Counts (layer, row) pairs with the golden set of experts; the first row that has another one.
     ///
     /// Files whose `router_experts` hold only the last rows were written from a view of [L, rows, K]
     /// without a copy by some versions of the generator: layer 0 is right, and what follows is whatever
     /// came next in memory. Both readings are exact comparisons; the better one counts, and is named.
-    fn compare_experts(&self, golden: &GoldenPrompt, rows: &[CapturedRow], deviation: &mut Deviation) {
+    fn compare_experts(
+        &self,
+        golden: &GoldenPrompt,
+        rows: &[CapturedRow],
+        deviation: &mut Deviation,
+    ) -> Option<usize> {
         let (rows_all, rows_kept) = (rows.len(), golden.expert_rows);
         let first = rows_all - rows_kept;
         let as_documented = |index: usize| (index / rows_kept, first + index % rows_kept);
         let as_uncopied = |index: usize| ((first + index) / rows_all, (first + index) % rows_all);
         deviation.experts_total = golden.experts.len() / self.spec.experts_per_token;
-        deviation.experts_equal = self.equal_experts(golden, rows, as_documented);
+        let mut first_change;
+        (deviation.experts_equal, first_change) = self.equal_experts(golden, rows, as_documented);
         if deviation.experts_equal < deviation.experts_total && first > 0 {
-            let equal = self.equal_experts(golden, rows, as_uncopied);
+            let (equal, change) = self.equal_experts(golden, rows, as_uncopied);
             if equal > deviation.experts_equal {
-                deviation.experts_equal = equal;
+                (deviation.experts_equal, first_change) = (equal, change);
                 deviation.notes.push("router_experts read as an uncopied view".into());
             }
         }
+        first_change
     }
 
+    /// How many are equal, and the first row where one is not.
     fn equal_experts(
         &self,
         golden: &GoldenPrompt,
         rows: &[CapturedRow],
         layer_and_row: impl Fn(usize) -> (usize, usize),
-    ) -> usize {
+    ) -> (usize, Option<usize>) {
         let per_token = self.spec.experts_per_token;
-        let sets = golden.experts.chunks_exact(per_token).enumerate();
-        let equal = sets.filter(|(index, expected)| {
-            let (layer, row) = layer_and_row(*index);
-            sorted(&rows[row].experts[layer * per_token..][..per_token]) == sorted(expected)
-        });
-        equal.count()
+        let (mut equal, mut first_change) = (0, None);
+        for (index, expected) in golden.experts.chunks_exact(per_token).enumerate() {
+            let (layer, row) = layer_and_row(index);
+            if sorted(&rows[row].experts[layer * per_token..][..per_token]) == sorted(expected) {
+                equal += 1;
+            } else {
+                first_change = Some(first_change.map_or(row, |first: usize| first.min(row)));
+            }
+        }
+        (equal, first_change)
     }
 
     /// Every row of prompt + greedy[..-1], captured.

@@ -1,0 +1,108 @@
+//! `--device`, `--sum`, `--wire`: what a worker computes with, and how cards sum.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flotilla_engine::backend::cpu::CpuSettings;
+use flotilla_engine::backend::cpu::kernels::Isa;
+use flotilla_engine::collective::card::{SumChoice, Wire};
+use flotilla_engine::cuda::Card;
+use flotilla_worker::{CardUse, Device};
+use std::fmt;
+use std::str::FromStr;
+
+/// One device of this machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    #[default]
+    Cpu,
+    /// By its number among the cards that CUDA_VISIBLE_DEVICES leaves.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let ordinal = match text {
+            "cpu" => return Ok(DeviceChoice::Cpu),
+            "cuda" => Some(0),
+            _ => text.strip_prefix("cuda:").and_then(|ordinal| ordinal.parse().ok()),
+        };
+        ordinal.map(DeviceChoice::Cuda).ok_or_else(|| format!("expected cpu or cuda:N, found {text:?}"))
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
+        }
+    }
+}
+
+/// How cards sum. Without a card these have no meaning, and no effect.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct SumArgs {
+    /// How cards sum over ranks: nccl, host (through memory of this machine), staged (by TCP), or auto
+    #[arg(long, default_value_t = SumChoice::Auto)]
+    pub sum: SumChoice,
+    /// What NCCL carries: f32, or bf16 (half the bytes, rounded)
+    #[arg(long, value_parser = wire, default_value = "f32")]
+    pub wire: Wire,
+}
+
+fn wire(text: &str) -> Result<Wire, String> {
+    match text {
+        "f32" => Ok(Wire::F32),
+        "bf16" => Ok(Wire::Bf16),
+        _ => Err(format!("expected f32 or bf16, found {text:?}")),
+    }
+}
+
+impl SumArgs {
+    /// The same choices on another command line.
+    pub fn to_args(self) -> [String; 4] {
+        let wire = if self.wire == Wire::F32 { "f32" } else { "bf16" };
+        ["--sum".into(), self.sum.to_string(), "--wire".into(), wire.into()]
+    }
+}
+
+impl DeviceChoice {
+    /// Opens the card, if it is one.
+    pub fn open(self, threads: usize, sums: SumArgs) -> Result<Device> {
+        match self {
+            DeviceChoice::Cpu => Ok(Device::Cpu(CpuSettings { threads, isa: None })),
+            DeviceChoice::Cuda(ordinal) => {
+                let card = Card::open(ordinal).with_context(|| format!("cannot use --device {self}"))?;
+                Ok(Device::Card(CardUse { card, sum: sums.sum, wire: sums.wire }))
+            }
+        }
+    }
+}
+
+/// The device in words, for plans and logs.
+pub fn describe(device: &Device) -> String {
+    match device {
+        Device::Cpu(_) => format!("cpu {:?}", Isa::detect()).to_lowercase(),
+        Device::Card(card) => {
+            let facts = card.card.facts();
+            format!("cuda:{} {}", facts.ordinal, facts.name)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_as_they_are_written() {
+        for text in ["cpu", "cuda:0", "cuda:11"] {
+            assert_eq!(text.parse::<DeviceChoice>().unwrap().to_string(), text);
+        }
+        for text in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            assert!(text.parse::<DeviceChoice>().is_err(), "{text}");
+        }
+    }
+}
