@@ -114,8 +114,8 @@ pub(super) fn fault(sums: &[f32], size: usize, exactness: Exactness) -> Option<S
         });
         let rounding = if exactness == Exactness::Bf16 { BF16_ROUNDING } else { F32_ROUNDING };
         let allowed = magnitude * rounding * (size + 1) as f64;
-        // Written so that a NaN is a fault.
-        if !((f64::from(sum) - expected).abs() <= allowed) {
+        let off = (f64::from(sum) - expected).abs();
+        if off.is_nan() || off > allowed {
             return Some(format!(
                 "value {i} of {} is {sum:e}, expected {expected:e} ± {allowed:e}",
                 sums.len()

@@ -60,9 +60,10 @@ pub struct CardSettings {
 
 /// One rank of a group whose values lie in a card's memory.
 pub struct CardCollective<L: Collective> {
-    // Before the link: a card that still works for the others does so until its end.
-    way: Way,
+    // Before the way: to let go of a card's memory may take the whole card's rest, and the others must
+    // not wait for this rank by then.
     link: L,
+    way: Way,
     card: Card,
     /// Marks the end of what is waited for.
     event: CudaEvent,
@@ -151,8 +152,8 @@ impl<L: Collective> CardCollective<L> {
         let event =
             card.stream().context().new_event(None).map_err(|error| failed("make an event", error))?;
         let mut this = CardCollective {
-            way: Way::Alone,
             link,
+            way: Way::Alone,
             card: card.clone(),
             event,
             ends: Arc::default(),
@@ -352,7 +353,7 @@ impl<L: Collective> CardCollective<L> {
         }
         let mut y = self.scratch()?;
         let lengths = check::measured_lengths(self.elements_max);
-        let mut latency = |elements| {
+        let latency = |elements| {
             y.len = elements;
             let mut times = Vec::new();
             // One more, which is not counted.
@@ -365,7 +366,7 @@ impl<L: Collective> CardCollective<L> {
             times.sort();
             Ok(Latency { elements, time: times[times.len() / 2] })
         };
-        lengths.into_iter().map(&mut latency).collect()
+        lengths.into_iter().map(latency).collect()
     }
 
     fn scratch(&self) -> Result<DeviceSum, String> {
@@ -572,7 +573,8 @@ fn gather<T: Serialize + DeserializeOwned>(
     mine: &impl Serialize,
 ) -> Result<Vec<T>, CollectiveError> {
     let mut out = Vec::new();
-    let mine = serde_json::to_vec(mine).expect("what ranks tell each other can be written");
+    let mut mine = serde_json::to_vec(mine).expect("what ranks tell each other can be written");
+    mine.push(b'\n');
     link.all_gather(&mine, &mut out)?;
     let all: Result<Vec<T>, _> = serde_json::Deserializer::from_slice(&out).into_iter().collect();
     match all {

@@ -1,0 +1,536 @@
+//! Sums of values in cards' memories: the same bits on all ranks on every way, as they are and replayed
+//! from a graph; an end in bounded time whatever happens; and a check at the start that sees what is wrong.
+
+use crate::support::cards;
+use cudarc::driver::{CudaGraph, sys};
+use flotilla_engine::collective::card::{CardSettings, SumChoice, SumPath, Wire, host};
+use flotilla_engine::collective::threads::{ThreadsCollective, group_with_deadline};
+use flotilla_engine::collective::{
+    AbortHandle, AllReduce, CardCollective, Collective, CollectiveError, TcpCollective,
+};
+use flotilla_engine::cuda::{Card, DeviceSum, Source, card_count};
+use flotilla_shared::{Epoch, Rank};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{env, thread};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Nothing that ends by itself takes longer, on the busiest machine.
+const BOUND: Duration = Duration::from_secs(20);
+/// Values of the longest sum: odd, and of several chunks.
+const LONGEST: usize = 20_011;
+
+fn settings(choice: SumChoice) -> CardSettings {
+    CardSettings { choice, wire: Wire::F32, elements_max: LONGEST, deadline: PATIENCE, latency_runs: 0 }
+}
+
+fn only(path: SumPath) -> CardSettings {
+    settings(SumChoice::Only(path))
+}
+
+/// Card 0 for all, each rank with a stream of its own; or a card for each, where there are so many.
+fn card_of(rank: usize, own_cards: bool) -> Card {
+    let card = cards().remove(0).card;
+    let ordinal = if own_cards { rank % card_count().unwrap() } else { 0 };
+    if ordinal == 0 { card } else { Card::open(ordinal).unwrap() }
+}
+
+/// Ranks that wait for each other on one card, and calls of the driver that wait for the whole card, do
+/// not go together: each test has the cards to itself.
+static CARDS: Mutex<()> = Mutex::new(());
+
+/// Runs `body` on each rank of a group of threads; gives back what each gave.
+fn on_threads<T: Send>(
+    links: Vec<ThreadsCollective>,
+    body: impl Fn(usize, ThreadsCollective) -> T + Sync,
+) -> Vec<T> {
+    let _cards = CARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let body = &body;
+    thread::scope(|scope| {
+        let ranks = links.into_iter().enumerate();
+        let threads: Vec<_> = ranks.map(|(rank, link)| scope.spawn(move || body(rank, link))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+type Group = CardCollective<ThreadsCollective>;
+
+/// As [`on_threads`], with a group that has formed.
+fn on_ranks<T: Send>(
+    size: usize,
+    settings: &CardSettings,
+    own_cards: bool,
+    body: impl Fn(usize, Card, Group) -> T + Sync,
+) -> Vec<T> {
+    on_threads(group_with_deadline(size, PATIENCE), |rank, link| {
+        let card = card_of(rank, own_cards);
+        let group = CardCollective::form(&card, link, settings).unwrap_or_else(|error| panic!("{error}"));
+        body(rank, card, group)
+    })
+}
+
+/// What `rank` has at place `i` in a round: of any size, so that sums depend on the order of the terms.
+fn value(round: usize, rank: usize, i: usize) -> f32 {
+    let seed = (round as u64) << 40 ^ (rank as u64) << 32 ^ i as u64;
+    let mut bits = seed.wrapping_add(0x1234_5678).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    bits = (bits ^ (bits >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits ^= bits >> 32;
+    let exponent = 115 + (bits >> 40) as u32 % 24;
+    f32::from_bits((bits as u32 & 0x807f_ffff) | exponent << 23)
+}
+
+fn values(round: usize, rank: usize, n: usize) -> Vec<f32> {
+    (0..n).map(|i| value(round, rank, i)).collect()
+}
+
+/// ((x₀ + x₁) + x₂) + …
+fn sums(round: usize, size: usize, n: usize) -> Vec<f32> {
+    let sum = |i| (1..size).fold(value(round, 0, i), |sum, rank| sum + value(round, rank, i));
+    (0..n).map(sum).collect()
+}
+
+fn buffer(card: &Card, n: usize) -> DeviceSum {
+    DeviceSum { stream: Arc::clone(card.stream()), values: card.upload(&vec![f32::NAN; n]).unwrap(), len: n }
+}
+
+fn fill(card: &Card, y: &mut DeviceSum, values: &[f32]) {
+    card.stream().memcpy_htod(values, &mut y.values.slice_mut(..values.len())).unwrap();
+    card.synchronize().unwrap();
+    y.len = values.len();
+}
+
+#[track_caller]
+fn check(card: &Card, y: &DeviceSum, expected: &[f32], what: &str) {
+    let found = card.download(&y.values).unwrap();
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert_eq!(found.to_bits(), expected.to_bits(), "{what}: value {i} is {found}, expected {expected}");
+    }
+    assert!(found[y.len..].iter().all(|value| value.is_nan()), "{what}: written past the end");
+}
+
+fn settle(group: &mut impl AllReduce<DeviceSum>) -> Result<(), CollectiveError> {
+    group.settle()
+}
+
+fn sum_lengths(size: usize, path: SumPath, own_cards: bool, lengths: &[usize]) {
+    let longest = *lengths.iter().max().unwrap();
+    let settings = CardSettings { elements_max: longest, ..only(path) };
+    on_ranks(size, &settings, own_cards, |rank, card, mut group| {
+        assert_eq!(group.path(), (size > 1).then_some(path));
+        for (round, &n) in lengths.iter().chain(lengths).enumerate() {
+            let mut y = buffer(&card, longest + 3);
+            fill(&card, &mut y, &values(round, rank, n));
+            group.all_reduce(&mut y).unwrap();
+            settle(&mut group).unwrap();
+            check(&card, &y, &sums(round, size, n), &format!("rank {rank} of {size}, {n} values by {path}"));
+        }
+    });
+}
+
+#[test]
+fn all_ranks_hold_the_sum_in_rank_order() {
+    for size in 1..=4 {
+        for path in [SumPath::Staged, SumPath::Host] {
+            sum_lengths(size, path, false, &[1, 0, 2, 3, 5, 31, 2880, 4095, 4096, 4097, 12_290, LONGEST]);
+        }
+    }
+}
+
+#[test]
+fn ranks_with_a_card_each_sum_alike() {
+    for path in [SumPath::Staged, SumPath::Host] {
+        sum_lengths(2, path, true, &[1, 2880, LONGEST]);
+    }
+}
+
+/// Longer than what one operation holds.
+#[test]
+fn a_sum_longer_than_a_slot_takes_several_operations() {
+    sum_lengths(2, SumPath::Host, false, &[600_001, 7, 524_288]);
+}
+
+#[test]
+fn a_sum_longer_than_announced_is_refused() {
+    for path in [SumPath::Staged, SumPath::Host] {
+        on_ranks(2, &only(path), false, |_, card, mut group| {
+            let error = group.all_reduce(&mut buffer(&card, LONGEST + 1)).unwrap_err();
+            assert!(matches!(error, CollectiveError::TooLong { .. }), "{error}");
+            assert!(
+                error.to_string().contains("all-reduce of 80048 bytes, expected at most 80044"),
+                "{error}"
+            );
+        });
+    }
+}
+
+/// Values in the host's memory go by the link, between sums by the cards.
+#[test]
+fn the_link_serves_as_before() {
+    on_ranks(3, &only(SumPath::Host), false, |rank, card, mut group| {
+        let mut y = buffer(&card, 2880);
+        fill(&card, &mut y, &values(0, rank, 2880));
+        group.all_reduce(&mut y).unwrap();
+        let mut x = values(1, rank, 100);
+        group.all_reduce(&mut x[..]).unwrap();
+        assert_eq!(x, sums(1, 3, 100));
+        let mut all = Vec::new();
+        group.all_gather(&[rank as u8; 2], &mut all).unwrap();
+        assert_eq!(all, [0, 0, 1, 1, 2, 2]);
+        group.barrier().unwrap();
+        settle(&mut group).unwrap();
+        check(&card, &y, &sums(0, 3, 2880), "a sum that went on meanwhile");
+        assert_eq!((group.rank(), group.size()), (Rank(rank as u16), 3));
+    });
+}
+
+fn record(card: &Card, sum: impl FnOnce()) -> CudaGraph {
+    let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+    card.stream().begin_capture(mode).unwrap();
+    sum();
+    card.stream().end_capture(sys::CUgraphInstantiate_flags(0)).unwrap().expect("it has sums in it")
+}
+
+/// A graph with sums of several lengths, launched again and again with other values; the operations'
+/// numbers pass the largest of 32 bits meanwhile.
+fn replay(size: usize, path: SumPath, own_cards: bool, equal: impl Fn(&[f32], &[f32]) -> bool + Sync) {
+    let lengths = [2880, LONGEST, 5];
+    on_ranks(size, &only(path), own_cards, |rank, card, mut group| {
+        assert!(group.capturable());
+        let mut parts = lengths.map(|n| buffer(&card, n));
+        let graph = record(&card, || parts.iter_mut().for_each(|y| group.all_reduce(y).unwrap()));
+        for round in 0..50 {
+            for (n, y) in lengths.iter().zip(&mut parts) {
+                fill(&card, y, &values(round * 3, rank, *n));
+            }
+            graph.launch().unwrap();
+            // One that is not recorded comes between.
+            let mut alone = buffer(&card, 64);
+            fill(&card, &mut alone, &values(round * 3 + 1, rank, 64));
+            group.all_reduce(&mut alone).unwrap();
+            settle(&mut group).unwrap_or_else(|error| panic!("rank {rank}, replay {round}: {error}"));
+            let found = |y: &DeviceSum| card.download(&y.values).unwrap();
+            for (n, y) in lengths.iter().zip(&parts) {
+                assert!(
+                    equal(&found(y), &sums(round * 3, size, *n)),
+                    "rank {rank}, replay {round}, {n} values"
+                );
+            }
+            assert!(
+                equal(&found(&alone), &sums(round * 3 + 1, size, 64)),
+                "rank {rank}, after replay {round}"
+            );
+        }
+    });
+}
+
+fn same_bits(found: &[f32], expected: &[f32]) -> bool {
+    found.iter().zip(expected).all(|(found, expected)| found.to_bits() == expected.to_bits())
+}
+
+#[test]
+fn a_graph_of_sums_by_host_can_be_replayed() {
+    for size in [2, 4] {
+        replay(size, SumPath::Host, false, same_bits);
+    }
+    on_ranks(2, &only(SumPath::Staged), false, |_, _, group| assert!(!group.capturable()));
+}
+
+/// An abort by another thread ends a kernel that waits.
+#[test]
+fn an_abort_ends_waiting_cards() {
+    for path in [SumPath::Host, SumPath::Staged] {
+        let start = Instant::now();
+        on_ranks(3, &only(path), false, |rank, card, mut group| {
+            let mut y = buffer(&card, 2880);
+            let error = match rank {
+                // Rank 1 does not come, but ends the group.
+                1 => {
+                    thread::sleep(Duration::from_millis(200));
+                    let handle: AbortHandle = group.abort_handle();
+                    thread::spawn(move || handle.abort()).join().unwrap();
+                    settle(&mut group).unwrap_err()
+                }
+                _ => group.all_reduce(&mut y).and_then(|()| settle(&mut group)).unwrap_err(),
+            };
+            match rank {
+                1 => assert_eq!(error, CollectiveError::Aborted, "{path}"),
+                _ => assert_eq!(error.culprit(), Some(Rank(1)), "{path}, rank {rank}: {error}"),
+            }
+            // The group is of no more use, and says why.
+            assert_eq!(group.all_reduce(&mut y).unwrap_err(), error);
+            assert_eq!(group.barrier().unwrap_err(), error);
+        });
+        assert!(start.elapsed() < BOUND, "{path}");
+    }
+}
+
+#[test]
+fn a_rank_that_never_comes_ends_the_group_at_the_deadline() {
+    for path in [SumPath::Host, SumPath::Staged] {
+        let deadline = Duration::from_secs(2);
+        let settings = CardSettings { deadline, ..only(path) };
+        let start = Instant::now();
+        let errors = on_threads(group_with_deadline(3, deadline), |rank, link| {
+            let card = card_of(rank, false);
+            let mut group = CardCollective::form(&card, link, &settings).unwrap();
+            group.barrier().unwrap();
+            if rank == 2 {
+                thread::sleep(deadline * 2);
+                return group.barrier().map(|()| "in time");
+            }
+            let mut y = buffer(&card, 2880);
+            group.all_reduce(&mut y).and_then(|()| settle(&mut group)).map(|()| "summed")
+        });
+        for (rank, result) in errors.iter().take(2).enumerate() {
+            let error = result.as_ref().unwrap_err();
+            assert_eq!(error.culprit(), Some(Rank(2)), "{path}, rank {rank}: {error}");
+        }
+        let named = errors[..2].iter().any(|result| matches!(result, Err(CollectiveError::Deadline { .. })));
+        assert!(named, "{path}: {errors:?}");
+        assert!(errors[2].is_err(), "{path}: it is told, too");
+        assert!(start.elapsed() < BOUND, "{path}: {:?}", start.elapsed());
+    }
+}
+
+/// Slow is not silent: each operation has the deadline for itself.
+#[test]
+fn many_sums_may_take_longer_than_the_deadline_of_one() {
+    let deadline = Duration::from_secs(1);
+    let settings = CardSettings { deadline, ..only(SumPath::Host) };
+    on_ranks(2, &settings, false, |rank, card, mut group| {
+        let mut y = buffer(&card, 64);
+        let start = Instant::now();
+        for _ in 0..8 {
+            // Rank 1 comes late to each; rank 0 has asked for all of them at once.
+            if rank == 1 {
+                thread::sleep(deadline / 4);
+            }
+            group.all_reduce(&mut y).unwrap();
+        }
+        settle(&mut group).unwrap_or_else(|error| panic!("rank {rank}: {error}"));
+        assert!(start.elapsed() > deadline);
+    });
+}
+
+#[test]
+fn a_rank_whose_thread_ends_is_named() {
+    let start = Instant::now();
+    on_ranks(2, &only(SumPath::Host), false, |rank, card, mut group| {
+        if rank == 1 {
+            return;
+        }
+        let mut y = buffer(&card, 2880);
+        let error = group.all_reduce(&mut y).and_then(|()| settle(&mut group)).unwrap_err();
+        assert!(matches!(error, CollectiveError::PeerLost { peer: Rank(1), .. }), "{error}");
+    });
+    assert!(start.elapsed() < BOUND);
+}
+
+/// Who is done first leaves first, and the others still get their sums.
+#[test]
+fn leaving_in_peace_harms_nobody() {
+    for round in 0..5 {
+        on_ranks(3, &only(SumPath::Host), false, |rank, card, mut group| {
+            let mut y = buffer(&card, LONGEST);
+            fill(&card, &mut y, &values(round, rank, LONGEST));
+            group.all_reduce(&mut y).unwrap();
+            thread::sleep(Duration::from_millis(3 * rank as u64));
+            settle(&mut group).unwrap();
+            check(&card, &y, &sums(round, 3, LONGEST), "the last sum");
+        });
+    }
+}
+
+#[test]
+fn what_is_asked_for_and_impossible_is_an_error_on_all_ranks() {
+    on_threads(group_with_deadline(2, PATIENCE), |rank, link| {
+        let card = card_of(rank, false);
+        let error = CardCollective::form(&card, link, &only(SumPath::Nccl)).err().expect("one card for both");
+        let text = error.to_string();
+        assert!(text.starts_with("cannot sum by `nccl`: ") && text.contains("hint: --sum auto"), "{text}");
+    });
+}
+
+#[test]
+fn unasked_ranks_that_share_a_card_sum_by_host() {
+    on_ranks(2, &settings(SumChoice::Auto), false, |_, _, group| {
+        assert_eq!(group.path(), Some(SumPath::Host));
+        assert_eq!(group.report().passed_over, []);
+        assert_eq!(group.report().latencies, []);
+    });
+}
+
+#[test]
+fn latencies_are_told_by_length() {
+    for path in [SumPath::Staged, SumPath::Host] {
+        let settings = CardSettings { latency_runs: 2, elements_max: 6000, ..only(path) };
+        on_ranks(2, &settings, false, |_, _, group| {
+            let lengths: Vec<usize> = group.report().latencies.iter().map(|of| of.elements).collect();
+            assert_eq!(lengths, [2880, 5760, 6000]);
+            assert!(group.report().latencies.iter().all(|of| of.time > Duration::ZERO));
+        });
+    }
+}
+
+/// `host.cu`, with a mistake in it.
+fn faulty(size: usize, right: &str, wrong: &str) -> Source {
+    let mut source = host::source(size, LONGEST);
+    assert_eq!(source.text.matches(right).count(), 1, "{right}");
+    source.text = Box::leak(source.text.replace(right, wrong).into_boxed_str());
+    source
+}
+
+fn planted(right: &str, wrong: &str) {
+    for choice in [SumChoice::Auto, SumChoice::Only(SumPath::Host)] {
+        let settings = CardSettings { deadline: Duration::from_secs(4), ..settings(choice) };
+        on_threads(group_with_deadline(3, PATIENCE), |rank, link| {
+            // On one rank only.
+            let source = if rank == 1 { faulty(3, right, wrong) } else { host::source(3, LONGEST) };
+            let card = card_of(rank, false);
+            let group = CardCollective::form_with(&card, link, &settings, &source);
+            if choice != SumChoice::Auto {
+                let error = group.err().expect("it was asked for");
+                assert!(matches!(error, CollectiveError::NoSuchPath { path: SumPath::Host, .. }), "{error}");
+                return;
+            }
+            let mut group = group.unwrap_or_else(|error| panic!("{wrong}: {error}"));
+            assert_eq!(group.path(), Some(SumPath::Staged), "{wrong}");
+            let [(SumPath::Host, reason)] = &group.report().passed_over[..] else {
+                panic!("{:?}", group.report())
+            };
+            assert!(reason.contains("rank"), "{reason}");
+            let mut y = buffer(&card, 100);
+            fill(&card, &mut y, &values(0, rank, 100));
+            group.all_reduce(&mut y).unwrap();
+            settle(&mut group).unwrap();
+            check(&card, &y, &sums(0, 3, 100), wrong);
+        });
+    }
+}
+
+#[test]
+fn a_sum_in_another_order_does_not_pass_the_check() {
+    planted(
+        "float sum = parts[0];\n#pragma unroll\n    for (unsigned r = 1; r < RANKS; r++)",
+        "float sum = parts[RANKS - 1];\n#pragma unroll\n    for (unsigned r = 0; r < RANKS - 1; r++)",
+    );
+}
+
+#[test]
+fn a_flag_that_is_never_raised_does_not_pass_the_check() {
+    planted("store_release_system(&flags[rank * FLAGS + chunk], operation);", ";");
+}
+
+#[test]
+fn a_tail_that_is_not_pushed_does_not_pass_the_check() {
+    planted("if (tail >= start && tail < end) slot[tail] = y[tail];", "");
+}
+
+/// A link that changes one bit of one sum on one rank.
+struct Corrupting(ThreadsCollective, bool);
+
+impl AllReduce<[f32]> for Corrupting {
+    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.0.all_reduce(x)?;
+        if let (true, Some(last)) = (self.1, x.last_mut()) {
+            *last = f32::from_bits(last.to_bits() ^ 1);
+        }
+        Ok(())
+    }
+}
+
+impl Collective for Corrupting {
+    fn rank(&self) -> Rank {
+        self.0.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.0.size()
+    }
+
+    fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        self.0.all_gather(mine, out)
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.0.barrier()
+    }
+
+    fn end(&mut self, error: CollectiveError) {
+        self.0.end(error);
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        self.0.abort_handle()
+    }
+}
+
+#[test]
+fn a_link_that_changes_a_bit_does_not_pass_the_check() {
+    on_threads(group_with_deadline(2, PATIENCE), |rank, link| {
+        let link = Corrupting(link, rank == 1);
+        let group = CardCollective::form(&card_of(rank, false), link, &only(SumPath::Staged));
+        let error = group.err().expect("nothing is left to fall back to").to_string();
+        assert!(error.contains("cannot sum by `staged`: rank 1: value 0 of 1 is"), "{error}");
+    });
+}
+
+const RANK: &str = "FLOTILLA_TEST_PAIR_RANK";
+const PEERS: &str = "FLOTILLA_TEST_PAIR_PEERS";
+
+/// Two processes, each with a card of its own: sums, and then one of them dies.
+#[test]
+fn processes_sum_through_shared_memory() {
+    let (theirs, ours) =
+        (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let addresses = [&ours, &theirs].map(|listener| listener.local_addr().unwrap().to_string());
+    // The other one listens for itself; nobody dials rank 1 but the ranks above.
+    drop(theirs);
+    let mut other = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "collective::the_other_process", "--nocapture"])
+        .env(RANK, "1")
+        .env(PEERS, addresses.join(","))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let error = be_one_of_two(Rank(0), ours, &addresses).expect_err("the other one dies");
+    assert_eq!(error.culprit(), Some(Rank(1)), "{error}");
+    assert!(!other.wait().unwrap().success(), "it dies");
+}
+
+/// Started by [`processes_sum_through_shared_memory`], and by nobody else.
+#[test]
+fn the_other_process() {
+    let (Ok(rank), Ok(peers)) = (env::var(RANK), env::var(PEERS)) else { return };
+    let peers: Vec<String> = peers.split(',').map(str::to_owned).collect();
+    let rank = Rank(rank.parse().unwrap());
+    let listener = TcpListener::bind(&peers[rank.index()]).unwrap();
+    let result = be_one_of_two(rank, listener, &peers);
+    panic!("it should have died: {result:?}");
+}
+
+fn be_one_of_two(rank: Rank, listener: TcpListener, peers: &[String]) -> Result<(), CollectiveError> {
+    let link = TcpCollective::connect(rank, listener, peers, &[7; 32], Epoch(3), PATIENCE)?;
+    let card = card_of(rank.index(), true);
+    let mut group = CardCollective::form(&card, link, &only(SumPath::Host))?;
+    assert_eq!(group.path(), Some(SumPath::Host));
+    for (round, n) in [2880, LONGEST, 1, 2880].into_iter().enumerate() {
+        let mut y = buffer(&card, LONGEST);
+        fill(&card, &mut y, &values(round, rank.index(), n));
+        group.all_reduce(&mut y)?;
+        settle(&mut group)?;
+        check(&card, &y, &sums(round, 2, n), "two processes");
+    }
+    group.barrier()?;
+    let start = Instant::now();
+    if rank == Rank(1) {
+        thread::sleep(Duration::from_millis(300));
+        std::process::abort();
+    }
+    let mut y = buffer(&card, LONGEST);
+    let result = group.all_reduce(&mut y).and_then(|()| settle(&mut group));
+    assert!(start.elapsed() < BOUND, "{:?}", start.elapsed());
+    result
+}
