@@ -99,7 +99,9 @@ fn folder_in(parent: &Path) -> Result<PathBuf, String> {
         hash.write(text.as_bytes());
     }
     let done = parent.join(format!("{:016x}", hash.0));
-    let failed = |what: &str, error: std::io::Error| format!("the emulated card: {what} in {}: {error}", parent.display());
+    let failed = |what: &str, error: std::io::Error| {
+        format!("the emulated card: {what} in {}: {error}", parent.display())
+    };
     fs::create_dir_all(parent).map_err(|e| failed("cannot make a folder", e))?;
     let lock = File::create(parent.join("lock")).map_err(|e| failed("cannot make the lock file", e))?;
     lock.lock().map_err(|e| failed("cannot lock", e))?;
@@ -110,7 +112,8 @@ fn folder_in(parent: &Path) -> Result<PathBuf, String> {
     let _ = fs::remove_dir_all(&fresh);
     for (path, text) in SOURCES {
         let path = fresh.join(path);
-        fs::create_dir_all(path.parent().expect("a path below a folder")).map_err(|e| failed("cannot make a folder", e))?;
+        fs::create_dir_all(path.parent().expect("a path below a folder"))
+            .map_err(|e| failed("cannot make a folder", e))?;
         fs::write(&path, text).map_err(|e| failed("cannot write", e))?;
     }
     for library in LIBRARIES {
@@ -139,7 +142,15 @@ fn build(library: &Library, folder: &Path) -> Result<(), String> {
     let name = library.names[0];
     let output = Command::new(compiler())
         .current_dir(folder)
-        .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wl,-rpath,$ORIGIN"])
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-pthread",
+            "-fvisibility=hidden",
+            "-Wl,-rpath,$ORIGIN",
+        ])
         .arg(format!("-Wl,-soname,{name}"))
         .args(["-o", name])
         .args(library.sources)
@@ -148,7 +159,10 @@ fn build(library: &Library, folder: &Path) -> Result<(), String> {
         .output()
         .map_err(|e| format!("the emulated card: the C++ compiler does not start: {e}"))?;
     if !output.status.success() {
-        return Err(format!("the emulated card: {name} does not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
+        return Err(format!(
+            "the emulated card: {name} does not compile:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
     }
     for other in &library.names[1..] {
         std::os::unix::fs::symlink(name, folder.join(other))

@@ -91,14 +91,18 @@ fn a_copy_beyond_a_buffer_is_refused() {
         buffer.device_ptr(&card.stream).0
     };
     // SAFETY: refused before anything is touched.
-    let result = unsafe { cudarc::driver::result::memcpy_htod_async(pointer + 8, &[0u8; 9], card.stream.cu_stream()) };
+    let result =
+        unsafe { cudarc::driver::result::memcpy_htod_async(pointer + 8, &[0u8; 9], card.stream.cu_stream()) };
     assert_eq!(result.unwrap_err().0, CUresult::CUDA_ERROR_INVALID_VALUE);
 }
 
 #[test]
 fn pinned_host_memory_is_read_by_kernels_in_place() {
     let Some(card) = card() else { return };
-    let kernel = card.kernel("extern \"C\" __global__ void double_it(float* out, const float* in) { *out = 2 * *in; }", "double_it");
+    let kernel = card.kernel(
+        "extern \"C\" __global__ void double_it(float* out, const float* in) { *out = 2 * *in; }",
+        "double_it",
+    );
     // SAFETY: written before it is read.
     let mut host = unsafe { card.context.alloc_pinned::<f32>(4) }.unwrap();
     host.as_mut_slice().unwrap()[0] = 21.0;
@@ -112,7 +116,9 @@ fn pinned_host_memory_is_read_by_kernels_in_place() {
 #[test]
 fn compile_errors_carry_the_line_of_the_source() {
     let Some(_) = card() else { return };
-    let log = compile("// one\nextern \"C\" __global__ void broken(float* out) { out[0] = nothing; }", "sm_80").unwrap_err();
+    let log =
+        compile("// one\nextern \"C\" __global__ void broken(float* out) { out[0] = nothing; }", "sm_80")
+            .unwrap_err();
     assert!(log.contains("test.cu:2:"), "{log}");
     assert!(log.contains("nothing"), "{log}");
     let log = compile("", "sm_60").unwrap_err();
@@ -124,7 +130,8 @@ fn a_spoilt_cubin_and_one_for_another_card_are_refused() {
     let Some(card) = card() else { return };
     let source = "extern \"C\" __global__ void nothing() {}";
     let good = compile(source, "sm_80").unwrap();
-    let load = |image: Vec<u8>| card.context.load_module(Ptx::from_binary(image)).map(|_| ()).map_err(|e| e.0);
+    let load =
+        |image: Vec<u8>| card.context.load_module(Ptx::from_binary(image)).map(|_| ()).map_err(|e| e.0);
     assert_eq!(load(good.clone()), Ok(()));
     let mut spoilt = good.clone();
     spoilt[good.len() / 2] ^= 1;

@@ -65,7 +65,8 @@ fn shuffles_votes_and_butterflies_move_what_they_should() {
     let mut out = card.stream.alloc_zeros::<i32>(192).unwrap();
     let mut sums = card.stream.alloc_zeros::<f32>(64).unwrap();
     // SAFETY: 6 and 2 values a lane.
-    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&mut sums).launch(config(1, 32, 0)) }.unwrap();
+    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&mut sums).launch(config(1, 32, 0)) }
+        .unwrap();
     let (out, sums) = (card.stream.clone_dtoh(&out).unwrap(), card.stream.clone_dtoh(&sums).unwrap());
     for lane in 0..32i32 {
         let at = lane as usize;
@@ -152,7 +153,8 @@ fn an_asynchronous_copy_is_poison_until_it_is_waited_for() {
     for pending in 0..=3 {
         let kernel = card.kernel(&source.replacen("PENDING", &pending.to_string(), 1), "copy");
         // SAFETY: one thread reads 12 values and writes 3.
-        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&input).launch(config(1, 1, 0)) }.unwrap();
+        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&input).launch(config(1, 1, 0)) }
+            .unwrap();
         let got = card.stream.clone_dtoh(&out).unwrap();
         let expected = [3.0, 0.0, 11.0]; // the middle one is filled with zeros
         for stage in 0..3 {
@@ -175,14 +177,17 @@ fn a_launch_beyond_the_limits_is_refused() {
     let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
     let mut launch = |grid, block, shared| {
         // SAFETY: the kernel does nothing.
-        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).launch(config(grid, block, shared)) }.map(|_| ()).map_err(|e| e.0)
+        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).launch(config(grid, block, shared)) }
+            .map(|_| ())
+            .map_err(|e| e.0)
     };
     assert_eq!(launch(1, 64, 48 << 10), Ok(()));
     assert_eq!(launch(1, 65, 0), Err(CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES));
     assert_eq!(launch(1, 2048, 0), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
     assert_eq!(launch(0, 32, 0), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
     assert_eq!(launch(1, 64, (48 << 10) + 1), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
-    let attribute = cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let attribute =
+        cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, 100 << 10).unwrap();
     assert_eq!(launch(1, 64, 100 << 10), Ok(()));
     assert!(kernel.set_attribute(attribute, 164 << 10).is_err(), "sm_80 has 163 KB");
