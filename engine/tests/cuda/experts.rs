@@ -36,14 +36,14 @@ pub const PLANTED: [(&str, &str, &str); 7] = [
 pub const PLANTED_FEW: [(&str, &str, &str); 4] = [
     (
         "few: the scale of the neighbouring block",
-        "const float scale_g = __shfl_sync(ALL, scale[2 * m], i, 4);",
-        "const float scale_g = __shfl_sync(ALL, scale[2 * m], i ^ 1, 4);",
+        "scale_g[m] = __shfl_sync(ALL, scale[2 * m], i, 4);",
+        "scale_g[m] = __shfl_sync(ALL, scale[2 * m], i ^ 1, 4);",
     ),
     ("few: one warp's part of K is lost", "warp < WARPS; warp++) sum", "warp < WARPS - 1; warp++) sum"),
     (
         "few: what the last chunk repeats is counted twice",
-        "if (t < Tile::CHUNK && first_block + t >= chunk * Tile::CHUNK)",
-        "if (t < Tile::CHUNK)",
+        "scale[i] = own >= chunk * Tile::CHUNK ? value : 0.0f;",
+        "scale[i] = value;",
     ),
     (
         "few: the next slot is filled while it is read",
