@@ -3,7 +3,7 @@
 
 use crate::cuda::{Card, CudaError, Source};
 use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -209,6 +209,8 @@ impl RouteKernels {
         assert_eq!(self.shape, routes.shape);
         assert!(t > 0 && t <= routes.rows_max && !rows.is_empty() && h.len() >= t * hidden);
         assert!(weight.len() == experts * hidden && bias.len() == experts);
+        let aligned = h.device_ptr(&self.stream).0 | weight.device_ptr(&self.stream).0;
+        assert!(aligned.is_multiple_of(16), "h and W are copied 16 bytes at a time");
         let (kernel, (tile_experts, tile_rows), shared_mem_bytes) = match t {
             0..=FEW_ROWS => (&self.router_logits_few, LOGITS_FEW, LOGITS_FEW_SHARED_BYTES),
             _ => (&self.router_logits_many, LOGITS_MANY, LOGITS_MANY_SHARED_BYTES),
