@@ -42,4 +42,15 @@ FLOTILLA_EMULATED_HANDLER void __ubsan_handle_out_of_bounds_abort(void* data, vo
 }
 
 /// Where the driver's handler sends a thread that touched memory which is not its own, on the emergency stack.
-FLOTILLA_EMULATED_HANDLER void flotilla_emulated_fault(const char* what) { flotilla_emulated::fail("%s", what); }
+FLOTILLA_EMULATED_HANDLER void flotilla_emulated_fault(const char* what, const void* address) {
+    using namespace flotilla_emulated;
+    auto* at = static_cast<const char*>(address);
+    const Block* block = self->block;
+    const char* shared_end = block->shared + (block->shared_bytes + 15) / 16 * 16;
+    if (at >= shared_end && at < shared_end + PAGE)
+        fail("touches memory %zu bytes past the %zu bytes of dynamic shared memory", size_t(at - shared_end), block->shared_bytes);
+    const char* stack_end = self->stack_top - STACK_BYTES; // its guard page lies below
+    if (at < stack_end && at >= stack_end - PAGE)
+        fail("needs more than the %zu KB of stack that the emulation gives a thread", STACK_BYTES >> 10);
+    fail("%s", what);
+}

@@ -12,7 +12,6 @@
 #include <fcntl.h>
 #include <fstream>
 #include <iterator>
-#include <mutex>
 #include <spawn.h>
 #include <string>
 #include <sys/stat.h>
@@ -210,6 +209,20 @@ bool read_options(int count, const char* const* options, std::vector<std::string
     return true;
 }
 
+std::vector<std::string> code_flags() {
+    std::vector<std::string> flags = {"-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-gnu-unique", "-fno-exceptions",
+                                      "-fno-rtti", "-fno-stack-protector", "-fvisibility=hidden", "-fPIC",
+                                      // Misaligned vectors and indices past an array: reported with their line (see faults.h).
+                                      "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"};
+#if defined(__x86_64__)
+    flags.push_back("-fcf-protection=none");
+    // The same bits with and without: only faster.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) flags.insert(flags.end(), {"-mavx2", "-mfma"});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) flags.push_back("-mf16c");
+#endif
+    return flags;
+}
+
 nvrtcResult compile(Program& program, int option_count, const char* const* options) {
     std::vector<std::string> defines;
     int architecture;
@@ -242,18 +255,9 @@ nvrtcResult compile(Program& program, int option_count, const char* const* optio
     }
     const std::string preprocessed = read_file(preprocessed_path);
 
+    const std::vector<std::string> flags = code_flags();
     std::vector<std::string> build = common;
-    for (const char* word : {"-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-gnu-unique", "-fno-exceptions", "-fno-rtti",
-                             "-fno-stack-protector", "-fvisibility=hidden", "-fPIC",
-                             // Misaligned vectors and indices past an array: reported with their line (see faults.h).
-                             "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"})
-        build.push_back(word);
-#if defined(__x86_64__)
-    build.push_back("-fcf-protection=none");
-    // The same bits with and without: only faster.
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) build.insert(build.end(), {"-mavx2", "-mfma"});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) build.push_back("-mf16c");
-#endif
+    build.insert(build.end(), flags.begin(), flags.end());
     uint64_t hash = checksum(preprocessed.data(), preprocessed.size());
     for (const auto& word : build) hash = checksum(word.c_str(), word.size() + 1, hash);
     char name[32];
