@@ -1,7 +1,7 @@
 //! When a rank fails, the others' operations end, soon, with an error that says whose fault it is.
 
 use crate::groups::{Kind, PATIENT, connect, listeners, run};
-use flotilla_engine::collective::{Collective, CollectiveError};
+use flotilla_engine::collective::{Collective, CollectiveError, Operation};
 use flotilla_shared::Rank;
 use std::sync::mpsc;
 use std::thread;
@@ -50,6 +50,55 @@ fn a_rank_that_goes_is_named() {
             assert!(words.iter().any(|word| error.to_string().contains(word)), "{error}");
             assert!(error.to_string().contains("\nhint: "), "{error}");
         }
+    }
+}
+
+#[test]
+fn a_rank_that_ends_the_group_says_because_of_whom() {
+    for kind in BOTH {
+        let ends = |mut group: Box<dyn Collective>| {
+            let (peer, operation) = (Rank(3), Operation::AllReduce);
+            let lost = CollectiveError::PeerLost { peer, operation, reason: "its card is silent".into() };
+            group.end(lost.clone());
+            assert!(group.is_broken());
+            assert_eq!(group.barrier(), Err(lost));
+            // The first reason stays.
+            group.end(CollectiveError::Aborted);
+            assert_eq!(group.barrier().unwrap_err().culprit(), Some(Rank(3)));
+        };
+        let told = errors_when_rank_1(kind, PATIENT, ends);
+        let says = |error: &CollectiveError| error.culprit() == Some(Rank(3));
+        assert!(told.iter().any(says), "{kind:?}: {told:?}");
+        // Over TCP, a peer may see another's link close before it hears why.
+        assert!(kind == Kind::Tcp || told.iter().all(says), "{kind:?}: {told:?}");
+    }
+}
+
+/// Without an operation of its own, which would have to wait.
+#[test]
+fn a_rank_that_goes_can_be_seen() {
+    for kind in BOTH {
+        run(kind, 3, PATIENT, move |mut group| {
+            group.barrier().unwrap();
+            if group.rank() == Rank(1) {
+                return;
+            }
+            let start = Instant::now();
+            while !group.is_broken() {
+                assert!(start.elapsed() < SOON, "{kind:?}");
+                thread::sleep(Duration::from_millis(1));
+            }
+            assert!(group.barrier().is_err());
+        });
+        run(kind, 3, PATIENT, move |mut group| {
+            for _ in 0..3 {
+                assert!(!group.is_broken());
+                group.barrier().unwrap();
+                thread::sleep(Duration::from_millis(10));
+                assert!(!group.is_broken());
+                group.barrier().unwrap();
+            }
+        });
     }
 }
 
@@ -148,7 +197,7 @@ fn ranks_that_do_not_do_the_same_say_so() {
 fn a_rank_may_go_when_it_is_done() {
     for kind in BOTH {
         for _ in 0..20 {
-            let sums = run(kind, 3, PATIENT, |mut group| {
+            let sums = run(kind, 3, PATIENT, move |mut group| {
                 let mut x = vec![1.0f32; 40_000];
                 group.all_reduce(&mut x).unwrap();
                 if group.rank() != Rank(0) {

@@ -140,8 +140,8 @@ fn all_ranks_hold_the_sum_in_rank_order() {
 
 #[test]
 fn ranks_with_a_card_each_sum_alike() {
-    for path in [SumPath::Staged, SumPath::Host] {
-        sum_lengths(2, path, true, &[1, 2880, LONGEST]);
+    for path in [SumPath::Staged, SumPath::Host, SumPath::Nccl] {
+        sum_lengths(2, path, true, &[1, 0, 2880, LONGEST]);
     }
 }
 
@@ -237,12 +237,18 @@ fn a_graph_of_sums_by_host_can_be_replayed() {
     on_ranks(2, &only(SumPath::Staged), false, |_, _, group| assert!(!group.capturable()));
 }
 
+#[test]
+fn a_graph_of_sums_by_nccl_can_be_replayed() {
+    // NCCL promises no order of the terms; two have only one.
+    replay(2, SumPath::Nccl, true, same_bits);
+}
+
 /// An abort by another thread ends a kernel that waits.
 #[test]
 fn an_abort_ends_waiting_cards() {
-    for path in [SumPath::Host, SumPath::Staged] {
+    for (path, size) in [(SumPath::Host, 3), (SumPath::Staged, 3), (SumPath::Nccl, 2)] {
         let start = Instant::now();
-        on_ranks(3, &only(path), false, |rank, card, mut group| {
+        on_ranks(size, &only(path), path == SumPath::Nccl, |rank, card, mut group| {
             let mut y = buffer(&card, 2880);
             let error = match rank {
                 // Rank 1 does not come, but ends the group.
@@ -268,28 +274,32 @@ fn an_abort_ends_waiting_cards() {
 
 #[test]
 fn a_rank_that_never_comes_ends_the_group_at_the_deadline() {
-    for path in [SumPath::Host, SumPath::Staged] {
+    for (path, silent) in [(SumPath::Host, 2), (SumPath::Staged, 2), (SumPath::Nccl, 1)] {
         let deadline = Duration::from_secs(2);
         let settings = CardSettings { deadline, ..only(path) };
         let start = Instant::now();
-        let errors = on_threads(group_with_deadline(3, deadline), |rank, link| {
-            let card = card_of(rank, false);
+        let errors = on_threads(group_with_deadline(silent + 1, deadline), |rank, link| {
+            let card = card_of(rank, path == SumPath::Nccl);
             let mut group = CardCollective::form(&card, link, &settings).unwrap();
             group.barrier().unwrap();
-            if rank == 2 {
-                thread::sleep(deadline * 2);
+            if rank == silent {
+                // Who sums by NCCL asks the link who is silent, once the deadline is over.
+                while !group.is_broken() && start.elapsed() < BOUND {
+                    thread::sleep(Duration::from_millis(20));
+                }
                 return group.barrier().map(|()| "in time");
             }
             let mut y = buffer(&card, 2880);
             group.all_reduce(&mut y).and_then(|()| settle(&mut group)).map(|()| "summed")
         });
-        for (rank, result) in errors.iter().take(2).enumerate() {
+        for (rank, result) in errors.iter().take(silent).enumerate() {
             let error = result.as_ref().unwrap_err();
-            assert_eq!(error.culprit(), Some(Rank(2)), "{path}, rank {rank}: {error}");
+            assert_eq!(error.culprit(), Some(Rank(silent as u16)), "{path}, rank {rank}: {error}");
         }
-        let named = errors[..2].iter().any(|result| matches!(result, Err(CollectiveError::Deadline { .. })));
+        let named =
+            errors[..silent].iter().any(|result| matches!(result, Err(CollectiveError::Deadline { .. })));
         assert!(named, "{path}: {errors:?}");
-        assert!(errors[2].is_err(), "{path}: it is told, too");
+        assert!(errors[silent].is_err(), "{path}: it is told, too");
         assert!(start.elapsed() < BOUND, "{path}: {:?}", start.elapsed());
     }
 }
@@ -376,7 +386,7 @@ fn latencies_are_told_by_length() {
 
 /// `host.cu`, with a mistake in it.
 fn faulty(size: usize, right: &str, wrong: &str) -> Source {
-    let mut source = host::source(size, LONGEST);
+    let mut source = host::source(size);
     assert_eq!(source.text.matches(right).count(), 1, "{right}");
     source.text = Box::leak(source.text.replace(right, wrong).into_boxed_str());
     source
@@ -387,7 +397,7 @@ fn planted(right: &str, wrong: &str) {
         let settings = CardSettings { deadline: Duration::from_secs(4), ..settings(choice) };
         on_threads(group_with_deadline(3, PATIENCE), |rank, link| {
             // On one rank only.
-            let source = if rank == 1 { faulty(3, right, wrong) } else { host::source(3, LONGEST) };
+            let source = if rank == 1 { faulty(3, right, wrong) } else { host::source(3) };
             let card = card_of(rank, false);
             let group = CardCollective::form_with(&card, link, &settings, &source);
             if choice != SumChoice::Auto {
@@ -428,8 +438,11 @@ fn a_tail_that_is_not_pushed_does_not_pass_the_check() {
     planted("if (tail >= start && tail < end) slot[tail] = y[tail];", "");
 }
 
-/// A link that changes one bit of one sum on one rank.
+/// A link that, on one rank, changes one bit of every sum, and lies when the check's sums are compared.
 struct Corrupting(ThreadsCollective, bool);
+
+/// How the word on the check's sums begins.
+const HASH: &str = r#"{"hash":""#;
 
 impl AllReduce<[f32]> for Corrupting {
     fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
@@ -451,7 +464,12 @@ impl Collective for Corrupting {
     }
 
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
-        self.0.all_gather(mine, out)
+        match std::str::from_utf8(mine) {
+            Ok(text) if self.1 && text.starts_with(HASH) => {
+                self.0.all_gather(text.replacen(HASH, &format!("{HASH}0"), 1).as_bytes(), out)
+            }
+            _ => self.0.all_gather(mine, out),
+        }
     }
 
     fn barrier(&mut self) -> Result<(), CollectiveError> {
@@ -477,12 +495,96 @@ fn a_link_that_changes_a_bit_does_not_pass_the_check() {
     });
 }
 
+/// NCCL's sums are compared with each other, since they may be in any order.
+#[test]
+fn ranks_that_hold_different_bits_by_nccl_fall_back() {
+    for choice in [SumChoice::Auto, SumChoice::Only(SumPath::Nccl)] {
+        on_threads(group_with_deadline(2, PATIENCE), |rank, link| {
+            let link = Corrupting(link, rank == 1);
+            match (choice, CardCollective::form(&card_of(rank, true), link, &settings(choice))) {
+                // All ways are made out to be faulty, the last one too.
+                (SumChoice::Auto, Err(CollectiveError::NoSuchPath { path, .. })) => {
+                    assert_eq!(path, SumPath::Staged);
+                }
+                (SumChoice::Only(_), Err(error)) => {
+                    let text = error.to_string();
+                    assert!(text.contains("`nccl`: ranks 0 and 1 hold different sums"), "{text}");
+                }
+                (_, formed) => panic!("{:?}", formed.map(|group| group.path())),
+            }
+        });
+    }
+}
+
+/// What no code of ours does: it ends with NCCL's words, and not in a wait.
+#[test]
+fn sums_of_different_lengths_by_nccl_are_an_error() {
+    on_ranks(2, &only(SumPath::Nccl), true, |rank, card, mut group| {
+        let mut y = buffer(&card, 100 + rank);
+        let start = Instant::now();
+        let error = group.all_reduce(&mut y).and_then(|()| settle(&mut group)).unwrap_err();
+        let told = matches!(error, CollectiveError::Nccl { .. } | CollectiveError::PeerGaveUp { .. });
+        assert!(told && start.elapsed() < BOUND, "{error}");
+    });
+}
+
+#[test]
+fn nccl_comes_first_where_each_rank_has_a_card() {
+    on_ranks(2, &settings(SumChoice::Auto), true, |_, _, group| {
+        assert_eq!(group.path(), Some(SumPath::Nccl));
+    });
+}
+
+/// Rounded to bf16 on the way: equal on all ranks, and close.
+#[test]
+fn nccl_sums_in_bf16_where_it_is_told_to() {
+    let settings = CardSettings { wire: Wire::Bf16, latency_runs: 1, ..only(SumPath::Nccl) };
+    let sums_of = on_ranks(2, &settings, true, |rank, card, mut group| {
+        let mut y = buffer(&card, LONGEST);
+        fill(&card, &mut y, &values(0, rank, LONGEST));
+        group.all_reduce(&mut y).unwrap();
+        settle(&mut group).unwrap();
+        card.download(&y.values).unwrap()
+    });
+    assert!(same_bits(&sums_of[0], &sums_of[1]));
+    for (i, sum) in sums_of[0].iter().enumerate() {
+        let (a, b) = (value(0, 0, i), value(0, 1, i));
+        assert!((sum - (a + b)).abs() <= (a.abs() + b.abs()) / 128.0, "value {i}: {sum} of {a} and {b}");
+    }
+    assert!(!same_bits(&sums_of[0], &sums(0, 2, LONGEST)), "they are rounded");
+}
+
+const FOUR: &str = "FLOTILLA_TEST_FOUR_CARDS";
+
+/// A process has as many emulated cards as it was told of at its start, so this is in one of its own.
+#[test]
+fn four_ranks_sum_by_nccl() {
+    if env::var(FOUR).is_err() {
+        let test = ["--exact", "collective::four_ranks_sum_by_nccl", "--nocapture"];
+        let mut other = Command::new(env::current_exe().unwrap());
+        other.args(test).env(FOUR, "1").env("FLOTILLA_EMULATED_CARDS", "4");
+        let output = other.output().unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        return assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+    if cards().remove(0).name == "cuda" && card_count().unwrap() < 4 {
+        return;
+    }
+    for size in [3, 4] {
+        let close = |found: &[f32], expected: &[f32]| {
+            found.iter().zip(expected).all(|(found, expected)| (found - expected).abs() < 0.01)
+        };
+        replay(size, SumPath::Nccl, true, close);
+    }
+}
+
 const RANK: &str = "FLOTILLA_TEST_PAIR_RANK";
+const PATH: &str = "FLOTILLA_TEST_PAIR_PATH";
 const PEERS: &str = "FLOTILLA_TEST_PAIR_PEERS";
 
 /// Two processes, each with a card of its own: sums, and then one of them dies.
-#[test]
-fn processes_sum_through_shared_memory() {
+fn sum_in_two_processes(path: SumPath) {
+    let _cards = CARDS.lock().unwrap_or_else(PoisonError::into_inner);
     let (theirs, ours) =
         (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
     let addresses = [&ours, &theirs].map(|listener| listener.local_addr().unwrap().to_string());
@@ -491,31 +593,48 @@ fn processes_sum_through_shared_memory() {
     let mut other = Command::new(env::current_exe().unwrap())
         .args(["--exact", "collective::the_other_process", "--nocapture"])
         .env(RANK, "1")
+        .env(PATH, path.to_string())
         .env(PEERS, addresses.join(","))
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let error = be_one_of_two(Rank(0), ours, &addresses).expect_err("the other one dies");
-    assert_eq!(error.culprit(), Some(Rank(1)), "{error}");
+    let error = be_one_of_two(path, Rank(0), ours, &addresses).expect_err("the other one dies");
+    assert_eq!(error.culprit(), Some(Rank(1)), "{path}: {error}");
     assert!(!other.wait().unwrap().success(), "it dies");
 }
 
-/// Started by [`processes_sum_through_shared_memory`], and by nobody else.
+#[test]
+fn processes_sum_through_shared_memory() {
+    sum_in_two_processes(SumPath::Host);
+}
+
+#[test]
+fn processes_sum_by_nccl() {
+    sum_in_two_processes(SumPath::Nccl);
+}
+
+/// Started by [`sum_in_two_processes`], and by nobody else.
 #[test]
 fn the_other_process() {
     let (Ok(rank), Ok(peers)) = (env::var(RANK), env::var(PEERS)) else { return };
     let peers: Vec<String> = peers.split(',').map(str::to_owned).collect();
     let rank = Rank(rank.parse().unwrap());
     let listener = TcpListener::bind(&peers[rank.index()]).unwrap();
-    let result = be_one_of_two(rank, listener, &peers);
+    let SumChoice::Only(path) = env::var(PATH).unwrap().parse().unwrap() else { panic!("a path") };
+    let result = be_one_of_two(path, rank, listener, &peers);
     panic!("it should have died: {result:?}");
 }
 
-fn be_one_of_two(rank: Rank, listener: TcpListener, peers: &[String]) -> Result<(), CollectiveError> {
+fn be_one_of_two(
+    path: SumPath,
+    rank: Rank,
+    listener: TcpListener,
+    peers: &[String],
+) -> Result<(), CollectiveError> {
     let link = TcpCollective::connect(rank, listener, peers, &[7; 32], Epoch(3), PATIENCE)?;
     let card = card_of(rank.index(), true);
-    let mut group = CardCollective::form(&card, link, &only(SumPath::Host))?;
-    assert_eq!(group.path(), Some(SumPath::Host));
+    let mut group = CardCollective::form(&card, link, &only(path))?;
+    assert_eq!(group.path(), Some(path));
     for (round, n) in [2880, LONGEST, 1, 2880].into_iter().enumerate() {
         let mut y = buffer(&card, LONGEST);
         fill(&card, &mut y, &values(round, rank.index(), n));

@@ -15,14 +15,18 @@
 // Versions tried: none on a card yet.
 #include "intrinsics.cuh"
 
-// RANKS; THREADS of a block; CHUNK: values that share a flag; CAPACITY: values of a slot's side; FLAGS: of a rank
-static_assert(CHUNK % 4 == 0 && CAPACITY % CHUNK == 0 && CAPACITY / CHUNK <= FLAGS, "a slot is whole chunks");
+// RANKS; THREADS of a block; CHUNK: values that share a flag; FLAGS: chunks of the longest vector
+static_assert(CHUNK % 4 == 0, "chunks are read 16 bytes at once");
 static_assert(RANKS <= THREADS, "a thread waits for each rank");
 
-// slots: f32 [RANKS, 2, CAPACITY]
-__device__ __forceinline__ float* side_of(float* slots, unsigned rank, unsigned operation) {
-    return slots + ((unsigned long long)rank * 2 + (operation & 1)) * CAPACITY;
-}
+// f32 [RANKS, 2, capacity]; capacity is whole chunks
+struct Slots {
+    float* values;
+    unsigned capacity;
+    __device__ __forceinline__ float* of(unsigned rank, unsigned operation) const {
+        return values + ((unsigned long long)rank * 2 + (operation & 1)) * capacity;
+    }
+};
 
 /// y [start, end) into the rank's own slot; start is a multiple of 4.
 __device__ __forceinline__ void push_range(const float* y, float* slot, unsigned start, unsigned end) {
@@ -41,14 +45,14 @@ __device__ __forceinline__ float add_in_rank_order(const float (&parts)[RANKS]) 
 }
 
 /// y [start, end) becomes the sum over the ranks; this rank's part is still in y.
-__device__ __forceinline__ void collect_range(float* y, float* slots, unsigned rank, unsigned operation, unsigned start,
+__device__ __forceinline__ void collect_range(float* y, Slots slots, unsigned rank, unsigned operation, unsigned start,
                                               unsigned end) {
     // Past the first-level cache, which knows nothing of what others write.
     for (unsigned i = start / 4 + threadIdx.x; i < end / 4; i += THREADS) {
         float x[RANKS], y_[RANKS], z[RANKS], w[RANKS];
 #pragma unroll
         for (unsigned r = 0; r < RANKS; r++) {
-            const float4 part = r == rank ? ((const float4*)y)[i] : __ldcg((const float4*)side_of(slots, r, operation) + i);
+            const float4 part = r == rank ? ((const float4*)y)[i] : __ldcg((const float4*)slots.of(r, operation) + i);
             x[r] = part.x, y_[r] = part.y, z[r] = part.z, w[r] = part.w;
         }
         ((float4*)y)[i] = make_float4(add_in_rank_order(x), add_in_rank_order(y_), add_in_rank_order(z), add_in_rank_order(w));
@@ -57,7 +61,7 @@ __device__ __forceinline__ void collect_range(float* y, float* slots, unsigned r
     if (tail >= start && tail < end) {
         float parts[RANKS];
 #pragma unroll
-        for (unsigned r = 0; r < RANKS; r++) parts[r] = r == rank ? y[tail] : __ldcg(side_of(slots, r, operation) + tail);
+        for (unsigned r = 0; r < RANKS; r++) parts[r] = r == rank ? y[tail] : __ldcg(slots.of(r, operation) + tail);
         y[tail] = add_in_rank_order(parts);
     }
 }
@@ -88,13 +92,15 @@ __device__ __forceinline__ bool wait_for_flags(const unsigned* flags, const unsi
 }
 
 // A whole sum, of up to CHUNK values by one block.
-// y: f32 [n]; flags: u32 [RANKS, FLAGS]; state: u32 [2], operations done and blocks done
+// y: f32 [n]; values: the slots; flags: u32 [RANKS, FLAGS]; state: u32 [2], operations done and blocks done
 extern "C" __global__ void __launch_bounds__(THREADS)
-sum_short(float* y, unsigned n, unsigned rank, float* slots, unsigned* flags, const unsigned* abort_word, unsigned* state) {
+sum_short(float* y, unsigned n, unsigned rank, float* values, unsigned capacity, unsigned* flags,
+          const unsigned* abort_word, unsigned* state) {
     __shared__ unsigned ended;
     if (threadIdx.x == 0) ended = 0;
+    const Slots slots = {values, capacity};
     const unsigned operation = state[0] + 1;
-    push_range(y, side_of(slots, rank, operation), 0, n);
+    push_range(y, slots.of(rank, operation), 0, n);
     raise_flag(flags, rank, 0, operation);
     if (!wait_for_flags(flags, abort_word, rank, 0, operation, &ended)) return;
     collect_range(y, slots, rank, operation, 0, n);
@@ -103,18 +109,22 @@ sum_short(float* y, unsigned n, unsigned rank, float* slots, unsigned* flags, co
 
 // One block a chunk.
 extern "C" __global__ void __launch_bounds__(THREADS)
-push(const float* y, unsigned n, unsigned rank, float* slots, unsigned* flags, const unsigned* state) {
+push(const float* y, unsigned n, unsigned rank, float* values, unsigned capacity, unsigned* flags,
+     const unsigned* state) {
+    const Slots slots = {values, capacity};
     const unsigned operation = state[0] + 1;
     const unsigned start = blockIdx.x * CHUNK;
-    push_range(y, side_of(slots, rank, operation), start, min(start + CHUNK, n));
+    push_range(y, slots.of(rank, operation), start, min(start + CHUNK, n));
     raise_flag(flags, rank, blockIdx.x, operation);
 }
 
 // Any number of blocks, which share the chunks.
 extern "C" __global__ void __launch_bounds__(THREADS)
-collect(float* y, unsigned n, unsigned rank, float* slots, const unsigned* flags, const unsigned* abort_word, unsigned* state) {
+collect(float* y, unsigned n, unsigned rank, float* values, unsigned capacity, const unsigned* flags,
+        const unsigned* abort_word, unsigned* state) {
     __shared__ unsigned ended;
     if (threadIdx.x == 0) ended = 0;
+    const Slots slots = {values, capacity};
     const unsigned operation = state[0] + 1;
     __syncthreads();
     for (unsigned chunk = blockIdx.x; chunk * CHUNK < n; chunk += gridDim.x) {

@@ -25,12 +25,11 @@ pub(super) const FIRST_OPERATION: u32 = u32::MAX - 40;
 const LEAVE: Duration = Duration::from_secs(2);
 
 /// The kernels, for a group of this size.
-pub fn source(ranks: usize, elements_max: usize) -> Source {
+pub fn source(ranks: usize) -> Source {
     let defines = vec![
         ("RANKS", ranks as i64),
         ("THREADS", THREADS.into()),
         ("CHUNK", CHUNK as i64),
-        ("CAPACITY", capacity(elements_max) as i64),
         ("FLAGS", FLAGS as i64),
     ];
     Source { name: "host.cu", text: include_str!("host.cu"), defines }
@@ -103,7 +102,7 @@ impl HostSum {
 
     fn enqueue_part(&mut self, stream: &CudaStream, y: sys::CUdeviceptr, n: usize) -> Result<(), CudaError> {
         let (count, rank) = (n as u32, self.rank as u32);
-        let Registered { abort_word, flags, slots, .. } = self.area;
+        let (Registered { abort_word, flags, slots, .. }, capacity) = (&self.area, self.capacity as u32);
         let blocks = n.div_ceil(CHUNK) as u32;
         let shape = |blocks| LaunchConfig {
             grid_dim: (blocks, 1, 1),
@@ -116,9 +115,10 @@ impl HostSum {
                 .arg(&y)
                 .arg(&count)
                 .arg(&rank)
-                .arg(&slots)
-                .arg(&flags)
-                .arg(&abort_word)
+                .arg(slots)
+                .arg(&capacity)
+                .arg(flags)
+                .arg(abort_word)
                 .arg(&mut self.state);
             // SAFETY: the arguments are those of `sum_short`; y has n values, and n is not more than a
             // chunk; the area holds flags and slots of all ranks, and lives as long as the stream is busy
@@ -127,11 +127,19 @@ impl HostSum {
             return Ok(());
         }
         let mut launch = stream.launch_builder(&self.push);
-        launch.arg(&y).arg(&count).arg(&rank).arg(&slots).arg(&flags).arg(&self.state);
+        launch.arg(&y).arg(&count).arg(&rank).arg(slots).arg(&capacity).arg(flags).arg(&self.state);
         // SAFETY: as above, for `push`; n is not more than a slot holds.
         unsafe { launch.launch(shape(blocks)) }.map_err(CudaError::doing("push to other ranks"))?;
         let mut launch = stream.launch_builder(&self.collect);
-        launch.arg(&y).arg(&count).arg(&rank).arg(&slots).arg(&flags).arg(&abort_word).arg(&mut self.state);
+        launch
+            .arg(&y)
+            .arg(&count)
+            .arg(&rank)
+            .arg(slots)
+            .arg(&capacity)
+            .arg(flags)
+            .arg(abort_word)
+            .arg(&mut self.state);
         // SAFETY: as above, for `collect`, which takes any number of blocks.
         unsafe { launch.launch(shape(blocks.min(self.collect_blocks_max))) }
             .map_err(CudaError::doing("collect from other ranks"))?;

@@ -137,7 +137,7 @@ impl<L: Collective> CardCollective<L> {
     /// Agrees with the other ranks of `link` on a way, tries it, and takes the next best one if it fails.
     /// All ranks call it together, each with its own card or a clone of the same.
     pub fn form(card: &Card, link: L, settings: &CardSettings) -> Result<Self, CollectiveError> {
-        let source = host::source(link.size(), settings.elements_max);
+        let source = host::source(link.size());
         Self::form_with(card, link, settings, &source)
     }
 
