@@ -15,6 +15,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/arithmetic.h", include_str!("../card/arithmetic.h")),
     ("card/block.h", include_str!("../card/block.h")),
     ("card/cuda_on_cpu.h", include_str!("../card/cuda_on_cpu.h")),
+    ("card/faults.h", include_str!("../card/faults.h")),
     ("card/fiber.h", include_str!("../card/fiber.h")),
     ("card/image.h", include_str!("../card/image.h")),
     ("card/launch.h", include_str!("../card/launch.h")),
@@ -29,6 +30,10 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/driver/memory.cpp", include_str!("../card/driver/memory.cpp")),
     ("card/driver/modules.cpp", include_str!("../card/driver/modules.cpp")),
     ("card/driver/streams.cpp", include_str!("../card/driver/streams.cpp")),
+    ("card/nccl/nccl.h", include_str!("../card/nccl/nccl.h")),
+    ("card/nccl/calls.cpp", include_str!("../card/nccl/calls.cpp")),
+    ("card/nccl/operations.cpp", include_str!("../card/nccl/operations.cpp")),
+    ("card/nccl/world.cpp", include_str!("../card/nccl/world.cpp")),
     ("card/nvrtc.cpp", include_str!("../card/nvrtc.cpp")),
 ];
 
@@ -52,6 +57,12 @@ const LIBRARIES: &[Library] = &[
             "card/driver/streams.cpp",
         ],
         links: &[],
+    },
+    Library {
+        names: &["libnccl.so", "libnccl.so.2"],
+        sources: &["card/nccl/calls.cpp", "card/nccl/operations.cpp", "card/nccl/world.cpp"],
+        // Its operations are work of the emulated driver's streams.
+        links: &["libcuda.so", "-lrt"],
     },
     Library { names: &["libnvrtc.so", "libnvrtc.so.12"], sources: &["card/nvrtc.cpp"], links: &[] },
 ];

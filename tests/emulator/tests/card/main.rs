@@ -3,6 +3,7 @@
 
 mod support;
 
+mod collectives;
 mod graphs;
 mod matrices;
 mod memory;

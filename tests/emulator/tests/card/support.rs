@@ -12,11 +12,15 @@ pub fn driver() -> Option<&'static libloading::Library> {
     static DRIVER: OnceLock<Option<libloading::Library>> = OnceLock::new();
     let load = || {
         let folder = flotilla_emulator::folder_or_skip()?;
+        // SAFETY: this is the first thing that any test of this binary does, and nothing else reads the environment
+        // by then. A card for each rank of the largest collective, and one that only the memory test uses.
+        unsafe { std::env::set_var("FLOTILLA_EMULATED_CARDS", "4") };
         // SAFETY: these are our own libraries; loading them runs no code but their constructors.
         let open = |name| unsafe {
             libloading::Library::new(folder.join(name)).expect("the emulated library loads")
         };
         std::mem::forget(open("libnvrtc.so"));
+        std::mem::forget(open("libnccl.so"));
         Some(open("libcuda.so"))
     };
     DRIVER.get_or_init(load).as_ref()
@@ -28,9 +32,17 @@ pub struct Card {
     pub stream: Arc<CudaStream>,
 }
 
+pub fn nccl_library() -> Option<()> {
+    driver().map(|_| ())
+}
+
 pub fn card() -> Option<Card> {
+    card_on(0)
+}
+
+pub fn card_on(ordinal: usize) -> Option<Card> {
     driver()?;
-    let context = CudaContext::new(0).expect("the first card");
+    let context = CudaContext::new(ordinal).expect("a card");
     // SAFETY: each test uses one stream, which orders everything.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");

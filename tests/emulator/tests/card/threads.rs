@@ -122,7 +122,7 @@ fn lanes_at_different_operations_are_reported() {
         "if (threadIdx.x & 1) __syncwarp();\nelse out[0] = __shfl_sync(~0u, 1.0f, 0);",
         "while other lanes of its warp are at",
     );
-    check_report("masks", "if (threadIdx.x & 1) __syncwarp(); else __syncwarp(0x55555555u);", "with mask");
+    check_report("masks", "if (threadIdx.x & 1) __syncwarp(); else __syncwarp(0x55555555u);", "returned");
     check_report("outside", "__syncwarp(1u);", "is not in its own mask 00000001");
 }
 
@@ -133,6 +133,17 @@ fn a_misaligned_asynchronous_copy_is_reported() {
         "DYNAMIC_SHARED(float, tile);\ncopy_async_16(tile + threadIdx.x, out);",
         "is not a multiple of 16",
     );
+}
+
+#[test]
+fn a_misaligned_vector_and_an_index_past_an_array_are_reported_with_their_line() {
+    check_report(
+        "vector",
+        "\n*(float4*)(out + threadIdx.x) = make_float4(0, 0, 0, 0);",
+        "test.cu line 4: a store of type",
+    );
+    let body = "__shared__ float tile[8];\ntile[threadIdx.x] = 1;\nout[0] = tile[1];";
+    check_report("array", body, "test.cu line 4: index");
 }
 
 #[test]
