@@ -59,7 +59,7 @@ fn a_card_is_listed_with_what_was_measured() {
     }
     assert_eq!(report["serves_on"][0], "cpu");
     assert_eq!(report["serves_on"][1], "cuda:0");
-    for library in ["driver", "nvrtc"] {
+    for library in ["driver", "nvrtc", "nccl"] {
         let found = &report["libraries"][library];
         assert_eq!(found["state"], "found", "{library}: {found}");
         assert!(

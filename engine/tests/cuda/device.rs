@@ -209,3 +209,22 @@ fn a_card_is_measured() {
         }
     }
 }
+
+#[test]
+fn nccl_is_spoken_to() {
+    use flotilla_engine::cuda::{Nccl, nccl};
+    cards();
+    let library = match Nccl::open() {
+        Ok(library) => library,
+        // A machine with a card need not have it.
+        Err(error @ CudaError::Missing { .. }) => return println!("skipped: {error}"),
+        Err(error) => panic!("{error}"),
+    };
+    assert!((2, 18) <= (library.version().major, library.version().minor), "{}", library.version());
+    let mut id = nccl::sys::ncclUniqueId { internal: [0; 128] };
+    // SAFETY: the id is ours to write.
+    let code = unsafe { (library.get_unique_id)(&mut id) };
+    assert_eq!(code, nccl::SUCCESS, "{}", library.words(code));
+    assert!(id.internal.iter().any(|byte| *byte != 0));
+    assert!(!library.words(nccl::IN_PROGRESS).is_empty());
+}
