@@ -15,6 +15,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/arithmetic.h", include_str!("../card/arithmetic.h")),
     ("card/block.h", include_str!("../card/block.h")),
     ("card/cuda_on_cpu.h", include_str!("../card/cuda_on_cpu.h")),
+    ("card/faults.h", include_str!("../card/faults.h")),
     ("card/fiber.h", include_str!("../card/fiber.h")),
     ("card/image.h", include_str!("../card/image.h")),
     ("card/launch.h", include_str!("../card/launch.h")),
@@ -29,6 +30,10 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/driver/memory.cpp", include_str!("../card/driver/memory.cpp")),
     ("card/driver/modules.cpp", include_str!("../card/driver/modules.cpp")),
     ("card/driver/streams.cpp", include_str!("../card/driver/streams.cpp")),
+    ("card/nccl/nccl.h", include_str!("../card/nccl/nccl.h")),
+    ("card/nccl/calls.cpp", include_str!("../card/nccl/calls.cpp")),
+    ("card/nccl/operations.cpp", include_str!("../card/nccl/operations.cpp")),
+    ("card/nccl/world.cpp", include_str!("../card/nccl/world.cpp")),
     ("card/nvrtc.cpp", include_str!("../card/nvrtc.cpp")),
 ];
 
@@ -52,6 +57,12 @@ const LIBRARIES: &[Library] = &[
             "card/driver/streams.cpp",
         ],
         links: &[],
+    },
+    Library {
+        names: &["libnccl.so", "libnccl.so.2"],
+        sources: &["card/nccl/calls.cpp", "card/nccl/operations.cpp", "card/nccl/world.cpp"],
+        // Its operations are work of the emulated driver's streams.
+        links: &["libcuda.so", "-lrt"],
     },
     Library { names: &["libnvrtc.so", "libnvrtc.so.12"], sources: &["card/nvrtc.cpp"], links: &[] },
 ];
@@ -99,7 +110,9 @@ fn folder_in(parent: &Path) -> Result<PathBuf, String> {
         hash.write(text.as_bytes());
     }
     let done = parent.join(format!("{:016x}", hash.0));
-    let failed = |what: &str, error: std::io::Error| format!("the emulated card: {what} in {}: {error}", parent.display());
+    let failed = |what: &str, error: std::io::Error| {
+        format!("the emulated card: {what} in {}: {error}", parent.display())
+    };
     fs::create_dir_all(parent).map_err(|e| failed("cannot make a folder", e))?;
     let lock = File::create(parent.join("lock")).map_err(|e| failed("cannot make the lock file", e))?;
     lock.lock().map_err(|e| failed("cannot lock", e))?;
@@ -110,7 +123,8 @@ fn folder_in(parent: &Path) -> Result<PathBuf, String> {
     let _ = fs::remove_dir_all(&fresh);
     for (path, text) in SOURCES {
         let path = fresh.join(path);
-        fs::create_dir_all(path.parent().expect("a path below a folder")).map_err(|e| failed("cannot make a folder", e))?;
+        fs::create_dir_all(path.parent().expect("a path below a folder"))
+            .map_err(|e| failed("cannot make a folder", e))?;
         fs::write(&path, text).map_err(|e| failed("cannot write", e))?;
     }
     for library in LIBRARIES {
@@ -139,7 +153,15 @@ fn build(library: &Library, folder: &Path) -> Result<(), String> {
     let name = library.names[0];
     let output = Command::new(compiler())
         .current_dir(folder)
-        .args(["-std=c++17", "-O1", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-Wl,-rpath,$ORIGIN"])
+        .args([
+            "-std=c++17",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "-pthread",
+            "-fvisibility=hidden",
+            "-Wl,-rpath,$ORIGIN",
+        ])
         .arg(format!("-Wl,-soname,{name}"))
         .args(["-o", name])
         .args(library.sources)
@@ -148,7 +170,10 @@ fn build(library: &Library, folder: &Path) -> Result<(), String> {
         .output()
         .map_err(|e| format!("the emulated card: the C++ compiler does not start: {e}"))?;
     if !output.status.success() {
-        return Err(format!("the emulated card: {name} does not compile:\n{}", String::from_utf8_lossy(&output.stderr)));
+        return Err(format!(
+            "the emulated card: {name} does not compile:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        ));
     }
     for other in &library.names[1..] {
         std::os::unix::fs::symlink(name, folder.join(other))

@@ -118,15 +118,19 @@ struct Stream {
     void* arena = nullptr; // the fibers' stacks; of the stream's thread alone
 };
 
-struct Event {
-    static constexpr uint32_t MAGIC = 0x544E5645;
-    uint32_t magic = MAGIC;
-    bool timed;
+/// What is known of an event. Queued records and waits hold it: the event may be destroyed before they happen.
+struct Moment {
     std::mutex lock;
     std::condition_variable changed;
     uint64_t recorded = 0, done = 0; // how many records were asked for, how many have happened
     long long done_ns = 0;
     CUresult error = CUDA_SUCCESS;
+};
+struct Event {
+    static constexpr uint32_t MAGIC = 0x544E5645;
+    uint32_t magic = MAGIC;
+    bool timed = true;
+    std::shared_ptr<Moment> moment = std::make_shared<Moment>();
     Capture* captured = nullptr;
     Stream* captured_stream = nullptr;
 };

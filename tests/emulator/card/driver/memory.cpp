@@ -151,6 +151,11 @@ static CUresult allocate(CUdeviceptr* address, uint64_t bytes, Context* context)
 
 using namespace card;
 
+/// For other libraries (NCCL): is this memory that a card may touch?
+CARD_API int flotilla_emulated_in_live_memory(const void* address, uint64_t bytes) {
+    return in_live_memory(reinterpret_cast<CUdeviceptr>(address), bytes);
+}
+
 CARD_API CUresult cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
     CHECK_CONTEXT();
     Context* context = current_context();

@@ -222,18 +222,10 @@ CARD_API CUresult cuEventCreate(Event** event, unsigned flags) {
     (*event)->timed = (flags & 2) == 0;
     return CUDA_SUCCESS;
 }
-static void drop_event(Event* event) {
-    event->magic = 0;
-    delete event;
-}
 CARD_API CUresult cuEventDestroy_v2(Event* event) {
     CHECK(valid(event), CUDA_ERROR_INVALID_HANDLE);
-    {
-        std::unique_lock guard(event->lock);
-        // Streams hold the address until the last record is done.
-        event->changed.wait(guard, [&] { return event->done == event->recorded; });
-    }
-    drop_event(event);
+    event->magic = 0;
+    delete event;
     return CUDA_SUCCESS;
 }
 CARD_API CUresult cuEventRecord(Event* event, Stream* handle) {
@@ -244,17 +236,18 @@ CARD_API CUresult cuEventRecord(Event* event, Stream* handle) {
         event->captured_stream = stream;
         return CUDA_SUCCESS;
     }
+    event->captured = nullptr;
+    auto moment = event->moment;
     {
-        std::lock_guard guard(event->lock);
-        event->captured = nullptr;
-        event->recorded++;
+        std::lock_guard guard(moment->lock);
+        moment->recorded++;
     }
-    return enqueue(stream, NodeKind::Empty, [event](Stream& stream, bool failed) {
-        std::lock_guard guard(event->lock);
-        event->done++;
-        event->done_ns = now_ns();
-        event->error = failed ? stream.error : CUDA_SUCCESS;
-        event->changed.notify_all();
+    return enqueue(stream, NodeKind::Empty, [moment](Stream& stream, bool failed) {
+        std::lock_guard guard(moment->lock);
+        moment->done++;
+        moment->done_ns = now_ns();
+        moment->error = failed ? stream.error : CUDA_SUCCESS;
+        moment->changed.notify_all();
         return CUDA_SUCCESS;
     });
 }
@@ -262,22 +255,26 @@ CARD_API CUresult cuEventRecordWithFlags(Event* event, Stream* stream, unsigned)
 CARD_API CUresult cuEventQuery(Event* event) {
     CHECK(valid(event), CUDA_ERROR_INVALID_HANDLE);
     CHECK(event->captured == nullptr, CUDA_ERROR_CAPTURED_EVENT);
-    std::lock_guard guard(event->lock);
-    return event->done == event->recorded ? event->error : CUDA_ERROR_NOT_READY;
+    std::lock_guard guard(event->moment->lock);
+    return event->moment->done == event->moment->recorded ? event->moment->error : CUDA_ERROR_NOT_READY;
 }
 CARD_API CUresult cuEventSynchronize(Event* event) {
     CHECK(valid(event), CUDA_ERROR_INVALID_HANDLE);
     CHECK(event->captured == nullptr, CUDA_ERROR_CAPTURED_EVENT);
-    std::unique_lock guard(event->lock);
-    event->changed.wait(guard, [&] { return event->done == event->recorded; });
-    return event->error;
+    auto moment = event->moment;
+    std::unique_lock guard(moment->lock);
+    moment->changed.wait(guard, [&] { return moment->done == moment->recorded; });
+    return moment->error;
 }
 CARD_API CUresult cuEventElapsedTime_v2(float* ms, Event* start, Event* end) {
     CHECK(valid(start) && valid(end) && start->timed && end->timed, CUDA_ERROR_INVALID_HANDLE);
-    std::scoped_lock guard(start->lock, end->lock);
-    CHECK(start->recorded > 0 && end->recorded > 0, CUDA_ERROR_INVALID_HANDLE);
-    CHECK(start->done == start->recorded && end->done == end->recorded, CUDA_ERROR_NOT_READY);
-    *ms = float(double(end->done_ns - start->done_ns) * 1e-6);
+    Moment &from = *start->moment, &to = *end->moment;
+    std::unique_lock from_guard(from.lock, std::defer_lock), to_guard(to.lock, std::defer_lock);
+    from_guard.lock();
+    if (&from != &to) to_guard.lock();
+    CHECK(from.recorded > 0 && to.recorded > 0, CUDA_ERROR_INVALID_HANDLE);
+    CHECK(from.done == from.recorded && to.done == to.recorded, CUDA_ERROR_NOT_READY);
+    *ms = float(double(to.done_ns - from.done_ns) * 1e-6);
     return CUDA_SUCCESS;
 }
 CARD_API CUresult cuEventElapsedTime(float* ms, Event* start, Event* end) { return cuEventElapsedTime_v2(ms, start, end); }
@@ -298,14 +295,15 @@ CARD_API CUresult cuStreamWaitEvent(Stream* handle, Event* event, unsigned) {
         stream->capture->invalid = true;
         return CUDA_ERROR_STREAM_CAPTURE_ISOLATION;
     }
+    auto moment = event->moment;
     uint64_t target;
     {
-        std::lock_guard guard(event->lock);
-        target = event->recorded;
+        std::lock_guard guard(moment->lock);
+        target = moment->recorded;
     }
-    return enqueue(stream, NodeKind::Empty, [event, target](Stream&, bool) {
-        std::unique_lock guard(event->lock);
-        event->changed.wait(guard, [&] { return event->done >= target; });
+    return enqueue(stream, NodeKind::Empty, [moment, target](Stream&, bool) {
+        std::unique_lock guard(moment->lock);
+        moment->changed.wait(guard, [&] { return moment->done >= target; });
         return CUDA_SUCCESS;
     });
 }

@@ -4,7 +4,8 @@ use crate::support::card;
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUresult, CUstreamCaptureMode, CUstreamCaptureStatus};
 use cudarc::driver::{LaunchConfig, PushKernelArg};
 
-const STEP: &str = "extern \"C\" __global__ void step(float* x, float add) { x[threadIdx.x] = x[threadIdx.x] * 2 + add; }";
+const STEP: &str =
+    "extern \"C\" __global__ void step(float* x, float add) { x[threadIdx.x] = x[threadIdx.x] * 2 + add; }";
 const FOUR: LaunchConfig = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (4, 1, 1), shared_mem_bytes: 0 };
 const MODE: CUstreamCaptureMode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
 

@@ -3,8 +3,10 @@
 
 mod support;
 
+mod collectives;
 mod graphs;
 mod matrices;
 mod memory;
+mod policy;
 mod threads;
 mod values;

@@ -31,15 +31,19 @@ fn check(mma: &str, encode: impl Fn(f32) -> u16, decode: impl Fn(u16) -> f32) {
     let Some(card) = card() else { return };
     let kernel = card.kernel(&PRODUCT.replace("MMA", mma), "product");
     // Multiples of 1/8 up to 2: every product and every sum is exact in f32, whatever the order.
-    let values = |seed: u32, count: u32| (0..count).map(|i| encode(((i * 37 + seed * 11) % 33) as f32 / 8.0 - 2.0)).collect::<Vec<_>>();
+    let values = |seed: u32, count: u32| {
+        (0..count).map(|i| encode(((i * 37 + seed * 11) % 33) as f32 / 8.0 - 2.0)).collect::<Vec<_>>()
+    };
     let (a, b) = (values(1, 256), values(2, 128));
     let b_by_k: Vec<u16> = (0..128).map(|i| b[i % 8 * 16 + i / 8]).collect();
     let stream = &card.stream;
-    let (da, db, dt) = (stream.clone_htod(&a).unwrap(), stream.clone_htod(&b).unwrap(), stream.clone_htod(&b_by_k).unwrap());
+    let (da, db, dt) =
+        (stream.clone_htod(&a).unwrap(), stream.clone_htod(&b).unwrap(), stream.clone_htod(&b_by_k).unwrap());
     let mut c = stream.alloc_zeros::<f32>(256).unwrap();
     let one_warp = LaunchConfig { grid_dim: (1, 1, 1), block_dim: (32, 1, 1), shared_mem_bytes: 0 };
     // SAFETY: the shapes are those of the kernel's comment.
-    unsafe { stream.launch_builder(&kernel).arg(&mut c).arg(&da).arg(&db).arg(&dt).launch(one_warp) }.unwrap();
+    unsafe { stream.launch_builder(&kernel).arg(&mut c).arg(&da).arg(&db).arg(&dt).launch(one_warp) }
+        .unwrap();
     let c = stream.clone_dtoh(&c).unwrap();
     for row in 0..16 {
         for column in 0..8 {

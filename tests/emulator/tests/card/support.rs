@@ -12,9 +12,15 @@ pub fn driver() -> Option<&'static libloading::Library> {
     static DRIVER: OnceLock<Option<libloading::Library>> = OnceLock::new();
     let load = || {
         let folder = flotilla_emulator::folder_or_skip()?;
+        // SAFETY: this is the first thing that any test of this binary does, and nothing else reads the environment
+        // by then. A card for each rank of the largest collective, and one that only the memory test uses.
+        unsafe { std::env::set_var("FLOTILLA_EMULATED_CARDS", "4") };
         // SAFETY: these are our own libraries; loading them runs no code but their constructors.
-        let open = |name| unsafe { libloading::Library::new(folder.join(name)).expect("the emulated library loads") };
+        let open = |name| unsafe {
+            libloading::Library::new(folder.join(name)).expect("the emulated library loads")
+        };
         std::mem::forget(open("libnvrtc.so"));
+        std::mem::forget(open("libnccl.so"));
         Some(open("libcuda.so"))
     };
     DRIVER.get_or_init(load).as_ref()
@@ -26,9 +32,17 @@ pub struct Card {
     pub stream: Arc<CudaStream>,
 }
 
+pub fn nccl_library() -> Option<()> {
+    driver().map(|_| ())
+}
+
 pub fn card() -> Option<Card> {
+    card_on(0)
+}
+
+pub fn card_on(ordinal: usize) -> Option<Card> {
     driver()?;
-    let context = CudaContext::new(0).expect("the first card");
+    let context = CudaContext::new(ordinal).expect("a card");
     // SAFETY: each test uses one stream, which orders everything.
     unsafe { context.disable_event_tracking() };
     let stream = context.new_stream().expect("a stream");
@@ -50,7 +64,8 @@ impl Card {
         type Report = unsafe extern "C" fn(sys::CUstream) -> *const std::ffi::c_char;
         // SAFETY: the function is the emulated driver's, of that type; the text lives until the thread's next call.
         unsafe {
-            let report = driver().expect("loaded").get::<Report>(c"flotilla_emulated_stream_error").expect("exported");
+            let report =
+                driver().expect("loaded").get::<Report>(c"flotilla_emulated_stream_error").expect("exported");
             CStr::from_ptr(report(self.stream.cu_stream())).to_str().expect("ASCII").to_owned()
         }
     }
@@ -66,15 +81,23 @@ impl Card {
 pub fn compile(source: &str, architecture: &str) -> Result<Vec<u8>, String> {
     let source = CString::new(source).unwrap();
     let header = CString::new(INTRINSICS).unwrap();
-    let options = [CString::new(format!("--gpu-architecture={architecture}")).unwrap(), c"-std=c++17".to_owned()];
+    let options =
+        [CString::new(format!("--gpu-architecture={architecture}")).unwrap(), c"-std=c++17".to_owned()];
     let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
     // SAFETY: the calls follow NVRTC's contract: valid strings, sizes asked for before the bytes.
     unsafe {
         let mut program = std::ptr::null_mut();
         let (headers, names) = ([header.as_ptr()], [c"intrinsics.cuh".as_ptr()]);
-        nvrtc::nvrtcCreateProgram(&mut program, source.as_ptr(), c"test.cu".as_ptr(), 1, headers.as_ptr(), names.as_ptr())
-            .result()
-            .unwrap();
+        nvrtc::nvrtcCreateProgram(
+            &mut program,
+            source.as_ptr(),
+            c"test.cu".as_ptr(),
+            1,
+            headers.as_ptr(),
+            names.as_ptr(),
+        )
+        .result()
+        .unwrap();
         let compiled = nvrtc::nvrtcCompileProgram(program, options.len() as i32, options.as_ptr()).result();
         let mut bytes = 0;
         let output = if compiled.is_ok() {

@@ -65,7 +65,8 @@ fn shuffles_votes_and_butterflies_move_what_they_should() {
     let mut out = card.stream.alloc_zeros::<i32>(192).unwrap();
     let mut sums = card.stream.alloc_zeros::<f32>(64).unwrap();
     // SAFETY: 6 and 2 values a lane.
-    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&mut sums).launch(config(1, 32, 0)) }.unwrap();
+    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&mut sums).launch(config(1, 32, 0)) }
+        .unwrap();
     let (out, sums) = (card.stream.clone_dtoh(&out).unwrap(), card.stream.clone_dtoh(&sums).unwrap());
     for lane in 0..32i32 {
         let at = lane as usize;
@@ -121,7 +122,7 @@ fn lanes_at_different_operations_are_reported() {
         "if (threadIdx.x & 1) __syncwarp();\nelse out[0] = __shfl_sync(~0u, 1.0f, 0);",
         "while other lanes of its warp are at",
     );
-    check_report("masks", "if (threadIdx.x & 1) __syncwarp(); else __syncwarp(0x55555555u);", "with mask");
+    check_report("masks", "if (threadIdx.x & 1) __syncwarp(); else __syncwarp(0x55555555u);", "returned");
     check_report("outside", "__syncwarp(1u);", "is not in its own mask 00000001");
 }
 
@@ -132,6 +133,17 @@ fn a_misaligned_asynchronous_copy_is_reported() {
         "DYNAMIC_SHARED(float, tile);\ncopy_async_16(tile + threadIdx.x, out);",
         "is not a multiple of 16",
     );
+}
+
+#[test]
+fn a_misaligned_vector_and_an_index_past_an_array_are_reported_with_their_line() {
+    check_report(
+        "vector",
+        "\n*(float4*)(out + threadIdx.x) = make_float4(0, 0, 0, 0);",
+        "test.cu line 4: a store of type",
+    );
+    let body = "__shared__ float tile[8];\ntile[threadIdx.x] = 1;\nout[0] = tile[1];";
+    check_report("array", body, "test.cu line 4: index");
 }
 
 #[test]
@@ -152,7 +164,8 @@ fn an_asynchronous_copy_is_poison_until_it_is_waited_for() {
     for pending in 0..=3 {
         let kernel = card.kernel(&source.replacen("PENDING", &pending.to_string(), 1), "copy");
         // SAFETY: one thread reads 12 values and writes 3.
-        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&input).launch(config(1, 1, 0)) }.unwrap();
+        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&input).launch(config(1, 1, 0)) }
+            .unwrap();
         let got = card.stream.clone_dtoh(&out).unwrap();
         let expected = [3.0, 0.0, 11.0]; // the middle one is filled with zeros
         for stage in 0..3 {
@@ -175,14 +188,17 @@ fn a_launch_beyond_the_limits_is_refused() {
     let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
     let mut launch = |grid, block, shared| {
         // SAFETY: the kernel does nothing.
-        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).launch(config(grid, block, shared)) }.map(|_| ()).map_err(|e| e.0)
+        unsafe { card.stream.launch_builder(&kernel).arg(&mut out).launch(config(grid, block, shared)) }
+            .map(|_| ())
+            .map_err(|e| e.0)
     };
     assert_eq!(launch(1, 64, 48 << 10), Ok(()));
     assert_eq!(launch(1, 65, 0), Err(CUresult::CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES));
     assert_eq!(launch(1, 2048, 0), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
     assert_eq!(launch(0, 32, 0), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
     assert_eq!(launch(1, 64, (48 << 10) + 1), Err(CUresult::CUDA_ERROR_INVALID_VALUE));
-    let attribute = cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    let attribute =
+        cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
     kernel.set_attribute(attribute, 100 << 10).unwrap();
     assert_eq!(launch(1, 64, 100 << 10), Ok(()));
     assert!(kernel.set_attribute(attribute, 164 << 10).is_err(), "sm_80 has 163 KB");
