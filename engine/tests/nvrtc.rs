@@ -2,7 +2,9 @@
 //! is needed is NVRTC's wheel, which `tests/device/fetch-wheels.sh` fetches. Where it is not there the test
 //! says so and passes, unless FLOTILLA_TEST_NVRTC=require.
 
+use flotilla_engine::backend::cuda;
 use flotilla_engine::cuda::{Nvrtc, Source, measure, search_first};
+use flotilla_shared::{ModelSpec, Plan};
 use std::path::PathBuf;
 
 /// Turing, A100, RTX 30, RTX 40, H100 and H200, RTX 50.
@@ -11,9 +13,22 @@ const ARCHITECTURES: [(u32, u32); 6] = [(7, 5), (8, 0), (8, 6), (8, 9), (9, 0), 
 /// Kernels that may spill registers, each with its reason.
 const MAY_SPILL: [&str; 0] = [];
 
-/// Every source that the program compiles on a card of this kind.
-fn sources(_capability: (u32, u32)) -> Vec<Source> {
-    vec![measure::source()]
+/// Every source that the program compiles, for the published models on one rank and on four.
+fn sources() -> Vec<Source> {
+    let mut sources = vec![measure::source()];
+    for model in ["gpt-oss-120b", "gpt-oss-20b"] {
+        let spec = ModelSpec::published(model).expect("a published model");
+        for ranks in [1, 4] {
+            let plan = Plan::with_shares(&spec, &vec![1.0; ranks]);
+            let rank = plan.ranks().next().expect("rank 0");
+            for source in cuda::sources(&spec, rank) {
+                if !sources.contains(&source) {
+                    sources.push(source);
+                }
+            }
+        }
+    }
+    sources
 }
 
 fn wheels() -> PathBuf {
@@ -45,7 +60,7 @@ fn every_kernel_compiles_for_every_generation_and_spills_nothing() {
     );
     let mut wrong = Vec::new();
     for architecture in ARCHITECTURES {
-        for source in sources(architecture) {
+        for source in sources() {
             check(&nvrtc, &source, architecture, &mut wrong);
         }
     }

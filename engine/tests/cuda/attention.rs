@@ -84,7 +84,7 @@ type Edit<'a> = &'a dyn Fn(Source) -> Source;
 type Check = fn(&Card, Edit<'_>) -> Result<(), String>;
 
 fn on_every_card(check: Check) {
-    for card in support::cards() {
+    for support::TestCard { card, .. } in support::cards() {
         if let Err(error) = check(&card, &|source| source) {
             panic!("{}: {error}", card.facts().name);
         }
@@ -114,7 +114,7 @@ fn decode_rows_and_tiles_share_a_step() {
 /// What a decode step's graph needs: the launch knows how many rows there are, not where they are.
 #[test]
 fn a_captured_launch_serves_other_positions() {
-    for card in support::cards() {
+    for support::TestCard { card, .. } in support::cards() {
         let shape = SHAPES[0];
         let kernels = AttentionKernels::new(&card, shape).unwrap();
         let case = Case::new(&card, shape, None, &[700..701, 31..32], 4000, Logits::Usual);
@@ -139,7 +139,7 @@ fn a_captured_launch_serves_other_positions() {
 
 #[test]
 fn spare_blocks_are_for_long_rows() {
-    for card in support::cards() {
+    for support::TestCard { card, .. } in support::cards() {
         let kernels = AttentionKernels::new(&card, SHAPES[0]).unwrap();
         assert!(kernels.spare(None) >= 1);
         assert_eq!(kernels.spare(Some(128)), 0, "a window of 128 is one block's");

@@ -3,7 +3,14 @@
 //! All of it runs on the emulated card, which is a libcuda and an NVRTC of our own that run kernels on the
 //! processor; with FLOTILLA_TEST_DEVICE=cuda, on the machine's first card.
 
+mod attention;
 mod collective;
+mod dense;
 mod device;
+mod experts;
 mod missing;
+mod norm;
+mod planted;
+mod route;
+mod sample;
 mod support;
