@@ -18,8 +18,8 @@
 #define __grid_constant__
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
-// A real compiler's vector types have just these alignments; vector loads through them are checked for it by
-// nobody here, since the CPU does not mind.
+// A real compiler's vector types have just these alignments. The CPU does not mind a misaligned load; the compiler's
+// own check does (see faults.h).
 struct __align__(8) int2 { int x, y; };
 struct __align__(16) int4 { int x, y, z, w; };
 struct uint3 { unsigned x, y, z; };

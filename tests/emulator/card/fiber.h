@@ -4,7 +4,7 @@
 #pragma once
 #include "arithmetic.h"
 
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(FLOTILLA_EMULATED_PORTABLE)
 #include <ucontext.h>
 #endif
 
@@ -35,12 +35,12 @@ struct Thread {
     Copy* copies; // kept from launch to launch
     unsigned copy_count, copy_capacity, copy_group;
     char* stack_top;
-#if !defined(__x86_64__)
+#if !defined(__x86_64__) || defined(FLOTILLA_EMULATED_PORTABLE)
     ucontext_t context;
 #endif
 };
 
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(FLOTILLA_EMULATED_PORTABLE)
 register Thread* self asm("r15");
 #define FLOTILLA_EMULATED_SELF_IN_REGISTER 1
 #else
@@ -49,7 +49,7 @@ static thread_local Thread* self;
 
 [[noreturn]] void fiber_main();
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(FLOTILLA_EMULATED_PORTABLE)
 extern "C" void flotilla_emulated_switch(void** save, void* load) __attribute__((visibility("hidden")));
 asm(R"(
     .text

@@ -1,6 +1,7 @@
 // One launch: the blocks of the grid, one after another in shuffled order, and the table by which the emulated
 // driver finds the kernels of a compiled source. `launch<kernel>(..)` at the end is for programs without a driver.
 #pragma once
+#include "faults.h"
 #include "matrix.h"
 #include "table.h"
 #include <link.h>
@@ -136,9 +137,6 @@ inline int run_launch(const KernelEntry* kernel, Launch* launch) {
     }
     return 0;
 }
-
-/// Where the driver's handler sends a thread that touched memory which is not its own, on the emergency stack.
-extern "C" __attribute__((used)) inline void flotilla_emulated_fault(const char* what) { fail("%s", what); }
 
 template <auto KERNEL> struct Call;
 template <class... Parameters, void (*KERNEL)(Parameters...)> struct Call<KERNEL> {

@@ -4,7 +4,6 @@
 //
 // FLOTILLA_EMULATED_CXX names another compiler than c++.
 #include "image.h"
-#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -13,7 +12,6 @@
 #include <fcntl.h>
 #include <fstream>
 #include <iterator>
-#include <mutex>
 #include <spawn.h>
 #include <string>
 #include <sys/stat.h>
@@ -169,7 +167,7 @@ std::string table_of(const std::vector<Kernel>& kernels) {
     text += "    {nullptr, nullptr, nullptr, 0, 0}};\n"
             "extern \"C\" __attribute__((visibility(\"default\"))) const flotilla_emulated::ModuleTable flotilla_emulated_module = {\n"
             "    flotilla_emulated_kernels, " + std::to_string(kernels.size()) +
-            ", &flotilla_emulated::run_launch, &flotilla_emulated::flotilla_emulated_fault};\n";
+            ", &flotilla_emulated::run_launch, &flotilla_emulated_fault};\n";
     return text;
 }
 
@@ -211,6 +209,20 @@ bool read_options(int count, const char* const* options, std::vector<std::string
     return true;
 }
 
+std::vector<std::string> code_flags() {
+    std::vector<std::string> flags = {"-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-gnu-unique", "-fno-exceptions",
+                                      "-fno-rtti", "-fno-stack-protector", "-fvisibility=hidden", "-fPIC",
+                                      // Misaligned vectors and indices past an array: reported with their line (see faults.h).
+                                      "-fsanitize=alignment,bounds", "-fno-sanitize-recover=all"};
+#if defined(__x86_64__)
+    flags.push_back("-fcf-protection=none");
+    // The same bits with and without: only faster.
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) flags.insert(flags.end(), {"-mavx2", "-mfma"});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) flags.push_back("-mf16c");
+#endif
+    return flags;
+}
+
 nvrtcResult compile(Program& program, int option_count, const char* const* options) {
     std::vector<std::string> defines;
     int architecture;
@@ -243,17 +255,9 @@ nvrtcResult compile(Program& program, int option_count, const char* const* optio
     }
     const std::string preprocessed = read_file(preprocessed_path);
 
+    const std::vector<std::string> flags = code_flags();
     std::vector<std::string> build = common;
-    for (const char* word : {"-O2", "-ffp-contract=off", "-fno-math-errno", "-fno-strict-aliasing", "-fno-gnu-unique", "-fno-exceptions", "-fno-rtti",
-                             "-fno-stack-protector", "-fcf-protection=none", "-fvisibility=hidden", "-fPIC", "-shared"})
-        build.push_back(word);
-#if !defined(__x86_64__)
-    build.erase(std::find(build.begin(), build.end(), "-fcf-protection=none"));
-#else
-    // The same bits with and without: only faster.
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) build.insert(build.end(), {"-mavx2", "-mfma"});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c")) build.push_back("-mf16c");
-#endif
+    build.insert(build.end(), flags.begin(), flags.end());
     uint64_t hash = checksum(preprocessed.data(), preprocessed.size());
     for (const auto& word : build) hash = checksum(word.c_str(), word.size() + 1, hash);
     char name[32];
@@ -271,8 +275,11 @@ nvrtcResult compile(Program& program, int option_count, const char* const* optio
 
     write_file(folder.file("kernels.cpp"), "#include \"" + program.source.name + "\"\n#line 1 \"kernel table\"\n" + table_of(find_kernels(preprocessed)));
     const std::string library_path = folder.file("kernels.so");
-    build.insert(build.end(), {"-include", home + "/card/cuda_on_cpu.h", "kernels.cpp", "-o", "kernels.so"});
+    folder.file("kernels.o");
+    build.insert(build.end(), {"-include", home + "/card/cuda_on_cpu.h", "-c", "kernels.cpp", "-o", "kernels.o"});
     status = run(build, folder.path, log_path);
+    // Linked apart: the sanitizers' own library is not wanted.
+    if (status == 0) status = run({compiler(), "-shared", "kernels.o", "-o", "kernels.so"}, folder.path, log_path);
     program.log = read_file(log_path);
     if (status != 0) return NVRTC_ERROR_COMPILATION;
     library = read_file(library_path);

@@ -27,7 +27,7 @@ struct ModuleTable {
     const KernelEntry* kernels;
     unsigned kernel_count;
     int (*run)(const KernelEntry*, Launch*);
-    void (*fault)(const char* what);
+    void (*fault)(const char* what, const void* address);
 };
 
 } // namespace flotilla_emulated

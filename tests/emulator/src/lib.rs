@@ -15,6 +15,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/arithmetic.h", include_str!("../card/arithmetic.h")),
     ("card/block.h", include_str!("../card/block.h")),
     ("card/cuda_on_cpu.h", include_str!("../card/cuda_on_cpu.h")),
+    ("card/faults.h", include_str!("../card/faults.h")),
     ("card/fiber.h", include_str!("../card/fiber.h")),
     ("card/image.h", include_str!("../card/image.h")),
     ("card/launch.h", include_str!("../card/launch.h")),

@@ -47,6 +47,7 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
     if (signal == SIGSEGV && (registers[REG_ERR] & 2)) strncat(run->report, " (a write)", sizeof run->report - strlen(run->report) - 1);
     registers[REG_RIP] = reinterpret_cast<greg_t>(run->table->fault);
     registers[REG_RDI] = reinterpret_cast<greg_t>(run->report);
+    registers[REG_RSI] = reinterpret_cast<greg_t>(signal == SIGFPE ? nullptr : info->si_addr);
     registers[REG_RSP] = reinterpret_cast<greg_t>(run->launch->emergency_stack_top) / 16 * 16 - 8;
 #else
     fprintf(stderr, "emulated card: a kernel %s\n", run->report);

@@ -2,6 +2,7 @@
 // and a checksum, so that a spoilt cache file is refused as the driver refuses it.
 #include "driver.h"
 #include "../image.h"
+#include <atomic>
 #include <cstring>
 #include <dlfcn.h>
 #include <elf.h>
@@ -42,7 +43,13 @@ static CUresult load(Module** module, const void* image) {
         CHECK(written > 0, CUDA_ERROR_OUT_OF_MEMORY);
         at += size_t(written);
     }
-    const std::string path = "/proc/self/fd/" + std::to_string(file);
+    // The loader takes two libraries of one name for one library, and file numbers come again: each path is spelt
+    // in a way of its own.
+    static std::atomic<unsigned> loaded{0};
+    const unsigned serial = loaded++;
+    std::string path = "/proc/self/fd/";
+    for (int bit = 0; bit < 32; bit++) path += serial >> bit & 1 ? "./" : "/";
+    path += std::to_string(file);
     void* opened = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (opened == nullptr) {
         close(file);

@@ -74,10 +74,9 @@ impl Member {
         let mut all = stream.alloc_zeros::<f32>(5 * self.count).unwrap();
         let (from, to) = (own.device_ptr(stream).0, all.device_ptr_mut(stream).0);
         // SAFETY: 5 values from each rank.
-        assert_eq!(
-            unsafe { nccl::ncclAllGather(from as _, to as _, 5, F32, self.comm, stream.cu_stream() as _) },
-            OK
-        );
+        let gathered =
+            unsafe { nccl::ncclAllGather(from as _, to as _, 5, F32, self.comm, stream.cu_stream() as _) };
+        assert_eq!(gathered, OK);
         let all = stream.clone_dtoh(&all).unwrap();
         assert_eq!(all[5 * (self.count - 1)], self.count as f32 * 0.1);
 

@@ -7,5 +7,6 @@ mod collectives;
 mod graphs;
 mod matrices;
 mod memory;
+mod policy;
 mod threads;
 mod values;

@@ -36,18 +36,44 @@ fn a_read_past_the_end_of_a_buffer_is_stopped_and_named() {
     assert_eq!(read_at(&card, 100, 0), Ok(0.0));
 }
 
+/// Launches a kernel of one pointer and one number with one thread and 32 bytes of dynamic shared memory.
+fn report_of(source: &str, name: &str, number: i32) -> Option<String> {
+    let card = card()?;
+    let kernel = card.kernel(source, name);
+    let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
+    let config = LaunchConfig { shared_mem_bytes: 32, ..ONE };
+    // SAFETY: what the kernel does wrong, the emulated card must notice.
+    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&number).launch(config) }.unwrap();
+    let (_, report) = card.failure();
+    assert!(report.contains(name), "{report}");
+    Some(report)
+}
+
 #[test]
 fn a_stack_that_overflows_is_a_failed_launch() {
-    let Some(card) = card() else { return };
-    let kernel = card.kernel(
-        "extern \"C\" __global__ void deep(float* out, int n) {\n volatile float much[40000];\n for (int i = 0; i < n; i++) much[i] = i;\n out[0] = much[n / 2]; }",
-        "deep",
-    );
-    let mut out = card.stream.alloc_zeros::<f32>(1).unwrap();
-    // SAFETY: the overflow is what the emulated card must notice.
-    unsafe { card.stream.launch_builder(&kernel).arg(&mut out).arg(&40_000).launch(ONE) }.unwrap();
-    let (_, report) = card.failure();
-    assert!(report.contains("kernel deep"), "{report}");
+    let source = "extern \"C\" __global__ void deep(float* out, int n) {
+        volatile float much[16384];
+        for (int i = n - 1; i >= 0; i--) much[i] = i;
+        out[0] = much[n / 2];
+    }";
+    let Some(report) = report_of(source, "deep", 16384) else { return };
+    assert!(report.contains("needs more than the 64 KB of stack"), "{report}");
+}
+
+#[test]
+fn a_write_past_the_dynamic_shared_memory_is_named() {
+    let source = "#include \"intrinsics.cuh\"
+    extern \"C\" __global__ void spill(float* out, int at) { DYNAMIC_SHARED(float, tile); tile[at] = 1; out[0] = tile[0]; }";
+    let Some(report) = report_of(source, "spill", 9) else { return };
+    assert!(report.contains("touches memory 4 bytes past the 32 bytes of dynamic shared memory"), "{report}");
+}
+
+#[test]
+fn an_integer_division_by_zero_is_a_failed_launch() {
+    // A card gives some number; a kernel that asks for it is wrong all the same.
+    let source = "extern \"C\" __global__ void divide(float* out, int by) { out[0] = 7 / by; }";
+    let Some(report) = report_of(source, "divide", 0) else { return };
+    assert!(report.contains("an integer is divided by zero"), "{report}");
 }
 
 #[test]

@@ -136,6 +136,17 @@ fn a_misaligned_asynchronous_copy_is_reported() {
 }
 
 #[test]
+fn a_misaligned_vector_and_an_index_past_an_array_are_reported_with_their_line() {
+    check_report(
+        "vector",
+        "\n*(float4*)(out + threadIdx.x) = make_float4(0, 0, 0, 0);",
+        "test.cu line 4: a store of type",
+    );
+    let body = "__shared__ float tile[8];\ntile[threadIdx.x] = 1;\nout[0] = tile[1];";
+    check_report("array", body, "test.cu line 4: index");
+}
+
+#[test]
 fn an_asynchronous_copy_is_poison_until_it_is_waited_for() {
     let Some(card) = card() else { return };
     let source = r#"#include "intrinsics.cuh"
