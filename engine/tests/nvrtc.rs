@@ -22,18 +22,22 @@ fn wheels() -> PathBuf {
         .map_or_else(|| target.with_file_name("cuda-wheels"), PathBuf::from)
 }
 
-/// The one test of this program: what is found first is what it uses.
-#[test]
-fn every_kernel_compiles_for_every_generation_and_spills_nothing() {
+/// The real compiler, where its wheel is.
+fn compiler() -> Option<Nvrtc> {
     search_first(&wheels());
-    let nvrtc = match Nvrtc::open() {
-        Ok(nvrtc) => nvrtc,
+    match Nvrtc::open() {
+        Ok(nvrtc) => Some(nvrtc),
         Err(error) => {
             assert!(std::env::var("FLOTILLA_TEST_NVRTC").as_deref() != Ok("require"), "{error}");
             eprintln!("skipped: {error}\nhint: tests/device/fetch-wheels.sh fetches what this test needs");
-            return;
+            None
         }
-    };
+    }
+}
+
+#[test]
+fn every_kernel_compiles_for_every_generation_and_spills_nothing() {
+    let Some(nvrtc) = compiler() else { return };
     println!("NVRTC {}", nvrtc.version());
     println!(
         "{:<32} {:>6} {:>9} {:>8} {:>6} {:>6}",
@@ -68,4 +72,30 @@ fn check(nvrtc: &Nvrtc, source: &Source, architecture: (u32, u32), wrong: &mut V
             wrong.push(format!("{} spills {} bytes on {arch}", kernel.kernel, kernel.spill_bytes));
         }
     }
+}
+
+/// So that the test above is not blind.
+#[test]
+fn a_mistake_is_told_with_its_line_and_a_spill_with_its_bytes() {
+    let Some(nvrtc) = compiler() else { return };
+    let broken = "extern \"C\" __global__ void broken(int* to) {\n    to[0] = nowhere;\n}\n";
+    let error =
+        Source { name: "broken.cu", text: broken, defines: vec![] }.cubin(&nvrtc, (8, 0)).unwrap_err();
+    let told = error.to_string();
+    assert!(told.starts_with("broken.cu does not compile for sm_80:\nbroken.cu(2): error: "), "{told}");
+    assert!(told.contains("\n  2 |     to[0] = nowhere;"), "{told}");
+
+    // More values at a time than a thread of 1024 has registers.
+    let spills = "extern \"C\" __global__ void __launch_bounds__(1024) spills(float* values) {
+        float held[COUNT];
+        #pragma unroll
+        for (int i = 0; i < COUNT; i++) held[i] = values[threadIdx.x * COUNT + i];
+        __syncthreads();
+        #pragma unroll
+        for (int i = 0; i < COUNT; i++) values[threadIdx.x * COUNT + i] = held[i] * held[COUNT - 1 - i];
+    }";
+    let spills = Source { name: "spills.cu", text: spills, defines: vec![("COUNT", 200)] };
+    let mut wrong = Vec::new();
+    check(&nvrtc, &spills, (9, 0), &mut wrong);
+    assert!(matches!(&wrong[..], [told] if told.starts_with("spills spills ")), "{wrong:?}");
 }

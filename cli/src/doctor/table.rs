@@ -43,8 +43,9 @@ fn write_machine(f: &mut Formatter<'_>, machine: &Machine) -> Result {
 fn write_library(f: &mut Formatter<'_>, name: &str, state: &State, wanted: bool) -> Result {
     match state {
         State::Found { version, path, release } => {
-            let release = release.as_ref().map_or(String::new(), |release| format!("{release}, CUDA "));
-            writeln!(f, "{name:<10}{release}{version}, {path}")
+            let release = release.as_ref().map_or(String::new(), |release| format!("{release}, "));
+            let cuda = if name == "driver" { "CUDA " } else { "" };
+            writeln!(f, "{name:<10}{release}{cuda}{version}, {path}")
         }
         State::Absent(problem) => {
             writeln!(f, "{name:<10}not found")?;

@@ -7,8 +7,9 @@ use super::driver;
 use super::error::CudaError;
 use cudarc::driver::sys::{CUevent_flags, cuCtxEnablePeerAccess, cuDeviceCanAccessPeer};
 use cudarc::driver::{
-    CudaFunction, CudaSlice, DriverError, LaunchConfig, PinnedHostSlice, PushKernelArg, sys,
+    CudaFunction, CudaSlice, DevicePtr, DevicePtrMut, DriverError, LaunchConfig, PinnedHostSlice,
 };
+use cudarc::driver::{PushKernelArg, result, sys};
 use std::time::{Duration, Instant};
 
 /// Runs whose median is the figure, after one that is not counted.
@@ -111,7 +112,6 @@ fn read_buffer(card: &Card, kernel: &CudaFunction, bytes: usize) -> Result<Rate,
 }
 
 fn fill(card: &Card, buffer: &mut CudaSlice<u8>) -> Result<(), CudaError> {
-    use cudarc::driver::{DevicePtrMut, result};
     let stream = card.stream();
     let bytes = buffer.len();
     let (to, _written) = buffer.device_ptr_mut(stream);
@@ -156,9 +156,20 @@ pub fn link(from: &Card, to: &Card) -> Result<Option<Link>, CudaError> {
     let source = from.zeros::<u8>(large)?;
     from.synchronize()?;
     let mut target = to.zeros::<u8>(large)?;
-    let stream = to.stream();
-    let small = seen(to, SMALL_BYTES, || stream.memcpy_dtod(&source.slice(..SMALL_BYTES), &mut target))?;
-    let large = timed(to, large, || stream.memcpy_dtod(&source, &mut target))?;
+    to.synchronize()?;
+    let (from_context, to_context) = (from.stream().context().cu_ctx(), to.stream().context().cu_ctx());
+    let (source, _read) = source.device_ptr(from.stream());
+    let (target, _written) = target.device_ptr_mut(to.stream());
+    let copy = |bytes| {
+        let stream = to.stream().cu_stream();
+        to.stream().context().bind_to_thread()?;
+        // SAFETY: both buffers have at least so many bytes and live until the stream was waited for, and
+        // nothing else is done with either.
+        unsafe { result::memcpy_peer_async(to_context, target, from_context, source, bytes, stream) }
+    };
+    let small = seen(to, SMALL_BYTES, || copy(SMALL_BYTES))?;
+    let large = timed(to, large, || copy(large))?;
+    to.synchronize()?;
     Ok(Some(Link { peer_access, copies: Copies { small, large } }))
 }
 

@@ -3,6 +3,7 @@
 
 use crate::support;
 use cudarc::driver::CudaSlice;
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use flotilla_engine::backend::cuda::attention::{
     Attend, AttentionKernels, AttentionShape, Cache, CacheMut, DecodeList, DecodeRows, Partials, Rotation,
     StepRows, Tiles,
@@ -26,9 +27,9 @@ pub const PLANTED_ROTATION: [(&str, &str, &str); 3] = [
 ];
 
 /// One replace each in attention.cu that [`check_decode`] must notice.
-pub const PLANTED_DECODE: [(&str, &str, &str); 8] = [
+pub const PLANTED_DECODE: [(&str, &str, &str); 12] = [
     (
-        "the sink is dropped where a row is finished by its only split",
+        "the sink is dropped where a row is finished by its only block",
         "normalizer(m, l, sink));",
         "normalizer(m, l, NEVER));",
     ),
@@ -36,27 +37,36 @@ pub const PLANTED_DECODE: [(&str, &str, &str); 8] = [
     ("the window is one key wider", "position - window + 1 : 0;", "position - window : 0;"),
     ("the window is one key narrower", "position - window + 1 : 0;", "position - window + 2 : 0;"),
     ("query heads of the wrong kv head", "row * NQ + head * G + lane / 4", "row * NQ + lane / 4 * NK + head"),
-    ("keys past the row's own are not masked", "key >= steps.lowest && key <= position;", "key >= steps.lowest;"),
+    (
+        "keys past the row's own are not masked",
+        "key >= steps.lowest && key <= position;",
+        "key >= steps.lowest;",
+    ),
     (
         "values past the row's own are read",
         "position_of >= lowest && position_of <= position",
         "position_of >= lowest && any",
     ),
-    ("one split is left out", "s < used; s += BESIDE", "s < used - 1; s += BESIDE"),
+    ("weights meet their neighbours' values", "operand[0] = swap ? second : first;", "operand[0] = first;"),
+    ("sums keep their scale when m grows", "sums.out[tile][d][i + 2] *= decay;", ""),
+    ("one part is left out", "s < used; s += BESIDE", "s < used - 1; s += BESIDE"),
+    (
+        "a row takes the parts of the first",
+        "if (index > 0) before = warp_sum_unsigned(before);",
+        "before = 0;",
+    ),
+    ("a row's last steps have no block", "(steps - 1) / per_part + 1;", "(steps + per_part / 2) / per_part;"),
 ];
 
 /// One replace each in attention_tiles.cu that [`check_tiles`] must notice.
-pub const PLANTED_TILES: [(&str, &str, &str); 7] = [
-    (
-        "the sink is dropped",
-        "to_float(sinks[head * G + m % G]) * LOG2_E",
-        "NEVER",
-    ),
+pub const PLANTED_TILES: [(&str, &str, &str); 8] = [
+    ("the sink is dropped", "to_float(sinks[head * G + m % G]) * LOG2_E", "NEVER"),
     ("the window is one key wider", "position - key >= window", "position - key > window"),
     ("the window is one key narrower", "position - key >= window", "position - key >= window - 1"),
     ("a row does not see its own key", "key > position ||", "key >= position ||"),
     ("query heads of the wrong kv head", "* NQ + head * G + m % G) * D", "* NQ + m % G * NK + head) * D"),
     ("values past the last row are read", "position <= span.last;", "position / 16 <= span.last / 16;"),
+    ("a row that has seen no key yet is −∞ − −∞", "m == NEVER ? 0.0f : m;", "m;"),
     ("a stage is read before it has arrived", "copy_async_wait<0>();", ""),
 ];
 
@@ -101,17 +111,39 @@ fn decode_rows_and_tiles_share_a_step() {
     on_every_card(check_mixture);
 }
 
+/// What a decode step's graph needs: the launch knows how many rows there are, not where they are.
 #[test]
-fn splits_fill_the_card_and_fit_the_room() {
+fn a_captured_launch_serves_other_positions() {
     for card in support::cards() {
         let shape = SHAPES[0];
         let kernels = AttentionKernels::new(&card, shape).unwrap();
-        let room = kernels.parts_max(64);
-        for rows in 1..=64 {
-            let splits = kernels.splits(rows, None);
-            assert!(splits == 1 || rows * splits <= room, "{rows} rows in {splits} splits, room for {room}");
-            assert_eq!(kernels.splits(rows, Some(128)), 1, "a window of 128 is one block's");
-        }
+        let case = Case::new(&card, shape, None, &[700..701, 31..32], 4000, Logits::Usual);
+        let mut step = Uploaded::new(&case, &[2, 0], &case.table_start);
+        let (q, mut out) = (card.upload(&case.q).unwrap(), case.poisoned_out());
+        let mut partials = Partials::new(&card, shape, kernels.parts_max(2)).unwrap();
+        let rows = DecodeRows { launched: 2, list: None };
+
+        let stream = card.stream();
+        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+        let (attend, mut to) = (step.attend(&case, &q), out.as_view_mut());
+        kernels.attend_decode(&rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
+        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = stream.end_capture(flags).unwrap().unwrap();
+
+        graph.launch().unwrap();
+        stream.memcpy_htod(&case.positions, &mut step.positions).unwrap();
+        graph.launch().unwrap();
+        case.compare(&out, &[0, 1]).unwrap();
+    }
+}
+
+#[test]
+fn spare_blocks_are_for_long_rows() {
+    for card in support::cards() {
+        let kernels = AttentionKernels::new(&card, SHAPES[0]).unwrap();
+        assert!(kernels.spare(None) >= 1);
+        assert_eq!(kernels.spare(Some(128)), 0, "a window of 128 is one block's");
+        assert_eq!(kernels.parts_max(64), 64 + kernels.spare(None));
     }
 }
 
@@ -120,7 +152,7 @@ fn compile(card: &Card, shape: AttentionShape, edit: Edit<'_>) -> Result<Attenti
     AttentionKernels::compiled(card, shape, &source, &tiles).map_err(|error| error.to_string())
 }
 
-/// Decode rows of sequences of every length that meets an edge, alone and together, in one split and in many.
+/// Decode rows of sequences of every length that meets an edge, alone and together, in one part and in many.
 pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
     let batches: [&[usize]; 6] =
         [&[0], &[700], &[1, 15], &[16, 31, 127], &[128, 129, 700, 0], &[129, 16, 700, 128, 31]];
@@ -132,17 +164,32 @@ pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
                 seed += 1;
                 let sequences: Vec<_> = positions.iter().map(|at| *at..at + 1).collect();
                 let case = Case::new(card, shape, window, &sequences, seed, Logits::Usual);
-                let splits = [1, 2, 3, 40][seed as usize % 4];
-                let name = || format!("{shape:?}, window {window:?}, at {positions:?}, {splits} splits, seed {seed}");
-                case.decode(&kernels, Some(splits), seed % 2 == 0).map_err(|e| format!("{}: {e}", name()))?;
+                let spare = [0, 1, 3, 40][seed as usize % 4];
+                let name = || {
+                    format!(
+                        "{shape:?}, window {window:?}, at {positions:?}, {spare} spare blocks, seed {seed}"
+                    )
+                };
+                case.decode(&kernels, Some(spare), seed % 2 == 0).map_err(|e| format!("{}: {e}", name()))?;
                 if seed % 3 == 0 {
                     case.decode(&kernels, None, false).map_err(|e| format!("{}: {e}", name()))?;
                 }
             }
         }
-        for splits in [1, 4] {
-            let case = Case::new(card, shape, None, &[700..701, 40..41], 1000 + splits as u64, Logits::Extreme);
-            case.decode(&kernels, Some(splits), false).map_err(|e| format!("{shape:?}, extreme: {e}"))?;
+        if shape.head_dim == 16 {
+            let case = Case::new(card, shape, None, &[131071..131072], 900, Logits::Usual);
+            case.decode(&kernels, Some(40), false).map_err(|e| format!("the longest context: {e}"))?;
+            // More rows than lanes, of every length; some rows past the 32nd are long.
+            let many: Vec<_> = (0..40).map(|row| row * 97 % 41 * 30).map(|at| at..at + 1).collect();
+            let case = Case::new(card, shape, None, &many, 901, Logits::Usual);
+            for spare in [1, 7, 64] {
+                case.decode(&kernels, Some(spare), spare == 7).map_err(|e| format!("40 rows: {e}"))?;
+            }
+        }
+        for spare in [0, 4] {
+            let case =
+                Case::new(card, shape, None, &[700..701, 40..41], 1000 + spare as u64, Logits::Extreme);
+            case.decode(&kernels, Some(spare), false).map_err(|e| format!("{shape:?}, extreme: {e}"))?;
         }
     }
     Ok(())
@@ -177,11 +224,16 @@ pub fn check_mixture(card: &Card, edit: Edit<'_>) -> Result<(), String> {
         let shape = SHAPES[1];
         let kernels = compile(card, shape, edit)?;
         let case = Case::new(card, shape, window, &sequences, 3000 + seed as u64, Logits::Usual);
-        let mut out = case.poisoned_out();
         // One row is nobody's: it has to stay as it is.
         let decode: Vec<u32> = vec![case.first_row(4), case.first_row(0)];
-        case.launch_listed(&kernels, 3, &decode, &mut out);
-        case.launch_tiles(&kernels, &[1, 3], &mut out);
+        let run = || {
+            let mut out = case.poisoned_out();
+            case.launch_listed(&kernels, 3, &decode, &mut out);
+            case.launch_tiles(&kernels, &[1, 3], &mut out);
+            out
+        };
+        let out = run();
+        assert!(card.download(&out).unwrap() == card.download(&run()).unwrap(), "other bits the second time");
         let mut rows: Vec<usize> = decode.iter().map(|row| *row as usize).collect();
         rows.extend(case.rows_of(1).chain(case.rows_of(3)));
         case.compare(&out, &rows).map_err(|error| format!("window {window:?}: {error}"))?;
@@ -363,20 +415,20 @@ impl<'a> Case<'a> {
         self.card.upload(&vec![POISON; self.q.len()]).unwrap()
     }
 
-    /// All rows of the step, in a bucket that is larger if `padded`, or a list of them in another order.
-    fn decode(&self, kernels: &AttentionKernels, splits: Option<usize>, listed: bool) -> Result<(), String> {
+    /// All rows of the step in a bucket that is larger, or a list of them in another order.
+    fn decode(&self, kernels: &AttentionKernels, spare: Option<usize>, listed: bool) -> Result<(), String> {
         let mut out = self.poisoned_out();
         if listed {
             let rows: Vec<u32> = (0..self.t() as u32).rev().collect();
-            self.launch_listed(kernels, splits.unwrap_or(1), &rows, &mut out);
+            self.launch_listed(kernels, spare.unwrap_or(0), &rows, &mut out);
         } else {
-            self.launch_all(kernels, splits, &mut out);
+            self.launch_all(kernels, spare, &mut out);
         }
         self.compare(&out, &(0..self.t()).collect::<Vec<_>>())
     }
 
     /// Two rows of the bucket are not there: their positions are no positions.
-    fn launch_all(&self, kernels: &AttentionKernels, splits: Option<usize>, out: &mut CudaSlice<u16>) {
+    fn launch_all(&self, kernels: &AttentionKernels, spare: Option<usize>, out: &mut CudaSlice<u16>) {
         let bucket = self.t() + 2;
         let pad = |mut values: Vec<u32>| {
             values.resize(bucket, NO_BLOCK);
@@ -389,12 +441,12 @@ impl<'a> Case<'a> {
         let mut padded = self.card.upload(&vec![POISON; q.len()]).unwrap();
         let attend = step.attend(self, &q);
         let rows = DecodeRows { launched: bucket, list: None };
-        let parts = kernels.parts_max(bucket).max(bucket * splits.unwrap_or(1));
+        let parts = kernels.parts_max(bucket).max(bucket + spare.unwrap_or(0));
         let mut partials = Partials::new(self.card, self.shape, parts).unwrap();
-        match splits {
-            Some(splits) => {
+        match spare {
+            Some(spare) => {
                 let mut to = padded.as_view_mut();
-                kernels.attend_decode_in(splits, &rows, &step.rows(), &attend, &mut partials, &mut to)
+                kernels.attend_decode_in(spare, &rows, &step.rows(), &attend, &mut partials, &mut to)
             }
             None => {
                 let mut to = padded.as_view_mut();
@@ -408,17 +460,24 @@ impl<'a> Case<'a> {
     }
 
     /// The list is one longer than it says.
-    fn launch_listed(&self, kernels: &AttentionKernels, splits: usize, rows: &[u32], out: &mut CudaSlice<u16>) {
+    fn launch_listed(
+        &self,
+        kernels: &AttentionKernels,
+        spare: usize,
+        rows: &[u32],
+        out: &mut CudaSlice<u16>,
+    ) {
         let step = Uploaded::new(self, &self.positions, &self.table_start);
         let q = self.card.upload(&self.q).unwrap();
         let mut listed = rows.to_vec();
         listed.push(NO_BLOCK);
-        let (list, count) = (self.card.upload(&listed).unwrap(), self.card.upload(&[rows.len() as u32]).unwrap());
+        let (list, count) =
+            (self.card.upload(&listed).unwrap(), self.card.upload(&[rows.len() as u32]).unwrap());
         let list = DecodeList { rows: list.as_view(), count: count.as_view() };
         let rows = DecodeRows { launched: listed.len(), list: Some(list) };
-        let mut partials = Partials::new(self.card, self.shape, listed.len() * splits).unwrap();
+        let mut partials = Partials::new(self.card, self.shape, listed.len() + spare).unwrap();
         let (attend, mut to) = (step.attend(self, &q), out.as_view_mut());
-        kernels.attend_decode_in(splits, &rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
+        kernels.attend_decode_in(spare, &rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
         self.card.synchronize().unwrap();
     }
 
@@ -504,7 +563,9 @@ impl<'a> Case<'a> {
         let (rounding, lost) = (self.act_rounding(), if self.is_f16() { 2f64.powi(-24) } else { 1e-30 });
         let score_error = score_size * 2f64.powi(-20) + 2f64.powi(-18);
         sums.into_iter()
-            .map(|(sum, size, all)| (sum, rounding * (sum.abs() + size) * 1.01 + score_error * size + lost * all))
+            .map(|(sum, size, all)| {
+                (sum, rounding * (sum.abs() + size) * 1.01 + score_error * size + lost * all)
+            })
             .collect()
     }
 }
@@ -616,7 +677,10 @@ impl<'a> Rotated<'a> {
                     // Rounded to `act`, and before that some times to f32.
                     let bound = (case.act_rounding() * expected.abs() + 2f64.powi(-22) * size) * scale + 1e-7;
                     if (found - expected * scale).abs() > bound || found.is_nan() {
-                        return Err(format!("q[{row}, {head}, {j}] is {found}, expected {}", expected * scale));
+                        return Err(format!(
+                            "q[{row}, {head}, {j}] is {found}, expected {}",
+                            expected * scale
+                        ));
                     }
                 }
             }

@@ -10,8 +10,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 #[test]
 fn a_card_opens_and_tells_its_facts() {
-    for TestCard { card, .. } in cards() {
+    for TestCard { name, card } in cards() {
         let facts = card.facts();
+        println!("{name}: {facts:?}");
         assert!(!facts.name.is_empty() && facts.ordinal == 0, "{facts:?}");
         assert!(facts.capability >= (7, 5), "{facts:?}");
         assert!(facts.multiprocessors > 0 && facts.memory_bytes > 0 && facts.l2_bytes > 0, "{facts:?}");
@@ -30,7 +31,10 @@ fn a_card_opens_and_tells_its_facts() {
 fn a_card_that_is_not_there_is_told_with_those_that_are() {
     cards();
     let told = Card::open(1000).unwrap_err().to_string();
-    assert!(told.starts_with("there is no card 1000: the driver shows ") && told.contains("\nhint: "), "{told}");
+    assert!(
+        told.starts_with("there is no card 1000: the driver shows ") && told.contains("\nhint: "),
+        "{told}"
+    );
 }
 
 #[test]
@@ -94,7 +98,7 @@ fn answer(card: &Card, source: &Source) -> i32 {
 /// The entries of the cache for sources of this name.
 fn entries(name: &str) -> Vec<PathBuf> {
     let prefix = format!("{}-", name.strip_suffix(".cu").unwrap());
-    let Ok(folder) = fs::read_dir(kept_in().join("cubin")) else { return vec![] };
+    let Ok(folder) = fs::read_dir(kept_in()) else { return vec![] };
     let paths = folder.map(|entry| entry.unwrap().path());
     paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with(&prefix)).collect()
 }
@@ -125,7 +129,8 @@ fn what_was_compiled_is_kept_and_what_is_damaged_is_compiled_again() {
         let [entry] = &entries("kept.cu")[..] else { panic!("{:?}", entries("kept.cu")) };
         let whole = fs::read(entry).unwrap();
         assert_eq!(answer(&card, &second), 2);
-        let [other] = &entries("kept.cu").into_iter().filter(|path| path != entry).collect::<Vec<_>>()[..] else {
+        let [other] = &entries("kept.cu").into_iter().filter(|path| path != entry).collect::<Vec<_>>()[..]
+        else {
             panic!("{:?}", entries("kept.cu"))
         };
 
@@ -193,11 +198,33 @@ fn a_card_is_measured() {
         assert!(read.bytes >= 1 << 20 && read.bytes_per_second() > 0.0, "{read:?}");
         let (to_card, to_host) = measure::host(&card).unwrap();
         for copies in [to_card, to_host] {
-            assert!(copies.small.bytes < copies.large.bytes && copies.large.bytes_per_second() > 0.0, "{copies:?}");
+            assert!(
+                copies.small.bytes < copies.large.bytes && copies.large.bytes_per_second() > 0.0,
+                "{copies:?}"
+            );
         }
         for other in (1..card_count().unwrap()).map(|ordinal| Card::open(ordinal).unwrap()) {
             let link = measure::link(&card, &other).unwrap();
             assert!(link.is_none_or(|link| link.copies.large.bytes_per_second() > 0.0), "{link:?}");
         }
     }
+}
+
+#[test]
+fn nccl_is_spoken_to() {
+    use flotilla_engine::cuda::{Nccl, nccl};
+    cards();
+    let library = match Nccl::open() {
+        Ok(library) => library,
+        // A machine with a card need not have it.
+        Err(error @ CudaError::Missing { .. }) => return println!("skipped: {error}"),
+        Err(error) => panic!("{error}"),
+    };
+    assert!((2, 18) <= (library.version().major, library.version().minor), "{}", library.version());
+    let mut id = nccl::sys::ncclUniqueId { internal: [0; 128] };
+    // SAFETY: the id is ours to write.
+    let code = unsafe { (library.get_unique_id)(&mut id) };
+    assert_eq!(code, nccl::SUCCESS, "{}", library.words(code));
+    assert!(id.internal.iter().any(|byte| *byte != 0));
+    assert!(!library.words(nccl::IN_PROGRESS).is_empty());
 }

@@ -1,6 +1,6 @@
 //! The experts' products against f64 sums of the exact MXFP4 values.
 
-use crate::support;
+use crate::support::{self, TestCard};
 use flotilla_engine::backend::cuda::experts::{
     self, ExpertBuffers, ExpertKernels, ExpertShape, ExpertWeights, Product, Way,
 };
@@ -8,7 +8,6 @@ use flotilla_engine::backend::cuda::route::{RouteKernels, RouteShape, Routes};
 use flotilla_engine::cuda::{Card, Source};
 use flotilla_shared::sampling::mix;
 use half::{bf16, f16};
-
 
 /// One replace each in experts.cu that [`check`] must notice, with few routes and with many.
 pub const PLANTED: [(&str, &str, &str); 7] = [
@@ -37,16 +36,20 @@ pub const PLANTED: [(&str, &str, &str); 7] = [
 pub const PLANTED_FEW: [(&str, &str, &str); 4] = [
     (
         "few: the scale of the neighbouring block",
-        "const float scale_g = __shfl_sync(ALL, scale[2 * m], i, 4);",
-        "const float scale_g = __shfl_sync(ALL, scale[2 * m], i ^ 1, 4);",
+        "scale_g[m] = __shfl_sync(ALL, scale[2 * m], i, 4);",
+        "scale_g[m] = __shfl_sync(ALL, scale[2 * m], i ^ 1, 4);",
     ),
     ("few: one warp's part of K is lost", "warp < WARPS; warp++) sum", "warp < WARPS - 1; warp++) sum"),
     (
         "few: what the last chunk repeats is counted twice",
-        "if (t < Tile::CHUNK && first_block + t >= chunk * Tile::CHUNK)",
-        "if (t < Tile::CHUNK)",
+        "scale[i] = own >= chunk * Tile::CHUNK ? value : 0.0f;",
+        "scale[i] = value;",
     ),
-    ("few: the next slot is filled while it is read", "__syncwarp(); // all lanes' copies", "// all lanes' copies"),
+    (
+        "few: the next slot is filled while it is read",
+        "__syncwarp(); // all lanes' copies",
+        "// all lanes' copies",
+    ),
 ];
 
 /// In experts_many.cu, for [`check_many`].
@@ -63,7 +66,7 @@ pub const PLANTED_MANY: [(&str, &str, &str); 4] = [
 
 #[test]
 fn experts_are_those_of_f64_within_rounding() {
-    for card in support::cards() {
+    for TestCard { card, .. } in support::cards() {
         check(&card, &|source| source).unwrap();
     }
 }
@@ -126,7 +129,8 @@ fn shapes() -> Vec<Shape> {
         },
         Shape { favourite: Some(3), launches: &[(8, 8), (16, 13), (32, 32), (100, 100)], ..usual },
         Shape { wild: true, launches: &[(8, 8), (40, 40)], ..usual },
-        Shape { hidden: 2880, launches: &[(1, 1), (3, 3)], ..usual },
+        Shape { hidden: 2880, launches: &[(1, 1), (3, 3), (40, 12)], ..usual },
+        Shape { intermediate: 2880, launches: &[(2, 2), (40, 3)], ..usual },
         usual,
     ]
 }
@@ -148,9 +152,8 @@ fn check_ways(card: &Card, edit: &dyn Fn(Source) -> Source, ways: &[Way]) -> Res
         let case = Case::new(card, shape, seed as u64);
         for (t, rows) in shape.launches.iter().filter(|(t, _)| ways.contains(&Way::of(*t))) {
             let source = edit(experts::source(&case.shape, Way::of(*t)));
-            case.run(source, *t, *rows).map_err(|error| {
-                format!("{rows} of {t} rows, {:?}, seed {seed}: {error}", case.shape)
-            })?;
+            case.run(source, *t, *rows)
+                .map_err(|error| format!("{rows} of {t} rows, {:?}, seed {seed}: {error}", case.shape))?;
         }
     }
     Ok(())
@@ -187,7 +190,8 @@ struct Mxfp4 {
 }
 
 impl Mxfp4 {
-    fn new(random: &mut Random, rows: usize, columns: usize, wild: bool) -> Mxfp4 {
+    /// `edge_scale`: the scale of the largest values of `wild` tensors.
+    fn new(random: &mut Random, rows: usize, columns: usize, wild: bool, edge_scale: u8) -> Mxfp4 {
         let per_row = columns / 32;
         let mut blocks: Vec<u8> = (0..rows * per_row * 16).map(|_| random.bits() as u8).collect();
         let mut scales = Vec::with_capacity(rows * per_row);
@@ -195,12 +199,13 @@ impl Mxfp4 {
             for block in 0..per_row {
                 let edge = wild && row % 7 == 3;
                 scales.push(match random.below(6) {
+                    _ if edge && block == 0 => edge_scale,
                     _ if edge => 254,
                     kind if wild => [0, 1, 60, 127, 200, 235][kind as usize],
                     kind => 119 + kind as u8,
                 });
                 if edge {
-                    // ±0.5 · 2^127 once in a row, and zeros: more would not stay finite.
+                    // One ±0.5 in a row, and zeros, of the largest scale: more would not stay finite.
                     let bytes = &mut blocks[(row * per_row + block) * 16..][..16];
                     bytes.fill(0);
                     bytes[row % 16] = if block == 0 { [0x01, 0x90][row / 7 % 2] } else { 0 };
@@ -265,12 +270,10 @@ impl<'a> Case<'a> {
             h: (0..t_max * hidden).map(|_| random.signed()).collect(),
             router: random.bf16(experts * hidden, 1.0),
             router_bias,
-            gate_up: Mxfp4::new(&mut random, own.len() * 2 * intermediate, hidden, shape.wild),
-            down: Mxfp4::new(&mut random, down_size, intermediate, shape.wild),
-            shape: ExpertShape {
-                intermediate,
-                route: RouteShape { hidden, experts, per_token, own },
-            },
+            gate_up: Mxfp4::new(&mut random, own.len() * 2 * intermediate, hidden, shape.wild, 254),
+            // An activation may be 56.
+            down: Mxfp4::new(&mut random, down_size, intermediate, shape.wild, 249),
+            shape: ExpertShape { intermediate, route: RouteShape { hidden, experts, per_token, own } },
         }
     }
 
@@ -298,7 +301,8 @@ impl<'a> Case<'a> {
 
         let kernels = ExpertKernels::compiled(card, &[(Way::of(t), source)], &self.shape, LIMIT).unwrap();
         let upload = |tensor: &Mxfp4| {
-            let (blocks, scales) = (card.upload(&tensor.blocks).unwrap(), card.upload(&tensor.scales).unwrap());
+            let (blocks, scales) =
+                (card.upload(&tensor.blocks).unwrap(), card.upload(&tensor.scales).unwrap());
             (blocks, scales, card.upload(&tensor.bias).unwrap())
         };
         let (gate_up, down) = (upload(&self.gate_up), upload(&self.down));
@@ -318,9 +322,15 @@ impl<'a> Case<'a> {
         let mut y = card.upload(&vec![f32::from_bits(POISON); t * route.hidden]).unwrap();
         let view = chosen.as_view();
         kernels.run(t, &count, &routes, &view, &weights, &mut buffers, &mut y.as_view_mut()).unwrap();
+        let first = card.download(&y).unwrap();
+        kernels.run(t, &count, &routes, &view, &weights, &mut buffers, &mut y.as_view_mut()).unwrap();
+        let second = card.download(&y).unwrap();
+        if first.iter().zip(&second).any(|(first, second)| first.to_bits() != second.to_bits()) {
+            return Err("a second run gave other bits".into());
+        }
 
         let (chosen, weights) = (card.download(&chosen).unwrap(), card.download(routes.weights()).unwrap());
-        let y = card.download(&y).unwrap();
+        let y = first;
         for row in 0..rows {
             let routes = row * route.per_token..(row + 1) * route.per_token;
             let expected = self.expected(row, &chosen[routes.clone()], &weights[routes]);

@@ -1,7 +1,7 @@
 //! Routing against the CPU backend's own arithmetic: the same logits to the bit, the same experts, and the
 //! order in which the experts' kernels will find them.
 
-use crate::support;
+use crate::support::{self, TestCard};
 use flotilla_engine::backend::cpu::kernels::{Kernels, Matrix, TileMut};
 use flotilla_engine::backend::cuda::route::{self, RouteKernels, RouteShape, Routes};
 use flotilla_engine::cuda::{Card, Source};
@@ -21,14 +21,26 @@ pub const PLANTED: [(&str, &str, &str); 6] = [
         "for (int half = LANES / 2; half > 0; half /= 2)",
         "for (int half = 1; half < LANES; half *= 2)",
     ),
-    ("a product is rounded before it is added", "__fmaf_rn(we, x[t], sum[e][t])", "__fadd_rn(__fmul_rn(we, x[t]), sum[e][t])"),
-    ("the last stretch of a prompt's routes is lost", "i < begin + stretch && i < routes", "i < begin + stretch && i + 32 < routes"),
-    ("experts of other ranks are computed", "expert - EXPERT_FIRST < OWN ? expert - EXPERT_FIRST : OWN", "expert < E ? expert % OWN : OWN"),
+    (
+        "a product is rounded before it is added",
+        "__fmaf_rn(we, x[t], sum[e][t])",
+        "__fadd_rn(__fmul_rn(we, x[t]), sum[e][t])",
+    ),
+    (
+        "the last stretch of a prompt's routes is lost",
+        "i < begin + stretch && i < routes",
+        "i < begin + stretch && i + 32 < routes",
+    ),
+    (
+        "experts of other ranks are computed",
+        "expert - EXPERT_FIRST < OWN ? expert - EXPERT_FIRST : OWN",
+        "expert < E ? expert % OWN : OWN",
+    ),
 ];
 
 #[test]
 fn routing_is_that_of_the_cpu() {
-    for card in support::cards() {
+    for TestCard { card, .. } in support::cards() {
         check(&card, &|source| source).unwrap();
     }
 }
@@ -88,7 +100,8 @@ impl<'a> Case<'a> {
             (mix(state) >> 40) as f32 / (1 << 23) as f32 - 1.0
         };
         let mut h: Vec<f32> = (0..t * hidden).map(|_| random()).collect();
-        let mut weight: Vec<u16> = (0..experts * hidden).map(|_| bf16::from_f32(random()).to_bits()).collect();
+        let mut weight: Vec<u16> =
+            (0..experts * hidden).map(|_| bf16::from_f32(random()).to_bits()).collect();
         let mut bias: Vec<u16> = (0..experts).map(|_| bf16::from_f32(random()).to_bits()).collect();
         // Equal logits: in every row those of the first, the third and the last expert; in row 1 many.
         for twin in [2, experts - 1] {

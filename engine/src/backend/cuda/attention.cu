@@ -2,9 +2,9 @@
 // storing that come before every attention. Prefill is in attention_tiles.cu.
 //
 //   rope_store      qkv f32 [T, (NQ + 2 NK) D] → q act [T, NQ, D], keys and values bf16 [blocks, NK, 16, D]
-//   attend_split    q, keys, values → partial sums f32 [rows, NK, splits, G, D] and their (m, l),
-//                   or, launched with one split, the attention itself
-//   attend_combine  partial sums, sinks → out act [T, NQ D]
+//   attend_split    q, keys, values, sinks → out act [T, NQ D] of rows that one block holds;
+//                   of the others partial sums f32 [blocks, NK, G, D] and their (m, l)
+//   attend_combine  partial sums, sinks → out act [T, NQ D] of those
 //
 // D head_dim (a multiple of 16), G query heads of a kv head, NQ and NK the rank's own heads.
 //
@@ -22,9 +22,12 @@
 // free too, so that values need a lane's 16 bytes of four keys and one byte permute a register. P goes from the
 // layout of a result to that of an operand by two shuffles for 16 keys. No shared memory until the end.
 // A warp has 32 keys (8 KiB at D = 64) in flight, a multiprocessor 16 warps.
-// Keys of a row: steps of 32 from the block of the first visible key on. A split takes a run of steps, at
-// least one for each of its warps; how many splits a row fills follows from its position alone (`Steps`).
-// Window rows read their window's blocks only; at 128 keys they fit one split, which finishes the row itself.
+// Keys of a row: steps of 32 from the block of the first visible key on; window rows read their window's blocks
+// only. The launch has one block a row and some to spare (`spare`, for full layers two a multiprocessor); each
+// block takes `per_part` steps of a row, so few that together they need no more blocks than there are, and
+// finds its row and its part from the positions of all rows (`part_of`). So a long row among short ones gets as
+// many blocks as it needs, and the launch depends on the number of rows alone. Rows in one part are finished at
+// once: all rows of a window of 128, launched without spare blocks and without combine.
 //
 // Predictions, not measurements (no card was at hand): H200, 20b shape, T = 1: 8192 keys of a full layer, 16.8 MB,
 // 5 to 6 µs with combine (3.5 µs of bytes); a window layer 3 µs, all latency; 131072 keys 70 µs (56 of bytes).
@@ -32,6 +35,9 @@
 //
 // Versions (date, device, shape, time):
 //   2026-11-23  1  the above                                                         not timed yet
+// Tried without a card: ld.global.nc for the keys (ptxas moves half of the loads behind the first products on
+// sm_90 and 120, so half as many bytes are in flight); positions read before the count of rows is known (NVVM
+// moves them back behind the exit).
 // To try: the last block of a row combines (one launch less); the next step's keys loaded before this one's use.
 
 #include "intrinsics.cuh"
@@ -117,24 +123,86 @@ constexpr unsigned QUERY_TILES = (G + 7) / 8;
 // mma steps over D, or tiles of 16 of D.
 constexpr unsigned DEPTH = D / 16;
 
-// The keys that a row sees, in steps, and how many of them a split takes.
+// The keys that a row sees, in steps.
 struct Steps {
     unsigned lowest;       // the first visible key
     unsigned first_block;  // of the table; steps count from its first key
-    unsigned count;        // of steps
-    unsigned per_split;
-    unsigned splits_used;  // those behind have nothing to do
+    unsigned count;
 };
 
 // window: visible keys with the row's own; 2^32 - 1 for all.
-__device__ inline Steps steps_of(unsigned position, unsigned window, unsigned splits) {
+__device__ inline Steps steps_of(unsigned position, unsigned window) {
     Steps s;
     s.lowest = position >= window ? position - window + 1 : 0;
     s.first_block = s.lowest / BLOCK_TOKENS;
     s.count = (position - s.first_block * BLOCK_TOKENS) / STEP_KEYS + 1;
-    s.per_split = max(WARPS, (s.count + splits - 1) / splits);
-    s.splits_used = (s.count + s.per_split - 1) / s.per_split;
     return s;
+}
+
+// The rows that a launch decodes. `spare`: blocks beyond one a row.
+struct Decode {
+    const unsigned* rows;  // null: every row of the step
+    unsigned count;
+    const unsigned* positions;
+    unsigned window;
+    unsigned spare;
+
+    __device__ unsigned row(unsigned index) const { return rows ? rows[index] : index; }
+    // Of the `index`-th row; no steps if there is no such row.
+    __device__ unsigned steps(unsigned index) const {
+        return index < count ? steps_of(positions[row(index)], window).count : 0;
+    }
+};
+
+__device__ inline unsigned warp_sum_unsigned(unsigned v) {
+#pragma unroll
+    for (unsigned other = 16; other > 0; other /= 2) v += __shfl_xor_sync(0xffffffffu, v, other);
+    return v;
+}
+
+// Steps of a part, at least one for each warp. With Σ ⌈steps / per_part⌉ ≤ Σ steps / per_part + rows there are
+// never more parts than blocks. Every warp calculates it for itself, as the following.
+__device__ inline unsigned per_part(const Decode& decode) {
+    if (decode.spare == 0) return 0xffffffffu;
+    unsigned total = 0;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x % 32; i < decode.count; i += 32) total += decode.steps(i);
+    total = decode.count == 1 ? decode.steps(0) : warp_sum_unsigned(total);
+    return max(WARPS, (total + decode.spare - 1) / decode.spare);
+}
+
+__device__ inline unsigned parts(unsigned steps, unsigned per_part) {
+    return steps == 0 ? 0 : (steps - 1) / per_part + 1;
+}
+
+// A part of a row's steps.
+struct Part {
+    unsigned index;  // of the row among those that are decoded; `count` for none
+    unsigned part, parts;
+};
+
+// What block `block` of the launch has to do: parts lie behind each other, row after row.
+__device__ inline Part part_of(const Decode& decode, unsigned per_part, unsigned block) {
+    if (decode.spare == 0) return Part{min(block, decode.count), 0, 1};
+    unsigned before = 0;
+#pragma unroll 1
+    for (unsigned first = 0; first < decode.count; first += 32) {
+        const unsigned lane = threadIdx.x % 32, own = parts(decode.steps(first + lane), per_part);
+        unsigned end = before + own;
+#pragma unroll
+        for (unsigned back = 1; back < 32; back *= 2) {
+            const unsigned earlier = __shfl_up_sync(0xffffffffu, end - before, back);
+            end += lane >= back ? earlier : 0;
+        }
+        const unsigned behind = __ballot_sync(0xffffffffu, block < end);
+        if (behind != 0) {
+            const unsigned found = __ffs(behind) - 1;
+            const unsigned begin = __shfl_sync(0xffffffffu, end - own, found);
+            return Part{first + found, block - begin, __shfl_sync(0xffffffffu, own, found)};
+        }
+        before = __shfl_sync(0xffffffffu, end, 31);
+    }
+    return Part{decode.count, 0, 0};
 }
 
 // What Σ exp(s − m) v has to be multiplied with, where l = Σ exp(s − m): here the sink enters, once.
@@ -188,9 +256,10 @@ struct BlockOfKeys {
     unsigned value[4][DEPTH];    // 2 (lane % 4), + 8, + 1, + 9
 };
 
-// `key` and `value`: what the block has for this lane, its first key and value. Keys outside lowest..=position may hold anything, NaN too: their values are not read, as 0 · NaN is NaN.
-// Their scores are replaced later. A block past the row's own may not even be in the table. The pointers are
-// not __restrict__, or the loads would become ld.global.nc, which ptxas moves behind the first products.
+// `key` and `value`: what the block has for this lane, the first of it. Keys outside lowest..=position may hold
+// anything, NaN too: their values are not read, as 0 · NaN is NaN, and their scores are replaced later. A block
+// past the row's own may not even be in the table. The pointers are not __restrict__, or the loads would become
+// ld.global.nc, which ptxas moves behind the first products.
 __device__ inline void load_block(BlockOfKeys& to, const bf16* key, const bf16* value, unsigned first_key,
                                   unsigned lowest, unsigned position, unsigned lane) {
     const bool any = first_key <= position;
@@ -290,22 +359,23 @@ __device__ inline void soften(Sums& sums, float (&scores)[STEP_BLOCKS][QUERY_TIL
         }
 }
 
-// Grid (splits, NK, rows), WARPS · 32 threads. decode_rows: the rows of the step, or null if they are all of it.
+// Grid (rows + spare, NK), WARPS · 32 threads.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
-attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values,
-             const bf16* __restrict__ sinks, const unsigned* __restrict__ decode_rows,
-             const unsigned* __restrict__ decode_row_count, const unsigned* __restrict__ positions,
-             const unsigned* __restrict__ table_start, const unsigned* __restrict__ blocks, unsigned window,
+attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values, const bf16* __restrict__ sinks,
+             const unsigned* __restrict__ decode_rows, const unsigned* __restrict__ decode_row_count,
+             const unsigned* __restrict__ positions, const unsigned* __restrict__ table_start,
+             const unsigned* __restrict__ blocks, unsigned window, unsigned spare,
              float* __restrict__ partial_out, float* __restrict__ partial_state, act* __restrict__ out) {
     __shared__ float warp_out[WARPS][G * D];
     __shared__ float warp_m[WARPS][G], warp_l[WARPS][G];
 
-    const unsigned split = blockIdx.x, head = blockIdx.y, index = blockIdx.z;
-    if (index >= *decode_row_count) return;
-    const unsigned row = decode_rows ? decode_rows[index] : index;
-    const unsigned position = positions[row];
-    const Steps steps = steps_of(position, window, gridDim.x);
-    if (split >= steps.splits_used) return;
+    const unsigned head = blockIdx.y;
+    const Decode decode = {decode_rows, *decode_row_count, positions, window, spare};
+    const unsigned per = per_part(decode);
+    const Part part = part_of(decode, per, blockIdx.x);
+    if (part.index >= decode.count) return;
+    const unsigned row = decode.row(part.index), position = positions[row];
+    const Steps steps = steps_of(position, window);
     const unsigned* table = blocks + table_start[row];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -331,8 +401,8 @@ attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values,
     keys += lane / 4 * D + quarter_offset(lane % 4);
     values += lane % 4 * 2 * D + lane / 4 * (D / 8);
 
-    // the split's steps, warp by warp; the table is read one step ahead
-    const unsigned end = min(steps.count, (split + 1) * steps.per_split);
+    // the part's steps, warp by warp; the table is read one step ahead
+    const unsigned begin = part.part * per, end = begin + min(steps.count - begin, per);
     const unsigned last_block = position / BLOCK_TOKENS;
     unsigned ahead[STEP_BLOCKS];
     auto read_table = [&](unsigned step) {
@@ -342,7 +412,7 @@ attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values,
             ahead[b] = step < end && at <= last_block ? table[at] : 0;
         }
     };
-    unsigned step = split * steps.per_split + warp;
+    unsigned step = begin + warp;
     read_table(step);
     for (; step < end; step += WARPS) {
         const unsigned first_key = steps.first_block * BLOCK_TOKENS + step * STEP_KEYS;
@@ -404,46 +474,53 @@ attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values,
             l += weight * warp_l[w][g];
             sum += weight * warp_out[w][i];
         }
-        if (gridDim.x == 1) {
+        if (part.parts == 1) {
             const float sink = to_float(sinks[head * G + g]) * LOG2_E;
             out[(unsigned long long)row * (NQ * D) + head * G * D + i] = to_act(sum * normalizer(m, l, sink));
             continue;
         }
-        const unsigned long long part = ((unsigned long long)index * NK + head) * gridDim.x + split;
-        partial_out[part * (G * D) + i] = sum;
+        const unsigned long long at = (unsigned long long)blockIdx.x * NK + head;
+        partial_out[at * (G * D) + i] = sum;
         if (i % D == 0) {
-            partial_state[(part * G + g) * 2] = m;
-            partial_state[(part * G + g) * 2 + 1] = l;
+            partial_state[(at * G + g) * 2] = m;
+            partial_state[(at * G + g) * 2 + 1] = l;
         }
     }
 }
 
 constexpr unsigned COMBINE_THREADS = 128;
-// D/4 threads add up a split's row; this many splits are added up beside each other.
+// D/4 threads add up the parts of a row; so many parts are added up beside each other.
 constexpr unsigned LANES = D / 4;
 constexpr unsigned BESIDE = COMBINE_THREADS / LANES;
 
-// Grid (NQ, rows). `splits` and `window` are those of attend_split's launch.
-extern "C" __global__ void __launch_bounds__(COMBINE_THREADS)
+// Grid (NQ, rows). `window` and `spare` are those of attend_split's launch.
+extern "C" __global__ void __launch_bounds__(COMBINE_THREADS, 8)
 attend_combine(const float* __restrict__ partial_out, const float* __restrict__ partial_state,
                const bf16* __restrict__ sinks, const unsigned* __restrict__ decode_rows,
                const unsigned* __restrict__ decode_row_count, const unsigned* __restrict__ positions,
-               unsigned window, unsigned splits, act* __restrict__ out) {
+               unsigned window, unsigned spare, act* __restrict__ out) {
     __shared__ float sums[BESIDE][D];
     const unsigned q_head = blockIdx.x, index = blockIdx.y;
-    if (index >= *decode_row_count) return;
-    const unsigned row = decode_rows ? decode_rows[index] : index;
-    const unsigned used = steps_of(positions[row], window, splits).splits_used;
+    const Decode decode = {decode_rows, *decode_row_count, positions, window, spare};
+    if (index >= decode.count) return;
+    const unsigned row = decode.row(index), per = per_part(decode);
+    const unsigned used = parts(decode.steps(index), per);
+    if (used == 1) return;
+    unsigned before = 0;
+#pragma unroll 1
+    for (unsigned i = threadIdx.x % 32; i < index; i += 32) before += parts(decode.steps(i), per);
+    if (index > 0) before = warp_sum_unsigned(before);
 
-    const unsigned long long first = ((unsigned long long)index * NK + q_head / G) * splits;
-    const float* state = partial_state + (first * G + q_head % G) * 2;
-    const float* from = partial_out + (first * G + q_head % G) * D;
+    // from one part of the row to the next
+    constexpr unsigned STATES = NQ * 2, VALUES = NQ * D;
+    const float* state = partial_state + (unsigned long long)before * STATES + q_head * 2;
+    const float* from = partial_out + (unsigned long long)before * VALUES + q_head * D;
 
     // m and l, by every warp alike
     float m = NEVER, l = 0.0f;
-    for (unsigned s = threadIdx.x % 32; s < used; s += 32) m = fmaxf(m, state[s * G * 2]);
+    for (unsigned s = threadIdx.x % 32; s < used; s += 32) m = fmaxf(m, state[s * STATES]);
     m = warp_max(m);
-    for (unsigned s = threadIdx.x % 32; s < used; s += 32) l += exp2f(state[s * G * 2] - m) * state[s * G * 2 + 1];
+    for (unsigned s = threadIdx.x % 32; s < used; s += 32) l += exp2f(state[s * STATES] - m) * state[s * STATES + 1];
     l = warp_sum(l);
 
     const unsigned beside = threadIdx.x / LANES, d = threadIdx.x % LANES * 4;
@@ -451,8 +528,8 @@ attend_combine(const float* __restrict__ partial_out, const float* __restrict__ 
         float sum[4] = {};
 #pragma unroll 4
         for (unsigned s = beside; s < used; s += BESIDE) {
-            const uint4 four = *(const uint4*)(from + s * G * D + d);
-            const float weight = exp2f(state[s * G * 2] - m);
+            const uint4 four = *(const uint4*)(from + s * VALUES + d);
+            const float weight = exp2f(state[s * STATES] - m);
             sum[0] += weight * __uint_as_float(four.x);
             sum[1] += weight * __uint_as_float(four.y);
             sum[2] += weight * __uint_as_float(four.z);

@@ -19,9 +19,9 @@ const COMBINE_THREADS: usize = 128;
 /// Query rows times heads of a block of `attend_tiles`.
 const TILE_M: usize = 128;
 /// More would leave `attend_combine` more to read than they save.
-const SPLITS_MAX: usize = 128;
+const SPARE_MAX: usize = 128;
 /// Blocks of `attend_split` that one multiprocessor holds.
-const SPLITS_PER_MULTIPROCESSOR: usize = 2;
+const BLOCKS_PER_MULTIPROCESSOR: usize = 2;
 /// In place of the window's width where every key is visible.
 const NO_WINDOW: u32 = u32::MAX;
 
@@ -77,10 +77,11 @@ impl AttentionShape {
         if self.head_dim <= 64 { 4 } else { 8 }
     }
 
-    /// The most splits that a row of a window can fill: its keys may begin anywhere in a block.
-    fn window_splits(self, window: u32) -> usize {
+    /// Whether one block of `attend_split` has a warp for each step of a window's row, whose keys may begin
+    /// anywhere in a block of the cache.
+    fn one_block_holds(self, window: u32) -> bool {
         let keys = window as usize + BLOCK_TOKENS - 1;
-        keys.div_ceil(self.step_blocks() * BLOCK_TOKENS).div_ceil(self.split_warps())
+        keys <= self.split_warps() * self.step_blocks() * BLOCK_TOKENS
     }
 
     fn defines(self) -> Vec<(&'static str, i64)> {
@@ -189,17 +190,17 @@ pub struct Attend<'a> {
     pub window: Option<u32>,
 }
 
-/// What the splits of decode rows leave to be combined.
+/// What the parts of decode rows leave to be combined.
 #[derive(Debug)]
 pub struct Partials {
-    /// f32 [rows, nk, splits, G, D]
+    /// f32 [parts, nq, D]
     out: CudaSlice<f32>,
-    /// f32 [rows, nk, splits, G, 2]: m and l.
+    /// f32 [parts, nq, 2]: m and l.
     state: CudaSlice<f32>,
 }
 
 impl Partials {
-    /// `parts`: rows times splits of the launch that has the most.
+    /// `parts`: [`AttentionKernels::parts_max`], or the rows and spare blocks of the launch that has the most.
     pub fn new(card: &Card, shape: AttentionShape, parts: usize) -> Result<Self, CudaError> {
         let states = parts.max(1) * shape.q_heads();
         // SAFETY: what a launch of attend_combine reads was written by attend_split's before it.
@@ -255,19 +256,16 @@ impl AttentionKernels {
         self.shape
     }
 
-    /// Into how many parts the keys of each of `launched` decode rows are cut: enough to fill the card.
-    pub fn splits(&self, launched: usize, window: Option<u32>) -> usize {
-        let blocks = (SPLITS_PER_MULTIPROCESSOR * self.multiprocessors).max(1);
-        let splits = blocks.div_ceil(self.shape.kv_heads * launched.max(1)).min(SPLITS_MAX);
-        window.map_or(splits, |window| splits.min(self.shape.window_splits(window)))
+    /// Blocks beyond one a decode row, for the rows with the most keys: enough to fill the card.
+    pub fn spare(&self, window: Option<u32>) -> usize {
+        let fill = (BLOCKS_PER_MULTIPROCESSOR * self.multiprocessors).div_ceil(self.shape.kv_heads);
+        let alone = window.is_some_and(|window| self.shape.one_block_holds(window));
+        if alone { 0 } else { fill.clamp(1, SPARE_MAX) }
     }
 
-    /// Rows times splits of the launch that has the most, of up to `rows_max` decode rows: for [`Partials`],
-    /// which all layers share.
+    /// For the [`Partials`] of launches of up to `rows_max` decode rows; all layers share them.
     pub fn parts_max(&self, rows_max: usize) -> usize {
-        let parts = |rows| (rows, self.splits(rows, None));
-        let split = (1..=rows_max).map(parts).filter(|(_, splits)| *splits > 1);
-        split.map(|(rows, splits)| rows * splits).max().unwrap_or(0)
+        rows_max + self.spare(None)
     }
 
     /// q, k and v of T rows: q rotated and scaled into `q`, k rotated and v into the cache.
@@ -285,7 +283,9 @@ impl AttentionKernels {
         let (shape, angles) = (self.shape, t * self.shape.head_dim / 2);
         assert!(qkv.len() >= t * shape.qkv_width() && q.len() >= t * shape.q_width());
         assert!(rotation.cos.len() >= angles && rotation.sin.len() >= angles);
-        assert!(cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values()));
+        assert!(
+            cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values())
+        );
         self.assert_aligned(&q.as_view());
         self.assert_aligned(&cache.keys.as_view());
         self.assert_aligned(&cache.values.as_view());
@@ -310,13 +310,13 @@ impl AttentionKernels {
         partials: &mut Partials,
         out: &mut CudaViewMut<'_, u16>,
     ) -> Result<(), CudaError> {
-        self.attend_decode_in(self.splits(rows.launched, attend.window), rows, step, attend, partials, out)
+        self.attend_decode_in(self.spare(attend.window), rows, step, attend, partials, out)
     }
 
-    /// The same in a given number of splits.
+    /// The same with a given number of spare blocks.
     pub fn attend_decode_in(
         &self,
-        splits: usize,
+        spare: usize,
         rows: &DecodeRows<'_>,
         step: &StepRows<'_>,
         attend: &Attend<'_>,
@@ -331,11 +331,11 @@ impl AttentionKernels {
         }
         self.assert_step(if list.is_some() { 1 } else { launched }, step);
         assert!(
-            splits == 1 || launched * splits <= partials.parts(self.shape),
-            "{launched} decode rows in {splits} splits are more than the partial sums have room for"
+            spare == 0 || launched + spare <= partials.parts(self.shape),
+            "{launched} decode rows and {spare} spare blocks are more than the partial sums have room for"
         );
 
-        let (no_list, window, split_count) = (0u64, attend.window.unwrap_or(NO_WINDOW), splits as u32);
+        let (no_list, window, spare_blocks) = (0u64, attend.window.unwrap_or(NO_WINDOW), spare as u32);
         let count = list.as_ref().map_or(&step.rows, |list| &list.count);
         let mut launch = self.stream.launch_builder(&self.attend_split);
         launch.arg(&attend.q).arg(&attend.cache.keys).arg(&attend.cache.values).arg(&attend.sinks);
@@ -344,11 +344,14 @@ impl AttentionKernels {
             None => launch.arg(&no_list),
         };
         launch.arg(count).arg(&step.positions).arg(&step.table_start).arg(&step.blocks).arg(&window);
+        launch.arg(&spare_blocks);
         launch.arg(&mut partials.out).arg(&mut partials.state).arg(&mut *out);
         // SAFETY: the arguments are the kernel's, and as long as was asserted. That the rows are of the step,
         // and their blocks of the cache, is the caller's word.
-        unsafe { launch.launch(grid(splits, self.shape.kv_heads, launched, self.shape.split_warps() * 32)) }?;
-        if splits == 1 {
+        unsafe {
+            launch.launch(grid(launched + spare, self.shape.kv_heads, 1, self.shape.split_warps() * 32))
+        }?;
+        if spare == 0 {
             return Ok(());
         }
 
@@ -358,7 +361,7 @@ impl AttentionKernels {
             Some(list) => launch.arg(&list.rows),
             None => launch.arg(&no_list),
         };
-        launch.arg(count).arg(&step.positions).arg(&window).arg(&split_count).arg(out);
+        launch.arg(count).arg(&step.positions).arg(&window).arg(&spare_blocks).arg(out);
         // SAFETY: as above; what is read of the partial sums has been written by the launch above.
         unsafe { launch.launch(grid(self.shape.q_heads(), launched, 1, COMBINE_THREADS)) }?;
         Ok(())
@@ -396,9 +399,13 @@ impl AttentionKernels {
     fn assert_attend(&self, attend: &Attend<'_>, out: &CudaViewMut<'_, u16>) -> usize {
         let Attend { q, cache, sinks, window } = attend;
         let shape = self.shape;
-        assert!(cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values()));
+        assert!(
+            cache.keys.len() == cache.values.len() && cache.keys.len().is_multiple_of(shape.block_values())
+        );
         assert!(q.len().is_multiple_of(shape.q_width()) && out.len() >= q.len());
-        assert!(sinks.len() == shape.q_heads() && window.is_none_or(|window| (1..NO_WINDOW).contains(&window)));
+        assert!(
+            sinks.len() == shape.q_heads() && window.is_none_or(|window| (1..NO_WINDOW).contains(&window))
+        );
         self.assert_aligned(q);
         self.assert_aligned(&cache.keys);
         self.assert_aligned(&cache.values);
@@ -427,10 +434,10 @@ mod tests {
     const REAL: AttentionShape = AttentionShape { head_dim: 64, group: 8, kv_heads: 8 };
 
     #[test]
-    fn a_window_of_128_fits_one_split() {
-        assert_eq!(REAL.window_splits(128), 1);
-        assert_eq!(REAL.window_splits(241), 1);
-        assert_eq!(REAL.window_splits(242), 2);
+    fn one_block_holds_a_window_of_128() {
+        assert!(REAL.one_block_holds(128));
+        assert!(REAL.one_block_holds(241));
+        assert!(!REAL.one_block_holds(242));
     }
 
     #[test]

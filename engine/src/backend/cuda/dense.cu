@@ -1,8 +1,9 @@
 // Dense products with bf16 weights: y[t, n] = Σ_k x[t, k] · W[n, k] + bias[n].
 //
 // x: act [T, K], W: bf16 [M, K], bias: bf16 [M] or null, y: f32 [T, M]; K a multiple of 8, rows 16-byte aligned.
-// Products are exact, sums are f32. T, M and K are arguments: one program serves qkv, o and unembed.
-// Rows of x at and past *rows are neither read nor written. On sm_75 x is f16 and weights are converted to it.
+// Products are exact, sums are f32. T, M and K are arguments: one program serves qkv, o and unembed. The kernels of a
+// kind sum in one order, so up to T = 16, and again above, a row's bits do not depend on how many others there are.
+// Rows at and past *rows are not written. On sm_75 x is f16, and weights are converted to it.
 //
 // product_few: T ≤ 16, bound by reading W once.
 //   A block owns 16 (or 8) rows of W, its 8 warps own slices of K, and a warp feeds 16-byte loads straight into
@@ -10,11 +11,13 @@
 //   four lanes of a quad own 8 consecutive ones each, which makes two m16n8k16 steps without a shuffle. Tokens are
 //   the 16 rows of an mma and weights its 8 columns, so that T ≤ 16 is one mma whatever T is, and a block
 //   may own as few as 8 rows of W. x is not staged in shared memory: a block uses each of its elements once, and
-//   the L1 serves the other blocks of the multiprocessor (W is kept out of it).
+//   the L1 serves the other blocks of the multiprocessor (W is kept out of it). Loads are not predicated: past
+//   an end they repeat what is there, x is masked at its use, and rows of x past *rows are read and change nothing.
 //   A ring of 4 to 6 chunks keeps loads in flight; partial sums of the warps are added in shared memory in order.
-//   Predicted, not measured: 8 warps · 8 loads · 512 bytes = 32 KiB in flight a block, two to three blocks a multiprocessor;
-//   that covers 4.8 TB/s · 0.7 µs on 132 multiprocessors: 0.8 of the read rate from M · K · 2 ≥ 16 MiB on,
-//   falling to 0.4 for M = 640, where a launch (2 to 3 µs) is longer than the reading.
+//   Predicted, not measured: 8 warps · 4 chunks · 1 KiB = 32 KiB in flight a block, three blocks a multiprocessor at
+//   T ≤ 8, two above. ptxas sends a round's loads together after its mma, so about 3/4 of that on average,
+//   where 25 KiB a multiprocessor cover 4.8 TB/s · 0.7 µs on 132 of them: 0.8 of the read rate where
+//   M · K · 2 ≥ 16 MiB, falling to 0.4 for M = 640, where a launch (2 to 3 µs) is longer than the reading.
 //
 // product_many: T > 16, tiles of T by M, K in steps, cp.async stages, XOR-swizzled shared memory, ldmatrix, mma.
 //   large 128 × 128 × 32, 3 stages, 8 warps of 64 × 32; middle 64 × 32 × 64, 4 stages, 4 warps of 32 × 16, for
@@ -24,7 +27,9 @@
 //   bound by 1.5 KiB of copies a 64 Ki multiply-adds: 0.3 of the read rate of W at T = 64.
 //
 // Versions (device, date, shape, GB/s or TFLOP/s): none measured yet.
-//   1  2026-11-23  as above
+//   1  2026-11-23  product_few with predicated loads, *rows read first: never run on a card; in its SASS every load
+//                  waited for *rows, and zeros for skipped loads were merged right behind them, which waits for them
+//   2  2026-11-23  as above
 // Not tried yet: K split over blocks for small M; a persistent grid for unembed; wgmma.
 
 #include "intrinsics.cuh"
@@ -50,36 +55,33 @@ struct Chunk {
     uint4 x[HALVES];
 };
 
-// What one lane reads: column 8 · quad lane of every chunk, row `lane / 4` of every tile of 8.
+// What one lane reads: 8 columns of every chunk, row `lane / 4` of every tile of 8. A load asks for nothing: past its
+// last chunk a lane reads that again, and past the last row or token that one.
 template <unsigned HALVES, unsigned TILES>
 struct FewSource {
-    const bf16* w[TILES];
-    const act* x[HALVES];
-    bool token[HALVES];  // there is such a token
-    unsigned column, k, chunks_end;
+    const uint4* w[TILES];
+    const uint4* x[HALVES];
+    unsigned last;  // chunk of this lane
 
-    __device__ __forceinline__ void load_weights(Chunk<HALVES, TILES>& to, unsigned chunk) const {
-        const unsigned at = chunk * CHUNK + column;
-        const bool valid = chunk < chunks_end && at < k;
+    __device__ __forceinline__ void load(Chunk<HALVES, TILES>& to, unsigned chunk) const {
+        const unsigned at = min(chunk, last) * (CHUNK / 8);
         #pragma unroll
-        for (unsigned i = 0; i < TILES; ++i) to.w[i] = valid ? load_stream_16(w[i] + at) : zero_16();
-    }
-
-    __device__ __forceinline__ void load_tokens(Chunk<HALVES, TILES>& to, unsigned chunk) const {
-        const unsigned at = chunk * CHUNK + column;
-        const bool valid = chunk < chunks_end && at < k;
+        for (unsigned i = 0; i < TILES; ++i) to.w[i] = load_stream_16(w[i] + at);
         #pragma unroll
-        for (unsigned i = 0; i < HALVES; ++i) {
-            to.x[i] = valid && token[i] ? *reinterpret_cast<const uint4*>(x[i] + at) : zero_16();
-        }
+        for (unsigned i = 0; i < HALVES; ++i) to.x[i] = x[i][at];
     }
 };
 
-// sums += tokens · weightsᵀ over the 32 columns of a chunk, as two steps of 16.
+__device__ __forceinline__ uint4 masked(uint4 v, unsigned mask) {
+    return make_uint4(v.x & mask, v.y & mask, v.z & mask, v.w & mask);
+}
+
+// sums += tokens · weightsᵀ over the 32 columns of a chunk, as two steps of 16; `exists`: of this lane's part of it.
 template <unsigned HALVES, unsigned TILES>
-__device__ __forceinline__ void multiply(float (&sums)[TILES][4], const Chunk<HALVES, TILES>& chunk) {
-    const uint4 low = chunk.x[0];
-    const uint4 high = HALVES == 2 ? chunk.x[HALVES - 1] : zero_16();
+__device__ __forceinline__ void multiply(float (&sums)[TILES][4], const Chunk<HALVES, TILES>& chunk, bool exists) {
+    const unsigned mask = exists ? 0xffffffffu : 0;
+    const uint4 low = masked(chunk.x[0], mask);
+    const uint4 high = HALVES == 2 ? masked(chunk.x[HALVES - 1], mask) : zero_16();
     const unsigned first[4] = {low.x, high.x, low.y, high.y};
     const unsigned second[4] = {low.z, high.z, low.w, high.w};
     #pragma unroll
@@ -94,44 +96,38 @@ __device__ __forceinline__ void multiply(float (&sums)[TILES][4], const Chunk<HA
 
 template <unsigned HALVES, unsigned TILES, unsigned DEPTH>
 __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, const bf16* w, const bf16* bias,
-                                            float* y, unsigned m, unsigned k) {
+                                            float* y, unsigned t, unsigned m, unsigned k) {
     constexpr unsigned ROWS = TILES * 8, TOKENS = HALVES * 8;
     __shared__ float partial[FEW_WARPS][TOKENS][ROWS];
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
     const unsigned row_first = blockIdx.x * ROWS;
 
     const unsigned chunks = (k + CHUNK - 1) / CHUNK;
-    const unsigned begin = chunks * warp / FEW_WARPS;
+    const unsigned begin = chunks * warp / FEW_WARPS, end = chunks * (warp + 1) / FEW_WARPS;
+    const unsigned lane_chunks = (k + CHUNK - 1 - quad * 8) / CHUNK;  // in the last, columns may end before the lane's
+    const unsigned stop = min(end, lane_chunks), column = lane_chunks > 0 ? quad * 8 : 0;
     FewSource<HALVES, TILES> source;
-    source.column = quad * 8;
-    source.k = k;
-    source.chunks_end = chunks * (warp + 1) / FEW_WARPS;
+    source.last = max(stop, 1u) - 1;
     #pragma unroll
     for (unsigned i = 0; i < TILES; ++i) {
-        // Rows past the last read the last; what they sum is not stored.
-        source.w[i] = w + static_cast<unsigned long long>(min(row_first + i * 8 + group, m - 1)) * k;
+        const unsigned long long row = min(row_first + i * 8 + group, m - 1);
+        source.w[i] = reinterpret_cast<const uint4*>(w + row * k + column);
     }
-
-    // Weights first: they come from far, and only x must know how many rows there are.
-    Chunk<HALVES, TILES> ring[DEPTH];
-    #pragma unroll
-    for (unsigned d = 0; d < DEPTH; ++d) source.load_weights(ring[d], begin + d);
-    const unsigned tokens = min(*rows, TOKENS);
     #pragma unroll
     for (unsigned i = 0; i < HALVES; ++i) {
-        source.x[i] = x + static_cast<unsigned long long>(i * 8 + group) * k;
-        source.token[i] = i * 8 + group < tokens;
+        const unsigned long long token = min(i * 8 + group, t - 1);
+        source.x[i] = reinterpret_cast<const uint4*>(x + token * k + column);
     }
-    #pragma unroll
-    for (unsigned d = 0; d < DEPTH; ++d) source.load_tokens(ring[d], begin + d);
 
+    Chunk<HALVES, TILES> ring[DEPTH];
+    #pragma unroll
+    for (unsigned d = 0; d < DEPTH; ++d) source.load(ring[d], begin + d);
     float sums[TILES][4] = {};
-    for (unsigned chunk = begin; chunk < source.chunks_end; chunk += DEPTH) {
+    for (unsigned chunk = begin; chunk < end; chunk += DEPTH) {
         #pragma unroll
         for (unsigned d = 0; d < DEPTH; ++d) {
-            multiply(sums, ring[d]);  // zeros where a chunk is past the end
-            source.load_weights(ring[d], chunk + DEPTH + d);
-            source.load_tokens(ring[d], chunk + DEPTH + d);
+            multiply(sums, ring[d], chunk + d < stop);
+            source.load(ring[d], chunk + DEPTH + d);
         }
     }
 
@@ -145,6 +141,7 @@ __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, 
         }
     }
     __syncthreads();
+    const unsigned tokens = min(*rows, TOKENS);
     for (unsigned i = threadIdx.x; i < tokens * ROWS; i += FEW_WARPS * 32) {
         const unsigned token = i / ROWS, row = i % ROWS;
         if (row_first + row < m) {
@@ -160,9 +157,9 @@ __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, 
 #define PRODUCT_FEW(NAME, HALVES, TILES, DEPTH, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, BLOCKS)                                             \
     NAME(const unsigned* __restrict__ rows, const act* __restrict__ x, const bf16* __restrict__ w,                   \
-         const bf16* __restrict__ bias, float* __restrict__ y, unsigned m, unsigned k) {                             \
+         const bf16* __restrict__ bias, float* __restrict__ y, unsigned t, unsigned m, unsigned k) {                 \
         constexpr unsigned IN_FLIGHT = DEPTH < DEPTH_MAX ? DEPTH : DEPTH_MAX;                                        \
-        product_few<HALVES, TILES, IN_FLIGHT>(rows, x, w, bias, y, m, k);                                            \
+        product_few<HALVES, TILES, IN_FLIGHT>(rows, x, w, bias, y, t, m, k);                                         \
     }
 
 // Grid: M in blocks of 16 or 8 rows. The 8 keep small shards' multiprocessors busy.
@@ -337,10 +334,10 @@ struct Tiles {
 
 template <typename Own>
 __device__ __forceinline__ void product_many(const unsigned* rows, const act* x, const bf16* w, const bf16* bias,
-                                             float* y, unsigned m, unsigned k) {
+                                             float* y, unsigned t, unsigned m, unsigned k) {
     __shared__ __align__(16) uint4 stages[Own::STAGES * Own::STAGE];
     const unsigned t_first = blockIdx.x * Own::T_BLOCK, m_first = blockIdx.y * Own::M_BLOCK;
-    const unsigned tokens = *rows;
+    const unsigned tokens = min(*rows, t);
     if (t_first >= tokens) return;
     const Own own = {x, w, tokens, m, k, t_first, m_first};
     float sums[Own::T_MMA][Own::M_MMA][4] = {};
@@ -355,8 +352,8 @@ using Middle = Tiles<64, 32, 64, 4, 2, 2>;
 #define PRODUCT_MANY(NAME, OWN, BLOCKS)                                                                              \
     extern "C" __global__ void __launch_bounds__(OWN::THREADS, BLOCKS)                                               \
     NAME(const unsigned* __restrict__ rows, const act* __restrict__ x, const bf16* __restrict__ w,                   \
-         const bf16* __restrict__ bias, float* __restrict__ y, unsigned m, unsigned k) {                             \
-        product_many<OWN>(rows, x, w, bias, y, m, k);                                                                \
+         const bf16* __restrict__ bias, float* __restrict__ y, unsigned t, unsigned m, unsigned k) {                 \
+        product_many<OWN>(rows, x, w, bias, y, t, m, k);                                                             \
     }
 
 PRODUCT_MANY(product_many_large, Large, 2)

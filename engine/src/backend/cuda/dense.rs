@@ -74,6 +74,7 @@ impl Way {
             Way::ManyLarge => ((t.div_ceil(128), m.div_ceil(128)), 256),
             Way::ManyMiddle => ((t.div_ceil(64), m.div_ceil(32)), 128),
         };
+        assert!(grid.1 <= 65535, "M = {m} is more than a grid is high");
         LaunchConfig {
             grid_dim: (grid.0 as u32, grid.1 as u32, 1),
             block_dim: (threads, 1, 1),
@@ -159,16 +160,15 @@ impl DenseKernels {
             "rows are read 16 bytes at a time"
         );
         let kernel = &self.kernels[Way::ALL.iter().position(|other| *other == way).expect("one of all")];
-        let (rows_of_w, columns, no_bias) = (*m as u32, *k as u32, 0u64);
+        let (tokens, rows_of_w, columns, no_bias) = (t as u32, *m as u32, *k as u32, 0u64);
         let mut launch = self.stream.launch_builder(kernel);
         launch.arg(rows).arg(x).arg(weights);
         match bias {
             Some(bias) => launch.arg(bias),
             None => launch.arg(&no_bias),
         };
-        launch.arg(y).arg(&rows_of_w).arg(&columns);
-        // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted, but for
-        // *rows ≤ T, which is the caller's word.
+        launch.arg(y).arg(&tokens).arg(&rows_of_w).arg(&columns);
+        // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
         unsafe { launch.launch(way.launch(t, *m)) }?;
         Ok(())
     }

@@ -5,17 +5,20 @@
 //   down     f16 a [n, I], MXFP4 W [E', H, I], bf16 b [E', H] or none → f32 slots [T·K, H], times the router's weight
 //   combine  slots → f32 y [T, H] = Σ_k of the routes that this rank has, in the order of k
 //
-// E' are the rank's own experts, n its routes in the order of `sorted`, which together with `items` comes from route.cu. Weights
-// lie as in the checkpoint: u8 [rows, K/32, 16], low nibble first, a scale a block; gate j is row 2j, up j is row 2j + 1.
+// E' are the rank's own experts, n its routes in the order of `sorted`, which together with `items` comes from
+// route.cu. Weights lie as in the checkpoint: u8 [rows, K/32, 16], low nibble first, a scale a block; gate j is
+// row 2j, up j is row 2j + 1.
 //
-// Weights are the A operand of mma m16n8k16 (rows of W are its rows, routes its columns), decoded in registers. Of a block of 32 a
-// row has 16 bytes, a quad of lanes has the row, so each lane decodes one word: eight values, for two mma. Which k stands where in a
-// mma is free, as long as A and B agree: decoding gives pairs (j, j + 4) of a word, because these need no nibble to change its half;
-// so activations are stored in that order, 0 4 1 5 2 6 3 7 of each eight ("arranged"), and the eight of a lane are one load of 16 bytes.
-// The values come as f16 · 2^-14, so decoding is shifts and masks, no product and no table. The two mma of a block start at zero and
+// Weights are the A operand of mma m16n8k16 (rows of W are its rows, routes its columns), decoded in registers.
+// Of a block of 32 a row has 16 bytes, a quad of lanes has the row, so each lane decodes one word: eight values,
+// for two mma. Which k stands where in a mma is free, as long as A and B agree: decoding gives pairs (j, j + 4)
+// of a word, because these need no nibble to change its half; so activations are stored in that order, 0 4 1 5 2
+// 6 3 7 of each eight ("arranged"), and the eight of a lane are one load of 16 bytes. The values come as f16 ·
+// 2^-14, so decoding is shifts and masks, no product and no table. The two mma of a block start at zero and
 // their sum is multiplied by the block's scale in f32: exact for any scale. 2^14 is multiplied in at the end.
 //
-// Macros: HIDDEN, INTERMEDIATE (the rank's own), PER_TOKEN, EXPERT_FIRST..EXPERT_END. H and I are multiples of 32.
+// Macros: HIDDEN, INTERMEDIATE (the rank's own), PER_TOKEN, EXPERT_FIRST..EXPERT_END. H and I are multiples of
+// 32.
 
 #include "intrinsics.cuh"
 

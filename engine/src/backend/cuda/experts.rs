@@ -199,6 +199,7 @@ impl ExpertKernels {
     ) -> Result<(), CudaError> {
         self.check(t, routes, chosen, weights, buffers);
         assert!(!rows.is_empty() && y.len() >= t * self.shape.route.hidden);
+        assert!(y.device_ptr(&self.stream).0.is_multiple_of(16), "y is written 16 bytes at a time");
         self.gate_up(t, routes, &weights.gate_up, buffers)?;
         self.down(t, routes, &weights.down, buffers)?;
 

@@ -1,23 +1,30 @@
 // The experts for few routes each: decode. W is read once, and reading it is all that should take time.
 //
-// A block has ROW_TILE rows of one item; its warps share the K dimension in turns of a chunk of 4 blocks (128 values), and add up
-// in shared memory, in the order of the warps. Each warp has its own ring of cp.async stages, so the loop has no barrier of the block.
-// An item has up to 8 · N_TILES_MAX columns; the loop is compiled for 1, 2 and 4 tiles of 8, and an item takes what it needs.
+// A block has ROW_TILE rows of one item; its warps share the K dimension in turns of a chunk of 4 blocks (128
+// values), and add up in shared memory, in the order of the warps. Each warp has its own ring of cp.async
+// stages, so the loop has no barrier of the block. An item has up to 8 · N_TILES_MAX columns; the loop is
+// compiled for 1, 2 and 4 tiles of 8, and an item takes what it needs.
 //
-// Why cp.async, and not loads of 16 bytes into registers: these give a lane a whole block of a row, where the mma wants a word of
-// it in each lane of a quad. Turning that round is 12 selects and 4 shuffles for 4 words, on the pipe that decodes. Through shared memory
-// a word costs one load that conflicts with none (rows lie 80 bytes apart) and a quarter of a cp.async, and stages need no registers.
-// Activations are loaded straight into operands, 16 bytes a lane and block, from L1 or L2: no stage, no barrier, 64 bytes a column.
+// Why cp.async, and not loads of 16 bytes into registers: these give a lane a whole block of a row, where the
+// mma wants a word of it in each lane of a quad. Turning that round is 12 selects and 4 shuffles for 4 words, on
+// the pipe that decodes. Through shared memory a word costs one load that conflicts with none (rows lie 80 bytes
+// apart) and a quarter of a cp.async, and stages need no registers. Activations are loaded straight into
+// operands, 16 bytes a lane and block, from L1 or L2: no stage, no barrier, 64 bytes a column.
 //
-// Instructions for a word of 4 bytes in 32 lanes (8 weights a lane), with ROW_TILE = 32, one tile of columns; on the pipe for integer
-// logic (16 lanes a clock and quarter of an SM) in brackets:
-//   decode 11 (7), weight from shared 1, activations ¼, scales 1¾ (½), mma 1, scale · sum 2, cp.async and addresses ½ (¼), loop ½ (¼):
-//   18 (8).
-// A quarter of an SM has for a word, at the full rate of memory: H200 (4.8 TB/s, 132 × 1.755 GHz) 24.7 clocks, RTX 4090 (1.008,
-// 128 × 2.52) 164, RTX 3090 (0.936, 82 × 1.70) 76. So issue 73 % and logic 65 % on the H200; 11 % and 24 % of issue on the others, where mma
-// takes 32 clocks a word: 20 % and 42 %.
-// Predicted, not measured, of the rate of reading: H200 0.80 at batch 1 (one wave of 720 blocks, 5 or 6 an SM: 0.91; start and end of
-// a launch of 8 µs: 0.9), 0.85 at 2 to 8, 0.75 at 32; RTX 4090 and 3090 0.90.
+// A word of 4 bytes in 32 lanes (8 weights a lane) costs with one tile of columns, in sm_90's assembly of the
+// loop, 395 / 16 = 24.7 instructions: decoding 13, weights from shared 1, scales 1 shuffle and 2, mma 1, fmaf
+// for scales 2, and 4½ for copies, activations, addresses and the loop. 12.6 of them go to the pipe for integer
+// logic, which takes one in two clocks (16 lanes in a quarter of an SM). Decoding by lop3 with a selecting mask
+// would take 11, and make that 22.7 and 10.6. Two tiles 29, four 37.
+// A quarter of an SM has for a word, at the full rate of memory: H200 (4.8 TB/s, 132 × 1.755 GHz) 24.7 clocks,
+// RTX 4090 (1.008 TB/s, 128 × 2.52) 164, RTX 3090 (0.936, 82 × 1.70) 76. On the H200 logic alone needs 25.2
+// (21.2 with the shorter decoding), issue 24.7 (22.7): at 0.80 of that rate logic is busy to 82 % (69 %). On the
+// other two issue is 15 % and 33 % and mma, 32 clocks a word, 20 % and 42 %: there memory alone counts.
+// Predicted, not measured, of the rate of reading: H200 0.70 at batch 1 (one wave of 720 blocks, 5 or 6 an SM:
+// 0.91; start and end of a launch of 8 µs: 0.9), 0.80 at 2 to 8, 0.70 at 32, and 0.05 more with the shorter
+// decoding; RTX 4090 and 3090 0.90.
+// Untried: weights by cp.async.bulk (rows of a tile lie behind each other: one instruction for a tile), blocks
+// that stay and take tile after tile, 16 rows a tile at batch 1.
 //
 // | version | card | date | GB/s, batch 1, 8, 32 |
 // |---|---|---|---|
@@ -29,6 +36,7 @@ constexpr int ROW_BYTES = CHUNK_BLOCKS * 16 + 16; // 8 rows apart by 80 bytes: 8
 constexpr int STAGE_BYTES = ROW_TILE * ROW_BYTES;
 constexpr int RING_BYTES = WARPS * STAGES * STAGE_BYTES;
 constexpr int SUM_STRIDE = ROW_TILE + 4;
+constexpr int BLOCKS_OF_SM = N_TILES_MAX == 1 ? 6 : 4; // that there are registers for
 static_assert(WARPS * 8 * N_TILES_MAX * SUM_STRIDE * 4 <= RING_BYTES, "the sums of the warps take the place of the ring");
 
 template <class Shape> struct Few {
@@ -81,17 +89,18 @@ __device__ void sum_chunks(float (&sum)[M_TILES][N_TILES][4], char* shared, cons
     int slot = 0;
     for (int chunk = warp; chunk < Tile::CHUNKS; chunk += WARPS) {
         const int first_block = Tile::first_block(chunk);
-        uint4 b[Tile::CHUNK][N_TILES];
+        uint4 b[Tile::CHUNK];
+        if (N_TILES == 1) {
 #pragma unroll
-        for (int n = 0; n < N_TILES; n++) {
-            const f16* from = x[n] + first_block * 32;
-#pragma unroll
-            for (int i = 0; i < Tile::CHUNK; i++) b[i][n] = *(const uint4*)(from + i * 32);
+            for (int i = 0; i < Tile::CHUNK; i++) b[i] = *(const uint4*)(x[0] + (first_block + i) * 32);
         }
-        float scale[2 * M_TILES] = {}; // of this lane's block of the chunk, rows g, g + 8, …
-        if (t < Tile::CHUNK && first_block + t >= chunk * Tile::CHUNK) {
+        // Of this lane's block of the chunk, rows g, g + 8, …
+        float scale[2 * M_TILES];
+        const int own = first_block + (Tile::CHUNK < 4 ? min(t, Tile::CHUNK - 1) : t);
 #pragma unroll
-            for (int i = 0; i < 2 * M_TILES; i++) scale[i] = mxfp4_scale(scales[(g + 8 * i) * Tile::BLOCKS + first_block + t]);
+        for (int i = 0; i < 2 * M_TILES; i++) {
+            const float value = mxfp4_scale(scales[(g + 8 * i) * Tile::BLOCKS + own]);
+            scale[i] = own >= chunk * Tile::CHUNK ? value : 0.0f;
         }
         copy_async_wait<STAGES - 2>();
         __syncwarp(); // all lanes' copies have come, and all have done with the slot that is filled next
@@ -101,17 +110,23 @@ __device__ void sum_chunks(float (&sum)[M_TILES][N_TILES][4], char* shared, cons
         copy_async_commit();
         slot = slot == STAGES - 1 ? 0 : slot + 1;
 
-#pragma unroll
+#pragma unroll(N_TILES == 4 ? 1 : Tile::CHUNK)
         for (int i = 0; i < Tile::CHUNK; i++) {
+            unsigned first[M_TILES][4], second[M_TILES][4];
+            float scale_g[M_TILES], scale_g_8[M_TILES];
 #pragma unroll
             for (int m = 0; m < M_TILES; m++) {
                 const char* word = stage + (16 * m + g) * ROW_BYTES + i * 16 + t * 4;
-                unsigned first[4], second[4];
-                decode(first, second, *(const unsigned*)word, *(const unsigned*)(word + 8 * ROW_BYTES));
-                const float scale_g = __shfl_sync(ALL, scale[2 * m], i, 4);
-                const float scale_g_8 = __shfl_sync(ALL, scale[2 * m + 1], i, 4);
+                decode(first[m], second[m], *(const unsigned*)word, *(const unsigned*)(word + 8 * ROW_BYTES));
+                scale_g[m] = __shfl_sync(ALL, scale[2 * m], i, 4);
+                scale_g_8[m] = __shfl_sync(ALL, scale[2 * m + 1], i, 4);
+            }
 #pragma unroll
-                for (int n = 0; n < N_TILES; n++) add_block(sum[m][n], first, second, b[i][n], scale_g, scale_g_8);
+            for (int n = 0; n < N_TILES; n++) {
+                // A chunk of several tiles would take too many registers: other warps hide the way to L1.
+                const uint4 b_n = N_TILES == 1 ? b[i] : *(const uint4*)(x[n] + (first_block + i) * 32);
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++) add_block(sum[m][n], first[m], second[m], b_n, scale_g[m], scale_g_8[m]);
             }
         }
     }
@@ -186,14 +201,14 @@ __device__ void product_few(const Args& args, const unsigned* sorted, const uint
 }
 
 // grid (2I / ROW_TILE, items at most)
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_SM)
 gate_up_few(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* x, const unsigned* sorted, const uint4* items,
             const unsigned* item_count, float limit, f16* a) {
     product_few(GateUpArgs{{}, {blocks, scales, bias}, x, limit, a}, sorted, items, item_count);
 }
 
 // grid (H / ROW_TILE, items at most)
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_SM)
 down_few(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* a, const unsigned* sorted, const uint4* items,
          const unsigned* item_count, const float* router, float* slots) {
     product_few(DownArgs{{}, {blocks, scales, bias}, a, router, slots}, sorted, items, item_count);

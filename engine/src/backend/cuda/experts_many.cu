@@ -1,13 +1,17 @@
-// The experts for many routes each: prompts. A grouped product, a block for 128 rows of W and an item of up to 64 columns.
+// The experts for many routes each: prompts. A grouped product, a block for 128 rows of W and an item of up to
+// 64 columns.
 //
-// Steps of 64 along K: a step's part of W (4 KB packed) and of the columns' activations (8 KB) come by cp.async into a ring of
-// stages. The four warps stand below each other, 32 rows and all columns each, so every weight is decoded once in a block, in
-// registers, and its two row tiles share each load of activations. Decoded tiles in shared memory would cost a store and a load of
-// 4 × the bytes to save nothing. Scales are a byte per row and block: read straight from global memory, a step ahead, two a lane.
+// Steps of 64 along K: a step's part of W (4 KB packed) and of the columns' activations (8 KB) come by cp.async
+// into a ring of stages. The four warps stand below each other, 32 rows and all columns each, so every weight is
+// decoded once in a block, in registers, and its two row tiles share each load of activations. Decoded tiles in
+// shared memory would cost a store and a load of 4 × the bytes to save nothing. Scales are a byte per row and
+// block: read straight from global memory, a step ahead, two a lane.
 //
-// For a warp, a block of 32 and 8 columns: 4 mma, 8 fmaf for scales, 1 load of activations, and 50 / 8 for decoding, in all about 20
-// instructions where the mma take 64 clocks or more of a quarter of an SM: bound by tensor cores on every card.
-// Predicted, not measured, of the rate of mma.sync with f32 sums: 0.6 on the H200 (that rate is 0.6 of wgmma's), 0.75 on RTX 4090, 3090.
+// Tiles of 8 columns that an item does not have are skipped. A step of a warp is 64 mma and, in sm_90's
+// assembly, 440 other instructions, of which 128 are fmaf for scales; the mma take 512 clocks or more of a
+// quarter of an SM: bound by tensor cores on every card.
+// Predicted, not measured, of the rate of mma.sync with f32 sums: 0.6 on the H200 (that rate is 0.6 of wgmma's),
+// 0.75 on RTX 4090, 3090.
 // Untried: 128 columns for prompts beyond 4096 rows; wgmma with decoded tiles in shared memory.
 //
 // | version | card | date | TFLOP/s at 512, 2048, 8192 rows |

@@ -16,6 +16,13 @@ const BUCKETS: [usize; 10] = [1, 2, 4, 8, 12, 16, 24, 32, 48, LOGIT_ROWS];
 #[derive(Default)]
 pub struct Graphs(BTreeMap<usize, CudaGraph>);
 
+impl Graphs {
+    /// Where an address has changed.
+    pub fn forget(&mut self) {
+        self.0.clear();
+    }
+}
+
 // SAFETY: a graph may move between threads as long as one at a time uses it, and its owner is one.
 unsafe impl Send for Graphs {}
 

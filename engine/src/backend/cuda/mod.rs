@@ -408,7 +408,8 @@ impl Backend for CudaBackend {
             }
             let width = s.share.vocab.len();
             if s.a.logits.len() < n * width {
-                // Only verification asks for so many, and no graph has kept the address.
+                // Only verification asks for so many. Graphs know the old address.
+                s.graphs.iter_mut().for_each(Graphs::forget);
                 s.a.logits = s.card.zeros(n * width)?;
             }
             let linear = Linear::new(weight, None, width, s.spec.hidden);

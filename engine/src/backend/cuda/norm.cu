@@ -11,18 +11,19 @@
 // `replicated.rs`: element i goes into lane i mod 16 by one fused multiply-add in rising order, lanes are
 // folded 8, 4, 2, 1, mean and factor are f64, and each product is rounded by itself.
 //
-// Design: one block a row. All threads load x, y and w, 16 bytes an access, keep their part in registers and
-// put the sum x + y into shared memory. One warp then runs the 16 chains (both halves of the warp the same
-// ones: lanes 16 to 31 only keep it whole), with the next batch of shared loads in flight under the
-// multiply-adds of the last, and folds with shuffles. Nothing is read twice from device memory.
+// Design: one block a row. All threads load x, y and w, 16 bytes an access and all at once, before *rows is known;
+// they keep their part in registers and put the sum x + y into shared memory. One warp then runs the 16 chains (both
+// halves of the warp the same ones: lanes 16 to 31 only keep it whole), with the next batch of shared loads in flight
+// under the multiply-adds of the last, and folds with shuffles. Nothing is read twice from device memory.
 //
 // Predicted, not measured. Bytes a row: x 8 H, y 4 H, w 2 H (from cache), h 2 H (act) or 6 H.
 //   decode   bound by latency: loads 0.8 µs, chain H/16 · 4 cycles (0.45 µs at 1.6 GHz and H 2880), f64 root and
-//            quotient 0.3 µs on data-centre cards, up to 1.5 µs where f64 runs at 1/64; 2 to 4 µs a launch.
+//            quotients 0.3 µs on data-centre cards, up to 1.5 µs where f64 runs at 1/64; 2 to 4 µs a launch.
 //   prefill  8 blocks an SM hide the chain: 14 to 18 bytes an element at 0.8 of the device's read rate.
 //
 // Versions (device, date, µs): none measured yet.
-//   1  2026-11-23  as above
+//   1  2026-11-23  loads after *rows was known: never run on a card; a memory latency more
+//   2  2026-11-23  as above
 
 #include "intrinsics.cuh"
 
@@ -50,28 +51,37 @@ __device__ __forceinline__ float4 scale(const Quad& quad, float factor) {
                        __fmul_rn(__fmul_rn(quad.x.w, factor), hi_bf16(quad.w.y)));
 }
 
-// x += y for this thread's part of a row, into `row` too. Every load is on its way before the first store.
-__device__ __forceinline__ void add_row(float* x, const float* y, const bf16* w, float* row, Quad (&quads)[SHARE]) {
+// What a thread needs of a row, all of it on its way at once.
+struct Part {
+    Quad quads[SHARE];
     float4 added[SHARE];
-    #pragma unroll
-    for (unsigned i = 0; i < SHARE; ++i) {
-        const unsigned quad = threadIdx.x + i * THREADS;
-        if (quad < QUADS) {
-            quads[i].x = reinterpret_cast<const float4*>(x)[quad];
-            added[i] = reinterpret_cast<const float4*>(y)[quad];
-            quads[i].w = reinterpret_cast<const uint2*>(w)[quad];
+
+    // Asked for before it is known whether there is such a row: the two are then waited for together.
+    __device__ __forceinline__ void load(const float* x, const float* y, const bf16* w) {
+        #pragma unroll
+        for (unsigned i = 0; i < SHARE; ++i) {
+            const unsigned quad = threadIdx.x + i * THREADS;
+            if (quad < QUADS) {
+                quads[i].x = reinterpret_cast<const float4*>(x)[quad];
+                added[i] = reinterpret_cast<const float4*>(y)[quad];
+                quads[i].w = reinterpret_cast<const uint2*>(w)[quad];
+            }
         }
     }
-    #pragma unroll
-    for (unsigned i = 0; i < SHARE; ++i) {
-        const unsigned quad = threadIdx.x + i * THREADS;
-        if (quad < QUADS) {
-            quads[i].x = add(quads[i].x, added[i]);
-            reinterpret_cast<float4*>(x)[quad] = quads[i].x;
-            reinterpret_cast<float4*>(row)[quad] = quads[i].x;
+
+    // x += y, into `row` too.
+    __device__ __forceinline__ void add_into(float* x, float* row) {
+        #pragma unroll
+        for (unsigned i = 0; i < SHARE; ++i) {
+            const unsigned quad = threadIdx.x + i * THREADS;
+            if (quad < QUADS) {
+                quads[i].x = add(quads[i].x, added[i]);
+                reinterpret_cast<float4*>(x)[quad] = quads[i].x;
+                reinterpret_cast<float4*>(row)[quad] = quads[i].x;
+            }
         }
     }
-}
+};
 
 // Σ x² in the order that is the definition; a whole warp, the same value in each of its lanes.
 __device__ __forceinline__ float sum_of_squares(const float* row) {
@@ -99,11 +109,10 @@ __device__ __forceinline__ float sum_of_squares(const float* row) {
 }
 
 // x += y, and the row's factor 1 / sqrt(mean(x²) + eps). Every thread of the block calls it.
-__device__ __forceinline__ float add_and_factor(float* x, const float* y, const bf16* w, float eps,
-                                                Quad (&quads)[SHARE]) {
+__device__ __forceinline__ float add_and_factor(Part& part, float* x, float eps) {
     __shared__ __align__(16) float row[HIDDEN];
     __shared__ float factor;
-    add_row(x, y, w, row, quads);
+    part.add_into(x, row);
     __syncthreads();
     if (threadIdx.x < 32) {
         const float sum = sum_of_squares(row);
@@ -116,12 +125,12 @@ __device__ __forceinline__ float add_and_factor(float* x, const float* y, const 
     return factor;
 }
 
-__device__ __forceinline__ void store_act(act* h, const Quad (&quads)[SHARE], float factor) {
+__device__ __forceinline__ void store_act(act* h, const Part& part, float factor) {
     #pragma unroll
     for (unsigned i = 0; i < SHARE; ++i) {
         const unsigned quad = threadIdx.x + i * THREADS;
         if (quad < QUADS) {
-            const float4 v = scale(quads[i], factor);
+            const float4 v = scale(part.quads[i], factor);
             reinterpret_cast<uint2*>(h)[quad] = make_uint2(pack_act(v.x, v.y), pack_act(v.z, v.w));
         }
     }
@@ -146,28 +155,28 @@ embed(const unsigned* __restrict__ rows, const unsigned* __restrict__ tokens, co
 // Grid: T.
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_norm_attention(const unsigned* __restrict__ rows, float* x, const float* y, const bf16* w, float eps, act* h) {
-    const unsigned t = blockIdx.x;
-    if (t >= *rows) return;
-    const unsigned long long at = static_cast<unsigned long long>(t) * HIDDEN;
-    Quad quads[SHARE];
-    const float factor = add_and_factor(x + at, y + at, w, eps, quads);
-    store_act(h + at, quads, factor);
+    const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * HIDDEN;
+    Part part;
+    part.load(x + at, y + at, w);
+    if (blockIdx.x >= *rows) return;
+    const float factor = add_and_factor(part, x + at, eps);
+    store_act(h + at, part, factor);
 }
 
 // Grid: T. h32 is exact, h16 is h32 rounded.
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_norm_mlp(const unsigned* __restrict__ rows, float* x, const float* y, const bf16* w, float eps, float* h32,
              f16* h16) {
-    const unsigned t = blockIdx.x;
-    if (t >= *rows) return;
-    const unsigned long long at = static_cast<unsigned long long>(t) * HIDDEN;
-    Quad quads[SHARE];
-    const float factor = add_and_factor(x + at, y + at, w, eps, quads);
+    const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * HIDDEN;
+    Part part;
+    part.load(x + at, y + at, w);
+    if (blockIdx.x >= *rows) return;
+    const float factor = add_and_factor(part, x + at, eps);
     #pragma unroll
     for (unsigned i = 0; i < SHARE; ++i) {
         const unsigned quad = threadIdx.x + i * THREADS;
         if (quad < QUADS) {
-            const float4 v = scale(quads[i], factor);
+            const float4 v = scale(part.quads[i], factor);
             reinterpret_cast<float4*>(h32 + at)[quad] = v;
             reinterpret_cast<uint2*>(h16 + at)[quad] = make_uint2(pack_f16(v.x, v.y), pack_f16(v.z, v.w));
         }
@@ -182,7 +191,8 @@ norm_final(const unsigned* __restrict__ logit_row_count, const unsigned* __restr
     const unsigned i = blockIdx.x;
     if (i >= *logit_row_count) return;
     const unsigned long long from = static_cast<unsigned long long>(logit_rows[i]) * HIDDEN;
-    Quad quads[SHARE];
-    const float factor = add_and_factor(x + from, y + from, w, eps, quads);
-    store_act(h + static_cast<unsigned long long>(i) * HIDDEN, quads, factor);
+    Part part;
+    part.load(x + from, y + from, w);
+    const float factor = add_and_factor(part, x + from, eps);
+    store_act(h + static_cast<unsigned long long>(i) * HIDDEN, part, factor);
 }

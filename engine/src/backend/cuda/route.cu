@@ -6,22 +6,24 @@
 //   sort_by_expert  chosen → u32 sorted [n], items [n_items][4], item_count [1]
 //   choose_and_sort both in one launch, for few rows
 //
-// Macros: HIDDEN, EXPERT_COUNT, PER_TOKEN; EXPERT_FIRST..EXPERT_END, the rank's own experts.
-// H is a multiple of 32, E ≤ 256, K ≤ 8.
+// Macros: HIDDEN, EXPERT_COUNT, PER_TOKEN; EXPERT_FIRST..EXPERT_END, the rank's own experts. H is a multiple of
+// 32, E ≤ 256, K ≤ 8.
 //
-// A route is t · K + k, the k-th expert of row t. `sorted` holds the routes that the rank computes, by (expert, row);
-// an item is {own expert, first, count ≤ item_routes, 0} of `sorted`. Rows at and past *rows have no routes.
+// A route is t · K + k, the k-th expert of row t. `sorted` holds the routes that the rank computes, by (expert,
+// row); an item is {own expert, first, count ≤ item_routes, 0} of `sorted`. Rows at and past *rows have no
+// routes.
 //
-// The logits have the same bits as `Kernels::fixed_order_product` on a CPU: element i goes into lane i mod 16 by one
-// fused multiply-add, lanes l and l + 8 are added, l and l + 4, l + 2, l + 1, the bias last. So 16 threads are one sum,
-// and walk through tiles of W and h in shared memory, which cp.async fills ahead of them. Two shapes of a block:
-// 8 experts × 1 row while rows are few (latency is all), 32 experts × 8 rows for prompts.
+// The logits have the same bits as `Kernels::fixed_order_product` on a CPU: element i goes into lane i mod 16 by
+// one fused multiply-add, lanes l and l + 8 are added, l and l + 4, l + 2, l + 1, the bias last. So 16 threads
+// are one sum, and walk through tiles of W and h in shared memory, which cp.async fills ahead of them. Two
+// shapes of a block: 8 experts × 1 row while rows are few (latency is all), 32 experts × 8 rows for prompts.
 //
-// Sorting is a counting sort by one block: a warp counts and later places its stretch of the routes, 32 at a time; which
-// lanes have the same expert is found by a ballot for each bit of it. No atomics: the order is that of the routes.
+// Sorting is a counting sort by one block: a warp counts and later places its stretch of the routes, 32 at a
+// time; which lanes have the same expert is found by a ballot for each bit of it. No atomics: the order is that
+// of the routes.
 //
-// Predicted, not measured (H200): router_logits 2.5 µs at T ≤ 16 (three round trips to L2 and a chain of H / 16 fmaf),
-// 70 µs at T = 2048 (280 MB from L2); choose_and_sort 3 µs; sort_by_expert 6 µs at 8192 routes.
+// Predicted, not measured (H200): router_logits 2.5 µs at T ≤ 16 (three round trips to L2 and a chain of H / 16
+// fmaf), 70 µs at T = 2048 (280 MB from L2); choose_and_sort 3 µs; sort_by_expert 6 µs at 8192 routes.
 //
 // | version | card | date | time |
 // |---|---|---|---|

@@ -3,7 +3,7 @@
 
 use crate::cuda::{Card, CudaError, Source};
 use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg,
+    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -209,6 +209,8 @@ impl RouteKernels {
         assert_eq!(self.shape, routes.shape);
         assert!(t > 0 && t <= routes.rows_max && !rows.is_empty() && h.len() >= t * hidden);
         assert!(weight.len() == experts * hidden && bias.len() == experts);
+        let aligned = h.device_ptr(&self.stream).0 | weight.device_ptr(&self.stream).0;
+        assert!(aligned.is_multiple_of(16), "h and W are copied 16 bytes at a time");
         let (kernel, (tile_experts, tile_rows), shared_mem_bytes) = match t {
             0..=FEW_ROWS => (&self.router_logits_few, LOGITS_FEW, LOGITS_FEW_SHARED_BYTES),
             _ => (&self.router_logits_many, LOGITS_MANY, LOGITS_MANY_SHARED_BYTES),
@@ -238,21 +240,24 @@ impl RouteKernels {
         let warps = if t <= ONE_BLOCK_ROWS { t } else { t * self.shape.per_token / 32 };
         let one_block = blocks(1, warps.clamp(1, SORT_WARPS_MAX) * 32);
         let Routes { logits, weights, sorted, items, item_count, .. } = routes;
-        // SAFETY, of all three: the arguments are those of the kernel; rows are below T, of which T·K routes and
-        // `items_max` items fit into `Routes`, and K choices a row into `chosen`.
+        // Rows are below T, of which T·K routes and `items_max` items fit into `Routes`, and K choices a row into
+        // `chosen`.
         if t <= ONE_BLOCK_ROWS {
             let mut launch = self.stream.launch_builder(&self.choose_and_sort);
             launch.arg(&*logits).arg(rows).arg(&item_routes).arg(chosen).arg(weights);
             launch.arg(sorted).arg(items).arg(item_count);
+            // SAFETY: the arguments are those of the kernel, and large enough for T rows.
             unsafe { launch.launch(one_block) }?;
             return Ok(());
         }
         let mut launch = self.stream.launch_builder(&self.choose);
         launch.arg(&*logits).arg(rows).arg(&mut *chosen).arg(weights);
+        // SAFETY: the arguments are those of the kernel, and large enough for T rows.
         unsafe { launch.launch(blocks(t.div_ceil(CHOOSE_ROWS), CHOOSE_ROWS * 32)) }?;
         let chosen = chosen.as_view();
         let mut launch = self.stream.launch_builder(&self.sort_by_expert);
         launch.arg(&chosen).arg(rows).arg(&item_routes).arg(sorted).arg(items).arg(item_count);
+        // SAFETY: the arguments are those of the kernel, and large enough for T rows.
         unsafe { launch.launch(one_block) }?;
         Ok(())
     }

@@ -66,12 +66,13 @@ __device__ __forceinline__ float gumbel(unsigned long long bits) {
     return static_cast<float>(-log(-log(u)));
 }
 
-// The same within NOISE_ERROR: near u = 1 by way of 1 - u, which f32 holds as well as it holds u near 0.
+// The same within NOISE_ERROR. Near u = 1 by way of 1 - u, which f32 holds as well as it holds u near 0; there f64
+// has no halves left, and bits + 1/2 is the even one of its neighbours.
 __device__ __forceinline__ float gumbel_about(unsigned long long bits) {
     const unsigned long long all = 1ull << 53;
-    const bool upper = bits >= all / 2;
-    const float side = (static_cast<float>(upper ? all - 1 - bits : bits) + 0.5f) * 1.1102230246251565e-16f;
-    return -logf(upper ? -log1pf(-side) : -logf(side));
+    const float step = 1.1102230246251565e-16f;
+    if (bits < all / 2) return -logf(-logf((static_cast<float>(bits) + 0.5f) * step));
+    return -logf(-log1pf(static_cast<float>(all - (bits + (bits & 1))) * -step));
 }
 
 // The best of the block, in thread 0.

@@ -1,0 +1,181 @@
+//! Choosing tokens on the card: the same choice as `sample.rs` makes on the host.
+
+use crate::support;
+use flotilla_engine::backend::cuda::sample::{self, SampleKernels, row_words};
+use flotilla_engine::collective::Solo;
+use flotilla_engine::cuda::{Card, Source};
+use flotilla_engine::sample::{SampleRow, Sampler};
+use flotilla_shared::sampling::mix;
+use flotilla_shared::{Sampling, TokenId};
+use std::ops::Range;
+
+const POISON: u32 = 0xa5a5_a5a5;
+
+/// One replace each in sample.cu that [`check`] must notice.
+pub const PLANTED: [(&str, &str, &str); 4] = [
+    ("a tie goes to the higher token", "a.token < b.token", "a.token > b.token"),
+    ("the floor itself is left out", "if (logit < row.floor) continue;", "if (logit <= row.floor) continue;"),
+    (
+        "noise without the high half of the seed",
+        "(static_cast<unsigned long long>(row.seed_high) << 32) | row.seed_low",
+        "row.seed_low",
+    ),
+    ("noise that is looked at in f32 only", "__fadd_rn(scaled, gumbel(bits))", "about"),
+];
+
+#[test]
+fn the_card_chooses_what_the_host_chooses() {
+    for test in support::cards() {
+        check(&test.card, &|source| source).unwrap();
+    }
+}
+
+pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String> {
+    // One block's part, several, a part that begins inside of the vocabulary, one token, nothing that may be chosen.
+    let cases: [(Range<usize>, Vec<Range<TokenId>>); 6] = [
+        (0..100, vec![0..100]),
+        (0..5000, vec![0..4100, 4200..4201, 4300..9000]),
+        (3000..7100, vec![0..3010, 3500..7000, 8000..9000]),
+        (7..8, vec![0..200]),
+        (0..2048, vec![2047..4000]),
+        (50..150, vec![0..50, 150..300]),
+    ];
+    for (seed, (vocab, sampleable)) in cases.into_iter().enumerate() {
+        let source = edit(sample::source());
+        let mut case = Case {
+            card,
+            kernels: SampleKernels::compiled(card, &source, vocab.clone(), &sampleable, 12).unwrap(),
+            vocab,
+            sampleable,
+        };
+        let name = format!("vocabulary {:?}, seed {seed}", case.vocab);
+        case.settings(seed as u64).map_err(|error| format!("{name}: {error}"))?;
+        case.edges().map_err(|error| format!("edges, {name}: {error}"))?;
+    }
+    Ok(())
+}
+
+struct Case<'a> {
+    card: &'a Card,
+    kernels: SampleKernels,
+    vocab: Range<usize>,
+    sampleable: Vec<Range<TokenId>>,
+}
+
+impl Case<'_> {
+    /// Greedy, cold, usual and hot rows over logits with ties.
+    fn settings(&mut self, seed: u64) -> Result<(), String> {
+        let temperatures = [0.0, 1.0, 0.7, 0.01, 50.0, 1.3, 0.0, 1.0, 1.0, 2.0, 1.0];
+        let rows: Vec<SampleRow> = temperatures
+            .into_iter()
+            .enumerate()
+            .map(|(n, temperature)| SampleRow {
+                sampling: Sampling { temperature, top_p: 1.0, seed: mix(seed * 100 + n as u64) },
+                position: 131 * n as u32,
+            })
+            .collect();
+        let width = self.vocab.len();
+        let noise = |i: usize| (mix(seed << 32 | i as u64) % 4000) as f32 / 400.0 - 5.0;
+        let logits: Vec<f32> = (0..rows.len() * width).map(noise).collect();
+        // The floor is a logit that is there: it may be chosen itself.
+        let floor = |row: usize| {
+            if row % 3 == 2 { logits[(rows.len() - 1 - row) * width] } else { f32::NEG_INFINITY }
+        };
+        let floors: Vec<f32> = (0..rows.len()).map(floor).collect();
+        let found = self.compare(&rows, &floors, &logits)?;
+
+        // What the sampler of the host says, where it has no floors of its own.
+        let mut sampler = Sampler::new(self.vocab.clone(), &self.sampleable);
+        let logits_of = |row: usize| &logits[(rows.len() - 1 - row) * width..][..width];
+        let tokens = sampler.sample(&rows, logits_of, &mut Solo::new()).unwrap();
+        for (row, token) in tokens.into_iter().enumerate().filter(|(row, _)| row % 3 != 2) {
+            if found[row] != token.unwrap_or(TokenId::MAX) {
+                return Err(format!("row {row}: token {}, the sampler takes {token:?}", found[row]));
+            }
+        }
+        Ok(())
+    }
+
+    /// NaN, infinities, zeros of both signs, rows of nothing else; each greedy and with noise.
+    fn edges(&mut self) -> Result<(), String> {
+        let (inf, nan) = (f32::INFINITY, f32::NAN);
+        let patterns: [&[f32]; 6] = [
+            &[nan],
+            &[-inf],
+            &[nan, -inf, nan],
+            &[0.0, -0.0],
+            &[nan, 1.0, 0.5, 1.0, -inf],
+            &[1.0, inf, inf, nan],
+        ];
+        let rows: Vec<SampleRow> = (0..12)
+            .map(|n| SampleRow {
+                sampling: Sampling { temperature: if n < 6 { 0.0 } else { 1.0 }, top_p: 1.0, seed: 5 },
+                position: n,
+            })
+            .collect();
+        let width = self.vocab.len();
+        let row =
+            |n: usize| (0..width).map(move |i| patterns[(11 - n) % 6][i % patterns[(11 - n) % 6].len()]);
+        let logits: Vec<f32> = (0..12).flat_map(row).collect();
+        self.compare(&rows, &[f32::NEG_INFINITY; 12], &logits).map(|_| ())
+    }
+
+    /// Row i chooses by the logits of row n − 1 − i; the last row of the launch is past those that there are, if
+    /// there is more than one.
+    fn compare(
+        &mut self,
+        rows: &[SampleRow],
+        floors: &[f32],
+        logits: &[f32],
+    ) -> Result<Vec<TokenId>, String> {
+        let (card, n, width) = (self.card, rows.len(), self.vocab.len());
+        let words = |i: usize| row_words(&rows[i], floors[i], n - 1 - i);
+        let launched = (n + 1).min(12);
+        let mut all_words: Vec<u32> = (0..n).flat_map(words).collect();
+        all_words.resize(launched * sample::ROW_WORDS, u32::MAX);
+        let (count, device_rows) = (card.upload(&[n as u32]).unwrap(), card.upload(&all_words).unwrap());
+        let device_logits = card.upload(logits).unwrap();
+        let mut bests = card.upload(&vec![POISON; launched * 2]).unwrap();
+        self.kernels
+            .best(
+                launched,
+                &count.as_view(),
+                &device_rows.as_view(),
+                &device_logits.as_view(),
+                &mut bests.as_view_mut(),
+            )
+            .unwrap();
+        let bests = card.download(&bests).unwrap();
+        if bests[n * 2..].iter().any(|&word| word != POISON) {
+            return Err("a row past the batch was written".into());
+        }
+        for i in 0..n {
+            let (score, token) = (f32::from_bits(bests[i * 2]), bests[i * 2 + 1]);
+            let expected = self.expected(&rows[i], floors[i], &logits[(n - 1 - i) * width..][..width]);
+            // Greedy scores are logits. The log of a card may differ in its last bit, and so may a score.
+            let step = if rows[i].sampling.is_greedy() { 0 } else { 1 };
+            let apart = score.to_bits().abs_diff(expected.0.to_bits());
+            if token != expected.1 || apart > step {
+                return Err(format!("row {i}: ({score}, {token}), expected {expected:?}"));
+            }
+        }
+        Ok((0..n).map(|i| bests[i * 2 + 1]).collect())
+    }
+
+    /// As `best` of sample.rs, with the score's own formula.
+    fn expected(&self, row: &SampleRow, floor: f32, logits: &[f32]) -> (f32, TokenId) {
+        let mut best = (f32::NEG_INFINITY, TokenId::MAX);
+        for token in self.sampleable.iter().cloned().flatten() {
+            let Some(&logit) = (token as usize).checked_sub(self.vocab.start).and_then(|i| logits.get(i))
+            else {
+                continue;
+            };
+            let score = row.sampling.score(logit, row.position, token);
+            let is_kept = logit >= floor || logit.is_nan();
+            if is_kept && (score > best.0 || score == best.0 && token < best.1) {
+                best = (score, token);
+            }
+        }
+        best
+    }
+}
