@@ -423,8 +423,8 @@ fn planted(right: &str, wrong: &str) {
 #[test]
 fn a_sum_in_another_order_does_not_pass_the_check() {
     planted(
-        "float sum = parts[0];\n#pragma unroll\n    for (unsigned r = 1; r < RANKS; r++)",
-        "float sum = parts[RANKS - 1];\n#pragma unroll\n    for (unsigned r = 0; r < RANKS - 1; r++)",
+        "r++) sum = r == 0 ? parts[0] : add(sum, parts[r - first]);",
+        "r++) sum = r == 0 ? parts[RANKS - 1] : add(sum, parts[RANKS - 1 - r]);",
     );
 }
 

@@ -37,33 +37,37 @@ __device__ __forceinline__ void push_range(const float* y, float* slot, unsigned
     if (tail >= start && tail < end) slot[tail] = y[tail];
 }
 
-__device__ __forceinline__ float add_in_rank_order(const float (&parts)[RANKS]) {
-    float sum = parts[0];
+__device__ __forceinline__ float add(float a, float b) { return __fadd_rn(a, b); }
+__device__ __forceinline__ float4 add(float4 a, float4 b) {
+    return make_float4(add(a.x, b.x), add(a.y, b.y), add(a.z, b.z), add(a.w, b.w));
+}
+
+/// The sum in rank order of place i of all slots; this rank's part is still in y. Up to 8 reads are under way at
+/// once, which is as much as the registers hold.
+template <class T>
+__device__ __forceinline__ T sum_of(const T* y, const Slots& slots, unsigned rank, unsigned operation, unsigned i) {
+    T sum;
 #pragma unroll
-    for (unsigned r = 1; r < RANKS; r++) sum = __fadd_rn(sum, parts[r]);
+    for (unsigned first = 0; first < RANKS; first += 8) {
+        T parts[8];
+#pragma unroll
+        for (unsigned r = first; r < RANKS && r < first + 8; r++) {
+            // Past the first-level cache, which knows nothing of what others write.
+            parts[r - first] = r == rank ? y[i] : __ldcg((const T*)slots.of(r, operation) + i);
+        }
+#pragma unroll
+        for (unsigned r = first; r < RANKS && r < first + 8; r++) sum = r == 0 ? parts[0] : add(sum, parts[r - first]);
+    }
     return sum;
 }
 
-/// y [start, end) becomes the sum over the ranks; this rank's part is still in y.
-__device__ __forceinline__ void collect_range(float* y, Slots slots, unsigned rank, unsigned operation, unsigned start,
+/// y [start, end) becomes the sum over the ranks; start is a multiple of 4.
+__device__ __forceinline__ void collect_range(float* y, const Slots& slots, unsigned rank, unsigned operation, unsigned start,
                                               unsigned end) {
-    // Past the first-level cache, which knows nothing of what others write.
-    for (unsigned i = start / 4 + threadIdx.x; i < end / 4; i += THREADS) {
-        float x[RANKS], y_[RANKS], z[RANKS], w[RANKS];
-#pragma unroll
-        for (unsigned r = 0; r < RANKS; r++) {
-            const float4 part = r == rank ? ((const float4*)y)[i] : __ldcg((const float4*)slots.of(r, operation) + i);
-            x[r] = part.x, y_[r] = part.y, z[r] = part.z, w[r] = part.w;
-        }
-        ((float4*)y)[i] = make_float4(add_in_rank_order(x), add_in_rank_order(y_), add_in_rank_order(z), add_in_rank_order(w));
-    }
+    float4* y4 = (float4*)y;
+    for (unsigned i = start / 4 + threadIdx.x; i < end / 4; i += THREADS) y4[i] = sum_of(y4, slots, rank, operation, i);
     const unsigned tail = end / 4 * 4 + threadIdx.x;
-    if (tail >= start && tail < end) {
-        float parts[RANKS];
-#pragma unroll
-        for (unsigned r = 0; r < RANKS; r++) parts[r] = r == rank ? y[tail] : __ldcg(slots.of(r, operation) + tail);
-        y[tail] = add_in_rank_order(parts);
-    }
+    if (tail >= start && tail < end) y[tail] = sum_of(y, slots, rank, operation, tail);
 }
 
 /// All values of the block are pushed before anybody sees the flag.
@@ -93,7 +97,7 @@ __device__ __forceinline__ bool wait_for_flags(const unsigned* flags, const unsi
 
 // A whole sum, of up to CHUNK values by one block.
 // y: f32 [n]; values: the slots; flags: u32 [RANKS, FLAGS]; state: u32 [2], operations done and blocks done
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 sum_short(float* y, unsigned n, unsigned rank, float* values, unsigned capacity, unsigned* flags,
           const unsigned* abort_word, unsigned* state) {
     __shared__ unsigned ended;
@@ -108,7 +112,7 @@ sum_short(float* y, unsigned n, unsigned rank, float* values, unsigned capacity,
 }
 
 // One block a chunk.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 push(const float* y, unsigned n, unsigned rank, float* values, unsigned capacity, unsigned* flags,
      const unsigned* state) {
     const Slots slots = {values, capacity};
@@ -119,7 +123,7 @@ push(const float* y, unsigned n, unsigned rank, float* values, unsigned capacity
 }
 
 // Any number of blocks, which share the chunks.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 collect(float* y, unsigned n, unsigned rank, float* values, unsigned capacity, const unsigned* flags,
         const unsigned* abort_word, unsigned* state) {
     __shared__ unsigned ended;

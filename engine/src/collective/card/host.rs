@@ -83,6 +83,11 @@ impl HostSum {
         let module = card.compile(source)?;
         let (short, push, collect) =
             (module.kernel("sum_short")?, module.kernel("push")?, module.kernel("collect")?);
+        for kernel in [&short, &push, &collect] {
+            // Asked so that it is loaded now: at its first launch, the driver might have to wait until no
+            // other kernel runs, such as one that waits for this.
+            kernel.num_regs().map_err(CudaError::doing("load a kernel"))?;
+        }
         let state = card.upload(&[FIRST_OPERATION, 0])?;
         let area = Registered::new(card, area)?;
         let collect_blocks_max = (card.facts().multiprocessors / ranks_on_card as u32).max(1);

@@ -196,8 +196,15 @@ impl<L: Collective> CardCollective<L> {
 
     fn agree_on_a_way(&mut self, settings: &CardSettings, source: &Source) -> Result<(), CollectiveError> {
         let facts = gather(&mut self.link, &facts(&self.card, settings))?;
-        for path in choose::paths(&facts)? {
-            match self.take(path, &facts, settings, source)? {
+        let paths = choose::paths(&facts)?;
+        // Taken before any card waits for another: to take memory may need the whole card's rest.
+        let y = self.scratch();
+        let mut y = agree(&mut self.link, y)?.map_err(|reason| CollectiveError::System {
+            doing: "take memory for the check of sums",
+            reason,
+        })?;
+        for path in paths {
+            match self.take(path, &facts, settings, source, &mut y)? {
                 Ok(()) => {
                     tracing::info!("sums over {} ranks by {path}", self.link.size());
                     self.report.latencies.iter().for_each(|latency| tracing::info!("sum of {latency}"));
@@ -226,6 +233,7 @@ impl<L: Collective> CardCollective<L> {
         facts: &[Facts],
         settings: &CardSettings,
         source: &Source,
+        y: &mut DeviceSum,
     ) -> Result<Result<(), String>, CollectiveError> {
         self.way = match self.make(path, facts, settings, source)? {
             Ok(way) => way,
@@ -236,7 +244,7 @@ impl<L: Collective> CardCollective<L> {
             (SumPath::Nccl, Wire::F32) => Exactness::F32,
             (SumPath::Nccl, Wire::Bf16) => Exactness::Bf16,
         };
-        let finding = self.check(exactness).unwrap_or_else(|fault| {
+        let finding = self.check(exactness, y).unwrap_or_else(|fault| {
             // Who waits for this rank's card need not wait longer.
             self.abort_way();
             Finding { hash: String::new(), fault: Some(fault) }
@@ -244,7 +252,7 @@ impl<L: Collective> CardCollective<L> {
         if let Err(reason) = check::verdict(&gather(&mut self.link, &finding)?) {
             return Ok(Err(reason));
         }
-        let latencies = self.measure(settings.latency_runs).inspect_err(|_| self.abort_way());
+        let latencies = self.measure(settings.latency_runs, y).inspect_err(|_| self.abort_way());
         Ok(agree(&mut self.link, latencies)?.map(|latencies| self.report.latencies = latencies))
     }
 
@@ -328,15 +336,14 @@ impl<L: Collective> CardCollective<L> {
     }
 
     /// Sums what tells right from wrong, by itself: says nothing over the link, unless the way does.
-    fn check(&mut self, exactness: Exactness) -> Result<Finding, String> {
+    fn check(&mut self, exactness: Exactness, y: &mut DeviceSum) -> Result<Finding, String> {
         let (rank, size) = (self.link.rank().index(), self.link.size());
-        let mut y = self.scratch()?;
         let mut hasher = blake3::Hasher::new();
         let mut fault = None;
         for n in check::lengths(self.elements_max) {
             let said = |error: CudaError| error.to_string();
-            check::refill(&self.card, &mut y, &check::values(rank, n)).map_err(said)?;
-            self.sum_and_settle(&mut y, 1)?;
+            check::refill(&self.card, y, &check::values(rank, n)).map_err(said)?;
+            self.sum_and_settle(y, 1)?;
             let sums =
                 y.stream.clone_dtoh(&y.values.slice(..n)).map_err(CudaError::doing("copy from the card"));
             let sums = sums.map_err(said)?;
@@ -347,11 +354,10 @@ impl<L: Collective> CardCollective<L> {
         Ok(Finding { hash: hasher.finalize().to_string(), fault })
     }
 
-    fn measure(&mut self, runs: u32) -> Result<Vec<Latency>, String> {
+    fn measure(&mut self, runs: u32, y: &mut DeviceSum) -> Result<Vec<Latency>, String> {
         if runs == 0 {
             return Ok(Vec::new());
         }
-        let mut y = self.scratch()?;
         let lengths = check::measured_lengths(self.elements_max);
         let latency = |elements| {
             y.len = elements;
@@ -359,7 +365,7 @@ impl<L: Collective> CardCollective<L> {
             // One more, which is not counted.
             for _ in 0..=runs {
                 let start = Instant::now();
-                self.sum_and_settle(&mut y, ROW)?;
+                self.sum_and_settle(y, ROW)?;
                 times.push(start.elapsed() / ROW);
             }
             let mut times = times.split_off(1);
