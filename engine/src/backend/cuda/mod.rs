@@ -106,7 +106,6 @@ struct Activations {
     h: CudaSlice<u16>,
     /// x normed, for the router: f32 [T, H].
     h32: CudaSlice<f32>,
-    h16: CudaSlice<u16>,
     /// f32 [T, (nq + 2 nk)/R · D]
     qkv: CudaSlice<f32>,
     /// act [T, nq/R · D]: q rotated, and what attention gives.
@@ -245,7 +244,6 @@ impl Activations {
             y,
             h: card.zeros(t * hidden)?,
             h32: card.zeros(t * hidden)?,
-            h16: card.zeros(t * hidden)?,
             qkv: card.zeros(t * qkv_width)?,
             q: card.zeros(t * q_width)?,
             attended: card.zeros(t * q_width)?,
@@ -295,10 +293,7 @@ impl Backend for CudaBackend {
             let mut h = s.a.h.as_view_mut();
             match norm {
                 Norm::Attention(_) => s.kernels.norm.add_norm_attention(t, &rows, added, &mut h),
-                Norm::Mlp(_) => {
-                    let (mut h32, mut h16) = (s.a.h32.as_view_mut(), s.a.h16.as_view_mut());
-                    s.kernels.norm.add_norm_mlp(t, &rows, added, &mut h32, &mut h16)
-                }
+                Norm::Mlp(_) => s.kernels.norm.add_norm_mlp(t, &rows, added, &mut s.a.h32.as_view_mut()),
                 Norm::Final if s.batch.logit_rows() == 0 => Ok(()),
                 Norm::Final => {
                     let (list, count) = s.batch.logit_row_list();

@@ -2,7 +2,7 @@
 //
 //   embed               x[t] = 0; y[t] = E[token t] where this rank has that row, else 0
 //   add_norm_attention  x += y; h = x / rms(x) · w      h: act [T, H]
-//   add_norm_mlp        the same                        h: f32 [T, H] for the router, f16 [T, H] for the experts
+//   add_norm_mlp        the same                        h: f32 [T, H] for the router, which makes the experts' f16
 //   norm_final          the same for the logit rows     h: act [logit rows, H]
 //
 // x, y: f32 [T, H]; w: bf16 [H]; E: bf16 [V, H]. HIDDEN is H, a multiple of 32.
@@ -16,7 +16,7 @@
 // halves of the warp the same ones: lanes 16 to 31 only keep it whole), with the next batch of shared loads in flight
 // under the multiply-adds of the last, and folds with shuffles. Nothing is read twice from device memory.
 //
-// Predicted, not measured. Bytes a row: x 8 H, y 4 H, w 2 H (from cache), h 2 H (act) or 6 H.
+// Predicted, not measured. Bytes a row: x 8 H, y 4 H, w 2 H (from cache), h 2 H (act) or 4 H (f32).
 //   decode   bound by latency: loads 0.8 µs, chain H/16 · 4 cycles (0.45 µs at 1.6 GHz and H 2880), f64 root and
 //            quotients 0.3 µs on data-centre cards, up to 1.5 µs where f64 runs at 1/64; 2 to 4 µs a launch.
 //   prefill  8 blocks an SM hide the chain: 14 to 18 bytes an element at 0.8 of the device's read rate.
@@ -163,10 +163,9 @@ add_norm_attention(const unsigned* __restrict__ rows, float* x, const float* y, 
     store_act(h + at, part, factor);
 }
 
-// Grid: T. h32 is exact, h16 is h32 rounded.
+// Grid: T.
 extern "C" __global__ void __launch_bounds__(THREADS)
-add_norm_mlp(const unsigned* __restrict__ rows, float* x, const float* y, const bf16* w, float eps, float* h32,
-             f16* h16) {
+add_norm_mlp(const unsigned* __restrict__ rows, float* x, const float* y, const bf16* w, float eps, float* h) {
     const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * HIDDEN;
     Part part;
     part.load(x + at, y + at, w);
@@ -176,9 +175,7 @@ add_norm_mlp(const unsigned* __restrict__ rows, float* x, const float* y, const 
     for (unsigned i = 0; i < SHARE; ++i) {
         const unsigned quad = threadIdx.x + i * THREADS;
         if (quad < QUADS) {
-            const float4 v = scale(part.quads[i], factor);
-            reinterpret_cast<float4*>(h32 + at)[quad] = v;
-            reinterpret_cast<uint2*>(h16 + at)[quad] = make_uint2(pack_f16(v.x, v.y), pack_f16(v.z, v.w));
+            reinterpret_cast<float4*>(h + at)[quad] = scale(part.quads[i], factor);
         }
     }
 }

@@ -96,19 +96,18 @@ impl NormKernels {
         Ok(())
     }
 
-    /// x += y; h = norm(x), for the router and for the experts. h32: f32 [T, H]; h16: f16 [T, H].
+    /// x += y; h = norm(x), for the router, which makes the experts' f16 of it. h: f32 [T, H].
     pub fn add_norm_mlp(
         &self,
         t: usize,
         rows: &CudaView<'_, u32>,
         added: Added<'_, '_>,
-        h32: &mut CudaViewMut<'_, f32>,
-        h16: &mut CudaViewMut<'_, u16>,
+        h: &mut CudaViewMut<'_, f32>,
     ) -> Result<(), CudaError> {
         let Added { x, y, weight } = self.checked(added, t);
-        assert!(!rows.is_empty() && h32.len() >= t * self.hidden && h16.len() >= t * self.hidden);
+        assert!(!rows.is_empty() && h.len() >= t * self.hidden);
         let mut launch = self.stream.launch_builder(&self.add_norm_mlp);
-        launch.arg(rows).arg(x).arg(y).arg(weight).arg(&self.eps).arg(h32).arg(h16);
+        launch.arg(rows).arg(x).arg(y).arg(weight).arg(&self.eps).arg(h);
         // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
         unsafe { launch.launch(blocks(t)) }?;
         Ok(())
