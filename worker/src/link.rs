@@ -208,7 +208,7 @@ async fn load<W: WeightSink + 'static>(
         WeightOrigin::Synthetic { seed } => {
             let source = Synthetic::new(assignment.spec.clone(), seed);
             let made = move || {
-                weights.load_from(&source, &mut |bytes_done, bytes_total| {
+                weights.make_from(&source, &mut |bytes_done, bytes_total| {
                     report(Loading { bytes_done, bytes_total })
                 })?;
                 Ok::<_, WeightError>(weights)

@@ -23,6 +23,9 @@ pub use sink::{FILL_BYTES, WeightSink};
 pub use stream::{Chunk, Digest, SliceReader, slice_digest};
 pub use synthetic::Synthetic;
 pub use write::{SHARD_BYTES_MAX, Written, write_checkpoint};
+pub(crate) use {
+    rectangle::ByteRuns, rectangle::Comb, synthetic::Draw, synthetic::PALETTE, synthetic::Recipe,
+};
 
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorSlice};

@@ -6,7 +6,7 @@ use flotilla_shared::{ModelSpec, TensorSlice};
 use std::ops::Range;
 
 /// The same runs as [`TensorSlice::runs`], in bytes, without walking those before the wanted one.
-pub(super) struct ByteRuns {
+pub(crate) struct ByteRuns {
     /// Each outer dimension: its range, and the bytes from one index to the next.
     outer: Vec<(Range<usize>, usize)>,
     /// First byte of the run within the innermost cut dimension.
@@ -15,10 +15,21 @@ pub(super) struct ByteRuns {
     run_count: usize,
 }
 
+/// Runs at equal distances, all in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Comb {
+    /// Where the first begins in the tensor.
+    pub start: usize,
+    pub run_bytes: usize,
+    /// From where one begins to where the next does.
+    pub stride: usize,
+    pub run_count: usize,
+}
+
 impl ByteRuns {
     /// # Panics
     /// If the slice does not lie in its tensor.
-    pub(super) fn new(slice: &TensorSlice, spec: &ModelSpec) -> Self {
+    pub(crate) fn new(slice: &TensorSlice, spec: &ModelSpec) -> Self {
         assert!(lies_within(slice, spec), "{slice} does not lie in its tensor");
         let shape = slice.tensor.shape(spec);
         let element = slice.tensor.dtype().bytes();
@@ -55,6 +66,21 @@ impl ByteRuns {
         }
     }
 
+    /// All runs, those at equal distances together; of a plan's slice that is one comb.
+    pub(crate) fn combs(&self) -> Vec<Comb> {
+        let (mut run_count, mut stride) = (1, self.run_bytes);
+        for (range, step) in self.outer.iter().rev() {
+            if run_count == 1 {
+                stride = *step;
+            } else if *step != run_count * stride {
+                break;
+            }
+            run_count *= range.len();
+        }
+        let comb = |run| Comb { start: self.start(run), run_bytes: self.run_bytes, stride, run_count };
+        (0..self.run_count).step_by(run_count.max(1)).map(comb).collect()
+    }
+
     /// First byte in the tensor of run number `run`.
     fn start(&self, mut run: usize) -> usize {
         let mut byte = self.first;
@@ -87,6 +113,33 @@ mod tests {
                 });
                 assert_eq!(bytes, expected[offset..offset + len], "{offset} + {len}");
             }
+        }
+    }
+
+    #[test]
+    fn combs_are_all_runs_in_order() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let tensor = TensorId::Layer(3, LayerTensor::DownScales);
+        for (ranges, count) in [
+            // As a plan cuts.
+            (vec![0..32, 0..2880, 23..46], 1),
+            (vec![2..3, 0..2880, 23..46], 1),
+            (vec![4..9, 0..2880, 0..90], 1),
+            // As none does.
+            (vec![4..7, 7..12, 0..90], 1),
+            (vec![4..7, 7..12, 23..46], 3),
+            (vec![4..7, 7..8, 23..46], 1),
+            (vec![4..7, 7..7, 23..46], 0),
+        ] {
+            let slice = TensorSlice { tensor, ranges };
+            let expected: Vec<usize> = slice.runs(&tensor.shape(&spec)).flatten().collect();
+            let combs = ByteRuns::new(&slice, &spec).combs();
+            assert_eq!(combs.len(), count, "{slice}");
+            let bytes = combs.iter().flat_map(|comb| {
+                let run = |n| comb.start + n * comb.stride..comb.start + n * comb.stride + comb.run_bytes;
+                (0..comb.run_count).flat_map(run)
+            });
+            assert!(bytes.eq(expected.iter().copied()), "{slice}");
         }
     }
 }

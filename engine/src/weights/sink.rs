@@ -1,6 +1,6 @@
 //! Where a rank's slices go: the host's memory, or a card's.
 
-use super::{WeightError, WeightSource};
+use super::{Synthetic, WeightError, WeightSource};
 use flotilla_shared::TensorSlice;
 use std::ops::Range;
 
@@ -43,5 +43,14 @@ pub trait WeightSink: Send {
             }
         }
         self.finish()
+    }
+
+    /// Makes everything from a seed, where the memory is if it can compute; `progress` as above.
+    fn make_from(
+        &mut self,
+        source: &Synthetic,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), WeightError> {
+        self.load_from(source, progress)
     }
 }

@@ -22,7 +22,7 @@ pub struct Synthetic {
 }
 
 /// How 8 bytes are made of 64 random bits.
-enum Draw {
+pub(crate) enum Draw {
     /// MXFP4 elements: all 16 codes alike.
     Codes,
     /// MXFP4 exponents: `low`, or one more in `threshold` of 128 blocks.
@@ -31,7 +31,15 @@ enum Draw {
     Normal(Box<[u16; PALETTE]>),
 }
 
-const PALETTE: usize = 1 << 12;
+pub(crate) const PALETTE: usize = 1 << 12;
+
+/// All that a tensor's bytes come of, but for which of them are wanted.
+pub(crate) struct Recipe {
+    /// Where its random numbers begin.
+    pub key: u64,
+    /// Which of the model's draws.
+    pub draw: usize,
+}
 
 impl Synthetic {
     pub fn new(spec: ModelSpec, seed: u64) -> Self {
@@ -46,13 +54,17 @@ impl Synthetic {
         self.seed
     }
 
-    /// Where a tensor's random numbers begin.
-    fn key(&self, tensor: TensorId) -> u64 {
+    pub(crate) fn draws(&self) -> &[Draw] {
+        &self.draws
+    }
+
+    pub(crate) fn recipe(&self, tensor: TensorId) -> Recipe {
         let hash = blake3::Hasher::new()
             .update(&self.seed.to_le_bytes())
             .update(tensor.to_string().as_bytes())
             .finalize();
-        u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("32 bytes"))
+        let key = u64::from_le_bytes(*hash.as_bytes().first_chunk().expect("32 bytes"));
+        Recipe { key, draw: kind(tensor) }
     }
 }
 
@@ -63,8 +75,8 @@ impl WeightSource for Synthetic {
 
     fn read(&self, slice: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
         let runs = ByteRuns::new(slice, &self.spec);
-        let key = self.key(slice.tensor);
-        let draw = &self.draws[kind(slice.tensor)];
+        let Recipe { key, draw } = self.recipe(slice.tensor);
+        let draw = &self.draws[draw];
         runs.visit(offset, out.len(), |start, range| draw.fill(key, start, &mut out[range]));
         Ok(())
     }

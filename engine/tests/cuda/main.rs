@@ -14,3 +14,4 @@ mod planted;
 mod route;
 mod sample;
 mod support;
+mod synthetic;

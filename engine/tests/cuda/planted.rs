@@ -1,6 +1,6 @@
 //! Planted faults: each kernel with one mistake in it must fail its own check, or the check is blind.
 
-use crate::{attention, dense, experts, norm, route, sample, support};
+use crate::{attention, dense, experts, norm, route, sample, support, synthetic};
 use flotilla_engine::cuda::{Card, Source};
 
 type Check = fn(&Card, &dyn Fn(Source) -> Source) -> Result<(), String>;
@@ -73,4 +73,9 @@ fn experts_of_many_rows() {
 #[test]
 fn sampling() {
     all_are_noticed(&sample::PLANTED, sample::check);
+}
+
+#[test]
+fn synthetic_weights() {
+    all_are_noticed(&synthetic::PLANTED, synthetic::check);
 }

@@ -13,6 +13,7 @@ mod kv;
 pub mod norm;
 pub mod route;
 pub mod sample;
+pub mod synthetic;
 mod weights;
 
 pub use weights::{CudaWeights, weight_bytes};
@@ -75,7 +76,7 @@ impl Shapes {
 /// Every source that a rank compiles, for checks that need no card.
 pub fn sources(spec: &ModelSpec, share: &RankShare) -> Vec<Source> {
     let shapes = Shapes::of(spec, share);
-    let mut sources = vec![norm::source(spec.hidden), dense::source(), sample::source()];
+    let mut sources = vec![norm::source(spec.hidden), dense::source(), sample::source(), synthetic::source()];
     sources.push(route::source(&shapes.route));
     if let Some(shape) = shapes.attention {
         sources.extend([shape.source(), shape.tiles_source()]);

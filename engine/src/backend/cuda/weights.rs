@@ -1,8 +1,9 @@
 //! A rank's weights in a card's memory: the checkpoint's bytes, packed and unpadded, in one allocation a
 //! layer. q, k and v lie behind each other, for they are one product.
 
+use super::synthetic::SyntheticKernels;
 use crate::cuda::{Card, CudaError};
-use crate::weights::{FILL_BYTES, WeightError, WeightSink};
+use crate::weights::{FILL_BYTES, Synthetic, WeightError, WeightSink};
 use cudarc::driver::{CudaSlice, CudaView, PinnedHostSlice, sys};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
@@ -122,6 +123,27 @@ impl CudaWeights {
         self.layout.bytes()
     }
 
+    /// Makes everything on the card; `progress` is told (bytes done, bytes in all).
+    pub fn make(
+        &mut self,
+        source: &Synthetic,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), WeightError> {
+        let Some(first) = self.slices.first() else { return Ok(()) };
+        let kernels = SyntheticKernels::new(&self.card, source).map_err(|error| refused(first, error))?;
+        let total = self.slices.iter().map(|slice| slice.bytes() as u64).sum();
+        let mut done = 0;
+        for (slice, place) in self.slices.iter().zip(&self.layout.places) {
+            let mut out = self.arenas[place.arena].slice_mut(place.bytes.clone());
+            // Waited for, so that progress is what is there and an error names its slice.
+            let made = kernels.make(slice, &mut out).and_then(|()| self.card.synchronize());
+            made.map_err(|error| refused(slice, error))?;
+            done += slice.bytes() as u64;
+            progress(done, total);
+        }
+        self.finish()
+    }
+
     fn place(&self, tensor: TensorId) -> Option<&Place> {
         self.index.get(&tensor).map(|&at| &self.layout.places[at])
     }
@@ -160,6 +182,10 @@ impl CudaWeights {
     }
 }
 
+fn refused(slice: &TensorSlice, error: CudaError) -> WeightError {
+    WeightError::Card { slice: slice.clone(), reason: error.to_string() }
+}
+
 impl WeightSink for CudaWeights {
     fn slices(&self) -> &[TensorSlice] {
         &self.slices
@@ -171,10 +197,6 @@ impl WeightSink for CudaWeights {
         range: Range<usize>,
         write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
     ) -> Result<(), WeightError> {
-        let refused = |slice: &TensorSlice, error: CudaError| WeightError::Card {
-            slice: slice.clone(),
-            reason: error.to_string(),
-        };
         let (slice, place) = (&self.slices[index], &self.layout.places[index]);
         let staging = self.staging.as_mut().expect("weights are not filled after the last");
         // The last copy may still read it.
@@ -193,6 +215,14 @@ impl WeightSink for CudaWeights {
     fn finish(&mut self) -> Result<(), WeightError> {
         let done = self.card.synchronize();
         self.staging = None;
-        done.map_err(|error| WeightError::Card { slice: self.slices[0].clone(), reason: error.to_string() })
+        done.map_err(|error| refused(&self.slices[0], error))
+    }
+
+    fn make_from(
+        &mut self,
+        source: &Synthetic,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), WeightError> {
+        self.make(source, progress)
     }
 }
