@@ -4,6 +4,7 @@
 use crate::inventory::BackendKind;
 use crate::plan::{Demand, RankShare};
 use crate::spec::ModelSpec;
+use crate::step::BLOCK_TOKENS;
 
 /// Logit rows for which a card has room from the start; verification may ask for more.
 pub const LOGIT_ROWS: usize = 64;
@@ -14,11 +15,18 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
     let q_width = spec.q_heads_of(&share.kv_heads).len() * spec.head_dim;
     let kv_width = share.kv_heads.len() * spec.head_dim;
     let logits = 4 * t.min(LOGIT_ROWS) * share.vocab.len();
-    let per_row = match share.backend {
-        BackendKind::Cpu => cpu_row(spec, share, q_width, kv_width),
-        BackendKind::Cuda => cuda_row(spec, share, q_width, kv_width),
+    let others = match share.backend {
+        BackendKind::Cpu => t * cpu_row(spec, share, q_width, kv_width),
+        BackendKind::Cuda => {
+            let (tokens, width) = (t * cuda_row(spec, share, q_width, kv_width), spec.head_dim);
+            tokens
+                + attention_parts(share, q_width, width)
+                + items(spec, share, t)
+                + sampling(share)
+                + 4 * demand.kv_tokens.div_ceil(BLOCK_TOKENS)
+        }
     };
-    (t * per_row + logits) as u64
+    (others + logits) as u64
 }
 
 /// Everything is f32; products have their input once more, as their kernels read it.
@@ -31,11 +39,49 @@ fn cpu_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize)
     4 * (stream + attention + experts + arranged) + 24 * spec.experts_per_token
 }
 
-/// x, y, h three times; q, k, v before and after rotation; and the rows of every chosen expert.
+/// Of the engine's `CudaBackend`, in its order: the residual stream, attention, routing, experts, a row's
+/// words.
 fn cuda_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize) -> usize {
-    let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
-    let stream = 4 * (hidden + hidden) + (2 + 4 + 2) * hidden;
-    let attention = 4 * (q_width + 2 * kv_width) + 2 * q_width + 2 * q_width;
-    let experts = 4 * spec.experts + spec.experts_per_token * (2 * intermediate + 4 * hidden + 10);
-    stream + attention + experts
+    let (hidden, per_token) = (spec.hidden, spec.experts_per_token);
+    // x, y and the router's h in f32, h once in 16 bits.
+    let stream = (4 + 4 + 4 + 2) * hidden;
+    // q, k, v as projected in f32; q rotated, what attention gives, and parts of it that were computed apart.
+    let attention = 4 * (q_width + 2 * kv_width) + (2 + 2) * q_width + part_bytes(q_width, spec.head_dim);
+    // Logits, h as experts read it; weight and sorted route of each choice, and the choices of every layer.
+    let routing = 4 * spec.experts + 2 * hidden + (4 + 4 + 2 * spec.layer_count()) * per_token;
+    let experts = match share.experts.intermediate() {
+        0 => 0,
+        intermediate => per_token * (2 * intermediate + 4 * hidden),
+    };
+    // Token, position, table, logit row, decode row; a tile; cos and sin.
+    let words = 4 * (5 + 4 + spec.head_dim);
+    stream + attention + routing + experts + words
+}
+
+/// A row's attention over a part of its keys: f32 sums of every head, a maximum and a total.
+fn part_bytes(q_width: usize, head_dim: usize) -> usize {
+    4 * (q_width + 2 * (q_width / head_dim))
+}
+
+/// Parts beyond one a row, which fill the card while rows are few. The plan does not know how many
+/// multiprocessors there are; this is for the largest.
+fn attention_parts(share: &RankShare, q_width: usize, head_dim: usize) -> usize {
+    const BLOCKS_MAX: usize = 2 * 192;
+    const PARTS_MAX: usize = 128;
+    match share.kv_heads.len() {
+        0 => 0,
+        kv_heads => BLOCKS_MAX.div_ceil(kv_heads).min(PARTS_MAX) * part_bytes(q_width, head_dim),
+    }
+}
+
+/// Items of work of the experts: at least one of each expert that has rows, 64 rows in one at most.
+fn items(spec: &ModelSpec, share: &RankShare, t: usize) -> usize {
+    let routes = t * spec.experts_per_token;
+    let own = if share.experts.is_empty() { spec.experts } else { share.experts.experts.len() };
+    4 * 4 * (routes.min(own) + routes / 64)
+}
+
+/// What is sampled by, what comes of it, and the best of each 2048 tokens.
+fn sampling(share: &RankShare) -> usize {
+    LOGIT_ROWS * (4 * 6 + 8 + 8 * share.vocab.len().div_ceil(2048))
 }

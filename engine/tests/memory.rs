@@ -1,0 +1,177 @@
+//! What a plan says that a rank takes on a card is what it takes. A process of its own: a card's free memory is
+//! everybody's.
+
+#[path = "cuda/support.rs"]
+mod support;
+
+use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights, weight_bytes};
+use flotilla_engine::cuda::Card;
+use flotilla_shared::plan::Demand;
+use flotilla_shared::step::BLOCK_TOKENS;
+use flotilla_shared::{Assignment, BackendKind, Epoch, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin};
+use serde_json::json;
+use support::TestCard;
+
+/// What a plan may be off by, of what is taken.
+const OFF_MAX: f64 = 0.03;
+
+/// Below this, what a plan does not know is more than that: the gaps between tensors, and the number of parts of
+/// attention, which follows from the size of the card. Of a published model both are nothing.
+const SMALL_BYTES: u64 = 100 << 20;
+
+/// Between tensors, at most: each begins at a multiple of it. The plan counts the checkpoint's bytes.
+const GAP_BYTES: u64 = 256;
+
+/// Blocks of parts of attention beyond one a row: at most, whatever the card.
+const PARTS_MAX: usize = 128;
+
+struct Case {
+    name: &'static str,
+    spec: ModelSpec,
+    shares: &'static [f64],
+    ranks: &'static [u16],
+    demand: Demand,
+}
+
+fn cases() -> Vec<Case> {
+    let widths = [("num_hidden_layers", 2), ("num_local_experts", 4), ("vocab_size", 8192)];
+    let wide = spec(&widths);
+    let demo = spec(&[
+        ("hidden_size", 128),
+        ("intermediate_size", 128),
+        ("num_hidden_layers", 4),
+        ("num_attention_heads", 8),
+        ("num_key_value_heads", 4),
+        ("head_dim", 32),
+        ("num_local_experts", 8),
+        ("num_experts_per_tok", 2),
+        ("experts_per_token", 2),
+        ("vocab_size", 1568),
+    ]);
+    let demand = |kv_tokens, step_tokens_max| Demand { kv_tokens, step_tokens_max };
+    vec![
+        Case {
+            name: "20b's widths, whole",
+            spec: wide.clone(),
+            shares: &[1.0],
+            ranks: &[0],
+            demand: demand(4096, 512),
+        },
+        Case {
+            name: "20b's widths, the last of 4",
+            spec: wide.clone(),
+            shares: &[1.0; 4],
+            ranks: &[3],
+            demand: demand(4096, 512),
+        },
+        Case {
+            name: "20b's widths, long steps",
+            spec: wide,
+            shares: &[1.0],
+            ranks: &[0],
+            demand: demand(1000, 2048),
+        },
+        Case {
+            name: "the demo's shape",
+            spec: demo.clone(),
+            shares: &[1.0],
+            ranks: &[0],
+            demand: demand(4096, 256),
+        },
+        Case {
+            name: "the demo's shape, uneven",
+            spec: demo.clone(),
+            shares: &[3.0, 1.0],
+            ranks: &[0, 1],
+            demand: demand(160, 32),
+        },
+        Case {
+            name: "a rank that has norms alone",
+            spec: demo,
+            shares: &[1.0, 0.0],
+            ranks: &[1],
+            demand: demand(4096, 256),
+        },
+    ]
+}
+
+fn spec(sizes: &[(&str, usize)]) -> ModelSpec {
+    let mut config: serde_json::Value = serde_json::from_str(flotilla_shared::spec::PUBLISHED[1].1).unwrap();
+    for (field, size) in sizes {
+        config[field] = json!(size);
+    }
+    let layers = config["num_hidden_layers"].as_u64().unwrap() as usize;
+    let kinds: Vec<_> = ["sliding_attention", "full_attention"].into_iter().cycle().take(layers).collect();
+    config["layer_types"] = json!(kinds);
+    ModelSpec::from_config_json(&config.to_string()).unwrap()
+}
+
+#[test]
+fn what_is_planned_is_what_is_taken() {
+    for TestCard { name, card } in support::cards() {
+        println!("{name}: {:<28} {:>4} {:>12} {:>12} {:>7}", "case", "rank", "planned", "taken", "off");
+        for case in cases() {
+            for &rank in case.ranks {
+                check(name, &card, &case, Rank(rank));
+            }
+        }
+    }
+}
+
+fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
+    let Case { name, spec, shares, demand, .. } = case;
+    let mut plan = Plan::with_shares(spec, shares);
+    plan.stages[0].ranks.iter_mut().for_each(|share| share.backend = BackendKind::Cuda);
+    let (_, share) = plan.share(rank);
+    let planned = plan.bytes(spec, rank).total(spec, share, *demand);
+    let assignment = Assignment {
+        epoch: Epoch(1),
+        rank,
+        spec: spec.clone(),
+        plan: plan.clone(),
+        weights: WeightOrigin::Synthetic { seed: 1 },
+        kv_blocks: demand.kv_tokens.div_ceil(BLOCK_TOKENS) as u32,
+        step_tokens_max: demand.step_tokens_max as u32,
+        sampleable: vec![0..spec.vocab as u32],
+        peers: vec![],
+        group_key: [0; 32],
+    };
+    let slices = plan.slices(spec, rank);
+    let gaps = slices.len() as u64 * GAP_BYTES;
+    let free = card.memory_free_bytes().unwrap();
+    let weights = CudaWeights::new(card, slices).unwrap();
+    let backend = CudaBackend::new(&CudaSettings::default(), &assignment, weights).unwrap();
+    let taken = free - card.memory_free_bytes().unwrap();
+    drop(backend);
+    card.synchronize().unwrap();
+    let off = planned as f64 - taken as f64;
+    let part = off / taken as f64;
+    println!("{kind}: {name:<28} {:>4} {planned:>12} {taken:>12} {:>6.2}%", rank.0, part * 100.0);
+    let (mut more, mut less) = (OFF_MAX * taken as f64, OFF_MAX * taken as f64);
+    if taken < SMALL_BYTES {
+        let heads = spec.q_heads_of(&share.kv_heads).len();
+        less += gaps as f64;
+        more += (PARTS_MAX * heads * (spec.head_dim + 2) * 4) as f64;
+    }
+    assert!((-less..=more).contains(&off), "{name}, rank {rank}: {planned} bytes planned, {taken} taken");
+}
+
+#[test]
+fn weights_take_on_a_card_what_they_take_in_the_checkpoint() {
+    for model in ["gpt-oss-120b", "gpt-oss-20b"] {
+        let spec = ModelSpec::published(model).unwrap();
+        for ranks in [1, 2, 4, 8] {
+            let plan = Plan::with_shares(&spec, &vec![1.0; ranks]);
+            for share in plan.ranks() {
+                let slices = plan.slices(&spec, share.rank);
+                let held: u64 = slices.iter().map(|slice: &TensorSlice| slice.bytes() as u64).sum();
+                let taken = weight_bytes(&slices);
+                let over = taken as f64 / held as f64 - 1.0;
+                if share.rank.0 == 0 {
+                    println!("{model} on {ranks}: {held} held, {taken} taken, {:.5} % more", over * 100.0);
+                }
+                assert!((0.0..=0.01).contains(&over), "{model}, rank {} of {ranks}", share.rank);
+            }
+        }
+    }
+}
