@@ -177,7 +177,7 @@ fn random_bytes(tensor: TensorId, spec: &ModelSpec, random: &mut Random) -> Vec<
         TensorId::Layer(_, AttentionNorm | MlpNorm) | TensorId::FinalNorm => (1.0, 0.25),
         // As large as the largest scores: a sink takes about a third of what a row gives out.
         TensorId::Layer(_, Sinks) => (3.0, 1.5),
-        TensorId::Layer(_, part) if part_is_bias(part) => (0.0, 0.3),
+        TensorId::Layer(_, part) if is_bias(part) => (0.0, 0.3),
         TensorId::Layer(_, OWeight) => (0.0, 1.0 / ((spec.q_heads * spec.head_dim) as f32).sqrt()),
         TensorId::Embed => (0.0, 1.0),
         _ => (0.0, 1.5 / (spec.hidden as f32).sqrt()),
@@ -194,7 +194,7 @@ fn random_bytes(tensor: TensorId, spec: &ModelSpec, random: &mut Random) -> Vec<
     }
 }
 
-fn part_is_bias(part: LayerTensor) -> bool {
+fn is_bias(part: LayerTensor) -> bool {
     use LayerTensor::*;
     matches!(part, QBias | KBias | VBias | OBias | RouterBias | GateUpBias | DownBias)
 }

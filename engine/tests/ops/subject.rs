@@ -19,7 +19,7 @@ use std::sync::Once;
 /// Blocks of cache of every rank.
 pub const KV_BLOCKS: u32 = 40;
 /// Rows of a step at most.
-pub const ROWS_MAX: usize = 80;
+pub const ROWS_MAX: usize = 84;
 
 #[derive(Clone)]
 pub enum Subject {

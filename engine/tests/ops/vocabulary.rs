@@ -9,6 +9,7 @@ use crate::subject::{Op, Settings, Subject, subjects};
 use flotilla_engine::backend::{BackendError, Norm};
 use flotilla_engine::collective::Solo;
 use flotilla_engine::sample::{Candidate, Pick, SampleRow, Sampleable, Sampler, Shard};
+use flotilla_shared::activations::LOGIT_ROWS;
 use flotilla_shared::sampling::gumbel;
 use flotilla_shared::{Plan, Sampling, TokenId};
 use std::ops::Range;
@@ -65,15 +66,13 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
         let mut ranks = subject.ranks(&model, &plan, &Settings::default());
         let mut sequences = Sequences::new(3, model.spec().vocab, seed);
         let mut random = Random::new(seed);
-        let mixed = [rows(0, 40), decode(1), Work { logits: true, ..rows(2, 9) }];
-        for (works, all) in
-            [(&mixed[..], false), (&mixed[..1], false), (&mixed[1..2], false), (&mixed[..], true)]
-        {
-            if works.len() == 3 && all {
-                sequences = Sequences::new(3, model.spec().vocab, seed);
-            }
-            let extra = if all { rows(0, 25) } else { rows(0, 1) };
-            let works: Vec<Work> = works.iter().copied().chain((all).then_some(extra)).collect();
+        let steps = [
+            (vec![rows(0, 40), decode(1), Work { logits: true, ..rows(2, 9) }], false),
+            (vec![rows(0, 12)], false),
+            (vec![decode(1)], false),
+            (vec![rows(0, 20), rows(2, LOGIT_ROWS)], true),
+        ];
+        for (works, all) in steps {
             let mut step = sequences.step(&works);
             if all {
                 step.batch.logit_rows = (0..step.rows()).collect();
