@@ -5,7 +5,7 @@ use crate::batches::{Sequences, Step, rows};
 use crate::close::{Tolerance, close};
 use crate::model::{self, Model, Random};
 use crate::reference::{Choice, Fault, Reference};
-use crate::subject::{Op, Ranked, Settings, Subject, subjects};
+use crate::subject::{Op, ROWS_MAX, Ranked, Settings, Subject, subjects};
 use flotilla_engine::backend::Norm;
 use flotilla_shared::{ModelSpec, Plan};
 
@@ -24,7 +24,7 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
     let (narrow, wide) = (model::spec(), model::wide_spec());
     run(subject, &narrow, &model::whole(&narrow), fault)?;
     run(subject, &narrow, &model::two_ranks(&narrow), fault)?;
-    run(subject, &narrow, &model::three_ranks(&narrow), fault)?;
+    run(subject, &narrow, &model::four_ranks(&narrow), fault)?;
     run(subject, &wide, &model::whole(&wide), fault)
 }
 
@@ -35,7 +35,7 @@ fn run(subject: &Subject, spec: &ModelSpec, plan: &Plan, fault: Option<Fault>) -
     let reference = Reference::new(&model, subject.rounding(), fault);
     let mut ranks = subject.ranks(&model, plan, &Settings::default());
     let mut random = Random::new(seed);
-    for count in [1, 7, 12, 25, 70] {
+    for count in [1, 7, 12, 25, ROWS_MAX] {
         let step = Sequences::new(1, spec.vocab, seed).step(&[rows(0, count)]);
         for layer in 0..spec.layer_count() {
             let x = random.units(count * spec.hidden);
@@ -74,7 +74,7 @@ fn sum(ranks: &mut [Ranked], step: &Step, x: &[f32], layer: usize) -> Vec<f32> {
 fn a_rank_without_experts_adds_nothing() {
     for subject in subjects() {
         let model = Model::random(&model::spec(), 3);
-        let plan = model::three_ranks(model.spec());
+        let plan = model::four_ranks(model.spec());
         let rank = subject.rank(&model, &plan, 2, &Settings::default());
         let step = Sequences::new(1, 90, 3).step(&[rows(0, 20)]);
         let x = Random::new(3).units(step.rows() * model.spec().hidden);

@@ -2,7 +2,7 @@
 
 use crate::batches::{Sequences, Step, Work, decode, rows};
 use crate::model::{self, Model};
-use crate::subject::{Ranked, Settings, card};
+use crate::subject::{ROWS_MAX, Ranked, Settings, card};
 use flotilla_engine::sample::{Pick, SampleRow};
 use flotilla_shared::Sampling;
 
@@ -19,6 +19,9 @@ fn a_replayed_step_has_the_bits_of_one_that_is_not() {
     let all: Vec<usize> = (0..9).collect();
     let steps = [
         vec![rows(0, 30), rows(1, 3), rows(2, 17), rows(3, 1)],
+        // Keys enough to be split over blocks.
+        vec![rows(2, ROWS_MAX)],
+        vec![rows(2, ROWS_MAX)],
         // One bucket for three and four rows: first not full, then full, then others, and fewer again.
         decodes(&[0, 1, 2]),
         decodes(&[2, 0, 1]),
@@ -43,7 +46,7 @@ fn a_replayed_step_has_the_bits_of_one_that_is_not() {
     ];
     for (index, works) in steps.iter().enumerate() {
         let mut step = sequences.step(works);
-        if index == 14 {
+        if works.iter().any(|work| work.rows == 66) {
             step.batch.logit_rows = (0..step.rows()).collect();
         }
         let [expected, found] = [&mut eager, &mut recording].map(|rank| outcome(rank, &model, &step));

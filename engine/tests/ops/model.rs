@@ -65,15 +65,16 @@ pub fn two_ranks(spec: &ModelSpec) -> Plan {
     plan(spec, [(0..1, all.clone(), 0..1, 0..37), (1..spec.kv_heads, all, 1..blocks, 37..spec.vocab)])
 }
 
-/// Experts whole. The first rank has no vocabulary, the second no heads, the third no experts.
-pub fn three_ranks(spec: &ModelSpec) -> Plan {
+/// Experts whole. The first rank has no vocabulary, the second no heads, the third no experts, the last nothing.
+pub fn four_ranks(spec: &ModelSpec) -> Plan {
     let (blocks, heads, experts) = (0..spec.intermediate_blocks(), spec.kv_heads, spec.experts);
     plan(
         spec,
         [
             (0..1, 0..3, blocks.clone(), 0..0),
             (1..1, 3..experts, blocks.clone(), 0..50),
-            (1..heads, experts..experts, blocks, 50..spec.vocab),
+            (1..heads, experts..experts, blocks.clone(), 50..spec.vocab),
+            (heads..heads, experts..experts, blocks, spec.vocab..spec.vocab),
         ],
     )
 }

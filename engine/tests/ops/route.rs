@@ -4,7 +4,7 @@ use crate::attention::wide;
 use crate::batches::{Sequences, rows};
 use crate::model::{self, Model, Random};
 use crate::reference::{Fault, Reference};
-use crate::subject::{Op, Settings, Subject, subjects};
+use crate::subject::{Op, ROWS_MAX, Settings, Subject, subjects};
 use flotilla_engine::backend::Norm;
 use flotilla_shared::ModelSpec;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
@@ -26,7 +26,7 @@ fn model_with_ties(spec: &ModelSpec, seed: u64) -> Model {
             w.copy_within(2 * spec.hidden..3 * spec.hidden, 5 * spec.hidden);
             w.copy_within(spec.hidden..2 * spec.hidden, 6 * spec.hidden);
             for element in 0..spec.hidden / 4 {
-                let tiny = f32::from_bits(0x3300_0000 + 0x0011_0000 * (element as u32 % 8));
+                let tiny = f32::from_bits(0x3200_0000 + 0x0011_0000 * (element as u32 % 8));
                 w[spec.hidden + 4 * element] = bf16::from_f32(tiny);
                 w[6 * spec.hidden + 4 * element] = bf16::from_f32(-tiny);
             }
@@ -40,14 +40,14 @@ fn model_with_ties(spec: &ModelSpec, seed: u64) -> Model {
 }
 
 /// The routing of rows over every layer, few at a time and many.
-fn routing(subject: &Subject, model: &Model, seed: u64, visit: &mut dyn FnMut(usize, &[f32], Vec<u16>)) {
+fn routing(subject: &Subject, model: &Model, seed: u64, mut visit: impl FnMut(usize, &[f32], Vec<u16>)) {
     let spec = model.spec();
     // A rank without experts routes all the same.
-    for (plan, rank) in [(model::whole(spec), 0), (model::three_ranks(spec), 2)] {
+    for (plan, rank) in [(model::whole(spec), 0), (model::four_ranks(spec), 2)] {
         let mut ranked = subject.rank(model, &plan, rank, &Settings::default());
         let mut sequences = Sequences::new(2, spec.vocab, seed);
         let mut random = Random::new(seed);
-        for works in [rows(0, 76), rows(1, 5), rows(0, 30)] {
+        for works in [rows(0, ROWS_MAX), rows(1, 5), rows(0, 30)] {
             let mut step = sequences.step(&[works]);
             step.batch.keep_routing = true;
             let x = random.units(step.rows() * spec.hidden);
@@ -68,7 +68,7 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
         let model = model_with_ties(&spec, seed);
         let reference = Reference::new(&model, subject.rounding(), fault);
         let (mut wrong, mut ties) = (None, 0);
-        routing(subject, &model, seed, &mut |row, x, found| {
+        routing(subject, &model, seed, |row, x, found| {
             for (layer, found) in found.chunks(spec.experts_per_token).enumerate() {
                 // Each norm has added y = x once more.
                 let x: Vec<f64> = wide(x).iter().map(|x| x * (layer + 1) as f64).collect();
@@ -98,7 +98,7 @@ fn every_backend_takes_the_same_experts_where_f32_cannot_tell() {
     let mut all = Vec::new();
     for subject in subjects() {
         let (mut chosen, mut either) = (Vec::new(), [0; 2]);
-        routing(&subject, &model, 22, &mut |_, _, found| {
+        routing(&subject, &model, 22, |_, _, found| {
             either[0] += found.iter().filter(|&&expert| expert == 1).count();
             either[1] += found.iter().filter(|&&expert| expert == 6).count();
             chosen.push(found);

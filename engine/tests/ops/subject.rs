@@ -6,10 +6,10 @@ use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights};
 use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
-use flotilla_engine::collective::{AllReduce, CollectiveError};
+use flotilla_engine::collective::{AllReduce, CollectiveError, Solo};
 use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
 use flotilla_engine::model::forward;
-use flotilla_engine::sample::{Candidate, Pick, Sampleable, Shard};
+use flotilla_engine::sample::{Candidate, Pick, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin};
 use std::ops::Range;
@@ -185,6 +185,11 @@ impl Ranked {
 
     pub fn best(&mut self, picks: &[Pick]) -> Vec<Candidate> {
         on!(self, backend => backend.best(picks, &self.sampleable).unwrap())
+    }
+
+    pub fn sample(&mut self, rows: &[SampleRow]) -> Vec<Option<TokenId>> {
+        let mut sampler = Sampler::new(self.sampleable.clone());
+        on!(self, backend => sampler.sample(rows, &mut **backend, &mut Solo::new()).unwrap())
     }
 
     pub fn routing(&mut self, row: usize) -> Vec<u16> {

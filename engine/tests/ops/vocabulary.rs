@@ -6,8 +6,9 @@ use crate::close::{Tolerance, close};
 use crate::model::{self, Model, Random};
 use crate::reference::{Fault, Reference};
 use crate::subject::{Op, Settings, Subject, subjects};
-use flotilla_engine::backend::Norm;
-use flotilla_engine::sample::{Candidate, Pick, SampleRow};
+use flotilla_engine::backend::{BackendError, Norm};
+use flotilla_engine::collective::Solo;
+use flotilla_engine::sample::{Candidate, Pick, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_shared::sampling::gumbel;
 use flotilla_shared::{Plan, Sampling, TokenId};
 use std::ops::Range;
@@ -18,7 +19,7 @@ const TOLERANCE: Tolerance = Tolerance { cpu: 1e-5, card: 5e-3 };
 
 fn plans() -> [Plan; 3] {
     let spec = model::spec();
-    [model::whole(&spec), model::two_ranks(&spec), model::three_ranks(&spec)]
+    [model::whole(&spec), model::two_ranks(&spec), model::four_ranks(&spec)]
 }
 
 fn vocab_of(plan: &Plan) -> Vec<Range<usize>> {
@@ -100,8 +101,7 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
 fn the_best_token_is_the_one_of_the_highest_score() {
     for subject in subjects() {
         let model = Model::random(&model::spec(), 43);
-        let sampleable: Vec<Range<TokenId>> = vec![2..30, 36..37, 38..39, 55..80];
-        let settings = Settings { sampleable: sampleable.clone(), ..Settings::default() };
+        let settings = settings();
         for plan in plans() {
             let mut ranks = subject.ranks(&model, &plan, &settings);
             let works: Vec<Work> = (0..12).map(decode).collect();
@@ -114,7 +114,7 @@ fn the_best_token_is_the_one_of_the_highest_score() {
                 let found = rank.best(&picks);
                 for (pick, found) in picks.iter().zip(found) {
                     let logits = &logits[pick.row.logit_row];
-                    let own = sampleable.iter().cloned().flatten().map(|token| token as usize);
+                    let own = settings.sampleable.iter().cloned().flatten().map(|token| token as usize);
                     let own = own.filter(|token| vocab.contains(token));
                     let expected = best(pick, own.map(|token| (token, logits[token - vocab.start])));
                     let steps = found.score.to_bits().abs_diff(expected.score.to_bits());
@@ -131,22 +131,66 @@ fn the_best_token_is_the_one_of_the_highest_score() {
     }
 }
 
-/// Logit rows in an order of their own, and one of them twice.
+/// The ids that may be chosen have gaps.
+fn settings() -> Settings {
+    Settings { sampleable: vec![2..30, 36..37, 38..39, 55..80], ..Settings::default() }
+}
+
+/// The sampler's tokens where the card scores them, and where the host does with the same logits.
+#[test]
+fn nuclei_are_cut_alike() {
+    for subject in subjects() {
+        let model = Model::random(&model::spec(), 44);
+        let plan = model::whole(model.spec());
+        let mut rank = subject.rank(&model, &plan, 0, &settings());
+        let works: Vec<Work> = (0..12).map(decode).collect();
+        let step = Sequences::new(12, model.spec().vocab, 44).step(&works);
+        let x = Random::new(44).units(step.rows() * model.spec().hidden);
+        rank.play(&step.batch, &x, &[Op::AddNorm(Norm::Final), Op::Unembed]);
+        let row = |n: u32| {
+            let (logit_row, top_p) = (n as usize % 12, [1.0, 0.9, 0.5, 0.1][n as usize % 4]);
+            let sampling = Sampling { temperature: 1.5, top_p, seed: u64::from(n) };
+            SampleRow { sampling, position: n, logit_row }
+        };
+        let rows: Vec<SampleRow> = (0..24).map(row).collect();
+        let logits = (0..12).map(|row| rank.logits(row)).collect();
+        let found = rank.sample(&rows);
+        assert_eq!(found, OnHost(logits).sample(&rows), "{}", subject.name());
+    }
+}
+
+/// f32 [logit rows][V]
+struct OnHost(Vec<Vec<f32>>);
+
+impl OnHost {
+    fn sample(&mut self, rows: &[SampleRow]) -> Vec<Option<TokenId>> {
+        let sampleable = Sampleable::new(0..model::spec().vocab, &settings().sampleable);
+        Sampler::new(sampleable).sample(rows, self, &mut Solo::new()).unwrap()
+    }
+}
+
+impl Shard for OnHost {
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.0[row])
+    }
+}
+
+/// Logit rows in an order of their own, and more picks than are made at once.
 fn picks(logits: &[Vec<f32>]) -> Vec<Pick> {
     let pick = |n: usize| {
-        let logit_row = [3, 0, 11, 7, 7, 5, 1, 2, 10, 9][n];
+        let logit_row = [3, 0, 11, 7, 7, 5, 1, 2, 10, 9][n % 10];
         let temperature = [0.0, 1.0, 0.7, 0.0, 5.0][n % 5];
         let sampling = Sampling { temperature, top_p: 1.0, seed: 0x1234_5678_9abc_def0 ^ n as u64 };
         let row = SampleRow { sampling, position: 100 + 7 * n as u32, logit_row };
         // A logit that is there may be chosen itself; on one row nothing may be.
         let floor = match n {
             9 => f32::INFINITY,
-            _ if n % 2 == 0 => logits[logit_row].get(n).copied().unwrap_or(0.0),
+            _ if n.is_multiple_of(2) => logits[logit_row].get(n).copied().unwrap_or(0.0),
             _ => f32::NEG_INFINITY,
         };
         Pick { row, floor }
     };
-    (0..10).map(pick).collect()
+    (0..70).map(pick).collect()
 }
 
 fn best(pick: &Pick, tokens: impl Iterator<Item = (usize, f32)>) -> Candidate {
