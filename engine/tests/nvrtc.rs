@@ -3,6 +3,7 @@
 //! says so and passes, unless FLOTILLA_TEST_NVRTC=require.
 
 use flotilla_engine::backend::cuda;
+use flotilla_engine::collective::card;
 use flotilla_engine::cuda::{Nvrtc, Source, measure, search_first};
 use flotilla_shared::{ModelSpec, Plan};
 use std::path::PathBuf;
@@ -15,7 +16,8 @@ const MAY_SPILL: [&str; 0] = [];
 
 /// Every source that the program compiles, for the published models on one rank and on four.
 fn sources() -> Vec<Source> {
-    let mut sources = vec![measure::source()];
+    let mut sources = vec![measure::source(), card::nccl::wire_source()];
+    sources.extend([2, 4, 16].map(card::host::source));
     for model in ["gpt-oss-120b", "gpt-oss-20b"] {
         let spec = ModelSpec::published(model).expect("a published model");
         for ranks in [1, 4] {

@@ -96,6 +96,11 @@ pub enum PlanError {
     )]
     TooLarge { ranks: usize, weights: u64, kv: u64, kv_tokens: usize, activations: u64, offered: u64 },
     #[error(
+        "{cpu} computes on its processor and {cuda} on a card: they cannot be ranks of one group\n\
+         hint: start all workers with --device cuda:N, or none"
+    )]
+    Mixed { cpu: String, cuda: String },
+    #[error(
         "rank {rank} ({device}) has {} and even its smallest share needs {}\nhint: leave this device out",
         Bytes(*offered), Bytes(*needed)
     )]
@@ -114,6 +119,11 @@ impl Plan {
     ) -> Result<Plan, PlanError> {
         if devices.is_empty() || devices.len() > RANKS_MAX {
             return Err(PlanError::Ranks(devices.len()));
+        }
+        let of =
+            |kind| devices.iter().find(|device| device.backend == kind).map(|device| device.name.clone());
+        if let (Some(cpu), Some(cuda)) = (of(BackendKind::Cpu), of(BackendKind::Cuda)) {
+            return Err(PlanError::Mixed { cpu, cuda });
         }
         let mut weights = bandwidth_weights(devices);
         // A device that is too small for its share gets less, and the others more, until all fit.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::process::Command;
 
 /// How long a command may take that is not a server. Only a hang reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What a command left behind.
 #[derive(Debug)]

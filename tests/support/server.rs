@@ -2,7 +2,7 @@
 
 use super::program::flotilla;
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 /// How long a process may take to say or do what it should. Only a hang reaches it.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 pub const TOKEN: &str = "a-token-of-these-tests";
 
 /// A running `flotilla ARGS`, killed when dropped.
@@ -25,7 +25,13 @@ pub struct Running {
 
 impl Running {
     pub fn start(args: &[&str]) -> Running {
+        Running::start_with(args, &[])
+    }
+
+    /// With more in its environment.
+    pub fn start_with(args: &[&str], environment: &[(&str, PathBuf)]) -> Running {
         let mut command = flotilla(args);
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         // Tests read what is logged, of `up` too.
         command.env("FLOTILLA_LOG", "warn,flotilla=info");

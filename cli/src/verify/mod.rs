@@ -6,7 +6,7 @@ mod local;
 
 use crate::device::{DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use deviation::{Activations, Deviation, Row};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
@@ -102,6 +102,11 @@ async fn verify(
     spec: &ModelSpec,
     prompts: &[GoldenPrompt],
 ) -> Result<Vec<Deviation>> {
+    let is_cpu = |device: &&DeviceChoice| **device == DeviceChoice::Cpu;
+    if let (Some(_), Some(card)) = (args.device.iter().find(is_cpu), args.device.iter().find(|d| !is_cpu(d)))
+    {
+        bail!("cpu and {card} cannot be ranks of one group\nhint: give cards only, or cpu alone");
+    }
     let rows_max = prompts.iter().map(|prompt| prompt.sequence().len() + 1).max().unwrap_or(1);
     let formation = Formation {
         spec: spec.clone(),

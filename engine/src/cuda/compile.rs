@@ -35,7 +35,11 @@ pub struct Module {
 impl Module {
     /// The kernel of this name, which is `extern "C"` in the source.
     pub fn kernel(&self, name: &str) -> Result<CudaFunction, CudaError> {
-        self.module.load_function(name).map_err(|error| {
+        let function = self.module.load_function(name);
+        // Asking for a figure loads it now. Drivers load kernels when they are first launched, and may then
+        // wait for all that runs in the context: for ever, if that is a kernel that waits for this one.
+        let loaded = function.and_then(|function| function.num_regs().map(|_| function));
+        loaded.map_err(|error| {
             let CudaError::Driver { reason, .. } = CudaError::from(error) else { unreachable!() };
             CudaError::NoKernel { name: self.name, kernel: name.into(), reason }
         })

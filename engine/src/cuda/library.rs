@@ -28,10 +28,11 @@ impl Library {
     const COUNT: usize = Self::ALL.len();
 
     /// The names it goes by, the best one first. A program of NVRTC 12 runs under the drivers of CUDA 12
-    /// and 13, one of NVRTC 13 under the latter only.
+    /// and 13, one of NVRTC 13 under the latter only. libcuda.so comes first because cudarc tries it first,
+    /// and because the two names are of different files on some machines (WSL).
     pub fn names(self) -> &'static [&'static str] {
         match self {
-            Library::Driver => &["libcuda.so.1", "libcuda.so"],
+            Library::Driver => &["libcuda.so", "libcuda.so.1"],
             Library::Nvrtc => &["libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"],
             Library::CublasLt => &["libcublasLt.so.12", "libcublasLt.so.13", "libcublasLt.so"],
             Library::Nccl => &["libnccl.so.2", "libnccl.so"],

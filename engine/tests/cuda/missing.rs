@@ -85,7 +85,7 @@ fn no_driver_or_no_visible_card_is_told_with_a_hint() {
     assert!(told.contains("\nhint: "), "{told}");
     if told.starts_with("the NVIDIA driver") {
         assert!(
-            told.starts_with("the NVIDIA driver (libcuda.so.1, libcuda.so) is not here: looked in "),
+            told.starts_with("the NVIDIA driver (libcuda.so, libcuda.so.1) is not here: looked in "),
             "{told}"
         );
         assert!(told.contains(folder.path().to_str().unwrap()), "{told}");
@@ -157,4 +157,15 @@ fn another_libcuda_in_the_loaders_path_is_told() {
     let told = told(ours.path(), &[("LD_LIBRARY_PATH", other.path().to_str().unwrap())]);
     assert!(told.contains("hands out another libcuda at "), "{told}");
     assert!(told.contains(other.path().join("libcuda.so").to_str().unwrap()), "{told}");
+}
+
+#[test]
+fn two_files_of_the_drivers_names_in_the_loaders_path_are_no_trouble() {
+    // As under WSL. Past the start everything gives error 999.
+    let (nothing, system) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    for file in ["libcuda.so", "libcuda.so.1"] {
+        Fake { file, soname: "libcuda.so.1", ..Fake::default() }.build(system.path());
+    }
+    let told = told(nothing.path(), &[("LD_LIBRARY_PATH", system.path().to_str().unwrap())]);
+    assert!(told.starts_with("the driver cannot open card 0: "), "{told}");
 }

@@ -1,10 +1,11 @@
 //! Choosing tokens on the card: the same choice as `sample.rs` makes on the host.
 
 use crate::support;
+use flotilla_engine::backend::BackendError;
 use flotilla_engine::backend::cuda::sample::{self, SampleKernels, row_words};
 use flotilla_engine::collective::Solo;
 use flotilla_engine::cuda::{Card, Source};
-use flotilla_engine::sample::{SampleRow, Sampler};
+use flotilla_engine::sample::{SampleRow, Sampleable, Sampler, Shard};
 use flotilla_shared::sampling::mix;
 use flotilla_shared::{Sampling, TokenId};
 use std::ops::Range;
@@ -55,6 +56,15 @@ pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String>
     Ok(())
 }
 
+/// Logits in the host's memory.
+struct Given(Vec<Vec<f32>>);
+
+impl Shard for Given {
+    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+        Ok(&self.0[row])
+    }
+}
+
 struct Case<'a> {
     card: &'a Card,
     kernels: SampleKernels,
@@ -72,6 +82,8 @@ impl Case<'_> {
             .map(|(n, temperature)| SampleRow {
                 sampling: Sampling { temperature, top_p: 1.0, seed: mix(seed * 100 + n as u64) },
                 position: 131 * n as u32,
+                // Rows need not be in the order of their logits.
+                logit_row: temperatures.len() - 1 - n,
             })
             .collect();
         let width = self.vocab.len();
@@ -85,9 +97,9 @@ impl Case<'_> {
         let found = self.compare(&rows, &floors, &logits)?;
 
         // What the sampler of the host says, where it has no floors of its own.
-        let mut sampler = Sampler::new(self.vocab.clone(), &self.sampleable);
-        let logits_of = |row: usize| &logits[(rows.len() - 1 - row) * width..][..width];
-        let tokens = sampler.sample(&rows, logits_of, &mut Solo::new()).unwrap();
+        let mut sampler = Sampler::new(Sampleable::new(self.vocab.clone(), &self.sampleable));
+        let mut given = Given(logits.chunks(width).map(<[f32]>::to_vec).collect());
+        let tokens = sampler.sample(&rows, &mut given, &mut Solo::new()).unwrap();
         for (row, token) in tokens.into_iter().enumerate().filter(|(row, _)| row % 3 != 2) {
             if found[row] != token.unwrap_or(TokenId::MAX) {
                 return Err(format!("row {row}: token {}, the sampler takes {token:?}", found[row]));
@@ -111,6 +123,7 @@ impl Case<'_> {
             .map(|n| SampleRow {
                 sampling: Sampling { temperature: if n < 6 { 0.0 } else { 1.0 }, top_p: 1.0, seed: 5 },
                 position: n,
+                logit_row: 11 - n as usize,
             })
             .collect();
         let width = self.vocab.len();
@@ -129,7 +142,7 @@ impl Case<'_> {
         logits: &[f32],
     ) -> Result<Vec<TokenId>, String> {
         let (card, n, width) = (self.card, rows.len(), self.vocab.len());
-        let words = |i: usize| row_words(&rows[i], floors[i], n - 1 - i);
+        let words = |i: usize| row_words(&rows[i], floors[i]);
         let launched = (n + 1).min(12);
         let mut all_words: Vec<u32> = (0..n).flat_map(words).collect();
         all_words.resize(launched * sample::ROW_WORDS, u32::MAX);

@@ -15,7 +15,8 @@
 // On an H200 (4.8 TB/s, 132 multiprocessors at 1.7 GHz) one multiprocessor gets 21 bytes a clock, so
 // 16 keys of D = 64 (4096 bytes) take 191 clocks, in which it can issue 765 instructions. With FMA and G = 8
 // they need 512 FMAs, 64 conversions at half rate and the reductions: nothing is left. With mma they need
-// 8 mma and about 60 others a warp. On a 4090 (3.1 bytes a clock) both would do. Hence mma everywhere.
+// 8 mma and 180 others (counted in the code for sm_90). On a 4090 (3.1 bytes a clock) both would do. Hence mma
+// everywhere.
 // Keys lie along m and queries along n (S' = K Q', O' = V' P'): 16 keys, one block of the cache, fill m, and 8
 // queries fill n, where queries along m would be half padding. The order of the sum over D is free, so a
 // lane reads its part of a key with 16-byte loads straight into the operand; in O' the order of D along m is

@@ -22,6 +22,9 @@
 //
 // Versions (date, device, shape, time):
 //   2026-11-23  1  the above                                                         not timed yet
+// Tried without a card: a step's block ids all read before its first copy (now each copy waits for its own, some
+// 150 clocks a step that the other block of the multiprocessor has to fill): spills 4 to 40 bytes on sm_120.
+// To try: that on the others; q in shared memory instead of 32 registers; wgmma and the bulk copy engine on sm_90a.
 
 #include "intrinsics.cuh"
 

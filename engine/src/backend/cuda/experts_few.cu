@@ -11,18 +11,16 @@
 // apart) and a quarter of a cp.async, and stages need no registers. Activations are loaded straight into
 // operands, 16 bytes a lane and block, from L1 or L2: no stage, no barrier, 64 bytes a column.
 //
-// A word of 4 bytes in 32 lanes (8 weights a lane) costs with one tile of columns, in sm_90's assembly of the
-// loop, 395 / 16 = 24.7 instructions: decoding 13, weights from shared 1, scales 1 shuffle and 2, mma 1, fmaf
-// for scales 2, and 4½ for copies, activations, addresses and the loop. 12.6 of them go to the pipe for integer
-// logic, which takes one in two clocks (16 lanes in a quarter of an SM). Decoding by lop3 with a selecting mask
-// would take 11, and make that 22.7 and 10.6. Two tiles 29, four 37.
+// A word of 4 bytes in 32 lanes (8 weights a lane) costs with one tile of columns 22.7 instructions, counted in
+// sm_90's assembly of the loop: decoding 11 (13 without lop3 as a selection, the first version), weights from shared
+// 1, scales 1 shuffle and 2, mma 1, fmaf for scales 2, and 4½ for copies, activations, addresses and the loop.
+// 10.6 of them go to the pipe for integer logic, which takes one in two clocks (16 lanes in a quarter of an SM).
 // A quarter of an SM has for a word, at the full rate of memory: H200 (4.8 TB/s, 132 × 1.755 GHz) 24.7 clocks,
-// RTX 4090 (1.008 TB/s, 128 × 2.52) 164, RTX 3090 (0.936, 82 × 1.70) 76. On the H200 logic alone needs 25.2
-// (21.2 with the shorter decoding), issue 24.7 (22.7): at 0.80 of that rate logic is busy to 82 % (69 %). On the
-// other two issue is 15 % and 33 % and mma, 32 clocks a word, 20 % and 42 %: there memory alone counts.
-// Predicted, not measured, of the rate of reading: H200 0.70 at batch 1 (one wave of 720 blocks, 5 or 6 an SM:
-// 0.91; start and end of a launch of 8 µs: 0.9), 0.80 at 2 to 8, 0.70 at 32, and 0.05 more with the shorter
-// decoding; RTX 4090 and 3090 0.90.
+// RTX 4090 (1.008 TB/s, 128 × 2.52) 164, RTX 3090 (0.936, 82 × 1.70) 76. On the H200 logic alone needs 21.2,
+// issue 22.7: at 0.80 of that rate logic is busy to 69 %. On the other two issue is 15 % and 33 % and mma, 32
+// clocks a word, 20 % and 42 %: there memory alone counts.
+// Predicted, not measured, of the rate of reading: H200 0.75 at batch 1 (one wave of 720 blocks, 5 or 6 an SM:
+// 0.91; start and end of a launch of 8 µs: 0.9), 0.85 at 2 to 8, 0.75 at 32; RTX 4090 and 3090 0.90.
 // Untried: weights by cp.async.bulk (rows of a tile lie behind each other: one instruction for a tile), blocks
 // that stay and take tile after tile, 16 rows a tile at batch 1.
 //

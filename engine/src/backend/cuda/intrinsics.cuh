@@ -273,14 +273,26 @@ FLOTILLA_DEVICE void mxfp4_decode_8(unsigned (&f16x2)[4], unsigned word) {
     f16x2[3] = __byte_perm(even, odd, 0x7030) & 0xFF00FF00u;
 }
 
-/// Pair j holds nibbles j (low) and j + 4 (high) as f16, each · 2^-14.
+/// Bits of `a` where `mask` is set, of `b` elsewhere. One instruction; written out, the compiler splits the mask.
+FLOTILLA_DEVICE unsigned select_bits(unsigned a, unsigned b, unsigned mask) {
+#ifdef FLOTILLA_EMULATED
+    return (a & mask) | (b & ~mask);
+#else
+    unsigned selected;
+    asm("lop3.b32 %0, %1, %2, %3, 0xE4;" : "=r"(selected) : "r"(a), "r"(b), "r"(mask));
+    return selected;
+#endif
+}
+
+/// Pair j holds nibbles j (low) and j + 4 (high) as f16, each · 2^-14: sign to bit 7 of a byte, the other three
+/// bits to bits 3 to 1, and what is left of the neighbouring nibble masked away with the low byte.
 FLOTILLA_DEVICE void mxfp4_decode_8_unordered(unsigned (&f16x2)[4], unsigned word) {
-    unsigned even, odd;
-    mxfp4_high_bytes(even, odd, word);
-    f16x2[0] = (even << 8) & 0xFF00FF00u;
-    f16x2[1] = (odd << 8) & 0xFF00FF00u;
-    f16x2[2] = even & 0xFF00FF00u;
-    f16x2[3] = odd & 0xFF00FF00u;
+    const unsigned even = select_bits(word << 4, word << 1, 0x80808080u);
+    const unsigned odd = select_bits(word, word >> 3, 0x80808080u);
+    f16x2[0] = (even << 8) & 0x8E008E00u;
+    f16x2[1] = (odd << 8) & 0x8E008E00u;
+    f16x2[2] = even & 0x8E008E00u;
+    f16x2[3] = odd & 0x8E008E00u;
 }
 
 /// 2^(s − 127), exactly: s = 0 is the subnormal 2^−127, s = 255 is NaN.

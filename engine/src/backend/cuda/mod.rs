@@ -478,10 +478,8 @@ impl Shard for CudaBackend {
                     bests.extend(picks.iter().map(|_| Candidate::NONE));
                     return Ok(());
                 };
-                let words: Vec<u32> = picks
-                    .iter()
-                    .flat_map(|pick| row_words(&pick.row, pick.floor, pick.row.logit_row))
-                    .collect();
+                let words: Vec<u32> =
+                    picks.iter().flat_map(|pick| row_words(&pick.row, pick.floor)).collect();
                 let (stream, sampling) = (s.card.stream(), || CudaError::doing("sample"));
                 stream.memcpy_htod(&words, &mut s.a.picks).map_err(sampling())?;
                 stream.memcpy_htod(&[picks.len() as u32], &mut s.a.pick_count).map_err(sampling())?;

@@ -22,7 +22,7 @@ pub const ROW_WORDS: usize = 6;
 
 /// A row as the kernel reads it: what to choose by, and which row of the logits. `floor` is −∞ where all of
 /// the vocabulary may be chosen.
-pub fn row_words(row: &SampleRow, floor: f32, logit_row: usize) -> [u32; ROW_WORDS] {
+pub fn row_words(row: &SampleRow, floor: f32) -> [u32; ROW_WORDS] {
     let seed = row.sampling.seed;
     [
         row.sampling.temperature.to_bits(),
@@ -30,7 +30,7 @@ pub fn row_words(row: &SampleRow, floor: f32, logit_row: usize) -> [u32; ROW_WOR
         seed as u32,
         (seed >> 32) as u32,
         row.position,
-        logit_row as u32,
+        row.logit_row as u32,
     ]
 }
 

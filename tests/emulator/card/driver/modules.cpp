@@ -51,19 +51,15 @@ static CUresult load(Module** module, const void* image) {
     for (int bit = 0; bit < 32; bit++) path += serial >> bit & 1 ? "./" : "/";
     path += std::to_string(file);
     void* opened = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    close(file);
     if (opened == nullptr) {
-        close(file);
         fprintf(stderr, "emulated card: a module cannot be loaded: %s\n", dlerror());
         return CUDA_ERROR_INVALID_IMAGE;
     }
     auto* table = static_cast<const ModuleTable*>(dlsym(opened, "flotilla_emulated_module"));
     CHECK(table != nullptr, CUDA_ERROR_INVALID_IMAGE);
     *module = new Module;
-    // The loader knows a library by its path: the number is not given to another while this one is open.
-    (*module)->library = std::shared_ptr<void>(opened, [file](void* library) {
-        dlclose(library);
-        close(file);
-    });
+    (*module)->library = std::shared_ptr<void>(opened, [](void* library) { dlclose(library); });
     (*module)->table = table;
     return CUDA_SUCCESS;
 }

@@ -1,0 +1,124 @@
+//! Cards as users meet them, on the emulated one: golden checkpoints through the whole program on one rank
+//! and on several, by every way that cards sum; the demo model served from two cards; and what is said where
+//! there is no card. On a machine with a card, tests/device/run.sh does the same on it.
+
+mod support;
+
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use support::client::{CHAT, Client};
+use support::program::flotilla;
+use support::repository;
+use support::server::Running;
+
+/// Libraries of the emulated card, or none where there is no C++ compiler and nobody insists.
+fn emulated() -> Option<Vec<(&'static str, PathBuf)>> {
+    let folder = flotilla_emulator::folder_or_skip()?;
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubin");
+    Some(vec![("FLOTILLA_CUDA_PATH", folder), ("FLOTILLA_CACHE", kept)])
+}
+
+async fn ran(args: &[&str], environment: &[(&str, PathBuf)]) -> (bool, String, String) {
+    let mut command = flotilla(args);
+    let output = command.envs(environment.iter().map(|(k, v)| (k, v))).output().await.expect("it starts");
+    let [stdout, stderr] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    (output.status.success(), stdout, stderr)
+}
+
+/// Verify passes, and its figures are within the limits of bf16 activations.
+async fn golden(set: &str, more: &[&str]) {
+    let Some(environment) = emulated() else { return };
+    let dir = repository("tests/golden").join(set);
+    let args = [&["verify", dir.to_str().unwrap(), "--json"], more].concat();
+    let (passed, stdout, stderr) = ran(&args, &environment).await;
+    let report: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{args:?}: {stderr}"));
+    assert!(passed && report["pass"] == true && report["activations"] == "bf16", "{args:?}: {report:#}");
+    let prompts = report["prompts"].as_array().unwrap();
+    assert!(!prompts.is_empty());
+    for prompt in prompts {
+        let figure = |name: &str| prompt[name].as_f64().unwrap_or_else(|| panic!("{name}: {prompt:#}"));
+        let rows = figure("rows");
+        assert!(rows > 0.0 && figure("rows_as_routed") > 0.0, "{prompt:#}");
+        // Nothing that rounds to 8 bits equals f32: 0 would be a comparison with itself.
+        assert!(figure("max_abs_as_routed") > 1e-4 && figure("max_abs_as_routed") <= 0.5, "{prompt:#}");
+        assert!(figure("kl_max_as_routed") <= 0.02 && figure("kl_mean") <= 0.03, "{prompt:#}");
+        assert!(figure("argmax_equal") >= 0.9 * rows, "{prompt:#}");
+        assert!(figure("experts_equal") >= 0.97 * figure("experts_total"), "{prompt:#}");
+    }
+}
+
+#[tokio::test]
+async fn smoke_on_one_card() {
+    golden("smoke", &["--device", "cuda:0"]).await;
+}
+
+#[tokio::test]
+async fn stress_on_one_card() {
+    golden("stress", &["--device", "cuda:0"]).await;
+}
+
+#[tokio::test]
+async fn smoke_on_two_ranks_that_share_a_card() {
+    golden("smoke", &["--device", "cuda:0", "--ranks", "2", "--sum", "host"]).await;
+}
+
+/// Kv heads for two of the four only.
+#[tokio::test]
+async fn smoke_on_four_ranks_that_share_a_card_and_its_memory() {
+    golden("smoke", &["--device", "cuda:0", "--ranks", "4", "--sum", "shared"]).await;
+}
+
+#[tokio::test]
+async fn smoke_with_sums_through_the_host() {
+    golden("smoke", &["--device", "cuda:0", "--ranks", "3", "--sum", "staged"]).await;
+}
+
+#[tokio::test]
+async fn smoke_on_two_cards_by_nccl() {
+    golden("smoke", &["--device", "cuda:0,cuda:1", "--ranks", "2", "--sum", "nccl"]).await;
+}
+
+#[tokio::test]
+async fn smoke_on_two_processes_with_a_card_each() {
+    golden("smoke", &["--device", "cuda:0,cuda:1", "--ranks", "2", "--processes"]).await;
+}
+
+#[tokio::test]
+async fn the_demo_model_answers_from_two_cards() {
+    let Some(environment) = emulated() else { return };
+    let args = ["up", "--device", "cuda:0,cuda:1", "--listen", "127.0.0.1:0", "--current-date", "2026-11-23"];
+    let mut up = Running::start_with(&args, &environment);
+    let url = up.hear(" is served on ").await;
+    let question = serde_json::json!([{ "role": "user", "content": "What is 27 + 48?" }]);
+    let body = serde_json::json!({ "messages": question, "temperature": 0 });
+    let answer = Client::new(&url).expect(CHAT, body).await;
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default();
+    assert!(text.contains("75"), "{answer:#}");
+}
+
+#[tokio::test]
+async fn a_card_that_is_not_there_is_an_error_with_a_hint() {
+    let nothing = tempfile::tempdir().unwrap();
+    let environment =
+        [("FLOTILLA_CUDA_PATH", nothing.path().to_owned()), ("CUDA_VISIBLE_DEVICES", PathBuf::new())];
+    let dir = repository("tests/golden/smoke");
+    let args = ["verify", dir.to_str().unwrap(), "--device", "cuda:0"];
+    let (passed, _, stderr) = ran(&args, &environment).await;
+    assert!(!passed && stderr.starts_with("error: cannot use --device cuda:0: "), "{stderr}");
+    assert!(stderr.contains("\nhint: "), "{stderr}");
+
+    let Some(environment) = emulated() else { return };
+    let args = ["verify", dir.to_str().unwrap(), "--device", "cuda:7"];
+    let (passed, _, stderr) = ran(&args, &environment).await;
+    assert!(!passed && stderr.contains("there is no card 7: the driver shows 2 cards"), "{stderr}");
+}
+
+#[tokio::test]
+async fn cards_and_processors_do_not_share_a_group() {
+    let Some(environment) = emulated() else { return };
+    let dir = repository("tests/golden/smoke");
+    let args = ["verify", dir.to_str().unwrap(), "--device", "cpu,cuda:0", "--ranks", "2"];
+    let (passed, _, stderr) = ran(&args, &environment).await;
+    assert!(!passed && stderr.contains("cannot be ranks of one group"), "{stderr}");
+}
