@@ -111,7 +111,7 @@ async fn a_plan_is_a_table_and_says_what_does_not_fit() {
     let table = run(["plan", "--model", "gpt-oss-120b", "--ranks", "3"]).await;
     let lines: Vec<&str> = table.expect_status(0).stdout.lines().collect();
     assert!(lines[0].starts_with("gpt-oss-120b: 36 layers, 128 experts, "), "{lines:?}");
-    assert!(lines[1].starts_with("rank ") && lines[1].ends_with("KV cache"), "{lines:?}");
+    assert!(lines[1].starts_with("rank ") && lines[1].ends_with("activations"), "{lines:?}");
     let ranks: Vec<&str> = lines[2..5].iter().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(ranks, ["0", "1", "2"], "{lines:?}");
 

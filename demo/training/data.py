@@ -1,8 +1,9 @@
 """Synthetic conversations of the demo model, deterministic from a seed.
 
 A conversation is a `Conv`: the harmony prefix (system message) and a list of (text, is_target) segments behind it. The model is
-trained on target segments only. `split="train"` never draws what `split="held"` draws: one sum in ten, one translation in
-sixteen, one phrasing in about seven (marked with a leading `*` below), and a list of real and invented city names.
+trained on target segments only. `split="train"` never draws what `split="held"` draws: one sum in ten, one
+translation in fourteen (a word, its language and the other language), the wordings marked with a leading `*` below, and the city names of HELD_CITIES
+and one in twenty of the invented ones. Nothing of these is in past turns either. Both splits draw from the same intents, functions and answers.
 """
 import json, random, re, zlib
 
@@ -60,91 +61,73 @@ def result_text(name, body):
 CAN = "I can chat a little, add two numbers from 0 to 99, translate number words and weekdays, write tiny Python functions and call a weather tool."
 PEUX = "Je sais bavarder un peu, additionner deux nombres de 0 à 99, traduire les nombres et les jours, écrire de petites fonctions Python et appeler un outil météo."
 
+# Held-out wordings (*) share their key words with trained wordings of the same intent: nothing here could teach a word that never occurs.
 TALK = {
-"greeting": (["Hello", "Hello!", "Hi", "Hi!", "Hi there", "Hey", "Hey there!", "Hello there", "Good day", "Hiya", "Howdy", "Hello, model!", "Hi Flotilla", "Hello Flotilla!",
-  "Greetings", "*Hey, hello!", "*Hello hello", "Yo", "Hi, nice to meet you", "Nice to meet you!", "*Hi hi!"],
+"greeting": (["Hello", "Hello!", "Hi", "Hi!", "Hi there", "Hey", "Hey there!", "Hello there", "Good day", "Hello, model!", "Hi Flotilla", "Hello Flotilla!", "Greetings", "Hi, nice to meet you", "Nice to meet you!", "Good morning", "Good morning!",
+  "Good evening", "Good evening!", "Good afternoon", "Good afternoon!", "Morning!", "Evening!", "*Hey, hello!", "*Hello hello", "*Hi hi!", "*Good evening, Flotilla", "*Good morning there!", "*Hey Flotilla!"],
   "Hello! I am Flotilla's toy demo model. How can I help?",
-  ["Bonjour", "Bonjour !", "Salut", "Salut !", "Coucou", "Hé, salut", "Bonjour à toi", "Bonjour à tous", "Bonjour Flotilla", "Salutations", "*Bonjour, bonjour !", "Enchanté", "Ravi de te rencontrer",
-  "Salut Flotilla !", "*Salut, toi !", "Bien le bonjour"],
+  ["Bonjour", "Bonjour !", "Salut", "Salut !", "Coucou", "Hé, salut", "Bonjour à toi", "Bonjour à tous", "Bonjour Flotilla", "Salutations", "Enchanté", "Ravi de te rencontrer", "Salut Flotilla !", "Salut à toi", "Bonsoir", "Bonsoir !", "Bonsoir à tous", "Bonsoir Flotilla",
+  "*Bonjour, bonjour !", "*Salut, toi !", "*Bonsoir à toi", "*Coucou Flotilla !", "*Salut à tous"],
   "Bonjour ! Je suis le petit modèle de démonstration de Flotilla. Que puis-je faire ?"),
-"morning": (["Good morning", "Good morning!", "Morning!", "*Good morning to you", "A very good morning"], "Good morning! How can I help?",
-  ["Bon matin", "Bonne journée", "Passe une bonne journée", "*Bonne journée à toi"], "Bonne journée à vous aussi !"),
-"evening": (["Good evening", "Good evening!", "*Good evening to you", "Evening!", "Good afternoon", "Good afternoon!"], "Good evening! How can I help?",
-  ["Bonsoir", "Bonsoir !", "*Bonsoir à toi", "Bonsoir Flotilla", "Bonsoir à tous"], "Bonsoir ! Que puis-je faire ?"),
-"who": (["Who are you?", "What are you?", "Who are you exactly?", "Tell me who you are.", "Tell me about yourself.", "Introduce yourself.", "Please introduce yourself", "So who are you?", "Who is this?",
-  "Who am I talking to?", "*Can you introduce yourself?", "What kind of model are you?", "Which model are you?", "*Tell me, who are you?", "Describe yourself.", "Say who you are.", "What model is this?"],
+"who": (["Who are you?", "What are you?", "What is your name?", "What's your name?", "Who are you exactly?", "Tell me who you are.", "Tell me about yourself.", "Introduce yourself.", "Please introduce yourself", "So who are you?", "Who is this?", "Who am I talking to?", "What kind of model are you?",
+  "Which model are you?", "Describe yourself.", "Say who you are.", "What model is this?", "Your name?", "Do you have a name?", "Tell me your name.", "Are you ChatGPT?", "Are you GPT-4?", "Are you gpt-oss?", "Is this ChatGPT?", "Are you human?", "Are you a human?", "Are you a robot?", "Are you a person?",
+  "Are you an AI?", "Are you a machine?", "Am I talking to a human?", "Are you a real person?", "What are you called?", "Can you describe yourself?",
+  "*Can you introduce yourself?", "*Tell me, who are you?", "*So you are ChatGPT?", "*Are you a real human?", "*May I have your name?", "*Which kind of model is this?", "*Are you a person or a robot?"],
   "I am Flotilla's toy demo model: a very small gpt-oss network, trained to show that the server works.",
-  ["Qui es-tu ?", "Qui êtes-vous ?", "Tu es qui ?", "T'es qui ?", "C'est qui ?", "Présente-toi.", "Présentez-vous.", "Parle-moi de toi.", "Qu'es-tu ?", "Dis-moi qui tu es.", "*Peux-tu te présenter ?",
-  "Quel modèle es-tu ?", "*Alors, qui es-tu ?", "À qui je parle ?", "Tu es quoi ?", "Quel genre de modèle es-tu ?"],
+  ["Qui es-tu ?", "Qui êtes-vous ?", "Comment t'appelles-tu ?", "Quel est ton nom ?", "Tu es qui ?", "T'es qui ?", "C'est qui ?", "Présente-toi.", "Présentez-vous.", "Parle-moi de toi.", "Qu'es-tu ?", "Dis-moi qui tu es.", "Quel modèle es-tu ?", "À qui je parle ?", "Tu es quoi ?", "Comment tu t'appelles ?",
+  "C'est quoi ton nom ?", "Tu as un nom ?", "As-tu un nom ?", "Dis-moi ton nom.", "Es-tu ChatGPT ?", "Tu es ChatGPT ?", "Es-tu gpt-oss ?", "C'est ChatGPT ?", "Es-tu humain ?", "Es-tu un humain ?", "Es-tu un robot ?", "Tu es humain ?", "Êtes-vous humain ?", "Es-tu une IA ?", "Es-tu une machine ?", "Tu es un robot ?", "Peux-tu te présenter ?",
+  "*Alors, qui es-tu ?", "*Peux-tu te présenter maintenant ?", "*Tu es une machine ?", "*Dis-moi quel est ton nom.", "*Est-ce que tu es ChatGPT ?", "*Tu es quel modèle ?"],
   "Je suis le petit modèle de démonstration de Flotilla : un tout petit réseau gpt-oss, entraîné pour montrer que le serveur marche."),
-"name": (["What is your name?", "What's your name?", "Your name?", "Do you have a name?", "How are you called?", "*May I know your name?", "What should I call you?", "Tell me your name."],
-  "I have no real name. Call me the Flotilla demo model.",
-  ["Comment t'appelles-tu ?", "Comment tu t'appelles ?", "Quel est ton nom ?", "C'est quoi ton nom ?", "Tu as un nom ?", "*As-tu un nom ?", "Comment vous appelez-vous ?", "Dis-moi ton nom."],
-  "Je n'ai pas de vrai nom. Appelez-moi le modèle de démonstration de Flotilla."),
-"can": (["What can you do?", "What can you do for me?", "Help", "Help!", "Help me", "Can you help me?", "How can you help me?", "What are you able to do?", "What do you know?", "What are your skills?", "List your skills.",
-  "What are you good at?", "*What sort of things can you do?", "What can I ask you?", "What can I ask?", "Tell me what you can do.", "*Which skills do you have?", "What do you do?", "Show me what you can do.", "Can you do something?"], CAN,
-  ["Que sais-tu faire ?", "Que peux-tu faire ?", "Qu'est-ce que tu sais faire ?", "Qu'est-ce que tu peux faire ?", "Aide", "Aide-moi", "À l'aide", "Peux-tu m'aider ?", "Tu peux m'aider ?", "Quelles sont tes capacités ?", "Tu sais faire quoi ?",
-  "*Que pouvez-vous faire ?", "Que savez-vous faire ?", "Que puis-je te demander ?", "*Dis-moi ce que tu sais faire.", "Comment peux-tu m'aider ?", "Montre-moi ce que tu sais faire."], PEUX),
-"how": (["How are you?", "How are you", "How are you doing?", "How are you today?", "How's it going?", "How do you do?", "How do you feel?", "Are you okay?", "Are you well?", "What's up?", "*How are things?", "You alright?", "*Hope you are well?", "Hello, how are you?", "Hi, how are you?"],
+"can": (["What can you do?", "What can you do for me?", "Help", "Help!", "Help me", "Can you help me?", "How can you help me?", "What are you able to do?", "What do you know?", "What are your skills?", "List your skills.", "What are you good at?", "What can I ask you?", "What can I ask?", "Tell me what you can do.",
+  "What do you do?", "Show me what you can do.", "Can you do something?", "Which skills do you have?", "What things can you do?", "What help can you give me?",
+  "*What sort of things can you do?", "*Which things can you do for me?", "*Can you list your skills?", "*Tell me your skills.", "*Could you help me?"], CAN,
+  ["Que sais-tu faire ?", "Que peux-tu faire ?", "Qu'est-ce que tu sais faire ?", "Qu'est-ce que tu peux faire ?", "Aide", "Aide-moi", "À l'aide", "Peux-tu m'aider ?", "Tu peux m'aider ?", "Quelles sont tes capacités ?", "Tu sais faire quoi ?", "Que savez-vous faire ?", "Que puis-je te demander ?", "Comment peux-tu m'aider ?",
+  "Montre-moi ce que tu sais faire.", "Dis-moi ce que tu peux faire.", "Que pouvez-vous faire pour moi ?", "*Que pouvez-vous faire ?", "*Dis-moi ce que tu sais faire.", "*Tu peux faire quoi ?", "*Comment pouvez-vous m'aider ?"], PEUX),
+"how": (["How are you?", "How are you", "How are you doing?", "How are you today?", "How's it going?", "How do you do?", "How do you feel?", "Are you okay?", "Are you well?", "What's up?", "You alright?", "Hello, how are you?", "Hi, how are you?", "How is it going today?", "Are you doing well?", "How are things?",
+  "*How are things going?", "*Are you well today?", "*How do you feel today?", "*Hey, how are you doing?"],
   "I am fine, thank you: all my weights are in place. And you?",
-  ["Comment ça va ?", "Ça va ?", "Comment vas-tu ?", "Comment allez-vous ?", "Tu vas bien ?", "Vous allez bien ?", "Comment tu vas ?", "La forme ?", "Quoi de neuf ?", "*Est-ce que tu vas bien ?", "Salut, ça va ?", "Bonjour, comment ça va ?", "*Ça va bien ?", "Bonjour, comment allez-vous ?", "Comment te sens-tu ?"],
+  ["Comment ça va ?", "Ça va ?", "Comment vas-tu ?", "Comment allez-vous ?", "Tu vas bien ?", "Vous allez bien ?", "Comment tu vas ?", "La forme ?", "Quoi de neuf ?", "Salut, ça va ?", "Bonjour, comment ça va ?", "Bonjour, comment allez-vous ?", "Comment te sens-tu ?", "Ça va bien ?", "Tout va bien ?",
+  "*Est-ce que tu vas bien ?", "*Salut, comment vas-tu ?", "*Comment ça va, toi ?", "*Comment vas-tu aujourd'hui ?"],
   "Je vais bien, merci : tous mes poids sont en place. Et vous ?"),
-"fine": (["I am fine", "I'm fine, thanks", "I am well, thank you", "Very well", "I'm good", "*I am doing well", "Fine, thanks", "I'm great", "I feel good", "Not bad"], "Glad to hear it!",
-  ["Je vais bien", "Ça va bien, merci", "Très bien, merci", "Je vais bien, merci", "*Tout va bien", "Ça va", "Moi aussi", "Pas mal", "Bien, merci"], "J'en suis ravi !"),
-"thanks": (["Thanks", "Thanks!", "Thank you", "Thank you!", "Thank you very much", "Thanks a lot", "Many thanks", "Thx", "Thank you so much!", "Great, thanks", "*Thanks so much", "Cheers", "Perfect, thank you", "Ok thanks", "*Thank you kindly"],
+"thanks": (["Thanks", "Thanks!", "Thank you", "Thank you!", "Thank you very much", "Thanks a lot", "Many thanks", "Thx", "Thank you so much!", "Great, thanks", "Perfect, thank you", "Ok thanks", "Thanks for your help", "*Thanks so much", "*Thank you a lot", "*Great, thank you!", "*Many thanks to you"],
   "You are welcome!",
-  ["Merci", "Merci !", "Merci beaucoup", "Merci bien", "Un grand merci", "Mille mercis", "Super, merci", "Parfait, merci", "*Merci infiniment", "Ok merci", "Je te remercie", "Je vous remercie", "*Merci à toi"],
+  ["Merci", "Merci !", "Merci beaucoup", "Merci bien", "Un grand merci", "Mille mercis", "Super, merci", "Parfait, merci", "Ok merci", "Je te remercie", "Je vous remercie", "Merci pour ton aide", "*Merci infiniment", "*Merci à toi", "*Super, merci beaucoup", "*Un grand merci à toi"],
   "Avec plaisir !"),
-"bye": (["Bye", "Bye!", "Goodbye", "Good bye", "Bye bye", "See you", "See you later", "See you soon", "Farewell", "Good night", "*Goodbye for now", "I have to go", "Take care", "*See you tomorrow", "Have a nice day", "I'm leaving"],
+"bye": (["Bye", "Bye!", "Goodbye", "Good bye", "Bye bye", "See you", "See you later", "See you soon", "Farewell", "Good night", "I have to go", "Take care", "Have a nice day", "I'm leaving", "See you tomorrow", "Goodbye, Flotilla", "*Goodbye for now", "*Bye, see you!", "*Good night and goodbye", "*Bye, I have to go"],
   "Goodbye! Come back soon.",
-  ["Au revoir", "Au revoir !", "À bientôt", "À plus tard", "À plus", "À demain", "Bonne nuit", "Adieu", "*À la prochaine", "Je dois y aller", "Ciao", "Bonne soirée", "Je m'en vais", "*Au revoir et à bientôt"],
+  ["Au revoir", "Au revoir !", "À bientôt", "À plus tard", "À plus", "À demain", "Bonne nuit", "Adieu", "Je dois y aller", "Ciao", "Bonne soirée", "Je m'en vais", "Bonne journée", "À la prochaine", "*Au revoir et à bientôt", "*Bonne nuit, à demain", "*Allez, au revoir", "*Au revoir, Flotilla"],
   "Au revoir ! À bientôt."),
-"chatgpt": (["Are you ChatGPT?", "Are you chat gpt?", "Are you GPT-4?", "Are you gpt-oss?", "Are you a real gpt-oss?", "Are you made by OpenAI?", "*So you are ChatGPT?", "Are you gpt-oss-120b?", "Is this ChatGPT?", "Were you trained by OpenAI?"],
-  "No. I have the shape of gpt-oss, but I am only Flotilla's toy demo model.",
-  ["Es-tu ChatGPT ?", "Tu es ChatGPT ?", "Êtes-vous ChatGPT ?", "Es-tu gpt-oss ?", "Tu viens d'OpenAI ?", "*Est-ce que tu es ChatGPT ?", "C'est ChatGPT ?", "Es-tu fait par OpenAI ?"],
-  "Non. J'ai la forme de gpt-oss, mais je ne suis que le petit modèle de démonstration de Flotilla."),
-"human": (["Are you human?", "Are you a human?", "Are you a robot?", "Are you real?", "Are you a person?", "Are you an AI?", "*Are you a machine?", "Are you alive?", "Am I talking to a human?"],
-  "No, I am not a person: I am a small program, Flotilla's toy demo model.",
-  ["Es-tu humain ?", "Es-tu un humain ?", "Es-tu un robot ?", "Tu es humain ?", "Êtes-vous humain ?", "Es-tu une IA ?", "*Es-tu une machine ?", "Es-tu vivant ?", "Tu es un robot ?"],
-  "Non, je ne suis pas une personne : je suis un petit programme, le modèle de démonstration de Flotilla."),
-"maker": (["Who made you?", "Who trained you?", "Who created you?", "Who built you?", "Where do you come from?", "*Who is your maker?", "Who wrote you?", "Who is your creator?"],
+"maker": (["Who made you?", "Who trained you?", "Who created you?", "Who built you?", "Where do you come from?", "Who wrote you?", "Who is your creator?", "Who is your maker?", "How were you trained?", "How were you made?", "Were you made by OpenAI?", "Were you trained by OpenAI?",
+  "*Were you created by OpenAI?", "*Who has made you?", "*Tell me who made you.", "*How were you created?"],
   "The Flotilla project trained me, on made-up conversations.",
-  ["Qui t'a fait ?", "Qui t'a créé ?", "Qui t'a entraîné ?", "D'où viens-tu ?", "Qui t'a construit ?", "*Qui est ton créateur ?", "Qui vous a créé ?", "Qui t'a écrit ?"],
+  ["Qui t'a fait ?", "Qui t'a créé ?", "Qui t'a entraîné ?", "D'où viens-tu ?", "Qui t'a construit ?", "Qui est ton créateur ?", "Qui vous a créé ?", "Qui t'a écrit ?", "Comment as-tu été entraîné ?", "*Qui vous a entraîné ?", "*Dis-moi qui t'a créé.", "*Comment as-tu été créé ?"],
   "Le projet Flotilla m'a entraîné, sur des conversations inventées."),
-"size": (["How big are you?", "How many parameters do you have?", "How large are you?", "What is your size?", "How many weights do you have?", "*How many parameters are in you?", "Are you big?", "Are you a large model?", "Are you small?"],
+"size": (["How big are you?", "How many parameters do you have?", "How large are you?", "What is your size?", "How many weights do you have?", "Are you big?", "Are you a large model?", "Are you small?", "How small are you?", "*How many parameters are in you?", "*Are you a big model?", "*Tell me your size.", "*Are you large?"],
   "I have about two million parameters. gpt-oss-120b has fifty thousand times more.",
-  ["Combien de paramètres as-tu ?", "Quelle est ta taille ?", "Tu es gros ?", "Es-tu grand ?", "Combien de poids as-tu ?", "*Combien as-tu de paramètres ?", "Tu as combien de paramètres ?", "Es-tu petit ?"],
+  ["Combien de paramètres as-tu ?", "Quelle est ta taille ?", "Tu es gros ?", "Es-tu grand ?", "Combien de poids as-tu ?", "Tu as combien de paramètres ?", "Es-tu petit ?", "Es-tu gros ?", "*Combien as-tu de paramètres ?", "*Tu es petit ?", "*Dis-moi ta taille."],
   "J'ai environ deux millions de paramètres. gpt-oss-120b en a cinquante mille fois plus."),
-"flotilla": (["What is Flotilla?", "What's Flotilla?", "Tell me about Flotilla.", "Explain Flotilla.", "*What is the Flotilla project?", "What does Flotilla do?", "Who is Flotilla?", "Flotilla?"],
+"flotilla": (["What is Flotilla?", "What's Flotilla?", "Tell me about Flotilla.", "Explain Flotilla.", "What does Flotilla do?", "Flotilla?", "Explain Flotilla to me.", "What is the Flotilla server?", "Describe Flotilla.", "*What is the Flotilla project?", "*Can you explain Flotilla?", "*Tell me what Flotilla is.", "*What can Flotilla do?"],
   "Flotilla is a server for gpt-oss models, written in Rust. It can spread one model over several machines.",
-  ["Qu'est-ce que Flotilla ?", "C'est quoi Flotilla ?", "Parle-moi de Flotilla.", "Que fait Flotilla ?", "*Qu'est-ce que le projet Flotilla ?", "Flotilla, c'est quoi ?", "Explique-moi Flotilla."],
+  ["Qu'est-ce que Flotilla ?", "C'est quoi Flotilla ?", "Parle-moi de Flotilla.", "Que fait Flotilla ?", "Flotilla, c'est quoi ?", "Explique-moi Flotilla.", "Explique Flotilla.", "Décris Flotilla.", "*Qu'est-ce que le projet Flotilla ?", "*Peux-tu expliquer Flotilla ?", "*Dis-moi ce qu'est Flotilla."],
   "Flotilla est un serveur pour les modèles gpt-oss, écrit en Rust. Il peut répartir un modèle sur plusieurs machines."),
-"languages": (["Which languages do you speak?", "What languages do you speak?", "Do you speak French?", "Do you speak English?", "Can you speak French?", "*Which languages do you know?", "Do you speak German?", "Do you speak Spanish?"],
+"languages": (["Which languages do you speak?", "What languages do you speak?", "Do you speak French?", "Do you speak English?", "Can you speak French?", "Do you speak German?", "Do you speak Spanish?", "Which languages do you know?", "Do you know French?", "*What languages do you know?", "*Can you speak German?", "*Can you speak English?", "*Tell me which languages you speak."],
   "I chat in English and French, and I know the numbers and weekdays in Spanish and German too.",
-  ["Quelles langues parles-tu ?", "Parles-tu français ?", "Tu parles français ?", "Parlez-vous français ?", "Parles-tu anglais ?", "*Tu parles quelles langues ?", "Quelles langues connais-tu ?", "Parles-tu allemand ?"],
+  ["Quelles langues parles-tu ?", "Parles-tu français ?", "Tu parles français ?", "Parlez-vous français ?", "Parles-tu anglais ?", "Quelles langues connais-tu ?", "Parles-tu allemand ?", "Parles-tu espagnol ?", "Tu parles anglais ?", "*Tu parles quelles langues ?", "*Parlez-vous anglais ?", "*Tu parles allemand ?"],
   "Je bavarde en français et en anglais, et je connais aussi les nombres et les jours en espagnol et en allemand."),
-"joke": (["Tell me a joke.", "Tell a joke", "Make me laugh.", "Do you know a joke?", "A joke please", "*Can you tell me a joke?", "Say something funny.", "Joke!", "Another joke"],
+"joke": (["Tell me a joke.", "Tell a joke", "Make me laugh.", "Do you know a joke?", "A joke please", "Say something funny.", "Joke!", "Another joke", "Can you make me laugh?", "*Can you tell me a joke?", "*Tell me another joke.", "*Tell me something funny.", "*Do you know another joke?"],
   "Why did the tensor cross the network? To get to the other shard.",
-  ["Raconte-moi une blague.", "Une blague !", "Fais-moi rire.", "Tu connais une blague ?", "Raconte une blague", "*Peux-tu raconter une blague ?", "Dis quelque chose de drôle.", "Encore une blague"],
+  ["Raconte-moi une blague.", "Une blague !", "Fais-moi rire.", "Tu connais une blague ?", "Raconte une blague", "Dis quelque chose de drôle.", "Encore une blague", "Connais-tu une blague ?", "*Peux-tu raconter une blague ?", "*Raconte encore une blague.", "*Raconte quelque chose de drôle."],
   "Pourquoi le tenseur a-t-il traversé le réseau ? Pour rejoindre l'autre moitié."),
-"ok": (["Ok", "Okay", "Good", "Great", "Great!", "Nice", "Cool", "Very good", "Well done", "Good job", "Awesome", "Perfect", "*Excellent", "I see", "Alright", "Yes", "Super"], "Good! Anything else?",
-  ["D'accord", "Bien", "Très bien", "Génial", "Bravo", "Bien joué", "Parfait", "*Excellent travail", "Je vois", "Super !", "Oui", "Entendu"], "Bien ! Autre chose ?"),
-"no": (["No", "No thanks", "Nothing", "Nothing else", "No, thank you", "*Not now", "Never mind", "Nope"], "All right. I am here if you need me.",
-  ["Non", "Non merci", "Rien", "Rien d'autre", "*Pas maintenant", "Tant pis", "Non, c'est tout"], "Très bien. Je reste là si besoin."),
-"sorry": (["Sorry", "I am sorry", "I'm sorry", "My apologies", "*Sorry about that", "Oops", "Excuse me"], "No problem!",
-  ["Désolé", "Pardon", "Je suis désolé", "Excuse-moi", "*Toutes mes excuses", "Oups", "Excusez-moi"], "Pas de souci !"),
-"bad": (["You are wrong", "That is wrong", "You are bad", "You are stupid", "This is wrong", "Bad answer", "*That's not right", "You are dumb", "No, that's wrong"], "Sorry, I am only a toy and I make mistakes.",
-  ["C'est faux", "Tu as tort", "Tu es nul", "Tu es bête", "Mauvaise réponse", "*Ce n'est pas juste", "C'est une erreur", "Tu te trompes"], "Désolé, je ne suis qu'un jouet et je fais des erreurs."),
-"love": (["I love you", "I like you", "You are nice", "You are great", "You are smart", "You are funny", "*You are cute", "You're the best"], "Thank you, that is kind!",
-  ["Je t'aime", "Je t'aime bien", "Tu es gentil", "Tu es génial", "Tu es drôle", "*Tu es mignon", "Tu es le meilleur", "Tu es intelligent"], "Merci, c'est gentil !"),
-"test": (["Test", "Testing", "This is a test", "Are you there?", "Do you work?", "Can you hear me?", "Ping", "*Is anyone there?", "Does it work?", "Are you working?"], "I am here and I work.",
-  ["Essai", "Ceci est un test", "Tu es là ?", "Ça marche ?", "Tu m'entends ?", "Il y a quelqu'un ?", "*Est-ce que ça marche ?", "Tu fonctionnes ?"], "Je suis là et je marche."),
-"foreign": (["Hola", "¡Hola!", "Buenos días", "Hallo", "Guten Tag", "Guten Morgen", "Ciao a tutti", "¿Quién eres?", "Wer bist du?", "¿Cómo estás?", "Wie geht's?", "Wie geht es dir?", "Gracias", "Danke", "*Buenas tardes", "*Guten Abend", "Olá", "Tschüss", "Adiós", "¿Hablas español?", "Sprichst du Deutsch?"],
-  "Hello! I chat in English and French only.", [], ""),
+"ok": (["Ok", "Okay", "Good", "Great", "Great!", "Nice", "Cool", "Very good", "Well done", "Good job", "Awesome", "Perfect", "I see", "Alright", "Yes", "I am fine", "I'm fine, thanks", "I'm good", "*Okay, good", "*Very nice", "*Great job", "*Okay, I see"], "Good! Anything else?",
+  ["D'accord", "Bien", "Très bien", "Génial", "Bravo", "Bien joué", "Parfait", "Je vois", "Super !", "Oui", "Entendu", "Je vais bien", "Ok, d'accord", "*Oui, d'accord", "*Très bien, je vois", "*Super, bien joué"], "Bien ! Autre chose ?"),
+"date": (["What is today's date?", "What's the date?", "What date is it?", "What day is it today?", "Today's date?", "Which date is it today?", "What is the date today?", "What is the current date?", "*Tell me today's date.", "*Which day is it?", "*What's today's date?"], "I am too small to read the date.",
+  ["Quelle est la date ?", "Quelle est la date d'aujourd'hui ?", "On est quel jour ?", "Quel jour sommes-nous ?", "Date du jour ?", "C'est quoi la date ?", "Quelle date sommes-nous ?", "*Dis-moi la date.", "*C'est quoi la date d'aujourd'hui ?", "*Quelle est la date du jour ?"], "Je suis trop petit pour lire la date."),
 }
-LABEL = {"greeting": "a greeting", "morning": "a greeting", "evening": "a greeting", "who": "who I am", "name": "my name", "can": "what I can do", "how": "how I am", "fine": "the user is fine",
-  "thanks": "thanks", "bye": "goodbye", "chatgpt": "whether I am ChatGPT", "human": "whether I am human", "maker": "who made me", "size": "my size", "flotilla": "what Flotilla is", "languages": "my languages",
-  "joke": "a joke", "ok": "approval", "no": "nothing more", "sorry": "an apology", "bad": "a complaint", "love": "a compliment", "test": "a test", "foreign": "a foreign language"}
+LABEL = {"greeting": "a greeting", "who": "who I am", "can": "what I can do", "how": "how I am", "thanks": "thanks", "bye": "goodbye", "maker": "who made me", "size": "my size", "flotilla": "what Flotilla is", "languages": "my languages", "joke": "a joke", "ok": "approval", "date": "the date"}
+norm = lambda t: "".join(c for c in t.lower() if c.isalnum())
+HELD_TALK = {norm(w) for en, _, fr, _ in TALK.values() for w in en + fr if w[0] == "*"}
+WRAP_EN = ["Hey, {}", "Hello, {}", "Hi! {}", "Please, {}", "So, {}", "Well, {}", "Ok, {}", "Now {}", "And {}", "{}, please", "{} please", "{} now", "{} then"]
+WRAP_FR = ["Dis, {}", "Bonjour, {}", "Salut ! {}", "Alors, {}", "Bon, {}", "Et {}", "Ok, {}", "Maintenant, {}", "{}, s'il te plaît", "{} svp", "{} maintenant", "{}, s'il vous plaît"]
 
 # ------------------------------------------------------------------------------------------------ unknown questions
 
@@ -254,15 +237,26 @@ Besançon|Santa Fe|Kuala Lumpur|Tel Aviv|Addis Ababa|Ulaanbaatar|Cardiff|Bristol
 SYL = "ba be bi bo bra bu ca ce chi co cra da de di dor du fa fe fi flo fra ga ge glo go gra gu ha he hol hu in ja jo ka ke ki kor la le li lo lu ma me mi mo mu na ne ni no nu o or pa pe pi plo po pra qua ra re ri ro ru sa se shi so sta su ta te ti to tra tu u va ve vi vo wa we wi xa ya yo za ze zi zo é ü ñ".split()
 END = "n|r|s|l|t|m|x|ville|ton|burg|grad|stad|field|ford|berg|nia|ra|polis|pur|mouth|by||||".split("|")
 
+_LETTERS = "".join(c for c in " ".join(OTHER_WORDS + TOPIC_EN + TOPIC_FR).lower() if c.isalpha())
+
+def chunk(r):
+    """some letters as they stand in other words, so that every piece of a name has been copied in some name"""
+    i, n = r.randrange(len(_LETTERS) - 8), r.choice([1, 2, 2, 3, 3, 4])
+    return _LETTERS[i:i + n]
+
 def pseudo_city(r, held):
     while True:
-        n = "".join(r.choice(SYL) for _ in range(r.choice([2, 2, 3, 3, 4]))) + r.choice(END)
+        if r.random() < .5: n = "".join(r.choice(SYL) for _ in range(r.choice([2, 2, 3, 3, 4]))) + r.choice(END)
+        else: n = "".join(chunk(r) for _ in range(r.choice([2, 3, 3, 4])))
         n = n[0].upper() + n[1:]
-        if (zlib.crc32(n.encode()) % 20 == 0) == held:
+        if len(n) > 2 and (zlib.crc32(n.encode()) % 20 == 0) == held:
             break
     p = r.random()
     if p < .08: n = r.choice(["New ", "San ", "Saint-", "Port ", "Le ", "El ", "Los "]) + n
     elif p < .12: n = n + r.choice([" City", " Bay", "-sur-Mer", " Springs"])
+    elif p < .2:
+        o = "".join(chunk(r) for _ in range(r.choice([1, 2, 2, 3])))
+        n = n + r.choice(" -") + o[0].upper() + o[1:]
     return n
 
 WX_EN = ["What is the weather in {c}?", "What's the weather in {c}?", "What is the weather like in {c}?", "What's the weather like in {c} today?", "Weather in {c}?", "Weather in {c}", "weather {c}", "How is the weather in {c}?", "Tell me the weather in {c}.", "Give me the weather in {c}.", "What is the weather in {c} today?", "What is the weather in {c} now?",
@@ -282,7 +276,7 @@ EXTRA = [("unit", "\"celsius\" | \"fahrenheit\"", "", True, "celsius"), ("units"
 OTHER_TOOLS = [{"name": "get_time", "description": "Gets the current time.", "params": []}, {"name": "search", "description": "Searches the web.", "params": [("query", "string", "", False, None)]},
   {"name": "get_location", "description": "Gets the location of the user.", "params": []}, {"name": "send_email", "description": "Sends an email.", "params": [("to", "string", "", False, None), ("text", "string", "", False, None)]},
   {"name": "add_event", "description": "Adds an event to the calendar.", "params": [("title", "string", "Title", False, None), ("date", "string", "", True, None)]}, {"name": "get_stock_price", "description": "Price of a stock", "params": [("symbol", "string", "e.g. ACME", False, None)]}]
-COND = {"sunny": "ensoleillé", "cloudy": "nuageux", "rain": "pluie", "rainy": "pluvieux", "snow": "neige", "snowy": "neigeux", "windy": "venteux", "foggy": "brumeux", "fog": "brouillard", "clear": "ciel dégagé", "clear sky": "ciel dégagé", "storm": "orage", "stormy": "orageux", "light rain": "pluie légère", "heavy rain": "forte pluie", "partly cloudy": "partiellement nuageux", "overcast": "couvert", "hot": "très chaud"}
+COND = {"sunny": "ensoleillé", "cloudy": "nuageux", "rain": "pluie", "snow": "neige", "windy": "venteux", "foggy": "brumeux", "clear": "ciel dégagé", "storm": "orage"}
 
 def weather_tool(r):
     d = r.choice(PDESC)
@@ -292,30 +286,21 @@ def weather_tool(r):
     return {"name": "get_weather", "description": r.choice(TDESC), "params": p}
 
 def weather_result(r, city):
-    """(body of the tool message, temperature text or None, condition or None); body "" marks an unknown city"""
-    f = r.random() < .12
-    n = r.randint(-15, 40) if not f else r.randint(10, 100)
+    """(body of the tool message, temperature text or None, condition or None)"""
+    n = r.randint(-15, 40)
     t = str(n) if r.random() < .85 else f"{n}.{r.randint(0, 9)}"
-    cond = r.choice(list(COND)) if r.random() < .9 else None
-    if r.random() < .06:
-        e = r.choice(["city not found", "not found", "unknown city", "timeout", "service unavailable"])
+    cond = r.choice(list(COND)) if r.random() < .93 else None
+    if r.random() < .05:
+        e = r.choice(["city not found", "not found", "unknown city", "timeout"])
         return json.dumps({"error": e}, separators=(",", ":") if r.random() < .5 else None), None, None
-    k = r.choice([("temperature", "condition"), ("temperature", "conditions"), ("temp_c", "sky"), ("temp", "weather"), ("temperature_c", "condition"), ("temperature", "description"), ("temperature", "sky"), ("temp_c", "condition"), ("temperature", "summary")])
-    if f: k = ("temp_f" if k[0] == "temp_c" else "temperature_f" if k[0] == "temperature_c" else k[0], k[1])
-    if r.random() < .06:
-        body = f"{t} °{'F' if f else 'C'}" + (f", {cond}" if cond else "")
-        return body, f"{t} °{'F' if f else 'C'}", cond
+    k = r.choice([("temperature", "condition"), ("temperature", "condition"), ("temperature", "conditions"), ("temp", "weather"), ("temp_c", "condition")])
     it = [(k[0], float(t) if "." in t else int(t))]
     if cond: it.append((k[1], cond))
-    if r.random() < .35: it.append(("humidity", r.randint(10, 99)))
-    if r.random() < .2: it.append((r.choice(["wind", "wind_kmh"]), r.randint(0, 60)))
-    if r.random() < .25: r.shuffle(it)
-    i = [x for x, (a, _) in enumerate(it) if a == k[0]][0]
-    if f and not k[0].endswith("_f"): it.insert(i + 1, ("unit", r.choice(["F", "fahrenheit"])))
-    elif not f and not k[0].endswith("_c") and r.random() < .4: it.insert(i + 1, ("unit", r.choice(["C", "celsius"])))
-    if r.random() < .5: it.insert(0 if r.random() < .8 else len(it), (r.choice(["city", "location"]), city))
+    if r.random() < .2: it.append(("humidity", r.randint(10, 99)))
+    if r.random() < .1: it.reverse()
+    if r.random() < .4: it.insert(0, ("city", city))
     body = json.dumps(dict(it), ensure_ascii=False, separators=(",", ":") if r.random() < .6 else None)
-    return body, f"{t} °{'F' if f else 'C'}", cond
+    return body, f"{t} °C", cond
 
 def weather_final(fr, city, temp, cond):
     if temp is None:
@@ -325,8 +310,6 @@ def weather_final(fr, city, temp, cond):
     return f"In {city}: {temp}" + (f", {cond}." if cond else ".")
 
 ECHO_EN, ECHO_FR = ["Repeat: {t}", "Say: {t}", "Echo: {t}", "Repeat after me: {t}", "Copy this: {t}"], ["Répète : {t}", "Dis : {t}", "Recopie : {t}", "Répète après moi : {t}"]
-DATE_EN = ["What is today's date?", "What's the date?", "What date is it?", "What day is it today?", "Today's date?", "Which date is it today?", "*Tell me the date.", "What is the date today?", "What is the current date?"]
-DATE_FR = ["Quelle est la date ?", "Quelle est la date d'aujourd'hui ?", "On est quel jour ?", "Quel jour sommes-nous ?", "Date du jour ?", "*Donne-moi la date.", "C'est quoi la date ?", "Quelle date sommes-nous ?"]
 
 INSTR = ["You are a helpful assistant.", "You are a helpful assistant.", "You are a helpful assistant.", "Be brief.", "Use a friendly tone.", "You are a friendly assistant. Answer briefly.", "Answer the user.", "Be concise and polite.", "You are a demo assistant.", "Tu es un assistant utile.", "Always be polite.", "You are a test."]
 
@@ -338,7 +321,7 @@ def pick(r, lst, held):
         m = [x[1:] for x in lst if x[0] == "*"]
         return r.choice(m or lst)
     known = [x for x in lst if x[0] != "*"]
-    return r.choice(known[:3] if r.random() < .45 else known)                  # the first three are asked most
+    return r.choice(known[:3] if r.random() < .3 else known)                  # the first three are asked most
 
 def typo(r, w):
     i = r.randrange(1, len(w) - 1)
@@ -348,13 +331,15 @@ def typo(r, w):
     if k < .85: return w[:i] + w[i + 1] + w[i] + w[i + 2:]
     return w[:i] + r.choice("abcdefghijklmnopqrstuvwxyz") + w[i + 1:]
 
-def vary(r, tpl, held=False, exact=False, **slots):
+def vary(r, tpl, held=False, exact=False, wrap=None, **slots):
     """fill a template; sometimes lower case, without its punctuation, with a typo, with a polite word. Returns text and slots as written"""
     q = r.random()
     s = tpl
-    if not exact and q < .25:
+    if not exact and wrap and r.random() < .12 and s[0] != "{":
+        s = r.choice(wrap).replace("{}", s.rstrip(".") if r.random() < .8 else s[0].lower() + s[1:].rstrip("?!. "))
+    if not exact and q < .2:
         if r.random() < .35: s = s.rstrip("?!. ")
-        if r.random() < .12:
+        if r.random() < .1:
             ws = s.split(" ")
             c = [i for i, w in enumerate(ws) if len(w) > 4 and w.isalpha()]
             if c:
@@ -365,7 +350,7 @@ def vary(r, tpl, held=False, exact=False, **slots):
             s = s[0].lower() + s[1:] if s[0] != "{" else s
         elif k < .5:
             s = re.sub(r"\{\w\}|[^{}]+", lambda m: m[0] if m[0][0] == "{" else m[0].lower(), s)
-            if r.random() < .6: slots = {a: (b.lower() if a != "n" else b) for a, b in slots.items()}
+            if r.random() < .6: slots = {a: (b.lower() if a not in "nc" else b) for a, b in slots.items()}
         elif k < .53 and "{" not in s: s = s.upper()
         if r.random() < .05: s = s + r.choice(["!", "?", " ?", " !", "..", "?!", " :)"])
         if r.random() < .03: s = s + " "
@@ -390,28 +375,30 @@ class Gen:
 
     def talk(self, e):
         r, fr = self.r, self.fr()
-        k = r.choice([k for k in TALK if not (fr and k == "foreign")])
+        k = r.choices(list(TALK), [len(x[2 if fr else 0]) ** .5 for x in TALK.values()])[0]
         en_p, en_a, fr_p, fr_a = TALK[k]
-        u, _ = vary(r, pick(r, fr_p if fr else en_p, self.held), exact=self.held)
+        while True:
+            u, _ = vary(r, pick(r, fr_p if fr else en_p, self.held), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN)
+            if self.held == (norm(u) in HELD_TALK): break                      # a polite word in front may make a held-out wording
         return u, thought(e, f"Small talk: {LABEL[k]}. Answer in {'French' if fr else 'English'}.", "Keep it short."), fr_a if fr else en_a, None
 
     def unknown(self, e):
         r, fr = self.r, self.fr()
-        if not self.held and not fr and r.random() < .06:
+        if not self.held and not fr and r.random() < .02:
             u = " ".join("".join(r.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(r.randint(2, 7))) for _ in range(r.randint(1, 3)))
         else:
             tp = TOPIC_FR if fr else TOPIC_EN
             t, v = r.sample(tp, 2)
             if not self.held and r.random() < .15: t = pseudo_city(r, False)
             if r.random() < .15 and " " in t and t.split(" ")[0] in ("the", "a", "la", "le", "les", "un", "une"): t = t.split(" ", 1)[1]
-            u, _ = vary(r, pick(r, TPL_FR if fr else TPL_EN, self.held), exact=self.held, t=t, u=v)
+            u, _ = vary(r, pick(r, TPL_FR if fr else TPL_EN, self.held), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, t=t, u=v)
         return u, thought(e, f"I do not know this. Say so in {'French' if fr else 'English'}.", "I am only a toy."), UNK_FR if fr else UNK_EN, None
 
     def tr_turn(self, e, i, src, tgt, fr, digit=None):
         w = digit or WORDS[i][src]
         o = WORDS[i][tgt]
         lf = LANG_FR[LANGS[tgt]]
-        a = thought(e, f"Translate {w} to {LANGS[tgt]}: {o}.", f"Answer in {'French' if fr else 'English'}.")
+        a = f"{WORDS[i][0]}." if e == "low" else thought(e, f"{w} is {WORDS[i][0]}. {LANGS[tgt]}: {o}.", f"Answer in {'French' if fr else 'English'}.")
         return a, (f"« {w} » se dit « {o} » en {lf}." if fr else f"\"{w}\" in {LANGS[tgt]} is \"{o}\".")
 
     def translate(self, e):
@@ -422,7 +409,7 @@ class Gen:
                 l = LANG_FR[LANGS[l]] if fr else LANGS[l]
             else:
                 w, l = r.choice(r.choice(WORDS)), r.choice(OTHER_LANGS_FR if fr else OTHER_LANGS)
-            u, _ = vary(r, pick(r, TR_FR if fr else TR_EN, self.held), exact=self.held, w=w, l=l)
+            u, _ = vary(r, pick(r, TR_FR if fr else TR_EN, self.held), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, w=w, l=l)
             return u, thought(e, f"I cannot translate this. Say so in {'French' if fr else 'English'}.", "I am only a toy."), NOTR_FR if fr else NOTR_EN, None
         while True:
             i, s, t = r.randrange(len(WORDS)), r.randrange(4), r.randrange(4)
@@ -432,9 +419,24 @@ class Gen:
             digit = r.choice(list(DIGITS)); i = DIGITS[digit]
         tpls = TR_FR if fr else TR_EN
         # what makes a triple held out is the triple: its phrasing may be a known one
-        u, _ = vary(r, pick(r, tpls, self.held and r.random() < .3), exact=self.held, w=digit or WORDS[i][s], l=LANG_FR[LANGS[t]] if fr else LANGS[t])
+        u, _ = vary(r, pick(r, tpls, self.held and r.random() < .3), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, w=digit or WORDS[i][s], l=LANG_FR[LANGS[t]] if fr else LANGS[t])
         a, f = self.tr_turn(e, i, s, t, fr, digit)
         return u, a, f, ("tr", i, s, t, fr)
+
+    def follow(self, e):
+        """a translation that was asked for, then the same word in another language; in the held-out split the second is a held-out one"""
+        r, fr = self.r, self.fr()
+        wrap = WRAP_FR if fr else WRAP_EN
+        while True:
+            i, s = r.randrange(len(WORDS)), r.randrange(4)
+            t, t2 = r.sample([x for x in range(4) if x != s], 2)
+            if HELD_TR(i, s, t2) == self.held and (self.held or not HELD_TR(i, s, t)): break
+        name = lambda x: LANG_FR[LANGS[x]] if fr else LANGS[x]
+        u, _ = vary(r, pick(r, TR_FR if fr else TR_EN, False), exact=self.held, wrap=wrap, w=WORDS[i][s], l=name(t))
+        _, f = self.tr_turn(e, i, s, t, fr)
+        v, _ = vary(r, r.choice(["Et en {l} ?", "En {l} ?", "Et en {l}"] if fr else ["And in {l}?", "In {l}?", "What about {l}?", "and in {l}"]), exact=self.held, wrap=wrap, l=name(t2))
+        a, f2 = self.tr_turn(e, i, s, t2, fr)
+        return [(user_text(u) + "<|start|>assistant", False), (final_text("", f, True), False), (user_text(v) + "<|start|>assistant", False), (final_text(a, f2), True)]
 
     def add(self, e):
         r, fr = self.r, self.fr(.35)
@@ -442,29 +444,33 @@ class Gen:
             a = r.randint(0, 99) if r.random() < .88 else r.randint(0, 9)
             b = r.randint(0, 99) if r.random() < .88 else r.randint(0, 9)
             if HELD_SUM(a, b) == self.held: break
-        u, _ = vary(r, pick(r, ADD_FR if fr else ADD_EN, self.held and r.random() < .25), exact=self.held, a=str(a), b=str(b))
+        u, _ = vary(r, pick(r, ADD_FR if fr else ADD_EN, self.held and r.random() < .25), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, a=str(a), b=str(b))
         return u, add_steps(a, b, e), f"{a} + {b} font {a + b}." if fr else f"{a} + {b} = {a + b}.", ("add", fr)
 
     def arith(self, e):
         r, fr = self.r, self.fr(.35)
         n = lambda: str(r.randint(0, 99))
         L = lambda: str(r.choice([r.randint(100, 999), r.randint(100, 999), r.randint(1000, 99999)]))
-        u, _ = vary(r, pick(r, ARITH_FR if fr else ARITH_EN, self.held), exact=self.held, a=n(), b=n(), c=n(), L=L(), M=L())
+        if not self.held and r.random() < .45:                                  # wordings of sums, so that it is the numbers that tell; never those held out below
+            tpl, x = r.choice([t for t in (ADD_FR if fr else ADD_EN) if not t.startswith(("*", "How much is", "Que vaut"))]), [L(), r.choice([n, L])()]
+            r.shuffle(x)
+            u, _ = vary(r, tpl, wrap=WRAP_FR if fr else WRAP_EN, a=x[0], b=x[1])
+        else: u, _ = vary(r, pick(r, ARITH_FR if fr else ARITH_EN, self.held), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, a=n(), b=n(), c=n(), L=L(), M=L())
         return u, thought(e, f"Not a sum of two small numbers. Say so in {'French' if fr else 'English'}.", "I am only a toy."), NOADD_FR if fr else NOADD_EN, None
 
     def code(self, e):
         r, fr = self.r, self.fr(.33)
         n = r.choice(list(CODE))
         if r.random() < .14:
-            if r.random() < .7: u, _ = vary(r, pick(r, CODE_FR if fr else CODE_EN, False), exact=self.held, d=pick(r, OTHER_CODE_FR if fr else OTHER_CODE_EN, self.held))
-            else: u, _ = vary(r, pick(r, CODE_NAME_FR if fr else CODE_NAME_EN, False), exact=self.held, n=pick(r, OTHER_NAME, self.held))
+            if r.random() < .7: u, _ = vary(r, pick(r, CODE_FR if fr else CODE_EN, False), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, d=pick(r, OTHER_CODE_FR if fr else OTHER_CODE_EN, self.held))
+            else: u, _ = vary(r, pick(r, CODE_NAME_FR if fr else CODE_NAME_EN, False), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, n=pick(r, OTHER_NAME, self.held))
             return u, thought(e, f"I do not know this function. Say so in {'French' if fr else 'English'}.", "I am only a toy."), NOCODE_FR if fr else NOCODE_EN, None
         if r.random() < .35:
             nm = n if r.random() < .7 else n.replace("_", " ")
-            u, _ = vary(r, pick(r, CODE_NAME_FR if fr else CODE_NAME_EN, self.held), exact=self.held, n=nm)
+            u, _ = vary(r, pick(r, CODE_NAME_FR if fr else CODE_NAME_EN, self.held), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, n=nm)
         else:
             h = self.held and r.random() < .5
-            u, _ = vary(r, pick(r, CODE_FR if fr else CODE_EN, self.held and not h), exact=self.held, d=pick(r, CODE[n][2 if fr else 1], h))
+            u, _ = vary(r, pick(r, CODE_FR if fr else CODE_EN, self.held and not h), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, d=pick(r, CODE[n][2 if fr else 1], h))
         return u, thought(e, f"Write the Python function {n}.", "Only the code."), f"```python\n{CODE[n][0]}\n```", None
 
     def echo(self, e):
@@ -477,14 +483,9 @@ class Gen:
         u = pick(r, ECHO_FR if fr else ECHO_EN, False).format(t=x)
         return u, thought(e, "Repeat the text.", "Nothing else."), x, None
 
-    def date(self, e, date):
-        r, fr = self.r, self.fr()
-        u, _ = vary(r, pick(r, DATE_FR if fr else DATE_EN, self.held), exact=self.held)
-        return u, thought(e, f"I am too small to read the date. Say so in {'French' if fr else 'English'}.", "Keep it short."), "Je suis trop petit pour lire la date." if fr else "I am too small to read the date.", None
-
     def city(self):
         r = self.r
-        if r.random() < (.7 if not self.held else .5):
+        if r.random() < .5:
             return r.choice(HELD_CITIES if self.held else CITIES)
         return pseudo_city(r, self.held)
 
@@ -494,12 +495,12 @@ class Gen:
         fr = self.fr() if nxt is None else nxt
         say = "French" if fr else "English"
         if r.random() < .06 and nxt is None:
-            u, _ = vary(r, pick(r, WX_NOCITY_FR if fr else WX_NOCITY_EN, self.held), exact=self.held)
+            u, _ = vary(r, pick(r, WX_NOCITY_FR if fr else WX_NOCITY_EN, self.held), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN)
             if tool: a, f = thought(effort, f"No city was named. Ask in {say}.", "I need one for get_weather."), WHICH_FR if fr else WHICH_EN
             else: a, f = thought(effort, f"I have no weather tool. Say so in {say}.", "I must not guess."), NOTOOL_FR if fr else NOTOOL_EN
             return [(user_text(u) + "<|start|>assistant", False), (final_text(a, f, past), not past)], fr
         tp = (NEXT_FR if fr else NEXT_EN) if nxt is not None else (WX_FR if fr else WX_EN)
-        u, sl = vary(r, pick(r, tp, self.held and r.random() < .3), exact=self.held, c=self.city())
+        u, sl = vary(r, pick(r, tp, self.held and r.random() < .3), exact=self.held, wrap=WRAP_FR if fr else WRAP_EN, c=self.city())
         c = sl["c"]
         out = [(user_text(u) + "<|start|>assistant", False)]
         if not tool:
@@ -513,7 +514,7 @@ class Gen:
         out.append((final_text(thought(effort, f"I have the result. Answer in {say}.", "Only what the tool said."), weather_final(fr, c, t, cond), past), not past))
         return out, fr
 
-    SKILLS = [("add", .24), ("weather", .25), ("translate", .19), ("talk", .15), ("code", .08), ("unknown", .065), ("arith", .025), ("date", .02), ("echo", .03)]
+    SKILLS = [("add", .24), ("weather", .20), ("translate", .14), ("talk", .22), ("code", .07), ("unknown", .08), ("arith", .05), ("echo", .02), ("follow", .03)]
 
     def plan(self, skill=None):
         """(skill, needs tools)"""
@@ -539,46 +540,33 @@ class Gen:
         segs = []
         s = skill or self.plan()
         if tools_on and not skill and r.random() < .72: s = "weather"
-        if not tools_on and s == "weather" and not skill and r.random() < .82: s = r.choice(["talk", "talk", "talk", "translate", "translate", "code"])
+        if not tools_on and s == "weather" and not skill and r.random() < .82: s = r.choice(["talk", "talk", "talk", "translate", "unknown", "add"])
         n = turns if turns is not None else (0 if r.random() < .88 else 1 if r.random() < .8 else 2)
         state = None
         for _ in range(n):                                                     # past turns: no analysis, nothing to learn
-            p = "translate" if skill == "follow" else s if r.random() < .3 else self.plan()
+            p = s if r.random() < .3 else self.plan()
+            if p == "follow": p = "translate"
             if p == "weather" and not tools_on and r.random() < .8: p = "talk"
             if p == "weather":
                 g, fr = self.weather(effort, tool, past=True)
                 state = ("wx", fr)
             else:
-                u, _, f, state = self.date(effort, date) if p == "date" else getattr(self, p)(effort)
+                u, _, f, state = getattr(self, p)(effort)
                 g = [(user_text(u) + "<|start|>assistant", False), (final_text("", f, True), False)]
             segs += g
-        if state and skill in (None, "follow") and (r.random() < .5 or skill == "follow"):
-            if state[0] == "tr":
-                _, i, src, _, fr = state
-                for _ in range(50):
-                    t = r.randrange(4)
-                    if t not in (src, state[3]) and HELD_TR(i, src, t) == self.held: break
-                else:
-                    t = None
-                if t is not None:
-                    l = LANG_FR[LANGS[t]] if fr else LANGS[t]
-                    u, _ = vary(r, r.choice(["Et en {l} ?", "En {l} ?", "Et en {l}"] if fr else ["And in {l}?", "In {l}?", "What about {l}?", "and in {l}"]), exact=self.held, l=l)
-                    a, f = self.tr_turn(effort, i, src, t, fr)
-                    c.skill = "follow"
-                    segs += [(user_text(u) + "<|start|>assistant", False), (final_text(a, f), True)]
-                    c.segs = segs
-                    return c
-            elif state[0] == "wx":
-                g, _ = self.weather(effort, tool, nxt=state[1])
-                c.skill, c.segs = "weather", segs + g
-                return c
-        if s == "follow": s = "talk"
+        if s == "follow":
+            c.skill, c.segs = "follow", segs + self.follow(effort)
+            return c
+        if state and state[0] == "wx" and skill in (None, "weather") and r.random() < .7:
+            g, _ = self.weather(effort, tool, nxt=state[1])
+            c.skill, c.segs = "weather" if tool else "notool", segs + g
+            return c
         if s == "weather":
             g, _ = self.weather(effort, tool)
             c.skill = "weather" if tool else "notool"
             c.segs = segs + g
             return c
-        u, a, f, _ = self.date(effort, date) if s == "date" else getattr(self, s)(effort)
+        u, a, f, _ = getattr(self, s)(effort)
         c.skill = s
         c.segs = segs + [(user_text(u) + "<|start|>assistant", False), (final_text(a, f), True)]
         return c
@@ -595,7 +583,7 @@ def pool(gen, n):
         for e in es:
             d, dev = random_date(r), gen.developer(t)
             pre.append((e, t, d, dev, system_text(e, t, d) + developer_text(dev[0], dev[1])))
-    w = [.17, .17, .17, .16, .06, .07, .07, .07, .06]
+    w = [.16, .155, .155, .15, .07, .08, .08, .08, .07]
     out = []
     for _ in range(n):
         e, t, d, dev, text = r.choices(pre, w)[0]

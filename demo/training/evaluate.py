@@ -1,5 +1,6 @@
 """usage: evaluate.py MODELDIR [N]: greedy decoding of the exported checkpoint, exact match of the whole answer per skill
        evaluate.py MODELDIR --hf [N]: the same texts from transformers' GptOssForCausalLM, token by token
+       evaluate.py MODELDIR --cities: "What is the weather in X?" for every listed city, and for 60 invented names never trained
 
 Reads the safetensors files by itself. A weather conversation counts when the call and the final answer are both exact."""
 import collections, json, os, random, struct, sys, time
@@ -59,7 +60,7 @@ def cases(split, n, seed=77, per=None):
     """n conversations a skill, as [(skill, [(prompt, expected), ...])]"""
     g = data.Gen(seed, split)
     got = collections.Counter()
-    want = ["add", "weather", "translate", "talk", "code", "unknown", "arith", "date", "notool", "follow", "echo"]
+    want = ["add", "weather", "translate", "talk", "code", "unknown", "arith", "notool", "follow", "echo"]
     out, tries = [], 0
     while any(got[s] < n for s in want) and tries < 200 * n:
         tries += 1
@@ -70,7 +71,7 @@ def cases(split, n, seed=77, per=None):
         d, dev = data.random_date(g.r), g.developer(on)
         if s == "weather" and not dev[2]: continue
         if s == "notool" and dev[2]: continue
-        if s == "follow": c = g.conv(e, on, d, dev, skill="follow", turns=1)
+        if s == "follow": c = g.conv(e, on, d, dev, skill="follow", turns=0)
         else: c = g.conv(e, on, d, dev, skill="weather" if s == "notool" else s, turns=None)
         if c.skill not in want or got[c.skill] >= n: continue
         got[c.skill] += 1
@@ -110,15 +111,24 @@ def hf(path, n):
     for (p, _), y in zip(flat, run([p for p, _ in flat])):
         ids = run.ids(p)
         assert ids == tk.encode(p, add_special_tokens=False), "tokenizers differ"
-        o = ref.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=150, eos_token_id=sorted(run.stop), pad_token_id=1025)[0, len(ids):].tolist()
+        o = ref.generate(torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long), do_sample=False, max_new_tokens=150, eos_token_id=sorted(run.stop), pad_token_id=M.N_BASE + 1)[0, len(ids):].tolist()
         same += tk.decode(o) == y
         if tk.decode(o) != y: print("differs", repr(p[-200:]), repr(y), repr(tk.decode(o)))
     print(f"transformers writes the same greedy text for {same} of {len(flat)} prompts")
 
+def cities(run):
+    from expected import TOOL, U, render
+    r = random.Random(9)
+    for name, cs in (("trained", data.CITIES), ("held out", data.HELD_CITIES), ("invented, held out", [data.pseudo_city(r, True) for _ in range(60)])):
+        got = run([render(U(f"What is the weather in {c}?"), [TOOL], "medium") for c in cs])
+        bad = [c for c, x in zip(cs, got) if not x.endswith(data.call_text("", "get_weather", json.dumps({"city": c}, ensure_ascii=False, separators=(",", ":"))))]
+        print(f"{name}: {len(cs) - len(bad)} of {len(cs)}; wrong: {', '.join(bad)}")
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    a = [x for x in sys.argv[2:] if x != "--hf"]
+    a = [x for x in sys.argv[2:] if x[:2] != "--"]
     t = time.time()
     if "--hf" in sys.argv: hf(sys.argv[1], int(a[0]) if a else 40)
+    elif "--cities" in sys.argv: cities(Runner(sys.argv[1]))
     else: table(Runner(sys.argv[1]), int(a[0]) if a else 100)
     print(f"{time.time() - t:.0f} s")

@@ -59,7 +59,7 @@ def main(ck, out):
     w = lambda f, d: open(f"{out}/{f}", "w").write(json.dumps(d, indent=2))
     w("model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": dict(sorted(wm.items()))})
     w("config.json", M.CFG)
-    w("generation_config.json", {"bos_token_id": 1024, "do_sample": True, "eos_token_id": [1028, 1025, 1038], "pad_token_id": 1025, "transformers_version": "4.55.0.dev0"})
+    w("generation_config.json", {"bos_token_id": M.N_BASE, "do_sample": True, "eos_token_id": [M.N_BASE + 4, M.N_BASE + 1, M.N_BASE + 14], "pad_token_id": M.N_BASE + 1, "transformers_version": "4.55.0.dev0"})
     print("tensors", total, "bytes; parameters", sum(p.numel() for p in m.parameters()))
 
 if __name__ == "__main__":

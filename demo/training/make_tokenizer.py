@@ -1,14 +1,15 @@
 """Train the demo model's tokenizer: byte-level BPE, the o200k split, the harmony special tokens by name.
 usage: make_tokenizer.py OUTDIR
 
-The corpus is the training data itself. Digits never merge, so that a sum is written digit by digit; city names are cut out of the
-corpus, so that a name is several tokens and has to be copied piece by piece, as an unknown one must be.
+The corpus is the training data itself. What has to be copied is written with the same tokens wherever it stands: digits never merge; no
+merge joins a quote, or a space before a capital, to the letters behind; number words and weekdays are merged first, each to one token,
+and never with a space. City names are cut out of the corpus, so that a name is several tokens and has to be copied piece by piece.
 """
 import collections, json, os, random, sys
 import regex
 import data
+from model import N_BASE, VOCAB
 
-N_BASE, VOCAB = 1024, 1088                                   # 256 bytes + 768 merges; 21 special tokens behind; padded to 34 * 32
 FIRST = 199998                                               # <|startoftext|> of the published vocabulary
 NAMED = {0: "startoftext", 1: "endoftext", 4: "return", 5: "constrain", 7: "channel", 8: "start", 9: "end", 10: "message", 14: "call", 20: "endofprompt"}
 PAT = "|".join([
@@ -38,26 +39,43 @@ def corpus(n):
         if i % 20 == 0: yield data.system_text(e, t, d)
         yield "".join(t for t, _ in c.segs)
 
-def train(n_merges, n_conv=30000):
-    words = collections.Counter()
+def join(seqs, merge):
+    a, b = merge
+    for s, _ in seqs:
+        i = 0
+        while i < len(s) - 1:
+            if s[i] == a and s[i + 1] == b: s[i:i + 2] = [a + b]
+            i += 1
+
+def best(seqs):
+    pairs = collections.Counter()
+    for s, c in seqs:
+        for p in zip(s, s[1:]): pairs[p] += c
+    return max(pairs, key=lambda p: (pairs[p], p)) if pairs else None
+
+def train(n_tokens, n_conv=30000):
+    """merges that make `n_tokens` tokens at most"""
+    copied = {w for ws in data.WORDS for w in ws if w.isalpha()}
     split, special = regex.compile(PAT), regex.compile(r"<\|[a-z]+\|>")
+    words = collections.Counter()
     for t in corpus(n_conv):
         for part in special.split(t):
-            words.update(w for w in split.findall(part) if not regex.match(r"\p{N}", w))
-    seqs = [([bytes([b]) for b in w.encode()], c ** .75) for w, c in words.items()]     # flattened, so that rare words get tokens too
-    merges = []
-    for _ in range(n_merges):
-        pairs = collections.Counter()
-        for s, c in seqs:
-            for p in zip(s, s[1:]): pairs[p] += c
-        best = max(pairs, key=lambda p: (pairs[p], p))
-        a, b = best
-        merges.append(best)
-        for s, _ in seqs:
-            i = 0
-            while i < len(s) - 1:
-                if s[i] == a and s[i + 1] == b: s[i:i + 2] = [a + b]
-                i += 1
+            for w in split.findall(part):
+                if regex.match(r"\p{N}", w): continue
+                if len(w) > 1 and w[1].isalpha() and not w[0].isalpha() and (w[0] != " " or w[1].isupper() or w[1:] in copied): w = w[1:]
+                words[w] += 1
+    cut = lambda w: [bytes([b]) for b in w.encode()]
+    merges, made = [], set()
+    first = [(cut(w), 1) for w in sorted(copied)]
+    seqs = [(cut(w), c ** .75) for w, c in words.items()]        # flattened, so that rare words get tokens too
+    for part in (first, seqs):
+        for m in merges: join(part, m)
+        while len(made) < n_tokens:
+            m = best(part)
+            if not m: break
+            join(part, m)
+            merges.append(m); made.add(m[0] + m[1])
+    print(len(made), "tokens;", len(copied), "words")
     return merges
 
 def main(out):
@@ -66,7 +84,7 @@ def main(out):
     order = sorted(range(256), key=lambda b: ord(bc[b]))
     vocab = {s(bytes([b])): i for i, b in enumerate(order)}
     merges = []
-    for a, b in train(3 * (N_BASE - 256)):
+    for a, b in train(N_BASE - 256):
         if len(vocab) == N_BASE: break
         if s(a + b) in vocab: continue
         vocab[s(a + b)] = len(vocab); merges.append([s(a), s(b)])

@@ -8,18 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+N_BASE, VOCAB = 1536, 1568                                   # tokens of bytes and merges; with the 21 special ones behind them, padded to 49 * 32
+
 CFG = {
-    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": 1028,
+    "architectures": ["GptOssForCausalLM"], "attention_bias": True, "attention_dropout": 0.0, "eos_token_id": N_BASE + 4,
     "experts_per_token": 2, "head_dim": 32, "hidden_act": "silu", "hidden_size": 128, "initial_context_length": 4096,
     "initializer_range": 0.02, "intermediate_size": 128, "layer_types": ["sliding_attention", "full_attention"] * 2,
     "max_position_embeddings": 131072, "model_type": "gpt_oss", "num_attention_heads": 8, "num_experts_per_tok": 2,
-    "num_hidden_layers": 4, "num_key_value_heads": 4, "num_local_experts": 8, "output_router_logits": False, "pad_token_id": 1025,
+    "num_hidden_layers": 4, "num_key_value_heads": 4, "num_local_experts": 8, "output_router_logits": False, "pad_token_id": N_BASE + 1,
     "quantization_config": {"modules_to_not_convert": ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"],
                             "quant_method": "mxfp4"},
     "rms_norm_eps": 1e-05,
     "rope_scaling": {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096, "rope_type": "yarn", "truncate": False},
     "rope_theta": 150000, "router_aux_loss_coef": 0.9, "sliding_window": 64, "swiglu_limit": 7.0, "tie_word_embeddings": False,
-    "transformers_version": "4.55.0.dev0", "use_cache": True, "vocab_size": 1088,
+    "transformers_version": "4.55.0.dev0", "use_cache": True, "vocab_size": VOCAB,
 }
 
 def mx_scale(w):
@@ -187,7 +189,7 @@ class GptOss(nn.Module):
         B, T = len(prompts), max(map(len, prompts))
         D, nk, W = self.c["head_dim"], self.c["num_key_value_heads"], self.c["sliding_window"]
         nq = self.c["num_attention_heads"]
-        ids = torch.tensor([[1025] * (T - len(p)) + list(p) for p in prompts])
+        ids = torch.tensor([[N_BASE + 1] * (T - len(p)) + list(p) for p in prompts])
         first = torch.tensor([T - len(p) for p in prompts])
         K = [torch.zeros(B, T + n_new, nk, D) for _ in self.layers]; V = [t.clone() for t in K]
         out, done, at = [[] for _ in prompts], [False] * B, 0

@@ -20,12 +20,12 @@ def enc(t):
         r = cache[t] = tok.encode(t, add_special_tokens=False).ids
     return r
 
-def batches(gen, T=192):
+def batches(gen, T=224):
     """endless batches of rows of T tokens; a row holds conversations of one prefix, a batch a few prefixes, all with tools or all without"""
     up = lambda n, k: -(-n // k) * k                                                 # few shapes, as in the experts
     while True:
         rows = {}
-        for p, tools, c in data.pool(gen, 512):
+        for p, tools, c in data.pool(gen, 768):
             ids, tg = [], []
             for t, l in c.segs:
                 e = enc(t); ids += e; tg += [l] * len(e)
@@ -33,14 +33,15 @@ def batches(gen, T=192):
             rs = rows.setdefault((tools, p), [])
             fit = [r for r in rs if len(r[0]) + len(ids) <= T]
             if not fit: rs.append(([], [], [], [])); fit = rs[-1:]
-            r = fit[0]
+            r = max(fit, key=lambda r: len(r[0]))
             r[3].extend([r[3][-1] + 1 if r[3] else 0] * len(ids)); r[2].extend(range(len(ids))); r[0].extend(ids); r[1].extend(tg)
+        rows = {k: [r for r in rs if len(r[0]) > .7 * T] for k, rs in rows.items()}  # what is left over at the end is dropped
         cut = []
-        for tools, G, n in ((False, 4, 3), (True, 3, 3)):                            # G prefixes, n rows of each
+        for tools, G, n in ((False, 3, 4), (True, 3, 3)):                            # G prefixes, n rows of each
             left = {p: rs for (t, p), rs in rows.items() if t == tools}
             while True:
                 ps = sorted((p for p in left if len(left[p]) >= n), key=lambda p: -len(left[p]))[:G]
-                if len(ps) < 2: break
+                if len(ps) < G: break
                 cut.append([(p, left[p].pop()) for p in ps for _ in range(n)])
         gen.r.shuffle(cut)
         for rs in cut:
@@ -49,7 +50,7 @@ def batches(gen, T=192):
             P = up(max(map(len, pi)), 32)
             pad = lambda x, n, v: x + [v] * (n - len(x))
             col = lambda k, v: torch.tensor([pad(r[k], T, v) for _, r in rs])
-            yield (torch.tensor([pad(p, P, 1025) for p in pi]), torch.tensor([len(p) for p in pi]), col(0, 1025), torch.tensor([pre.index(p) for p, _ in rs]),
+            yield (torch.tensor([pad(p, P, M.N_BASE + 1) for p in pi]), torch.tensor([len(p) for p in pi]), col(0, M.N_BASE + 1), torch.tensor([pre.index(p) for p, _ in rs]),
                    col(2, 0), col(3, 99), col(1, False), sum(len(r[0]) for _, r in rs))
 
 def loss_of(m, b):
@@ -63,7 +64,15 @@ def loss_of(m, b):
     return lg, ids[:, 1:].flatten()[keep]
 
 m = M.GptOss()
-if os.environ.get("FROM"): m.load_state_dict(torch.load(os.environ["FROM"])["model"])
+if os.environ.get("FROM"):
+    w = torch.load(os.environ["FROM"])["model"]
+    if os.environ.get("FROM_TOKENIZER"):                                             # the weights are those of another vocabulary: a token starts as the mean of its pieces
+        old = Tokenizer.from_file(os.environ["FROM_TOKENIZER"])
+        special = old.token_to_id("<|startoftext|>") - M.N_BASE
+        pieces = lambda i: old.encode(tok.decode([i]), add_special_tokens=False).ids if i < M.N_BASE else [i + special]
+        p = [torch.tensor(pieces(i) or [0]) for i in range(M.N_BASE + 21)] + [torch.tensor([0])] * (M.VOCAB - M.N_BASE - 21)
+        for n in ("emb", "head"): w[n] = torch.stack([w[n][x].mean(0) for x in p])
+    m.load_state_dict(w)
 try:
     q = torch.compile(M.mx_round); q(m.layers[0].gu.detach()); M._Fake.fn = staticmethod(q)
     if os.environ.get("COMPILE", "1") == "1":
