@@ -33,11 +33,12 @@ build() {
 }
 flotilla=$(build build -p flotilla-cli --bin flotilla | built bin flotilla)
 tests=$(build test -p flotilla-engine --test cuda --no-run | built test cuda)
+ops=$(build test -p flotilla-engine --test ops --no-run | built test ops)
 bench=$(build build -p flotilla-engine --bench cuda | built bench cuda)
 
 rm -rf "$out"
 mkdir -p "$out/demo" "$out/golden"
-for pair in "$flotilla:flotilla" "$tests:cuda-tests" "$bench:cuda-bench"; do
+for pair in "$flotilla:flotilla" "$tests:cuda-tests" "$ops:ops-tests" "$bench:cuda-bench"; do
     strip -o "$out/${pair##*:}" "${pair%%:*}" 2>/dev/null || cp "${pair%%:*}" "$out/${pair##*:}"
 done
 cp -R demo/model "$out/demo/"

@@ -124,6 +124,12 @@ if wanted tests; then
         esac
         step "tests $module" 180 tests_line "$carried/cuda-tests" --test-threads=1 "$module::"
     done
+    # Op by op through the backend, beside the processor's: the same test bodies.
+    for module in $("$carried/ops-tests" --list 2>/dev/null | sed -n 's/: test$//p' | cut -d: -f1 | sort -u); do
+        [ "$module" = planted ] && continue
+        [ -n "$emulated" ] && [ "$module" != route ] && continue
+        step "ops $module" 180 tests_line "$carried/ops-tests" --test-threads=1 "$module::"
+    done
 fi
 if wanted planted; then
     if [ -n "$emulated" ]; then
@@ -132,6 +138,7 @@ if wanted planted; then
         for test in $("$carried/cuda-tests" --list 2>/dev/null | sed -n 's/^\(planted::.*\): test$/\1/p'); do
             step "planted ${test#planted::}" 120 tests_line "$carried/cuda-tests" --exact "$test"
         done
+        step "planted ops" 240 tests_line "$carried/ops-tests" --test-threads=1 planted::
     fi
 fi
 
@@ -149,7 +156,7 @@ if wanted verify; then
         verify "verify $set 1" $set
     done
     for set in ${sets/ long/}; do
-        for sum in host staged; do
+        for sum in shared host staged; do
             for ranks in 2 4; do
                 verify "verify $set $ranks $sum" $set --ranks $ranks --sum $sum
             done

@@ -177,6 +177,8 @@ impl Runner {
             peers: vec![String::new()],
             group_key: [0; 32],
         };
+        // What other families have given back is free only now.
+        card.synchronize()?;
         let free = card.memory_free_bytes()?;
         let slices = plan.slices(spec, Rank(0));
         let checkpoint = slices.iter().map(|slice| slice.bytes() as u64).sum();
@@ -200,6 +202,7 @@ impl Runner {
         share.backend = BackendKind::Cuda;
         let kv = (spec.layer_count() * spec.kv_heads * spec.head_dim * 4 * demand.kv_tokens) as u64;
         let planned = weight_bytes + kv + activation_bytes(spec, &share, demand);
+        card.synchronize()?;
         let taken = free.saturating_sub(card.memory_free_bytes()?);
         Ok(Runner {
             memory: Memory { checkpoint, weights: weight_bytes, planned, taken },

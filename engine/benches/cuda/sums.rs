@@ -21,7 +21,7 @@ pub fn run(bench: &mut Bench) -> Result<(), CudaError> {
     let lengths = if bench.quick { &LENGTHS_QUICK[..] } else { &LENGTHS };
     let (ordinal, quick) = (bench.card.facts().ordinal, bench.quick);
     for ranks in [2, 4] {
-        for path in [SumPath::Host, SumPath::Staged, SumPath::Nccl] {
+        for path in [SumPath::Shared, SumPath::Host, SumPath::Staged, SumPath::Nccl] {
             let links = group_with_deadline(ranks, DEADLINE);
             let found = thread::scope(|scope| {
                 let start = |link| scope.spawn(move || rank(ordinal, link, path, lengths, quick));

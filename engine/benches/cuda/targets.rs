@@ -59,6 +59,9 @@ fn of_row(row: &Row, report: &Report) -> Vec<(String, f64, Limit)> {
         ("sum", "host 5.76 kB") if *ranks == 4 => {
             vec![("4 ranks, 5.76 kB, pinned host memory, graph: µs".into(), row.microseconds, AtMost(10.0))]
         }
+        ("sum", "shared 5.76 kB") if *ranks == 4 => {
+            vec![("4 ranks, 5.76 kB, the card's memory, graph: µs".into(), row.microseconds, AtMost(4.0))]
+        }
         ("memory", _) => vec![
             (
                 format!("weights {model}: of the checkpoint's"),
