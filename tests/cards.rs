@@ -65,8 +65,8 @@ async fn smoke_on_two_ranks_that_share_a_card() {
 
 /// Kv heads for two of the four only.
 #[tokio::test]
-async fn smoke_on_four_ranks_that_share_a_card() {
-    golden("smoke", &["--device", "cuda:0", "--ranks", "4", "--sum", "host"]).await;
+async fn smoke_on_four_ranks_that_share_a_card_and_its_memory() {
+    golden("smoke", &["--device", "cuda:0", "--ranks", "4", "--sum", "shared"]).await;
 }
 
 #[tokio::test]

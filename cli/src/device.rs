@@ -44,7 +44,8 @@ impl fmt::Display for DeviceChoice {
 /// How cards sum. Without a card these have no meaning, and no effect.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct SumArgs {
-    /// How cards sum over ranks: nccl, host (through memory of this machine), staged (by TCP), or auto
+    /// How cards sum over ranks: nccl, shared (ranks on one card, through its memory), host (through memory
+    /// of this machine), staged (by the workers' own links), or auto
     #[arg(long, default_value_t = SumChoice::Auto)]
     pub sum: SumChoice,
     /// What NCCL carries: f32, or bf16 (half the bytes, rounded)

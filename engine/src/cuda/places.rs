@@ -85,11 +85,16 @@ fn toolkits() -> impl Iterator<Item = PathBuf> {
 fn wheels() -> Vec<PathBuf> {
     let environments = ["VIRTUAL_ENV", "CONDA_PREFIX"].into_iter().filter_map(env::var_os).map(PathBuf::from);
     let path = env::var_os("PATH").unwrap_or_default();
-    let on_path = env::split_paths(&path).filter_map(|folder| {
-        let python = folder.join("python3").canonicalize().ok()?;
-        // Debian's packages are under /usr/local as well.
-        Some(python.parent()?.parent()?.to_owned())
-    });
+    let on_path: Vec<PathBuf> = env::split_paths(&path)
+        .filter_map(|folder| {
+            let python = folder.join("python3");
+            // A virtual environment's python3 is a link; its packages are beside the link.
+            Some([python.canonicalize().ok()?, python])
+        })
+        .flatten()
+        .filter_map(|python| Some(python.parent()?.parent()?.to_owned()))
+        .collect();
+    // Debian's packages are under /usr/local as well.
     let own = env::var_os("HOME").map(|home| PathBuf::from(home).join(".local"));
     let prefixes = environments.chain(on_path).chain(own).chain([PathBuf::from("/usr/local")]);
     prefixes.flat_map(|prefix| site_packages(&prefix)).flat_map(|folder| wheels_in(&folder)).collect()

@@ -132,7 +132,7 @@ fn sum_lengths(size: usize, path: SumPath, own_cards: bool, lengths: &[usize]) {
 #[test]
 fn all_ranks_hold_the_sum_in_rank_order() {
     for size in 1..=4 {
-        for path in [SumPath::Staged, SumPath::Host] {
+        for path in [SumPath::Staged, SumPath::Host, SumPath::Shared] {
             sum_lengths(size, path, false, &[1, 0, 2, 3, 5, 31, 2880, 4095, 4096, 4097, 12_290, LONGEST]);
         }
     }
@@ -148,12 +148,14 @@ fn ranks_with_a_card_each_sum_alike() {
 /// Longer than what one operation holds.
 #[test]
 fn a_sum_longer_than_a_slot_takes_several_operations() {
-    sum_lengths(2, SumPath::Host, false, &[600_001, 7, 524_288]);
+    for path in [SumPath::Host, SumPath::Shared] {
+        sum_lengths(2, path, false, &[600_001, 7, 524_288]);
+    }
 }
 
 #[test]
 fn a_sum_longer_than_announced_is_refused() {
-    for path in [SumPath::Staged, SumPath::Host] {
+    for path in [SumPath::Staged, SumPath::Host, SumPath::Shared] {
         on_ranks(2, &only(path), false, |_, card, mut group| {
             let error = group.all_reduce(&mut buffer(&card, LONGEST + 1)).unwrap_err();
             assert!(matches!(error, CollectiveError::TooLong { .. }), "{error}");
@@ -168,7 +170,7 @@ fn a_sum_longer_than_announced_is_refused() {
 /// Values in the host's memory go by the link, between sums by the cards.
 #[test]
 fn the_link_serves_as_before() {
-    on_ranks(3, &only(SumPath::Host), false, |rank, card, mut group| {
+    on_ranks(3, &only(SumPath::Shared), false, |rank, card, mut group| {
         let mut y = buffer(&card, 2880);
         fill(&card, &mut y, &values(0, rank, 2880));
         group.all_reduce(&mut y).unwrap();
@@ -230,9 +232,11 @@ fn same_bits(found: &[f32], expected: &[f32]) -> bool {
 }
 
 #[test]
-fn a_graph_of_sums_by_host_can_be_replayed() {
-    for size in [2, 4] {
-        replay(size, SumPath::Host, false, same_bits);
+fn a_graph_of_sums_by_the_cards_can_be_replayed() {
+    for path in [SumPath::Host, SumPath::Shared] {
+        for size in [2, 4] {
+            replay(size, path, false, same_bits);
+        }
     }
     on_ranks(2, &only(SumPath::Staged), false, |_, _, group| assert!(!group.capturable()));
 }
@@ -246,7 +250,7 @@ fn a_graph_of_sums_by_nccl_can_be_replayed() {
 /// An abort by another thread ends a kernel that waits.
 #[test]
 fn an_abort_ends_waiting_cards() {
-    for (path, size) in [(SumPath::Host, 3), (SumPath::Staged, 3), (SumPath::Nccl, 2)] {
+    for (path, size) in [(SumPath::Host, 3), (SumPath::Shared, 3), (SumPath::Staged, 3), (SumPath::Nccl, 2)] {
         let start = Instant::now();
         on_ranks(size, &only(path), path == SumPath::Nccl, |rank, card, mut group| {
             let mut y = buffer(&card, 2880);
@@ -274,7 +278,8 @@ fn an_abort_ends_waiting_cards() {
 
 #[test]
 fn a_rank_that_never_comes_ends_the_group_at_the_deadline() {
-    for (path, silent) in [(SumPath::Host, 2), (SumPath::Staged, 2), (SumPath::Nccl, 1)] {
+    let all = [(SumPath::Host, 2), (SumPath::Shared, 2), (SumPath::Staged, 2), (SumPath::Nccl, 1)];
+    for (path, silent) in all {
         let deadline = Duration::from_secs(2);
         let settings = CardSettings { deadline, ..only(path) };
         let start = Instant::now();
@@ -307,46 +312,53 @@ fn a_rank_that_never_comes_ends_the_group_at_the_deadline() {
 /// Slow is not silent: each operation has the deadline for itself.
 #[test]
 fn many_sums_may_take_longer_than_the_deadline_of_one() {
-    let deadline = Duration::from_secs(1);
-    let settings = CardSettings { deadline, ..only(SumPath::Host) };
-    on_ranks(2, &settings, false, |rank, card, mut group| {
-        let mut y = buffer(&card, 64);
-        let start = Instant::now();
-        for _ in 0..8 {
-            // Rank 1 comes late to each; rank 0 has asked for all of them at once.
-            if rank == 1 {
-                thread::sleep(deadline / 4);
+    for path in [SumPath::Host, SumPath::Shared] {
+        let deadline = Duration::from_secs(1);
+        let settings = CardSettings { deadline, ..only(path) };
+        on_ranks(2, &settings, false, |rank, card, mut group| {
+            let mut y = buffer(&card, 64);
+            let start = Instant::now();
+            for _ in 0..8 {
+                // Rank 1 comes late to each; rank 0 has asked for all of them at once.
+                if rank == 1 {
+                    thread::sleep(deadline / 4);
+                }
+                group.all_reduce(&mut y).unwrap();
             }
-            group.all_reduce(&mut y).unwrap();
-        }
-        settle(&mut group).unwrap_or_else(|error| panic!("rank {rank}: {error}"));
-        assert!(start.elapsed() > deadline);
-    });
+            settle(&mut group).unwrap_or_else(|error| panic!("{path}, rank {rank}: {error}"));
+            assert!(start.elapsed() > deadline);
+        });
+    }
 }
 
 #[test]
 fn a_rank_whose_thread_ends_is_named() {
-    let start = Instant::now();
-    on_ranks(2, &only(SumPath::Host), false, |rank, card, mut group| {
-        if rank == 1 {
-            return;
-        }
-        let mut y = buffer(&card, 2880);
-        let error = group.all_reduce(&mut y).and_then(|()| settle(&mut group)).unwrap_err();
-        assert!(matches!(error, CollectiveError::PeerLost { peer: Rank(1), .. }), "{error}");
-    });
-    assert!(start.elapsed() < BOUND);
+    for path in [SumPath::Host, SumPath::Shared] {
+        let start = Instant::now();
+        on_ranks(2, &only(path), false, |rank, card, mut group| {
+            if rank == 1 {
+                return;
+            }
+            let mut y = buffer(&card, 2880);
+            let error = group.all_reduce(&mut y).and_then(|()| settle(&mut group)).unwrap_err();
+            assert!(matches!(error, CollectiveError::PeerLost { peer: Rank(1), .. }), "{path}: {error}");
+        });
+        assert!(start.elapsed() < BOUND, "{path}");
+    }
 }
 
 /// Who is done first leaves first, and the others still get their sums.
 #[test]
 fn leaving_in_peace_harms_nobody() {
-    for round in 0..5 {
-        on_ranks(3, &only(SumPath::Host), false, |rank, card, mut group| {
+    for round in 0..10 {
+        let path = [SumPath::Host, SumPath::Shared][round % 2];
+        on_ranks(3, &only(path), false, |rank, card, mut group| {
             let mut y = buffer(&card, LONGEST);
             fill(&card, &mut y, &values(round, rank, LONGEST));
             group.all_reduce(&mut y).unwrap();
-            thread::sleep(Duration::from_millis(3 * rank as u64));
+            // Rank 0, whose the memory is, is sometimes the first and sometimes the last.
+            let wait = if round < 5 { rank } else { 2 - rank };
+            thread::sleep(Duration::from_millis(3 * wait as u64));
             settle(&mut group).unwrap();
             check(&card, &y, &sums(round, 3, LONGEST), "the last sum");
         });
@@ -361,12 +373,18 @@ fn what_is_asked_for_and_impossible_is_an_error_on_all_ranks() {
         let text = error.to_string();
         assert!(text.starts_with("cannot sum by `nccl`: ") && text.contains("hint: --sum auto"), "{text}");
     });
+    on_threads(group_with_deadline(2, PATIENCE), |rank, link| {
+        let card = card_of(rank, true);
+        let error = CardCollective::form(&card, link, &only(SumPath::Shared)).err();
+        let text = error.expect("a card for each").to_string();
+        assert!(text.starts_with("cannot sum by `shared`: ranks 0 and 1 have different cards"), "{text}");
+    });
 }
 
 #[test]
-fn unasked_ranks_that_share_a_card_sum_by_host() {
+fn unasked_ranks_that_share_a_card_sum_in_its_memory() {
     on_ranks(2, &settings(SumChoice::Auto), false, |_, _, group| {
-        assert_eq!(group.path(), Some(SumPath::Host));
+        assert_eq!(group.path(), Some(SumPath::Shared));
         assert_eq!(group.report().passed_over, []);
         assert_eq!(group.report().latencies, []);
     });
@@ -374,7 +392,7 @@ fn unasked_ranks_that_share_a_card_sum_by_host() {
 
 #[test]
 fn latencies_are_told_by_length() {
-    for path in [SumPath::Staged, SumPath::Host] {
+    for path in [SumPath::Staged, SumPath::Host, SumPath::Shared] {
         let settings = CardSettings { latency_runs: 2, elements_max: 6000, ..only(path) };
         on_ranks(2, &settings, false, |_, _, group| {
             let lengths: Vec<usize> = group.report().latencies.iter().map(|of| of.elements).collect();
@@ -392,25 +410,26 @@ fn faulty(size: usize, right: &str, wrong: &str) -> Source {
     source
 }
 
-fn planted(right: &str, wrong: &str) {
-    for choice in [SumChoice::Auto, SumChoice::Only(SumPath::Host)] {
+/// A mistake on one rank only, which the ways in `faulty_ways` do not survive; what comes after them does.
+fn planted_in(faulty_ways: &[SumPath], right: &str, wrong: &str) {
+    let only = faulty_ways.iter().map(|&path| SumChoice::Only(path));
+    for choice in [SumChoice::Auto].into_iter().chain(only) {
         let settings = CardSettings { deadline: Duration::from_secs(4), ..settings(choice) };
         on_threads(group_with_deadline(3, PATIENCE), |rank, link| {
-            // On one rank only.
             let source = if rank == 1 { faulty(3, right, wrong) } else { host::source(3) };
             let card = card_of(rank, false);
             let group = CardCollective::form_with(&card, link, &settings, &source);
-            if choice != SumChoice::Auto {
+            if let SumChoice::Only(asked) = choice {
                 let error = group.err().expect("it was asked for");
-                assert!(matches!(error, CollectiveError::NoSuchPath { path: SumPath::Host, .. }), "{error}");
-                return;
+                let told = matches!(error, CollectiveError::NoSuchPath { path, .. } if path == asked);
+                return assert!(told, "{error}");
             }
             let mut group = group.unwrap_or_else(|error| panic!("{wrong}: {error}"));
-            assert_eq!(group.path(), Some(SumPath::Staged), "{wrong}");
-            let [(SumPath::Host, reason)] = &group.report().passed_over[..] else {
-                panic!("{:?}", group.report())
-            };
-            assert!(reason.contains("rank"), "{reason}");
+            let passed_over: Vec<SumPath> = group.report().passed_over.iter().map(|way| way.0).collect();
+            assert_eq!(passed_over, faulty_ways, "{wrong}: {:?}", group.report());
+            assert!(group.report().passed_over.iter().all(|(_, reason)| reason.contains("rank")));
+            let left = [SumPath::Host, SumPath::Staged].into_iter().find(|path| !faulty_ways.contains(path));
+            assert_eq!(group.path(), left, "{wrong}");
             let mut y = buffer(&card, 100);
             fill(&card, &mut y, &values(0, rank, 100));
             group.all_reduce(&mut y).unwrap();
@@ -418,6 +437,10 @@ fn planted(right: &str, wrong: &str) {
             check(&card, &y, &sums(0, 3, 100), wrong);
         });
     }
+}
+
+fn planted(right: &str, wrong: &str) {
+    planted_in(&[SumPath::Shared, SumPath::Host], right, wrong);
 }
 
 #[test]
@@ -430,7 +453,13 @@ fn a_sum_in_another_order_does_not_pass_the_check() {
 
 #[test]
 fn a_flag_that_is_never_raised_does_not_pass_the_check() {
-    planted("store_release_system(&flags[rank * FLAGS + chunk], operation);", ";");
+    planted("unsigned* flag = &flags[rank * FLAGS + chunk];", "unsigned lost, *flag = &lost;");
+}
+
+/// What is wrong in a card's memory only leaves the machine's.
+#[test]
+fn a_fault_within_a_card_leaves_the_machines_memory() {
+    planted_in(&[SumPath::Shared], "store_release_card(flag, operation);", ";");
 }
 
 #[test]

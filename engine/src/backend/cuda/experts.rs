@@ -134,6 +134,13 @@ impl ExpertBuffers {
     }
 }
 
+/// One of the two products.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    GateUp,
+    Down,
+}
+
 /// The two products for one [`Way`].
 #[derive(Debug)]
 struct Pair {
@@ -214,6 +221,23 @@ impl ExpertKernels {
         // SAFETY: the arguments are those of the kernel; T rows fit into all of them by the assertions.
         unsafe { launch.launch(config) }?;
         Ok(())
+    }
+
+    /// One launch of [`ExpertKernels::run`], for those who measure. `Down` reads what `GateUp` has left.
+    pub fn run_part(
+        &self,
+        part: Part,
+        t: usize,
+        routes: &Routes,
+        chosen: &CudaView<'_, u16>,
+        weights: &ExpertWeights<'_>,
+        buffers: &mut ExpertBuffers,
+    ) -> Result<(), CudaError> {
+        self.check(t, routes, chosen, weights, buffers);
+        match part {
+            Part::GateUp => self.gate_up(t, routes, &weights.gate_up, buffers),
+            Part::Down => self.down(t, routes, &weights.down, buffers),
+        }
     }
 
     fn check(

@@ -1,6 +1,7 @@
 //! Memory of the machine that all ranks of a group have in common, whether they are threads or processes:
 //! a file without a name (memfd), which rank 0 makes and the others open through rank 0's entry in /proc.
-//! It ends with the last rank that has it, however that rank ends; nothing is left behind.
+//! It ends with the last rank that has it, however that rank ends; nothing is left behind. Where the ranks'
+//! values and flags are in a card's memory, the capacity is 0, and flags only tell the host how far ranks are.
 //!
 //! ```text
 //! [0] the abort word [64..96] nonce   [4096..] flags: u32 [ranks, FLAGS]   then slots: f32 [ranks, 2, capacity]
@@ -26,7 +27,7 @@ const NAME: &std::ffi::CStr = c"flotilla-sum";
 pub(super) struct Invitation {
     process: u32,
     file: i32,
-    nonce: [u8; 32],
+    pub nonce: [u8; 32],
 }
 
 pub(super) struct Area {

@@ -11,7 +11,7 @@ use std::str::FromStr;
 /// What the user asks for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SumChoice {
-    /// The first of `nccl`, `host` and `staged` that is possible and passes its start-up check.
+    /// The first of `nccl`, `shared`, `host` and `staged` that is possible and passes its start-up check.
     #[default]
     Auto,
     /// This one, or an error that says why not.
@@ -25,6 +25,8 @@ pub enum SumPath {
     Staged,
     /// By the cards, through memory of the machine that all of them reach.
     Host,
+    /// As `Host`, through the memory of one card, which all ranks have; they are threads of one process.
+    Shared,
     /// By NCCL.
     Nccl,
 }
@@ -44,6 +46,7 @@ impl fmt::Display for SumPath {
         f.write_str(match self {
             SumPath::Staged => "staged",
             SumPath::Host => "host",
+            SumPath::Shared => "shared",
             SumPath::Nccl => "nccl",
         })
     }
@@ -65,14 +68,15 @@ impl FromStr for SumChoice {
         match text {
             "auto" => Ok(SumChoice::Auto),
             "nccl" => Ok(SumChoice::Only(SumPath::Nccl)),
+            "shared" => Ok(SumChoice::Only(SumPath::Shared)),
             "host" => Ok(SumChoice::Only(SumPath::Host)),
             "staged" => Ok(SumChoice::Only(SumPath::Staged)),
-            _ => Err(format!("`{text}` is not one of auto, nccl, host, staged")),
+            _ => Err(format!("`{text}` is not one of auto, nccl, shared, host, staged")),
         }
     }
 }
 
-/// Ranks whose slots one sum by `host` adds up.
+/// Ranks whose slots one sum by `host` or `shared` adds up.
 pub(super) const HOST_RANKS_MAX: usize = 16;
 
 /// A process has this many queues to a card unless it is told otherwise; ranks that shared one could wait
@@ -116,7 +120,7 @@ pub(super) fn paths(facts: &[Facts]) -> Result<Vec<SumPath>, CollectiveError> {
             Some(reason) => Err(CollectiveError::NoSuchPath { path, reason }),
         },
         SumChoice::Auto => {
-            let mut paths = vec![SumPath::Nccl, SumPath::Host, SumPath::Staged];
+            let mut paths = vec![SumPath::Nccl, SumPath::Shared, SumPath::Host, SumPath::Staged];
             paths.retain(|&path| {
                 let reason = obstacle(path, facts).or_else(|| drawback(path, facts));
                 reason.inspect(|reason| tracing::info!("sums not by {path}: {reason}")).is_none()
@@ -131,6 +135,7 @@ fn obstacle(path: SumPath, facts: &[Facts]) -> Option<String> {
     match path {
         SumPath::Staged => None,
         SumPath::Host => host_obstacle(facts),
+        SumPath::Shared => host_obstacle(facts).or_else(|| shared_obstacle(facts)),
         SumPath::Nccl => nccl_obstacle(facts),
     }
 }
@@ -145,6 +150,17 @@ fn host_obstacle(facts: &[Facts]) -> Option<String> {
     }
     let crowd = sharing(facts).into_iter().find(|ranks| ranks.len() > QUEUES)?;
     Some(format!("{} ranks share one card, at most {QUEUES} are possible", crowd.len()))
+}
+
+/// On one machine.
+fn shared_obstacle(facts: &[Facts]) -> Option<String> {
+    let differs =
+        |differ: fn(&Facts, &Facts) -> bool| facts.iter().position(|theirs| differ(theirs, &facts[0]));
+    if let Some(other) = differs(|a, b| a.card != b.card) {
+        return Some(format!("ranks 0 and {other} have different cards"));
+    }
+    let other = differs(|a, b| a.process != b.process)?;
+    Some(format!("ranks 0 and {other} are different processes"))
 }
 
 fn nccl_obstacle(facts: &[Facts]) -> Option<String> {
@@ -191,7 +207,7 @@ pub(super) fn ranks_on_card(facts: &[Facts], rank: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use SumPath::{Host, Nccl, Staged};
+    use SumPath::{Host, Nccl, Shared, Staged};
 
     fn group(choice: SumChoice, size: usize) -> Vec<Facts> {
         let facts = |rank: usize| Facts {
@@ -225,7 +241,7 @@ mod tests {
         assert_eq!(with(auto, |facts| facts[3].nccl = Err("none".into())).unwrap(), [Host, Staged]);
         assert_eq!(with(auto, |facts| facts[2].nccl = Ok((2, 26, 5))).unwrap(), [Host, Staged]);
         let share = |facts: &mut Vec<Facts>| facts.iter_mut().for_each(|facts| facts.card = "0".into());
-        assert_eq!(with(auto, share).unwrap(), [Host, Staged]);
+        assert_eq!(with(auto, share).unwrap(), [Shared, Host, Staged]);
         let processes = |facts: &mut Vec<Facts>| {
             share(facts);
             facts[1].process = "b".into();
@@ -236,7 +252,7 @@ mod tests {
             share(facts);
             facts.iter_mut().for_each(|facts| facts.nccl_shares_cards = true);
         };
-        assert_eq!(with(auto, told).unwrap(), [Nccl, Host, Staged]);
+        assert_eq!(with(auto, told).unwrap(), [Nccl, Shared, Host, Staged]);
         // The same number on two machines is not the same card.
         let far = |facts: &mut Vec<Facts>| {
             share(facts);
@@ -258,6 +274,15 @@ mod tests {
         assert!(text.contains("rank 0 has NCCL 2.27.3, rank 3 has 2.30.1"), "{text}");
         let text = reason(Nccl, |facts| facts[2].card = "card 0".into());
         assert!(text.contains("ranks 0 and 2 share a card, which NCCL refuses"), "{text}");
+        let text = reason(Shared, |facts| facts[2].machine = "two".into());
+        assert!(text.contains("ranks 0 and 2 are on different machines"), "{text}");
+        let text = reason(Shared, |facts| facts[0].card = "card 1".into());
+        assert!(text.contains("ranks 0 and 2 have different cards"), "{text}");
+        let text = reason(Shared, |facts| {
+            facts.iter_mut().for_each(|facts| facts.card = "0".into());
+            facts[3].process = "b".into();
+        });
+        assert!(text.contains("ranks 0 and 3 are different processes"), "{text}");
         let text = reason(Host, |facts| *facts = group(SumChoice::Only(Host), 17));
         assert!(text.contains("17 ranks, at most 16"), "{text}");
         assert_eq!(with(SumChoice::Only(Staged), |facts| facts[2].machine = "two".into()).unwrap(), [Staged]);
@@ -273,7 +298,7 @@ mod tests {
 
     #[test]
     fn choices_are_written_as_they_are_read() {
-        for choice in ["auto", "nccl", "host", "staged"] {
+        for choice in ["auto", "nccl", "shared", "host", "staged"] {
             assert_eq!(choice.parse::<SumChoice>().unwrap().to_string(), choice);
         }
         assert!("NCCL".parse::<SumChoice>().is_err());

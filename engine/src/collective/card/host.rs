@@ -1,6 +1,9 @@
-//! Sums by the cards themselves, through memory of the machine: the launcher of `host.cu`.
+//! Sums by the cards themselves, through memory of the machine, or of the one card that all ranks have: the
+//! launcher of `host.cu`.
 
+use super::SumPath;
 use super::area::{Area, Invitation};
+use super::memory::CardMemory;
 use super::wait;
 use crate::cuda::{Card, CudaError, Library, Opened, Source};
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, LaunchConfig, PushKernelArg, sys};
@@ -56,18 +59,48 @@ pub(super) struct HostSum {
 /// What rank 0 has to hold until the others have opened the area.
 pub(super) struct Door(#[expect(dead_code, reason = "it is held")] File);
 
-/// Rank 0's part of the beginning.
-pub(super) fn create(ranks: usize, elements_max: usize) -> Result<(Arc<Area>, Door, Invitation), String> {
-    let created = Area::create(ranks, capacity(elements_max));
+/// What all ranks reach. The abort word is in memory of the machine always: the host could write to a card's
+/// only by a copy, in a stream of its own, and ranks that share a card have no queue to spare for one (a copy
+/// that is queued behind kernels that wait ends nothing).
+pub(super) struct Ground {
+    area: Arc<Area>,
+    /// With flags and slots, if they are not in the area.
+    memory: Option<Arc<CardMemory>>,
+}
+
+/// Of an area, in which there are no slots if they are in a card's memory.
+fn area_capacity(elements_max: usize, in_card: bool) -> usize {
+    if in_card { 0 } else { capacity(elements_max) }
+}
+
+/// Rank 0's part of the beginning. `card`: whose memory it is to be, if not the machine's.
+pub(super) fn create(
+    ranks: usize,
+    elements_max: usize,
+    card: Option<&Card>,
+) -> Result<(Ground, Door, Invitation), String> {
+    let created = Area::create(ranks, area_capacity(elements_max, card.is_some()));
     let (area, file, invitation) =
         created.map_err(|error| format!("cannot make memory that all ranks share: {error}"))?;
-    Ok((Arc::new(area), Door(file), invitation))
+    let memory = card.map(|card| CardMemory::create(card, invitation.nonce, ranks, capacity(elements_max)));
+    let memory = memory.transpose().map_err(|error| error.to_string())?;
+    Ok((Ground { area: Arc::new(area), memory }, Door(file), invitation))
 }
 
 /// The other ranks' part.
-pub(super) fn open(invitation: &Invitation, ranks: usize, elements_max: usize) -> Result<Arc<Area>, String> {
-    let area = Area::open(invitation, ranks, capacity(elements_max));
-    area.map(Arc::new).map_err(|error| format!("cannot open rank 0's shared memory: {error}"))
+pub(super) fn open(
+    invitation: &Invitation,
+    ranks: usize,
+    elements_max: usize,
+    in_card: bool,
+) -> Result<Ground, String> {
+    let area = Area::open(invitation, ranks, area_capacity(elements_max, in_card));
+    let area = area.map_err(|error| format!("cannot open rank 0's shared memory: {error}"))?;
+    let memory = in_card.then(|| {
+        CardMemory::find(&invitation.nonce)
+            .ok_or_else(|| "cannot find rank 0's memory on the card".to_owned())
+    });
+    Ok(Ground { area: Arc::new(area), memory: memory.transpose()? })
 }
 
 impl HostSum {
@@ -75,7 +108,7 @@ impl HostSum {
     pub fn new(
         card: &Card,
         rank: Rank,
-        area: Arc<Area>,
+        ground: Ground,
         source: &Source,
         elements_max: usize,
         ranks_on_card: usize,
@@ -89,7 +122,7 @@ impl HostSum {
             kernel.num_regs().map_err(CudaError::doing("load a kernel"))?;
         }
         let state = card.upload(&[FIRST_OPERATION, 0])?;
-        let area = Registered::new(card, area)?;
+        let area = Registered::new(card, rank, ground)?;
         let collect_blocks_max = (card.facts().multiprocessors / ranks_on_card as u32).max(1);
         let (rank, capacity) = (rank.index(), capacity(elements_max));
         let card = card.clone();
@@ -107,7 +140,8 @@ impl HostSum {
 
     fn enqueue_part(&mut self, stream: &CudaStream, y: sys::CUdeviceptr, n: usize) -> Result<(), CudaError> {
         let (count, rank) = (n as u32, self.rank as u32);
-        let (Registered { abort_word, flags, slots, .. }, capacity) = (&self.area, self.capacity as u32);
+        let (Registered { abort_word, flags, slots, told, .. }, capacity) =
+            (&self.area, self.capacity as u32);
         let blocks = n.div_ceil(CHUNK) as u32;
         let shape = |blocks| LaunchConfig {
             grid_dim: (blocks, 1, 1),
@@ -124,15 +158,25 @@ impl HostSum {
                 .arg(&capacity)
                 .arg(flags)
                 .arg(abort_word)
+                .arg(told)
                 .arg(&mut self.state);
             // SAFETY: the arguments are those of `sum_short`; y has n values, and n is not more than a
-            // chunk; the area holds flags and slots of all ranks, and lives as long as the stream is busy
-            // (see `drop`).
+            // chunk; the area, or the memory beside it, holds flags and slots of all ranks, and both live as
+            // long as the stream is busy (see `drop`).
             unsafe { launch.launch(shape(1)) }.map_err(CudaError::doing("sum over ranks"))?;
             return Ok(());
         }
         let mut launch = stream.launch_builder(&self.push);
-        launch.arg(&y).arg(&count).arg(&rank).arg(slots).arg(&capacity).arg(flags).arg(&self.state);
+        launch
+            .arg(&y)
+            .arg(&count)
+            .arg(&rank)
+            .arg(slots)
+            .arg(&capacity)
+            .arg(flags)
+            .arg(abort_word)
+            .arg(told)
+            .arg(&self.state);
         // SAFETY: as above, for `push`; n is not more than a slot holds.
         unsafe { launch.launch(shape(blocks)) }.map_err(CudaError::doing("push to other ranks"))?;
         let mut launch = stream.launch_builder(&self.collect);
@@ -144,11 +188,16 @@ impl HostSum {
             .arg(&capacity)
             .arg(flags)
             .arg(abort_word)
+            .arg(told)
             .arg(&mut self.state);
         // SAFETY: as above, for `collect`, which takes any number of blocks.
         unsafe { launch.launch(shape(blocks.min(self.collect_blocks_max))) }
             .map_err(CudaError::doing("collect from other ranks"))?;
         Ok(())
+    }
+
+    pub fn path(&self) -> SumPath {
+        if self.area.memory.is_some() { SumPath::Shared } else { SumPath::Host }
     }
 
     pub fn area(&self) -> &Arc<Area> {
@@ -183,10 +232,13 @@ impl Drop for HostSum {
 /// The area, as a card sees it.
 struct Registered {
     area: Arc<Area>,
+    memory: Option<Arc<CardMemory>>,
     card: Card,
     abort_word: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
     slots: sys::CUdeviceptr,
+    /// The rank's first flag in the area, if the flags that count are in `memory`; otherwise null.
+    told: sys::CUdeviceptr,
     /// It can no longer be taken from the card.
     keep: bool,
 }
@@ -195,7 +247,8 @@ struct Registered {
 const NEEDED: [&str; 3] = ["cuMemHostRegister_v2", "cuMemHostGetDevicePointer_v2", "cuMemHostUnregister"];
 
 impl Registered {
-    fn new(card: &Card, area: Arc<Area>) -> Result<Self, CudaError> {
+    fn new(card: &Card, rank: Rank, ground: Ground) -> Result<Self, CudaError> {
+        let Ground { area, memory } = ground;
         let failed = || CudaError::doing(format!("reach {} of the machine's memory", area.bytes()));
         let driver = Opened::open(Library::Driver)?;
         if let Some(symbol) = NEEDED.into_iter().find(|symbol| !driver.has(symbol)) {
@@ -211,13 +264,18 @@ impl Registered {
         let mut first = 0;
         // SAFETY: the pointer is of memory that has just been registered.
         let found = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut first, start, 0) }.result();
-        let (flags, slots) = (first + area.flags_offset() as u64, first + area.slots_offset() as u64);
+        let theirs = (first + area.flags_offset() as u64, first + area.slots_offset() as u64);
+        let (flags, slots) = memory.as_ref().map_or(theirs, |memory| memory.places());
+        let told = memory.as_ref().map_or(0, |_| theirs.0 + (rank.index() * FLAGS * size_of::<u32>()) as u64);
+        let card = card.clone();
         let registered = Registered {
             area: Arc::clone(&area),
-            card: card.clone(),
+            memory,
+            card,
             abort_word: first,
             flags,
             slots,
+            told,
             keep: false,
         };
         found.map_err(failed())?;
@@ -228,7 +286,7 @@ impl Registered {
 impl Drop for Registered {
     fn drop(&mut self) {
         if self.keep {
-            return std::mem::forget(Arc::clone(&self.area));
+            return std::mem::forget((Arc::clone(&self.area), self.memory.clone()));
         }
         let context = self.card.stream().context();
         // SAFETY: it is registered, by `new`, and the card has finished with it.

@@ -1,9 +1,10 @@
 //! Sums of values that lie in cards' memories.
 //!
-//! A [`CardCollective`] wraps the link that the ranks have anyhow, and adds one of three ways to sum:
+//! A [`CardCollective`] wraps the link that the ranks have anyhow, and adds one of four ways to sum:
 //! `staged` (through the host, by the link: always possible), `host` (by the cards, through memory of the
-//! machine that all of them reach), `nccl`. All ranks choose alike, from what all of them have said, and
-//! what is chosen has passed a check before it is used ([`check`]).
+//! machine that all of them reach), `shared` (the same through a card's own memory, by threads that have one
+//! card), `nccl`. All ranks choose alike, from what all of them have said, and what is chosen has passed a
+//! check before it is used ([`check`]).
 //!
 //! Cards wait for each other behind the host's back. So whoever waits here looks, while it waits, at all
 //! that can make waiting vain: an abort, a peer that has gone, NCCL's errors, the deadline; and ends the
@@ -13,6 +14,7 @@ mod area;
 mod check;
 mod choose;
 pub mod host;
+mod memory;
 pub mod nccl;
 mod staged;
 mod wait;
@@ -51,8 +53,9 @@ pub struct CardSettings {
     pub wire: Wire,
     /// Values of the largest sum: the most rows of a step, times the model's width.
     pub elements_max: usize,
-    /// How long [`AllReduce::settle`] waits for sums that do not go on (by `host`) or that are not done (by
-    /// `nccl`: all that was asked of the card must be done by then). Not longer than the link's own.
+    /// How long [`AllReduce::settle`] waits for sums that do not go on (by `host` and `shared`) or that are
+    /// not done (by `nccl`: all that was asked of the card must be done by then). Not longer than the link's
+    /// own.
     pub deadline: Duration,
     /// Of each length that is measured at the start; none if 0.
     pub latency_runs: u32,
@@ -78,6 +81,7 @@ enum Way {
     /// Nobody to sum with.
     Alone,
     Staged(Staged),
+    /// `host` and `shared`.
     Host(HostSum),
     Nccl(Communicator),
 }
@@ -172,10 +176,10 @@ impl<L: Collective> CardCollective<L> {
 
     /// `None` for a rank that is alone.
     pub fn path(&self) -> Option<SumPath> {
-        match self.way {
+        match &self.way {
             Way::Alone => None,
             Way::Staged(_) => Some(SumPath::Staged),
-            Way::Host(_) => Some(SumPath::Host),
+            Way::Host(host) => Some(host.path()),
             Way::Nccl(_) => Some(SumPath::Nccl),
         }
     }
@@ -240,7 +244,7 @@ impl<L: Collective> CardCollective<L> {
             Err(reason) => return Ok(Err(reason)),
         };
         let exactness = match (path, settings.wire) {
-            (SumPath::Staged | SumPath::Host, _) => Exactness::Bits,
+            (SumPath::Staged | SumPath::Host | SumPath::Shared, _) => Exactness::Bits,
             (SumPath::Nccl, Wire::F32) => Exactness::F32,
             (SumPath::Nccl, Wire::Bf16) => Exactness::Bf16,
         };
@@ -268,7 +272,7 @@ impl<L: Collective> CardCollective<L> {
                 let staged = Staged::new(&self.card, self.elements_max);
                 agree(&mut self.link, staged.map(Way::Staged).map_err(|error| error.to_string()))
             }
-            SumPath::Host => self.make_host(facts, source),
+            SumPath::Host | SumPath::Shared => self.make_host(facts, source, path == SumPath::Shared),
             SumPath::Nccl => self.make_nccl(settings.wire),
         }
     }
@@ -277,21 +281,23 @@ impl<L: Collective> CardCollective<L> {
         &mut self,
         facts: &[Facts],
         source: &Source,
+        in_card: bool,
     ) -> Result<Result<Way, String>, CollectiveError> {
         let (rank, size) = (self.link.rank(), self.link.size());
-        let made = (rank == Rank(0)).then(|| host::create(size, self.elements_max));
+        let card = in_card.then_some(&self.card);
+        let made = (rank == Rank(0)).then(|| host::create(size, self.elements_max, card));
         let invitation = made.as_ref().map(|made| made.as_ref().map(|made| &made.2).map_err(Clone::clone));
         let invitations: Vec<Option<Result<area::Invitation, String>>> = gather(&mut self.link, &invitation)?;
         // The door is held open until all have come in.
-        let (area, door) = match (made, invitations.into_iter().next().flatten()) {
-            (Some(Ok((area, door, _))), _) => (Ok(area), Some(door)),
-            (_, Some(Ok(invitation))) => (host::open(&invitation, size, self.elements_max), None),
+        let (ground, door) = match (made, invitations.into_iter().next().flatten()) {
+            (Some(Ok((ground, door, _))), _) => (Ok(ground), Some(door)),
+            (_, Some(Ok(invitation))) => (host::open(&invitation, size, self.elements_max, in_card), None),
             (_, Some(Err(reason))) => (Err(reason), None),
             (_, None) => (Err("rank 0 made no shared memory".into()), None),
         };
         let ranks_on_card = choose::ranks_on_card(facts, rank.index());
-        let host = area.and_then(|area| {
-            HostSum::new(&self.card, rank, area, source, self.elements_max, ranks_on_card)
+        let host = ground.and_then(|ground| {
+            HostSum::new(&self.card, rank, ground, source, self.elements_max, ranks_on_card)
                 .map_err(|error| error.to_string())
         });
         let host = agree(&mut self.link, host)?;
