@@ -184,7 +184,7 @@ impl Runner {
         let checkpoint = slices.iter().map(|slice| slice.bytes() as u64).sum();
         let mut weights = CudaWeights::new(&card, slices)?;
         eprintln!("making {:.1} GB of weights", weights.bytes() as f64 / 1e9);
-        let loaded = weights.load_from(&Synthetic::new(spec.clone(), 1), &mut |_, _| {});
+        let loaded = weights.make_from(&Synthetic::new(spec.clone(), 1), &mut |_, _| {});
         loaded.map_err(|error| failed("make weights", error))?;
         let weight_bytes = weights.bytes();
         let settings = CardSettings {
