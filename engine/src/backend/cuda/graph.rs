@@ -74,6 +74,10 @@ impl CudaBackend {
         self.attempt(|s| {
             let graph = graph.map_err(CudaError::doing("record a decode step"))?;
             let graph = graph.expect("a step starts at least one kernel");
+            // Half a step is not kept: it would hold what the sums in it need to end.
+            if result.is_err() {
+                return Ok(());
+            }
             s.graphs.get_or_insert_default().0.insert(bucket, graph);
             Ok(())
         });

@@ -476,9 +476,11 @@ impl Shard for CudaBackend {
                 };
                 let words: Vec<u32> =
                     picks.iter().flat_map(|pick| row_words(&pick.row, pick.floor)).collect();
+                // Both stay until the stream has been waited for.
+                let count = [picks.len() as u32];
                 let (stream, sampling) = (s.card.stream(), || CudaError::doing("sample"));
                 stream.memcpy_htod(&words, &mut s.a.picks).map_err(sampling())?;
-                stream.memcpy_htod(&[picks.len() as u32], &mut s.a.pick_count).map_err(sampling())?;
+                stream.memcpy_htod(&count, &mut s.a.pick_count).map_err(sampling())?;
                 let (count, rows) = (s.a.pick_count.as_view(), s.a.picks.as_view());
                 let (logits, mut found) = (s.a.logits.as_view(), s.a.bests.as_view_mut());
                 kernels.best(picks.len(), &count, &rows, &logits, &mut found)?;

@@ -6,6 +6,7 @@ use crate::cuda::{Card, CudaError, Nccl, Source, Version, nccl};
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, DevicePtrMut, LaunchConfig, PushKernelArg, sys};
 use flotilla_shared::Rank;
 use std::ptr;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,10 @@ use std::time::{Duration, Instant};
 const ASK_EVERY: Duration = Duration::from_micros(200);
 /// How long a call may be in progress that should only hand work to the card.
 const ENQUEUE: Duration = Duration::from_secs(10);
+/// How long an abort is waited for.
+const ABORT: Duration = Duration::from_secs(2);
+/// How long a call is asked about without a pause: handing a sum to the card takes less.
+const ASK_AT_ONCE: Duration = Duration::from_millis(2);
 /// How long the other ranks are waited for when this one leaves in peace.
 const LEAVE: Duration = Duration::from_secs(2);
 /// NCCL takes several ranks on one card from here on, if it is told to.
@@ -22,6 +27,12 @@ const BLOCK_THREADS: u32 = 256;
 
 /// By which the ranks of a communicator find each other.
 pub(super) type Id = nccl::sys::ncclUniqueId;
+
+/// A communicator on its way to its end.
+struct Ending(nccl::sys::ncclComm_t);
+
+// SAFETY: a communicator may be used by any thread, one at a time; this one has one owner.
+unsafe impl Send for Ending {}
 
 pub(super) struct Communicator {
     nccl: Nccl,
@@ -176,8 +187,10 @@ impl Communicator {
                 return Err(format!("not done within {deadline:?}"));
             }
             code = self.state();
-            if code == nccl::IN_PROGRESS {
+            if code == nccl::IN_PROGRESS && start.elapsed() > ASK_AT_ONCE {
                 thread::sleep(ASK_EVERY);
+            } else {
+                thread::yield_now();
             }
         }
         if code == nccl::SUCCESS { Ok(()) } else { Err(self.nccl.words(code)) }
@@ -204,18 +217,33 @@ impl Communicator {
     }
 
     /// Ends this rank's kernels, wherever they wait.
+    ///
+    /// NCCL tells them to end at once, but returns only when no recorded step holds the communicator any
+    /// more; and those belong to the backend, which goes after this. So it is not waited for.
     pub fn abort(&mut self) {
         let comm = std::mem::replace(&mut self.comm, ptr::null_mut());
         if comm.is_null() {
             return;
         }
-        if let Err(error) = self.card.stream().context().bind_to_thread() {
-            tracing::warn!("{}", CudaError::from(error));
-        }
-        // SAFETY: the communicator is there, and is forgotten by this.
-        let code = unsafe { (self.nccl.comm_abort)(comm) };
-        if code != nccl::SUCCESS && code != nccl::IN_PROGRESS {
-            tracing::warn!("NCCL cannot abort: {}", self.nccl.words(code));
+        let (nccl, card, comm) = (self.nccl, self.card.clone(), Ending(comm));
+        let (done, on_done) = mpsc::channel();
+        let abort = move || {
+            let comm = comm;
+            if let Err(error) = card.stream().context().bind_to_thread() {
+                tracing::warn!("{}", CudaError::from(error));
+            }
+            // SAFETY: the communicator is there, and nobody else has it any more.
+            let code = unsafe { (nccl.comm_abort)(comm.0) };
+            if code != nccl::SUCCESS && code != nccl::IN_PROGRESS {
+                tracing::warn!("NCCL cannot abort: {}", nccl.words(code));
+            }
+            // Nobody listens once the time is up.
+            let _ = done.send(());
+        };
+        if let Err(error) = thread::Builder::new().name("nccl-abort".into()).spawn(abort) {
+            tracing::warn!("NCCL is not told to abort: {error}");
+        } else if on_done.recv_timeout(ABORT).is_err() {
+            tracing::debug!("NCCL still aborts");
         }
     }
 
