@@ -76,15 +76,18 @@ pub(super) fn lengths(elements_max: usize) -> Vec<usize> {
     lengths
 }
 
+/// Each length is summed so often: what the first round left behind must not pass for the second.
+pub(super) const ROUNDS: usize = 2;
+
 pub(super) fn measured_lengths(elements_max: usize) -> Vec<usize> {
     let mut lengths: Vec<usize> = (0..5).map(|power| ROW << power).filter(|&n| n < elements_max).collect();
     lengths.push(elements_max);
     lengths
 }
 
-/// What rank `rank` has at place `i`: 24 bits of mantissa, magnitudes from 2^-12 to 2^12.
-fn value(rank: usize, i: usize) -> f32 {
-    let mut bits = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+/// What rank `rank` has at place `i` in round `round`, so that what is left of another round is no sum: 24 bits of mantissa, magnitudes from 2^-12 to 2^12.
+fn value(round: usize, rank: usize, i: usize) -> f32 {
+    let mut bits = ((round as u64) << 40 | (i as u64 + 1)).wrapping_mul(0x9e37_79b9_7f4a_7c15)
         ^ (rank as u64 + 1).wrapping_mul(0xd1b5_4a32_d192_ed03);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -93,14 +96,14 @@ fn value(rank: usize, i: usize) -> f32 {
     f32::from_bits(((bits >> 63) as u32) << 31 | exponent << 23 | (bits as u32 & 0x7f_ffff))
 }
 
-pub(super) fn values(rank: usize, n: usize) -> Vec<f32> {
-    (0..n).map(|i| value(rank, i)).collect()
+pub(super) fn values(round: usize, rank: usize, n: usize) -> Vec<f32> {
+    (0..n).map(|i| value(round, rank, i)).collect()
 }
 
-/// Why `sums` are not those of `size` ranks' values, if they are not.
-pub(super) fn fault(sums: &[f32], size: usize, exactness: Exactness) -> Option<String> {
+/// Why `sums` are not those of `size` ranks' values of a round, if they are not.
+pub(super) fn fault(round: usize, sums: &[f32], size: usize, exactness: Exactness) -> Option<String> {
     for (i, &sum) in sums.iter().enumerate() {
-        let terms = (0..size).map(|rank| value(rank, i));
+        let terms = (0..size).map(|rank| value(round, rank, i));
         if exactness == Exactness::Bits {
             let expected = terms.reduce(|sum, term| sum + term).unwrap_or(0.0);
             if sum.to_bits() != expected.to_bits() {
@@ -140,24 +143,25 @@ mod tests {
     #[test]
     fn the_values_tell_the_order_of_the_terms() {
         let n = 2880;
-        let forward: Vec<f32> = (0..n).map(|i| (value(0, i) + value(1, i)) + value(2, i)).collect();
-        let backward: Vec<f32> = (0..n).map(|i| (value(2, i) + value(1, i)) + value(0, i)).collect();
+        let forward: Vec<f32> = (0..n).map(|i| (value(7, 0, i) + value(7, 1, i)) + value(7, 2, i)).collect();
+        let backward: Vec<f32> = (0..n).map(|i| (value(7, 2, i) + value(7, 1, i)) + value(7, 0, i)).collect();
         let differ = forward.iter().zip(&backward).filter(|(a, b)| a != b).count();
         assert!(differ > n / 10, "{differ} of {n}");
-        assert_eq!(fault(&forward, 3, Exactness::Bits), None);
-        assert_eq!(fault(&backward, 3, Exactness::F32), None);
-        assert!(fault(&backward, 3, Exactness::Bits).unwrap().contains("of 2880 is"));
+        assert_eq!(fault(7, &forward, 3, Exactness::Bits), None);
+        assert_eq!(fault(7, &backward, 3, Exactness::F32), None);
+        assert!(fault(7, &backward, 3, Exactness::Bits).unwrap().contains("of 2880 is"));
     }
 
     #[test]
     fn a_lost_term_and_a_nan_are_faults() {
         for exactness in [Exactness::Bits, Exactness::F32, Exactness::Bf16] {
-            let mut sums: Vec<f32> = (0..100).map(|i| (value(0, i) + value(1, i)) + value(2, i)).collect();
-            assert_eq!(fault(&sums, 3, exactness), None, "{exactness:?}");
+            let mut sums: Vec<f32> =
+                (0..100).map(|i| (value(7, 0, i) + value(7, 1, i)) + value(7, 2, i)).collect();
+            assert_eq!(fault(7, &sums, 3, exactness), None, "{exactness:?}");
             sums[99] = f32::NAN;
-            assert!(fault(&sums, 3, exactness).unwrap().starts_with("value 99 of 100"), "{exactness:?}");
-            let lost: Vec<f32> = (0..100).map(|i| value(0, i) + value(1, i)).collect();
-            assert!(fault(&lost, 3, exactness).is_some(), "{exactness:?}");
+            assert!(fault(7, &sums, 3, exactness).unwrap().starts_with("value 99 of 100"), "{exactness:?}");
+            let lost: Vec<f32> = (0..100).map(|i| value(7, 0, i) + value(7, 1, i)).collect();
+            assert!(fault(7, &lost, 3, exactness).is_some(), "{exactness:?}");
         }
     }
 

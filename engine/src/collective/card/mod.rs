@@ -346,16 +346,17 @@ impl<L: Collective> CardCollective<L> {
         let (rank, size) = (self.link.rank().index(), self.link.size());
         let mut hasher = blake3::Hasher::new();
         let mut fault = None;
-        for n in check::lengths(self.elements_max) {
+        let lengths = check::lengths(self.elements_max);
+        for (round, n) in lengths.iter().cycle().copied().take(check::ROUNDS * lengths.len()).enumerate() {
             let said = |error: CudaError| error.to_string();
-            check::refill(&self.card, y, &check::values(rank, n)).map_err(said)?;
+            check::refill(&self.card, y, &check::values(round, rank, n)).map_err(said)?;
             self.sum_and_settle(y, 1)?;
             let sums =
                 y.stream.clone_dtoh(&y.values.slice(..n)).map_err(CudaError::doing("copy from the card"));
             let sums = sums.map_err(said)?;
             self.card.synchronize().map_err(said)?;
             hasher.update(bytemuck::cast_slice(&sums));
-            fault = fault.or_else(|| check::fault(&sums, size, exactness));
+            fault = fault.or_else(|| check::fault(round, &sums, size, exactness));
         }
         Ok(Finding { hash: hasher.finalize().to_string(), fault })
     }
