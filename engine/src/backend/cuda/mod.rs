@@ -4,6 +4,7 @@
 //! makes the ops after it do nothing, and is said by `finish`.
 //! Each family of kernels is a `.cu` beside its launcher; this file decides what is launched with what.
 
+mod activations;
 pub mod attention;
 mod batch;
 pub mod dense;
@@ -22,19 +23,19 @@ use super::{Backend, BackendError, Norm};
 use crate::batch::Batch;
 use crate::cuda::{Card, CudaError, DeviceSum, Source};
 use crate::sample::{Candidate, Pick, Sampleable, Shard};
-use attention::{Attend, AttentionKernels, AttentionShape, Cache, CacheMut, Partials};
+use activations::Activations;
+use attention::{Attend, AttentionKernels, AttentionShape, Cache, CacheMut};
 use batch::DeviceBatch;
-use cudarc::driver::CudaSlice;
 use dense::{DenseKernels, Linear};
-use experts::{ExpertBuffers, ExpertKernels, ExpertShape, ExpertWeights, Product};
+use experts::{ExpertKernels, ExpertShape, ExpertWeights, Product};
 use flotilla_shared::activations::LOGIT_ROWS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, LayerKind, ModelSpec, RankShare, TokenId};
 use graph::Graphs;
 use kv::LayerCache;
 use norm::{Added, NormKernels};
-use route::{RouteKernels, RouteShape, Routes};
-use sample::{ROW_WORDS, SampleKernels, row_words};
+use route::{RouteKernels, RouteShape};
+use sample::{SampleKernels, row_words};
 use std::ops::Range;
 
 /// How a rank uses its card.
@@ -95,34 +96,6 @@ struct Kernels {
     route: RouteKernels,
     experts: Option<ExpertKernels>,
     sample: Option<SampleKernels>,
-}
-
-/// What a step computes with, beside weights and cache. Letters as in [`crate::model`].
-struct Activations {
-    /// Residual stream: f32 [T, H], whole.
-    x: CudaSlice<f32>,
-    /// Partial sums: f32 [T, H].
-    y: DeviceSum,
-    /// x normed: act [T, H]; after [`Norm::Final`] the logit rows only.
-    h: CudaSlice<u16>,
-    /// x normed, for the router: f32 [T, H].
-    h32: CudaSlice<f32>,
-    /// f32 [T, (nq + 2 nk)/R · D]
-    qkv: CudaSlice<f32>,
-    /// act [T, nq/R · D]: q rotated, and what attention gives.
-    q: CudaSlice<u16>,
-    attended: CudaSlice<u16>,
-    partials: Option<Partials>,
-    /// u16 [L, T, K]
-    chosen: CudaSlice<u16>,
-    routes: Routes,
-    experts: Option<ExpertBuffers>,
-    /// f32 [logit rows, V/R]
-    logits: CudaSlice<f32>,
-    /// What sampling reads and writes: u32 [n][`ROW_WORDS`], [1], [n][2].
-    picks: CudaSlice<u32>,
-    pick_count: CudaSlice<u32>,
-    bests: CudaSlice<u32>,
 }
 
 /// One rank's weights, cache and activations on a card.
@@ -220,42 +193,6 @@ impl Kernels {
             route: RouteKernels::new(card, &shapes.route)?,
             experts: experts.transpose()?,
             sample: sample.transpose()?,
-        })
-    }
-}
-
-impl Activations {
-    fn new(
-        card: &Card,
-        spec: &ModelSpec,
-        share: &RankShare,
-        shapes: &Shapes,
-        kernels: &Kernels,
-        t: usize,
-    ) -> Result<Self, CudaError> {
-        let hidden = spec.hidden;
-        let (q_width, qkv_width) =
-            shapes.attention.map_or((1, 1), |shape| (shape.q_width(), shape.qkv_width()));
-        let partials = shapes.attention.zip(kernels.attention.as_ref());
-        let partials = partials.map(|(shape, kernels)| Partials::new(card, shape, kernels.parts_max(t)));
-        let experts = shapes.experts.as_ref().map(|shape| ExpertBuffers::new(card, shape, t));
-        let y = DeviceSum { stream: card.stream().clone(), values: card.zeros(t * hidden)?, len: 0 };
-        Ok(Activations {
-            x: card.zeros(t * hidden)?,
-            y,
-            h: card.zeros(t * hidden)?,
-            h32: card.zeros(t * hidden)?,
-            qkv: card.zeros(t * qkv_width)?,
-            q: card.zeros(t * q_width)?,
-            attended: card.zeros(t * q_width)?,
-            partials: partials.transpose()?,
-            chosen: card.zeros(spec.layer_count() * t * spec.experts_per_token)?,
-            routes: Routes::new(card, &shapes.route, t)?,
-            experts: experts.transpose()?,
-            logits: card.zeros(t.min(LOGIT_ROWS) * share.vocab.len().max(1))?,
-            picks: card.zeros(LOGIT_ROWS * ROW_WORDS)?,
-            pick_count: card.zeros(1)?,
-            bests: card.zeros(LOGIT_ROWS * 2)?,
         })
     }
 }
