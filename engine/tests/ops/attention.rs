@@ -22,11 +22,7 @@ fn attention_is_that_of_f64() {
 
 /// Whole, and as sums of ranks; two of the four have no heads.
 pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
-    let (narrow, wide) = (model::spec(), model::wide_spec());
-    run(subject, &narrow, &model::whole(&narrow), fault)?;
-    run(subject, &narrow, &model::two_ranks(&narrow), fault)?;
-    run(subject, &narrow, &model::four_ranks(&narrow), fault)?;
-    run(subject, &wide, &model::whole(&wide), fault)
+    model::cuts().iter().try_for_each(|(spec, plan)| run(subject, spec, plan, fault))
 }
 
 /// Prompts, chunks that begin anywhere, and decode rows, mixed and apart, over shuffled tables.

@@ -21,11 +21,7 @@ fn experts_are_those_of_f64() {
 }
 
 pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
-    let (narrow, wide) = (model::spec(), model::wide_spec());
-    run(subject, &narrow, &model::whole(&narrow), fault)?;
-    run(subject, &narrow, &model::two_ranks(&narrow), fault)?;
-    run(subject, &narrow, &model::four_ranks(&narrow), fault)?;
-    run(subject, &wide, &model::whole(&wide), fault)
+    model::cuts().iter().try_for_each(|(spec, plan)| run(subject, spec, plan, fault))
 }
 
 /// As many rows as each of the ways to compute them is for.

@@ -198,3 +198,10 @@ fn is_bias(part: LayerTensor) -> bool {
     use LayerTensor::*;
     matches!(part, QBias | KBias | VBias | OBias | RouterBias | GateUpBias | DownBias)
 }
+
+/// What ops that sum over ranks are tested on: a model whole and cut twice, and another one whole.
+pub fn cuts() -> Vec<(ModelSpec, Plan)> {
+    let (narrow, wide) = (spec(), wide_spec());
+    let of = |cut: fn(&ModelSpec) -> Plan, spec: &ModelSpec| (spec.clone(), cut(spec));
+    vec![of(whole, &narrow), of(two_ranks, &narrow), of(four_ranks, &narrow), of(whole, &wide)]
+}
