@@ -6,7 +6,7 @@ use clap::Args;
 use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::RankBytes;
 use flotilla_shared::units::Bytes;
-use flotilla_shared::{BackendKind, Demand, Inventory, ModelSpec, Plan};
+use flotilla_shared::{BackendKind, Demand, Inventory, KvBlocks, ModelSpec, Plan};
 use serde_json::json;
 
 /// Print how a model is cut over ranks, with bytes per rank.
@@ -30,6 +30,9 @@ pub struct PlanArgs {
     /// Rows of one step at most, whose activations must fit as well
     #[arg(long, default_value_t = 512)]
     step_tokens: usize,
+    /// Sequences that run at once, whose windows must fit as well
+    #[arg(long, default_value_t = 64)]
+    sequences: usize,
     /// What computes: a cache element takes 4 bytes on the CPU and 2 on a card
     #[arg(long, value_parser = backend, default_value = "cpu")]
     backend: BackendKind,
@@ -42,7 +45,8 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let spec = ModelSpec::from_config_json(&config_text(&args.model, None)?)
         .with_context(|| format!("in {}", args.model))?;
     let devices = args.devices()?;
-    let demand = Demand { kv_tokens: args.kv_tokens, step_tokens_max: args.step_tokens };
+    let kv_blocks = KvBlocks::for_tokens(args.kv_tokens, spec.window, args.sequences, args.step_tokens);
+    let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens };
     let plan = Plan::tensor_parallel(&spec, &devices, demand)?;
     let bytes: Vec<RankBytes> = plan.ranks().map(|share| plan.bytes(&spec, share.rank)).collect();
     let activations: Vec<u64> = plan.ranks().map(|share| activation_bytes(&spec, share, demand)).collect();
@@ -50,7 +54,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         let document = json!({ "plan": plan, "bytes": bytes, "activations": activations, "demand": demand });
         println!("{}", serde_json::to_string_pretty(&document)?);
     } else {
-        print_table(args, &spec, &plan, &bytes, &activations);
+        print_table(args, &spec, demand, &plan, &bytes, &activations);
     }
     Ok(())
 }
@@ -82,7 +86,14 @@ impl PlanArgs {
     }
 }
 
-fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankBytes], activations: &[u64]) {
+fn print_table(
+    args: &PlanArgs,
+    spec: &ModelSpec,
+    demand: Demand,
+    plan: &Plan,
+    bytes: &[RankBytes],
+    activations: &[u64],
+) {
     let weights: u64 = bytes.iter().map(RankBytes::weights).sum();
     println!(
         "{}: {} layers, {} experts, {} of weights over {} ranks",
@@ -119,7 +130,7 @@ fn print_table(args: &PlanArgs, spec: &ModelSpec, plan: &Plan, bytes: &[RankByte
             Bytes(bytes.embedding + bytes.unembedding),
             Bytes(bytes.replicated),
             Bytes(bytes.weights()),
-            Bytes(bytes.kv(args.kv_tokens)),
+            Bytes(bytes.kv(demand.kv_blocks)),
             Bytes(*activations),
         );
     }

@@ -11,6 +11,7 @@ use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteG
 use flotilla_coordinator::service;
 use flotilla_scheduler::{Scheduler, Settings};
 use flotilla_shared::Epoch;
+use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::step::BLOCK_TOKENS;
 use std::future::Future;
@@ -104,7 +105,7 @@ pub async fn serve(
     })?;
     let url = format!("http://{}", listener.local_addr()?);
     let formation = args.formation(&model, ranks);
-    let context_max = model.spec.context_max.min(formation.kv_tokens);
+    let context_max = model.spec.context_max.min(formation.kv_blocks.full as usize * BLOCK_TOKENS);
     let scheduler = Settings {
         tokens_per_step_max: args.step_tokens,
         sequences_max: args.sequences,
@@ -139,7 +140,6 @@ async fn keep_formed(
     on_lost: impl Fn(),
 ) -> FormError {
     let mut on_ready = Some(on_ready);
-    let kv_blocks = formation.kv_tokens / BLOCK_TOKENS;
     let mut epoch = Epoch(0);
     loop {
         epoch.0 += 1;
@@ -151,7 +151,7 @@ async fn keep_formed(
         let loss = match formed {
             Ok(group) => {
                 let loss = group.loss();
-                groups.formed(epoch, kv_blocks, group);
+                groups.formed(epoch, formation.kv_blocks, group);
                 loss
             }
             Err(FormError::Worker { rank, name, reason }) => {
@@ -188,7 +188,12 @@ impl ServeArgs {
             spec: model.spec.clone(),
             weights: model.weights.clone(),
             ranks,
-            kv_tokens: self.kv_tokens.next_multiple_of(BLOCK_TOKENS),
+            kv_blocks: KvBlocks::for_tokens(
+                self.kv_tokens,
+                model.spec.window,
+                self.sequences,
+                self.step_tokens,
+            ),
             step_tokens_max: self.step_tokens,
             sampleable: model.sampleable(),
         }

@@ -13,7 +13,8 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Request, Scheduler, Usage};
-use flotilla_shared::{Epoch, SequenceId, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::step::Logprobs;
+use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan, TokenId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -148,7 +149,7 @@ impl<G: Group> Driver<G> {
         while let Some(action) = self.scheduler.poll() {
             match action {
                 Action::Step(plan) => self.step(plan),
-                Action::Emit { sequence, token } => self.emit(sequence, token),
+                Action::Emit { sequence, token, logprobs } => self.emit(sequence, token, logprobs),
                 Action::Finish { sequence, reason, usage } => self.finish(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.reject(sequence, reason),
                 Action::Abandon { fault, .. } => self.unseat(GroupError::Abandoned(fault)),
@@ -202,11 +203,11 @@ impl<G: Group> Driver<G> {
         }
     }
 
-    fn seat(&mut self, epoch: Epoch, kv_blocks: usize, group: G) {
+    fn seat(&mut self, epoch: Epoch, kv_blocks: KvBlocks, group: G) {
         if Some(epoch) <= self.epoch {
             return tracing::error!(%epoch, "a group formed in a past epoch, and is not used");
         }
-        tracing::info!(%epoch, kv_blocks, sequences = self.streams.len(), "group formed");
+        tracing::info!(%epoch, ?kv_blocks, sequences = self.streams.len(), "group formed");
         self.seat = Seat::Idle(group);
         self.epoch = Some(epoch);
         self.orphaned = None;
@@ -248,9 +249,9 @@ impl<G: Group> Driver<G> {
         }));
     }
 
-    fn emit(&self, sequence: SequenceId, token: TokenId) {
+    fn emit(&self, sequence: SequenceId, token: TokenId, logprobs: Option<Logprobs>) {
         if let Some(stream) = self.streams.get(&sequence) {
-            stream.say(TokenEvent::Token(token));
+            stream.say(TokenEvent::Token { token, logprobs });
         }
     }
 

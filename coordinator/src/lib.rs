@@ -5,6 +5,7 @@ pub mod api;
 pub mod driver;
 pub mod fleet;
 pub mod group;
+pub mod guide;
 pub mod harmony;
 pub mod service;
 pub mod tokenizer;

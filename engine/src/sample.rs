@@ -9,7 +9,7 @@ use std::ops::Range;
 use thiserror::Error;
 
 /// One row to choose a token for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct SampleRow {
     pub sampling: Sampling,
     /// Position of the token that is chosen: with the seed, the key of its noise.
@@ -19,7 +19,7 @@ pub struct SampleRow {
 }
 
 /// A row as a rank looks at it: only logits of at least `floor` count.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Pick {
     pub row: SampleRow,
     pub floor: f32,
@@ -92,10 +92,11 @@ impl Sampler {
         shard: &mut impl Shard,
         collective: &mut C,
     ) -> Result<Vec<Option<TokenId>>, SampleError> {
-        let mut picks: Vec<Pick> = rows.iter().map(|&row| Pick { row, floor: f32::NEG_INFINITY }).collect();
+        let mut picks: Vec<Pick> =
+            rows.iter().map(|row| Pick { row: row.clone(), floor: f32::NEG_INFINITY }).collect();
         for Pick { row, floor } in &mut picks {
             if !row.sampling.is_greedy() && row.sampling.top_p < 1.0 {
-                *floor = self.nucleus_floor(row.sampling, shard.logits(row.logit_row)?, collective)?;
+                *floor = self.nucleus_floor(&row.sampling, shard.logits(row.logit_row)?, collective)?;
             }
         }
         self.sent.clear();
@@ -128,7 +129,7 @@ impl Sampler {
     /// reach top_p. The row's logits are gathered whole, so the cut is exact.
     fn nucleus_floor<C: Collective + ?Sized>(
         &mut self,
-        sampling: Sampling,
+        sampling: &Sampling,
         logits: &[f32],
         collective: &mut C,
     ) -> Result<f32, CollectiveError> {
@@ -145,7 +146,7 @@ impl Sampler {
 
 /// The rank's best token whose logit is at least the pick's floor; `logits`: f32 [V/R] of its row.
 pub fn best_of(pick: &Pick, logits: &[f32], sampleable: &Sampleable) -> Candidate {
-    let SampleRow { sampling, position, .. } = pick.row;
+    let SampleRow { sampling, position, .. } = &pick.row;
     let mut best = Candidate::NONE;
     for (ids, logits) in sampleable.ids.iter().zip(sampleable.parts(logits)) {
         for (token, &logit) in ids.clone().zip(logits) {
@@ -153,7 +154,7 @@ pub fn best_of(pick: &Pick, logits: &[f32], sampleable: &Sampleable) -> Candidat
                 continue;
             }
             let token = token as TokenId;
-            let candidate = Candidate { score: sampling.score(logit, position, token), token };
+            let candidate = Candidate { score: sampling.score(logit, *position, token), token };
             if better(candidate, best) {
                 best = candidate;
             }
@@ -180,7 +181,7 @@ fn better(a: Candidate, b: Candidate) -> bool {
     }
 }
 
-fn nucleus_floor(mut logits: Vec<f32>, sampling: Sampling) -> f32 {
+fn nucleus_floor(mut logits: Vec<f32>, sampling: &Sampling) -> f32 {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let weight = |logit: f32| f64::from((logit - max) / sampling.temperature).exp();
     let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
@@ -211,14 +212,14 @@ mod tests {
     use super::*;
 
     fn sampling(temperature: f32, top_p: f32) -> Sampling {
-        Sampling { temperature, top_p, seed: 1 }
+        Sampling { temperature, top_p, seed: 1, ..Sampling::GREEDY }
     }
 
     #[test]
     fn nucleus_is_the_smallest_set_that_reaches_top_p() {
         // Probabilities .5, .25, .125, .125.
         let logits: Vec<f32> = [0.125f32, 0.5, 0.125, 0.25].iter().map(|p| p.ln()).collect();
-        let floor = |top_p| nucleus_floor(logits.clone(), sampling(1.0, top_p)).exp();
+        let floor = |top_p| nucleus_floor(logits.clone(), &sampling(1.0, top_p)).exp();
         assert!((floor(0.5) - 0.5).abs() < 1e-6);
         assert!((floor(0.6) - 0.25).abs() < 1e-6);
         assert!((floor(0.9) - 0.125).abs() < 1e-6);
@@ -227,7 +228,7 @@ mod tests {
     #[test]
     fn a_wide_nucleus_is_found_past_the_first_head() {
         let logits: Vec<f32> = (0..5000).map(|i| -(i as f32) * 1e-4).collect();
-        let floor = nucleus_floor(logits.clone(), sampling(1.0, 0.9));
+        let floor = nucleus_floor(logits.clone(), &sampling(1.0, 0.9));
         let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l).exp()).collect();
         let total: f64 = weights.iter().sum();
         let mut sum = 0.0;

@@ -6,6 +6,7 @@ mod support;
 
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights, weight_bytes};
 use flotilla_engine::cuda::Card;
+use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::Demand;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{Assignment, BackendKind, Epoch, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin};
@@ -48,7 +49,10 @@ fn cases() -> Vec<Case> {
         ("experts_per_token", 2),
         ("vocab_size", 1568),
     ]);
-    let demand = |kv_tokens, step_tokens_max| Demand { kv_tokens, step_tokens_max };
+    let demand = |kv_tokens: usize, step_tokens_max| Demand {
+        kv_blocks: KvBlocks::plain(kv_tokens.div_ceil(BLOCK_TOKENS) as u32),
+        step_tokens_max,
+    };
     vec![
         Case {
             name: "20b's widths, whole",
@@ -130,7 +134,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         spec: spec.clone(),
         plan: plan.clone(),
         weights: WeightOrigin::Synthetic { seed: 1 },
-        kv_blocks: demand.kv_tokens.div_ceil(BLOCK_TOKENS) as u32,
+        kv_blocks: demand.kv_blocks,
         step_tokens_max: demand.step_tokens_max as u32,
         sampleable: vec![0..spec.vocab as u32],
         peers: vec![],

@@ -19,7 +19,7 @@ fn logits(row: usize) -> Vec<f32> {
 fn rows() -> Vec<SampleRow> {
     let settings = [(0.0, 1.0), (1.0, 1.0), (0.7, 0.9), (2.0, 0.3), (0.01, 0.5), (1.3, 1e-6)];
     let row = |(n, (temperature, top_p))| SampleRow {
-        sampling: Sampling { temperature, top_p, seed: 77 + n as u64 },
+        sampling: Sampling { temperature, top_p, seed: 77 + n as u64, ..Sampling::GREEDY },
         position: 10 * n as u32,
         logit_row: n,
     };
@@ -80,11 +80,11 @@ fn a_nucleus_is_drawn_from_as_its_probabilities_say() {
     let all: Vec<Range<TokenId>> = std::iter::once(0..4).collect();
     let mut sampler = Sampler::new(Sampleable::new(0..4, &all));
     let mut shard = Given(vec![logits]);
-    let sampling = Sampling { temperature: 1.0, top_p: 0.75, seed: 3 };
+    let sampling = Sampling { temperature: 1.0, top_p: 0.75, seed: 3, ..Sampling::GREEDY };
     let draws = 20_000;
     let mut counts = [0f64; 4];
     for position in 0..draws {
-        let row = [SampleRow { sampling, position, logit_row: 0 }];
+        let row = [SampleRow { sampling: sampling.clone(), position, logit_row: 0 }];
         let token = sampler.sample(&row, &mut shard, &mut Solo::new()).unwrap()[0].unwrap();
         counts[token as usize] += 1.0;
     }

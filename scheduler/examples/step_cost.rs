@@ -17,8 +17,9 @@
 //! What is left is the plan itself: a vector of tokens for each sequence, owned by the caller.
 
 use flotilla_scheduler::{Action, Event, Request, Scheduler, Settings};
+use flotilla_shared::KvBlocks;
 use flotilla_shared::step::Sampled;
-use flotilla_shared::{Epoch, Sampling, SequenceId, StepOutcome, StepPlan};
+use flotilla_shared::{Epoch, SequenceId, StepOutcome, StepPlan};
 use std::time::{Duration, Instant};
 
 const STEPS: usize = 20_000;
@@ -43,7 +44,8 @@ fn measure(sequence_count: usize, waiting_count: usize) {
         ..Settings::default()
     };
     let mut scheduler = Scheduler::new(settings).expect("settings that work");
-    scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: 400_000 });
+    scheduler
+        .handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(400_000) });
     for id in 0..(sequence_count + waiting_count) as u64 {
         scheduler.handle(Duration::ZERO, Event::Arrived(request(id)));
     }
@@ -70,15 +72,16 @@ fn request(id: u64) -> Request {
     Request {
         sequence: SequenceId(id),
         prompt: vec![7; 100],
-        sampling: Sampling::GREEDY,
         tokens_max: usize::MAX,
         stop_tokens: vec![200_002, 200_012],
+        ..Request::default()
     }
 }
 
 fn step(scheduler: &mut Scheduler, plan: &StepPlan) -> (StepPlan, Duration) {
     let sampling = plan.work.iter().filter(|work| work.sample);
-    let sampled = sampling.map(|work| Sampled { sequence: work.sequence, token: 5 }).collect();
+    let sampled =
+        sampling.map(|work| Sampled { sequence: work.sequence, token: 5, logprobs: None }).collect();
     let outcome = StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..Default::default() };
     let start = now();
     scheduler.handle(Duration::ZERO, Event::Stepped(outcome));

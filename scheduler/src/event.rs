@@ -1,10 +1,12 @@
 //! What the world tells the scheduler and what the scheduler asks of the world. One event in, then
 //! every action out.
 
-use flotilla_shared::{Epoch, Sampling, SequenceId, StepId, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::step::Logprobs;
+use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, StepId, StepOutcome, StepPlan, TokenId};
+use std::time::Duration;
 
 /// A request to continue one prompt. A client's `n` choices are `n` requests.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Request {
     /// Unique over the life of the scheduler; given by the caller. Only a duplicate of a sequence that
     /// has not ended yet is noticed.
@@ -15,7 +17,23 @@ pub struct Request {
     pub tokens_max: usize,
     /// Generation ends with the first of these; it is reported and counted.
     pub stop_tokens: Vec<TokenId>,
+    /// Each token of it is sampled under a mask, which the caller makes of the tokens before: no step
+    /// samples for it before [`Event::Masked`] says that the next mask is there. The first one is there from
+    /// the start.
+    pub guided: bool,
+    /// On whose account: clients that wait share the group evenly.
+    pub client: ClientId,
+    /// Lower goes first.
+    pub priority: i32,
+    /// The time since the scheduler's start at which it ends, done or not.
+    pub deadline: Option<Duration>,
+    /// Prompts that begin alike share what was computed of them within one salt only.
+    pub salt: u64,
 }
+
+/// Who pays for a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClientId(pub u64);
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,7 +42,7 @@ pub enum Event {
     /// tokens. Epochs rise: one that does not is refused and logged.
     GroupFormed {
         epoch: Epoch,
-        kv_blocks: usize,
+        kv_blocks: KvBlocks,
     },
     /// The group is gone; its step in flight will not come back.
     GroupLost {
@@ -33,6 +51,10 @@ pub enum Event {
     Arrived(Request),
     /// The client left, or wants no more. Of a sequence that has ended it says nothing new.
     Cancelled(SequenceId),
+    /// The mask of this sequence's next token is there: see [`Request::guided`].
+    Masked(SequenceId),
+    /// Time has passed: a deadline may have come. See [`crate::Scheduler::wakes_at`].
+    Tick,
     /// The step in flight is done. Of any other step it is stale, and ignored.
     Stepped(StepOutcome),
 }
@@ -43,7 +65,7 @@ pub enum Action {
     /// Run this step and answer with [`Event::Stepped`] (or [`Event::GroupLost`]).
     Step(StepPlan),
     /// One more token of a sequence.
-    Emit { sequence: SequenceId, token: TokenId },
+    Emit { sequence: SequenceId, token: TokenId, logprobs: Option<Logprobs> },
     /// The last word on a sequence.
     Finish { sequence: SequenceId, reason: FinishReason, usage: Usage },
     /// The only word on a sequence that was never taken in.
@@ -61,6 +83,8 @@ pub enum FinishReason {
     /// `tokens_max`, the end of the context, or as many tokens as the group's whole cache can hold.
     Length,
     Cancelled,
+    /// [`Request::deadline`] has come.
+    Deadline,
 }
 
 /// Why a request was not taken in.

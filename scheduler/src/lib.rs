@@ -6,20 +6,19 @@
 //!
 //! ```
 //! use flotilla_scheduler::{Action, Event, FinishReason, Request, Scheduler, Settings};
-//! use flotilla_shared::{Epoch, Sampling, SequenceId, StepOutcome, step::Sampled};
+//! use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, step::Sampled};
 //! use std::time::Duration;
 //!
 //! let mut scheduler = Scheduler::new(Settings::default())?;
 //! let sequence = SequenceId(1);
-//! scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: 1024 });
+//! scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(1024) });
 //! scheduler.handle(
 //!     Duration::ZERO,
 //!     Event::Arrived(Request {
 //!         sequence,
 //!         prompt: vec![11, 12, 13],
-//!         sampling: Sampling::GREEDY,
 //!         tokens_max: 1,
-//!         stop_tokens: vec![],
+//!         ..Request::default()
 //!     }),
 //! );
 //!
@@ -27,10 +26,10 @@
 //! assert_eq!(plan.work[0].tokens, [11, 12, 13]);
 //! assert_eq!(scheduler.poll(), None); // one step in flight
 //!
-//! let sampled = vec![Sampled { sequence, token: 14 }];
+//! let sampled = vec![Sampled { sequence, token: 14, logprobs: None }];
 //! let outcome = StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..Default::default() };
 //! scheduler.handle(Duration::from_millis(20), Event::Stepped(outcome));
-//! assert_eq!(scheduler.poll(), Some(Action::Emit { sequence, token: 14 }));
+//! assert_eq!(scheduler.poll(), Some(Action::Emit { sequence, token: 14, logprobs: None }));
 //! assert!(matches!(scheduler.poll(), Some(Action::Finish { reason: FinishReason::Length, .. })));
 //! # Ok::<(), flotilla_scheduler::SettingsError>(())
 //! ```
@@ -83,6 +82,6 @@ mod scheduler;
 mod sequence;
 pub mod settings;
 
-pub use event::{Action, Event, FinishReason, GroupFault, Rejection, Request, Usage};
+pub use event::{Action, ClientId, Event, FinishReason, GroupFault, Rejection, Request, Usage};
 pub use scheduler::{Load, Scheduler};
 pub use settings::{Settings, SettingsError};

@@ -5,7 +5,8 @@ use crate::event::{Action, Event, FinishReason, GroupFault, Rejection, Request};
 use crate::group::Group;
 use crate::sequence::{Arrival, Sequence};
 use crate::settings::{Settings, SettingsError};
-use flotilla_shared::{Epoch, SequenceId, StepOutcome, TokenId};
+use flotilla_shared::step::Sampled;
+use flotilla_shared::{Epoch, SequenceId, StepOutcome};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -51,10 +52,11 @@ impl Scheduler {
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.now = now;
         match event {
-            Event::GroupFormed { epoch, kv_blocks } => self.form_group(epoch, kv_blocks),
+            Event::GroupFormed { epoch, kv_blocks } => self.form_group(epoch, kv_blocks.full as usize),
             Event::GroupLost { epoch } => self.lose_group(epoch),
             Event::Arrived(request) => self.arrive(request),
             Event::Cancelled(sequence) => self.cancel(sequence),
+            Event::Masked(_) | Event::Tick => {}
             Event::Stepped(outcome) => self.apply(outcome),
         }
         #[cfg(debug_assertions)]
@@ -214,18 +216,18 @@ impl Scheduler {
             return self.abandon(fault);
         }
         for (sample, sampled) in in_flight.samples.iter().zip(sampled) {
-            self.extend(sample.arrival, sampled.token);
+            self.extend(sample.arrival, sampled);
         }
     }
 
     /// One more token, unless the client left while the step was in flight.
-    fn extend(&mut self, arrival: Arrival, token: TokenId) {
+    fn extend(&mut self, arrival: Arrival, Sampled { token, logprobs, .. }: Sampled) {
         let length_max = self.length_max();
         let Some(group) = &mut self.group else { return };
         let Some(index) = group.find(arrival) else { return };
         let sequence = &mut group.running[index];
         sequence.tokens.push(token);
-        self.actions.push_back(Action::Emit { sequence: sequence.id, token });
+        self.actions.push_back(Action::Emit { sequence: sequence.id, token, logprobs });
         if let Some(reason) = sequence.end(length_max) {
             let sequence = group.remove(index);
             self.finish(sequence, reason);

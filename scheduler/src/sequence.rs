@@ -29,7 +29,7 @@ pub struct Sequence {
 
 impl Sequence {
     pub fn new(arrival: Arrival, arrived_at: Duration, request: Request) -> Sequence {
-        let Request { sequence: id, prompt, sampling, tokens_max, stop_tokens } = request;
+        let Request { sequence: id, prompt, sampling, tokens_max, stop_tokens, .. } = request;
         Sequence {
             id,
             arrival,
@@ -64,12 +64,12 @@ impl Sequence {
             // The workers hold the blocks of every position before `start`.
             blocks: self.blocks[blocks_for(start)..blocks_for(end)].to_vec(),
             sample: end == self.tokens.len(),
-            capture: false,
+            ..SequenceWork::default()
         }
     }
 
     pub fn admission(&self) -> Admission {
-        Admission { sequence: self.id, sampling: self.sampling }
+        Admission { sequence: self.id, sampling: self.sampling.clone(), ..Admission::default() }
     }
 
     /// Forgets what the workers hold of it. The tokens stay.

@@ -9,6 +9,7 @@
 mod world;
 
 use flotilla_scheduler::{Event, FinishReason, Settings};
+use flotilla_shared::KvBlocks;
 use flotilla_shared::step::Sampled;
 use flotilla_shared::{Epoch, SequenceId, StepOutcome};
 use proptest::prelude::*;
@@ -107,7 +108,7 @@ impl World {
             Happening::PastGroup => {
                 let past = Epoch(self.epoch().0.saturating_sub(1));
                 self.tell(Event::GroupLost { epoch: past });
-                self.tell(Event::GroupFormed { epoch: past, kv_blocks: 1 });
+                self.tell(Event::GroupFormed { epoch: past, kv_blocks: KvBlocks::plain(1) });
             }
             Happening::Poll => self.settle_actions(),
         }
@@ -137,7 +138,7 @@ impl World {
         match (wrong, outcome.sampled.last_mut()) {
             (Wrong::Other, Some(sampled)) => sampled.sequence = SequenceId(999),
             (Wrong::OneLess, Some(_)) => _ = outcome.sampled.pop(),
-            (_, _) => outcome.sampled.push(Sampled { sequence: SequenceId(1), token: 0 }),
+            (_, _) => outcome.sampled.push(Sampled { sequence: SequenceId(1), token: 0, logprobs: None }),
         }
         let faults = self.faults.len();
         self.tell(Event::Stepped(outcome));

@@ -4,6 +4,7 @@
 mod world;
 
 use flotilla_scheduler::{Event, FinishReason, GroupFault, Rejection, Settings};
+use flotilla_shared::KvBlocks;
 use flotilla_shared::step::Sampled;
 use flotilla_shared::{Epoch, SequenceId, StepId, StepOutcome};
 use world::{World, request};
@@ -349,7 +350,7 @@ fn a_group_of_a_past_epoch_is_refused() {
     let mut world = World::with_blocks(small(), PLENTY);
     world.arrive(request(1, 5, 5));
     world.step();
-    world.tell(Event::GroupFormed { epoch: Epoch(1), kv_blocks: 3 });
+    world.tell(Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(3) });
     assert_eq!(world.scheduler.load().kv_blocks, PLENTY);
     world.run_to_end();
 }
@@ -392,7 +393,11 @@ fn an_outcome_that_was_not_asked_for_ends_the_epoch_and_costs_no_token() {
         [GroupFault::SampledCount { step, expected: 2, found: 1 }]
     );
     assert_eq!(
-        answered_wrongly(|outcome| outcome.sampled.push(Sampled { sequence: first, token: 0 })),
+        answered_wrongly(|outcome| outcome.sampled.push(Sampled {
+            sequence: first,
+            token: 0,
+            logprobs: None
+        })),
         [GroupFault::SampledCount { step, expected: 2, found: 3 }]
     );
     assert_eq!(

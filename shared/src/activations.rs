@@ -4,7 +4,6 @@
 use crate::inventory::BackendKind;
 use crate::plan::{Demand, RankShare};
 use crate::spec::ModelSpec;
-use crate::step::BLOCK_TOKENS;
 
 /// Logit rows for which a card has room from the start; verification may ask for more.
 pub const LOGIT_ROWS: usize = 64;
@@ -23,7 +22,7 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
                 + attention_parts(share, q_width, width)
                 + items(spec, share, t)
                 + sampling(share)
-                + 4 * demand.kv_tokens.div_ceil(BLOCK_TOKENS)
+                + 4 * demand.kv_blocks.full as usize
         }
     };
     (others + logits) as u64

@@ -3,6 +3,8 @@
 use crate::ids::{Epoch, Rank, TokenId};
 use crate::plan::Plan;
 use crate::spec::ModelSpec;
+use crate::step::BLOCK_TOKENS;
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// A worker's part in one epoch of a group: everything that it needs to load and to step.
@@ -14,7 +16,7 @@ pub struct Assignment {
     pub plan: Plan,
     pub weights: WeightOrigin,
     /// KV blocks that every rank holds for its heads.
-    pub kv_blocks: u32,
+    pub kv_blocks: KvBlocks,
     /// Rows of one step at most.
     pub step_tokens_max: u32,
     /// Ids that may be sampled: those that have a piece of text. In rising order.
@@ -23,6 +25,32 @@ pub struct Assignment {
     pub peers: Vec<String>,
     /// Known to the members of this epoch only.
     pub group_key: [u8; 32],
+}
+
+/// Blocks of [`crate::step::BLOCK_TOKENS`] positions in the two pools of a KV cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvBlocks {
+    /// Each holds its positions in every full layer.
+    pub full: u32,
+    /// Each holds its positions in every window layer.
+    pub window: u32,
+}
+
+impl KvBlocks {
+    /// As many in both pools: window layers keep what full layers keep.
+    pub fn plain(count: u32) -> KvBlocks {
+        KvBlocks { full: count, window: count }
+    }
+
+    /// For `kv_tokens` tokens of cache: full layers hold them all. Window layers hold the window of each
+    /// sequence, with the block that it ends in and the one that begins, the rows of one step, and one part
+    /// in 32 of the tokens for windows that later prompts may begin with; all, where that is less.
+    pub fn for_tokens(kv_tokens: usize, window: usize, sequences_max: usize, step_tokens_max: usize) -> Self {
+        let full = kv_tokens.div_ceil(BLOCK_TOKENS);
+        let of_sequences = sequences_max.saturating_mul(window.div_ceil(BLOCK_TOKENS) + 2);
+        let window = of_sequences + step_tokens_max.div_ceil(BLOCK_TOKENS) + full / 32;
+        KvBlocks { full: full as u32, window: window.min(full) as u32 }
+    }
 }
 
 /// Where a worker's slices come from.

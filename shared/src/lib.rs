@@ -14,7 +14,7 @@ pub mod step;
 pub mod tensor;
 pub mod units;
 
-pub use group::{Assignment, Loading, WeightOrigin};
+pub use group::{Assignment, KvBlocks, Loading, WeightOrigin};
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use inventory::{BackendKind, Inventory};
 pub use plan::{Demand, Plan, PlanError, RankShare, Stage};

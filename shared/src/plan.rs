@@ -6,6 +6,7 @@
 //! nothing is padded, and a rank may own none of a kind.
 
 use crate::activations::activation_bytes;
+use crate::group::KvBlocks;
 use crate::ids::Rank;
 use crate::inventory::{BackendKind, Inventory};
 use crate::spec::{MXFP4_BLOCK, ModelSpec};
@@ -78,8 +79,8 @@ impl RankShare {
 /// What a rank must have room for beside its weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Demand {
-    /// Tokens of KV cache, over all sequences.
-    pub kv_tokens: usize,
+    /// Blocks of KV cache, over all sequences.
+    pub kv_blocks: KvBlocks,
     /// Rows of one step at most.
     pub step_tokens_max: usize,
 }
@@ -246,12 +247,12 @@ impl Plan {
     }
 
     fn misfit(spec: &ModelSpec, devices: &[Inventory], demand: Demand) -> PlanError {
-        let Demand { kv_tokens, .. } = demand;
+        let kv_tokens = demand.kv_blocks.full as usize * BLOCK_TOKENS;
         let plan = Plan::with_shares(spec, &vec![1.0; devices.len()]).on(devices);
         let bytes: Vec<RankBytes> = plan.ranks().map(|share| plan.bytes(spec, share.rank)).collect();
         let weights = bytes.iter().map(RankBytes::weights).sum();
         let activations = plan.ranks().map(|share| activation_bytes(spec, share, demand)).sum();
-        let kv = bytes.iter().map(|b| b.kv(kv_tokens)).sum();
+        let kv = bytes.iter().map(|b| b.kv(demand.kv_blocks)).sum();
         let offered: u64 = devices.iter().map(|d| d.memory_bytes).sum();
         let replicated = bytes[0].replicated;
         let small = devices.iter().position(|d| d.memory_bytes < replicated);
@@ -320,14 +321,14 @@ impl RankBytes {
         self.attention + self.experts + self.embedding + self.unembedding + self.replicated
     }
 
-    /// KV cache of `tokens` tokens, in whole blocks.
-    pub fn kv(&self, tokens: usize) -> u64 {
-        self.kv_per_token * tokens.next_multiple_of(BLOCK_TOKENS) as u64
+    /// KV cache of so many blocks.
+    pub fn kv(&self, blocks: KvBlocks) -> u64 {
+        self.kv_per_token * u64::from(blocks.full) * BLOCK_TOKENS as u64
     }
 
     /// All that the rank of `share` takes.
     pub fn total(&self, spec: &ModelSpec, share: &RankShare, demand: Demand) -> u64 {
-        self.weights() + self.kv(demand.kv_tokens) + activation_bytes(spec, share, demand)
+        self.weights() + self.kv(demand.kv_blocks) + activation_bytes(spec, share, demand)
     }
 
     fn part_mut(&mut self, tensor: TensorId) -> &mut u64 {

@@ -6,21 +6,63 @@
 use crate::ids::TokenId;
 use serde::{Deserialize, Serialize};
 
-/// Sampling parameters of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+/// Tokens whose log-probabilities may be asked for beside the chosen one's.
+pub const TOP_LOGPROBS_MAX: u8 = 20;
+
+/// Sampling parameters of one sequence. They apply in this order: the mask of a step, `logit_bias`,
+/// penalties, temperature, `min_p`, `top_k`, `top_p`; the defaults change nothing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
     /// 0 is greedy.
     pub temperature: f32,
     /// Keep the tokens whose probabilities, in falling order, first reach this sum; 1 keeps all.
     pub top_p: f32,
+    /// Keep so many of the most likely tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the tokens that are at least this many times as likely as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive logits, and multiplies negative ones, of tokens that stand in the prompt or were
+    /// generated; 1 changes nothing.
+    pub repetition_penalty: f32,
+    /// Taken off the logit of each token that was generated.
+    pub presence_penalty: f32,
+    /// Taken off the logit of a token as many times as it was generated.
+    pub frequency_penalty: f32,
+    /// Added to logits; rising by token, each once.
+    pub logit_bias: Vec<(TokenId, f32)>,
+    /// Report the log-probability of each chosen token, and of so many of the likeliest: of the softmax
+    /// over the model's own logits of every token that has a piece, before anything above.
+    pub logprobs: Option<u8>,
     pub seed: u64,
 }
 
+impl Default for Sampling {
+    fn default() -> Sampling {
+        Sampling::GREEDY
+    }
+}
+
 impl Sampling {
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
+    pub const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        top_p: 1.0,
+        top_k: 0,
+        min_p: 0.0,
+        repetition_penalty: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        logit_bias: Vec::new(),
+        logprobs: None,
+        seed: 0,
+    };
 
     pub fn is_greedy(&self) -> bool {
         self.temperature == 0.0
+    }
+
+    /// Whether earlier tokens change the logits of the next.
+    pub fn has_penalties(&self) -> bool {
+        (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
     }
 
     /// The value whose argmax over all tokens is a draw from softmax(logits / temperature): Gumbel-max.
@@ -58,7 +100,7 @@ mod tests {
     #[test]
     fn draws_follow_the_softmax() {
         let logits = [2.0f32, 1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5];
-        let sampling = Sampling { temperature: 0.8, top_p: 1.0, seed: 42 };
+        let sampling = Sampling { temperature: 0.8, seed: 42, ..Sampling::GREEDY };
         let draws = 20_000;
         let mut counts = [0f64; 8];
         for position in 0..draws {

@@ -2,8 +2,11 @@
 
 use flotilla_shared::plan::{ExpertShare, apportion};
 use flotilla_shared::spec::Rope;
+use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{BackendKind, Demand, Inventory, LayerKind, ModelSpec, Plan, PlanError, Rank};
+use flotilla_shared::{
+    BackendKind, Demand, Inventory, KvBlocks, LayerKind, ModelSpec, Plan, PlanError, Rank,
+};
 use proptest::prelude::*;
 
 fn spec() -> impl Strategy<Value = ModelSpec> {
@@ -108,7 +111,7 @@ proptest! {
         kv_tokens in 0usize..200,
     ) {
         let devices: Vec<Inventory> = devices.iter().map(|&(memory, bandwidth)| device(memory, bandwidth)).collect();
-        let demand = Demand { kv_tokens, step_tokens_max: 3 };
+        let demand = Demand { kv_blocks: KvBlocks::plain(kv_tokens.div_ceil(BLOCK_TOKENS) as u32), step_tokens_max: 3 };
         match Plan::tensor_parallel(&spec, &devices, demand) {
             Ok(plan) => {
                 check_ownership(&spec, &plan)?;
@@ -152,7 +155,7 @@ fn mixed_cards_get_shares_that_fit() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
     let gb = 1_000_000_000;
     let devices = [device(9 * gb, 1.0), device(5 * gb, 1.0), device(3 * gb, 1.0)];
-    let demand = Demand { kv_tokens: 4096, step_tokens_max: 512 };
+    let demand = Demand { kv_blocks: KvBlocks::plain(256), step_tokens_max: 512 };
     let plan = Plan::tensor_parallel(&spec, &devices, demand).unwrap();
     let weights = |rank| plan.bytes(&spec, Rank(rank)).weights();
     assert!(weights(0) > weights(1) && weights(1) > weights(2));

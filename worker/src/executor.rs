@@ -81,7 +81,7 @@ where
             spec: assignment.spec.clone(),
             epoch: assignment.epoch,
             next_step: StepId(1),
-            kv_blocks: assignment.kv_blocks,
+            kv_blocks: assignment.kv_blocks.full,
             rows_max: assignment.step_tokens_max as usize,
             backend,
             collective,
@@ -127,7 +127,7 @@ where
             self.sequences.remove(sequence).ok_or(StepError::UnknownSequence(*sequence))?;
         }
         for admission in &plan.admit {
-            let held = Held { sampling: admission.sampling, length: 0, table: Vec::new() };
+            let held = Held { sampling: admission.sampling.clone(), length: 0, table: Vec::new() };
             if self.sequences.insert(admission.sequence, held).is_some() {
                 return Err(StepError::DuplicateSequence(admission.sequence));
             }
@@ -163,7 +163,7 @@ where
             logit_rows += logit_row_count(work);
             if work.sample {
                 let position = work.position + work.tokens.len() as u32;
-                let sampling = self.sequences[&work.sequence].sampling;
+                let sampling = self.sequences[&work.sequence].sampling.clone();
                 rows.push(SampleRow { sampling, position, logit_row: logit_rows - 1 });
             }
         }
@@ -174,7 +174,7 @@ where
         let sampling = plan.work.iter().filter(|work| work.sample);
         let sampled = sampling.zip(tokens).map(|(work, token)| {
             let token = token.ok_or(StepError::NoToken(work.sequence))?;
-            Ok(Sampled { sequence: work.sequence, token })
+            Ok(Sampled { sequence: work.sequence, token, logprobs: None })
         });
         sampled.collect()
     }

@@ -268,7 +268,7 @@ impl Link {
     /// `None` when the coordinator has ended the conversation.
     async fn next_step(&mut self) -> Result<Option<StepPlan>, WorkerError> {
         match self.hear().await? {
-            Some(to_worker::Message::Step(plan)) => Ok(Some(plan.into())),
+            Some(to_worker::Message::Step(plan)) => Ok(Some(plan.try_into()?)),
             Some(to_worker::Message::Assignment(_)) => Err(unexpected("a second Assignment")),
             None => Ok(None),
         }

@@ -5,6 +5,7 @@ use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::Solo;
 use flotilla_engine::sample::Shard;
+use flotilla_shared::KvBlocks;
 use flotilla_shared::step::{Admission, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, Sampling, SequenceId, StepId, StepPlan, WeightOrigin,
@@ -70,7 +71,7 @@ fn executor() -> Executor<Echo, Solo> {
         rank: Rank(0),
         plan: Plan::with_shares(&spec, &[1.0]),
         weights: WeightOrigin::Stream,
-        kv_blocks: 4,
+        kv_blocks: KvBlocks::plain(4),
         step_tokens_max: 40,
         sampleable: vec![0..VOCAB as u32],
         peers: vec![String::new()],
@@ -88,12 +89,12 @@ fn work(id: u64, position: u32, tokens: &[u32], blocks: &[u32]) -> SequenceWork 
         tokens: tokens.to_vec(),
         blocks: blocks.iter().copied().map(BlockId).collect(),
         sample: true,
-        capture: false,
+        ..SequenceWork::default()
     }
 }
 
 fn plan(step: u64, admit: &[u64], work: Vec<SequenceWork>) -> StepPlan {
-    let admission = |id: &u64| Admission { sequence: SequenceId(*id), sampling: Sampling::GREEDY };
+    let admission = |id: &u64| Admission { sequence: SequenceId(*id), ..Admission::default() };
     let admit = admit.iter().map(admission).collect();
     StepPlan { epoch: Epoch(1), step: StepId(step), release: Vec::new(), admit, work }
 }
@@ -137,7 +138,7 @@ fn what_does_not_fit_is_refused_in_words() {
         ("sequence 8 is not held here", |p| p.work[0].sequence = SequenceId(8)),
         ("sequence 8 is not held here", |p| p.release.push(SequenceId(8))),
         ("sequence 7 is held here already", |p| {
-            p.admit.push(Admission { sequence: SequenceId(7), sampling: Sampling::GREEDY });
+            p.admit.push(Admission { sequence: SequenceId(7), ..Admission::default() });
         }),
         ("work without tokens", |p| p.work[0].tokens.clear()),
         ("rows begin at position 4, 3 are in the cache", |p| p.work[0].position = 4),
@@ -169,7 +170,7 @@ fn the_context_ends_where_the_model_says() {
 fn logits_that_are_no_numbers_are_an_error_not_a_token() {
     let mut executor = executor();
     let mut nothing_allowed = plan(1, &[1], vec![work(1, 0, &[1], &[0])]);
-    nothing_allowed.admit[0].sampling = Sampling { temperature: f32::NAN, top_p: 1.0, seed: 0 };
+    nothing_allowed.admit[0].sampling = Sampling { temperature: f32::NAN, ..Sampling::GREEDY };
     let error = executor.execute(&nothing_allowed).unwrap_err();
     assert!(matches!(error, StepError::NoToken(SequenceId(1))), "{error}");
 }

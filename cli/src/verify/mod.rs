@@ -12,11 +12,11 @@ use deviation::{Activations, Deviation, Row};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
 use flotilla_coordinator::group::Group;
 use flotilla_engine::weights::{Checkpoint, WeightSource};
+use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, CapturedRow, SequenceWork};
 use flotilla_shared::{
-    Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, Sampling, SequenceId, StepId, StepPlan, TokenId,
-    WeightOrigin,
+    Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan, TokenId, WeightOrigin,
 };
 use golden::GoldenPrompt;
 use local::LocalGroup;
@@ -112,7 +112,7 @@ async fn verify(
         spec: spec.clone(),
         weights: Weights::Stream(checkpoint.clone()),
         ranks: args.ranks.into(),
-        kv_tokens: rows_max.next_multiple_of(BLOCK_TOKENS),
+        kv_blocks: KvBlocks::plain(rows_max.div_ceil(BLOCK_TOKENS) as u32),
         step_tokens_max: STEP_ROWS,
         sampleable: vec![0..spec.vocab as TokenId],
     };
@@ -142,7 +142,7 @@ async fn verify(
             spec: spec.clone(),
             plan: Plan::with_shares(spec, &vec![1.0; formation.ranks]),
             weights: WeightOrigin::Stream,
-            kv_blocks: formation.kv_tokens.div_ceil(BLOCK_TOKENS) as u32,
+            kv_blocks: formation.kv_blocks,
             step_tokens_max: STEP_ROWS as u32,
             sampleable: formation.sampleable,
             peers: vec![String::new(); formation.ranks],
@@ -291,7 +291,7 @@ impl<G: Group> Verifier<G> {
 
     async fn run(&mut self, work: SequenceWork) -> Result<(Option<TokenId>, Vec<CapturedRow>)> {
         self.step.0 += 1;
-        let admission = Admission { sequence: work.sequence, sampling: Sampling::GREEDY };
+        let admission = Admission { sequence: work.sequence, ..Admission::default() };
         let plan = StepPlan {
             epoch: self.epoch,
             step: self.step,

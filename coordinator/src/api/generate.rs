@@ -85,6 +85,7 @@ pub async fn generate(
             sampling: options.sampling(seed, index % options.choices),
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: api.stop_tokens.clone(),
+            ..Generation::default()
         };
         let tokens = api.driver.submit(generation).await?;
         let choice = Choice::new(tokens, reader(), prompt.len(), log.clone());
@@ -125,7 +126,7 @@ impl Choice {
     async fn next(&mut self) -> Option<Update> {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
-                TokenEvent::Token(token) => self.on_token(token),
+                TokenEvent::Token { token, .. } => self.on_token(token),
                 TokenEvent::Finished { reason, usage } => {
                     self.usage.cached_tokens = usage.cached_tokens;
                     self.end(reason == FinishReason::Length);

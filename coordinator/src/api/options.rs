@@ -61,7 +61,7 @@ impl Options {
         let temperature = if self.temperature == 0.0 { 0.0 } else { self.temperature.max(TEMPERATURE_MIN) };
         // At 0 the likeliest token alone is kept; a sum of 0 would be reached by none.
         let top_p = self.top_p.max(f32::MIN_POSITIVE);
-        Sampling { temperature, top_p, seed }
+        Sampling { temperature, top_p, seed, ..Sampling::GREEDY }
     }
 }
 

@@ -4,26 +4,38 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use flotilla_scheduler::{FinishReason, Rejection, Request, Usage};
-use flotilla_shared::{Epoch, Sampling, SequenceId, TokenId};
+use flotilla_scheduler::{ClientId, FinishReason, Rejection, Request, Usage};
+use flotilla_shared::step::Logprobs;
+use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::group::GroupError;
+use crate::guide::Guide;
 
 /// What a client wants: one continuation of one prompt.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Default)]
 pub struct Generation {
     pub prompt: Vec<TokenId>,
     pub sampling: Sampling,
     pub tokens_max: usize,
     pub stop_tokens: Vec<TokenId>,
+    /// Keeps the answer to a form.
+    pub guide: Option<Box<dyn Guide>>,
+    pub client: ClientId,
+    /// Lower goes first.
+    pub priority: i32,
+    /// From now on: then it ends, done or not.
+    pub timeout: Option<Duration>,
+    /// Prompts share what was computed of them within one salt only.
+    pub salt: u64,
 }
 
 /// What a client hears of its sequence. `Finished` and `Failed` are last words.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
-    Token(TokenId),
+    Token { token: TokenId, logprobs: Option<Logprobs> },
     Finished { reason: FinishReason, usage: Usage },
     Failed(Failure),
 }
@@ -85,7 +97,7 @@ pub(super) enum Command {
 /// What the fleet tells the driver.
 pub(super) enum News<G> {
     Loading { reason: String },
-    Formed { epoch: Epoch, kv_blocks: usize, group: G },
+    Formed { epoch: Epoch, kv_blocks: KvBlocks, group: G },
     Lost { epoch: Epoch, error: GroupError },
 }
 
@@ -105,8 +117,18 @@ impl DriverHandle {
     /// here with one command, and events end with `tokens_max`.
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
         let sequence = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
-        let Generation { prompt, sampling, tokens_max, stop_tokens } = generation;
-        let request = Request { sequence, prompt, sampling, tokens_max, stop_tokens };
+        let Generation { prompt, sampling, tokens_max, stop_tokens, client, priority, salt, .. } = generation;
+        let request = Request {
+            sequence,
+            prompt,
+            sampling,
+            tokens_max,
+            stop_tokens,
+            client,
+            priority,
+            salt,
+            ..Request::default()
+        };
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
         let command = Command::Submit { request, events: events_in, admission };
@@ -156,7 +178,7 @@ impl TokenStream {
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<TokenEvent> {
         self.events.poll_recv(context).map(|event| {
             let event = event.unwrap_or(TokenEvent::Failed(Failure::Stopped));
-            self.done |= !matches!(event, TokenEvent::Token(_));
+            self.done |= !matches!(event, TokenEvent::Token { .. });
             event
         })
     }
@@ -183,7 +205,7 @@ impl<G> FleetHandle<G> {
     }
 
     /// A group with nothing in its cache. Replaces the one before, if there is one.
-    pub fn formed(&self, epoch: Epoch, kv_blocks: usize, group: G) {
+    pub fn formed(&self, epoch: Epoch, kv_blocks: KvBlocks, group: G) {
         self.send(News::Formed { epoch, kv_blocks, group });
     }
 

@@ -4,9 +4,9 @@ use super::remote::RemoteGroup;
 use super::service::{Fleet, Serving, Worker};
 use flotilla_engine::weights::WeightSource;
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
-use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{
-    Assignment, Demand, Epoch, Inventory, Loading, ModelSpec, Plan, PlanError, Rank, TokenId, WeightOrigin,
+    Assignment, Demand, Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, PlanError, Rank, TokenId,
+    WeightOrigin,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ pub struct Formation {
     pub weights: Weights,
     /// Workers of the group.
     pub ranks: usize,
-    /// Tokens of KV cache, over all sequences.
-    pub kv_tokens: usize,
+    /// Blocks of KV cache, over all sequences.
+    pub kv_blocks: KvBlocks,
     pub step_tokens_max: usize,
     /// Ids that may be sampled, rising.
     pub sampleable: Vec<Range<TokenId>>,
@@ -69,9 +69,9 @@ impl Fleet {
         let workers = self.gather(formation.ranks, progress).await;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
-        let Formation { kv_tokens, step_tokens_max, .. } = *formation;
+        let Formation { kv_blocks, step_tokens_max, .. } = *formation;
         let plan =
-            Plan::tensor_parallel(&formation.spec, &inventories, Demand { kv_tokens, step_tokens_max })?;
+            Plan::tensor_parallel(&formation.spec, &inventories, Demand { kv_blocks, step_tokens_max })?;
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {
@@ -90,7 +90,7 @@ impl Fleet {
                 spec: formation.spec.clone(),
                 plan: plan.clone(),
                 weights: origin,
-                kv_blocks: formation.kv_tokens.div_ceil(BLOCK_TOKENS) as u32,
+                kv_blocks,
                 step_tokens_max: formation.step_tokens_max as u32,
                 sampleable: formation.sampleable.clone(),
                 peers: peers.clone(),

@@ -45,7 +45,7 @@ impl Group for RemoteGroup {
     async fn step(&mut self, plan: StepPlan) -> Result<StepOutcome, GroupError> {
         let step = plan.step;
         for (rank, worker) in self.workers.iter().enumerate() {
-            let message = Some(to_worker::Message::Step(plan.clone().into()));
+            let message = Some(to_worker::Message::Step((&plan).into()));
             worker.hears.send(Ok(ToWorker { message })).map_err(|_| GroupError::Lost {
                 rank: Rank(rank as u16),
                 reason: "its link is closed".into(),

@@ -61,7 +61,11 @@ impl Parrot {
         if work.tokens.len() > 1 {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
         }
-        let sampled = work.sample.then(|| Sampled { sequence: work.sequence, token: self.next(&mut voice) });
+        let sampled = work.sample.then(|| Sampled {
+            sequence: work.sequence,
+            token: self.next(&mut voice),
+            logprobs: None,
+        });
         self.sequences.insert(work.sequence, voice);
         sampled
     }

@@ -11,6 +11,7 @@ use flotilla_coordinator::service::{self, Settings};
 use flotilla_coordinator::tokenizer::Tokenizer;
 use flotilla_scheduler::Scheduler;
 use flotilla_shared::Epoch;
+use flotilla_shared::KvBlocks;
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use reqwest::{Method, Response, StatusCode};
@@ -93,7 +94,7 @@ impl Server {
 
     pub fn form_group(&self, epoch: u64) {
         let parrot = Parrot::new(Arc::clone(&self.tokenizer), Arc::clone(&self.seen));
-        self.fleet.formed(Epoch(epoch), 4096, parrot);
+        self.fleet.formed(Epoch(epoch), KvBlocks::plain(4096), parrot);
     }
 
     pub async fn get(&self, path: &str) -> Response {

@@ -13,6 +13,7 @@ use flotilla_engine::cuda::{CudaError, DeviceSum};
 use flotilla_engine::model::forward;
 use flotilla_engine::sample::{Pick, SampleRow, Sampleable, Shard};
 use flotilla_engine::weights::{Synthetic, WeightSink};
+use flotilla_shared::KvBlocks;
 use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::sampling::mix;
 use flotilla_shared::step::BLOCK_TOKENS;
@@ -171,7 +172,7 @@ impl Runner {
             spec: spec.clone(),
             plan: plan.clone(),
             weights: WeightOrigin::Synthetic { seed: 1 },
-            kv_blocks: kv_blocks as u32,
+            kv_blocks: KvBlocks::plain(kv_blocks as u32),
             step_tokens_max: course.long_prompt as u32,
             sampleable: all.clone(),
             peers: vec![String::new()],
@@ -197,10 +198,11 @@ impl Runner {
         let group = CardCollective::form(&card, Solo::new(), &settings);
         let group = group.map_err(|error| failed("form a group of one", error))?;
         let backend = CudaBackend::new(&CudaSettings { graphs: true }, &assignment, weights)?;
-        let demand = Demand { kv_tokens: kv_blocks * BLOCK_TOKENS, step_tokens_max: course.long_prompt };
+        let demand =
+            Demand { kv_blocks: KvBlocks::plain(kv_blocks as u32), step_tokens_max: course.long_prompt };
         let mut share = plan.share(Rank(0)).1.clone();
         share.backend = BackendKind::Cuda;
-        let kv = (spec.layer_count() * spec.kv_heads * spec.head_dim * 4 * demand.kv_tokens) as u64;
+        let kv = (spec.layer_count() * spec.kv_heads * spec.head_dim * 4 * kv_blocks * BLOCK_TOKENS) as u64;
         let planned = weight_bytes + kv + activation_bytes(spec, &share, demand);
         card.synchronize()?;
         let taken = free.saturating_sub(card.memory_free_bytes()?);

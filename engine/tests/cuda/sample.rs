@@ -80,7 +80,12 @@ impl Case<'_> {
             .into_iter()
             .enumerate()
             .map(|(n, temperature)| SampleRow {
-                sampling: Sampling { temperature, top_p: 1.0, seed: mix(seed * 100 + n as u64) },
+                sampling: Sampling {
+                    temperature,
+                    top_p: 1.0,
+                    seed: mix(seed * 100 + n as u64),
+                    ..Sampling::GREEDY
+                },
                 position: 131 * n as u32,
                 // Rows need not be in the order of their logits.
                 logit_row: temperatures.len() - 1 - n,
@@ -121,7 +126,11 @@ impl Case<'_> {
         ];
         let rows: Vec<SampleRow> = (0..12)
             .map(|n| SampleRow {
-                sampling: Sampling { temperature: if n < 6 { 0.0 } else { 1.0 }, top_p: 1.0, seed: 5 },
+                sampling: Sampling {
+                    temperature: if n < 6 { 0.0 } else { 1.0 },
+                    seed: 5,
+                    ..Sampling::GREEDY
+                },
                 position: n,
                 logit_row: 11 - n as usize,
             })

@@ -58,7 +58,7 @@ fn a_replayed_step_has_the_bits_of_one_that_is_not() {
 fn outcome(rank: &mut Ranked, model: &Model, step: &Step) -> Vec<(Vec<u32>, u32)> {
     rank.forward(model, &step.batch).unwrap();
     let pick = |logit_row| {
-        let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 9 };
+        let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 9, ..Sampling::GREEDY };
         Pick { row: SampleRow { sampling, position: 5, logit_row }, floor: f32::NEG_INFINITY }
     };
     let picks: Vec<Pick> = (0..step.batch.logit_rows.len()).map(pick).collect();

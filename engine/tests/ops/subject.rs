@@ -11,6 +11,7 @@ use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
 use flotilla_engine::model::forward;
 use flotilla_engine::sample::{Candidate, Pick, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
+use flotilla_shared::KvBlocks;
 use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin};
 use std::ops::Range;
 use std::path::Path;
@@ -96,7 +97,7 @@ impl Subject {
             spec: spec.clone(),
             plan: plan.clone(),
             weights: WeightOrigin::Stream,
-            kv_blocks: KV_BLOCKS,
+            kv_blocks: KvBlocks::plain(KV_BLOCKS),
             step_tokens_max: settings.rows_max as u32,
             sampleable: settings.sampleable.clone(),
             peers: vec![String::new(); plan.rank_count()],

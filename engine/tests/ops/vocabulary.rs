@@ -148,7 +148,7 @@ fn nuclei_are_cut_alike() {
         rank.play(&step.batch, &x, &[Op::AddNorm(Norm::Final), Op::Unembed]);
         let row = |n: u32| {
             let (logit_row, top_p) = (n as usize % 12, [1.0, 0.9, 0.5, 0.1][n as usize % 4]);
-            let sampling = Sampling { temperature: 1.5, top_p, seed: u64::from(n) };
+            let sampling = Sampling { temperature: 1.5, top_p, seed: u64::from(n), ..Sampling::GREEDY };
             SampleRow { sampling, position: n, logit_row }
         };
         let rows: Vec<SampleRow> = (0..24).map(row).collect();
@@ -179,7 +179,8 @@ fn picks(logits: &[Vec<f32>]) -> Vec<Pick> {
     let pick = |n: usize| {
         let logit_row = [3, 0, 11, 7, 7, 5, 1, 2, 10, 9][n % 10];
         let temperature = [0.0, 1.0, 0.7, 0.0, 5.0][n % 5];
-        let sampling = Sampling { temperature, top_p: 1.0, seed: 0x1234_5678_9abc_def0 ^ n as u64 };
+        let sampling =
+            Sampling { temperature, top_p: 1.0, seed: 0x1234_5678_9abc_def0 ^ n as u64, ..Sampling::GREEDY };
         let row = SampleRow { sampling, position: 100 + 7 * n as u32, logit_row };
         // A logit that is there may be chosen itself; on one row nothing may be.
         let floor = match n {
@@ -193,7 +194,7 @@ fn picks(logits: &[Vec<f32>]) -> Vec<Pick> {
 }
 
 fn best(pick: &Pick, tokens: impl Iterator<Item = (usize, f32)>) -> Candidate {
-    let sampling = pick.row.sampling;
+    let sampling = &pick.row.sampling;
     let mut best = Candidate::NONE;
     for (token, logit) in tokens.filter(|(_, logit)| *logit >= pick.floor) {
         let token = token as TokenId;

@@ -6,6 +6,7 @@
 use flotilla_scheduler::{
     Action, Event, FinishReason, GroupFault, Load, Rejection, Request, Scheduler, Settings, Usage,
 };
+use flotilla_shared::KvBlocks;
 use flotilla_shared::sampling::mix;
 use flotilla_shared::step::{BLOCK_TOKENS, Sampled, SequenceWork};
 use flotilla_shared::{BlockId, Epoch, Sampling, SequenceId, StepId, StepOutcome, StepPlan, TokenId};
@@ -40,8 +41,8 @@ pub fn reference(request: &Request, context_max: usize) -> Vec<TokenId> {
 /// A request with a prompt of its own.
 pub fn request(id: u64, prompt_tokens: usize, tokens_max: usize) -> Request {
     let prompt = (0..prompt_tokens as u64).map(|i| (mix(id << 32 | i) % VOCAB) as TokenId).collect();
-    let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: id };
-    Request { sequence: SequenceId(id), prompt, sampling, tokens_max, stop_tokens: vec![] }
+    let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: id, ..Sampling::GREEDY };
+    Request { sequence: SequenceId(id), prompt, sampling, tokens_max, ..Request::default() }
 }
 
 /// The workers of one epoch. They apply plans strictly: what the contract does not allow panics.
@@ -76,7 +77,7 @@ impl Workers {
             self.held.remove(sequence).unwrap_or_else(|| panic!("release of {sequence}, which is not held"));
         }
         for admission in &plan.admit {
-            let held = Held { sampling: admission.sampling, length: 0, table: vec![] };
+            let held = Held { sampling: admission.sampling.clone(), length: 0, table: vec![] };
             let before = self.held.insert(admission.sequence, held);
             assert!(before.is_none(), "{} admitted twice", admission.sequence);
         }
@@ -103,7 +104,11 @@ impl Workers {
             held.length += 1;
         }
         let held = &self.held[&sequence];
-        work.sample.then(|| Sampled { sequence, token: next_token(&self.read(held), &held.sampling) })
+        work.sample.then(|| Sampled {
+            sequence,
+            token: next_token(&self.read(held), &held.sampling),
+            logprobs: None,
+        })
     }
 
     /// The tokens of a sequence as attention would meet them.
@@ -204,7 +209,7 @@ impl World {
         self.forget_group();
         self.workers = Some(Workers::new(epoch, kv_blocks));
         self.capacity_tokens = self.capacity_tokens.min(kv_blocks * BLOCK_TOKENS);
-        self.tell(Event::GroupFormed { epoch, kv_blocks });
+        self.tell(Event::GroupFormed { epoch, kv_blocks: KvBlocks::plain(kv_blocks as u32) });
     }
 
     pub fn lose_group(&mut self) {
@@ -239,7 +244,7 @@ impl World {
         while let Some(action) = self.scheduler.poll() {
             match action {
                 Action::Step(plan) => self.see_step(plan),
-                Action::Emit { sequence, token } => self.live(sequence).see_token(token),
+                Action::Emit { sequence, token, .. } => self.live(sequence).see_token(token),
                 Action::Finish { sequence, reason, usage } => self.see_end(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.see_rejection(sequence, reason),
                 Action::Abandon { epoch, fault } => {
@@ -293,6 +298,7 @@ impl World {
         };
         assert_eq!(usage, expected_usage);
         match reason {
+            FinishReason::Deadline => panic!("{sequence} has no deadline"),
             FinishReason::Cancelled => assert!(client.cancelled, "{sequence} was not cancelled"),
             FinishReason::StopToken(token) => {
                 assert!(client.request.stop_tokens.contains(&token));

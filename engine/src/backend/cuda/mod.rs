@@ -131,11 +131,11 @@ impl CudaBackend {
         let kernels = Kernels::new(&card, &spec, share, &shapes, &assignment.sampleable, rows_max)?;
         let kv_heads = share.kv_heads.len();
         let caches = if kv_heads > 0 {
-            kv::caches(&card, spec.layer_count(), assignment.kv_blocks, kv_heads, spec.head_dim)?
+            kv::caches(&card, spec.layer_count(), assignment.kv_blocks.full, kv_heads, spec.head_dim)?
         } else {
             Vec::new()
         };
-        let blocks_max = assignment.kv_blocks as usize;
+        let blocks_max = assignment.kv_blocks.full as usize;
         let backend = CudaBackend {
             rows_max,
             caches,

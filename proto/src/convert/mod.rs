@@ -1,14 +1,14 @@
 //! Wire to domain and back. Everything that arrives is checked here: what is missing, out of range or
 //! too long is an error that names the message and the field.
 
+mod step;
+
 use crate::wire;
 use flotilla_shared::group::{Assignment, Loading, WeightOrigin};
 use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
 use flotilla_shared::spec::Rope;
-use flotilla_shared::step::{Admission, CapturedRow, Sampled, SequenceWork};
 use flotilla_shared::{
-    BackendKind, BlockId, Epoch, Inventory, LayerKind, ModelSpec, Plan, Rank, RankShare, Sampling,
-    SequenceId, Stage, StepId, StepOutcome, StepPlan,
+    BackendKind, Epoch, Inventory, KvBlocks, LayerKind, ModelSpec, Plan, Rank, RankShare, Stage,
 };
 use std::ops::Range;
 use thiserror::Error;
@@ -257,7 +257,10 @@ impl From<&Assignment> for wire::Assignment {
                 WeightOrigin::Stream => wire::assignment::Weights::Stream(true),
                 WeightOrigin::Synthetic { seed } => wire::assignment::Weights::SyntheticSeed(seed),
             }),
-            kv_blocks: assignment.kv_blocks,
+            kv_blocks: Some(wire::KvBlocks {
+                full: assignment.kv_blocks.full,
+                window: assignment.kv_blocks.window,
+            }),
             step_tokens_max: assignment.step_tokens_max,
             sampleable: assignment
                 .sampleable
@@ -292,6 +295,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             }
             Ok(ids.start as u32..ids.end as u32)
         });
+        let kv_blocks = need(wire.kv_blocks, "Assignment.kv_blocks")?;
         Ok(Assignment {
             epoch: Epoch(wire.epoch),
             rank,
@@ -302,7 +306,7 @@ impl TryFrom<wire::Assignment> for Assignment {
                 wire::assignment::Weights::Stream(_) => WeightOrigin::Stream,
                 wire::assignment::Weights::SyntheticSeed(seed) => WeightOrigin::Synthetic { seed },
             },
-            kv_blocks: wire.kv_blocks,
+            kv_blocks: KvBlocks { full: kv_blocks.full, window: kv_blocks.window },
             step_tokens_max: wire.step_tokens_max,
             peers: wire.peers,
             group_key: wire.group_key.as_ref().try_into().map_err(|_| {
@@ -312,190 +316,32 @@ impl TryFrom<wire::Assignment> for Assignment {
     }
 }
 
-impl From<StepPlan> for wire::StepPlan {
-    fn from(plan: StepPlan) -> Self {
-        let admit = plan.admit.into_iter().map(|admission| wire::Admission {
-            sequence: admission.sequence.0,
-            temperature: admission.sampling.temperature,
-            top_p: admission.sampling.top_p,
-            seed: admission.sampling.seed,
-        });
-        let work = plan.work.into_iter().map(|work| wire::SequenceWork {
-            sequence: work.sequence.0,
-            position: work.position,
-            tokens: work.tokens,
-            blocks: work.blocks.into_iter().map(|block| block.0).collect(),
-            sample: work.sample,
-            capture: work.capture,
-        });
-        wire::StepPlan {
-            epoch: plan.epoch.0,
-            step: plan.step.0,
-            release: plan.release.into_iter().map(|sequence| sequence.0).collect(),
-            admit: admit.collect(),
-            work: work.collect(),
-        }
-    }
-}
-
-impl From<wire::StepPlan> for StepPlan {
-    fn from(plan: wire::StepPlan) -> Self {
-        let admit = plan.admit.into_iter().map(|admission| Admission {
-            sequence: SequenceId(admission.sequence),
-            sampling: Sampling {
-                temperature: admission.temperature,
-                top_p: admission.top_p,
-                seed: admission.seed,
-            },
-        });
-        let work = plan.work.into_iter().map(|work| SequenceWork {
-            sequence: SequenceId(work.sequence),
-            position: work.position,
-            tokens: work.tokens,
-            blocks: work.blocks.into_iter().map(BlockId).collect(),
-            sample: work.sample,
-            capture: work.capture,
-        });
-        StepPlan {
-            epoch: Epoch(plan.epoch),
-            step: StepId(plan.step),
-            release: plan.release.into_iter().map(SequenceId).collect(),
-            admit: admit.collect(),
-            work: work.collect(),
-        }
-    }
-}
-
-impl From<StepOutcome> for wire::StepOutcome {
-    fn from(outcome: StepOutcome) -> Self {
-        let sampled = outcome
-            .sampled
-            .into_iter()
-            .map(|sampled| wire::Sampled { sequence: sampled.sequence.0, token: sampled.token });
-        let captured = outcome.captured.into_iter().map(|row| wire::CapturedRow {
-            sequence: row.sequence.0,
-            position: row.position,
-            logits: row.logits,
-            experts: row.experts.into_iter().map(u32::from).collect(),
-        });
-        wire::StepOutcome {
-            epoch: outcome.epoch.0,
-            step: outcome.step.0,
-            sampled: sampled.collect(),
-            captured: captured.collect(),
-            compute_us: outcome.compute_us,
-        }
-    }
-}
-
-impl TryFrom<wire::StepOutcome> for StepOutcome {
-    type Error = WireError;
-
-    fn try_from(outcome: wire::StepOutcome) -> Result<Self, WireError> {
-        let sampled = outcome
-            .sampled
-            .into_iter()
-            .map(|sampled| Sampled { sequence: SequenceId(sampled.sequence), token: sampled.token });
-        let captured = outcome.captured.into_iter().map(|row| {
-            let experts = row.experts.into_iter().map(|e| narrow(e.into(), "CapturedRow.experts"));
-            Ok(CapturedRow {
-                sequence: SequenceId(row.sequence),
-                position: row.position,
-                logits: row.logits,
-                experts: experts.collect::<Result<_, _>>()?,
-            })
-        });
-        Ok(StepOutcome {
-            epoch: Epoch(outcome.epoch),
-            step: StepId(outcome.step),
-            sampled: sampled.collect(),
-            captured: captured.collect::<Result<_, _>>()?,
-            compute_us: outcome.compute_us,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn sequence() -> impl Strategy<Value = SequenceId> {
-        any::<u64>().prop_map(SequenceId)
-    }
-
-    fn admission() -> impl Strategy<Value = Admission> {
-        (sequence(), 0f32..2.0, 0f32..1.0, any::<u64>()).prop_map(|(sequence, temperature, top_p, seed)| {
-            Admission { sequence, sampling: Sampling { temperature, top_p, seed } }
-        })
-    }
-
-    fn work() -> impl Strategy<Value = SequenceWork> {
-        let lists = (prop::collection::vec(any::<u32>(), 0..20), prop::collection::vec(any::<u32>(), 0..5));
-        (sequence(), any::<u32>(), lists, any::<bool>(), any::<bool>()).prop_map(
-            |(sequence, position, (tokens, blocks), sample, capture)| SequenceWork {
-                sequence,
-                position,
-                tokens,
-                blocks: blocks.into_iter().map(BlockId).collect(),
-                sample,
-                capture,
-            },
-        )
-    }
-
-    fn captured() -> impl Strategy<Value = CapturedRow> {
-        let experts = prop::collection::vec(any::<u16>(), 0..8);
-        (sequence(), any::<u32>(), prop::collection::vec(-9f32..9.0, 0..9), experts).prop_map(
-            |(sequence, position, logits, experts)| CapturedRow { sequence, position, logits, experts },
-        )
-    }
-
     fn assignment() -> impl Strategy<Value = Assignment> {
         let shares = prop::collection::vec(0.1f64..4.0, 1..9);
-        (shares, any::<[u8; 32]>(), any::<u64>(), prop::option::of(any::<u64>()), any::<u32>()).prop_map(
-            |(shares, group_key, epoch, seed, kv_blocks)| {
+        (shares, any::<[u8; 32]>(), any::<u64>(), prop::option::of(any::<u64>()), any::<(u32, u32)>())
+            .prop_map(|(shares, group_key, epoch, seed, kv_blocks)| {
                 let spec = ModelSpec::published("gpt-oss-20b").unwrap();
                 Assignment {
                     epoch: Epoch(epoch),
                     rank: Rank(shares.len() as u16 - 1),
                     plan: Plan::with_shares(&spec, &shares),
                     weights: seed.map_or(WeightOrigin::Stream, |seed| WeightOrigin::Synthetic { seed }),
-                    kv_blocks,
+                    kv_blocks: KvBlocks { full: kv_blocks.0, window: kv_blocks.1 },
                     step_tokens_max: 512,
                     sampleable: vec![0..5, 9..spec.vocab as u32],
                     peers: (0..shares.len()).map(|rank| format!("10.0.0.{rank}:7000")).collect(),
                     group_key,
                     spec,
                 }
-            },
-        )
+            })
     }
 
     proptest! {
-        #[test]
-        fn plans_of_steps_survive_the_wire(
-            ids in any::<(u64, u64)>(),
-            release in prop::collection::vec(sequence(), 0..5),
-            admit in prop::collection::vec(admission(), 0..5),
-            work in prop::collection::vec(work(), 0..5),
-        ) {
-            let plan = StepPlan { epoch: Epoch(ids.0), step: StepId(ids.1), release, admit, work };
-            prop_assert_eq!(StepPlan::from(wire::StepPlan::from(plan.clone())), plan);
-        }
-
-        #[test]
-        fn outcomes_survive_the_wire(
-            ids in any::<(u64, u64, u64)>(),
-            sampled in prop::collection::vec((sequence(), any::<u32>()), 0..5),
-            captured in prop::collection::vec(captured(), 0..5),
-        ) {
-            let sampled = sampled.into_iter().map(|(sequence, token)| Sampled { sequence, token }).collect();
-            let (epoch, step) = (Epoch(ids.0), StepId(ids.1));
-            let outcome = StepOutcome { epoch, step, sampled, captured, compute_us: ids.2 };
-            prop_assert_eq!(StepOutcome::try_from(wire::StepOutcome::from(outcome.clone())).unwrap(), outcome);
-        }
-
         #[test]
         fn assignments_survive_the_wire(assignment in assignment()) {
             let wire = wire::Assignment::from(&assignment);
@@ -529,7 +375,7 @@ mod tests {
             rank: Rank(0),
             plan: Plan::with_shares(&spec, &[1.0, 1.0]),
             weights: WeightOrigin::Stream,
-            kv_blocks: 8,
+            kv_blocks: KvBlocks::plain(8),
             step_tokens_max: 8,
             sampleable: vec![0..8],
             peers: vec!["a:1".into(), "b:1".into()],
@@ -537,7 +383,8 @@ mod tests {
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);
-        let cases: [(&str, Spoil); 10] = [
+        let cases: [(&str, Spoil); 11] = [
+            ("Assignment.kv_blocks", |a| a.kv_blocks = None),
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),
             ("ModelSpec.layers", |a| a.spec.as_mut().unwrap().layers = vec![9].into()),
