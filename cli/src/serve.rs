@@ -111,6 +111,8 @@ pub async fn serve(
         sequences_max: args.sequences,
         waiting_max: args.queue,
         context_max,
+        window_tokens: model.spec.window,
+        ..Settings::default()
     };
     let (driver, groups) =
         driver::start(Scheduler::new(scheduler)?, driver::Settings { regroup_wait: REGROUP_WAIT });

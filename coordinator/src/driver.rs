@@ -3,26 +3,29 @@
 //!
 //! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one line.
 
+mod guides;
 mod handle;
+mod stats;
 
 use std::collections::BTreeMap;
-use std::future::{Future, pending};
-use std::pin::Pin;
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Request, Scheduler, Usage};
+use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Scheduler, Usage};
 use flotilla_shared::step::Logprobs;
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan, TokenId};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::group::{Group, GroupError};
-use handle::{Admission, Command, News};
+use guides::{Guided, Guides};
+use handle::{Admission, Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
+pub use stats::Stats;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
@@ -37,6 +40,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     let (news_in, news) = mpsc::unbounded_channel();
     let loading = Readiness::Loading { reason: "no workers have joined yet".to_owned() };
     let (readiness_in, readiness) = watch::channel(loading);
+    let (stats_in, stats) = watch::channel(Stats::default());
     let driver = Driver {
         scheduler,
         settings,
@@ -45,14 +49,16 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         seat: Seat::Empty,
         epoch: None,
         streams: BTreeMap::new(),
+        guides: Guides::new(),
         arrived: Vec::new(),
         readiness: readiness_in,
+        stats: stats_in,
         orphaned: None,
         started: now(),
     };
     tokio::spawn(driver.run());
     let sequences = Arc::new(AtomicU64::new(1));
-    (DriverHandle { commands: commands_in, readiness, sequences }, FleetHandle { news: news_in })
+    (DriverHandle { commands: commands_in, readiness, stats, sequences }, FleetHandle { news: news_in })
 }
 
 struct Driver<G> {
@@ -65,9 +71,11 @@ struct Driver<G> {
     epoch: Option<Epoch>,
     /// Who listens to which sequence.
     streams: BTreeMap<SequenceId, Stream>,
+    guides: Guides,
     /// Submitted since the last actions, and not answered yet.
     arrived: Vec<SequenceId>,
     readiness: watch::Sender<Readiness>,
+    stats: watch::Sender<Stats>,
     /// Set while sequences wait for another group.
     orphaned: Option<Orphaned>,
     started: Instant,
@@ -76,12 +84,8 @@ struct Driver<G> {
 /// Where the group sits.
 enum Seat<G> {
     Empty,
-    Idle(G),
-    Stepping(Stepping<G>),
+    Taken { group: G, steps_in_flight: usize },
 }
-
-/// A step in flight; it gives the group back with the outcome.
-type Stepping<G> = Pin<Box<dyn Future<Output = (G, Result<StepOutcome, GroupError>)> + Send>>;
 
 struct Stream {
     events: mpsc::UnboundedSender<TokenEvent>,
@@ -97,7 +101,9 @@ struct Orphaned {
 enum Happened<G> {
     Commanded(Command),
     Heard(News<G>),
-    Stepped(G, Result<StepOutcome, GroupError>),
+    Stepped(Result<StepOutcome, GroupError>),
+    Guided(Vec<Guided>),
+    DeadlineCame,
     WaitedTooLong,
 }
 
@@ -110,7 +116,9 @@ impl<G: Group> Driver<G> {
                 self.obey(command);
             }
             self.carry_out();
+            self.guides.set_out();
             self.admit();
+            self.stats.send_modify(|stats| stats.update(&self.scheduler));
         }
         self.fail_all(Failure::Stopped);
     }
@@ -119,11 +127,14 @@ impl<G: Group> Driver<G> {
     /// gone.
     async fn wait(&mut self) -> Option<Happened<G>> {
         let give_up = self.orphaned.as_ref().map(|orphaned| orphaned.give_up);
+        let deadline = self.scheduler.wakes_at().map(|deadline| self.started + deadline);
         tokio::select! {
             biased;
             command = self.commands.recv() => command.map(Happened::Commanded),
             Some(news) = self.news.recv() => Some(Happened::Heard(news)),
-            (group, outcome) = self.seat.outcome() => Some(Happened::Stepped(group, outcome)),
+            outcome = self.seat.outcome() => Some(Happened::Stepped(outcome)),
+            guided = self.guides.come_back() => Some(Happened::Guided(guided)),
+            () = passed(deadline) => Some(Happened::DeadlineCame),
             () = passed(give_up) => Some(Happened::WaitedTooLong),
         }
     }
@@ -136,11 +147,10 @@ impl<G: Group> Driver<G> {
             Happened::Heard(News::Lost { epoch, error }) if Some(epoch) == self.epoch => self.unseat(error),
             // Of a group that was replaced meanwhile.
             Happened::Heard(News::Lost { .. }) => {}
-            Happened::Stepped(group, Ok(outcome)) => {
-                self.seat = Seat::Idle(group);
-                self.tell(Event::Stepped(outcome));
-            }
-            Happened::Stepped(_, Err(error)) => self.unseat(error),
+            Happened::Stepped(Ok(outcome)) => self.stepped(outcome),
+            Happened::Stepped(Err(error)) => self.unseat(error),
+            Happened::Guided(guided) => self.guided(guided),
+            Happened::DeadlineCame => self.tell(Event::Tick),
             Happened::WaitedTooLong => self.give_up(),
         }
     }
@@ -159,9 +169,7 @@ impl<G: Group> Driver<G> {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Submit { request, events, admission } => {
-                self.submit(request, Stream { events, admission: Some(admission) });
-            }
+            Command::Submit(submission) => self.submit(*submission),
             Command::Cancel(sequence) => self.cancel(sequence),
         }
     }
@@ -171,10 +179,17 @@ impl<G: Group> Driver<G> {
         self.scheduler.handle(now, event);
     }
 
-    fn submit(&mut self, request: Request, mut stream: Stream) {
+    fn submit(&mut self, submission: Submission) {
+        let Submission { mut request, timeout, guide, events, admission } = submission;
+        let mut stream = Stream { events, admission: Some(admission) };
         let readiness = self.readiness.borrow().clone();
         if !matches!(readiness, Readiness::Ready { .. }) {
             return stream.answer(Err(Refusal::NotReady(readiness)));
+        }
+        request.deadline = timeout.map(|timeout| now() - self.started + timeout);
+        request.guided = guide.is_some();
+        if let Some(guide) = guide {
+            self.guides.begin(request.sequence, guide);
         }
         self.streams.insert(request.sequence, stream);
         self.arrived.push(request.sequence);
@@ -193,7 +208,25 @@ impl<G: Group> Driver<G> {
     /// Of a sequence that has ended meanwhile, nothing is left to cancel.
     fn cancel(&mut self, sequence: SequenceId) {
         if self.streams.remove(&sequence).is_some() {
+            self.guides.end(sequence);
             self.tell(Event::Cancelled(sequence));
+        }
+    }
+
+    fn stepped(&mut self, outcome: StepOutcome) {
+        if let Seat::Taken { steps_in_flight, .. } = &mut self.seat {
+            *steps_in_flight -= 1;
+        }
+        self.stats.send_modify(|stats| stats.step_compute_us = outcome.compute_us);
+        self.tell(Event::Stepped(outcome));
+    }
+
+    fn guided(&mut self, guided: Vec<Guided>) {
+        for guided in guided {
+            let sequence = guided.sequence;
+            if self.guides.settle(guided) {
+                self.tell(Event::Masked(sequence));
+            }
         }
     }
 
@@ -208,7 +241,7 @@ impl<G: Group> Driver<G> {
             return tracing::error!(%epoch, "a group formed in a past epoch, and is not used");
         }
         tracing::info!(%epoch, ?kv_blocks, sequences = self.streams.len(), "group formed");
-        self.seat = Seat::Idle(group);
+        self.seat = Seat::Taken { group, steps_in_flight: 0 };
         self.epoch = Some(epoch);
         self.orphaned = None;
         self.readiness.send_replace(Readiness::Ready { epoch });
@@ -235,45 +268,52 @@ impl<G: Group> Driver<G> {
     fn fail_all(&mut self, failure: Failure) {
         for (sequence, stream) in std::mem::take(&mut self.streams) {
             stream.say(TokenEvent::Failed(failure.clone()));
+            self.guides.end(sequence);
             self.tell(Event::Cancelled(sequence));
         }
     }
 
-    fn step(&mut self, plan: StepPlan) {
-        let Seat::Idle(mut group) = std::mem::replace(&mut self.seat, Seat::Empty) else {
-            panic!("the scheduler asks for a step of a group that is not there or has one in flight");
+    fn step(&mut self, mut plan: StepPlan) {
+        let Seat::Taken { group, steps_in_flight } = &mut self.seat else {
+            panic!("the scheduler asks for a step of a group that is not there");
         };
-        self.seat = Seat::Stepping(Box::pin(async move {
-            let outcome = group.step(plan).await;
-            (group, outcome)
-        }));
+        self.guides.mask(&mut plan);
+        *steps_in_flight += 1;
+        let sent = group.send(&plan);
+        self.scheduler.reclaim(plan);
+        if let Err(error) = sent {
+            self.unseat(error);
+        }
     }
 
-    fn emit(&self, sequence: SequenceId, token: TokenId, logprobs: Option<Logprobs>) {
+    fn emit(&mut self, sequence: SequenceId, token: TokenId, logprobs: Option<Logprobs>) {
+        self.guides.advance(sequence, token);
         if let Some(stream) = self.streams.get(&sequence) {
             stream.say(TokenEvent::Token { token, logprobs });
         }
     }
 
     fn finish(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
+        self.guides.end(sequence);
         if let Some(stream) = self.streams.remove(&sequence) {
             stream.say(TokenEvent::Finished { reason, usage });
         }
     }
 
     fn reject(&mut self, sequence: SequenceId, reason: Rejection) {
+        self.guides.end(sequence);
         if let Some(mut stream) = self.streams.remove(&sequence) {
             stream.answer(Err(Refusal::Rejected(reason)));
         }
     }
 }
 
-impl<G> Seat<G> {
+impl<G: Group> Seat<G> {
     /// Never, while no step is in flight.
-    async fn outcome(&mut self) -> (G, Result<StepOutcome, GroupError>) {
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         match self {
-            Self::Stepping(stepping) => stepping.await,
-            Self::Empty | Self::Idle(_) => pending().await,
+            Self::Taken { group, steps_in_flight: 1.. } => group.outcome().await,
+            Self::Empty | Self::Taken { .. } => pending().await,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! The workers of one group as the driver sees them: something that runs a step and answers, or is
-//! lost. Who they are, and how they are spoken to, is the business of whoever forms the group.
+//! The workers of one group as the driver sees them: something that is sent steps and answers them in
+//! order, or is lost. Who they are, and how they are spoken to, is the business of whoever forms the group.
 
 use std::future::Future;
 
@@ -7,9 +7,13 @@ use flotilla_scheduler::GroupFault;
 use flotilla_shared::{Rank, StepId, StepOutcome, StepPlan};
 
 pub trait Group: Send + 'static {
-    /// Runs one step on every rank. After an error the group is not asked again. The future may be
-    /// dropped before it is done: the group is then dropped with it.
-    fn step(&mut self, plan: StepPlan) -> impl Future<Output = Result<StepOutcome, GroupError>> + Send;
+    /// Sends one step to every rank, behind those that are under way: they are carried out in this order.
+    /// After an error the group is not asked again.
+    fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError>;
+
+    /// The outcome of the oldest step that was sent and is not answered. The future may be dropped before it
+    /// is done, and asked for again: nothing of the outcome is lost.
+    fn outcome(&mut self) -> impl Future<Output = Result<StepOutcome, GroupError>> + Send;
 }
 
 /// Why a group is no more.

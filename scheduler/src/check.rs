@@ -1,39 +1,44 @@
 //! What is always true, checked after every event and every plan in debug builds. A violation is a
 //! mistake of ours: it panics, with the values.
 
-use crate::blocks::blocks_for;
+use crate::cache::blocks_for;
 use crate::group::Group;
 use crate::scheduler::Scheduler;
-use flotilla_shared::{SequenceId, StepPlan};
-use std::collections::BTreeSet;
+use crate::sequence::Sequence;
+use crate::settings::Settings;
+use flotilla_shared::{BlockId, SequenceId, StepPlan};
+use std::collections::{BTreeMap, BTreeSet};
 
 impl Scheduler {
     pub(crate) fn check(&self) {
         self.check_line();
         self.check_waiting();
         if let Some(group) = &self.group {
-            assert!(group.running.len() <= self.settings.sequences_max, "more sequences than sequences_max");
-            group.check_running();
+            let Settings { sequences_max, steps_in_flight_max, .. } = self.settings;
+            assert!(group.running.len() <= sequences_max, "more sequences than sequences_max");
+            assert!(group.in_flight.len() <= steps_in_flight_max, "more steps than steps_in_flight_max");
+            group.check_running(&self.settings);
             group.check_blocks();
         }
     }
 
-    /// One line in order of arrival, nobody in it twice, nobody in it who should have ended.
+    /// Nobody is in it twice, nobody in it who should have ended, and every client's account is right.
     fn check_line(&self) {
-        assert!(self.sequences().is_sorted_by(|a, b| a.arrival < b.arrival), "the line is out of order");
         let ids: BTreeSet<SequenceId> = self.sequences().map(|sequence| sequence.id).collect();
         assert_eq!(ids.len(), self.sequences().count(), "a sequence stands twice in the line");
         for sequence in self.sequences() {
             assert_eq!(sequence.end(self.length_max()), None, "sequence {} should have ended", sequence.id);
         }
+        assert_eq!(self.line.accounted(), ids.len(), "accounts of clients");
     }
 
     fn check_waiting(&self) {
-        let waiting_max = self.settings.waiting_max + self.settings.sequences_max;
-        assert!(self.waiting.len() <= waiting_max, "the queue is not bounded");
-        for sequence in &self.waiting {
-            let held = (sequence.computed, sequence.blocks.len());
-            assert_eq!(held, (0, 0), "sequence {} waits and holds (positions, blocks)", sequence.id);
+        let (count, resumed) = (self.line.iter().count(), self.line.resumed_count());
+        assert_eq!(count, self.line.len(), "the line is miscounted");
+        assert!(count - resumed <= self.settings.waiting_max, "the queue is not bounded");
+        for sequence in self.line.iter() {
+            let held = (sequence.computed, sequence.pending, sequence.tables.full.len());
+            assert_eq!(held, (0, 0, 0), "sequence {} waits and holds (rows, tokens, blocks)", sequence.id);
         }
     }
 
@@ -41,8 +46,6 @@ impl Scheduler {
         let tokens = plan.token_count();
         let tokens_max = self.settings.tokens_per_step_max;
         assert!((1..=tokens_max).contains(&tokens), "a step of {tokens} tokens, {tokens_max} at most");
-        let oldest = self.sequences().next().map(|sequence| sequence.id);
-        assert!(plan.work.iter().any(|work| Some(work.sequence) == oldest), "the oldest has no rows");
         let working: BTreeSet<SequenceId> = plan.work.iter().map(|work| work.sequence).collect();
         assert_eq!(working.len(), plan.work.len(), "a sequence works twice in a step");
         for admission in &plan.admit {
@@ -52,42 +55,49 @@ impl Scheduler {
 }
 
 impl Group {
-    /// Tables hold what was computed, and no more than the tokens need.
-    fn check_running(&self) {
+    fn check_running(&self, settings: &Settings) {
+        assert!(self.running.is_sorted_by(|a, b| a.seat < b.seat), "seats are out of order");
         for sequence in &self.running {
-            let (id, table) = (sequence.id, sequence.blocks.len());
-            assert!(sequence.computed <= sequence.tokens.len(), "sequence {id} computed unknown tokens");
-            assert!(table >= blocks_for(sequence.computed), "the table of {id} is too short: {table}");
-            assert!(table <= blocks_for(sequence.tokens.len()), "the table of {id} is too long: {table}");
-            let sampling =
-                self.in_flight.as_ref().is_some_and(|step| step.samples.iter().any(|s| s.sequence == id));
-            assert_eq!(
-                sequence.rows_lacking() == 0,
-                sampling,
-                "{id} lacks no row exactly when a token is due"
-            );
+            self.check_tables(sequence, settings);
+            let (id, samples) = (sequence.id, |s: &&crate::batch::Sample| s.seat == sequence.seat);
+            let owed = self.in_flight.iter().flat_map(|step| &step.samples).filter(samples).count();
+            assert_eq!(sequence.pending, owed, "{id} has tokens pending that no step owes");
+            assert!(!sequence.drafting || owed == 1, "{id} drafts in no step");
         }
     }
 
-    /// Every block is owned once, by the sequence in whose table it is, or free.
-    fn check_blocks(&self) {
-        let mut owned = 0;
-        for sequence in &self.running {
-            for &block in &sequence.blocks {
-                assert_eq!(self.pool.owner(block), Some(sequence.id), "block {block} is owned by another");
-            }
-            let distinct: BTreeSet<_> = sequence.blocks.iter().collect();
-            assert_eq!(
-                distinct.len(),
-                sequence.blocks.len(),
-                "a block twice in the table of {}",
-                sequence.id
-            );
-            owned += distinct.len();
-        }
-        let free: BTreeSet<_> = self.pool.free_blocks().iter().collect();
-        assert!(free.iter().all(|&&block| self.pool.owner(block).is_none()), "a free block is owned");
-        assert_eq!(free.len(), self.pool.free_count(), "a block is free twice");
-        assert_eq!(owned + free.len(), self.pool.count(), "blocks are lost");
+    /// Tables hold what was computed, and no more than the tokens and guesses need.
+    fn check_tables(&self, sequence: &Sequence, settings: &Settings) {
+        let (id, tables) = (sequence.id, &sequence.tables);
+        let drafts = settings.speculation.map_or(0, |speculation| speculation.drafts_max);
+        let tokens = sequence.tokens.len() + sequence.pending + drafts;
+        assert!(sequence.computed <= tokens, "sequence {id} computed unknown tokens");
+        let blocks = blocks_for(sequence.computed)..=blocks_for(tokens);
+        let (full, window) = (tables.full.len(), tables.window_end());
+        assert!(blocks.contains(&full), "the full table of {id} has {full} blocks, not {blocks:?}");
+        assert!(blocks.contains(&window), "the window table of {id} ends at {window}, not in {blocks:?}");
+        let settled = if sequence.drafting { sequence.tokens.len() - 1 } else { sequence.computed };
+        assert!(tables.window_gone <= self.cache.gone_before(settled), "the window of {id} lacks a block");
     }
+
+    /// Every block is held as often as it stands in tables; what is in none is free.
+    fn check_blocks(&self) {
+        let tables = || self.running.iter().map(|sequence| &sequence.tables);
+        let full = tables().flat_map(|tables| tables.full.iter().copied());
+        check_pool(&self.cache.full, full, "full");
+        let window = tables().flat_map(|tables| tables.window.iter().copied());
+        check_pool(&self.cache.window, window, "window");
+    }
+}
+
+fn check_pool(pool: &crate::cache::BlockPool, held: impl Iterator<Item = BlockId>, kind: &str) {
+    let mut holders: BTreeMap<BlockId, usize> = BTreeMap::new();
+    held.for_each(|block| *holders.entry(block).or_default() += 1);
+    for (&block, &count) in &holders {
+        assert_eq!(pool.holders(block), count, "holders of {kind} block {block}");
+    }
+    let free: BTreeSet<BlockId> = pool.free_blocks().collect();
+    assert!(free.iter().all(|block| !holders.contains_key(block)), "a free {kind} block is in a table");
+    assert_eq!(free.len(), pool.free_count(), "a {kind} block is free twice");
+    assert_eq!(holders.len() + free.len(), pool.count(), "{kind} blocks are lost");
 }

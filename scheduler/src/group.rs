@@ -1,179 +1,357 @@
 //! One epoch of a group: what its workers hold, and the next step for them. It dies with the epoch, and
 //! with it every block, table and step in flight.
+//!
+//! Steps are carried out in the order in which they are planned. So a block may be given to another
+//! sequence while a step that reads it is in flight, and is found by its name from the moment that its rows
+//! are planned: in the same step already, since a layer stores the keys of all rows before any row attends.
 
-use crate::blocks::{BlockPool, blocks_for};
-use crate::event::GroupFault;
-use crate::sequence::{Arrival, Sequence};
+use crate::batch::{Batch, Sample, Spares};
+use crate::cache::{BlockHash, KvCache, Prefix, blocks_for};
+use crate::drafts::{Speculation, propose};
+use crate::event::{ClientId, GroupFault};
+use crate::line::Line;
+use crate::load::Counters;
+use crate::sequence::{Seat, Sequence};
 use crate::settings::Settings;
-use flotilla_shared::step::{Admission, Sampled, SequenceWork};
-use flotilla_shared::{Epoch, SequenceId, StepId, StepPlan};
+use flotilla_shared::step::{BLOCK_TOKENS, Sampled};
+use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepId, StepPlan, TokenId};
 use std::collections::VecDeque;
 
 pub struct Group {
     pub epoch: Epoch,
-    pub pool: BlockPool,
-    /// In order of arrival, all of them before the first that waits.
+    pub cache: KvCache,
+    /// In the order of their seats.
     pub running: Vec<Sequence>,
+    seat_last: Seat,
     /// What the workers still hold and must forget with the next plan.
     releases: Vec<SequenceId>,
     step_last: StepId,
-    /// Running one step ahead will make this a queue of two.
-    pub in_flight: Option<InFlight>,
-    pub preemptions: u64,
+    /// Oldest first.
+    pub in_flight: VecDeque<InFlight>,
+    pub spares: Spares,
+    // Lists that are used again from step to step.
+    served: Vec<(ClientId, usize)>,
+    shorter: Vec<(usize, usize)>,
+    drafts: Vec<TokenId>,
 }
 
 impl Group {
-    pub fn new(epoch: Epoch, kv_blocks: usize) -> Group {
+    pub fn new(epoch: Epoch, kv_blocks: KvBlocks, settings: &Settings) -> Group {
         Group {
             epoch,
-            pool: BlockPool::new(kv_blocks),
-            running: Vec::new(),
+            cache: KvCache::new(kv_blocks, settings.window_tokens, settings.prefix_cache),
+            running: Vec::with_capacity(settings.sequences_max),
+            seat_last: Seat(0),
             releases: Vec::new(),
             step_last: StepId(0),
-            in_flight: None,
-            preemptions: 0,
+            in_flight: VecDeque::with_capacity(settings.steps_in_flight_max),
+            spares: Spares::default(),
+            served: Vec::new(),
+            shorter: Vec::new(),
+            drafts: Vec::new(),
         }
     }
 
-    /// The next step, unless one is in flight or nothing is to be done.
-    pub fn plan_step(&mut self, settings: &Settings, waiting: &mut VecDeque<Sequence>) -> Option<StepPlan> {
-        if self.in_flight.is_some() {
+    /// Tokens that a sequence may have: the context, or the whole cache where that is less.
+    pub fn length_max(&self, settings: &Settings) -> usize {
+        self.cache.capacity_tokens().min(settings.context_max)
+    }
+
+    /// The next step, unless enough are in flight or nothing is to be done yet.
+    pub fn plan_step(
+        &mut self,
+        settings: &Settings,
+        line: &mut Line,
+        counters: &mut Counters,
+    ) -> Option<StepPlan> {
+        if self.in_flight.len() >= settings.steps_in_flight_max {
             return None;
         }
-        self.grow_tables(waiting);
-        let mut batch = Batch::new(settings.tokens_per_step_max, self.running.len());
-        self.running.iter_mut().filter(|sequence| sequence.rows_lacking() == 1).for_each(|s| batch.add(s));
-        self.running.iter_mut().filter(|sequence| sequence.rows_lacking() > 1).for_each(|s| batch.add(s));
-        self.admit(settings, waiting, &mut batch);
-        (!batch.work.is_empty()).then(|| self.send(batch))
+        let length_max = self.length_max(settings);
+        if !self.is_worth_a_step(settings, length_max)
+            || !self.make_room(settings, length_max, line, counters)
+        {
+            return None;
+        }
+        let (plan, samples) = (self.spares.plan(), self.spares.samples());
+        let (mut served, mut spares) = (std::mem::take(&mut self.served), std::mem::take(&mut self.spares));
+        let mut batch = Batch {
+            rows_free: settings.tokens_per_step_max,
+            plan,
+            samples,
+            served: &mut served,
+            spares: &mut spares,
+        };
+        self.add_decodes(settings, length_max, &mut batch, counters);
+        self.add_prompts(settings, length_max, line, &mut batch, counters);
+        let (mut plan, samples) = (batch.plan, batch.samples);
+        served.drain(..).for_each(|(client, rows)| line.serve(client, rows));
+        (self.served, self.spares) = (served, spares);
+        if plan.work.is_empty() {
+            self.spares.take_back(plan);
+            self.spares.take_back_samples(samples);
+            return None;
+        }
+        self.step_last.0 += 1;
+        (plan.epoch, plan.step) = (self.epoch, self.step_last);
+        plan.release.append(&mut self.releases);
+        self.in_flight.push_back(InFlight { step: plan.step, samples });
+        counters.steps += 1;
+        Some(plan)
     }
 
-    /// Blocks for every token that runs, oldest first; where they run out, the youngest gives its own.
-    fn grow_tables(&mut self, waiting: &mut VecDeque<Sequence>) {
-        let mut index = 0;
-        while let Some(sequence) = self.running.get_mut(index) {
-            if !sequence.lacks_blocks() {
-                index += 1;
-            } else if let Some(block) = self.pool.take(sequence.id) {
-                sequence.blocks.push(block);
-            } else {
-                self.preempt_youngest(waiting);
+    /// A step with few rows costs about as much as one with all: where most of what runs waits for a token
+    /// or a mask that is on its way, the step waits too.
+    fn is_worth_a_step(&self, settings: &Settings, length_max: usize) -> bool {
+        let knows_tokens = settings.speculation.is_some();
+        let count =
+            |is: &dyn Fn(&Sequence) -> bool| self.running.iter().filter(|sequence| is(sequence)).count();
+        let waiting = count(&|sequence| sequence.waits(length_max, knows_tokens));
+        waiting <= count(&|sequence| sequence.is_ready(length_max, knows_tokens))
+    }
+
+    // Blocks.
+
+    /// Blocks for a row of each sequence that decodes, and of the first. Where they run out, the lowest in
+    /// rank gives its own, once nothing is in flight; until then there is no step.
+    fn make_room(
+        &mut self,
+        settings: &Settings,
+        length_max: usize,
+        line: &mut Line,
+        counters: &mut Counters,
+    ) -> bool {
+        for sequence in self.running.iter_mut().filter(|sequence| !sequence.drafting) {
+            self.cache.pass(&mut sequence.tables, sequence.computed);
+        }
+        loop {
+            let (full, window) = self.blocks_needed(settings, length_max);
+            if full <= self.cache.full.free_count() && window <= self.cache.window.free_count() {
+                return true;
+            }
+            if !self.in_flight.is_empty() {
+                return false;
+            }
+            self.preempt(line, counters);
+        }
+    }
+
+    fn blocks_needed(&self, settings: &Settings, length_max: usize) -> (usize, usize) {
+        let knows_tokens = settings.speculation.is_some();
+        let (mut full, mut window) = (0, 0);
+        for (at, sequence) in self.running.iter().enumerate() {
+            if (at == 0 || sequence.decodes()) && sequence.is_ready(length_max, knows_tokens) {
+                let blocks = blocks_for(sequence.computed + 1);
+                full += blocks.saturating_sub(sequence.tables.full.len());
+                window += blocks.saturating_sub(sequence.tables.window_end());
+            }
+        }
+        (full, window)
+    }
+
+    /// The highest priority number, and of those the last seat. Never the first, which fits alone.
+    fn preempt(&mut self, line: &mut Line, counters: &mut Counters) {
+        let others = self.running.iter().enumerate().skip(1);
+        let last = others.max_by_key(|(_, sequence)| (sequence.priority, sequence.seat));
+        let (index, _) = last.expect("one sequence alone fits");
+        let sequence = self.remove(index);
+        tracing::debug!(sequence = %sequence.id, tokens = sequence.tokens.len(), "preempted");
+        counters.preemptions += 1;
+        line.resume(sequence);
+    }
+
+    // Rows.
+
+    /// One row each, and guesses after it while rows are left.
+    fn add_decodes(
+        &mut self,
+        settings: &Settings,
+        length_max: usize,
+        batch: &mut Batch,
+        counters: &mut Counters,
+    ) {
+        let speculation = settings.speculation;
+        let decodes =
+            |sequence: &Sequence| sequence.decodes() && sequence.is_ready(length_max, speculation.is_some());
+        let mut left = 0;
+        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
+            left += 1;
+            self.cache.grow(&mut sequence.tables, sequence.computed + 1);
+        }
+        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
+            left -= 1;
+            self.drafts.clear();
+            if let Some(speculation) = speculation.filter(|_| sequence.may_draft()) {
+                let rows = batch.rows_free.saturating_sub(left + 1);
+                guess(sequence, &speculation, rows, length_max, &mut self.drafts);
+            }
+            let end = sequence.computed + 1 + self.drafts.len();
+            let end = self.cache.grow(&mut sequence.tables, end);
+            self.drafts.truncate(end - sequence.computed - 1);
+            counters.drafted_tokens += self.drafts.len() as u64;
+            batch.add(sequence, 1, &self.drafts);
+            self.cache.name_settled(sequence);
+        }
+    }
+
+    /// Prompts share the rest. The first of them has at least half, and all that nobody else wants; shorter
+    /// ones go before it, so that a long prompt does not hold up short ones, and so do new ones.
+    fn add_prompts(
+        &mut self,
+        settings: &Settings,
+        length_max: usize,
+        line: &mut Line,
+        batch: &mut Batch,
+        counters: &mut Counters,
+    ) {
+        let is_prompt = |sequence: &Sequence| {
+            !sequence.decodes() && sequence.rows_lacking() > 1 && sequence.is_ready(length_max, false)
+        };
+        let first = self.running.iter().position(is_prompt);
+        let lacking = first.map_or(0, |first| self.running[first].rows_lacking());
+        let reserved = lacking.min(batch.rows_free.div_ceil(2));
+        batch.rows_free -= reserved;
+        let mut shorter = std::mem::take(&mut self.shorter);
+        let prompts = self.running.iter().enumerate().filter(|(_, sequence)| is_prompt(sequence));
+        shorter.extend(prompts.map(|(at, s)| (s.rows_lacking(), at)).filter(|&(rows, _)| rows < lacking));
+        shorter.sort_unstable();
+        shorter.drain(..).for_each(|(_, at)| self.add_rows(at, batch));
+        self.shorter = shorter;
+        let before = self.running.len();
+        self.admit(settings, line, batch, counters);
+        batch.rows_free += reserved;
+        if let Some(first) = first {
+            for at in first..before {
+                if is_prompt(&self.running[at]) && batch.rows_free > 0 {
+                    self.add_rows(at, batch);
+                }
             }
         }
     }
 
-    /// May preempt the very sequence that asks for a block, but never the oldest: it fits alone.
-    fn preempt_youngest(&mut self, waiting: &mut VecDeque<Sequence>) {
-        let youngest = self.remove(self.running.len() - 1);
-        tracing::debug!(sequence = %youngest.id, tokens = youngest.tokens.len(), "preempted");
-        self.preemptions += 1;
-        waiting.push_front(youngest);
+    /// As many rows of one sequence as are left, and as it gets blocks for, unless it has rows already. It
+    /// leaves a window block to each other that runs; the first may take the last one.
+    fn add_rows(&mut self, at: usize, batch: &mut Batch) {
+        let spare = self.running.len() - 1;
+        let sequence = &mut self.running[at];
+        if batch.plan.work.iter().any(|work| work.sequence == sequence.id) {
+            return;
+        }
+        let window_blocks =
+            self.cache.window.free_count().saturating_sub(spare) + sequence.tables.window_end();
+        let least = sequence.computed + usize::from(at == 0);
+        let end = sequence.computed + sequence.rows_lacking().min(batch.rows_free);
+        let end = end.min((window_blocks * BLOCK_TOKENS).max(least));
+        let end = self.cache.grow(&mut sequence.tables, end);
+        batch.add(sequence, end.saturating_sub(sequence.computed), &[]);
+        self.cache.name_settled(sequence);
     }
 
-    /// Takes in the next in line while they fit. Who is first in line is the place for priorities.
-    fn admit(&mut self, settings: &Settings, waiting: &mut VecDeque<Sequence>, batch: &mut Batch) {
+    /// Takes in who is next while they fit.
+    fn admit(&mut self, settings: &Settings, line: &mut Line, batch: &mut Batch, counters: &mut Counters) {
         while batch.rows_free > 0 && self.running.len() < settings.sequences_max {
-            let Some(mut sequence) = waiting.pop_front_if(|sequence| self.has_blocks_for(sequence)) else {
-                return;
-            };
-            let id = sequence.id;
-            let taken = (0..blocks_for(sequence.tokens.len())).map_while(|_| self.pool.take(id));
-            sequence.blocks.extend(taken);
-            batch.admit.push(sequence.admission());
-            batch.add(&mut sequence);
+            let Some(next) = line.peek() else { return };
+            let Some(prefix) = self.fitting_prefix(next, settings) else { return };
+            let mut sequence = line.pop().expect("peeked just now");
+            let tokens = sequence.tokens.len();
+            let (tables, names) = sequence.tables_and_names();
+            self.cache.begin(tables, prefix, names);
+            self.cache.grow_full(tables, tokens);
+            let cached = prefix.blocks * BLOCK_TOKENS;
+            counters.prefix_queried_tokens += tokens as u64;
+            counters.prefix_cached_tokens += cached as u64;
+            self.seat_last.0 += 1;
+            sequence.sit(self.seat_last, cached);
             self.running.push(sequence);
+            self.add_rows(self.running.len() - 1, batch);
         }
     }
 
-    /// All its tokens, and a block to grow for each that runs: those take one in 16 steps, so what is
-    /// admitted is not preempted at once, and what is preempted is not admitted in the same step.
-    fn has_blocks_for(&self, sequence: &Sequence) -> bool {
-        blocks_for(sequence.tokens.len()) + self.running.len() <= self.pool.free_count()
+    /// What the next in line can begin with, if it fits: all its tokens, and a block to grow for each that
+    /// runs. Those take one in 16 steps, so what is admitted is not preempted at once, and what is preempted
+    /// is not admitted in the same step. It waits as well for its mask, and for a prefix that another
+    /// computes at this moment.
+    fn fitting_prefix(&mut self, next: &mut Sequence, settings: &Settings) -> Option<Prefix> {
+        if !next.is_ready(usize::MAX, false) {
+            return None;
+        }
+        // One token at least is computed, for its logits.
+        let blocks_max = if settings.prefix_cache { (next.tokens.len() - 1) / BLOCK_TOKENS } else { 0 };
+        let prefix = self.cache.find(|at| if at < blocks_max { next.name_of(at) } else { None });
+        if prefix.blocks < blocks_max
+            && let Some(name) = next.name_of(prefix.blocks)
+            && self.computes(prefix.blocks, name)
+        {
+            return None;
+        }
+        let full = blocks_for(next.tokens.len()) - prefix.blocks + prefix.free + self.running.len();
+        let beyond = usize::from(prefix.blocks * BLOCK_TOKENS < next.tokens.len());
+        let window = beyond + prefix.window_free + self.running.len();
+        let fits = full <= self.cache.full.free_count() && window <= self.cache.window.free_count();
+        fits.then_some(prefix)
     }
 
-    fn send(&mut self, batch: Batch) -> StepPlan {
-        let step = StepId(self.step_last.0 + 1);
-        self.step_last = step;
-        self.in_flight = Some(InFlight { step, samples: batch.samples });
-        let release = std::mem::take(&mut self.releases);
-        StepPlan { epoch: self.epoch, step, release, admit: batch.admit, work: batch.work }
+    /// Whether a prompt that runs has this block still to compute.
+    fn computes(&mut self, at: usize, name: BlockHash) -> bool {
+        let prompts = self.running.iter_mut().filter(|sequence| sequence.rows_lacking() > 1);
+        let mut lacking = prompts.filter(|sequence| sequence.computed < (at + 1) * BLOCK_TOKENS);
+        lacking.any(|sequence| sequence.name_of(at) == Some(name))
     }
 
-    /// Takes a running sequence out. Its blocks are free at once: no plan is made while a step is in
-    /// flight, and the next one tells the workers to forget the sequence before it gives them again.
+    /// Takes a running sequence out. What is complete of its blocks can still be found.
     pub fn remove(&mut self, index: usize) -> Sequence {
         let mut sequence = self.running.remove(index);
-        for &block in &sequence.blocks {
-            self.pool.give(block, sequence.id);
+        self.cache.name_settled(&mut sequence);
+        self.cache.give_back(&mut sequence.tables);
+        if sequence.announced {
+            self.releases.push(sequence.id);
         }
         sequence.start_over();
-        self.releases.push(sequence.id);
         sequence
     }
 
-    pub fn find(&self, arrival: Arrival) -> Option<usize> {
-        self.running.binary_search_by_key(&arrival, |sequence| sequence.arrival).ok()
+    pub fn find(&self, seat: Seat) -> Option<usize> {
+        self.running.binary_search_by_key(&seat, |sequence| sequence.seat).ok()
     }
 }
 
-/// A step being put together.
-struct Batch {
-    rows_free: usize,
-    admit: Vec<Admission>,
-    work: Vec<SequenceWork>,
-    samples: Vec<Sample>,
+/// As many guesses as may be right and have rows.
+fn guess(
+    sequence: &Sequence,
+    speculation: &Speculation,
+    rows: usize,
+    length_max: usize,
+    drafts: &mut Vec<TokenId>,
+) {
+    let useful = sequence.tokens_left(length_max).saturating_sub(1);
+    propose(&sequence.tokens, speculation, speculation.drafts_max.min(useful).min(rows), drafts);
 }
 
-impl Batch {
-    fn new(rows_free: usize, sequence_count: usize) -> Batch {
-        Batch {
-            rows_free,
-            admit: Vec::new(),
-            work: Vec::with_capacity(sequence_count),
-            samples: Vec::with_capacity(sequence_count),
-        }
-    }
-
-    /// As many rows of the sequence as are left.
-    fn add(&mut self, sequence: &mut Sequence) {
-        let rows = sequence.rows_lacking().min(self.rows_free);
-        if rows == 0 {
-            return;
-        }
-        let work = sequence.next_work(rows);
-        if work.sample {
-            self.samples.push(Sample { arrival: sequence.arrival, sequence: sequence.id });
-        }
-        self.rows_free -= rows;
-        self.work.push(work);
-    }
-}
-
-/// The step that the workers run, and the tokens that it owes.
+/// A step that the workers run or will, and the tokens that it owes.
 pub struct InFlight {
     pub step: StepId,
     pub samples: Vec<Sample>,
 }
 
-/// A token that is to come. The arrival finds the sequence, and finds none if it ended meanwhile.
-pub struct Sample {
-    pub arrival: Arrival,
-    pub sequence: SequenceId,
-}
-
 impl InFlight {
-    /// Whether these are the tokens that were asked for, in their order.
+    /// The tokens of each sample, if these are what was asked for, in order.
     pub fn verify(&self, sampled: &[Sampled]) -> Result<(), GroupFault> {
         let step = self.step;
-        let (expected, found) = (self.samples.len(), sampled.len());
-        if expected != found {
-            return Err(GroupFault::SampledCount { step, expected, found });
-        }
-        match self.samples.iter().zip(sampled).find(|(sample, sampled)| sample.sequence != sampled.sequence) {
-            Some((Sample { sequence: expected, .. }, Sampled { sequence: found, .. })) => {
-                Err(GroupFault::SampledSequence { step, expected: *expected, found: *found })
+        let miscounted =
+            || GroupFault::SampledCount { step, expected: self.samples.len(), found: sampled.len() };
+        let mut rest = sampled;
+        for sample in &self.samples {
+            let first = rest.first().ok_or_else(miscounted)?;
+            if first.sequence != sample.sequence {
+                let (expected, found) = (sample.sequence, first.sequence);
+                return Err(GroupFault::SampledSequence { step, expected, found });
             }
-            None => Ok(()),
+            let own = rest.iter().take_while(|sampled| sampled.sequence == sample.sequence).count();
+            if own > sample.drafts + 1 {
+                return Err(miscounted());
+            }
+            rest = &rest[own..];
         }
+        if rest.is_empty() { Ok(()) } else { Err(miscounted()) }
     }
 }

@@ -24,7 +24,7 @@
 //!
 //! let Some(Action::Step(plan)) = scheduler.poll() else { panic!("a step for the workers") };
 //! assert_eq!(plan.work[0].tokens, [11, 12, 13]);
-//! assert_eq!(scheduler.poll(), None); // one step in flight
+//! assert_eq!(scheduler.poll(), None); // one token was asked for, and it is on its way
 //!
 //! let sampled = vec![Sampled { sequence, token: 14, logprobs: None }];
 //! let outcome = StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..Default::default() };
@@ -34,54 +34,68 @@
 //! # Ok::<(), flotilla_scheduler::SettingsError>(())
 //! ```
 //!
-//! # The line
+//! # Who runs
 //!
-//! All sequences stand in one line, in the order of their arrival. The first of them run, the others
-//! wait:
+//! Sequences wait in a line and run in seats:
 //!
 //! ```text
-//!   oldest                                                          youngest
-//!   [ decode  decode  prompt  decode  prompt ] [ preempted  new  new  new ]
+//!   first                                    last
+//!   [ decode  decode  prompt  decode  prompt ] [ preempted | a: new new new | b: new ]
 //!     running, in the group: tables of blocks    waiting: tokens and no more
 //! ```
 //!
-//! Nobody overtakes, so what makes progress certain is short: *the oldest sequence has rows in every
-//! step*. It is never preempted, there is a row left for it however many decode
-//! ([`Settings::tokens_per_step_max`] is at least [`Settings::sequences_max`]), and alone it fits in the
-//! cache, for one that does not is ended by [`FinishReason::Length`].
+//! Who is next is told in `line.rs`: what ran before, then the lowest priority number, then the client that
+//! has had least. What makes progress certain is short: *the first that runs has rows whenever it is ready*.
+//! It is never preempted, there is a row left for it however many decode
+//! ([`Settings::tokens_per_step_max`] is at least [`Settings::sequences_max`]), alone it fits in the cache,
+//! for one that does not is ended by [`FinishReason::Length`], and what is preempted goes before all others.
 //!
 //! # One step
 //!
-//! 1. *Grow.* Each sequence that runs gets the blocks for its tokens, oldest first. Where blocks run out
-//!    the youngest that runs is preempted: it goes back to the head of those that wait, and later runs
-//!    again as a prompt of all its tokens. What it emitted stays emitted.
-//! 2. *Decode.* Each sequence that lacks one row gets it: a long prompt delays nobody's next token.
-//! 3. *Prompts.* The rows that are left go to those that lack more, in the order of the line. A prompt
-//!    takes as many steps as it needs; the last chunk alone samples.
-//! 4. *Admit.* The next in line joins if it fits with all its tokens, and one block to spare for each
-//!    sequence that runs: so it is not preempted again in the same breath.
+//! 1. *Room.* Each sequence that decodes needs blocks for its next token, in the pools of the full and of
+//!    the window layers. Where they run out, the lowest in rank is preempted: it goes back to the line, and
+//!    later runs again as a prompt of all its tokens, most of which it may find in the cache. What it
+//!    emitted stays emitted.
+//! 2. *Decode.* Each sequence that lacks one row gets it: a long prompt delays nobody's next token. With
+//!    speculation it also tries guesses.
+//! 3. *Prompts.* Those that run and those that are next share the rows that are left: shorter ones go first,
+//!    up to half, so that a long one delays them little. A prompt takes as many steps as it needs; the last
+//!    chunk alone samples. What it begins with may be in the cache: then its rows begin behind that.
+//!
+//! # One step ahead
+//!
+//! A step is planned while the one before runs ([`Settings::steps_in_flight_max`]): the token that a sequence
+//! samples in the one is the token of its row in the other, and the workers know it. Whoever needs the token
+//! *here* first, for a mask or for guesses, sits out one step. What was planned for a sequence that turns out
+//! to have ended is ignored when it comes back. Nobody is preempted while a step is in flight.
 //!
 //! # When the group is lost
 //!
-//! All that runs goes back to the head of the line, and the step in flight is forgotten. A token is
-//! either emitted and part of the sequence, or unknown to everybody: sampling depends on (seed, position,
-//! token) alone, so the recomputed step chooses what the lost one would have chosen.
+//! All that runs goes back to the line, and the steps in flight are forgotten. A token is either emitted and
+//! part of the sequence, or unknown to everybody: sampling depends on (seed, position, token) alone, so the
+//! recomputed step chooses what the lost one would have chosen.
 //!
 //! # What is deliberately absent
 //!
-//! The clock, chance, and any knowledge of devices, HTTP or text. Priorities and the prefix cache are
-//! not here yet.
+//! The clock, chance, and any knowledge of devices, HTTP, text or grammars: of a mask it knows only whether it
+//! is there.
 #![forbid(unsafe_code)]
 
-mod blocks;
+mod batch;
+mod cache;
 #[cfg(debug_assertions)]
 mod check;
+mod drafts;
 pub mod event;
 mod group;
+mod line;
+mod load;
 mod scheduler;
 mod sequence;
 pub mod settings;
 
+pub use drafts::Speculation;
 pub use event::{Action, ClientId, Event, FinishReason, GroupFault, Rejection, Request, Usage};
-pub use scheduler::{Load, Scheduler};
+pub use load::{Counters, Load};
+pub use scheduler::Scheduler;
 pub use settings::{Settings, SettingsError};

@@ -1,37 +1,34 @@
 //! The scheduler: what happens to the line of sequences on each event. How the next step is put together
-//! is told in `group.rs`; here is who arrives, who ends, and what becomes of them when a group is lost.
+//! is told in `group.rs`, who is next in `line.rs`; here is who arrives, who ends, and what becomes of them
+//! when a group is lost.
 
+use crate::batch::Sample;
+use crate::cache::KvCache;
 use crate::event::{Action, Event, FinishReason, GroupFault, Rejection, Request};
 use crate::group::Group;
+use crate::line::Line;
+use crate::load::{Counters, Load};
 use crate::sequence::{Arrival, Sequence};
 use crate::settings::{Settings, SettingsError};
 use flotilla_shared::step::Sampled;
-use flotilla_shared::{Epoch, SequenceId, StepOutcome};
-use std::collections::VecDeque;
+use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// A sequence is in the group's `running` or in `waiting`, and nowhere when it has ended.
+/// A sequence is in the group's `running` or in `line`, and nowhere when it has ended.
 pub struct Scheduler {
     pub(crate) settings: Settings,
     now: Duration,
     arrival_last: Arrival,
-    /// In order of arrival, all of them after the last that runs.
-    pub(crate) waiting: VecDeque<Sequence>,
+    pub(crate) line: Line,
     pub(crate) group: Option<Group>,
     epoch_last: Option<Epoch>,
     actions: VecDeque<Action>,
-}
-
-/// How busy the scheduler is: for metrics, and for routing between replicas.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Load {
-    pub sequences_running: usize,
-    pub sequences_waiting: usize,
-    /// 0 without a group.
-    pub kv_blocks: usize,
-    pub kv_blocks_free: usize,
-    /// Since the group formed.
-    pub preemptions: u64,
+    /// Those that have not ended.
+    ids: BTreeSet<SequenceId>,
+    /// No deadline comes before it.
+    deadline_next: Option<Duration>,
+    counters: Counters,
 }
 
 impl Scheduler {
@@ -41,10 +38,13 @@ impl Scheduler {
             settings,
             now: Duration::ZERO,
             arrival_last: Arrival(0),
-            waiting: VecDeque::new(),
+            line: Line::default(),
             group: None,
             epoch_last: None,
             actions: VecDeque::new(),
+            ids: BTreeSet::new(),
+            deadline_next: None,
+            counters: Counters::default(),
         })
     }
 
@@ -52,13 +52,15 @@ impl Scheduler {
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.now = now;
         match event {
-            Event::GroupFormed { epoch, kv_blocks } => self.form_group(epoch, kv_blocks.full as usize),
+            Event::GroupFormed { epoch, kv_blocks } => self.form_group(epoch, kv_blocks),
             Event::GroupLost { epoch } => self.lose_group(epoch),
             Event::Arrived(request) => self.arrive(request),
-            Event::Cancelled(sequence) => self.cancel(sequence),
-            Event::Masked(_) | Event::Tick => {}
+            Event::Cancelled(sequence) => self.end_early(sequence, FinishReason::Cancelled),
+            Event::Masked(sequence) => self.mask_arrived(sequence),
+            Event::Tick => {}
             Event::Stepped(outcome) => self.apply(outcome),
         }
+        self.end_late();
         #[cfg(debug_assertions)]
         self.check();
     }
@@ -69,7 +71,8 @@ impl Scheduler {
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
         }
-        let plan = self.group.as_mut()?.plan_step(&self.settings, &mut self.waiting)?;
+        let group = self.group.as_mut()?;
+        let plan = group.plan_step(&self.settings, &mut self.line, &mut self.counters)?;
         #[cfg(debug_assertions)]
         {
             self.check();
@@ -78,30 +81,48 @@ impl Scheduler {
         Some(Action::Step(plan))
     }
 
-    pub fn load(&self) -> Load {
-        let group = self.group.as_ref();
-        Load {
-            sequences_running: group.map_or(0, |group| group.running.len()),
-            sequences_waiting: self.waiting.len(),
-            kv_blocks: group.map_or(0, |group| group.pool.count()),
-            kv_blocks_free: group.map_or(0, |group| group.pool.free_count()),
-            preemptions: group.map_or(0, |group| group.preemptions),
+    /// Gives back a plan that was sent, so that the next one needs no memory of its own.
+    pub fn reclaim(&mut self, plan: StepPlan) {
+        if let Some(group) = &mut self.group {
+            group.spares.take_back(plan);
         }
+    }
+
+    /// When an [`Event::Tick`] is due at the latest: the next deadline.
+    pub fn wakes_at(&self) -> Option<Duration> {
+        self.deadline_next
+    }
+
+    pub fn load(&self) -> Load {
+        let mut load = Load { sequences_waiting: self.line.len(), ..Load::default() };
+        if let Some(group) = &self.group {
+            let KvCache { full, window, .. } = &group.cache;
+            load.sequences_running = group.running.len();
+            load.steps_in_flight = group.in_flight.len();
+            (load.kv_blocks, load.window_blocks) = (full.count(), window.count());
+            (load.kv_blocks_free, load.window_blocks_free) = (full.free_count(), window.free_count());
+            (load.kv_blocks_cached, load.window_blocks_cached) = (full.cached_count(), window.cached_count());
+        }
+        load
+    }
+
+    pub fn counters(&self) -> Counters {
+        self.counters
     }
 
     // The group.
 
-    fn form_group(&mut self, epoch: Epoch, kv_blocks: usize) {
+    fn form_group(&mut self, epoch: Epoch, kv_blocks: KvBlocks) {
         if Some(epoch) <= self.epoch_last {
             tracing::error!(%epoch, epoch_last = ?self.epoch_last, "a group formed in a past epoch, refused");
             return;
         }
         self.epoch_last = Some(epoch);
         self.disband();
-        let group = Group::new(epoch, kv_blocks);
-        let capacity_tokens = group.pool.capacity_tokens();
+        let group = Group::new(epoch, kv_blocks, &self.settings);
+        let capacity_tokens = group.cache.capacity_tokens();
         self.group = Some(group);
-        if kv_blocks == 0 {
+        if !KvCache::can_serve(kv_blocks, self.settings.window_tokens) {
             return self.abandon(GroupFault::NoBlocks);
         }
         if capacity_tokens < self.settings.context_max {
@@ -129,28 +150,22 @@ impl Scheduler {
 
     /// Everything that runs goes back to the head of the line, to start over from its tokens.
     fn disband(&mut self) {
-        let Some(group) = self.group.take() else { return };
-        for mut sequence in group.running.into_iter().rev() {
-            sequence.start_over();
-            self.waiting.push_front(sequence);
+        let Some(mut group) = self.group.take() else { return };
+        while let Some(last) = group.running.len().checked_sub(1) {
+            self.line.resume(group.remove(last));
         }
     }
 
     /// Ends what would not fit in the cache of a new group, even alone.
     fn end_outgrown(&mut self) {
         let length_max = self.length_max();
-        for sequence in std::mem::take(&mut self.waiting) {
-            match sequence.end(length_max) {
-                Some(reason) => self.finish(sequence, reason),
-                None => self.waiting.push_back(sequence),
-            }
-        }
+        let ends = self.line.iter().filter_map(|sequence| Some((sequence.id, sequence.end(length_max)?)));
+        let ends: Vec<_> = ends.collect();
+        ends.into_iter().for_each(|(id, reason)| self.end_early(id, reason));
     }
 
-    /// Tokens that a sequence may have: the context, or the whole cache where that is less.
     pub(crate) fn length_max(&self) -> usize {
-        let capacity_tokens = self.group.as_ref().map_or(usize::MAX, |group| group.pool.capacity_tokens());
-        capacity_tokens.min(self.settings.context_max)
+        self.group.as_ref().map_or(self.settings.context_max, |group| group.length_max(&self.settings))
     }
 
     // The clients.
@@ -160,10 +175,15 @@ impl Scheduler {
             return self.actions.push_back(Action::Reject { sequence: request.sequence, reason });
         }
         self.arrival_last.0 += 1;
+        self.ids.insert(request.sequence);
+        self.counters.prompt_tokens += request.prompt.len() as u64;
+        let earlier = self.deadline_next.into_iter().chain(request.deadline).min();
+        self.deadline_next = earlier;
         let sequence = Sequence::new(self.arrival_last, self.now, request);
-        match sequence.end(self.length_max()) {
-            Some(reason) => self.finish(sequence, reason),
-            None => self.waiting.push_back(sequence),
+        let (id, end) = (sequence.id, sequence.end(self.length_max()));
+        self.line.join(sequence);
+        if let Some(reason) = end {
+            self.end_early(id, reason);
         }
     }
 
@@ -171,34 +191,57 @@ impl Scheduler {
         let Settings { waiting_max, .. } = self.settings;
         let tokens_max = self.length_max() - 1;
         let tokens = request.prompt.len();
-        if self.sequences().any(|sequence| sequence.id == request.sequence) {
+        if self.ids.contains(&request.sequence) {
             Some(Rejection::DuplicateSequence)
         } else if tokens == 0 {
             Some(Rejection::EmptyPrompt)
         } else if tokens > tokens_max {
             Some(Rejection::PromptTooLong { tokens, tokens_max })
-        } else if self.waiting.len() >= waiting_max {
+        } else if self.line.len() >= waiting_max {
             Some(Rejection::QueueFull { waiting_max })
         } else {
             None
         }
     }
 
-    fn cancel(&mut self, id: SequenceId) {
-        if let Some(index) = self.waiting.iter().position(|sequence| sequence.id == id) {
-            let sequence = self.waiting.remove(index).expect("found just now");
-            self.finish(sequence, FinishReason::Cancelled);
-        } else if let Some(group) = &mut self.group
-            && let Some(index) = group.running.iter().position(|sequence| sequence.id == id)
-        {
-            let sequence = group.remove(index);
-            self.finish(sequence, FinishReason::Cancelled);
+    fn mask_arrived(&mut self, id: SequenceId) {
+        let running = self.group.iter_mut().flat_map(|group| &mut group.running);
+        if let Some(sequence) = running.chain(self.line.iter_mut()).find(|sequence| sequence.id == id) {
+            sequence.mask_arrived();
         }
     }
 
-    /// All of them, oldest first.
+    /// Ends a sequence that waits or runs; of one that has ended there is nothing left to end.
+    fn end_early(&mut self, id: SequenceId, reason: FinishReason) {
+        if !self.ids.contains(&id) {
+            return;
+        }
+        let waiting = self.line.remove(id);
+        let found = waiting.or_else(|| {
+            let group = self.group.as_mut()?;
+            let index = group.running.iter().position(|sequence| sequence.id == id)?;
+            Some(group.remove(index))
+        });
+        if let Some(sequence) = found {
+            self.finish(sequence, reason);
+        }
+    }
+
+    /// Ends those whose deadline has come.
+    fn end_late(&mut self) {
+        if self.deadline_next.is_none_or(|deadline| self.now < deadline) {
+            return;
+        }
+        let late = |sequence: &Sequence| sequence.deadline.is_some_and(|deadline| deadline <= self.now);
+        let late: Vec<SequenceId> =
+            self.sequences().filter(|s| late(s)).map(|sequence| sequence.id).collect();
+        late.into_iter().for_each(|id| self.end_early(id, FinishReason::Deadline));
+        self.deadline_next = self.sequences().filter_map(|sequence| sequence.deadline).min();
+    }
+
+    /// All of them: those that run, then those that wait.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
-        self.group.iter().flat_map(|group| &group.running).chain(&self.waiting)
+        self.group.iter().flat_map(|group| &group.running).chain(self.line.iter())
     }
 
     // The step.
@@ -206,8 +249,8 @@ impl Scheduler {
     fn apply(&mut self, outcome: StepOutcome) {
         let StepOutcome { epoch, step, sampled, .. } = outcome;
         let in_flight = self.group.as_mut().and_then(|group| {
-            let expected = group.epoch == epoch && group.in_flight.as_ref().is_some_and(|it| it.step == step);
-            if expected { group.in_flight.take() } else { None }
+            let next = group.in_flight.front().map(|it| it.step);
+            if (group.epoch, next) == (epoch, Some(step)) { group.in_flight.pop_front() } else { None }
         });
         let Some(in_flight) = in_flight else {
             return tracing::debug!(%epoch, %step, "stale outcome ignored");
@@ -215,22 +258,40 @@ impl Scheduler {
         if let Err(fault) = in_flight.verify(&sampled) {
             return self.abandon(fault);
         }
-        for (sample, sampled) in in_flight.samples.iter().zip(sampled) {
-            self.extend(sample.arrival, sampled);
+        let mut sampled = sampled.into_iter().peekable();
+        for &sample in &in_flight.samples {
+            let mut accepted = 0;
+            while let Some(token) = sampled.next_if(|sampled| sampled.sequence == sample.sequence) {
+                self.extend(sample, token);
+                accepted += 1;
+            }
+            self.counters.accepted_tokens += accepted - 1;
+            self.settle(sample);
+        }
+        if let Some(group) = &mut self.group {
+            group.spares.take_back_samples(in_flight.samples);
         }
     }
 
-    /// One more token, unless the client left while the step was in flight.
-    fn extend(&mut self, arrival: Arrival, Sampled { token, logprobs, .. }: Sampled) {
+    /// One more token, unless the sequence ended while the step was in flight.
+    fn extend(&mut self, sample: Sample, Sampled { token, logprobs, .. }: Sampled) {
         let length_max = self.length_max();
         let Some(group) = &mut self.group else { return };
-        let Some(index) = group.find(arrival) else { return };
+        let Some(index) = group.find(sample.seat) else { return };
         let sequence = &mut group.running[index];
-        sequence.tokens.push(token);
+        sequence.extend(token);
+        self.counters.generated_tokens += 1;
         self.actions.push_back(Action::Emit { sequence: sequence.id, token, logprobs });
         if let Some(reason) = sequence.end(length_max) {
             let sequence = group.remove(index);
             self.finish(sequence, reason);
+        }
+    }
+
+    fn settle(&mut self, sample: Sample) {
+        let Some(group) = self.group.as_mut().filter(|_| sample.drafts > 0) else { return };
+        if let Some(index) = group.find(sample.seat) {
+            group.running[index].settle_drafts();
         }
     }
 
@@ -239,6 +300,8 @@ impl Scheduler {
         let (id, usage) = (sequence.id, sequence.usage());
         let alive = self.now.saturating_sub(sequence.arrived_at);
         tracing::debug!(sequence = %id, ?reason, ?usage, ?alive, "finished");
+        self.ids.remove(&id);
+        self.line.leave(sequence.client);
         self.actions.push_back(Action::Finish { sequence: id, reason, usage });
     }
 }

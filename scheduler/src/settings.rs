@@ -1,6 +1,9 @@
 //! What an operator may choose. Each has a unit, a default and its reason; [`Settings::validate`] says
 //! which combinations cannot work.
 
+use crate::drafts::Speculation;
+use flotilla_shared::step::STEPS_AHEAD_MAX;
+
 /// Limits of the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -17,11 +20,31 @@ pub struct Settings {
     pub waiting_max: usize,
     /// Tokens of a sequence, prompt and completion together. Default 131072: the context of gpt-oss.
     pub context_max: usize,
+    /// Positions that a window layer sees. Default 128: of gpt-oss.
+    pub window_tokens: usize,
+    /// Steps that workers are sent before they have answered the first of them. Default 2: while one runs,
+    /// the next is there, and the way to the coordinator and back costs nothing as long as it is shorter than
+    /// a step.
+    pub steps_in_flight_max: usize,
+    /// Whether prompts that begin alike share what was computed. Default yes.
+    pub prefix_cache: bool,
+    /// Whether next tokens are guessed. Default no: it gains where answers repeat their prompts, and costs
+    /// rows, and running ahead, where they do not.
+    pub speculation: Option<Speculation>,
 }
 
 impl Default for Settings {
     fn default() -> Settings {
-        Settings { tokens_per_step_max: 512, sequences_max: 64, waiting_max: 1024, context_max: 131_072 }
+        Settings {
+            tokens_per_step_max: 512,
+            sequences_max: 64,
+            waiting_max: 1024,
+            context_max: 131_072,
+            window_tokens: 128,
+            steps_in_flight_max: 2,
+            prefix_cache: true,
+            speculation: None,
+        }
     }
 }
 
@@ -35,6 +58,10 @@ pub enum SettingsError {
          hold one token of each sequence\nhint: raise tokens_per_step_max or lower sequences_max"
     )]
     StepTooSmall { tokens_per_step_max: usize, sequences_max: usize },
+    #[error("steps_in_flight_max is {found}, but workers take {STEPS_AHEAD_MAX} at most")]
+    TooManySteps { found: usize },
+    #[error("speculation with ngrams of {min} to {max} tokens and {drafts} drafts guesses nothing")]
+    Speculation { min: usize, max: usize, drafts: usize },
     #[error("context_max is {context_max}, but positions are 32-bit numbers")]
     ContextTooLong { context_max: usize },
 }
@@ -45,6 +72,16 @@ impl Settings {
         at_least("waiting_max", self.waiting_max, 1)?;
         // One token of prompt, one of completion.
         at_least("context_max", self.context_max, 2)?;
+        at_least("window_tokens", self.window_tokens, 1)?;
+        at_least("steps_in_flight_max", self.steps_in_flight_max, 1)?;
+        if self.steps_in_flight_max > STEPS_AHEAD_MAX {
+            return Err(SettingsError::TooManySteps { found: self.steps_in_flight_max });
+        }
+        if let Some(Speculation { drafts_max: drafts, ngram_max: max, ngram_min: min }) = self.speculation
+            && (min == 0 || max < min || drafts == 0)
+        {
+            return Err(SettingsError::Speculation { min, max, drafts });
+        }
         let Settings { tokens_per_step_max, sequences_max, context_max, .. } = *self;
         if tokens_per_step_max < sequences_max {
             return Err(SettingsError::StepTooSmall { tokens_per_step_max, sequences_max });
@@ -81,6 +118,10 @@ mod tests {
         assert!(error(|s| s.waiting_max = 0).starts_with("waiting_max is 0"));
         assert!(error(|s| s.context_max = 1).starts_with("context_max is 1"));
         assert!(error(|s| s.tokens_per_step_max = 63).contains("63, below sequences_max 64"));
+        assert!(error(|s| s.window_tokens = 0).starts_with("window_tokens is 0"));
+        assert!(error(|s| s.steps_in_flight_max = 9).contains("4 at most"));
+        let nothing = Speculation { drafts_max: 0, ..Speculation::default() };
+        assert!(error(|s| s.speculation = Some(nothing)).contains("0 drafts"));
         assert!(error(|s| s.context_max = 1 << 32).contains("4294967296"));
     }
 }

@@ -8,20 +8,27 @@
 
 mod world;
 
-use flotilla_scheduler::{Event, FinishReason, Settings};
+use flotilla_scheduler::{ClientId, Event, FinishReason, Request, Settings, Speculation};
 use flotilla_shared::KvBlocks;
-use flotilla_shared::step::Sampled;
+use flotilla_shared::step::{STEPS_AHEAD_MAX, Sampled};
 use flotilla_shared::{Epoch, SequenceId, StepOutcome};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
+use std::time::Duration;
 use world::{End, World, request};
 
 #[derive(Clone, Debug)]
 enum Happening {
     Arrive {
         prompt_tokens: usize,
+        /// Its prompt begins as that of all others of this family.
+        family: u64,
         tokens_max: usize,
         stops: bool,
+        guided: bool,
+        client: u64,
+        priority: i32,
+        millis: Option<u64>,
     },
     /// A second request of a live sequence.
     ArriveTwice(usize),
@@ -34,8 +41,11 @@ enum Happening {
     },
     WrongOutcome(Wrong),
     FormGroup {
-        kv_blocks: usize,
+        full: u32,
+        window: u32,
     },
+    MasksArrive,
+    TimePasses(u64),
     LoseGroup,
     /// The loss of an earlier group, or an earlier group itself.
     PastGroup,
@@ -50,18 +60,36 @@ enum Wrong {
     Other,
 }
 
+fn arrival() -> impl Strategy<Value = Happening> {
+    let tokens = (0..70usize, 0..4u64, 0..50usize);
+    let millis = prop_oneof![9 => Just(None), 1 => (0..60u64).prop_map(Some)];
+    (tokens, any::<bool>(), prop::bool::weighted(0.2), 0..3u64, -1..2i32, millis).prop_map(
+        |((prompt_tokens, family, tokens_max), stops, guided, client, priority, millis)| Happening::Arrive {
+            prompt_tokens,
+            family,
+            tokens_max,
+            stops,
+            guided,
+            client,
+            priority,
+            millis,
+        },
+    )
+}
+
 fn happening() -> impl Strategy<Value = Happening> {
     use Happening::*;
     let wrong = prop_oneof![Just(Wrong::OneLess), Just(Wrong::OneMore), Just(Wrong::Other)];
     prop_oneof![
-        12 => (0..70usize, 0..50usize, any::<bool>())
-            .prop_map(|(prompt_tokens, tokens_max, stops)| Arrive { prompt_tokens, tokens_max, stops }),
+        12 => arrival(),
         1 => any::<usize>().prop_map(ArriveTwice),
         4 => any::<usize>().prop_map(Cancel),
         40 => Just(StepReturns),
         2 => (0..3u64, 0..3u64).prop_map(|(epochs_ago, steps)| StaleOutcome { epochs_ago, steps }),
         1 => wrong.prop_map(WrongOutcome),
-        3 => (0..12usize).prop_map(|kv_blocks| FormGroup { kv_blocks }),
+        3 => (0..12u32, 0..12u32).prop_map(|(full, window)| FormGroup { full, window }),
+        10 => Just(MasksArrive),
+        1 => (0..40u64).prop_map(TimePasses),
         1 => Just(LoseGroup),
         1 => Just(PastGroup),
         40 => Just(Poll),
@@ -69,12 +97,28 @@ fn happening() -> impl Strategy<Value = Happening> {
 }
 
 fn settings() -> impl Strategy<Value = Settings> {
-    (1..6usize, 0..40usize, 1..8usize, 2..120usize).prop_map(
-        |(sequences_max, rows, waiting_max, context_max)| Settings {
-            tokens_per_step_max: sequences_max + rows,
-            sequences_max,
-            waiting_max,
-            context_max,
+    let speculation = (1..5usize, 1..3usize, 0..2usize).prop_map(|(drafts_max, ngram_min, more)| {
+        Speculation { drafts_max, ngram_min, ngram_max: ngram_min + more }
+    });
+    let speculation = prop_oneof![2 => Just(None), 1 => speculation.prop_map(Some)];
+    let sizes = (1..6usize, 0..40usize, 1..8usize, 2..120usize, 1..40usize);
+    (sizes, 1..=STEPS_AHEAD_MAX, any::<bool>(), speculation).prop_map(
+        |(
+            (sequences_max, rows, waiting_max, context_max, window_tokens),
+            steps,
+            prefix_cache,
+            speculation,
+        )| {
+            Settings {
+                tokens_per_step_max: sequences_max + rows,
+                sequences_max,
+                waiting_max,
+                context_max,
+                window_tokens,
+                steps_in_flight_max: steps,
+                prefix_cache,
+                speculation,
+            }
         },
     )
 }
@@ -82,10 +126,28 @@ fn settings() -> impl Strategy<Value = Settings> {
 impl World {
     fn happen(&mut self, happening: &Happening) {
         match *happening {
-            Happening::Arrive { prompt_tokens, tokens_max, stops } => {
-                let mut request = request(self.clients.len() as u64 + 1, prompt_tokens, tokens_max);
-                request.stop_tokens = if stops { vec![3, 7] } else { vec![] };
-                self.arrive(request);
+            Happening::Arrive {
+                prompt_tokens,
+                family,
+                tokens_max,
+                stops,
+                guided,
+                client,
+                priority,
+                millis,
+            } => {
+                let id = self.clients.len() as u64 + 1;
+                let begins = request(1000 + family, prompt_tokens * 2 / 3, 0).prompt;
+                let ends = request(id, prompt_tokens - begins.len(), 0).prompt;
+                self.arrive(Request {
+                    prompt: [begins, ends].concat(),
+                    stop_tokens: if stops { vec![3, 7] } else { vec![] },
+                    guided,
+                    client: ClientId(client),
+                    priority,
+                    deadline: millis.map(|millis| self.now() + Duration::from_millis(millis)),
+                    ..request(id, 0, tokens_max)
+                });
             }
             Happening::ArriveTwice(pick) => {
                 self.settle_actions();
@@ -103,7 +165,9 @@ impl World {
             }
             Happening::StaleOutcome { epochs_ago, steps } => self.stale_outcome(epochs_ago, steps),
             Happening::WrongOutcome(wrong) => self.wrong_outcome(wrong),
-            Happening::FormGroup { kv_blocks } => self.form_group(kv_blocks),
+            Happening::FormGroup { full, window } => self.form_group_of(KvBlocks { full, window }),
+            Happening::MasksArrive => _ = self.masks_arrive(),
+            Happening::TimePasses(millis) => self.time_passes(millis),
             Happening::LoseGroup => self.lose_group(),
             Happening::PastGroup => {
                 let past = Epoch(self.epoch().0.saturating_sub(1));
@@ -121,7 +185,7 @@ impl World {
     }
 
     fn stale_outcome(&mut self, epochs_ago: u64, steps: u64) {
-        let Some((plan, outcome)) = self.in_flight.clone() else {
+        let Some((plan, outcome)) = self.in_flight.front().cloned() else {
             return;
         };
         if (epochs_ago, steps) != (0, 0) {
@@ -132,13 +196,17 @@ impl World {
     }
 
     fn wrong_outcome(&mut self, wrong: Wrong) {
-        let Some((_, mut outcome)) = self.in_flight.clone() else {
+        let Some((_, mut outcome)) = self.in_flight.front().cloned() else {
             return;
         };
         match (wrong, outcome.sampled.last_mut()) {
             (Wrong::Other, Some(sampled)) => sampled.sequence = SequenceId(999),
-            (Wrong::OneLess, Some(_)) => _ = outcome.sampled.pop(),
-            (_, _) => outcome.sampled.push(Sampled { sequence: SequenceId(1), token: 0, logprobs: None }),
+            (Wrong::OneLess, Some(sampled)) => {
+                let last = sampled.sequence;
+                outcome.sampled.retain(|sampled| sampled.sequence != last);
+            }
+            // Of a sequence that has guesses, one token more would be plausible.
+            (_, _) => outcome.sampled.push(Sampled { sequence: SequenceId(999), token: 0, logprobs: None }),
         }
         let faults = self.faults.len();
         self.tell(Event::Stepped(outcome));
@@ -155,7 +223,7 @@ impl World {
         self.run_to_end();
         for (id, client) in &self.clients {
             let complete = match client.end.unwrap() {
-                End::Finished(FinishReason::Cancelled, _) | End::Rejected => true,
+                End::Finished(FinishReason::Cancelled | FinishReason::Deadline, _) | End::Rejected => true,
                 // The world has checked that the pool was the reason, where it was.
                 End::Finished(_, _) => {
                     client.is_complete() || client.request.prompt.len() + client.emitted.len() >= 16

@@ -9,9 +9,18 @@ use flotilla_shared::step::Sampled;
 use flotilla_shared::{Epoch, SequenceId, StepId, StepOutcome};
 use world::{World, request};
 
-/// Small numbers that a reader can follow: steps of 8 tokens, 4 sequences, a queue of 4.
+/// Small numbers that a reader can follow: steps of 8 tokens, one at a time, 4 sequences, a queue of 4.
 fn small() -> Settings {
-    Settings { tokens_per_step_max: 8, sequences_max: 4, waiting_max: 4, context_max: 200 }
+    Settings {
+        tokens_per_step_max: 8,
+        sequences_max: 4,
+        waiting_max: 4,
+        context_max: 200,
+        window_tokens: 32,
+        steps_in_flight_max: 1,
+        prefix_cache: false,
+        speculation: None,
+    }
 }
 
 const PLENTY: usize = 100;
@@ -29,7 +38,7 @@ fn a_long_prompt_takes_several_steps_and_samples_in_the_last() {
         chunks.push((work.position, work.tokens.len(), work.blocks.len(), work.sample));
         world.step();
     }
-    assert_eq!(chunks, [(0, 8, 1, false), (8, 8, 0, false), (16, 4, 1, true)]);
+    assert_eq!(chunks, [(0, 8, 2, false), (8, 8, 0, false), (16, 4, 0, true)]);
     assert_eq!(world.client(1).emitted.len(), 1);
     world.run_to_end();
 }
@@ -132,7 +141,7 @@ fn where_blocks_run_out_the_youngest_starts_over_and_repeats_nothing() {
     // Each had two blocks; the fifth went to the first, and the second paid for its next.
     assert_eq!(world.plan().release, [SequenceId(2)]);
     let emitted = world.client(2).emitted.len();
-    assert!(emitted > 20 && world.scheduler.load().preemptions == 1);
+    assert!(emitted > 20 && world.scheduler.counters().preemptions == 1);
     assert_eq!(world.scheduler.load().sequences_waiting, 1);
     while world.plan().admit.is_empty() {
         world.step();
@@ -168,7 +177,7 @@ fn who_is_admitted_does_not_take_the_block_that_another_needs_next() {
     world.arrive(request(1, 15, 5)); // soon needs a second block
     world.arrive(request(2, 20, 3)); // would take both that are free
     world.run_to_end();
-    assert_eq!(world.scheduler.load().preemptions, 0);
+    assert_eq!(world.scheduler.counters().preemptions, 0);
 }
 
 #[test]
@@ -304,7 +313,7 @@ fn requests_wait_for_a_group() {
     let mut world = World::new(small());
     world.arrive(request(1, 4, 4));
     world.settle_actions();
-    assert!(world.in_flight.is_none());
+    assert!(world.in_flight.is_empty());
     world.form_group(PLENTY);
     world.run_to_end();
     assert!(world.client(1).is_complete());
@@ -319,7 +328,7 @@ fn a_lost_group_costs_no_token_and_repeats_none() {
     for _ in 0..6 {
         world.step();
     }
-    let stale = world.in_flight.as_ref().unwrap().1.clone();
+    let stale = world.in_flight[0].1.clone();
     world.lose_group();
     world.tell(Event::Stepped(stale.clone()));
     world.settle_actions();
@@ -374,11 +383,11 @@ fn answered_wrongly(change: impl FnOnce(&mut StepOutcome)) -> Vec<GroupFault> {
     world.arrive(request(2, 3, 8));
     world.step();
     world.step();
-    let (_, mut outcome) = world.in_flight.clone().unwrap();
+    let (_, mut outcome) = world.in_flight[0].clone();
     change(&mut outcome);
     world.tell(Event::Stepped(outcome));
     world.settle_actions();
-    assert!(world.in_flight.is_none() && world.client(1).emitted.len() == 2);
+    assert!(world.in_flight.is_empty() && world.client(1).emitted.len() == 2);
     world.form_group(PLENTY);
     world.run_to_end();
     assert!(world.client(1).is_complete() && world.client(2).is_complete());

@@ -1,4 +1,5 @@
-//! The one OS thread that owns the engine. The async side hands it a step and awaits the answer.
+//! The one OS thread that owns the engine. The async side hands it steps and hears their outcomes, in the
+//! same order; while it runs one, the next may lie there already.
 
 use crate::executor::{Executor, StepError};
 use flotilla_engine::backend::Backend;
@@ -7,12 +8,13 @@ use flotilla_shared::{StepOutcome, StepPlan};
 use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
-type Job = (StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>);
+type Outcome = Result<StepOutcome, StepError>;
 
 /// Handle to the thread; dropping it ends the thread after its step.
 #[derive(Debug)]
 pub struct EngineThread {
-    jobs: mpsc::UnboundedSender<Job>,
+    steps: mpsc::UnboundedSender<StepPlan>,
+    outcomes: mpsc::UnboundedReceiver<Outcome>,
 }
 
 impl EngineThread {
@@ -27,39 +29,50 @@ impl EngineThread {
         C: Collective + AllReduce<B::Activations> + 'static,
         E: Send + 'static,
     {
-        let (jobs, inbox) = mpsc::unbounded_channel();
+        let (steps, inbox) = mpsc::unbounded_channel();
+        let (outbox, outcomes) = mpsc::unbounded_channel();
         let (built, on_built) = oneshot::channel();
         let body = move || match build() {
             Ok(executor) => {
                 // The receiver is gone only when the worker is going.
                 let _ = built.send(Ok(()));
-                execute_all(executor, inbox);
+                execute_all(executor, inbox, &outbox);
             }
             Err(error) => drop(built.send(Err(error))),
         };
         std::thread::Builder::new().name("engine".into()).spawn(body).expect("the system gives a thread");
         on_built.await.expect("the engine thread answers before it ends")?;
-        Ok(EngineThread { jobs })
+        Ok(EngineThread { steps, outcomes })
     }
 
-    /// Runs one step; `None` when the engine thread is gone.
-    pub async fn step(&self, plan: StepPlan) -> Option<Result<StepOutcome, StepError>> {
-        let (answer, on_answer) = oneshot::channel();
-        self.jobs.send((plan, answer)).ok()?;
-        on_answer.await.ok()
+    /// Lays a step behind those that are there. Of a thread that is gone, [`EngineThread::outcome`] tells.
+    pub fn submit(&self, plan: StepPlan) {
+        let _ = self.steps.send(plan);
+    }
+
+    /// The next outcome; `None` when the engine thread is gone. May be dropped and asked for again.
+    pub async fn outcome(&mut self) -> Option<Outcome> {
+        self.outcomes.recv().await
     }
 }
 
-fn execute_all<B, C>(mut executor: Executor<B, C>, mut inbox: mpsc::UnboundedReceiver<Job>)
-where
+/// Until the other side is gone, or a step fails: what follows a failed step could not be right.
+fn execute_all<B, C>(
+    mut executor: Executor<B, C>,
+    mut inbox: mpsc::UnboundedReceiver<StepPlan>,
+    outbox: &mpsc::UnboundedSender<Outcome>,
+) where
     B: Backend,
     C: Collective + AllReduce<B::Activations>,
 {
-    while let Some((plan, answer)) = inbox.blocking_recv() {
+    while let Some(plan) = inbox.blocking_recv() {
         let start = Instant::now();
         let outcome = executor
             .execute(&plan)
             .map(|outcome| StepOutcome { compute_us: start.elapsed().as_micros() as u64, ..outcome });
-        let _ = answer.send(outcome);
+        let failed = outcome.is_err();
+        if outbox.send(outcome).is_err() || failed {
+            return;
+        }
     }
 }

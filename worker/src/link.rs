@@ -12,6 +12,7 @@ use flotilla_engine::weights::{RankWeights, Synthetic, WeightError, WeightSink};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, wire};
+use flotilla_shared::step::STEPS_AHEAD_MAX;
 use flotilla_shared::{Assignment, Inventory, Loading, StepPlan, TensorSlice, WeightOrigin};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
@@ -132,25 +133,44 @@ async fn serve(settings: &Settings, link: &mut Link, listener: TcpListener) -> R
     let assignment = link.assignment().await?;
     info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), "assigned");
     let (epoch, rank) = (assignment.epoch, assignment.rank);
-    let engine = tokio::select! {
+    let mut engine = tokio::select! {
         engine = prepare(settings, &mut link.client, &link.says, assignment, listener) => engine?,
         // Whoever leaves while this worker loads ends its part too: it must not wait for peers in vain.
         early = link.hears.message() => return Err(too_early(early?)),
     };
     link.say(from_worker::Message::Ready(wire::Ready { epoch: epoch.0 }));
     info!(%rank, %epoch, "ready");
-    while let Some(plan) = link.next_step().await? {
-        let outcome = tokio::select! {
-            outcome = engine.step(plan) => outcome.ok_or(WorkerError::EngineGone)??,
-            early = link.hears.message() => return Err(too_early(early?)),
-        };
-        link.say(from_worker::Message::Outcome(outcome.into()));
-    }
-    info!("the coordinator closed the link");
-    Ok(())
+    execute_steps(link, &mut engine).await
 }
 
-/// What the coordinator said while it was this worker's turn.
+/// Steps go to the engine as they come, and outcomes back as they are done.
+async fn execute_steps(link: &mut Link, engine: &mut EngineThread) -> Result<(), WorkerError> {
+    let mut in_flight = 0;
+    loop {
+        tokio::select! {
+            plan = link.next_step() => match plan? {
+                Some(_) if in_flight == STEPS_AHEAD_MAX => {
+                    return Err(unexpected(&format!("a Step while {in_flight} are not answered")));
+                }
+                Some(plan) => {
+                    in_flight += 1;
+                    engine.submit(plan);
+                }
+                None => {
+                    info!("the coordinator closed the link");
+                    return Ok(());
+                }
+            },
+            outcome = engine.outcome() => {
+                in_flight -= 1;
+                let outcome = outcome.ok_or(WorkerError::EngineGone)??;
+                link.say(from_worker::Message::Outcome(outcome.into()));
+            }
+        }
+    }
+}
+
+/// What the coordinator said before this worker was ready.
 fn too_early(message: Option<wire::ToWorker>) -> WorkerError {
     message.map_or(WorkerError::Closed, |_| unexpected("sent before this worker answered"))
 }

@@ -8,7 +8,7 @@ use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::threads::{self, ThreadsCollective};
 use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
-use flotilla_shared::{Assignment, Rank, StepOutcome, StepPlan};
+use flotilla_shared::{Assignment, Rank, StepId, StepOutcome, StepPlan};
 use flotilla_worker::device::{Device, on_card, on_cpu};
 use flotilla_worker::{Executor, StepError};
 use std::time::Duration;
@@ -19,6 +19,8 @@ type Job = (StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>);
 /// Dropping it ends the threads.
 pub struct LocalGroup {
     ranks: Vec<mpsc::UnboundedSender<Job>>,
+    step: StepId,
+    answers: Vec<oneshot::Receiver<Result<StepOutcome, StepError>>>,
 }
 
 /// The longest that one sum may wait for another rank.
@@ -42,7 +44,7 @@ impl LocalGroup {
         for _ in &ranks {
             on_built.recv()??;
         }
-        Ok(LocalGroup { ranks })
+        Ok(LocalGroup { ranks, step: StepId(0), answers: Vec::new() })
     }
 }
 
@@ -90,18 +92,25 @@ where
 }
 
 impl Group for LocalGroup {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutcome, GroupError> {
-        let step = plan.step;
-        let answers = self.ranks.iter().enumerate().map(|(rank, jobs)| {
-            let rank = Rank(rank as u16);
+    fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
+        self.step = plan.step;
+        for (rank, jobs) in self.ranks.iter().enumerate() {
             let (answer, on_answer) = oneshot::channel();
-            let sent = jobs.send((plan.clone(), answer));
-            async move {
-                let lost = |reason: &str| GroupError::Lost { rank, reason: reason.into() };
-                sent.map_err(|_| lost("its thread is gone"))?;
-                let outcome = on_answer.await.map_err(|_| lost("its thread died in the step"))?;
-                outcome.map_err(|error| GroupError::Refused { rank, step, reason: error.to_string() })
-            }
+            let gone = |_| GroupError::Lost { rank: Rank(rank as u16), reason: "its thread is gone".into() };
+            jobs.send((plan.clone(), answer)).map_err(gone)?;
+            self.answers.push(on_answer);
+        }
+        Ok(())
+    }
+
+    /// Of the one step that is in flight here.
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
+        let step = self.step;
+        let answers = self.answers.drain(..).enumerate().map(|(rank, on_answer)| async move {
+            let rank = Rank(rank as u16);
+            let died = |_| GroupError::Lost { rank, reason: "its thread died in the step".into() };
+            let outcome = on_answer.await.map_err(died)?;
+            outcome.map_err(|error| GroupError::Refused { rank, step, reason: error.to_string() })
         });
         join(futures::future::try_join_all(answers.collect::<Vec<_>>()).await?)
     }

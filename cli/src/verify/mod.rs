@@ -280,11 +280,13 @@ impl<G: Group> Verifier<G> {
             self.sequence.0 += 1;
         }
         let blocks = position.div_ceil(BLOCK_TOKENS)..(position + tokens.len()).div_ceil(BLOCK_TOKENS);
+        let blocks: Vec<BlockId> = blocks.map(|block| BlockId(block as u32)).collect();
         SequenceWork {
             sequence: self.sequence,
             position: position as u32,
             tokens: tokens.to_vec(),
-            blocks: blocks.map(|block| BlockId(block as u32)).collect(),
+            window_blocks: blocks.clone(),
+            blocks,
             ..SequenceWork::default()
         }
     }
@@ -299,7 +301,8 @@ impl<G: Group> Verifier<G> {
             admit: if work.position == 0 { vec![admission] } else { Vec::new() },
             work: vec![work],
         };
-        let outcome = self.group.step(plan).await?;
+        self.group.send(&plan)?;
+        let outcome = self.group.outcome().await?;
         Ok((outcome.sampled.first().map(|sampled| sampled.token), outcome.captured))
     }
 }

@@ -11,6 +11,8 @@ use flotilla_shared::step::Logprobs;
 use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::guides::Ready;
+use super::stats::Stats;
 use crate::group::GroupError;
 use crate::guide::Guide;
 
@@ -90,8 +92,16 @@ impl std::fmt::Display for Readiness {
 pub(super) type Admission = oneshot::Sender<Result<(), Refusal>>;
 
 pub(super) enum Command {
-    Submit { request: Request, events: mpsc::UnboundedSender<TokenEvent>, admission: Admission },
+    Submit(Box<Submission>),
     Cancel(SequenceId),
+}
+
+pub(super) struct Submission {
+    pub request: Request,
+    pub timeout: Option<Duration>,
+    pub guide: Option<Ready>,
+    pub events: mpsc::UnboundedSender<TokenEvent>,
+    pub admission: Admission,
 }
 
 /// What the fleet tells the driver.
@@ -106,6 +116,7 @@ pub(super) enum News<G> {
 pub struct DriverHandle {
     pub(super) commands: mpsc::UnboundedSender<Command>,
     pub(super) readiness: watch::Receiver<Readiness>,
+    pub(super) stats: watch::Receiver<Stats>,
     pub(super) sequences: Arc<AtomicU64>,
 }
 
@@ -129,9 +140,15 @@ impl DriverHandle {
             salt,
             ..Request::default()
         };
+        let guide = match generation.guide {
+            Some(guide) => Some(prepare(guide).await?),
+            None => None,
+        };
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
-        let command = Command::Submit { request, events: events_in, admission };
+        let timeout = generation.timeout;
+        let submission = Submission { request, timeout, guide, events: events_in, admission };
+        let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
         let stream = TokenStream { events, sequence, commands: self.commands.clone(), done: false };
         admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
@@ -154,12 +171,22 @@ impl DriverHandle {
         }
     }
 
+    /// How busy it is, and what it has done.
+    pub fn stats(&self) -> Stats {
+        *self.stats.borrow()
+    }
+
     pub fn readiness(&self) -> Readiness {
         if self.commands.is_closed() {
             return Readiness::Stopped;
         }
         self.readiness.borrow().clone()
     }
+}
+
+async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
+    // Blocking tasks end early only when the runtime does.
+    tokio::task::spawn_blocking(|| Ready::prepare(guide)).await.map_err(|_| Refusal::Stopped)
 }
 
 /// The tokens of one sequence as they come. Dropping it cancels the sequence.

@@ -1,9 +1,10 @@
-//! A formed group: one step out to every rank, every rank's outcome back, compared and put together.
+//! A formed group: steps out to every rank, every rank's outcomes back, compared and put together.
 
 use super::service::Worker;
 use crate::group::{Group, GroupError};
-use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
+use flotilla_proto::wire::{self, ToWorker, from_worker, to_worker};
 use flotilla_shared::{Plan, Rank, StepId, StepOutcome, StepPlan};
+use std::collections::VecDeque;
 use std::future::Future;
 
 /// Workers that hold one copy of the model together.
@@ -12,11 +13,16 @@ pub struct RemoteGroup {
     plan: Plan,
     /// In rank order.
     workers: Vec<Worker>,
+    /// Sent and not answered, oldest first.
+    steps: VecDeque<StepId>,
+    /// What came so far of the oldest.
+    answers: Vec<Option<StepOutcome>>,
 }
 
 impl RemoteGroup {
     pub(super) fn new(plan: Plan, workers: Vec<Worker>) -> Self {
-        RemoteGroup { plan, workers }
+        let answers = workers.iter().map(|_| None).collect();
+        RemoteGroup { plan, workers, steps: VecDeque::new(), answers }
     }
 
     pub fn plan(&self) -> &Plan {
@@ -42,22 +48,30 @@ impl RemoteGroup {
 }
 
 impl Group for RemoteGroup {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutcome, GroupError> {
-        let step = plan.step;
+    fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
+        let message = wire::StepPlan::from(plan);
         for (rank, worker) in self.workers.iter().enumerate() {
-            let message = Some(to_worker::Message::Step((&plan).into()));
+            let message = Some(to_worker::Message::Step(message.clone()));
             worker.hears.send(Ok(ToWorker { message })).map_err(|_| GroupError::Lost {
                 rank: Rank(rank as u16),
                 reason: "its link is closed".into(),
             })?;
         }
-        let answers = self
-            .workers
-            .iter_mut()
-            .enumerate()
-            .map(|(rank, worker)| outcome(Rank(rank as u16), step, worker));
-        let outcomes = futures::future::try_join_all(answers).await?;
-        join(outcomes)
+        self.steps.push_back(plan.step);
+        Ok(())
+    }
+
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
+        let step = *self.steps.front().expect("a step was sent");
+        let ranks = self.workers.iter_mut().zip(&mut self.answers).enumerate();
+        let lacking = ranks.filter(|(_, (_, answer))| answer.is_none());
+        let answers = lacking.map(|(rank, (worker, answer))| async move {
+            *answer = Some(outcome(Rank(rank as u16), step, worker).await?);
+            Ok(())
+        });
+        futures::future::try_join_all(answers).await?;
+        self.steps.pop_front();
+        join(self.answers.iter_mut().filter_map(Option::take).collect())
     }
 }
 

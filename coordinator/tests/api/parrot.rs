@@ -5,7 +5,7 @@
 //! An answer that holds no stop token is followed by dots without end. `{seed}` in it becomes the seed
 //! of the sequence. It is a pure function of the sequence's tokens, and so goes on in another group.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -40,6 +40,7 @@ pub struct Parrot {
     tokenizer: Arc<Tokenizer>,
     seen: Arc<Seen>,
     sequences: BTreeMap<SequenceId, Voice>,
+    plans: VecDeque<StepPlan>,
 }
 
 struct Voice {
@@ -47,24 +48,27 @@ struct Voice {
     tokens: Vec<TokenId>,
     /// What is to be answered, and at which position it begins; found when it is first asked for.
     answer: Option<(Vec<TokenId>, usize)>,
+    said_last: TokenId,
 }
 
 impl Parrot {
     pub fn new(tokenizer: Arc<Tokenizer>, seen: Arc<Seen>) -> Parrot {
-        Parrot { tokenizer, seen, sequences: BTreeMap::new() }
+        Parrot { tokenizer, seen, sequences: BTreeMap::new(), plans: VecDeque::new() }
     }
 
     fn work(&mut self, work: SequenceWork) -> Option<Sampled> {
         let mut voice = self.sequences.remove(&work.sequence).expect("admitted before it works");
         assert_eq!(voice.tokens.len(), work.position as usize, "every position before is in the cache");
         voice.tokens.extend(&work.tokens);
+        if work.ahead {
+            voice.tokens[work.position as usize] = voice.said_last;
+        }
         if work.tokens.len() > 1 {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
         }
-        let sampled = work.sample.then(|| Sampled {
-            sequence: work.sequence,
-            token: self.next(&mut voice),
-            logprobs: None,
+        let sampled = work.sample.then(|| {
+            voice.said_last = self.next(&mut voice);
+            Sampled { sequence: work.sequence, token: voice.said_last, logprobs: None }
         });
         self.sequences.insert(work.sequence, voice);
         sampled
@@ -102,9 +106,15 @@ impl Parrot {
 }
 
 impl Group for Parrot {
-    async fn step(&mut self, plan: StepPlan) -> Result<StepOutcome, GroupError> {
+    fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
+        self.plans.push_back(plan.clone());
+        Ok(())
+    }
+
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         // Leaves the processor to others, as workers elsewhere would.
         tokio::time::sleep(Duration::from_micros(200)).await;
+        let plan = self.plans.pop_front().expect("a step was sent");
         if self.seen.die.swap(false, Ordering::SeqCst) {
             return Err(GroupError::Lost { rank: Rank(2), reason: "its power was cut".to_owned() });
         }
@@ -113,7 +123,8 @@ impl Group for Parrot {
             self.seen.released.lock().unwrap().insert(*sequence);
         }
         for admission in &plan.admit {
-            let voice = Voice { seed: admission.sampling.seed, tokens: Vec::new(), answer: None };
+            let voice =
+                Voice { seed: admission.sampling.seed, tokens: Vec::new(), answer: None, said_last: 0 };
             self.sequences.insert(admission.sequence, voice);
             self.seen.admitted.lock().unwrap().insert(admission.sequence);
         }

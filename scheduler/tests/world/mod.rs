@@ -10,7 +10,7 @@ use flotilla_shared::KvBlocks;
 use flotilla_shared::sampling::mix;
 use flotilla_shared::step::{BLOCK_TOKENS, Sampled, SequenceWork};
 use flotilla_shared::{BlockId, Epoch, Sampling, SequenceId, StepId, StepOutcome, StepPlan, TokenId};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Small, so that a stop token is often met.
@@ -49,25 +49,33 @@ pub fn request(id: u64, prompt_tokens: usize, tokens_max: usize) -> Request {
 pub struct Workers {
     epoch: Epoch,
     step_last: StepId,
-    /// (position, token) of each slot of each block.
-    cache: Vec<[Option<(usize, TokenId)>; BLOCK_TOKENS]>,
+    window_tokens: usize,
+    /// (position, token) of each slot of each block, of full and of window layers.
+    full: Vec<Block>,
+    window: Vec<Block>,
     held: BTreeMap<SequenceId, Held>,
 }
+
+type Block = [Option<(usize, TokenId)>; BLOCK_TOKENS];
 
 struct Held {
     sampling: Sampling,
     length: usize,
-    table: Vec<BlockId>,
+    full: Vec<BlockId>,
+    /// By block of positions; those that are gone are none.
+    window: Vec<Option<BlockId>>,
+    sampled_last: Option<TokenId>,
 }
 
 impl Workers {
-    fn new(epoch: Epoch, kv_blocks: usize) -> Workers {
-        let cache = vec![[None; BLOCK_TOKENS]; kv_blocks];
-        Workers { epoch, step_last: StepId(0), cache, held: BTreeMap::new() }
+    fn new(epoch: Epoch, kv_blocks: KvBlocks, window_tokens: usize) -> Workers {
+        let blocks = |count: u32| vec![[None; BLOCK_TOKENS]; count as usize];
+        let (full, window) = (blocks(kv_blocks.full), blocks(kv_blocks.window));
+        Workers { epoch, step_last: StepId(0), window_tokens, full, window, held: BTreeMap::new() }
     }
 
     fn capacity_tokens(&self) -> usize {
-        self.cache.len() * BLOCK_TOKENS
+        self.full.len() * BLOCK_TOKENS
     }
 
     fn run(&mut self, plan: &StepPlan) -> StepOutcome {
@@ -77,50 +85,92 @@ impl Workers {
             self.held.remove(sequence).unwrap_or_else(|| panic!("release of {sequence}, which is not held"));
         }
         for admission in &plan.admit {
-            let held = Held { sampling: admission.sampling.clone(), length: 0, table: vec![] };
+            let held = Held {
+                sampling: admission.sampling.clone(),
+                length: admission.cached as usize,
+                full: vec![],
+                window: vec![],
+                sampled_last: None,
+            };
+            assert_eq!(held.length % BLOCK_TOKENS, 0, "a cached beginning of whole blocks");
             let before = self.held.insert(admission.sequence, held);
             assert!(before.is_none(), "{} admitted twice", admission.sequence);
         }
-        let sampled = plan.work.iter().filter_map(|work| self.work(work)).collect();
+        // As in a layer: all keys are stored, then each row attends.
+        let rows: Vec<Vec<TokenId>> = plan.work.iter().map(|work| self.store(work)).collect();
+        let sampled = plan.work.iter().zip(rows).flat_map(|(work, tokens)| self.sample(work, &tokens));
+        let sampled = sampled.collect();
         StepOutcome { epoch: self.epoch, step: plan.step, sampled, ..Default::default() }
     }
 
-    fn work(&mut self, work: &SequenceWork) -> Option<Sampled> {
+    /// Puts the rows into both caches; returns their tokens.
+    fn store(&mut self, work: &SequenceWork) -> Vec<TokenId> {
         let sequence = work.sequence;
-        assert!(!work.tokens.is_empty(), "{sequence} works on nothing");
-        for &block in &work.blocks {
-            assert!(block.index() < self.cache.len(), "block {block} does not exist");
-            let owner = self.held.iter().find(|(_, held)| held.table.contains(&block));
-            assert!(owner.is_none(), "block {block} for {sequence} is in the table of {}", owner.unwrap().0);
-            self.held.get_mut(&sequence).expect("work of an admitted sequence").table.push(block);
-        }
         let held = self.held.get_mut(&sequence).expect("work of an admitted sequence");
-        assert_eq!(work.position as usize, held.length, "{sequence} leaves a gap or repeats a position");
-        for &token in &work.tokens {
-            let block = held.table.get(held.length / BLOCK_TOKENS);
-            let block =
-                block.unwrap_or_else(|| panic!("{sequence} has no block for position {}", held.length));
-            self.cache[block.index()][held.length % BLOCK_TOKENS] = Some((held.length, token));
-            held.length += 1;
+        let start = work.position as usize;
+        assert_eq!(start, held.length, "{sequence} leaves a gap or repeats a position");
+        let mut tokens = work.tokens.clone();
+        if work.ahead {
+            tokens[0] = held.sampled_last.expect("a token that was sampled");
         }
-        let held = &self.held[&sequence];
-        work.sample.then(|| Sampled {
-            sequence,
-            token: next_token(&self.read(held), &held.sampling),
-            logprobs: None,
-        })
+        assert!(!tokens.is_empty(), "{sequence} works on nothing");
+        held.full.extend(&work.blocks);
+        let gone = work.window_gone as usize;
+        assert!(
+            gone * BLOCK_TOKENS <= (start + 1).saturating_sub(self.window_tokens),
+            "{sequence} still sees it"
+        );
+        held.window.resize(held.window.len().max(gone), None);
+        held.window.extend(work.window_blocks.iter().copied().map(Some));
+        held.window[..gone].fill(None);
+        for (position, &token) in (start..).zip(&tokens) {
+            let (at, slot) = (position / BLOCK_TOKENS, position % BLOCK_TOKENS);
+            self.full[held.full[at].index()][slot] = Some((position, token));
+            let block = held.window[at].expect("a window block for a row");
+            self.window[block.index()][slot] = Some((position, token));
+        }
+        held.length += tokens.len();
+        tokens
     }
 
-    /// The tokens of a sequence as attention would meet them.
-    fn read(&self, held: &Held) -> Vec<TokenId> {
-        let slot = |i: usize| self.cache[held.table[i / BLOCK_TOKENS].index()][i % BLOCK_TOKENS];
-        (0..held.length)
-            .map(|i| {
-                let (position, token) = slot(i).expect("a slot that was written");
-                assert_eq!(position, i, "a slot was overwritten");
-                token
-            })
-            .collect()
+    /// One token, and one more for each guess that it confirms.
+    fn sample(&mut self, work: &SequenceWork, tokens: &[TokenId]) -> Vec<Sampled> {
+        if !work.sample {
+            return vec![];
+        }
+        let (drafts, sequence) = (work.drafts as usize, work.sequence);
+        let mut end = work.position as usize + tokens.len() - drafts;
+        let mut sampled = vec![];
+        loop {
+            let held = &self.held[&sequence];
+            let token = next_token(&self.read(held, end), &held.sampling);
+            sampled.push(Sampled { sequence, token, logprobs: None });
+            let guess = tokens.get(end - work.position as usize);
+            if guess != Some(&token) {
+                break;
+            }
+            end += 1;
+        }
+        let held = self.held.get_mut(&sequence).expect("looked at just now");
+        (held.length, held.sampled_last) = (end, sampled.last().map(|sampled| sampled.token));
+        sampled
+    }
+
+    /// The first `end` tokens of a sequence as attention would meet them in full layers; and its window, as
+    /// it would in window layers.
+    fn read(&self, held: &Held, end: usize) -> Vec<TokenId> {
+        let in_block = |block: &Block, i: usize| {
+            let (position, token) = block[i % BLOCK_TOKENS].expect("a slot that was written");
+            assert_eq!(position, i, "a slot was overwritten");
+            token
+        };
+        let full = |i: usize| in_block(&self.full[held.full[i / BLOCK_TOKENS].index()], i);
+        let tokens: Vec<TokenId> = (0..end).map(full).collect();
+        for i in end.saturating_sub(self.window_tokens)..end {
+            let block = held.window[i / BLOCK_TOKENS].expect("a block that the window sees");
+            assert_eq!(in_block(&self.window[block.index()], i), tokens[i], "the window has another's token");
+        }
+        tokens
     }
 }
 
@@ -147,11 +197,13 @@ pub struct World {
     /// Of the smallest group since the last poll: what was reason enough to end by length.
     capacity_tokens: usize,
     pub workers: Option<Workers>,
-    /// The step that the workers run, and what they will answer.
-    pub in_flight: Option<(StepPlan, StepOutcome)>,
+    /// The steps that the workers run, and what they will answer; oldest first.
+    pub in_flight: VecDeque<(StepPlan, StepOutcome)>,
     pub clients: BTreeMap<SequenceId, Client>,
     pub rejections: Vec<(SequenceId, Rejection)>,
     pub faults: Vec<GroupFault>,
+    /// Guided sequences whose next mask is being made.
+    pub masks_due: Vec<SequenceId>,
     /// Those of this epoch.
     pub plans: Vec<StepPlan>,
 }
@@ -165,10 +217,11 @@ impl World {
             epoch_last: 0,
             capacity_tokens: usize::MAX,
             workers: None,
-            in_flight: None,
+            in_flight: VecDeque::new(),
             clients: BTreeMap::new(),
             rejections: vec![],
             faults: vec![],
+            masks_due: vec![],
             plans: vec![],
         }
     }
@@ -204,12 +257,16 @@ impl World {
     }
 
     pub fn form_group(&mut self, kv_blocks: usize) {
+        self.form_group_of(KvBlocks::plain(kv_blocks as u32));
+    }
+
+    pub fn form_group_of(&mut self, kv_blocks: KvBlocks) {
         self.epoch_last += 1;
         let epoch = Epoch(self.epoch_last);
         self.forget_group();
-        self.workers = Some(Workers::new(epoch, kv_blocks));
-        self.capacity_tokens = self.capacity_tokens.min(kv_blocks * BLOCK_TOKENS);
-        self.tell(Event::GroupFormed { epoch, kv_blocks: KvBlocks::plain(kv_blocks as u32) });
+        self.workers = Some(Workers::new(epoch, kv_blocks, self.settings.window_tokens));
+        self.capacity_tokens = self.capacity_tokens.min(kv_blocks.full as usize * BLOCK_TOKENS);
+        self.tell(Event::GroupFormed { epoch, kv_blocks });
     }
 
     pub fn lose_group(&mut self) {
@@ -224,17 +281,33 @@ impl World {
 
     fn forget_group(&mut self) {
         self.workers = None;
-        self.in_flight = None;
+        self.in_flight.clear();
         self.plans.clear();
     }
 
     /// The step in flight comes back, if there is one.
     pub fn step_returns(&mut self) -> bool {
-        let Some((_, outcome)) = self.in_flight.take() else {
+        let Some((_, outcome)) = self.in_flight.pop_front() else {
             return false;
         };
         self.tell(Event::Stepped(outcome));
         true
+    }
+
+    /// The masks that were being made are there.
+    pub fn masks_arrive(&mut self) -> bool {
+        let due = std::mem::take(&mut self.masks_due);
+        due.iter().for_each(|&sequence| self.tell(Event::Masked(sequence)));
+        !due.is_empty()
+    }
+
+    pub fn time_passes(&mut self, millis: u64) {
+        self.now += Duration::from_millis(millis);
+        self.tell(Event::Tick);
+    }
+
+    pub fn now(&self) -> Duration {
+        self.now
     }
 
     // What the scheduler wants.
@@ -244,7 +317,13 @@ impl World {
         while let Some(action) = self.scheduler.poll() {
             match action {
                 Action::Step(plan) => self.see_step(plan),
-                Action::Emit { sequence, token, .. } => self.live(sequence).see_token(token),
+                Action::Emit { sequence, token, .. } => {
+                    let client = self.live(sequence);
+                    client.see_token(token);
+                    if client.request.guided {
+                        self.masks_due.push(sequence);
+                    }
+                }
                 Action::Finish { sequence, reason, usage } => self.see_end(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.see_rejection(sequence, reason),
                 Action::Abandon { epoch, fault } => {
@@ -256,28 +335,19 @@ impl World {
             }
         }
         self.capacity_tokens = self.workers.as_ref().map_or(usize::MAX, Workers::capacity_tokens);
-        let idle = self.workers.is_some() && self.in_flight.is_none();
+        let idle = self.workers.is_some() && self.in_flight.is_empty() && self.masks_due.is_empty();
         assert!(!(idle && self.any_live()), "the group is idle and a client waits");
     }
 
     fn see_step(&mut self, plan: StepPlan) {
-        assert!(self.in_flight.is_none(), "a second step in flight");
+        assert!(self.in_flight.len() < self.settings.steps_in_flight_max, "a step too many in flight");
         let tokens_max = self.settings.tokens_per_step_max;
         assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
-        let oldest = self.clients.iter().filter(|(_, client)| client.end.is_none()).map(|(id, _)| *id).next();
-        let working: BTreeSet<SequenceId> = plan.work.iter().map(|work| work.sequence).collect();
-        assert!(working.contains(&oldest.expect("a live client")), "the oldest has no rows");
-        if let Some(before) = self.plans.last() {
-            for work in before.work.iter().filter(|work| work.sample) {
-                let goes_on = working.contains(&work.sequence) || plan.release.contains(&work.sequence);
-                assert!(goes_on, "decode of {} missed a step", work.sequence);
-            }
-        }
         let workers = self.workers.as_mut().expect("a step for a group that exists");
         let outcome = workers.run(&plan);
         assert!(workers.held.len() <= self.settings.sequences_max, "too many sequences run");
         self.plans.push(plan.clone());
-        self.in_flight = Some((plan, outcome));
+        self.in_flight.push_back((plan, outcome));
     }
 
     fn live(&mut self, sequence: SequenceId) -> &mut Client {
@@ -287,18 +357,21 @@ impl World {
     }
 
     fn see_end(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
-        let context_max = self.settings.context_max;
+        let (context_max, now) = (self.settings.context_max, self.now);
         let capacity_tokens = self.capacity_tokens;
         let client = self.live(sequence);
         let tokens = client.request.prompt.len() + client.emitted.len();
-        let expected_usage = Usage {
-            prompt_tokens: client.request.prompt.len(),
-            completion_tokens: client.emitted.len(),
-            cached_tokens: 0,
-        };
-        assert_eq!(usage, expected_usage);
+        let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
+        assert_eq!(prompt_tokens, client.request.prompt.len());
+        assert_eq!(completion_tokens, client.emitted.len());
+        assert!(cached_tokens < prompt_tokens.max(1), "a token at least is computed");
         match reason {
-            FinishReason::Deadline => panic!("{sequence} has no deadline"),
+            FinishReason::Deadline => {
+                assert!(
+                    client.request.deadline.is_some_and(|deadline| deadline <= now),
+                    "{sequence} had time"
+                );
+            }
             FinishReason::Cancelled => assert!(client.cancelled, "{sequence} was not cancelled"),
             FinishReason::StopToken(token) => {
                 assert!(client.request.stop_tokens.contains(&token));
@@ -329,24 +402,32 @@ impl World {
 
     // What a test asks.
 
-    /// Runs until every client has its last word. Each step computes a row of the oldest, which is not
-    /// preempted: so the rows of all of them bound the steps, after the one in flight.
+    /// Runs until every client has its last word. Each step computes a row of the first that runs, which is
+    /// not preempted, or (with guesses) finds all waiting for one that is in flight: so the rows of all of
+    /// them bound the steps.
     pub fn run_to_end(&mut self) {
         let live = self.clients.values().filter(|client| client.end.is_none());
-        let rows: usize = live.map(|c| c.request.prompt.len() + c.expected.len()).sum();
-        let steps_max = rows + usize::from(self.in_flight.is_some());
+        let rows: usize = live.map(|c| c.request.prompt.len() + c.expected.len() + 1).sum();
+        let steps_max = 2 * rows + self.in_flight.len() + self.masks_due.len();
         let mut steps = 0;
         self.settle_actions();
-        while self.step_returns() {
+        while self.masks_arrive() | self.step_returns() {
             steps += 1;
             assert!(steps <= steps_max, "{steps} steps, {steps_max} at most");
             self.settle_actions();
         }
         assert!(!self.any_live(), "a client got no last word");
-        let Load { sequences_running, sequences_waiting, kv_blocks, kv_blocks_free, .. } =
-            self.scheduler.load();
+        let Load {
+            sequences_running,
+            sequences_waiting,
+            kv_blocks,
+            kv_blocks_free,
+            window_blocks,
+            window_blocks_free,
+            ..
+        } = self.scheduler.load();
         assert_eq!((sequences_running, sequences_waiting), (0, 0));
-        assert_eq!(kv_blocks_free, kv_blocks, "blocks are lost");
+        assert_eq!((kv_blocks_free, window_blocks_free), (kv_blocks, window_blocks), "blocks are lost");
     }
 
     /// One step comes back and the next goes out.
@@ -357,8 +438,9 @@ impl World {
         self.plan()
     }
 
+    /// The last one that went out.
     pub fn plan(&self) -> &StepPlan {
-        &self.in_flight.as_ref().expect("a step in flight").0
+        &self.in_flight.back().expect("a step in flight").0
     }
 
     pub fn client(&self, id: u64) -> &Client {
@@ -372,9 +454,10 @@ impl World {
         }
     }
 
-    /// (sequence, rows) of the plan in flight.
+    /// (sequence, rows) of the last plan in flight, by sequence.
     pub fn rows(&self) -> Vec<(u64, usize)> {
-        self.plan().work.iter().map(|work| (work.sequence.0, work.tokens.len())).collect()
+        let rows = self.plan().work.iter().map(|work| (work.sequence.0, work.tokens.len()));
+        rows.collect::<BTreeMap<_, _>>().into_iter().collect()
     }
 }
 

@@ -1,0 +1,106 @@
+//! The guides of the sequences that have one. After a token its guide goes to a thread that may take its
+//! time, and comes back with the mask of the next token; those of one step go and come together, so that
+//! the sequences stay together. What the masks mean is the guides' business.
+
+use std::collections::BTreeMap;
+
+use flotilla_shared::step::TokenMask;
+use flotilla_shared::{SequenceId, StepPlan, TokenId};
+use tokio::sync::mpsc;
+
+use crate::guide::Guide;
+
+/// A guide and the mask of the next token.
+pub struct Ready {
+    pub guide: Box<dyn Guide>,
+    pub mask: Option<TokenMask>,
+}
+
+impl Ready {
+    /// Takes its time: not for the threads that serve.
+    pub fn prepare(mut guide: Box<dyn Guide>) -> Ready {
+        let mask = guide.mask();
+        Ready { guide, mask }
+    }
+}
+
+/// One that came back.
+pub struct Guided {
+    pub sequence: SequenceId,
+    ready: Ready,
+}
+
+pub struct Guides {
+    /// `None` while it is away.
+    guides: BTreeMap<SequenceId, Option<Ready>>,
+    /// To set out, with the token that was sampled.
+    leaving: Vec<(SequenceId, Box<dyn Guide>, TokenId)>,
+    back_in: mpsc::UnboundedSender<Vec<Guided>>,
+    back: mpsc::UnboundedReceiver<Vec<Guided>>,
+}
+
+impl Guides {
+    pub fn new() -> Guides {
+        let (back_in, back) = mpsc::unbounded_channel();
+        Guides { guides: BTreeMap::new(), leaving: Vec::new(), back_in, back }
+    }
+
+    pub fn begin(&mut self, sequence: SequenceId, ready: Ready) {
+        self.guides.insert(sequence, Some(ready));
+    }
+
+    pub fn end(&mut self, sequence: SequenceId) {
+        self.guides.remove(&sequence);
+    }
+
+    /// Puts the masks into a step that samples for these sequences.
+    pub fn mask(&self, plan: &mut StepPlan) {
+        if self.guides.is_empty() {
+            return;
+        }
+        for work in plan.work.iter_mut().filter(|work| work.sample) {
+            if let Some(Some(ready)) = self.guides.get(&work.sequence) {
+                work.mask = ready.mask.clone();
+            }
+        }
+    }
+
+    /// The guide of a sequence, if it has one, is to take in a token.
+    pub fn advance(&mut self, sequence: SequenceId, token: TokenId) {
+        if let Some(ready) = self.guides.get_mut(&sequence).and_then(Option::take) {
+            self.leaving.push((sequence, ready.guide, token));
+        }
+    }
+
+    /// All that take in a token go together.
+    pub fn set_out(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let (leaving, back) = (std::mem::take(&mut self.leaving), self.back_in.clone());
+        tokio::task::spawn_blocking(move || {
+            let arrive = |(sequence, mut guide, token): (SequenceId, Box<dyn Guide>, TokenId)| {
+                guide.advance(token);
+                Guided { sequence, ready: Ready::prepare(guide) }
+            };
+            // The driver may be gone meanwhile.
+            let _ = back.send(leaving.into_iter().map(arrive).collect());
+        });
+    }
+
+    /// The next that come back together. May be dropped and asked for again.
+    pub async fn come_back(&mut self) -> Vec<Guided> {
+        self.back.recv().await.expect("a sender is held here")
+    }
+
+    /// Whether the sequence is still there.
+    pub fn settle(&mut self, guided: Guided) -> bool {
+        match self.guides.get_mut(&guided.sequence) {
+            Some(place) => {
+                *place = Some(guided.ready);
+                true
+            }
+            None => false,
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! A step being put together, in a plan whose vectors were used before: a step allocates nothing once its
+//! like has been.
+
+use crate::event::ClientId;
+use crate::sequence::{Seat, Sequence};
+use flotilla_shared::step::SequenceWork;
+use flotilla_shared::{SequenceId, StepPlan, TokenId};
+
+/// Plans and lists that came back.
+#[derive(Default)]
+pub struct Spares {
+    plans: Vec<StepPlan>,
+    works: Vec<SequenceWork>,
+    samples: Vec<Vec<Sample>>,
+}
+
+/// More than are ever in use at once.
+const PLANS_MAX: usize = 4;
+const WORKS_MAX: usize = 1024;
+
+impl Spares {
+    pub fn plan(&mut self) -> StepPlan {
+        self.plans.pop().unwrap_or_default()
+    }
+
+    pub fn samples(&mut self) -> Vec<Sample> {
+        self.samples.pop().unwrap_or_default()
+    }
+
+    /// A plan that was carried out, or sent.
+    pub fn take_back(&mut self, mut plan: StepPlan) {
+        for mut work in plan.work.drain(..) {
+            if self.works.len() < WORKS_MAX {
+                work.tokens.clear();
+                work.blocks.clear();
+                work.window_blocks.clear();
+                self.works.push(SequenceWork {
+                    tokens: work.tokens,
+                    blocks: work.blocks,
+                    window_blocks: work.window_blocks,
+                    ..SequenceWork::default()
+                });
+            }
+        }
+        plan.release.clear();
+        plan.admit.clear();
+        if self.plans.len() < PLANS_MAX {
+            self.plans.push(plan);
+        }
+    }
+
+    pub fn take_back_samples(&mut self, mut samples: Vec<Sample>) {
+        samples.clear();
+        if self.samples.len() < PLANS_MAX {
+            self.samples.push(samples);
+        }
+    }
+}
+
+/// A token, or several with guesses, that is to come. The seat finds the sequence, and finds none if it
+/// ended meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub struct Sample {
+    pub seat: Seat,
+    pub sequence: SequenceId,
+    pub drafts: usize,
+}
+
+pub struct Batch<'a> {
+    pub rows_free: usize,
+    pub plan: StepPlan,
+    pub samples: Vec<Sample>,
+    /// Rows for each client, to be put on its account.
+    pub served: &'a mut Vec<(ClientId, usize)>,
+    pub spares: &'a mut Spares,
+}
+
+impl Batch<'_> {
+    /// So many rows of the sequence, which has blocks for them, and guesses after them.
+    pub fn add(&mut self, sequence: &mut Sequence, rows: usize, drafts: &[TokenId]) {
+        if rows == 0 {
+            return;
+        }
+        if !std::mem::replace(&mut sequence.announced, true) {
+            self.plan.admit.push(sequence.admission());
+        }
+        let mut work = self.spares.works.pop().unwrap_or_default();
+        sequence.next_work(rows, drafts, &mut work);
+        if work.sample {
+            let (seat, sequence) = (sequence.seat, sequence.id);
+            self.samples.push(Sample { seat, sequence, drafts: drafts.len() });
+        }
+        self.rows_free -= work.tokens.len();
+        self.served.push((sequence.client, work.tokens.len()));
+        self.plan.work.push(work);
+    }
+}

@@ -1,0 +1,215 @@
+//! Who waits, and who is next. What ran before, and was preempted or lost its group, goes first, in the
+//! order of its arrival. Then comes the lowest priority number; within it, the client that was served
+//! least: each client has a queue of its own, and the rows that are computed for it are counted, as in
+//! "Fairness in Serving Large Language Models" (Sheng et al., 2024: the virtual token counter). One client
+//! alone is served in the order of arrival.
+
+use crate::event::ClientId;
+use crate::sequence::Sequence;
+use flotilla_shared::SequenceId;
+use std::collections::{BTreeMap, VecDeque};
+
+#[derive(Default)]
+pub struct Line {
+    resumed: VecDeque<Sequence>,
+    /// No queue is empty.
+    queues: BTreeMap<(i32, ClientId), VecDeque<Sequence>>,
+    clients: BTreeMap<ClientId, Account>,
+    count: usize,
+}
+
+/// What one client has had, while it has sequences here or in the group.
+#[derive(Clone, Copy, Default)]
+struct Account {
+    rows: u64,
+    sequences: usize,
+}
+
+/// Where the next one stands.
+#[derive(Clone, Copy)]
+enum Place {
+    Resumed,
+    Queue(i32, ClientId),
+}
+
+impl Line {
+    pub fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Joins the end of its client's queue. A client that comes anew has had as much as the one who had
+    /// least: idle time is no credit.
+    pub fn join(&mut self, sequence: Sequence) {
+        if !self.clients.contains_key(&sequence.client) {
+            let rows = self.clients.values().map(|account| account.rows).min().unwrap_or(0);
+            self.clients.insert(sequence.client, Account { rows, sequences: 0 });
+        }
+        self.account(sequence.client).sequences += 1;
+        self.count += 1;
+        self.queues.entry((sequence.priority, sequence.client)).or_default().push_back(sequence);
+    }
+
+    /// Comes back from the group: by its arrival among those who did.
+    pub fn resume(&mut self, sequence: Sequence) {
+        self.count += 1;
+        let at = self.resumed.partition_point(|other| other.arrival < sequence.arrival);
+        self.resumed.insert(at, sequence);
+    }
+
+    /// Who is next.
+    pub fn peek(&mut self) -> Option<&mut Sequence> {
+        match self.next_place()? {
+            Place::Resumed => self.resumed.front_mut(),
+            Place::Queue(priority, client) => self.queues.get_mut(&(priority, client))?.front_mut(),
+        }
+    }
+
+    /// Takes out who is next. It stays on its client's account until [`Line::leave`].
+    pub fn pop(&mut self) -> Option<Sequence> {
+        let sequence = match self.next_place()? {
+            Place::Resumed => self.resumed.pop_front(),
+            Place::Queue(priority, client) => {
+                let queue = self.queues.get_mut(&(priority, client))?;
+                let sequence = queue.pop_front();
+                if queue.is_empty() {
+                    self.queues.remove(&(priority, client));
+                }
+                sequence
+            }
+        };
+        self.count -= 1;
+        sequence
+    }
+
+    fn next_place(&self) -> Option<Place> {
+        if !self.resumed.is_empty() {
+            return Some(Place::Resumed);
+        }
+        let (&(priority, _), _) = self.queues.first_key_value()?;
+        let of_priority = self.queues.range((priority, ClientId(0))..=(priority, ClientId(u64::MAX)));
+        let least = of_priority.min_by_key(|((_, client), queue)| {
+            let rows = self.clients.get(client).map_or(0, |account| account.rows);
+            (rows, queue.front().map(|sequence| sequence.arrival))
+        });
+        least.map(|((priority, client), _)| Place::Queue(*priority, *client))
+    }
+
+    /// Rows were computed for a client.
+    pub fn serve(&mut self, client: ClientId, rows: usize) {
+        self.account(client).rows += rows as u64;
+    }
+
+    /// A sequence that stood here or ran has ended.
+    pub fn leave(&mut self, client: ClientId) {
+        let account = self.account(client);
+        account.sequences -= 1;
+        if account.sequences == 0 {
+            self.clients.remove(&client);
+        }
+    }
+
+    fn account(&mut self, client: ClientId) -> &mut Account {
+        self.clients.get_mut(&client).expect("a client with a sequence has an account")
+    }
+
+    pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
+        let here = |queue: &VecDeque<Sequence>| queue.iter().position(|sequence| sequence.id == id);
+        let found = if let Some(at) = here(&self.resumed) {
+            self.resumed.remove(at)
+        } else {
+            let (&key, at) = self.queues.iter().find_map(|(key, queue)| Some((key, here(queue)?)))?;
+            let queue = self.queues.get_mut(&key)?;
+            let found = queue.remove(at);
+            if queue.is_empty() {
+                self.queues.remove(&key);
+            }
+            found
+        };
+        self.count -= usize::from(found.is_some());
+        found
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Sequence> {
+        self.resumed.iter().chain(self.queues.values().flatten())
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        self.resumed.iter_mut().chain(self.queues.values_mut().flatten())
+    }
+
+    #[cfg(debug_assertions)]
+    pub fn resumed_count(&self) -> usize {
+        self.resumed.len()
+    }
+
+    /// Sequences on all accounts: those that wait here, and those that run.
+    #[cfg(debug_assertions)]
+    pub fn accounted(&self) -> usize {
+        self.clients.values().map(|account| account.sequences).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::Request;
+    use crate::sequence::Arrival;
+    use std::time::Duration;
+
+    fn sequence(arrival: u64, client: u64, priority: i32) -> Sequence {
+        let request = Request {
+            sequence: SequenceId(arrival),
+            client: ClientId(client),
+            priority,
+            ..Request::default()
+        };
+        Sequence::new(Arrival(arrival), Duration::ZERO, request)
+    }
+
+    fn order(line: &mut Line, rows: usize) -> Vec<u64> {
+        std::iter::from_fn(|| {
+            let sequence = line.pop()?;
+            line.serve(sequence.client, rows);
+            Some(sequence.id.0)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn one_client_is_served_in_order_of_arrival() {
+        let mut line = Line::default();
+        (1..5).for_each(|arrival| line.join(sequence(arrival, 7, 0)));
+        assert_eq!(order(&mut line, 10), [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_client_that_sends_much_waits_for_one_that_sends_little() {
+        let mut line = Line::default();
+        (1..5).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
+        (5..7).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
+        assert_eq!(order(&mut line, 10), [1, 5, 2, 6, 3, 4]);
+    }
+
+    #[test]
+    fn lower_numbers_go_first_and_who_ran_before_all() {
+        let mut line = Line::default();
+        line.join(sequence(1, 1, 0));
+        line.join(sequence(2, 1, -5));
+        line.join(sequence(3, 2, -5));
+        let mut ran = line.pop().unwrap();
+        assert_eq!(ran.id, SequenceId(2));
+        ran.priority = 9;
+        line.resume(ran);
+        assert_eq!(order(&mut line, 1), [2, 3, 1]);
+    }
+
+    #[test]
+    fn who_comes_anew_has_no_credit_for_idle_time() {
+        let mut line = Line::default();
+        line.join(sequence(1, 1, 0));
+        line.serve(ClientId(1), 1000);
+        line.join(sequence(2, 2, 0));
+        line.join(sequence(3, 2, 0));
+        assert_eq!(order(&mut line, 10), [1, 2, 3], "equal accounts: by arrival");
+    }
+}
