@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::tokenizer::Tokenizer;
-use flotilla_shared::step::{Sampled, SequenceWork};
-use flotilla_shared::{Rank, SequenceId, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::step::{BLOCK_TOKENS, Sampled, SequenceWork};
+use flotilla_shared::{BlockId, Rank, SequenceId, StepOutcome, StepPlan, TokenId};
 
 /// What the workers were told, for tests to look at.
 #[derive(Default)]
@@ -41,6 +41,7 @@ pub struct Parrot {
     seen: Arc<Seen>,
     sequences: BTreeMap<SequenceId, Voice>,
     plans: VecDeque<StepPlan>,
+    cache: BTreeMap<BlockId, Vec<TokenId>>,
 }
 
 struct Voice {
@@ -49,19 +50,29 @@ struct Voice {
     /// What is to be answered, and at which position it begins; found when it is first asked for.
     answer: Option<(Vec<TokenId>, usize)>,
     said_last: TokenId,
+    table: Vec<BlockId>,
 }
 
 impl Parrot {
     pub fn new(tokenizer: Arc<Tokenizer>, seen: Arc<Seen>) -> Parrot {
-        Parrot { tokenizer, seen, sequences: BTreeMap::new(), plans: VecDeque::new() }
+        Parrot { tokenizer, seen, sequences: BTreeMap::new(), plans: VecDeque::new(), cache: BTreeMap::new() }
     }
 
     fn work(&mut self, work: SequenceWork) -> Option<Sampled> {
         let mut voice = self.sequences.remove(&work.sequence).expect("admitted before it works");
+        if voice.tokens.is_empty() {
+            // What another sequence began with.
+            let cached = work.blocks.iter().flat_map(|block| self.cache.get(block).into_iter().flatten());
+            voice.tokens = cached.take(work.position as usize).copied().collect();
+        }
         assert_eq!(voice.tokens.len(), work.position as usize, "every position before is in the cache");
         voice.tokens.extend(&work.tokens);
         if work.ahead {
             voice.tokens[work.position as usize] = voice.said_last;
+        }
+        voice.table.extend(&work.blocks);
+        for (block, tokens) in voice.table.iter().zip(voice.tokens.chunks(BLOCK_TOKENS)) {
+            self.cache.insert(*block, tokens.to_vec());
         }
         if work.tokens.len() > 1 {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
@@ -123,8 +134,13 @@ impl Group for Parrot {
             self.seen.released.lock().unwrap().insert(*sequence);
         }
         for admission in &plan.admit {
-            let voice =
-                Voice { seed: admission.sampling.seed, tokens: Vec::new(), answer: None, said_last: 0 };
+            let voice = Voice {
+                seed: admission.sampling.seed,
+                tokens: Vec::new(),
+                answer: None,
+                said_last: 0,
+                table: Vec::new(),
+            };
             self.sequences.insert(admission.sequence, voice);
             self.seen.admitted.lock().unwrap().insert(admission.sequence);
         }

@@ -1,0 +1,116 @@
+//! One step ahead: the way between coordinator and workers costs nothing, as long as it is shorter than a
+//! step. In virtual time, so that the figures are exact: the real driver and scheduler, workers that take
+//! 20 ms a step, and a link with 5 ms each way or none.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use flotilla_coordinator::driver::{self, DriverHandle, Generation, TokenEvent};
+use flotilla_coordinator::group::{Group, GroupError};
+use flotilla_coordinator::guide::Guide;
+use flotilla_scheduler::{Scheduler, Settings};
+use flotilla_shared::step::{Sampled, TokenMask};
+use flotilla_shared::{Epoch, KvBlocks, StepOutcome, StepPlan, TokenId};
+use tokio::time::{Instant, sleep_until};
+
+const STEP: Duration = Duration::from_millis(20);
+
+/// Workers at the end of a link.
+struct Distant {
+    link: Duration,
+    /// When the workers have done all that they were sent.
+    busy_until: Instant,
+    steps: VecDeque<(Instant, StepOutcome)>,
+}
+
+impl Group for Distant {
+    fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
+        self.busy_until = self.busy_until.max(Instant::now() + self.link) + STEP;
+        let sampling = plan.work.iter().filter(|work| work.sample);
+        let sampled = sampling.map(|work| Sampled { sequence: work.sequence, token: 7, logprobs: None });
+        let sampled = sampled.collect();
+        let outcome = StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..StepOutcome::default() };
+        self.steps.push_back((self.busy_until + self.link, outcome));
+        Ok(())
+    }
+
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
+        let (at, _) = self.steps.front().expect("a step was sent");
+        sleep_until(*at).await;
+        Ok(self.steps.pop_front().expect("it is still there").1)
+    }
+}
+
+/// Lets everything through, and so must be asked before each token.
+struct Open;
+
+impl Guide for Open {
+    fn advance(&mut self, _: TokenId) {}
+
+    fn mask(&mut self) -> Option<TokenMask> {
+        None
+    }
+}
+
+fn server(link: Duration, steps_in_flight_max: usize) -> DriverHandle {
+    let settings = Settings { steps_in_flight_max, ..Settings::default() };
+    let (driver, fleet) = driver::start(Scheduler::new(settings).unwrap(), driver::Settings::default());
+    let group = Distant { link, busy_until: Instant::now(), steps: VecDeque::new() };
+    fleet.formed(Epoch(1), KvBlocks::plain(4096), group);
+    // The driver keeps the group; the fleet has no more news.
+    std::mem::forget(fleet);
+    driver
+}
+
+/// Tokens per virtual second of `clients` streams of 200 tokens each.
+async fn rate(link: Duration, steps_in_flight_max: usize, clients: usize, guided: bool) -> f64 {
+    let mut driver = server(link, steps_in_flight_max);
+    driver.ready().await;
+    let start = Instant::now();
+    let streams = (0..clients).map(|_| {
+        let driver = driver.clone();
+        tokio::spawn(async move {
+            let guide = guided.then(|| Box::new(Open) as Box<dyn Guide>);
+            let generation =
+                Generation { prompt: vec![1; 40], tokens_max: 200, guide, ..Generation::default() };
+            let mut tokens = driver.submit(generation).await.unwrap();
+            let mut count = 0;
+            while let TokenEvent::Token { .. } = tokens.next().await {
+                count += 1;
+            }
+            assert_eq!(count, 200);
+        })
+    });
+    for stream in streams.collect::<Vec<_>>() {
+        stream.await.unwrap();
+    }
+    (200 * clients) as f64 / start.elapsed().as_secs_f64()
+}
+
+#[tokio::test(start_paused = true)]
+async fn five_milliseconds_each_way_cost_less_than_one_part_in_twenty() {
+    let mut rates = BTreeMap::new();
+    for clients in [1, 8] {
+        let near = rate(Duration::ZERO, 2, clients, false).await;
+        let far = rate(Duration::from_millis(5), 2, clients, false).await;
+        assert!(far >= 0.95 * near, "{clients} clients: {far} tokens a second, {near} without a link");
+        rates.insert(clients, far);
+    }
+    assert!(rates[&8] > 7.5 * rates[&1], "all go in one step: {rates:?}");
+}
+
+/// That the test above can fail: with one step at a time the way is paid for in every step.
+#[tokio::test(start_paused = true)]
+async fn one_step_at_a_time_pays_the_way_in_every_step() {
+    let (near, far) = (Duration::ZERO, Duration::from_millis(5));
+    let ratio = rate(far, 1, 8, false).await / rate(near, 1, 8, false).await;
+    assert!((0.6..0.7).contains(&ratio), "20 ms of 30: {ratio}");
+}
+
+/// Whoever needs the token here before the next step waits for it, and says nothing wrong.
+#[tokio::test(start_paused = true)]
+async fn guided_sequences_wait_for_their_tokens() {
+    let (near, far) = (Duration::ZERO, Duration::from_millis(5));
+    let ratio = rate(far, 2, 8, true).await / rate(near, 2, 8, true).await;
+    assert!((0.6..0.7).contains(&ratio), "20 ms of 30: {ratio}");
+}
