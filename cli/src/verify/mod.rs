@@ -284,7 +284,8 @@ impl<G: Group> Verifier<G> {
             sequence: self.sequence,
             position: position as u32,
             tokens: tokens.to_vec(),
-            blocks: blocks.map(|block| BlockId(block as u32)).collect(),
+            blocks: blocks.clone().map(|block| BlockId(block as u32)).collect(),
+            window_blocks: blocks.map(|block| BlockId(block as u32)).collect(),
             ..SequenceWork::default()
         }
     }
