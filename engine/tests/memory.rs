@@ -49,9 +49,9 @@ fn cases() -> Vec<Case> {
         ("experts_per_token", 2),
         ("vocab_size", 1568),
     ]);
-    let demand = |kv_tokens: usize, step_tokens_max| Demand {
-        kv_blocks: KvBlocks::plain(kv_tokens.div_ceil(BLOCK_TOKENS) as u32),
-        step_tokens_max,
+    let demand = |kv_tokens: usize, step_tokens_max| {
+        let full = kv_tokens.div_ceil(BLOCK_TOKENS) as u32;
+        Demand { kv_blocks: KvBlocks { full, window: full / 3 }, step_tokens_max }
     };
     vec![
         Case {

@@ -22,7 +22,7 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
                 + attention_parts(share, q_width, width)
                 + items(spec, share, t)
                 + sampling(share)
-                + 4 * demand.kv_blocks.full as usize
+                + 4 * (demand.kv_blocks.full as usize + demand.kv_blocks.window as usize)
         }
     };
     (others + logits) as u64
@@ -52,8 +52,8 @@ fn cuda_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize
         0 => 0,
         intermediate => per_token * (2 * intermediate + 4 * hidden),
     };
-    // Token, position, table, logit row, decode row; a tile; cos and sin.
-    let words = 4 * (5 + 4 + spec.head_dim);
+    // Token, position, two tables, logit row, decode row; a tile; cos and sin.
+    let words = 4 * (6 + 4 + spec.head_dim);
     stream + attention + routing + experts + words
 }
 

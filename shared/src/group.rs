@@ -2,7 +2,7 @@
 
 use crate::ids::{Epoch, Rank, TokenId};
 use crate::plan::Plan;
-use crate::spec::ModelSpec;
+use crate::spec::{LayerKind, ModelSpec};
 use crate::step::BLOCK_TOKENS;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -40,6 +40,14 @@ impl KvBlocks {
     /// As many in both pools: window layers keep what full layers keep.
     pub fn plain(count: u32) -> KvBlocks {
         KvBlocks { full: count, window: count }
+    }
+
+    /// Blocks of the pool that layers of `kind` have.
+    pub fn of(self, kind: LayerKind) -> u32 {
+        match kind {
+            LayerKind::Full => self.full,
+            LayerKind::Window => self.window,
+        }
     }
 
     /// For `kv_tokens` tokens of cache: full layers hold them all. Window layers hold the window of each

@@ -42,7 +42,7 @@ id!(
     SequenceId(u64)
 );
 id!(
-    /// One KV block of [`crate::step::BLOCK_TOKENS`] positions, in every layer at once.
+    /// One KV block of [`crate::step::BLOCK_TOKENS`] positions, in every layer of one kind.
     BlockId(u32)
 );
 

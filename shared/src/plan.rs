@@ -9,7 +9,7 @@ use crate::activations::activation_bytes;
 use crate::group::KvBlocks;
 use crate::ids::Rank;
 use crate::inventory::{BackendKind, Inventory};
-use crate::spec::{MXFP4_BLOCK, ModelSpec};
+use crate::spec::{LayerKind, MXFP4_BLOCK, ModelSpec};
 use crate::step::BLOCK_TOKENS;
 use crate::tensor::{LayerTensor, TensorId, TensorSlice};
 use crate::units::Bytes;
@@ -232,12 +232,14 @@ impl Plan {
     /// Bytes that a rank holds, by part.
     pub fn bytes(&self, spec: &ModelSpec, rank: Rank) -> RankBytes {
         let (stage, share) = self.share(rank);
+        let of_layer = share.kv_heads.len() * spec.head_dim * 2 * share.backend.kv_element_bytes();
+        let per_token = |kind| {
+            let layers = spec.layers[stage.layers.clone()].iter().filter(|layer| **layer == kind);
+            (layers.count() * of_layer) as u64
+        };
         let mut bytes = RankBytes {
-            kv_per_token: (stage.layers.len()
-                * share.kv_heads.len()
-                * spec.head_dim
-                * 2
-                * share.backend.kv_element_bytes()) as u64,
+            kv_full_per_token: per_token(LayerKind::Full),
+            kv_window_per_token: per_token(LayerKind::Window),
             ..RankBytes::default()
         };
         for slice in self.slices(spec, rank) {
@@ -304,7 +306,7 @@ impl RankShare {
     }
 }
 
-/// Bytes of one rank's weights by part, and of its KV cache per token.
+/// Bytes of one rank's weights by part, and of its KV cache per token in each kind of layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct RankBytes {
     pub attention: u64,
@@ -313,7 +315,9 @@ pub struct RankBytes {
     pub unembedding: u64,
     /// Norms and routers: the same on every rank.
     pub replicated: u64,
-    pub kv_per_token: u64,
+    /// Of the full layers, and of the window layers.
+    pub kv_full_per_token: u64,
+    pub kv_window_per_token: u64,
 }
 
 impl RankBytes {
@@ -323,7 +327,9 @@ impl RankBytes {
 
     /// KV cache of so many blocks.
     pub fn kv(&self, blocks: KvBlocks) -> u64 {
-        self.kv_per_token * u64::from(blocks.full) * BLOCK_TOKENS as u64
+        let full = self.kv_full_per_token * u64::from(blocks.full);
+        let window = self.kv_window_per_token * u64::from(blocks.window);
+        (full + window) * BLOCK_TOKENS as u64
     }
 
     /// All that the rank of `share` takes.

@@ -150,6 +150,30 @@ fn published_cuts() {
     assert_eq!(lengths(7), (vec![2, 1, 1, 1, 1, 1, 1], vec![13, 13, 13, 13, 13, 13, 12]));
 }
 
+/// Window layers, half of all, keep their windows only: a cache of a few contexts takes little more than half of
+/// what it would take plain, so in the same memory there is room for nearly twice the tokens.
+#[test]
+fn a_cache_of_long_contexts_takes_about_half_of_a_plain_one() {
+    const CONTEXT: usize = 131_072;
+    for (model, ranks, contexts) in [("gpt-oss-120b", 1, 2), ("gpt-oss-120b", 8, 4), ("gpt-oss-20b", 2, 8)] {
+        let spec = ModelSpec::published(model).unwrap();
+        assert!(spec.context_max >= CONTEXT);
+        let plan = Plan::with_shares(&spec, &vec![1.0; ranks]);
+        let kv = |blocks| -> u64 { plan.ranks().map(|share| plan.bytes(&spec, share.rank).kv(blocks)).sum() };
+        let two_pools = |tokens| KvBlocks::for_tokens(tokens, spec.window, 64, 512);
+        let blocks = two_pools(contexts * CONTEXT);
+        let plain = kv(KvBlocks::plain(blocks.full));
+        assert_eq!(
+            plain,
+            (contexts * CONTEXT * spec.layer_count() * spec.kv_heads * spec.head_dim * 2 * 4) as u64
+        );
+        let part = kv(blocks) as f64 / plain as f64;
+        assert!((0.5..0.55).contains(&part), "{model}, {contexts} contexts: {part} of a plain cache");
+        let more_tokens = (contexts * CONTEXT) as f64 * 1.8;
+        assert!(kv(two_pools(more_tokens as usize)) <= plain, "{model}: 1.8 times the tokens do not fit");
+    }
+}
+
 #[test]
 fn mixed_cards_get_shares_that_fit() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();

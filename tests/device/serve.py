@@ -58,7 +58,9 @@ def planned(args):
     plan = json.loads(found.stdout)
     parts = plan["bytes"][0]
     weights = sum(parts[part] for part in ("attention", "experts", "embedding", "unembedding", "replicated"))
-    total = weights + parts["kv_per_token"] * args.kv_tokens + plan["activations"][0]
+    blocks, block_tokens = plan["demand"]["kv_blocks"], 16
+    cache = parts["kv_full_per_token"] * blocks["full"] + parts["kv_window_per_token"] * blocks["window"]
+    total = weights + cache * block_tokens + plan["activations"][0]
     return {"parts": parts, "weights": weights, "total": total}
 
 

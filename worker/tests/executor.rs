@@ -5,20 +5,25 @@ use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::Solo;
 use flotilla_engine::sample::Shard;
-use flotilla_shared::KvBlocks;
 use flotilla_shared::step::{Admission, SequenceWork};
 use flotilla_shared::{
-    Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, Sampling, SequenceId, StepId, StepPlan, WeightOrigin,
+    Assignment, BlockId, Epoch, KvBlocks, LayerKind, ModelSpec, Plan, Rank, Sampling, SequenceId, StepId,
+    StepPlan, WeightOrigin,
 };
 use flotilla_worker::{Executor, StepError};
 
 const VOCAB: usize = 64;
+const WINDOW: usize = 20;
+
+/// Of each sequence of each step: full blocks, window entries that are gone, window blocks.
+type Tables = Vec<(Vec<BlockId>, usize, Vec<BlockId>)>;
 
 /// The logits of a row have their peak at (token + position) mod V.
 #[derive(Default)]
 struct Echo {
     logits: Vec<Vec<f32>>,
     layers: usize,
+    tables: Tables,
 }
 
 impl Backend for Echo {
@@ -28,7 +33,16 @@ impl Backend for Echo {
         for sequence in &batch.sequences {
             assert_eq!(sequence.rows.len(), batch.positions[sequence.rows.clone()].len());
             let last = batch.positions[sequence.rows.end - 1] as usize;
-            assert!(batch.table(sequence).len() * 16 > last, "the table reaches the last row");
+            let first = batch.positions[sequence.rows.start] as usize;
+            let [full, window] = [LayerKind::Full, LayerKind::Window].map(|kind| batch.table(sequence, kind));
+            assert!(full.positions().start == 0 && full.positions().end > last, "the table reaches all rows");
+            let seen = (first + 1).saturating_sub(WINDOW)..last + 1;
+            let there = window.positions();
+            assert!(
+                there.start <= seen.start && seen.end <= there.end,
+                "{there:?} are there, {seen:?} are seen"
+            );
+            self.tables.push((full.blocks.to_vec(), window.gone, window.blocks.to_vec()));
         }
         &mut []
     }
@@ -65,13 +79,13 @@ fn one_hot(at: usize) -> Vec<f32> {
 
 fn executor() -> Executor<Echo, Solo> {
     let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
-    (spec.vocab, spec.context_max) = (VOCAB, 64);
+    (spec.vocab, spec.context_max, spec.window) = (VOCAB, 64, WINDOW);
     let assignment = Assignment {
         epoch: Epoch(1),
         rank: Rank(0),
         plan: Plan::with_shares(&spec, &[1.0]),
         weights: WeightOrigin::Stream,
-        kv_blocks: KvBlocks::plain(4),
+        kv_blocks: KvBlocks { full: 4, window: 3 },
         step_tokens_max: 40,
         sampleable: vec![0..VOCAB as u32],
         peers: vec![String::new()],
@@ -81,16 +95,22 @@ fn executor() -> Executor<Echo, Solo> {
     Executor::new(&assignment, Echo::default(), Solo::new())
 }
 
-/// Work on sequence `id`, with the blocks given.
+/// Work on sequence `id`, with the blocks given to both kinds of layers.
 fn work(id: u64, position: u32, tokens: &[u32], blocks: &[u32]) -> SequenceWork {
+    let blocks = ids(blocks);
     SequenceWork {
         sequence: SequenceId(id),
         position,
         tokens: tokens.to_vec(),
-        blocks: blocks.iter().copied().map(BlockId).collect(),
+        window_blocks: blocks.clone(),
+        blocks,
         sample: true,
         ..SequenceWork::default()
     }
+}
+
+fn ids(blocks: &[u32]) -> Vec<BlockId> {
+    blocks.iter().copied().map(BlockId).collect()
 }
 
 fn plan(step: u64, admit: &[u64], work: Vec<SequenceWork>) -> StepPlan {
@@ -116,6 +136,43 @@ fn two_sequences_step_together_and_go_on() {
     assert_eq!(executor.execute(&after).unwrap().sampled[0].token, 4);
 }
 
+/// What the window has left behind is dropped; its blocks come back under other positions, while full layers
+/// keep everything.
+#[test]
+fn a_window_table_loses_its_head_as_the_sequence_grows() {
+    let mut executor = executor();
+    let mut step = |number, admit: &[u64], position, rows: usize, blocks: &[u32], window: &[u32], gone| {
+        let blocks = SequenceWork { window_blocks: ids(window), ..work(1, position, &vec![0; rows], blocks) };
+        let work = SequenceWork { window_gone: gone, ..blocks };
+        executor.execute(&plan(number, admit, vec![work])).map(|_| ())
+    };
+    step(1, &[1], 0, 35, &[3, 1, 0], &[2, 0, 1], 0).unwrap();
+    // The row at 35 sees 16 to 35.
+    step(2, &[], 35, 13, &[], &[], 1).unwrap();
+    step(3, &[], 48, 8, &[2], &[2], 1).unwrap();
+    let error = step(4, &[], 56, 1, &[], &[], 0).unwrap_err().to_string();
+    assert!(error.contains("0 window blocks are gone, 1 were before"), "{error}");
+    let found = &executor.backend().tables;
+    let full = ids(&[3, 1, 0]);
+    let all = ids(&[3, 1, 0, 2]);
+    let expected = [(full.clone(), 0, ids(&[2, 0, 1])), (full, 1, ids(&[0, 1])), (all, 1, ids(&[0, 1, 2]))];
+    assert_eq!(found[..], expected);
+}
+
+/// A prefix that is in the cache: the first work brings all of its full blocks, and the window blocks that are
+/// still seen.
+#[test]
+fn a_sequence_may_begin_behind_a_cached_prefix() {
+    let mut executor = executor();
+    let mut first = plan(1, &[1], vec![work(1, 48, &[9, 10], &[2, 1, 0, 3])]);
+    first.admit[0].cached = 48;
+    (first.work[0].window_gone, first.work[0].window_blocks) = (1, ids(&[1, 0, 2]));
+    assert_eq!(executor.execute(&first).unwrap().sampled[0].token, (10 + 49) % VOCAB as u32);
+    executor.execute(&plan(2, &[], vec![SequenceWork { window_gone: 1, ..work(1, 50, &[1], &[]) }])).unwrap();
+    let table = (ids(&[2, 1, 0, 3]), 1, ids(&[1, 0, 2]));
+    assert_eq!(executor.backend().tables, [table.clone(), table]);
+}
+
 #[test]
 fn captured_rows_come_with_logits_and_routing_beside_sampled_ones() {
     let mut executor = executor();
@@ -131,7 +188,7 @@ fn captured_rows_come_with_logits_and_routing_beside_sampled_ones() {
 #[test]
 fn what_does_not_fit_is_refused_in_words() {
     type Case = (&'static str, fn(&mut StepPlan));
-    let cases: [Case; 11] = [
+    let cases: [Case; 18] = [
         ("stale step: expected step 2 of epoch 1, got step 5", |p| p.step = StepId(5)),
         ("got step 2 of epoch 3", |p| p.epoch = Epoch(3)),
         ("step has 41 rows, at most 40", |p| p.work[0].tokens = vec![0; 41]),
@@ -142,8 +199,26 @@ fn what_does_not_fit_is_refused_in_words() {
         }),
         ("work without tokens", |p| p.work[0].tokens.clear()),
         ("rows begin at position 4, 3 are in the cache", |p| p.work[0].position = 4),
+        ("sequence 7 is held here already, or has two works", |p| p.work.push(work(7, 4, &[1], &[]))),
+        ("sequence 9: 3 positions are said to be in the cache, not whole blocks", |p| {
+            p.admit.push(Admission { sequence: SequenceId(9), cached: 3, ..Admission::default() });
+        }),
         ("its table has 1 blocks, 2 are needed", |p| p.work[0].tokens = vec![0; 14]),
-        ("block 4 is past the 4 held", |p| p.work[0].blocks.push(BlockId(4))),
+        ("its window table has 1 blocks, 2 are needed", |p| {
+            (p.work[0].tokens, p.work[0].blocks) = (vec![0; 14], ids(&[1]));
+        }),
+        ("sequence 7: block 4 is past the 4 held", |p| p.work[0].blocks.push(BlockId(4))),
+        ("window block 3 is past the 3 held", |p| p.work[0].window_blocks.push(BlockId(3))),
+        ("1 window blocks are gone, position 0 is still seen", |p| p.work[0].window_gone = 1),
+        ("1 window blocks are gone, position 13 is still seen", |p| {
+            // The row at position 32 sees 13 to 32.
+            p.admit.push(Admission { sequence: SequenceId(9), cached: 32, ..Admission::default() });
+            p.work[0] = SequenceWork { window_gone: 1, ..work(9, 32, &[1], &[1, 2]) };
+        }),
+        ("its table has 1 blocks, 3 are needed", |p| {
+            p.admit.push(Admission { sequence: SequenceId(9), cached: 32, ..Admission::default() });
+            p.work[0] = work(9, 32, &[1], &[1]);
+        }),
         ("token 64 is past the vocabulary of 64", |p| p.work[0].tokens = vec![64]),
     ];
     for (words, spoil) in cases {
@@ -159,10 +234,12 @@ fn what_does_not_fit_is_refused_in_words() {
 #[test]
 fn the_context_ends_where_the_model_says() {
     let mut executor = executor();
-    let blocks = [0, 1, 2, 3];
-    executor.execute(&plan(1, &[1], vec![work(1, 0, &[0; 40], &blocks)])).unwrap();
-    executor.execute(&plan(2, &[], vec![work(1, 40, &[0; 24], &[])])).unwrap();
-    let error = executor.execute(&plan(3, &[], vec![work(1, 64, &[0], &[])])).unwrap_err();
+    let first = SequenceWork { window_blocks: ids(&[0, 1, 2]), ..work(1, 0, &[0; 40], &[0, 1, 2, 3]) };
+    executor.execute(&plan(1, &[1], vec![first])).unwrap();
+    let second = SequenceWork { window_gone: 1, window_blocks: ids(&[0]), ..work(1, 40, &[0; 24], &[]) };
+    executor.execute(&plan(2, &[], vec![second])).unwrap();
+    let third = SequenceWork { window_gone: 1, ..work(1, 64, &[0], &[]) };
+    let error = executor.execute(&plan(3, &[], vec![third])).unwrap_err();
     assert!(error.to_string().contains("reach position 65, the context ends at 64"), "{error}");
 }
 

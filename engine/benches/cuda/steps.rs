@@ -6,7 +6,7 @@ use crate::report::{Row, Work};
 use crate::timing::{elapsed, median};
 use flotilla_engine::backend::Backend;
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights};
-use flotilla_engine::batch::Batch;
+use flotilla_engine::batch::{Batch, Table};
 use flotilla_engine::collective::card::{CardSettings, SumChoice, Wire};
 use flotilla_engine::collective::{AllReduce, CardCollective, Solo};
 use flotilla_engine::cuda::{CudaError, DeviceSum};
@@ -233,7 +233,7 @@ impl Runner {
         let table: Vec<BlockId> =
             (0..tokens.len().div_ceil(BLOCK_TOKENS)).map(|block| BlockId((first + block) as u32)).collect();
         self.batch.clear();
-        self.batch.push(&tokens, 0, &table);
+        self.batch.push(&tokens, 0, Table::whole(&table), Table::whole(&table));
         self.batch.logit_rows = vec![tokens.len() - 1];
         self.lengths[sequence] = tokens.len();
         Ok(self.step()?.0)
@@ -247,7 +247,7 @@ impl Runner {
             let first = sequence * self.blocks_each;
             let table: Vec<BlockId> =
                 (0..=position / BLOCK_TOKENS).map(|block| BlockId((first + block) as u32)).collect();
-            self.batch.push(&[token], position as u32, &table);
+            self.batch.push(&[token], position as u32, Table::whole(&table), Table::whole(&table));
             self.lengths[sequence] += 1;
         }
         self.batch.logit_rows = (0..count).collect();

@@ -25,13 +25,15 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
     model::cuts().iter().try_for_each(|(spec, plan)| run(subject, spec, plan, fault))
 }
 
-/// Prompts, chunks that begin anywhere, and decode rows, mixed and apart, over shuffled tables.
+/// Prompts, chunks that begin anywhere, and decode rows, mixed and apart, over shuffled tables; those of window
+/// layers lose their heads, and others write over them.
 fn run(subject: &Subject, spec: &ModelSpec, plan: &Plan, fault: Option<Fault>) -> Result<(), String> {
     let seed = 11;
     let model = Model::random(spec, seed);
     let mut reference = Reference::new(&model, subject.rounding(), fault);
     let mut ranks = subject.ranks(&model, plan, &Settings::default());
-    let mut sequences = Sequences::new(5, spec.vocab, seed);
+    let mut sequences = Sequences::new(5, spec, seed);
+    sequences.gives_too_early = fault == Some(Fault::BlocksGivenTooEarly);
     let mut random = Random::new(seed);
     let mut steps = vec![
         // A prompt of several tiles, one within a block, one of one row that is no decode step.
@@ -74,7 +76,7 @@ fn a_rank_without_heads_adds_nothing() {
         let model = Model::random(&model::spec(), 3);
         let plan = model::four_ranks(model.spec());
         let rank = subject.rank(&model, &plan, 1, &Settings::default());
-        let step = Sequences::new(1, 90, 3).step(&[rows(0, 20)]);
+        let step = Sequences::new(1, model.spec(), 3).step(&[rows(0, 20)]);
         let x = Random::new(3).units(step.rows() * model.spec().hidden);
         let y = sum(&mut [rank], &step, &x, 1);
         assert!(y.iter().all(|&y| y == 0.0), "{}", subject.name());

@@ -32,7 +32,7 @@ fn run(subject: &Subject, spec: &ModelSpec, plan: &Plan, fault: Option<Fault>) -
     let mut ranks = subject.ranks(&model, plan, &Settings::default());
     let mut random = Random::new(seed);
     for count in [1, 7, 12, 25, ROWS_MAX] {
-        let step = Sequences::new(1, spec.vocab, seed).step(&[rows(0, count)]);
+        let step = Sequences::new(1, spec, seed).step(&[rows(0, count)]);
         for layer in 0..spec.layer_count() {
             let x = random.units(count * spec.hidden);
             let found = sum(&mut ranks, &step, &x, layer);
@@ -72,7 +72,7 @@ fn a_rank_without_experts_adds_nothing() {
         let model = Model::random(&model::spec(), 3);
         let plan = model::four_ranks(model.spec());
         let rank = subject.rank(&model, &plan, 2, &Settings::default());
-        let step = Sequences::new(1, 90, 3).step(&[rows(0, 20)]);
+        let step = Sequences::new(1, model.spec(), 3).step(&[rows(0, 20)]);
         let x = Random::new(3).units(step.rows() * model.spec().hidden);
         let y = sum(&mut [rank], &step, &x, 1);
         assert!(y.iter().all(|&y| y == 0.0), "{}", subject.name());

@@ -2,7 +2,7 @@
 
 use crate::batches::{Sequences, Step, Work, decode, rows};
 use crate::model::{self, Model};
-use crate::subject::{ROWS_MAX, Ranked, Settings, card};
+use crate::subject::{KV_BLOCKS, ROWS_MAX, Ranked, Settings, card};
 use flotilla_engine::sample::{Pick, SampleRow};
 use flotilla_shared::Sampling;
 
@@ -14,7 +14,7 @@ fn a_replayed_step_has_the_bits_of_one_that_is_not() {
     let mut eager = eager.rank(&model, &plan, 0, &Settings::default());
     let settings = Settings { graphs: true, ..Settings::default() };
     let mut recording = recording.rank(&model, &plan, 0, &settings);
-    let mut sequences = Sequences::new(9, model.spec().vocab, 61);
+    let mut sequences = Sequences::new(9, model.spec(), 61);
     let decodes = |which: &[usize]| which.iter().copied().map(decode).collect::<Vec<Work>>();
     let all: Vec<usize> = (0..9).collect();
     let steps = [
@@ -51,6 +51,30 @@ fn a_replayed_step_has_the_bits_of_one_that_is_not() {
         }
         let [expected, found] = [&mut eager, &mut recording].map(|rank| outcome(rank, &model, &step));
         assert_eq!(found, expected, "step {index}: {works:?}");
+    }
+}
+
+/// With a shared beginning, tables have more entries together than there are blocks. What was recorded before
+/// they needed more memory is of no more use.
+#[test]
+fn sequences_that_share_blocks_may_have_more_entries_than_there_are_blocks() {
+    let (Some(eager), Some(recording)) = (card(), card()) else { return };
+    let model = Model::random(&model::spec(), 62);
+    let plan = model::whole(model.spec());
+    let mut eager = eager.rank(&model, &plan, 0, &Settings::default());
+    let settings = Settings { graphs: true, rows_max: 12, ..Settings::default() };
+    let mut recording = recording.rank(&model, &plan, 0, &settings);
+    let mut sequences = Sequences::new(12, model.spec(), 62);
+    let mut steps: Vec<Step> = (0..14).map(|_| sequences.step(&[rows(0, 12)])).collect();
+    steps.push(sequences.step(&[decode(0)]));
+    (1..12).for_each(|to| sequences.share(0, to));
+    let all: Vec<Work> = (0..12).map(decode).collect();
+    steps.extend([sequences.step(&all), sequences.step(&all), sequences.step(&[decode(0)])]);
+    let entries = steps[15].batch.blocks.len();
+    assert!(entries > (KV_BLOCKS.full + KV_BLOCKS.window) as usize, "{entries}");
+    for (index, step) in steps.iter().enumerate() {
+        let [expected, found] = [&mut eager, &mut recording].map(|rank| outcome(rank, &model, step));
+        assert_eq!(found, expected, "step {index}");
     }
 }
 

@@ -10,10 +10,11 @@ fn whole_model(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
     whole::check(subject, &model::spec(), fault)
 }
 
-const PLANTED: [(Fault, Check); 15] = [
+const PLANTED: [(Fault, Check); 16] = [
     (Fault::DroppedSink, attention::check),
     (Fault::WindowWithOneMore, attention::check),
     (Fault::WindowWithOneLess, attention::check),
+    (Fault::BlocksGivenTooEarly, attention::check),
     (Fault::RotatedInPairs, attention::check),
     (Fault::HeadsOfTheNextKeys, attention::check),
     (Fault::GateAndUpSwapped, experts::check),

@@ -53,6 +53,8 @@ pub enum Fault {
     DroppedSink,
     WindowWithOneMore,
     WindowWithOneLess,
+    /// Not this reference's mistake, but that of whoever gives out blocks.
+    BlocksGivenTooEarly,
     RotatedInPairs,
     HeadsOfTheNextKeys,
     GateAndUpSwapped,

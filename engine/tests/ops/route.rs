@@ -45,7 +45,7 @@ fn routing(subject: &Subject, model: &Model, seed: u64, mut visit: impl FnMut(us
     // A rank without experts routes all the same.
     for (plan, rank) in [(model::whole(spec), 0), (model::four_ranks(spec), 2)] {
         let mut ranked = subject.rank(model, &plan, rank, &Settings::default());
-        let mut sequences = Sequences::new(2, spec.vocab, seed);
+        let mut sequences = Sequences::new(2, spec, seed);
         let mut random = Random::new(seed);
         for works in [rows(0, ROWS_MAX), rows(1, 5), rows(0, 30)] {
             let mut step = sequences.step(&[works]);

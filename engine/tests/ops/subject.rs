@@ -17,8 +17,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Once;
 
-/// Blocks of cache of every rank.
-pub const KV_BLOCKS: u32 = 40;
+/// Blocks of cache of every rank. Windows are short, and their blocks go from one sequence to the next.
+pub const KV_BLOCKS: KvBlocks = KvBlocks { full: 40, window: 24 };
 /// Rows of a step at most.
 pub const ROWS_MAX: usize = 84;
 
@@ -97,7 +97,7 @@ impl Subject {
             spec: spec.clone(),
             plan: plan.clone(),
             weights: WeightOrigin::Stream,
-            kv_blocks: KvBlocks::plain(KV_BLOCKS),
+            kv_blocks: KV_BLOCKS,
             step_tokens_max: settings.rows_max as u32,
             sampleable: settings.sampleable.clone(),
             peers: vec![String::new(); plan.rank_count()],

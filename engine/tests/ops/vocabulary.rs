@@ -34,7 +34,7 @@ fn a_rank_embeds_its_own_tokens() {
         let reference = Reference::new(&model, subject.rounding(), None);
         for plan in plans() {
             let mut ranks = subject.ranks(&model, &plan, &Settings::default());
-            let mut sequences = Sequences::new(2, model.spec().vocab, 41);
+            let mut sequences = Sequences::new(2, model.spec(), 41);
             for works in [vec![rows(0, 50), rows(1, 1)], vec![decode(0), decode(1)]] {
                 let mut step = sequences.step(&works);
                 // The first and the last token of every part.
@@ -64,7 +64,7 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
     let (reference, hidden) = (Reference::new(&model, subject.rounding(), fault), model.spec().hidden);
     for plan in plans() {
         let mut ranks = subject.ranks(&model, &plan, &Settings::default());
-        let mut sequences = Sequences::new(3, model.spec().vocab, seed);
+        let mut sequences = Sequences::new(3, model.spec(), seed);
         let mut random = Random::new(seed);
         let steps = [
             (vec![rows(0, 40), decode(1), Work { logits: true, ..rows(2, 9) }], false),
@@ -104,7 +104,7 @@ fn the_best_token_is_the_one_of_the_highest_score() {
         for plan in plans() {
             let mut ranks = subject.ranks(&model, &plan, &settings);
             let works: Vec<Work> = (0..12).map(decode).collect();
-            let step = Sequences::new(12, model.spec().vocab, 43).step(&works);
+            let step = Sequences::new(12, model.spec(), 43).step(&works);
             let x = Random::new(43).units(step.rows() * model.spec().hidden);
             for (rank, vocab) in ranks.iter_mut().zip(vocab_of(&plan)) {
                 rank.play(&step.batch, &x, &[Op::AddNorm(Norm::Final), Op::Unembed]);
@@ -143,7 +143,7 @@ fn nuclei_are_cut_alike() {
         let plan = model::whole(model.spec());
         let mut rank = subject.rank(&model, &plan, 0, &settings());
         let works: Vec<Work> = (0..12).map(decode).collect();
-        let step = Sequences::new(12, model.spec().vocab, 44).step(&works);
+        let step = Sequences::new(12, model.spec(), 44).step(&works);
         let x = Random::new(44).units(step.rows() * model.spec().hidden);
         rank.play(&step.batch, &x, &[Op::AddNorm(Norm::Final), Op::Unembed]);
         let row = |n: u32| {

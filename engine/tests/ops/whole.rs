@@ -27,7 +27,7 @@ pub fn check(subject: &Subject, spec: &ModelSpec, fault: Option<Fault>) -> Resul
     let model = Model::random(spec, seed);
     let mut reference = Reference::new(&model, subject.rounding(), fault);
     let mut rank = subject.rank(&model, &model::whole(spec), 0, &Settings::default());
-    let mut sequences = Sequences::new(3, spec.vocab, seed);
+    let mut sequences = Sequences::new(3, spec, seed);
     let steps = [
         vec![rows(0, 33), Work { logits: true, ..rows(1, 5) }],
         vec![Work { logits: true, ..rows(0, 20) }, decode(1), decode(2)],

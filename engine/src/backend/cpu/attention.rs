@@ -77,7 +77,7 @@ impl CpuBackend {
     fn rotate_and_store(&mut self, layer: usize, batch: &Batch) {
         let Attention { q, k, v, q_width, kv_width, .. } = &mut self.attention;
         for sequence in &batch.sequences {
-            let table = batch.table(sequence);
+            let table = batch.table(sequence, self.spec.layers[layer]);
             for row in sequence.rows.clone() {
                 let (cos, sin) = self.rope.row(row);
                 let k = &mut k[row * *kv_width..][..*kv_width];
@@ -101,7 +101,7 @@ impl CpuBackend {
         let group = self.spec.group();
         let (kernels, kv) = (self.kernels, &self.kv);
         for sequence in &batch.sequences {
-            let table = batch.table(sequence);
+            let table = batch.table(sequence, kind);
             let first = sequence.rows.start;
             let rows = first * *q_width..sequence.rows.end * *q_width;
             // One item is one row's query heads of one kv head: f32 [group, D].

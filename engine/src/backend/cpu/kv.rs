@@ -1,9 +1,10 @@
-//! The paged KV cache of one rank: f32 [L, blocks, nk/R, BLOCK_TOKENS, D], keys and values apart, so
-//! that the keys of one head in one block lie behind each other.
+//! The paged KV cache of one rank: f32 [blocks, nk/R, BLOCK_TOKENS, D] a layer, keys and values apart, so
+//! that the keys of one head in one block lie behind each other. A layer has the blocks of its kind's pool.
 
 use super::kernels::KvSlab;
-use flotilla_shared::BlockId;
+use crate::batch::Table;
 use flotilla_shared::step::BLOCK_TOKENS;
+use flotilla_shared::{BlockId, KvBlocks, LayerKind};
 use std::ops::Range;
 
 /// Keys and values of every block that the coordinator may give out.
@@ -18,27 +19,27 @@ pub struct KvCache {
 
 impl KvCache {
     /// Zeroed pages: the system gives them when they are first written.
-    pub fn new(layers: usize, blocks: u32, kv_heads: usize, head_dim: usize) -> Self {
-        let len = blocks as usize * kv_heads * BLOCK_TOKENS * head_dim;
-        let pages = || (0..layers).map(|_| vec![0.0; len]).collect();
+    pub fn new(layers: &[LayerKind], blocks: KvBlocks, kv_heads: usize, head_dim: usize) -> Self {
+        let len = |kind: &LayerKind| blocks.of(*kind) as usize * kv_heads * BLOCK_TOKENS * head_dim;
+        let pages = || layers.iter().map(|kind| vec![0.0; len(kind)]).collect();
         KvCache { keys: pages(), values: pages(), kv_heads, head_dim }
     }
 
-    /// Stores the keys and values of one position: f32 [nk/R, D] each.
-    pub fn store(&mut self, layer: usize, table: &[BlockId], position: usize, keys: &[f32], values: &[f32]) {
+    /// Stores the keys and values of one position: f32 [nk/R, D] each. `table` is of the layer's kind.
+    pub fn store(&mut self, layer: usize, table: Table<'_>, position: usize, keys: &[f32], values: &[f32]) {
         for head in 0..self.kv_heads {
-            let at = self.offset(table[position / BLOCK_TOKENS], head, position % BLOCK_TOKENS);
+            let at = self.offset(table.block(position), head, position % BLOCK_TOKENS);
             let from = head * self.head_dim..(head + 1) * self.head_dim;
             self.keys[layer][at..at + self.head_dim].copy_from_slice(&keys[from.clone()]);
             self.values[layer][at..at + self.head_dim].copy_from_slice(&values[from]);
         }
     }
 
-    /// One head's keys and values at `positions`, block by block.
+    /// One head's keys and values at `positions`, block by block. `table` is of the layer's kind.
     pub fn slabs<'a>(
         &'a self,
         layer: usize,
-        table: &'a [BlockId],
+        table: Table<'a>,
         head: usize,
         positions: Range<usize>,
     ) -> impl Iterator<Item = KvSlab<'a>> {
@@ -46,7 +47,7 @@ impl KvCache {
         blocks.map(move |block| {
             let first = block * BLOCK_TOKENS;
             let rows = positions.start.max(first)..positions.end.min(first + BLOCK_TOKENS);
-            let at = self.offset(table[block], head, rows.start - first);
+            let at = self.offset(table.block(first), head, rows.start - first);
             let elements = at..at + rows.len() * self.head_dim;
             KvSlab {
                 keys: &self.keys[layer][elements.clone()],

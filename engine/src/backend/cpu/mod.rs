@@ -76,12 +76,7 @@ impl CpuBackend {
         CpuBackend {
             kernels: settings.isa.map_or_else(Kernels::detect, Kernels::new),
             threads: Threads::new(settings.threads),
-            kv: KvCache::new(
-                spec.layer_count(),
-                assignment.kv_blocks.full,
-                share.kv_heads.len(),
-                spec.head_dim,
-            ),
+            kv: KvCache::new(&spec.layers, assignment.kv_blocks, share.kv_heads.len(), spec.head_dim),
             rope: RopeTable::new(&spec),
             x: vec![0.0; rows * spec.hidden],
             h: vec![0.0; rows * spec.hidden],

@@ -24,7 +24,8 @@
 // layout of a result to that of an operand by two shuffles for 16 keys. No shared memory until the end.
 // A warp has 32 keys (8 KiB at D = 64) in flight, a multiprocessor 16 warps.
 // Keys of a row: steps of 32 from the block of the first visible key on; window rows read their window's blocks
-// only. The launch has one block a row and some to spare (`spare`, for full layers two a multiprocessor); each
+// only, and no entry of the table before them: those may be gone, and the table's start, which wraps, may lie
+// before the first of all blocks. The launch has one block a row and some to spare (`spare`, for full layers two a multiprocessor); each
 // block takes `per_part` steps of a row, so few that together they need no more blocks than there are, and
 // finds its row and its part from the positions of all rows (`part_of`). So a long row among short ones gets as
 // many blocks as it needs, and the launch depends on the number of rows alone. Rows in one part are finished at
@@ -377,7 +378,7 @@ attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values, co
     if (part.index >= decode.count) return;
     const unsigned row = decode.row(part.index), position = positions[row];
     const Steps steps = steps_of(position, window);
-    const unsigned* table = blocks + table_start[row];
+    const unsigned start = table_start[row];
     const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     // queries: lane / 4 of each tile of 8
@@ -410,7 +411,7 @@ attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values, co
 #pragma unroll
         for (unsigned b = 0; b < STEP_BLOCKS; b++) {
             const unsigned at = steps.first_block + step * STEP_BLOCKS + b;
-            ahead[b] = step < end && at <= last_block ? table[at] : 0;
+            ahead[b] = step < end && at <= last_block ? blocks[start + at] : 0;
         }
     };
     unsigned step = begin + warp;

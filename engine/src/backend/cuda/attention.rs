@@ -123,9 +123,10 @@ pub struct StepRows<'a> {
     pub rows: CudaView<'a, u32>,
     /// [T]
     pub positions: CudaView<'a, u32>,
-    /// [T]: where in `blocks` the table of the row's sequence begins.
+    /// [T]: where in `blocks` the entry of position 0 of the row's sequence would lie, in u32 arithmetic that
+    /// wraps. Entries before that of the row's first visible position need not be there.
     pub table_start: CudaView<'a, u32>,
-    /// Block tables, position 0 first.
+    /// Block tables, in rising positions.
     pub blocks: CudaView<'a, u32>,
 }
 

@@ -67,7 +67,8 @@ struct Span {
     unsigned first;   // of step 0, a multiple of BLOCK_TOKENS
     unsigned lowest;  // visible to the first row
     unsigned last;    // visible to the last row
-    const unsigned* table;
+    const unsigned* blocks;
+    unsigned table_start;  // entries before that of `lowest` may be gone; it wraps
 };
 
 // Positions outside lowest..=last may hold anything, NaN too, and become zeros: 0 · NaN is NaN.
@@ -76,7 +77,7 @@ __device__ inline void load_stage(Stage& stage, const bf16* keys, const bf16* va
     for (unsigned i = threadIdx.x; i < KEYS * CHUNKS; i += THREADS) {
         const unsigned key = i / CHUNKS, chunk = i % CHUNKS, position = first + key;
         const bool valid = position >= span.lowest && position <= span.last;
-        const unsigned block = valid ? span.table[position / BLOCK_TOKENS] : 0;
+        const unsigned block = valid ? span.blocks[span.table_start + position / BLOCK_TOKENS] : 0;
         const unsigned long long at =
             (((unsigned long long)block * NK + head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * D + chunk * 8;
         copy_async_16(&stage.keys[key * STRIDE + chunk], keys + at, valid);
@@ -221,7 +222,8 @@ attend_tiles(const act* __restrict__ q, const bf16* __restrict__ keys, const bf1
     span.lowest = first_position >= window ? first_position - window + 1 : 0;
     span.first = span.lowest / BLOCK_TOKENS * BLOCK_TOKENS;
     span.last = first_position + row_count - 1;
-    span.table = blocks + table_start[first_row];
+    span.blocks = blocks;
+    span.table_start = table_start[first_row];
     load_stage(stages[0], keys, values, span, span.first, head);
     copy_async_commit();
 

@@ -6,7 +6,7 @@ use crate::backend::rope::RopeTable;
 use crate::batch::Batch;
 use crate::cuda::{Card, CudaError};
 use cudarc::driver::{CudaSlice, CudaView, PinnedHostSlice, sys};
-use flotilla_shared::ModelSpec;
+use flotilla_shared::{LayerKind, ModelSpec};
 use std::ops::Range;
 
 /// Parts begin at a multiple of so many words: 16 bytes.
@@ -22,7 +22,8 @@ struct Layout {
     decode_count: Range<usize>,
     tokens: Range<usize>,
     positions: Range<usize>,
-    table_start: Range<usize>,
+    full_start: Range<usize>,
+    window_start: Range<usize>,
     logit_rows: Range<usize>,
     decode_rows: Range<usize>,
     tiles: Range<usize>,
@@ -48,7 +49,8 @@ impl Layout {
             decode_count: take(1),
             tokens: take(t),
             positions: take(t),
-            table_start: take(t),
+            full_start: take(t),
+            window_start: take(t),
             logit_rows: take(t),
             decode_rows: take(t),
             tiles: take(4 * t),
@@ -60,6 +62,13 @@ impl Layout {
 
     fn words(&self, blocks: usize) -> usize {
         self.blocks + blocks.max(1)
+    }
+
+    fn table_start(&self, kind: LayerKind) -> &Range<usize> {
+        match kind {
+            LayerKind::Full => &self.full_start,
+            LayerKind::Window => &self.window_start,
+        }
     }
 }
 
@@ -80,8 +89,16 @@ pub struct DeviceBatch {
     pure_decode: bool,
 }
 
+/// Pinned memory and the card's, of so many words each.
+fn room(card: &Card, words: usize) -> Result<(PinnedHostSlice<u32>, CudaSlice<u32>), CudaError> {
+    // SAFETY: `set` writes every word before it is copied.
+    let host =
+        unsafe { card.stream().context().alloc_pinned_with_flags(words, sys::CU_MEMHOSTALLOC_PORTABLE) };
+    Ok((host.map_err(CudaError::doing("take pinned memory for a step's rows"))?, card.zeros(words)?))
+}
+
 impl DeviceBatch {
-    /// Room for `rows_max` rows and `blocks_max` entries of block tables.
+    /// Room for `rows_max` rows, and for `blocks_max` entries of block tables at first.
     pub fn new(
         card: &Card,
         spec: &ModelSpec,
@@ -89,14 +106,11 @@ impl DeviceBatch {
         rows_max: usize,
         blocks_max: usize,
     ) -> Result<Self, CudaError> {
-        let words = Layout::of(rows_max, spec.head_dim).words(blocks_max);
-        // SAFETY: `set` writes every word before it is copied.
-        let host =
-            unsafe { card.stream().context().alloc_pinned_with_flags(words, sys::CU_MEMHOSTALLOC_PORTABLE) };
+        let (host, words) = room(card, Layout::of(rows_max, spec.head_dim).words(blocks_max))?;
         Ok(DeviceBatch {
             card: card.clone(),
-            host: host.map_err(CudaError::doing("take pinned memory for a step's rows"))?,
-            words: card.zeros(words)?,
+            host,
+            words,
             rope: RopeTable::new(spec),
             head_dim: spec.head_dim,
             tile_rows: attention.map_or(1, AttentionShape::tile_rows),
@@ -112,6 +126,17 @@ impl DeviceBatch {
         batch.sequences.iter().all(|sequence| sequence.rows.len() == 1)
             && batch.logit_rows.len() == batch.rows()
             && !batch.keep_routing
+    }
+
+    /// Takes more memory if the tables of `batch` need it: sequences that share blocks may have more entries
+    /// than there are blocks. Whether the step's rows lie elsewhere now.
+    pub fn make_room(&mut self, batch: &Batch, t: usize) -> Result<bool, CudaError> {
+        let words = Layout::of(t, self.head_dim).words(batch.blocks.len());
+        if words <= self.words.len() {
+            return Ok(false);
+        }
+        (self.host, self.words) = room(&self.card, words.next_power_of_two())?;
+        Ok(true)
     }
 
     /// Lays `batch` out for a launch of `t` rows, of which those past the batch are skipped, and starts
@@ -137,8 +162,10 @@ impl DeviceBatch {
         put(words, &blocks, &mut batch.blocks.iter().map(|block| block.0));
         (self.decodes, self.tiles) = (0, 0);
         for sequence in &batch.sequences {
-            let table = sequence.blocks.start as u32;
-            words[layout.table_start.clone()][sequence.rows.clone()].fill(table);
+            for kind in [LayerKind::Full, LayerKind::Window] {
+                let starts = layout.table_start(kind);
+                words[starts.clone()][sequence.rows.clone()].fill(sequence.table_start(kind));
+            }
             if sequence.rows.len() == 1 {
                 words[layout.decode_rows.start + self.decodes] = sequence.rows.start as u32;
                 self.decodes += 1;
@@ -199,11 +226,12 @@ impl DeviceBatch {
         (self.part(&self.layout.logit_rows), self.part(&self.layout.logit_row_count))
     }
 
-    pub fn step_rows(&self) -> StepRows<'_> {
+    /// With the block tables of layers of `kind`.
+    pub fn step_rows(&self, kind: LayerKind) -> StepRows<'_> {
         StepRows {
             rows: self.rows(),
             positions: self.part(&self.layout.positions),
-            table_start: self.part(&self.layout.table_start),
+            table_start: self.part(self.layout.table_start(kind)),
             blocks: self.words.slice(self.layout.blocks..),
         }
     }

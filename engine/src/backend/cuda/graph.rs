@@ -41,7 +41,13 @@ impl CudaBackend {
         let can_record = self.graphs.is_some() && DeviceBatch::is_pure_decode(batch);
         let bucket = can_record.then(|| bucket(batch.rows(), self.rows_max)).flatten();
         let t = bucket.unwrap_or(batch.rows());
-        self.attempt(|s| s.batch.set(batch, t));
+        self.attempt(|s| {
+            if s.batch.make_room(batch, t)? {
+                // Graphs know the old address.
+                s.graphs.iter_mut().for_each(Graphs::forget);
+            }
+            s.batch.set(batch, t)
+        });
         let (Some(bucket), None) = (bucket, &self.failed) else { return forward(self) };
         if !self.recorded(bucket) {
             self.record(bucket, forward)?;

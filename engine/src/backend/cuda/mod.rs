@@ -131,11 +131,11 @@ impl CudaBackend {
         let kernels = Kernels::new(&card, &spec, share, &shapes, &assignment.sampleable, rows_max)?;
         let kv_heads = share.kv_heads.len();
         let caches = if kv_heads > 0 {
-            kv::caches(&card, spec.layer_count(), assignment.kv_blocks.full, kv_heads, spec.head_dim)?
+            kv::caches(&card, &spec.layers, assignment.kv_blocks, kv_heads, spec.head_dim)?
         } else {
             Vec::new()
         };
-        let blocks_max = assignment.kv_blocks.full as usize;
+        let blocks_max = (assignment.kv_blocks.full + assignment.kv_blocks.window) as usize;
         let backend = CudaBackend {
             rows_max,
             caches,
@@ -251,7 +251,7 @@ impl Backend for CudaBackend {
             let mut qkv = s.a.qkv.as_view_mut();
             s.kernels.dense.product(t, &rows, &s.a.h.as_view(), &linear, &mut qkv)?;
             let cache = &mut s.caches[layer];
-            let (step, rotation) = (s.batch.step_rows(), s.batch.rotation());
+            let (step, rotation) = (s.batch.step_rows(s.spec.layers[layer]), s.batch.rotation());
             let mut cache = CacheMut { keys: cache.keys.as_view_mut(), values: cache.values.as_view_mut() };
             let mut q = s.a.q.as_view_mut();
             kernels.rope_store(t, &step, &rotation, &qkv.as_view(), &mut q, &mut cache)
@@ -264,7 +264,8 @@ impl Backend for CudaBackend {
                 return Ok(());
             };
             let cache = &s.caches[layer];
-            let window = matches!(s.spec.layers[layer], LayerKind::Window).then_some(s.spec.window as u32);
+            let kind = s.spec.layers[layer];
+            let window = (kind == LayerKind::Window).then_some(s.spec.window as u32);
             let sinks = s.weights.layer_bf16(layer, LayerTensor::Sinks).expect("a rank with heads has sinks");
             let attend = Attend {
                 q: s.a.q.as_view(),
@@ -272,7 +273,7 @@ impl Backend for CudaBackend {
                 sinks,
                 window,
             };
-            let (step, mut out) = (s.batch.step_rows(), s.a.attended.as_view_mut());
+            let (step, mut out) = (s.batch.step_rows(kind), s.a.attended.as_view_mut());
             if let Some(rows) = s.batch.decode_rows() {
                 kernels.attend_decode(&rows, &step, &attend, partials, &mut out)?;
             }

@@ -2,58 +2,20 @@
 //! runs the forward, samples, and answers. It decides nothing; what does not fit what it holds is
 //! refused before anything is computed.
 
-use flotilla_engine::backend::{Backend, BackendError};
+mod error;
+mod held;
+
+pub use error::StepError;
+
+use flotilla_engine::backend::Backend;
 use flotilla_engine::batch::Batch;
-use flotilla_engine::collective::{AllReduce, Collective, CollectiveError};
+use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_engine::model::forward;
-use flotilla_engine::sample::{SampleError, SampleRow, Sampleable, Sampler};
-use flotilla_shared::step::{BLOCK_TOKENS, CapturedRow, Sampled, SequenceWork};
-use flotilla_shared::{
-    Assignment, BlockId, Epoch, ModelSpec, Sampling, SequenceId, StepId, StepOutcome, StepPlan,
-};
+use flotilla_engine::sample::{SampleRow, Sampleable, Sampler};
+use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork};
+use flotilla_shared::{Assignment, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepOutcome, StepPlan};
+use held::Held;
 use std::collections::BTreeMap;
-use thiserror::Error;
-
-/// Why a step was not run, or not finished. The group is unusable afterwards.
-#[derive(Debug, Error)]
-pub enum StepError {
-    #[error(
-        "stale step: expected step {step} of epoch {epoch}, got step {found_step} of epoch {found_epoch}"
-    )]
-    Stale { epoch: Epoch, step: StepId, found_epoch: Epoch, found_step: StepId },
-    #[error("step has {found} rows, at most {max} were announced")]
-    TooManyRows { found: usize, max: usize },
-    #[error("sequence {0} is not held here")]
-    UnknownSequence(SequenceId),
-    #[error("sequence {0} is held here already, or has two works in one step")]
-    DuplicateSequence(SequenceId),
-    #[error("sequence {sequence}: {problem}")]
-    Work { sequence: SequenceId, problem: String },
-    #[error("sequence {0}: no logit is a number, nothing can be sampled")]
-    NoToken(SequenceId),
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
-    #[error(transparent)]
-    Backend(#[from] BackendError),
-}
-
-impl From<SampleError> for StepError {
-    fn from(error: SampleError) -> Self {
-        match error {
-            SampleError::Backend(error) => error.into(),
-            SampleError::Collective(error) => error.into(),
-        }
-    }
-}
-
-/// What is held of a sequence between steps.
-#[derive(Debug)]
-struct Held {
-    sampling: Sampling,
-    /// Positions that are in the cache.
-    length: usize,
-    table: Vec<BlockId>,
-}
 
 /// One rank's engine and what it holds.
 #[derive(Debug)]
@@ -61,7 +23,7 @@ pub struct Executor<B, C> {
     spec: ModelSpec,
     epoch: Epoch,
     next_step: StepId,
-    kv_blocks: u32,
+    kv_blocks: KvBlocks,
     rows_max: usize,
     backend: B,
     collective: C,
@@ -81,7 +43,7 @@ where
             spec: assignment.spec.clone(),
             epoch: assignment.epoch,
             next_step: StepId(1),
-            kv_blocks: assignment.kv_blocks.full,
+            kv_blocks: assignment.kv_blocks,
             rows_max: assignment.step_tokens_max as usize,
             backend,
             collective,
@@ -89,6 +51,11 @@ where
             sequences: BTreeMap::new(),
             batch: Batch::default(),
         }
+    }
+
+    /// What the steps are computed with.
+    pub fn backend(&self) -> &B {
+        &self.backend
     }
 
     /// Runs one step. `compute_us` is left to the caller, who has a clock.
@@ -127,7 +94,8 @@ where
             self.sequences.remove(sequence).ok_or(StepError::UnknownSequence(*sequence))?;
         }
         for admission in &plan.admit {
-            let held = Held { sampling: admission.sampling.clone(), length: 0, table: Vec::new() };
+            let held = Held::new(admission)
+                .map_err(|problem| StepError::Work { sequence: admission.sequence, problem })?;
             if self.sequences.insert(admission.sequence, held).is_some() {
                 return Err(StepError::DuplicateSequence(admission.sequence));
             }
@@ -141,11 +109,13 @@ where
         for work in &plan.work {
             let held =
                 self.sequences.get_mut(&work.sequence).ok_or(StepError::UnknownSequence(work.sequence))?;
-            held.table.extend_from_slice(&work.blocks);
-            check_work(work, held, &self.spec, self.kv_blocks)
+            if !held.works_in(plan.step) {
+                return Err(StepError::DuplicateSequence(work.sequence));
+            }
+            held.take(work, &self.spec, self.kv_blocks)
                 .map_err(|problem| StepError::Work { sequence: work.sequence, problem })?;
             held.length += work.tokens.len();
-            let rows = self.batch.push(&work.tokens, work.position, &held.table);
+            let rows = self.batch.push(&work.tokens, work.position, held.full.table(), held.window.table());
             if work.capture {
                 self.batch.keep_routing = true;
                 self.batch.logit_rows.extend(rows);
@@ -200,29 +170,4 @@ where
 
 fn logit_row_count(work: &SequenceWork) -> usize {
     if work.capture { work.tokens.len() } else { usize::from(work.sample) }
-}
-
-/// `held` has the work's blocks already, but not its tokens.
-fn check_work(work: &SequenceWork, held: &Held, spec: &ModelSpec, kv_blocks: u32) -> Result<(), String> {
-    if work.tokens.is_empty() {
-        return Err("work without tokens".into());
-    }
-    if work.position as usize != held.length {
-        return Err(format!("rows begin at position {}, {} are in the cache", work.position, held.length));
-    }
-    let end = held.length + work.tokens.len();
-    if end > spec.context_max {
-        return Err(format!("rows reach position {end}, the context ends at {}", spec.context_max));
-    }
-    let blocks_needed = end.div_ceil(BLOCK_TOKENS);
-    if held.table.len() < blocks_needed {
-        return Err(format!("its table has {} blocks, {blocks_needed} are needed", held.table.len()));
-    }
-    if let Some(block) = work.blocks.iter().find(|block| block.0 >= kv_blocks) {
-        return Err(format!("block {block} is past the {kv_blocks} held"));
-    }
-    if let Some(token) = work.tokens.iter().find(|token| **token as usize >= spec.vocab) {
-        return Err(format!("token {token} is past the vocabulary of {}", spec.vocab));
-    }
-    Ok(())
 }

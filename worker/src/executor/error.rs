@@ -1,0 +1,39 @@
+//! Why a step was not run. What is wrong with one sequence's work is said in words by `held`.
+
+use flotilla_engine::backend::BackendError;
+use flotilla_engine::collective::CollectiveError;
+use flotilla_engine::sample::SampleError;
+use flotilla_shared::{Epoch, SequenceId, StepId};
+use thiserror::Error;
+
+/// Why a step was not run, or not finished. The group is unusable afterwards.
+#[derive(Debug, Error)]
+pub enum StepError {
+    #[error(
+        "stale step: expected step {step} of epoch {epoch}, got step {found_step} of epoch {found_epoch}"
+    )]
+    Stale { epoch: Epoch, step: StepId, found_epoch: Epoch, found_step: StepId },
+    #[error("step has {found} rows, at most {max} were announced")]
+    TooManyRows { found: usize, max: usize },
+    #[error("sequence {0} is not held here")]
+    UnknownSequence(SequenceId),
+    #[error("sequence {0} is held here already, or has two works in one step")]
+    DuplicateSequence(SequenceId),
+    #[error("sequence {sequence}: {problem}")]
+    Work { sequence: SequenceId, problem: String },
+    #[error("sequence {0}: no logit is a number, nothing can be sampled")]
+    NoToken(SequenceId),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+}
+
+impl From<SampleError> for StepError {
+    fn from(error: SampleError) -> Self {
+        match error {
+            SampleError::Backend(error) => error.into(),
+            SampleError::Collective(error) => error.into(),
+        }
+    }
+}
