@@ -62,7 +62,9 @@ fn server(link: Duration, steps_in_flight_max: usize) -> DriverHandle {
     driver
 }
 
-/// Tokens per virtual second of `clients` streams of 200 tokens each.
+const TOKENS: usize = 100;
+
+/// Tokens per virtual second of `clients` streams of so many tokens each.
 async fn rate(link: Duration, steps_in_flight_max: usize, clients: usize, guided: bool) -> f64 {
     let mut driver = server(link, steps_in_flight_max);
     driver.ready().await;
@@ -72,19 +74,19 @@ async fn rate(link: Duration, steps_in_flight_max: usize, clients: usize, guided
         tokio::spawn(async move {
             let guide = guided.then(|| Box::new(Open) as Box<dyn Guide>);
             let generation =
-                Generation { prompt: vec![1; 40], tokens_max: 200, guide, ..Generation::default() };
+                Generation { prompt: vec![1; 40], tokens_max: TOKENS, guide, ..Generation::default() };
             let mut tokens = driver.submit(generation).await.unwrap();
             let mut count = 0;
             while let TokenEvent::Token { .. } = tokens.next().await {
                 count += 1;
             }
-            assert_eq!(count, 200);
+            assert_eq!(count, TOKENS);
         })
     });
     for stream in streams.collect::<Vec<_>>() {
         stream.await.unwrap();
     }
-    (200 * clients) as f64 / start.elapsed().as_secs_f64()
+    (TOKENS * clients) as f64 / start.elapsed().as_secs_f64()
 }
 
 #[tokio::test(start_paused = true)]

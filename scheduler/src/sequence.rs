@@ -245,9 +245,9 @@ impl Sequence {
     }
 
     /// Positions that are computed, or will be with what is in flight, of tokens that are known: what may be
-    /// named.
+    /// named. The row of a last token that came of guesses is not: a wrong guess may lie in its place.
     pub fn settled(&self) -> usize {
-        self.computed.min(self.tokens.len())
+        if self.drafting { self.tokens.len() - 1 } else { self.computed.min(self.tokens.len()) }
     }
 
     pub fn tables_and_names(&mut self) -> (&mut Tables, &[BlockHash]) {

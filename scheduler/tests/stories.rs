@@ -300,6 +300,26 @@ fn where_all_wait_for_masks_they_go_on_together() {
     assert_eq!(world.plans.len(), 6, "no step with a part of them");
 }
 
+/// The wrong guess lay where the last token would have gone, in a block that was named as if it held it.
+/// Found by the simulation, seed 2450 of 2026-11-27.
+#[test]
+fn a_wrong_guess_is_not_found_as_a_beginning() {
+    let speculation = Some(Speculation { drafts_max: 2, ngram_max: 1, ngram_min: 1 });
+    for id in 1..60 {
+        let mut world = World::with_blocks(Settings { speculation, ..small() }, PLENTY);
+        let mut stops = request(id, 14, 10);
+        stops.stop_tokens = vec![world::reference(&stops, 400)[1]];
+        world.arrive(stops);
+        world.run_to_end();
+        let mut next = request(100, 5, 4);
+        let turn = [&world.client(id).request.prompt[..], &world.client(id).emitted[..], &next.prompt[..]];
+        next.prompt = turn.concat();
+        world.arrive(next);
+        world.run_to_end();
+        assert!(world.client(100).is_complete());
+    }
+}
+
 #[test]
 fn guesses_save_steps_and_change_no_token() {
     let speculation = Some(Speculation { drafts_max: 3, ngram_max: 2, ngram_min: 1 });

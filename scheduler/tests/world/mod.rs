@@ -193,6 +193,8 @@ pub struct World {
     pub scheduler: Scheduler,
     pub settings: Settings,
     now: Duration,
+    /// How much later each event comes than the one before.
+    tick: Duration,
     epoch_last: u64,
     /// Of the smallest group since the last poll: what was reason enough to end by length.
     capacity_tokens: usize,
@@ -214,6 +216,7 @@ impl World {
             scheduler: Scheduler::new(settings.clone()).unwrap(),
             settings,
             now: Duration::ZERO,
+            tick: Duration::from_millis(1),
             epoch_last: 0,
             capacity_tokens: usize::MAX,
             workers: None,
@@ -236,7 +239,7 @@ impl World {
     // What happens. Nothing is polled until `settle_actions`.
 
     pub fn tell(&mut self, event: Event) {
-        self.now += Duration::from_millis(1);
+        self.now += self.tick;
         self.scheduler.handle(self.now, event);
     }
 
@@ -310,6 +313,11 @@ impl World {
         self.now
     }
 
+    /// From now on the test alone moves time.
+    pub fn set_now(&mut self, now: Duration) {
+        (self.now, self.tick) = (now, Duration::ZERO);
+    }
+
     // What the scheduler wants.
 
     /// Polls until `None`, and believes nothing of it.
@@ -343,11 +351,35 @@ impl World {
         assert!(self.in_flight.len() < self.settings.steps_in_flight_max, "a step too many in flight");
         let tokens_max = self.settings.tokens_per_step_max;
         assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
+        self.check_who_works(&plan);
         let workers = self.workers.as_mut().expect("a step for a group that exists");
         let outcome = workers.run(&plan);
         assert!(workers.held.len() <= self.settings.sequences_max, "too many sequences run");
         self.plans.push(plan.clone());
         self.in_flight.push_back((plan, outcome));
+    }
+
+    /// Nobody who has ended, and everybody who decodes: a long prompt holds up nobody's next token. Who is
+    /// guided, or guesses, may have to sit out a step.
+    fn check_who_works(&self, plan: &StepPlan) {
+        let works = |id: &SequenceId| plan.work.iter().any(|work| work.sequence == *id);
+        for work in &plan.work {
+            assert_eq!(self.clients[&work.sequence].end, None, "{} has ended, and works", work.sequence);
+        }
+        let Some(before) = self.plans.last().filter(|_| self.settings.speculation.is_none()) else { return };
+        for id in before.work.iter().filter(|work| work.sample).map(|work| work.sequence) {
+            let client = &self.clients[&id];
+            let is_over = client.end.is_some() || client.request.guided || self.has_all_tokens(id);
+            assert!(works(&id) || plan.release.contains(&id) || is_over, "the decode of {id} missed a step");
+        }
+    }
+
+    /// Whether the last token that it may have is sampled, known here or not.
+    fn has_all_tokens(&self, id: SequenceId) -> bool {
+        let (request, workers) = (&self.clients[&id].request, self.workers.as_ref().expect("a group"));
+        let length = workers.held[&id].length + 1;
+        let length_max = workers.capacity_tokens().min(self.settings.context_max);
+        length - request.prompt.len() >= request.tokens_max || length >= length_max
     }
 
     fn live(&mut self, sequence: SequenceId) -> &mut Client {
