@@ -166,9 +166,9 @@ impl Workers {
         };
         let full = |i: usize| in_block(&self.full[held.full[i / BLOCK_TOKENS].index()], i);
         let tokens: Vec<TokenId> = (0..end).map(full).collect();
-        for i in end.saturating_sub(self.window_tokens)..end {
+        for (i, token) in tokens.iter().enumerate().skip(end.saturating_sub(self.window_tokens)) {
             let block = held.window[i / BLOCK_TOKENS].expect("a block that the window sees");
-            assert_eq!(in_block(&self.window[block.index()], i), tokens[i], "the window has another's token");
+            assert_eq!(in_block(&self.window[block.index()], i), *token, "the window has another's token");
         }
         tokens
     }
