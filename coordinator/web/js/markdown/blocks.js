@@ -220,12 +220,15 @@ function table(reader, at) {
     { tag: 'thead', children: [row('th', head, at)] },
     { tag: 'tbody', children: rows },
   ];
-  return { node: { tag: 'table', children }, end, pending: !ruled };
+  // A ruler that is still being written may come to have a column too many.
+  const pending = reader.open && (!ruled || at + 2 >= reader.lines.length);
+  return { node: { tag: 'table', children }, end, pending };
 }
 
+/** A row need not have a bar, so text right under a table is in it; another kind of block is not. */
 function rowGoesOn(reader, at) {
   const line = reader.lines[at];
-  return !isBlank(line) && line.includes('|') && !FENCE.test(line) && !HEADING.test(line) && !QUOTE.test(line);
+  return !isBlank(line) && [FENCE, HEADING, QUOTE, RULE, ITEM].every((begins) => !begins.test(line));
 }
 
 /** The alignments that a ruler such as `|:--|--:|` says; null: it is none. */
