@@ -80,7 +80,8 @@ export function rough(value) {
 
 export function percent(share) {
   const digits = share > 0 && share < 0.1 ? 1 : 0;
-  return new Intl.NumberFormat(code, { style: 'percent', maximumFractionDigits: digits }).format(share);
+  const text = new Intl.NumberFormat(code, { style: 'percent', maximumFractionDigits: digits }).format(share);
+  return text.replace(/\s/g, '\u202f');
 }
 
 const PREFIXES = ['', 'k', 'M', 'G', 'T'];

@@ -233,7 +233,7 @@ function rowGoesOn(reader, at) {
 
 /** The alignments that a ruler such as `|:--|--:|` says; null: it is none. */
 function rulerOf(line) {
-  if (!line.includes('-') || !line.includes('|')) return null;
+  if (!line.includes('-') || !line.includes('|') || ITEM.test(line)) return null;
   const cells = cellsOf(line);
   if (!cells.every((cell) => /^:?-+:?$/.test(cell))) return null;
   return cells.map((cell) => (cell.endsWith(':') ? (cell.startsWith(':') ? 'center' : 'right') : ''));
