@@ -29,6 +29,8 @@ export class ScriptServer {
     /** (request) => {status, headers, body}, instead of a chat's answer. */
     this.refuse = null;
     this.cluster = null;
+    /** (request) => whether a key is missing. */
+    this.locked = null;
     this.passThrough = false;
     this.bodies = [];
     this.authorizations = [];
@@ -50,6 +52,7 @@ export class ScriptServer {
     const { pathname } = new URL(request.url, this.url);
     if (pathname === '/' || pathname === '/cluster' || pathname.startsWith('/web/')) return this.page(pathname, response);
     if (this.passThrough) return this.pass(request, response);
+    if (pathname === '/v1/models' && this.locked?.(request)) return json(response, 401, { error: { message: 'a key is needed' } });
     if (pathname === '/v1/models') return json(response, 200, { object: 'list', data: [{ id: 'scripted' }] });
     if (pathname === '/health') return json(response, 200, { status: 'ready' });
     if (pathname === '/v1/cluster') return this.state(request, response);

@@ -155,6 +155,29 @@ export function scriptedTests(browser, server) {
     assert.ok(!(await page.evaluate(() => JSON.stringify(localStorage))).includes('sk-secret'));
   });
 
+  story('a key that is missing is asked for', async (page) => {
+    server.locked = (request) => request.headers.authorization !== 'Bearer k';
+    await page.reload();
+    await page.waitForSelector('#state[data-state=locked]');
+    await page.click('#settings-button');
+    await page.fill('#key', 'k');
+    await page.press('#key', 'Enter');
+    await page.waitForSelector('#state[data-state=ready]');
+    assert.equal(await page.innerText('#model'), 'scripted');
+  }, { meant: /401/ });
+
+  story('while the model thinks in silence, the seconds go on', async (page) => {
+    server.chat = async function* () {
+      yield { reasoning: 'Hm.' };
+      await sleep(2500);
+      yield { content: 'So.' };
+    };
+    await ask(page, 'Think.');
+    await page.waitForFunction(() => /Thinking, [12]/.test(document.querySelector('.reasoning summary')?.textContent));
+    await answered(page, 'So.');
+    assert.match(await lastAnswer(page).locator('summary').innerText(), /Thought for [\d.]+\u202fs/);
+  });
+
   story('by keyboard: a line more, a message, and every control has a name', async (page) => {
     await page.click('#settings-button');
     await page.focus('#prompt');

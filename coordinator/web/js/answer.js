@@ -19,7 +19,7 @@ export function emptyAnswer() {
 
 export class Receiving {
   constructor(message, nowMs) {
-    Object.assign(this, { message, begunMs: nowMs, firstMs: null, firstTokens: 0, thoughtFromMs: null });
+    Object.assign(this, { message, begunMs: nowMs, firstMs: null, firstTokens: 0, thoughtFromMs: null, thoughtOver: false });
   }
 
   chunk(chunk, nowMs) {
@@ -44,10 +44,16 @@ export class Receiving {
     this.message.reasoningSeconds = (nowMs - this.thoughtFromMs) / 1000;
   }
 
+  /** Time passes while the model thinks and sends nothing. */
+  tick(nowMs) {
+    if (this.thoughtFromMs !== null && !this.thoughtOver) {
+      this.message.reasoningSeconds = (nowMs - this.thoughtFromMs) / 1000;
+    }
+  }
+
   endThought(nowMs) {
-    if (this.thoughtFromMs === null || this.thoughtOver) return;
+    this.tick(nowMs);
     this.thoughtOver = true;
-    this.message.reasoningSeconds = (nowMs - this.thoughtFromMs) / 1000;
   }
 
   call({ index, id, function: part }) {

@@ -16,6 +16,7 @@ import { onLanguage, startLanguage, t } from './words.js';
 
 const TITLE_CHARS_MAX = 60;
 const KEEP_EVERY_MS = 1000;
+const TICK_MS = 200;
 
 class ChatPage {
   constructor() {
@@ -158,6 +159,10 @@ class ChatPage {
 
   async receive(message, body, signal) {
     const receiving = new Receiving(message, performance.now());
+    const ticking = setInterval(() => {
+      receiving.tick(performance.now());
+      this.soon();
+    }, TICK_MS);
     try {
       for await (const chunk of chat(body, signal)) {
         receiving.chunk(chunk, performance.now());
@@ -167,6 +172,8 @@ class ChatPage {
       if (error.name === 'AbortError') message.stopped = true;
       else if (error instanceof Problem) message.problem = { ...error, message: error.message };
       else throw error;
+    } finally {
+      clearInterval(ticking);
     }
   }
 

@@ -99,7 +99,9 @@ class ClusterPage {
     this.showRate('generated', 'generated_tokens', t('generated'));
     this.showRate('prompt', 'prompt_tokens', t('promptRead'));
     setText('running', number(load.running));
+    setText('running-word', t('requests', { count: load.running }));
     setText('waiting', number(load.waiting));
+    setText('waiting-word', t('requests', { count: load.waiting }));
     setText('in-flight', t('inFlight', { count: load.steps_in_flight }));
     setText('kv-use', percent(kvUse(kv)));
     setText('step-time', `${rough(step.compute_us / 1000)}\u202fms`);
@@ -112,6 +114,7 @@ class ClusterPage {
     const text = rate === null ? '–' : rough(rate);
     setText(`${id}-rate`, text);
     const points = this.rates.series(name, performance.now());
+    setText(`${id}-peak`, t('lastMinutes', { rate: rough(Math.max(0, ...points.map((point) => point.rate))) }));
     byId(`${id}-line`).replaceChildren(sparkline(points, `${label}: ${text} ${t('tokensPerSecond')}`));
   }
 

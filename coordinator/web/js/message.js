@@ -5,7 +5,7 @@ import { el } from './dom.js';
 import { MarkdownView, copyText } from './markdown/render.js';
 import { problemWords } from './problem.js';
 import { WEATHER_SAMPLE } from './request.js';
-import { rough, seconds, t } from './words.js';
+import { brief, rough, seconds, t } from './words.js';
 
 /** `actions`: edit(message, text), retry(), sendResults(message). */
 export function messageView(message, actions) {
@@ -199,7 +199,7 @@ function metaOf({ usage, rate, firstTokenSeconds }) {
   const thinking = usage.reasoning > 0 ? `, ${t('ofThinking', { count: usage.reasoning })}` : '';
   const parts = [t('tokens', { count: usage.completion }) + thinking];
   if (rate !== null) parts.push(t('perSecond', { rate: rough(rate) }));
-  if (firstTokenSeconds !== null) parts.push(t('firstAfter', { time: seconds(firstTokenSeconds) }));
+  if (firstTokenSeconds !== null) parts.push(t('firstAfter', { time: brief(firstTokenSeconds) }));
   const prompt = { count: usage.prompt, cached: usage.cached };
   if (usage.prompt > 0) parts.push(t(usage.cached > 0 ? 'promptCached' : 'prompt', prompt));
   return parts.join(' · ');

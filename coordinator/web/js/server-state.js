@@ -7,6 +7,7 @@ import { problemWords } from './problem.js';
 import { t } from './words.js';
 
 const AGAIN_MS = 3000;
+const STATES = { 401: 'locked', 403: 'locked', 503: 'loading' };
 
 export class ServerState {
   constructor() {
@@ -26,7 +27,7 @@ export class ServerState {
       this.show('ready');
     } catch (problem) {
       this.problem = problem;
-      this.show(problem.status === 503 ? 'loading' : 'unreachable');
+      this.show(STATES[problem.status] ?? 'unreachable');
       if (problem.status === 0 || problem.status === 503) this.timer = setTimeout(() => this.ask(), AGAIN_MS);
     }
   }

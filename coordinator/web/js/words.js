@@ -101,6 +101,11 @@ export function seconds(value) {
   return `${number(value, value < 10 ? 1 : 0)}\u202fs`;
 }
 
+/** For short waits: milliseconds below a second. */
+export function brief(value) {
+  return value < 1 ? `${number(value * 1000)}\u202fms` : seconds(value);
+}
+
 /** `3 h 05 min`, for people: no smaller unit than says something. */
 export function duration(total) {
   const whole = Math.floor(total);
