@@ -75,5 +75,9 @@ function parsed(text) {
 }
 
 function isConversation(it) {
-  return typeof it?.id === 'string' && Number.isFinite(it.updatedMs) && Array.isArray(it.messages);
+  return typeof it?.id === 'string' && Number.isFinite(it.updatedMs) && Array.isArray(it.messages) && it.messages.every(isMessage);
+}
+
+function isMessage(it) {
+  return typeof it?.content === 'string' && (it.role === 'user' || (it.role === 'assistant' && Array.isArray(it.calls)));
 }

@@ -6,9 +6,9 @@
 // last line may go on: what could still become something else is held back until that is known.
 
 import { parseInline } from './inline.js';
+import { cellsOf, mayBecomeRuler, rulerOf } from './tables.js';
 
 const DEPTH_MAX = 8;
-const COLUMNS_MAX = 64;
 const FENCE = /^( {0,3})(`{3,}|~{3,})(.*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+|$)/;
 const RULE = /^ {0,3}(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$/;
@@ -18,8 +18,6 @@ const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:( +)|$)/;
 const MARKERS = /^[ \t]*(?:[-*_+= \t]+|#{1,6}[ \t]*|`+|~+|>[> \t]*)$/;
 const NUMBER = /^[ \t]*\d{1,9}[.)]?[ \t]*$/;
 const FENCE_BEGUN = /^ {0,3}(?:`{3,}[^`]*|~{3,}.*)$/;
-/** A ruler under a table's head, or the beginning of one. */
-const RULER_BEGUN = /^[ \t|:-]*$/;
 
 export function parseBlocks(lines, open = false, depth = 0) {
   const reader = { lines: open ? withoutHeld(lines) : lines, open, depth };
@@ -189,7 +187,7 @@ function tableBegins(reader, at) {
   const line = reader.lines[at];
   if (!line.includes('|')) return false;
   const next = reader.lines[at + 1];
-  if (next !== undefined && rulerOf(next)?.length === cellsOf(line).length) return true;
+  if (next !== undefined && !ITEM.test(next) && rulerOf(next)?.length === cellsOf(line).length) return true;
   return pendingTable(reader, at);
 }
 
@@ -197,7 +195,7 @@ function tableBegins(reader, at) {
 function pendingTable(reader, at) {
   if (!reader.open || !reader.lines[at].trimStart().startsWith('|')) return false;
   const after = reader.lines.slice(at + 1, at + 3);
-  return at + 2 >= reader.lines.length && after.every((line) => RULER_BEGUN.test(line));
+  return at + 2 >= reader.lines.length && after.every(mayBecomeRuler);
 }
 
 function table(reader, at) {
@@ -229,31 +227,6 @@ function table(reader, at) {
 function rowGoesOn(reader, at) {
   const line = reader.lines[at];
   return !isBlank(line) && [FENCE, HEADING, QUOTE, RULE, ITEM].every((begins) => !begins.test(line));
-}
-
-/** The alignments that a ruler such as `|:--|--:|` says; null: it is none. */
-function rulerOf(line) {
-  if (!line.includes('-') || !line.includes('|') || ITEM.test(line)) return null;
-  const cells = cellsOf(line);
-  if (!cells.every((cell) => /^:?-+:?$/.test(cell))) return null;
-  return cells.map((cell) => (cell.endsWith(':') ? (cell.startsWith(':') ? 'center' : 'right') : ''));
-}
-
-/** Cut at bars that are neither escaped nor in code. */
-function cellsOf(line) {
-  const text = line.trim();
-  const cells = [''];
-  let code = false;
-  for (let at = text.startsWith('|') ? 1 : 0; at < text.length; at += 1) {
-    if (text[at] === '`') code = !code && text.indexOf('`', at + 1) > 0;
-    if (text[at] === '\\' && text[at + 1] === '|') {
-      cells[cells.length - 1] += '|';
-      at += 1;
-    } else if (text[at] === '|' && !code) cells.push('');
-    else cells[cells.length - 1] += text[at];
-  }
-  if (text.length > 1 && text.endsWith('|') && cells.at(-1) === '') cells.pop();
-  return cells.slice(0, COLUMNS_MAX).map((cell) => cell.trim());
 }
 
 function isBlank(line) {
