@@ -64,7 +64,7 @@ export function scriptedTests(browser, server) {
     await answered(page, 'Quoted');
     const seen = await page.evaluate(() => window.seen);
     assert.deepEqual(seen.markers, [], 'markers in sight');
-    assert.ok(seen.looks > 30, `looked ${seen.looks} times`);
+    assert.ok(seen.looks > 10, `looked ${seen.looks} times`);
     assert.equal(seen.headings, 1, 'a finished block is never made anew');
     const tags = await lastAnswer(page).locator('.markdown').evaluate((it) => [...it.children].map((child) => child.className || child.tagName));
     assert.deepEqual(tags, ['H1', 'P', 'OL', 'fence', 'table', 'BLOCKQUOTE']);
@@ -169,11 +169,11 @@ export function scriptedTests(browser, server) {
   story('while the model thinks in silence, the seconds go on', async (page) => {
     server.chat = async function* () {
       yield { reasoning: 'Hm.' };
-      await sleep(2500);
+      await sleep(4000);
       yield { content: 'So.' };
     };
     await ask(page, 'Think.');
-    await page.waitForFunction(() => /Thinking, [12]/.test(document.querySelector('.reasoning summary')?.textContent));
+    await page.waitForFunction(() => /Thinking, [1-9]/.test(document.querySelector('.reasoning summary')?.textContent));
     await answered(page, 'So.');
     assert.match(await lastAnswer(page).locator('summary').innerText(), /Thought for [\d.]+\u202fs/);
   });

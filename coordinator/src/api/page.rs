@@ -141,7 +141,7 @@ fn content_type(path: &str) -> &'static str {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
-    use std::path::Path;
+    use std::path::PathBuf;
 
     use super::*;
 
@@ -152,7 +152,7 @@ mod tests {
     /// A file that is not listed would be missing only in the browser.
     #[test]
     fn every_file_of_the_folder_is_served_and_in_order() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("web");
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("web");
         let mut there = BTreeSet::new();
         let mut folders = vec![root.clone()];
         while let Some(folder) = folders.pop() {
@@ -203,7 +203,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_there_is_not_found() {
         for path in ["", "nothing.js", "../Cargo.toml", "index.html"] {
-            let response = part(axum::extract::Path(path.to_owned()), HeaderMap::new()).await;
+            let response = part(Path(path.to_owned()), HeaderMap::new()).await;
             assert_eq!(response.status(), StatusCode::NOT_FOUND, "{path}");
         }
     }

@@ -90,6 +90,8 @@ class ChatPage {
     deleteConversation(conversation.id);
     if (current) this.conversation = newConversation(Date.now());
     this.showAll();
+    // The button that was pressed is gone.
+    byId('new-chat').focus();
     const restore = () => {
       keepConversation(conversation);
       this.open(conversation);

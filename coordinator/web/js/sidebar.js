@@ -38,7 +38,7 @@ export class Sidebar {
   }
 }
 
-/** A line at the foot of the page, with something to do about it if there is. */
+/** A line over the page, with something to do about it if there is. */
 export function notice(text, action) {
   const box = byId('notice');
   const button = action && el('button', { type: 'button', onclick: () => (hide(), action.run()) }, action.label);
