@@ -45,9 +45,12 @@ export async function clusterTests(browser, server, api, pages) {
     assert.equal(await page.locator('.worker').count(), 1, 'and stay');
   }, { meant: /Failed to load resource/ });
 
-  story('before any worker, and without a model', async (page) => {
-    server.cluster = () => ({ ...stateOf(0), status: 'loading' });
+  story('before any worker, and before the model is read', async (page) => {
+    const model = { id: 'gpt-oss-20b', context_tokens: 131_072 };
+    server.cluster = () => ({ ...stateOf(0), status: 'loading', epoch: null, model });
     await page.waitForFunction(() => document.getElementById('holdings').textContent.includes('No worker'));
+    assert.equal(await page.innerText('#model-facts'), 'Name\ngpt-oss-20b\nContext\n131,072 tokens');
+    assert.doesNotMatch(await page.innerText('main'), /NaN|undefined|null/);
   });
 
   story('a key is asked for where one is wanted', async (page) => {

@@ -91,8 +91,14 @@ class ClusterPage {
     setText('experts-note', blocks ? t('expertsNote', { count: model.experts, blocks }) : '');
     setText('memory-note', t(workers.every((worker) => worker.memory_bytes) ? 'memoryNote' : 'memoryNoteWhole'));
     setText('pools-note', t('poolsNote', { count: kv.block_tokens }));
-    const up = t('uptime', { time: duration(cluster.uptime_seconds) });
-    setText('foot', `Flotilla ${cluster.version} · ${up} · ${t('epoch', { epoch: cluster.epoch })}`);
+    this.showFoot(cluster);
+  }
+
+  showFoot({ version, uptime_seconds: up, epoch }) {
+    const parts = [`Flotilla ${version}`, t('uptime', { time: duration(up) })];
+    // Before the first group there is none.
+    if (epoch !== null) parts.push(t('epoch', { epoch }));
+    setText('foot', parts.join(' · '));
   }
 
   showSpeed({ load, kv, step }) {

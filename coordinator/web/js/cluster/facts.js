@@ -38,16 +38,21 @@ function poolsOf(kv) {
   ];
 }
 
+/** Before its configuration is read, a model is a name and a context. */
 export function modelFacts(model) {
-  return [
+  const known = [
     [t('name'), model.id],
+    [t('context'), t('tokensValue', { count: model.context_tokens })],
+  ];
+  if (model.layers === undefined) return known;
+  return [
+    ...known,
     [t('size'), bytes(model.weights_bytes)],
     [t('layers'), t('layersValue', { count: model.layers, window: model.window_layers })],
     [t('headsName'), t('headsValue', { q: model.q_heads, kv: model.kv_heads })],
     ['Experts', t('expertsValue', { count: model.experts, used: model.experts_per_token })],
     [t('hidden'), number(model.hidden)],
     [t('vocabulary'), number(model.vocab)],
-    [t('context'), t('tokensValue', { count: model.context_tokens })],
   ];
 }
 
