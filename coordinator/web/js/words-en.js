@@ -57,7 +57,6 @@ export const english = {
 
   // Tools
   callOf: 'Call',
-  arguments: 'Arguments',
   result: 'Result',
   answerWith: 'What the tool answers',
   sendResult: 'Send the result',
@@ -151,8 +150,6 @@ export const english = {
   weights: 'Weights',
   kv: 'KV cache',
   activations: 'Activations',
-  free: 'Free',
-  total: 'Total',
   ofDevice: 'of {total}',
   pools: 'KV blocks',
   poolsNote: '{count} tokens a block',
@@ -179,7 +176,6 @@ export const english = {
   preemptions: 'Preemptions',
   drafts: 'Drafted tokens accepted',
   ofTotal: '{count} of {total}',
-  version: 'Version',
   uptime: 'Up for {time}',
   epoch: 'Group {epoch}',
   stateWaiting: 'waiting',

@@ -60,7 +60,6 @@ export const french = {
 
   // Tools
   callOf: 'Appel',
-  arguments: 'Arguments',
   result: 'Résultat',
   answerWith: 'Ce que répond l’outil',
   sendResult: 'Envoyer le résultat',
@@ -154,8 +153,6 @@ export const french = {
   weights: 'Poids',
   kv: 'Cache KV',
   activations: 'Activations',
-  free: 'Libre',
-  total: 'Total',
   ofDevice: 'sur {total}',
   pools: 'Blocs KV',
   poolsNote: '{count} jetons par bloc',
@@ -182,7 +179,6 @@ export const french = {
   preemptions: 'Préemptions',
   drafts: 'Jetons ébauchés acceptés',
   ofTotal: '{count} sur {total}',
-  version: 'Version',
   uptime: 'En marche depuis {time}',
   epoch: 'Groupe {epoch}',
   stateWaiting: 'en attente',
