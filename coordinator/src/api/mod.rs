@@ -16,6 +16,7 @@ mod log;
 mod models;
 mod neutral;
 mod options;
+mod page;
 mod reader;
 mod stop;
 
@@ -81,6 +82,7 @@ pub fn router(api: Api) -> Router {
         // A model's name may hold a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/health", get(models::health))
+        .merge(page::routes())
         .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(from_fn_with_state(Arc::clone(&api), log::layer))

@@ -1,0 +1,43 @@
+// The name of the model in the page's head, and whether it answers. Asked at the start and, until it is
+// ready, every few seconds.
+
+import { getJson } from './client.js';
+import { byId } from './dom.js';
+import { problemWords } from './problem.js';
+import { t } from './words.js';
+
+const AGAIN_MS = 3000;
+const STATES = { 401: 'locked', 403: 'locked', 503: 'loading' };
+
+export class ServerState {
+  constructor() {
+    this.model = null;
+    this.problem = null;
+    this.show('connecting');
+    this.ask();
+  }
+
+  async ask() {
+    clearTimeout(this.timer);
+    try {
+      const models = await getJson('v1/models');
+      this.model = models.data[0]?.id ?? null;
+      await getJson('health');
+      this.problem = null;
+      this.show('ready');
+    } catch (problem) {
+      this.problem = problem;
+      this.show(STATES[problem.status] ?? 'unreachable');
+      if (problem.status === 0 || problem.status === 503) this.timer = setTimeout(() => this.ask(), AGAIN_MS);
+    }
+  }
+
+  show(state = this.state) {
+    this.state = state;
+    byId('model').textContent = this.model ?? '';
+    const dot = byId('state');
+    dot.dataset.state = state;
+    dot.textContent = t(state);
+    dot.title = this.problem ? problemWords(this.problem) : '';
+  }
+}
