@@ -1,25 +1,16 @@
-//! What one step costs the scheduler: 64 sequences decode, one step after the other, and `handle` and
-//! every `poll` of a step are timed together. The workers are not there: their outcome is made up
-//! between the timings, and the plan is dropped in them as the caller would drop it.
+//! What one step costs the scheduler: 64 sequences decode, one step after the other, two in flight, and
+//! `handle`, every `poll` and `reclaim` of a step are timed together. The workers are not there: their
+//! outcome is made up between the timings.
 //!
 //! `cargo run --release -p flotilla-scheduler --example step_cost`
 //!
-//! 2026-11-23, 2 vCPU of an AMD EPYC that were busy with builds, best of 3 runs, p50 / p99:
-//!
-//! | decode | wait | us a step  |
-//! |-------:|-----:|-----------:|
-//! |      1 |    0 |  0.1 / 0.1 |
-//! |      8 |    0 |  0.4 / 0.7 |
-//! |     64 |    0 |  3.3 / 8.0 |
-//! |     64 | 1024 |  3.5 / 7.4 |
-//! |    256 |    0 |   15 / 79  |
-//!
-//! What is left is the plan itself: a vector of tokens for each sequence, owned by the caller.
+//! Figures, dated, are in docs/performance.md.
 
-use flotilla_scheduler::{Action, Event, Request, Scheduler, Settings};
-use flotilla_shared::KvBlocks;
+use flotilla_scheduler::{Action, ClientId, Event, Request, Scheduler, Settings};
 use flotilla_shared::step::Sampled;
-use flotilla_shared::{Epoch, SequenceId, StepOutcome, StepPlan};
+use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
+use std::collections::VecDeque;
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 const STEPS: usize = 20_000;
@@ -31,71 +22,108 @@ fn now() -> Instant {
 
 fn main() {
     for sequence_count in [1, 8, 64, 256] {
-        measure(sequence_count, 0);
+        decode(sequence_count, 0, true);
     }
-    measure(64, 1024);
+    decode(64, 1024, true);
+    decode(64, 0, false);
+    for prefix_cache in [true, false, true, false] {
+        prompts(prefix_cache);
+    }
 }
 
-fn measure(sequence_count: usize, waiting_count: usize) {
-    let settings = Settings {
-        tokens_per_step_max: 512,
-        sequences_max: sequence_count,
-        waiting_max: sequence_count + waiting_count,
-        ..Settings::default()
-    };
-    let mut scheduler = Scheduler::new(settings).expect("settings that work");
-    scheduler
-        .handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(400_000) });
+struct Bench {
+    scheduler: Scheduler,
+    answers: VecDeque<StepOutcome>,
+    took: Duration,
+}
+
+impl Bench {
+    fn new(sequences_max: usize, waiting_max: usize, prefix_cache: bool) -> Bench {
+        let settings = Settings { sequences_max, waiting_max, prefix_cache, ..Settings::default() };
+        let mut scheduler = Scheduler::new(settings).expect("settings that work");
+        let kv_blocks = KvBlocks { full: 400_000, window: 40_000 };
+        scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks });
+        Bench { scheduler, answers: VecDeque::new(), took: Duration::ZERO }
+    }
+
+    fn arrive(&mut self, id: u64, prompt_tokens: u32, tokens_max: usize) {
+        // No two begin alike, so that nothing is found.
+        let prompt = (0..prompt_tokens).map(|at| at ^ (id as u32) << 16).collect();
+        let (sequence, client) = (SequenceId(id), ClientId(id % 8));
+        let stop_tokens = vec![200_002, 200_012];
+        let request = Request { sequence, prompt, tokens_max, stop_tokens, client, ..Request::default() };
+        self.scheduler.handle(Duration::ZERO, Event::Arrived(request));
+    }
+
+    /// One outcome comes back, and what follows; the plan's tokens.
+    fn step(&mut self) -> usize {
+        let outcome = self.answers.pop_front();
+        let start = now();
+        if let Some(outcome) = outcome {
+            self.scheduler.handle(Duration::ZERO, Event::Stepped(outcome));
+        }
+        let (mut took, mut rows) = (start.elapsed(), 0);
+        loop {
+            let start = now();
+            let action = self.scheduler.poll();
+            took += start.elapsed();
+            match action {
+                Some(Action::Step(plan)) => {
+                    rows += plan.token_count();
+                    self.answers.push_back(answer(&plan));
+                    let start = now();
+                    self.scheduler.reclaim(plan);
+                    took += start.elapsed();
+                }
+                Some(other) => drop(black_box(other)),
+                None => break,
+            }
+        }
+        self.took = took;
+        rows
+    }
+}
+
+fn answer(plan: &StepPlan) -> StepOutcome {
+    let sampling = plan.work.iter().filter(|work| work.sample);
+    let sampled = sampling.map(|work| Sampled { sequence: work.sequence, token: 5, logprobs: None });
+    let sampled = sampled.collect();
+    StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..StepOutcome::default() }
+}
+
+fn decode(sequence_count: usize, waiting_count: usize, prefix_cache: bool) {
+    let mut bench = Bench::new(sequence_count, sequence_count + waiting_count, prefix_cache);
     for id in 0..(sequence_count + waiting_count) as u64 {
-        scheduler.handle(Duration::ZERO, Event::Arrived(request(id)));
+        bench.arrive(id, 100, usize::MAX);
     }
-    let mut plan = poll_all(&mut scheduler).expect("a first step");
-    while plan.work.len() < sequence_count || plan.work.iter().any(|work| work.tokens.len() > 1) {
-        plan = step(&mut scheduler, &plan).0; // until all decode
-    }
-    let mut nanos: Vec<u64> = Vec::with_capacity(STEPS);
+    while bench.step() != sequence_count {} // until all decode
+    let mut nanos: Vec<u128> = Vec::with_capacity(STEPS);
     for _ in 0..STEPS {
-        let (next, took) = step(&mut scheduler, &plan);
-        nanos.push(took.as_nanos() as u64);
-        plan = next;
+        assert_eq!(bench.step(), sequence_count);
+        nanos.push(bench.took.as_nanos());
     }
     nanos.sort_unstable();
     let percentile = |p: usize| nanos[(nanos.len() - 1) * p / 100] as f64 / 1000.0;
     println!(
-        "{sequence_count:4} sequences decode, {waiting_count:4} wait: p50 {:6.1} us, p99 {:6.1} us a step",
+        "{sequence_count:4} sequences decode, {waiting_count:4} wait, prefix cache {prefix_cache}: \
+         p50 {:6.1} us, p99 {:6.1} us a step",
         percentile(50),
         percentile(99)
     );
 }
 
-fn request(id: u64) -> Request {
-    Request {
-        sequence: SequenceId(id),
-        prompt: vec![7; 100],
-        tokens_max: usize::MAX,
-        stop_tokens: vec![200_002, 200_012],
-        ..Request::default()
+/// What the prefix cache costs where nothing is ever found: prompts of 512 tokens, 64 tokens each.
+fn prompts(prefix_cache: bool) {
+    let mut bench = Bench::new(64, 4096, prefix_cache);
+    (0..2000).for_each(|id| bench.arrive(id, 512, 64));
+    let (mut took, mut rows) = (Duration::ZERO, 0);
+    while bench.scheduler.load().sequences_running + bench.scheduler.load().sequences_waiting > 0 {
+        rows += bench.step();
+        took += bench.took;
     }
-}
-
-fn step(scheduler: &mut Scheduler, plan: &StepPlan) -> (StepPlan, Duration) {
-    let sampling = plan.work.iter().filter(|work| work.sample);
-    let sampled =
-        sampling.map(|work| Sampled { sequence: work.sequence, token: 5, logprobs: None }).collect();
-    let outcome = StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..Default::default() };
-    let start = now();
-    scheduler.handle(Duration::ZERO, Event::Stepped(outcome));
-    let plan = poll_all(scheduler).expect("a next step");
-    (plan, start.elapsed())
-}
-
-fn poll_all(scheduler: &mut Scheduler) -> Option<StepPlan> {
-    let mut plan = None;
-    while let Some(action) = scheduler.poll() {
-        match action {
-            Action::Step(step) => plan = Some(step),
-            other => drop(std::hint::black_box(other)),
-        }
-    }
-    plan
+    println!(
+        "2000 prompts of 512 + 64 tokens, prefix cache {prefix_cache}: {:.1} ms, {:.3} us a token",
+        took.as_secs_f64() * 1e3,
+        took.as_secs_f64() * 1e6 / rows as f64
+    );
 }
