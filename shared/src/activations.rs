@@ -82,5 +82,5 @@ fn items(spec: &ModelSpec, share: &RankShare, t: usize) -> usize {
 
 /// What is sampled by, what comes of it, and the best of each 2048 tokens.
 fn sampling(share: &RankShare) -> usize {
-    LOGIT_ROWS * (4 * 6 + 8 + 8 * share.vocab.len().div_ceil(2048))
+    LOGIT_ROWS * (4 * 5 + 8 + 8 * share.vocab.len().div_ceil(2048))
 }

@@ -78,10 +78,31 @@ impl Sampling {
 
 /// Standard Gumbel noise, −ln(−ln u), of one (seed, position, token).
 pub fn gumbel(seed: u64, position: u32, token: TokenId) -> f32 {
-    let bits =
-        mix(mix(seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_add((u64::from(position) << 32) | u64::from(token)));
-    // 53 bits, moved off 0 and 1 by half a step.
-    let u = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+    gumbel_of(Chance::new(seed, position).of(token))
+}
+
+/// The random bits of every token at one position, of which the noise is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Chance(u64);
+
+/// Bits of a token's chance.
+pub const CHANCE_BITS: u32 = 53;
+
+impl Chance {
+    pub fn new(seed: u64, position: u32) -> Chance {
+        Chance(mix(seed ^ 0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(position) << 32))
+    }
+
+    /// Below 2⁵³.
+    pub fn of(self, token: TokenId) -> u64 {
+        mix(self.0.wrapping_add(u64::from(token))) >> (64 - CHANCE_BITS)
+    }
+}
+
+/// The noise of a chance: it rises with it.
+pub fn gumbel_of(chance: u64) -> f32 {
+    // Moved off 0 and 1 by half a step.
+    let u = (chance as f64 + 0.5) / (1u64 << CHANCE_BITS) as f64;
     (-(-u.ln()).ln()) as f32
 }
 

@@ -102,7 +102,7 @@ pub fn sampling(bench: &mut Bench) -> Result<(), CudaError> {
 
 fn words(row: usize, temperature: f32) -> [u32; ROW_WORDS] {
     let sampling = Sampling { temperature, top_p: 1.0, seed: 11 + row as u64, ..Sampling::GREEDY };
-    row_words(&SampleRow { sampling, position: 100, logit_row: row }, f32::NEG_INFINITY)
+    row_words(&SampleRow::new(sampling, 100, row))
 }
 
 #[allow(clippy::too_many_arguments)]

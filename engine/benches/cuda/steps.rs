@@ -11,7 +11,7 @@ use flotilla_engine::collective::card::{CardSettings, SumChoice, Wire};
 use flotilla_engine::collective::{AllReduce, CardCollective, Solo};
 use flotilla_engine::cuda::{CudaError, DeviceSum};
 use flotilla_engine::model::forward;
-use flotilla_engine::sample::{Pick, SampleRow, Sampleable, Shard};
+use flotilla_engine::sample::{SampleRow, Sampleable, Shard};
 use flotilla_engine::weights::{Synthetic, WeightSink};
 use flotilla_shared::KvBlocks;
 use flotilla_shared::activations::activation_bytes;
@@ -256,18 +256,15 @@ impl Runner {
 
     fn step(&mut self) -> Result<(f64, f64), CudaError> {
         let Runner { spec, backend, group, batch, card, sampleable, .. } = self;
-        let pick = |logit_row: usize| {
-            let row = SampleRow { sampling: Sampling::GREEDY, position: 1, logit_row };
-            Pick { row, floor: f32::NEG_INFINITY }
-        };
-        let picks: Vec<Pick> = (0..batch.logit_rows.len()).map(pick).collect();
+        let row = |logit_row: usize| SampleRow::new(Sampling::GREEDY, 1, logit_row);
+        let rows: Vec<SampleRow> = (0..batch.logit_rows.len()).map(row).collect();
         let start = Instant::now();
         let on_card = elapsed(card, || {
             let ran = backend.run(batch, |backend| forward(spec, backend, group, batch));
             ran.map_err(|error| failed("run a step", error))?;
             AllReduce::<DeviceSum>::settle(group).map_err(|error| failed("run a step", error))
         })?;
-        backend.best(&picks, sampleable).map_err(|error| failed("sample", error))?;
+        backend.best(&rows, sampleable).map_err(|error| failed("sample", error))?;
         backend.finish().map_err(|error| failed("run a step", error))?;
         Ok((start.elapsed().as_secs_f64(), on_card))
     }

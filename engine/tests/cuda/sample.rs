@@ -1,4 +1,4 @@
-//! Choosing tokens on the card: the same choice as `sample.rs` makes on the host.
+//! Choosing tokens on the card: the same choice as `sample/` makes on the host.
 
 use crate::support;
 use flotilla_engine::backend::BackendError;
@@ -13,9 +13,8 @@ use std::ops::Range;
 const POISON: u32 = 0xa5a5_a5a5;
 
 /// One replace each in sample.cu that [`check`] must notice.
-pub const PLANTED: [(&str, &str, &str); 4] = [
+pub const PLANTED: [(&str, &str, &str); 3] = [
     ("a tie goes to the higher token", "a.token < b.token", "a.token > b.token"),
-    ("the floor itself is left out", "if (logit < row.floor) continue;", "if (logit <= row.floor) continue;"),
     (
         "noise without the high half of the seed",
         "(static_cast<unsigned long long>(row.seed_high) << 32) | row.seed_low",
@@ -79,35 +78,25 @@ impl Case<'_> {
         let rows: Vec<SampleRow> = temperatures
             .into_iter()
             .enumerate()
-            .map(|(n, temperature)| SampleRow {
-                sampling: Sampling {
-                    temperature,
-                    top_p: 1.0,
-                    seed: mix(seed * 100 + n as u64),
-                    ..Sampling::GREEDY
-                },
-                position: 131 * n as u32,
+            .map(|(n, temperature)| {
+                let seed = mix(seed * 100 + n as u64);
+                let sampling = Sampling { temperature, top_p: 1.0, seed, ..Sampling::GREEDY };
                 // Rows need not be in the order of their logits.
-                logit_row: temperatures.len() - 1 - n,
+                SampleRow::new(sampling, 131 * n as u32, temperatures.len() - 1 - n)
             })
             .collect();
         let width = self.vocab.len();
         let noise = |i: usize| (mix(seed << 32 | i as u64) % 4000) as f32 / 400.0 - 5.0;
         let logits: Vec<f32> = (0..rows.len() * width).map(noise).collect();
-        // The floor is a logit that is there: it may be chosen itself.
-        let floor = |row: usize| {
-            if row % 3 == 2 { logits[(rows.len() - 1 - row) * width] } else { f32::NEG_INFINITY }
-        };
-        let floors: Vec<f32> = (0..rows.len()).map(floor).collect();
-        let found = self.compare(&rows, &floors, &logits)?;
+        let found = self.compare(&rows, &logits)?;
 
-        // What the sampler of the host says, where it has no floors of its own.
+        // What the sampler of the host says.
         let mut sampler = Sampler::new(Sampleable::new(self.vocab.clone(), &self.sampleable));
         let mut given = Given(logits.chunks(width).map(<[f32]>::to_vec).collect());
         let tokens = sampler.sample(&rows, &mut given, &mut Solo::new()).unwrap();
-        for (row, token) in tokens.into_iter().enumerate().filter(|(row, _)| row % 3 != 2) {
-            if found[row] != token.unwrap_or(TokenId::MAX) {
-                return Err(format!("row {row}: token {}, the sampler takes {token:?}", found[row]));
+        for (row, chosen) in tokens.into_iter().enumerate() {
+            if found[row] != chosen.as_ref().map_or(TokenId::MAX, |chosen| chosen.token) {
+                return Err(format!("row {row}: token {}, the sampler takes {chosen:?}", found[row]));
             }
         }
         Ok(())
@@ -125,35 +114,25 @@ impl Case<'_> {
             &[1.0, inf, inf, nan],
         ];
         let rows: Vec<SampleRow> = (0..12)
-            .map(|n| SampleRow {
-                sampling: Sampling {
-                    temperature: if n < 6 { 0.0 } else { 1.0 },
-                    seed: 5,
-                    ..Sampling::GREEDY
-                },
-                position: n,
-                logit_row: 11 - n as usize,
+            .map(|n| {
+                let temperature = if n < 6 { 0.0 } else { 1.0 };
+                let sampling = Sampling { temperature, seed: 5, ..Sampling::GREEDY };
+                SampleRow::new(sampling, n, 11 - n as usize)
             })
             .collect();
         let width = self.vocab.len();
         let row =
             |n: usize| (0..width).map(move |i| patterns[(11 - n) % 6][i % patterns[(11 - n) % 6].len()]);
         let logits: Vec<f32> = (0..12).flat_map(row).collect();
-        self.compare(&rows, &[f32::NEG_INFINITY; 12], &logits).map(|_| ())
+        self.compare(&rows, &logits).map(|_| ())
     }
 
     /// Row i chooses by the logits of row n − 1 − i; the last row of the launch is past those that there are, if
     /// there is more than one.
-    fn compare(
-        &mut self,
-        rows: &[SampleRow],
-        floors: &[f32],
-        logits: &[f32],
-    ) -> Result<Vec<TokenId>, String> {
+    fn compare(&mut self, rows: &[SampleRow], logits: &[f32]) -> Result<Vec<TokenId>, String> {
         let (card, n, width) = (self.card, rows.len(), self.vocab.len());
-        let words = |i: usize| row_words(&rows[i], floors[i]);
         let launched = (n + 1).min(12);
-        let mut all_words: Vec<u32> = (0..n).flat_map(words).collect();
+        let mut all_words: Vec<u32> = rows.iter().flat_map(row_words).collect();
         all_words.resize(launched * sample::ROW_WORDS, u32::MAX);
         let (count, device_rows) = (card.upload(&[n as u32]).unwrap(), card.upload(&all_words).unwrap());
         let device_logits = card.upload(logits).unwrap();
@@ -173,7 +152,7 @@ impl Case<'_> {
         }
         for i in 0..n {
             let (score, token) = (f32::from_bits(bests[i * 2]), bests[i * 2 + 1]);
-            let expected = self.expected(&rows[i], floors[i], &logits[(n - 1 - i) * width..][..width]);
+            let expected = self.expected(&rows[i], &logits[(n - 1 - i) * width..][..width]);
             // Greedy scores are logits. The log of a card may differ in its last bit, and so may a score.
             let step = if rows[i].sampling.is_greedy() { 0 } else { 1 };
             let apart = score.to_bits().abs_diff(expected.0.to_bits());
@@ -184,8 +163,8 @@ impl Case<'_> {
         Ok((0..n).map(|i| bests[i * 2 + 1]).collect())
     }
 
-    /// As `best` of sample.rs, with the score's own formula.
-    fn expected(&self, row: &SampleRow, floor: f32, logits: &[f32]) -> (f32, TokenId) {
+    /// As `best_of` of sample/best.rs, with the score's own formula.
+    fn expected(&self, row: &SampleRow, logits: &[f32]) -> (f32, TokenId) {
         let mut best = (f32::NEG_INFINITY, TokenId::MAX);
         for token in self.sampleable.iter().cloned().flatten() {
             let Some(&logit) = (token as usize).checked_sub(self.vocab.start).and_then(|i| logits.get(i))
@@ -193,8 +172,7 @@ impl Case<'_> {
                 continue;
             };
             let score = row.sampling.score(logit, row.position, token);
-            let is_kept = logit >= floor || logit.is_nan();
-            if is_kept && (score > best.0 || score == best.0 && token < best.1) {
+            if score > best.0 || score == best.0 && token < best.1 {
                 best = (score, token);
             }
         }

@@ -3,7 +3,7 @@
 use crate::batches::{Sequences, Step, Work, decode, rows};
 use crate::model::{self, Model};
 use crate::subject::{KV_BLOCKS, ROWS_MAX, Ranked, Settings, card};
-use flotilla_engine::sample::{Pick, SampleRow};
+use flotilla_engine::sample::SampleRow;
 use flotilla_shared::Sampling;
 
 #[test]
@@ -81,15 +81,15 @@ fn sequences_that_share_blocks_may_have_more_entries_than_there_are_blocks() {
 /// The bits of all logits, and the tokens that are chosen by them.
 fn outcome(rank: &mut Ranked, model: &Model, step: &Step) -> Vec<(Vec<u32>, u32)> {
     rank.forward(model, &step.batch).unwrap();
-    let pick = |logit_row| {
+    let row = |logit_row| {
         let sampling = Sampling { temperature: 1.0, top_p: 1.0, seed: 9, ..Sampling::GREEDY };
-        Pick { row: SampleRow { sampling, position: 5, logit_row }, floor: f32::NEG_INFINITY }
+        SampleRow::new(sampling, 5, logit_row)
     };
-    let picks: Vec<Pick> = (0..step.batch.logit_rows.len()).map(pick).collect();
-    if picks.is_empty() {
+    let rows: Vec<SampleRow> = (0..step.batch.logit_rows.len()).map(row).collect();
+    if rows.is_empty() {
         return Vec::new();
     }
-    let best = rank.best(&picks);
+    let best = rank.best(&rows);
     let mut bits = |row| rank.logits(row).iter().map(|logit| logit.to_bits()).collect();
     best.iter().enumerate().map(|(row, best)| (bits(row), best.token)).collect()
 }

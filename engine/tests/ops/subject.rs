@@ -9,7 +9,7 @@ use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::{AllReduce, CollectiveError, Solo};
 use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
 use flotilla_engine::model::forward;
-use flotilla_engine::sample::{Candidate, Pick, SampleRow, Sampleable, Sampler, Shard};
+use flotilla_engine::sample::{Candidate, Chosen, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::KvBlocks;
 use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin};
@@ -184,11 +184,11 @@ impl Ranked {
         on!(self, backend => backend.logits(row).unwrap().to_vec())
     }
 
-    pub fn best(&mut self, picks: &[Pick]) -> Vec<Candidate> {
-        on!(self, backend => backend.best(picks, &self.sampleable).unwrap())
+    pub fn best(&mut self, rows: &[SampleRow]) -> Vec<Candidate> {
+        on!(self, backend => backend.best(rows, &self.sampleable).unwrap())
     }
 
-    pub fn sample(&mut self, rows: &[SampleRow]) -> Vec<Option<TokenId>> {
+    pub fn sample(&mut self, rows: &[SampleRow]) -> Vec<Option<Chosen>> {
         let mut sampler = Sampler::new(self.sampleable.clone());
         on!(self, backend => sampler.sample(rows, &mut **backend, &mut Solo::new()).unwrap())
     }

@@ -8,7 +8,7 @@ use crate::reference::{Fault, Reference};
 use crate::subject::{Op, Settings, Subject, subjects};
 use flotilla_engine::backend::{BackendError, Norm};
 use flotilla_engine::collective::Solo;
-use flotilla_engine::sample::{Candidate, Pick, SampleRow, Sampleable, Sampler, Shard};
+use flotilla_engine::sample::{Candidate, Chosen, History, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_shared::activations::LOGIT_ROWS;
 use flotilla_shared::sampling::gumbel;
 use flotilla_shared::{Plan, Sampling, TokenId};
@@ -95,7 +95,7 @@ pub fn check(subject: &Subject, fault: Option<Fault>) -> Result<(), String> {
     Ok(())
 }
 
-/// Greedy, warm and hot rows, some with a floor, over ranges with gaps.
+/// Greedy, warm and hot rows, over ranges with gaps.
 #[test]
 fn the_best_token_is_the_one_of_the_highest_score() {
     for subject in subjects() {
@@ -109,16 +109,16 @@ fn the_best_token_is_the_one_of_the_highest_score() {
             for (rank, vocab) in ranks.iter_mut().zip(vocab_of(&plan)) {
                 rank.play(&step.batch, &x, &[Op::AddNorm(Norm::Final), Op::Unembed]);
                 let logits: Vec<Vec<f32>> = (0..12).map(|row| rank.logits(row)).collect();
-                let picks = picks(&logits);
+                let picks = picks();
                 let found = rank.best(&picks);
                 for (pick, found) in picks.iter().zip(found) {
-                    let logits = &logits[pick.row.logit_row];
+                    let logits = &logits[pick.logit_row];
                     let own = settings.sampleable.iter().cloned().flatten().map(|token| token as usize);
                     let own = own.filter(|token| vocab.contains(token));
                     let expected = best(pick, own.map(|token| (token, logits[token - vocab.start])));
                     let steps = found.score.to_bits().abs_diff(expected.score.to_bits());
                     // The last bit of a logarithm is a card's own.
-                    let close = steps <= u32::from(!pick.row.sampling.is_greedy());
+                    let close = steps <= u32::from(!pick.sampling.is_greedy());
                     assert!(
                         found.token == expected.token && close,
                         "{}, {vocab:?}, {pick:?}: {found:?}, not {expected:?}",
@@ -135,9 +135,10 @@ fn settings() -> Settings {
     Settings { sampleable: vec![2..30, 36..37, 38..39, 55..80], ..Settings::default() }
 }
 
-/// The sampler's tokens where the card scores them, and where the host does with the same logits.
+/// The sampler's tokens where the card has the logits, and where the host does: cut rows among plain ones, with
+/// logits that are changed and without.
 #[test]
-fn nuclei_are_cut_alike() {
+fn tokens_are_chosen_alike() {
     for subject in subjects() {
         let model = Model::random(&model::spec(), 44);
         let plan = model::whole(model.spec());
@@ -148,8 +149,17 @@ fn nuclei_are_cut_alike() {
         rank.play(&step.batch, &x, &[Op::AddNorm(Norm::Final), Op::Unembed]);
         let row = |n: u32| {
             let (logit_row, top_p) = (n as usize % 12, [1.0, 0.9, 0.5, 0.1][n as usize % 4]);
-            let sampling = Sampling { temperature: 1.5, top_p, seed: u64::from(n), ..Sampling::GREEDY };
-            SampleRow { sampling, position: n, logit_row }
+            let sampling = Sampling {
+                temperature: 1.5,
+                top_p,
+                presence_penalty: 0.5,
+                logprobs: Some(n as u8 % 3),
+                seed: u64::from(n),
+                ..Sampling::GREEDY
+            };
+            let history = n.is_multiple_of(5).then(|| History::new(&[3, 4, 60], 2).into());
+            let mask = n.is_multiple_of(7).then(|| (20..70).collect());
+            SampleRow { history, mask, ..SampleRow::new(sampling, n, logit_row) }
         };
         let rows: Vec<SampleRow> = (0..24).map(row).collect();
         let logits = (0..12).map(|row| rank.logits(row)).collect();
@@ -162,7 +172,7 @@ fn nuclei_are_cut_alike() {
 struct OnHost(Vec<Vec<f32>>);
 
 impl OnHost {
-    fn sample(&mut self, rows: &[SampleRow]) -> Vec<Option<TokenId>> {
+    fn sample(&mut self, rows: &[SampleRow]) -> Vec<Option<Chosen>> {
         let sampleable = Sampleable::new(0..model::spec().vocab, &settings().sampleable);
         Sampler::new(sampleable).sample(rows, self, &mut Solo::new()).unwrap()
     }
@@ -174,31 +184,24 @@ impl Shard for OnHost {
     }
 }
 
-/// Logit rows in an order of their own, and more picks than are made at once.
-fn picks(logits: &[Vec<f32>]) -> Vec<Pick> {
+/// Logit rows in an order of their own, and more rows than are looked at at once.
+fn picks() -> Vec<SampleRow> {
     let pick = |n: usize| {
         let logit_row = [3, 0, 11, 7, 7, 5, 1, 2, 10, 9][n % 10];
         let temperature = [0.0, 1.0, 0.7, 0.0, 5.0][n % 5];
         let sampling =
             Sampling { temperature, top_p: 1.0, seed: 0x1234_5678_9abc_def0 ^ n as u64, ..Sampling::GREEDY };
-        let row = SampleRow { sampling, position: 100 + 7 * n as u32, logit_row };
-        // A logit that is there may be chosen itself; on one row nothing may be.
-        let floor = match n {
-            9 => f32::INFINITY,
-            _ if n.is_multiple_of(2) => logits[logit_row].get(n).copied().unwrap_or(0.0),
-            _ => f32::NEG_INFINITY,
-        };
-        Pick { row, floor }
+        SampleRow::new(sampling, 100 + 7 * n as u32, logit_row)
     };
     (0..70).map(pick).collect()
 }
 
-fn best(pick: &Pick, tokens: impl Iterator<Item = (usize, f32)>) -> Candidate {
-    let sampling = &pick.row.sampling;
+fn best(row: &SampleRow, tokens: impl Iterator<Item = (usize, f32)>) -> Candidate {
+    let sampling = &row.sampling;
     let mut best = Candidate::NONE;
-    for (token, logit) in tokens.filter(|(_, logit)| *logit >= pick.floor) {
+    for (token, logit) in tokens {
         let token = token as TokenId;
-        let noise = || gumbel(sampling.seed, pick.row.position, token);
+        let noise = || gumbel(sampling.seed, row.position, token);
         let score = if sampling.is_greedy() { logit } else { logit / sampling.temperature + noise() };
         if score > best.score {
             best = Candidate { score, token };

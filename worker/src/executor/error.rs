@@ -21,8 +21,10 @@ pub enum StepError {
     DuplicateSequence(SequenceId),
     #[error("sequence {sequence}: {problem}")]
     Work { sequence: SequenceId, problem: String },
-    #[error("sequence {0}: no logit is a number, nothing can be sampled")]
+    #[error("sequence {0}: nothing can be sampled, for no logit is a number, or the mask allows no token")]
     NoToken(SequenceId),
+    #[error(transparent)]
+    Sample(SampleError),
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     #[error(transparent)]
@@ -34,6 +36,7 @@ impl From<SampleError> for StepError {
         match error {
             SampleError::Backend(error) => error.into(),
             SampleError::Collective(error) => error.into(),
+            error @ SampleError::Unreadable { .. } => StepError::Sample(error),
         }
     }
 }

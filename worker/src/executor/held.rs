@@ -1,16 +1,23 @@
-//! What a rank keeps of a sequence between steps, and what it refuses of work on it. Which blocks are
-//! given to whom is the coordinator's affair: here they are only counted.
+//! What a rank keeps of a sequence between steps, what it refuses of work on it, and which guesses it keeps.
+//! Which blocks are given to whom is the coordinator's affair: here they are only counted.
 
+use super::StepError;
 use flotilla_engine::batch::Table;
-use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
-use flotilla_shared::{BlockId, KvBlocks, ModelSpec, Sampling, StepId};
+use flotilla_engine::sample::{Chosen, History, SampleRow};
+use flotilla_shared::step::{Admission, BLOCK_TOKENS, Sampled, SequenceWork};
+use flotilla_shared::{BlockId, KvBlocks, ModelSpec, Sampling, StepId, TokenId};
+use std::sync::Arc;
 
 /// What is held of a sequence between steps.
 #[derive(Debug)]
 pub(super) struct Held {
-    pub sampling: Sampling,
+    sampling: Arc<Sampling>,
+    /// What penalties count, where there are any.
+    history: Option<Arc<History>>,
+    /// The token that was sampled after the last row, if one was.
+    last: Option<TokenId>,
     /// Positions that are in the cache.
-    pub length: usize,
+    length: usize,
     pub full: BlockTable,
     pub window: BlockTable,
     /// The step that it had work in last.
@@ -48,8 +55,16 @@ impl Held {
         if !length.is_multiple_of(BLOCK_TOKENS) {
             return Err(format!("{length} positions are said to be in the cache, not whole blocks"));
         }
-        let (full, window) = (BlockTable::default(), BlockTable::default());
-        Ok(Held { sampling: admission.sampling.clone(), length, full, window, worked: StepId(0) })
+        let history = || History::new(&admission.context, admission.generated as usize).into();
+        Ok(Held {
+            history: admission.sampling.has_penalties().then(history),
+            sampling: admission.sampling.clone().into(),
+            last: None,
+            length,
+            full: BlockTable::default(),
+            window: BlockTable::default(),
+            worked: StepId(0),
+        })
     }
 
     /// Whether this is its first work in `step`.
@@ -57,9 +72,16 @@ impl Held {
         std::mem::replace(&mut self.worked, step) != step
     }
 
-    /// Takes the work's blocks, and refuses what cannot be computed. Its rows are counted by the caller.
-    pub fn take(&mut self, work: &SequenceWork, spec: &ModelSpec, kv_blocks: KvBlocks) -> Result<(), String> {
+    /// Takes the work's blocks and rows, and refuses what cannot be computed. The first of its tokens.
+    pub fn take(
+        &mut self,
+        work: &SequenceWork,
+        spec: &ModelSpec,
+        kv_blocks: KvBlocks,
+    ) -> Result<TokenId, String> {
+        let first = self.first_token(work)?;
         self.check(work, spec)?;
+        self.check_drafts(work)?;
         self.check_gone(work.window_gone as usize, spec.window)?;
         self.window.forget(work.window_gone as usize);
         let blocks_needed = (self.length + work.tokens.len()).div_ceil(BLOCK_TOKENS);
@@ -77,7 +99,53 @@ impl Held {
                 return Err(format!("its {kind}table has {reach} blocks, {blocks_needed} are needed"));
             }
         }
-        Ok(())
+        self.length += work.tokens.len();
+        self.last = None;
+        Ok(first)
+    }
+
+    /// A row for each token that is chosen for `work`, by the logit rows from `logit_row` on.
+    pub fn sample_rows(&self, work: &SequenceWork, logit_row: usize) -> impl Iterator<Item = SampleRow> {
+        let first = self.length as u32 - work.drafts;
+        (0..=work.drafts).map(move |after| SampleRow {
+            sampling: self.sampling.clone(),
+            position: first + after,
+            logit_row: logit_row + after as usize,
+            mask: work.mask.clone(),
+            history: self.history.clone(),
+        })
+    }
+
+    /// Keeps the tokens that were chosen up to the first that was guessed otherwise, and forgets the rows of
+    /// the guesses after it.
+    pub fn accept(
+        &mut self,
+        work: &SequenceWork,
+        chosen: impl Iterator<Item = Option<Chosen>>,
+    ) -> Result<Vec<Sampled>, StepError> {
+        let guesses = &work.tokens[work.tokens.len() - work.drafts as usize..];
+        let mut sampled = Vec::new();
+        for (index, chosen) in chosen.enumerate() {
+            let Chosen { token, logprobs } = chosen.ok_or(StepError::NoToken(work.sequence))?;
+            sampled.push(Sampled { sequence: work.sequence, token, logprobs });
+            self.last = Some(token);
+            if let Some(history) = &mut self.history {
+                Arc::make_mut(history).generate(token);
+            }
+            if guesses.get(index) != Some(&token) {
+                break;
+            }
+        }
+        self.length -= guesses.len() - (sampled.len() - 1);
+        Ok(sampled)
+    }
+
+    fn first_token(&self, work: &SequenceWork) -> Result<TokenId, String> {
+        match (work.ahead, self.last) {
+            (true, None) => Err("no token was sampled for its rows to begin with".into()),
+            (true, Some(last)) => Ok(last),
+            (false, _) => work.tokens.first().copied().ok_or("work without tokens".into()),
+        }
     }
 
     fn check(&self, work: &SequenceWork, spec: &ModelSpec) -> Result<(), String> {
@@ -94,10 +162,26 @@ impl Held {
         if end > spec.context_max {
             return Err(format!("rows reach position {end}, the context ends at {}", spec.context_max));
         }
-        if let Some(token) = work.tokens.iter().find(|token| **token as usize >= spec.vocab) {
+        // The first that is sampled ahead stands for another.
+        let mut given = work.tokens.iter().skip(work.ahead.into());
+        if let Some(token) = given.find(|token| **token as usize >= spec.vocab) {
             return Err(format!("token {token} is past the vocabulary of {}", spec.vocab));
         }
         Ok(())
+    }
+
+    /// Each guess is judged by a row of its own, all alike; penalties and masks would differ from row to row.
+    fn check_drafts(&self, work: &SequenceWork) -> Result<(), String> {
+        let drafts = work.drafts as usize;
+        let problem = match drafts {
+            0 => return Ok(()),
+            _ if !work.sample => "and nothing is sampled",
+            _ if drafts >= work.tokens.len() => "and none is known",
+            _ if work.mask.is_some() => "under a mask",
+            _ if self.history.is_some() => "under penalties",
+            _ => return Ok(()),
+        };
+        Err(format!("{drafts} of {} tokens are guesses, {problem}", work.tokens.len()))
     }
 
     /// The first row sees `window` positions with its own: none of them may be gone.

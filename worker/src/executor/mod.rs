@@ -11,7 +11,7 @@ use flotilla_engine::backend::Backend;
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_engine::model::forward;
-use flotilla_engine::sample::{SampleRow, Sampleable, Sampler};
+use flotilla_engine::sample::{Sampleable, Sampler};
 use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork};
 use flotilla_shared::{Assignment, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepOutcome, StepPlan};
 use held::Held;
@@ -103,7 +103,7 @@ where
         Ok(())
     }
 
-    /// Fills the batch. A row's logits are computed where a token is sampled or the row is captured.
+    /// Fills the batch. A row's logits are computed where a token is sampled after it or the row is captured.
     fn lay_out(&mut self, plan: &StepPlan) -> Result<(), StepError> {
         self.batch.clear();
         for work in &plan.work {
@@ -112,16 +112,13 @@ where
             if !held.works_in(plan.step) {
                 return Err(StepError::DuplicateSequence(work.sequence));
             }
-            held.take(work, &self.spec, self.kv_blocks)
+            let first = held
+                .take(work, &self.spec, self.kv_blocks)
                 .map_err(|problem| StepError::Work { sequence: work.sequence, problem })?;
-            held.length += work.tokens.len();
             let rows = self.batch.push(&work.tokens, work.position, held.full.table(), held.window.table());
-            if work.capture {
-                self.batch.keep_routing = true;
-                self.batch.logit_rows.extend(rows);
-            } else if work.sample {
-                self.batch.logit_rows.extend(rows.last());
-            }
+            self.batch.tokens[rows.start] = first;
+            self.batch.keep_routing |= work.capture;
+            self.batch.logit_rows.extend(rows.end - logit_row_count(work)..rows.end);
         }
         Ok(())
     }
@@ -132,21 +129,20 @@ where
         for work in &plan.work {
             logit_rows += logit_row_count(work);
             if work.sample {
-                let position = work.position + work.tokens.len() as u32;
-                let sampling = self.sequences[&work.sequence].sampling.clone();
-                rows.push(SampleRow { sampling, position, logit_row: logit_rows - 1 });
+                let held = &self.sequences[&work.sequence];
+                rows.extend(held.sample_rows(work, logit_rows - 1 - work.drafts as usize));
             }
         }
-        if rows.is_empty() {
-            return Ok(Vec::new());
+        let mut chosen = self.sampler.sample(&rows, &mut self.backend, &mut self.collective)?.into_iter();
+        // Histories are changed next, and not copied if nobody else has them.
+        drop(rows);
+        let mut sampled = Vec::new();
+        for work in plan.work.iter().filter(|work| work.sample) {
+            let held = self.sequences.get_mut(&work.sequence).expect("its rows were computed");
+            let own: Vec<_> = chosen.by_ref().take(work.drafts as usize + 1).collect();
+            sampled.extend(held.accept(work, own.into_iter())?);
         }
-        let tokens = self.sampler.sample(&rows, &mut self.backend, &mut self.collective)?;
-        let sampling = plan.work.iter().filter(|work| work.sample);
-        let sampled = sampling.zip(tokens).map(|(work, token)| {
-            let token = token.ok_or(StepError::NoToken(work.sequence))?;
-            Ok(Sampled { sequence: work.sequence, token, logprobs: None })
-        });
-        sampled.collect()
+        Ok(sampled)
     }
 
     fn capture(&mut self, plan: &StepPlan) -> Result<Vec<CapturedRow>, StepError> {
@@ -168,6 +164,11 @@ where
     }
 }
 
+/// Of the work's last rows, so many have their logits taken.
 fn logit_row_count(work: &SequenceWork) -> usize {
-    if work.capture { work.tokens.len() } else { usize::from(work.sample) }
+    match (work.capture, work.sample) {
+        (true, _) => work.tokens.len(),
+        (false, true) => work.drafts as usize + 1,
+        (false, false) => 0,
+    }
 }

@@ -22,7 +22,7 @@ pub use weights::{CudaWeights, weight_bytes};
 use super::{Backend, BackendError, Norm};
 use crate::batch::Batch;
 use crate::cuda::{Card, CudaError, DeviceSum, Source};
-use crate::sample::{Candidate, Pick, Sampleable, Shard};
+use crate::sample::{Candidate, SampleRow, Sampleable, Shard};
 use activations::Activations;
 use attention::{Attend, AttentionKernels, AttentionShape, Cache, CacheMut};
 use batch::DeviceBatch;
@@ -403,26 +403,26 @@ impl Shard for CudaBackend {
         Ok(&self.row)
     }
 
-    /// The sampleable tokens are those of the assignment, which the card knows from the start.
-    fn best(&mut self, picks: &[Pick], _: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
+    /// The sampleable tokens are those of the assignment, which the card knows from the start. Rows whose logits
+    /// are changed before the choice, or whose tokens are cut, are looked at in the host's memory instead.
+    fn best(&mut self, rows: &[SampleRow], _: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
         let mut bests = Vec::new();
-        for picks in picks.chunks(LOGIT_ROWS) {
+        for rows in rows.chunks(LOGIT_ROWS) {
             self.attempt(|s| {
                 let Some(kernels) = &mut s.kernels.sample else {
-                    bests.extend(picks.iter().map(|_| Candidate::NONE));
+                    bests.extend(rows.iter().map(|_| Candidate::NONE));
                     return Ok(());
                 };
-                let words: Vec<u32> =
-                    picks.iter().flat_map(|pick| row_words(&pick.row, pick.floor)).collect();
+                let words: Vec<u32> = rows.iter().flat_map(row_words).collect();
                 // Both stay until the stream has been waited for.
-                let count = [picks.len() as u32];
+                let count = [rows.len() as u32];
                 let (stream, sampling) = (s.card.stream(), || CudaError::doing("sample"));
                 stream.memcpy_htod(&words, &mut s.a.picks).map_err(sampling())?;
                 stream.memcpy_htod(&count, &mut s.a.pick_count).map_err(sampling())?;
-                let (count, rows) = (s.a.pick_count.as_view(), s.a.picks.as_view());
+                let (count, picks) = (s.a.pick_count.as_view(), s.a.picks.as_view());
                 let (logits, mut found) = (s.a.logits.as_view(), s.a.bests.as_view_mut());
-                kernels.best(picks.len(), &count, &rows, &logits, &mut found)?;
-                let mut words = vec![0; picks.len() * 2];
+                kernels.best(rows.len(), &count, &picks, &logits, &mut found)?;
+                let mut words = vec![0; rows.len() * 2];
                 stream.memcpy_dtoh(&s.a.bests.slice(..words.len()), &mut words).map_err(sampling())?;
                 s.card.synchronize()?;
                 let candidate = |pair: &[u32]| Candidate { score: f32::from_bits(pair[0]), token: pair[1] };

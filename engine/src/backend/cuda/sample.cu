@@ -3,9 +3,9 @@
 //   score = logit                                              where the temperature is 0
 //         = logit / temperature + gumbel(seed, position, token)  elsewhere
 //
-// over the tokens of `ranges` whose logit is not below the row's floor; the higher score wins, then the lower
+// over the tokens of `ranges`; the higher score wins, then the lower
 // token; a NaN never wins. Where nothing wins the answer is (-inf, 0xffffffff), as from a rank without
-// vocabulary. logits: f32 [rows, V]. Exactly `best` of engine/src/sample.rs, with one difference: the noise is
+// vocabulary. logits: f32 [rows, V]. Exactly `best_of` of engine/src/sample/best.rs, with one difference: the noise is
 // made in f64 and rounded to f32, and a card's `log` may differ from the host's in the last bit of the f64,
 // which the rounding to f32 hides all but about once in 2^28 draws. Ranks on unlike machines still agree on the
 // token, for they compare the scores that were sent; only its noise may come out one f32 step aside.
@@ -35,9 +35,9 @@ struct Candidate {
     unsigned token;
 };
 
-// As it is uploaded: six words a row.
+// As it is uploaded: five words a row.
 struct Row {
-    float temperature, floor;
+    float temperature;
     unsigned seed_low, seed_high;
     unsigned position;
     unsigned logit_row;
@@ -113,7 +113,6 @@ best_of_part(const unsigned* __restrict__ row_count, const Row* __restrict__ row
         const unsigned first = max(begin, ranges[range * 2]), last = min(end, ranges[range * 2 + 1]);
         for (unsigned i = first + threadIdx.x; i < last; i += THREADS) {
             const float logit = own[i];
-            if (logit < row.floor) continue;
             Candidate candidate = {logit, vocab_start + i};
             if (!greedy) {
                 const float scaled = __fdiv_rn(logit, row.temperature);

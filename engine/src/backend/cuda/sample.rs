@@ -18,20 +18,12 @@ pub fn source() -> Source {
 }
 
 /// Words of a row as the kernel reads it.
-pub const ROW_WORDS: usize = 6;
+pub const ROW_WORDS: usize = 5;
 
-/// A row as the kernel reads it: what to choose by, and which row of the logits. `floor` is −∞ where all of
-/// the vocabulary may be chosen.
-pub fn row_words(row: &SampleRow, floor: f32) -> [u32; ROW_WORDS] {
+/// A row as the kernel reads it: what to choose by, and which row of the logits.
+pub fn row_words(row: &SampleRow) -> [u32; ROW_WORDS] {
     let seed = row.sampling.seed;
-    [
-        row.sampling.temperature.to_bits(),
-        floor.to_bits(),
-        seed as u32,
-        (seed >> 32) as u32,
-        row.position,
-        row.logit_row as u32,
-    ]
+    [row.sampling.temperature.to_bits(), seed as u32, (seed >> 32) as u32, row.position, row.logit_row as u32]
 }
 
 /// The kernels, for one part of the vocabulary.

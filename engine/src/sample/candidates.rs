@@ -1,0 +1,167 @@
+//! The likeliest tokens of a row: the highest logits of each rank's part, and what all ranks know of the whole
+//! when they have seen each other's. One order: the higher logit first, then the lower id.
+
+use super::Sampleable;
+use super::gathered::{put_all, take_all};
+use flotilla_shared::TokenId;
+use std::cmp::Ordering;
+
+/// A token that might be drawn.
+pub(super) type Likely = (f32, TokenId);
+
+pub(super) fn likelier(a: &Likely, b: &Likely) -> Ordering {
+    b.0.partial_cmp(&a.0).expect("no NaN is likely").then(a.1.cmp(&b.1))
+}
+
+/// The likeliest of one rank's part, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Head {
+    tokens: Vec<Likely>,
+    /// No others are left.
+    is_all: bool,
+}
+
+impl Head {
+    /// At most `count` of `logits`, f32 [V/R], but one at least.
+    pub fn of(logits: &[f32], sampleable: &Sampleable, count: usize) -> Head {
+        let count = count.max(1);
+        let mut tokens: Vec<Likely> = Vec::new();
+        let (mut least, mut is_all) = (f32::NEG_INFINITY, true);
+        let room = count.saturating_mul(2).max(256);
+        sampleable.tokens(logits).for_each(|(token, logit)| {
+            // Ids rise: one that is equal to the least of enough others comes after them.
+            let is_in = logit > least || is_all && !logit.is_nan();
+            if !is_in {
+                return;
+            }
+            tokens.push((logit, token));
+            if tokens.len() > room {
+                tokens.select_nth_unstable_by(count - 1, likelier);
+                least = tokens[count - 1].0;
+                tokens.truncate(count);
+                is_all = false;
+            }
+        });
+        tokens.sort_unstable_by(likelier);
+        is_all &= tokens.len() <= count;
+        tokens.truncate(count);
+        Head { tokens, is_all }
+    }
+
+    pub fn put(&self, out: &mut Vec<u8>) {
+        put_all(self.tokens.iter().copied(), out);
+        out.push(self.is_all.into());
+    }
+
+    pub fn take(from: &mut &[u8]) -> Option<Head> {
+        let tokens: Vec<Likely> = take_all(from)?;
+        let (is_all, rest) = from.split_first()?;
+        *from = rest;
+        let in_order = tokens.iter().all(|(logit, _)| !logit.is_nan()) && tokens.is_sorted_by(is_before);
+        in_order.then_some(Head { tokens, is_all: *is_all != 0 })
+    }
+}
+
+fn is_before(a: &Likely, b: &Likely) -> bool {
+    likelier(a, b).is_lt()
+}
+
+/// What all ranks know of a row: its likeliest tokens, in order, without a gap.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Known {
+    pub tokens: Vec<Likely>,
+    /// Every token that may be drawn is among them.
+    pub is_all: bool,
+}
+
+impl Known {
+    /// Behind the last that a rank has sent of more, that rank may have others.
+    pub fn of(heads: Vec<Head>) -> Known {
+        let last = |head: &Head| head.tokens.last().copied().filter(|_| !head.is_all);
+        let end = heads.iter().filter_map(last).min_by(likelier);
+        let mut tokens: Vec<Likely> = heads.into_iter().flat_map(|head| head.tokens).collect();
+        tokens.sort_unstable_by(likelier);
+        if let Some(end) = end {
+            tokens.truncate(tokens.partition_point(|token| likelier(token, &end).is_le()));
+        }
+        Known { tokens, is_all: end.is_none() }
+    }
+
+    /// Only the first `count` may be drawn.
+    pub fn keep(&mut self, count: usize) {
+        if count <= self.tokens.len() {
+            self.tokens.truncate(count);
+            self.is_all = true;
+        }
+    }
+
+    /// Only those may be drawn whose logit is at least `floor`.
+    pub fn keep_above(&mut self, floor: f32) {
+        let kept = self.tokens.partition_point(|(logit, _)| *logit >= floor);
+        if kept < self.tokens.len() {
+            self.keep(kept);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_shared::sampling::mix;
+
+    fn random(seed: u64, count: u64) -> Vec<f32> {
+        // Few values, so many ties; some are no numbers.
+        let value = |i| match mix(seed << 20 | i) % 50 {
+            0 => f32::NAN,
+            n => (n % 23) as f32,
+        };
+        (0..count).map(value).collect()
+    }
+
+    #[test]
+    fn a_head_is_the_beginning_of_the_order() {
+        for (seed, count) in [(1, 1), (2, 7), (3, 300), (4, 256), (5, 5000)] {
+            let logits = random(seed, 2000);
+            let sampleable = Sampleable::new(100..2100, &[0..150, 160..1900, 2000..9000]);
+            let mut all: Vec<Likely> =
+                sampleable.tokens(&logits).map(|(t, l)| (l, t)).filter(|(l, _)| !l.is_nan()).collect();
+            all.sort_by(likelier);
+            let head = Head::of(&logits, &sampleable, count);
+            assert_eq!(head.is_all, all.len() <= count, "{count}");
+            all.truncate(count);
+            assert_eq!(head.tokens, all, "{count}");
+            let mut sent = Vec::new();
+            head.put(&mut sent);
+            assert_eq!(Head::take(&mut &sent[..]), Some(head));
+        }
+    }
+
+    #[test]
+    fn what_is_known_has_no_gap() {
+        let head = |tokens: &[Likely], is_all| Head { tokens: tokens.to_vec(), is_all };
+        let heads = vec![
+            head(&[(9.0, 1), (5.0, 2)], false),
+            head(&[], true),
+            head(&[(7.0, 10), (5.0, 11), (4.0, 12)], false),
+            head(&[(4.5, 20)], true),
+        ];
+        let known = Known::of(heads.clone());
+        // (5.0, 2) is the last that is known of the first rank: it may have others just behind it.
+        assert_eq!(known, Known { tokens: vec![(9.0, 1), (7.0, 10), (5.0, 2)], is_all: false });
+        let mut cut = known.clone();
+        cut.keep_above(5.5);
+        assert_eq!(cut, Known { tokens: vec![(9.0, 1), (7.0, 10)], is_all: true });
+        let mut open = known;
+        open.keep_above(5.0);
+        assert!(!open.is_all);
+    }
+
+    #[test]
+    fn a_head_out_of_order_is_not_read() {
+        for tokens in [vec![(1.0, 3), (2.0, 4)], vec![(1.0, 4), (1.0, 3)], vec![(f32::NAN, 1)]] {
+            let mut sent = Vec::new();
+            Head { tokens, is_all: true }.put(&mut sent);
+            assert_eq!(Head::take(&mut &sent[..]), None);
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Where the tokens end that may be drawn: by min-p, and by top-p. A token's weight is a whole number, so
+//! that their sum is the same in any order: a nucleus ends at the same token wherever the vocabulary is cut.
+//! Which tokens a rank has, and what it sends, is not known here.
+
+use super::candidates::Likely;
+use super::replicated;
+use flotilla_shared::Sampling;
+
+/// The weight of the likeliest token. What is less than one part of it is nothing: a vocabulary of such tokens
+/// would be 2⁻⁴⁴ of the whole.
+const WEIGHT_MAX: f64 = (1u64 << 62) as f64;
+
+/// Below this no part is left: ln 2⁻⁶² is −42.98.
+const EXPONENT_MIN: f64 = -43.0;
+
+/// exp((logit − max) / temperature), in parts of `WEIGHT_MAX`.
+pub(super) fn weight(logit: f32, max: f32, temperature: f32) -> u64 {
+    if logit == max {
+        return WEIGHT_MAX as u64;
+    }
+    // In f64, where neither the difference nor the quotient loses what counts. A NaN has no weight.
+    let exponent = (f64::from(logit) - f64::from(max)) / f64::from(temperature);
+    if exponent < EXPONENT_MIN {
+        return 0;
+    }
+    (replicated::exp(exponent) * WEIGHT_MAX) as u64
+}
+
+/// Σ weights
+pub(super) fn weights(logits: impl Iterator<Item = f32>, max: f32, temperature: f32) -> u128 {
+    logits.map(|logit| u128::from(weight(logit, max, temperature))).sum()
+}
+
+/// The lowest logit that min-p keeps: at least min_p times as likely as the likeliest.
+pub(super) fn min_p_floor(max: f32, sampling: &Sampling) -> f32 {
+    let least = (f64::from(sampling.min_p) * WEIGHT_MAX) as u64;
+    if least == 0 || !max.is_finite() {
+        return f32::NEG_INFINITY;
+    }
+    let is_kept = |logit| weight(logit, max, sampling.temperature) >= least;
+    // By the order of the bits of floats: `low` is never kept, `high` always is.
+    let (mut low, mut high) = (rank_of(f32::NEG_INFINITY), rank_of(max));
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if is_kept(of_rank(middle)) { high = middle } else { low = middle }
+    }
+    of_rank(high)
+}
+
+/// A float's place in the order of all floats.
+fn rank_of(value: f32) -> i64 {
+    let bits = value.to_bits() as i32;
+    i64::from(if bits < 0 { i32::MIN.wrapping_sub(bits) } else { bits })
+}
+
+fn of_rank(rank: i64) -> f32 {
+    let rank = rank as i32;
+    f32::from_bits(if rank < 0 { i32::MIN.wrapping_sub(rank) } else { rank } as u32)
+}
+
+/// What the weights of a nucleus must reach, of `total`.
+pub(super) fn wanted(total: u128, top_p: f32) -> u128 {
+    (total as f64 * f64::from(top_p)) as u128
+}
+
+/// How many of `tokens`, in order, first reach `wanted`; `None` if they do not.
+pub(super) fn reaching(tokens: &[Likely], wanted: u128, max: f32, temperature: f32) -> Option<usize> {
+    let mut reached = 0;
+    let reaches = tokens.iter().position(|&(logit, _)| {
+        reached += u128::from(weight(logit, max, temperature));
+        reached >= wanted
+    });
+    reaches.map(|last| last + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn likely(logits: impl IntoIterator<Item = f32>) -> Vec<Likely> {
+        logits.into_iter().zip(0..).collect()
+    }
+
+    /// How many of the tokens with these probabilities, in order, are in the nucleus.
+    fn count(probabilities: &[f32], top_p: f32) -> usize {
+        let tokens = likely(probabilities.iter().map(|p| p.ln()));
+        let max = tokens[0].0;
+        let total = weights(tokens.iter().map(|token| token.0), max, 1.0);
+        reaching(&tokens, wanted(total, top_p), max, 1.0).unwrap()
+    }
+
+    #[test]
+    fn a_nucleus_is_the_smallest_set_that_reaches_top_p() {
+        let found = [0.0, 0.49, 0.6, 0.8, 0.9].map(|top_p| count(&[0.5, 0.25, 0.125, 0.125], top_p));
+        assert_eq!(found, [1, 1, 2, 3, 4]);
+        assert_eq!([0.5, 0.51].map(|top_p| count(&[0.125; 8], top_p)), [4, 5]);
+    }
+
+    #[test]
+    fn what_is_known_may_not_reach() {
+        let tokens = likely([1.0, 1.0]);
+        let total = weights([1.0; 3].into_iter(), 1.0, 1.0);
+        assert_eq!(reaching(&tokens, wanted(total, 0.66), 1.0, 1.0), Some(2));
+        assert_eq!(reaching(&tokens, wanted(total, 0.67), 1.0, 1.0), None);
+    }
+
+    #[test]
+    fn min_p_keeps_what_is_likely_enough_and_not_one_float_less() {
+        for (max, min_p, temperature) in [(3.0f32, 0.1f32, 1.0f32), (-40.0, 0.5, 0.7), (0.001, 1e-4, 2.0)] {
+            let sampling = Sampling { min_p, temperature, ..Sampling::GREEDY };
+            let floor = min_p_floor(max, &sampling);
+            let probability = |logit: f32| (f64::from(logit - max) / f64::from(temperature)).exp();
+            assert!((probability(floor) / f64::from(min_p) - 1.0).abs() < 1e-4, "{floor}");
+            let least = (f64::from(min_p) * WEIGHT_MAX) as u64;
+            assert!(weight(floor, max, temperature) >= least);
+            assert!(weight(floor.next_down(), max, temperature) < least);
+        }
+        let all = Sampling { min_p: 1.0, temperature: 1.0, ..Sampling::GREEDY };
+        assert_eq!(min_p_floor(3.0, &all), 3.0);
+    }
+
+    #[test]
+    fn an_infinite_logit_has_all_the_weight_and_a_nan_none() {
+        let inf = f32::INFINITY;
+        assert_eq!([inf, 1.0, -inf, f32::NAN].map(|l| weight(l, inf, 1.0) > 0), [true, false, false, false]);
+        assert_eq!(weight(-inf, -inf, 1.0), WEIGHT_MAX as u64);
+    }
+}

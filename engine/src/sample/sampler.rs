@@ -1,0 +1,201 @@
+//! Chooses a step's tokens, all rows together: what ranks ask each other, and in which order. One gathering
+//! of 8 bytes a row and rank where every token may be drawn; a row that is cut sends its likeliest tokens, one
+//! that is cut by top-p also a sum, and logprobs take one more gathering. No logits travel but the likeliest.
+
+use super::best::best_of;
+use super::candidates::Head;
+use super::cut::Cut;
+use super::gathered::{Sent, by_row};
+use super::logits::adjusted;
+use super::logprobs::{Part, logprobs};
+use super::{Candidate, Chosen, SampleError, SampleRow, Sampleable, Shard};
+use crate::collective::Collective;
+use flotilla_shared::TokenId;
+use flotilla_shared::step::Logprobs;
+
+/// Chooses tokens over a vocabulary that is cut over ranks.
+#[derive(Debug)]
+pub struct Sampler {
+    sampleable: Sampleable,
+    sent: Vec<u8>,
+    received: Vec<u8>,
+    /// A row's logits where they are not the model's.
+    room: Vec<f32>,
+}
+
+/// What a rank says of a row first.
+enum First {
+    Best(Candidate),
+    Head(Head),
+}
+
+impl Sampler {
+    pub fn new(sampleable: Sampleable) -> Self {
+        Sampler { sampleable, sent: Vec::new(), received: Vec::new(), room: Vec::new() }
+    }
+
+    /// One token a row, the same on every rank; `None` where no token may be chosen whose logit is a number.
+    pub fn sample<C: Collective + ?Sized>(
+        &mut self,
+        rows: &[SampleRow],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<Vec<Option<Chosen>>, SampleError> {
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut best = vec![Candidate::NONE; rows.len()];
+        let mut cuts = self.look(rows, &mut best, shard, collective)?;
+        self.add_up(&mut cuts, shard, collective)?;
+        while cuts.iter().any(Cut::is_open) {
+            self.look_further(&mut cuts, shard, collective)?;
+        }
+        cuts.iter().for_each(|cut| best[cut.index] = cut.draw());
+        let tokens: Vec<Option<TokenId>> =
+            best.iter().map(|best| (*best != Candidate::NONE).then_some(best.token)).collect();
+        let mut logprobs = self.logprobs(rows, &tokens, shard, collective)?;
+        let chosen = |(token, logprobs): (&Option<TokenId>, &mut Option<Logprobs>)| {
+            token.map(|token| Chosen { token, logprobs: logprobs.take() })
+        };
+        Ok(tokens.iter().zip(&mut logprobs).map(chosen).collect())
+    }
+
+    /// The first gathering: the winner of each row that is not cut, and what is known of the others.
+    fn look<'a, C: Collective + ?Sized>(
+        &mut self,
+        rows: &'a [SampleRow],
+        best: &mut [Candidate],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<Vec<Cut<'a>>, SampleError> {
+        let mut cuts = Vec::new();
+        // A card has the model's own logits in its memory, and looks at all of these rows together.
+        let plain = |row: &&SampleRow| !row.is_cut() && !row.is_adjusted();
+        let on_shard: Vec<SampleRow> = rows.iter().filter(plain).cloned().collect();
+        let mut of_shard = shard.best(&on_shard, &self.sampleable)?.into_iter();
+        self.sent.clear();
+        for (index, row) in rows.iter().enumerate() {
+            if plain(&row) {
+                of_shard.next().expect("one of each row").put(&mut self.sent);
+                continue;
+            }
+            let logits = adjusted(row, shard.logits(row.logit_row)?, &self.sampleable, &mut self.room);
+            if row.is_cut() {
+                let cut = Cut::new(index, row);
+                Head::of(logits, &self.sampleable, cut.head_tokens).put(&mut self.sent);
+                cuts.push(cut);
+            } else {
+                best_of(row, logits, &self.sampleable).put(&mut self.sent);
+            }
+        }
+        let found = self.gather(rows.len(), collective, |row, from| match rows[row].is_cut() {
+            true => Head::take(from).map(First::Head),
+            false => Candidate::take(from).map(First::Best),
+        })?;
+        let mut open = cuts.iter_mut();
+        for (best, found) in best.iter_mut().zip(found) {
+            let mut heads = Vec::new();
+            for first in found {
+                match first {
+                    First::Best(candidate) => best.meet(candidate),
+                    First::Head(head) => heads.push(head),
+                }
+            }
+            if !heads.is_empty() {
+                open.next().expect("a row with heads is cut").learn(heads);
+            }
+        }
+        Ok(cuts)
+    }
+
+    /// The sums that nuclei are parts of.
+    fn add_up<C: Collective + ?Sized>(
+        &mut self,
+        cuts: &mut [Cut<'_>],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<(), SampleError> {
+        let mut lacking: Vec<&mut Cut<'_>> = cuts.iter_mut().filter(|cut| cut.lacks_total()).collect();
+        if lacking.is_empty() {
+            return Ok(());
+        }
+        self.sent.clear();
+        for cut in &lacking {
+            let raw = shard.logits(cut.row.logit_row)?;
+            let logits = adjusted(cut.row, raw, &self.sampleable, &mut self.room);
+            cut.own_total(self.sampleable.tokens(logits).map(|(_, logit)| logit)).put(&mut self.sent);
+        }
+        let found = self.gather(lacking.len(), collective, |_, from| u128::take(from))?;
+        lacking.iter_mut().zip(found).for_each(|(cut, totals)| cut.learn_total(totals.iter().sum()));
+        Ok(())
+    }
+
+    /// More of the likeliest tokens, of the rows whose tokens are not yet known.
+    fn look_further<C: Collective + ?Sized>(
+        &mut self,
+        cuts: &mut [Cut<'_>],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<(), SampleError> {
+        let mut open: Vec<&mut Cut<'_>> = cuts.iter_mut().filter(|cut| cut.is_open()).collect();
+        self.sent.clear();
+        for cut in &open {
+            let raw = shard.logits(cut.row.logit_row)?;
+            let logits = adjusted(cut.row, raw, &self.sampleable, &mut self.room);
+            Head::of(logits, &self.sampleable, cut.head_tokens).put(&mut self.sent);
+        }
+        let found = self.gather(open.len(), collective, |_, from| Head::take(from))?;
+        open.iter_mut().zip(found).for_each(|(cut, heads)| cut.learn(heads));
+        Ok(())
+    }
+
+    /// Of the rows that ask for them.
+    fn logprobs<C: Collective + ?Sized>(
+        &mut self,
+        rows: &[SampleRow],
+        tokens: &[Option<TokenId>],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<Vec<Option<Logprobs>>, SampleError> {
+        let mut all = vec![None; rows.len()];
+        let asking = |(index, row): (usize, &SampleRow)| {
+            Some((index, tokens[index]?, usize::from(row.sampling.logprobs?)))
+        };
+        let asking: Vec<(usize, TokenId, usize)> = rows.iter().enumerate().filter_map(asking).collect();
+        if asking.is_empty() {
+            return Ok(all);
+        }
+        self.sent.clear();
+        for &(index, token, count) in &asking {
+            let logits = shard.logits(rows[index].logit_row)?;
+            Part::of(logits, &self.sampleable, token, count).put(&mut self.sent);
+        }
+        let found = self.gather(asking.len(), collective, |_, from| Part::take(from))?;
+        for ((index, _, count), parts) in asking.into_iter().zip(found) {
+            all[index] = Some(logprobs(parts, count));
+        }
+        Ok(all)
+    }
+
+    /// What every rank has put into `sent` for each of so many rows: [rows][ranks]
+    fn gather<T, C: Collective + ?Sized>(
+        &mut self,
+        rows: usize,
+        collective: &mut C,
+        read: impl Fn(usize, &mut &[u8]) -> Option<T>,
+    ) -> Result<Vec<Vec<T>>, SampleError> {
+        collective.all_gather(&self.sent, &mut self.received)?;
+        by_row(&self.received, rows, collective.size(), read)
+    }
+}
+
+impl Sent for Candidate {
+    fn put(self, out: &mut Vec<u8>) {
+        (self.score, self.token).put(out);
+    }
+
+    fn take(from: &mut &[u8]) -> Option<Self> {
+        let (score, token) = Sent::take(from)?;
+        Some(Candidate { score, token })
+    }
+}

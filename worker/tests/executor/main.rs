@@ -1,0 +1,6 @@
+//! The executor: obeys step plans, refuses what does not fit.
+
+mod echo;
+mod golden;
+mod guesses;
+mod steps;
