@@ -36,6 +36,8 @@ pub struct Limits {
     pub body: BodyLimits,
     /// Between two signs of life on a silent stream; proxies cut what is silent for a minute.
     pub keep_alive: Duration,
+    /// A request that is not done by then ends. None: it takes the time that it takes.
+    pub request_timeout: Option<Duration>,
     /// After the order to stop, how long answers under way may take.
     pub drain: Duration,
 }
@@ -46,6 +48,7 @@ impl Default for Limits {
             // 128 K tokens of text are half a megabyte; token ids as JSON and tools take more.
             body: BodyLimits { bytes_max: 4 << 20, wait: Duration::from_secs(60) },
             keep_alive: Duration::from_secs(15),
+            request_timeout: None,
             drain: Duration::from_secs(30),
         }
     }

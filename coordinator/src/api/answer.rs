@@ -92,7 +92,7 @@ impl<W: Wording> Answer<W> {
             match update {
                 Update::Delta { delta, .. } => deltas[index].push(delta),
                 Update::Ended(end) => ended[index] = Some(end),
-                Update::Failed(failure) => return Err(failure.into()),
+                Update::Failed(error) => return Err(error),
             }
         }
         let ends: Vec<Ended> = ended.into_iter().flatten().collect();
@@ -136,7 +136,7 @@ impl<W: Wording> Chunks<W> {
                 return None;
             }
             match self.answer.updates.next().await {
-                Some((_, Update::Failed(failure))) => self.fail(failure.into()),
+                Some((_, Update::Failed(error))) => self.fail(error),
                 Some((index, update)) => self.on_update(index, update),
                 None => self.finish(),
             }

@@ -32,13 +32,12 @@ pub async fn complete(
     let offered_tools = !chat.tools.is_empty();
     let prompt = render(&api, chat).await?;
     check_prompt(&api, &prompt)?;
-    let reader = || -> Box<dyn Reader> {
-        Box::new(ChatReader::new(api.harmony.parser(), options.stops.clone(), offered_tools))
-    };
+    let reader =
+        || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, "chatcmpl-");
-    let wording = ChatWording { api: Arc::clone(&api) };
+    let wording = ChatWording { api: Arc::clone(&api), logprobs: options.choosing.logprobs.is_some() };
     Answer { wording, envelope, updates, choice_count: options.choices, options, log }.respond(&api).await
 }
 

@@ -14,9 +14,11 @@ use super::error::ApiError;
 use super::fields::{self, Node};
 use super::generate::{Ended, check_prompt, generate};
 use super::log::RequestLog;
-use super::options::Options;
+use super::logprobs::{self, Likelihood};
+use super::options::{Options, check_token};
 use super::reader::{Delta, Reader, TextReader};
-use super::{Api, body, neutral};
+use super::{Api, body, neutral, sampling};
+use crate::tokenizer::Tokenizer;
 
 /// Prompts in one request.
 const PROMPTS_MAX: usize = 64;
@@ -29,20 +31,30 @@ pub async fn complete(
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
     let body = body::read_json(request.into_body(), api.settings.limits.body).await?;
-    let (options, prompts) = read(body)?;
+    let Request { options, prompts, echo, show_specials } = read(body)?;
     api.check_model(options.model.as_deref())?;
+    let tokenizer = Arc::clone(api.harmony.tokenizer());
+    let echoes =
+        if echo { prompts.iter().map(|prompt| prompt.text(&tokenizer)).collect() } else { Vec::new() };
     let prompts = encode(&api, prompts).await?;
     for prompt in &prompts {
         check_prompt(&api, prompt)?;
     }
-    let tokenizer = api.harmony.tokenizer();
-    let reader =
-        || -> Box<dyn Reader> { Box::new(TextReader::new(Arc::clone(tokenizer), options.stops.clone())) };
+    let reader = || -> Box<dyn Reader> {
+        let tokenizer = Arc::clone(&tokenizer);
+        Box::new(TextReader::new(tokenizer, &options.ending, &api.stop_tokens, show_specials))
+    };
     let tokens_max = options.tokens_max.unwrap_or(TOKENS_MAX_DEFAULT);
     let updates = generate(&api, &log, &options, &prompts, tokens_max, reader).await?;
     let envelope = Envelope::new(&api, "cmpl-");
     let choice_count = prompts.len() * options.choices;
-    Answer { wording: TextWording, envelope, updates, choice_count, options, log }.respond(&api).await
+    let wording = TextWording {
+        tokenizer: Arc::clone(&tokenizer),
+        logprobs: options.choosing.logprobs.is_some(),
+        echoes,
+        choices: options.choices,
+    };
+    Answer { wording, envelope, updates, choice_count, options, log }.respond(&api).await
 }
 
 enum Prompt {
@@ -50,13 +62,43 @@ enum Prompt {
     Tokens { path: String, tokens: Vec<TokenId> },
 }
 
-fn read(body: Value) -> fields::Result<(Options, Vec<Prompt>)> {
+impl Prompt {
+    /// As `echo` gives it back.
+    fn text(&self, tokenizer: &Tokenizer) -> String {
+        match self {
+            Self::Text(text) => text.clone(),
+            Self::Tokens { tokens, .. } => tokenizer.decode(tokens),
+        }
+    }
+}
+
+struct Request {
+    options: Options,
+    prompts: Vec<Prompt>,
+    /// The prompt is given back before its continuation.
+    echo: bool,
+    /// Special tokens are part of the text, by their names (vLLM's `skip_special_tokens: false`).
+    show_specials: bool,
+}
+
+fn read(body: Value) -> fields::Result<Request> {
     let mut fields = Node::body(body).object()?;
     let prompts = prompts(fields.require("prompt")?)?;
-    let options = Options::read(&mut fields)?;
+    let mut options = Options::read(&mut fields)?;
+    options.choosing.logprobs = sampling::text_logprobs(&mut fields)?;
+    let echo = fields.take("echo");
+    let show_specials = !fields.take("skip_special_tokens").map_or(Ok(true), Node::bool)?;
     neutral::take_completions(&mut fields)?;
     fields.finish()?;
-    Ok((options, prompts))
+    let echo = echo.map_or(Ok(false), |node| echo_of(node, options.choosing.logprobs.is_some()))?;
+    Ok(Request { options, prompts, echo, show_specials })
+}
+
+/// The likelihoods of a prompt's own tokens are not computed, and columns that begin behind the prompt would
+/// be mistaken for them.
+fn echo_of(node: Node, logprobs: bool) -> fields::Result<bool> {
+    let with_logprobs = node.not_supported("false, where logprobs are asked for");
+    if node.bool()? { if logprobs { Err(with_logprobs) } else { Ok(true) } } else { Ok(false) }
 }
 
 /// A string, token ids, or an array of either.
@@ -102,50 +144,70 @@ fn encode_one(api: &Api, prompt: Prompt) -> Result<Vec<TokenId>, ApiError> {
     match prompt {
         Prompt::Text(text) => Ok(tokenizer.encode_special(&text)),
         Prompt::Tokens { path, tokens } => {
-            match tokens.iter().position(|token| tokenizer.decode_bytes(*token).is_none()) {
-                Some(at) => {
-                    let node = Node { path: format!("{path}[{at}]"), value: json!(tokens[at]) };
-                    Err(node.unexpected("the id of a token of this model").into())
-                }
-                None => Ok(tokens),
+            for (at, token) in tokens.iter().enumerate() {
+                check_token(tokenizer, || format!("{path}[{at}]"), *token)?;
             }
+            Ok(tokens)
         }
     }
 }
 
-struct TextWording;
+struct TextWording {
+    tokenizer: Arc<Tokenizer>,
+    /// Whether the client asked for logprobs.
+    logprobs: bool,
+    /// The prompts, where they are given back; else none.
+    echoes: Vec<String>,
+    /// Of each prompt.
+    choices: usize,
+}
 
 impl Wording for TextWording {
     const OBJECT: &'static str = "text_completion";
     const CHUNK_OBJECT: &'static str = "text_completion";
 
     fn choice(&self, index: usize, deltas: Vec<Delta>, ended: Ended) -> Value {
-        let text: String = deltas.into_iter().map(text).collect();
-        entry(index, text, Some(ended.finish.as_str()))
+        let mut text = self.echo(index).unwrap_or_default().to_owned();
+        let mut likelihoods = Vec::new();
+        for delta in deltas {
+            let (more, logprobs) = content(delta);
+            text.push_str(&more);
+            likelihoods.extend(logprobs);
+        }
+        self.entry(index, text, &likelihoods, Some(ended.finish.as_str()))
     }
 
-    fn opening(&self, _index: usize) -> Option<Value> {
-        None
+    fn opening(&self, index: usize) -> Option<Value> {
+        self.echo(index).map(|echo| self.entry(index, echo.to_owned(), &[], None))
     }
 
     fn delta(&self, index: usize, delta: Delta) -> Value {
-        entry(index, text(delta), None)
+        let (text, likelihoods) = content(delta);
+        self.entry(index, text, &likelihoods, None)
     }
 
     fn closing(&self, index: usize, ended: Ended) -> Value {
-        entry(index, String::new(), Some(ended.finish.as_str()))
+        self.entry(index, String::new(), &[], Some(ended.finish.as_str()))
     }
 }
 
-fn text(delta: Delta) -> String {
+impl TextWording {
+    fn echo(&self, index: usize) -> Option<&str> {
+        self.echoes.get(index / self.choices).map(String::as_str)
+    }
+
+    fn entry(&self, index: usize, text: String, likelihoods: &[Likelihood], finish: Option<&str>) -> Value {
+        let asked = self.logprobs && (finish.is_none() || !text.is_empty());
+        let logprobs = if asked { logprobs::text(&self.tokenizer, likelihoods) } else { Value::Null };
+        json!({"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish})
+    }
+}
+
+fn content(delta: Delta) -> (String, Vec<Likelihood>) {
     match delta {
-        Delta::Content(text) => text,
+        Delta::Content { text, logprobs } => (text, logprobs),
         Delta::Reasoning(_) | Delta::Call { .. } | Delta::Arguments { .. } => {
             unreachable!("raw text has neither reasoning nor calls")
         }
     }
-}
-
-fn entry(index: usize, text: String, finish_reason: Option<&str>) -> Value {
-    json!({"index": index, "text": text, "logprobs": null, "finish_reason": finish_reason})
 }

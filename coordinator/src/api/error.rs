@@ -39,6 +39,10 @@ pub enum ApiError {
     NotReady(Readiness),
     #[error("{0}")]
     Failed(#[from] Failure),
+    #[error(
+        "the request was not done in the time that it may take here\nhint: ask for fewer tokens, or come back when less is going on"
+    )]
+    Deadline,
     #[error("the server made a mistake: {0}")]
     Internal(String),
 }
@@ -58,7 +62,7 @@ impl ApiError {
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NotReady(_) | Self::Failed(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NotReady(_) | Self::Failed(_) | Self::Deadline => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -94,6 +98,7 @@ impl ApiError {
             Self::QueueFull { .. } => "queue_full",
             Self::NotReady(_) => "not_ready",
             Self::Failed(_) => "interrupted",
+            Self::Deadline => "deadline_exceeded",
             Self::Internal(_) => "internal_error",
         }
     }
@@ -109,7 +114,7 @@ impl ApiError {
     fn retry_after_s(&self) -> Option<u32> {
         match self {
             Self::QueueFull { .. } => Some(RETRY_AFTER_S),
-            Self::NotReady(_) | Self::Failed(_) => Some(RETRY_AFTER_LOADING_S),
+            Self::NotReady(_) | Self::Failed(_) | Self::Deadline => Some(RETRY_AFTER_LOADING_S),
             _ => None,
         }
     }

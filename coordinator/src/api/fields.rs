@@ -150,6 +150,13 @@ impl Fields {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
+    /// For objects whose names are data: all that is left, `null` too.
+    pub fn into_entries(self) -> Vec<(String, Node)> {
+        let Fields { path, left } = self;
+        let path = |name: &String| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
+        left.into_iter().map(|(name, value)| (name.clone(), Node { path: path(&name), value })).collect()
+    }
+
     /// Everything that may be here has been taken.
     pub fn finish(self) -> Result<()> {
         match self.left.iter().find(|(_, value)| !value.is_null()) {

@@ -6,6 +6,7 @@ use std::pin::Pin;
 
 use flotilla_scheduler::FinishReason;
 use flotilla_shared::TokenId;
+use flotilla_shared::step::Logprobs;
 use futures::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
 
 use super::Api;
@@ -13,7 +14,7 @@ use super::error::ApiError;
 use super::log::RequestLog;
 use super::options::Options;
 use super::reader::{Delta, Reader};
-use crate::driver::{Failure, Generation, TokenEvent, TokenStream};
+use crate::driver::{Generation, TokenEvent, TokenStream};
 
 /// What happened to one choice.
 #[derive(Clone, Debug)]
@@ -24,7 +25,7 @@ pub enum Update {
         usage: Usage,
     },
     Ended(Ended),
-    Failed(Failure),
+    Failed(ApiError),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +73,7 @@ pub async fn generate(
     tokens_max: usize,
     reader: impl Fn() -> Box<dyn Reader>,
 ) -> Result<Updates, ApiError> {
+    options.check_tokens(api.harmony.tokenizer())?;
     let seed = options.seed.unwrap_or_else(|| api.ids.seed());
     log.note(|facts| {
         facts.stream = options.stream;
@@ -84,7 +86,10 @@ pub async fn generate(
             prompt: prompt.clone(),
             sampling: options.sampling(seed, index % options.choices),
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
-            stop_tokens: api.stop_tokens.clone(),
+            stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
+            priority: options.priority,
+            timeout: api.settings.limits.request_timeout,
+            salt: options.salt,
             ..Generation::default()
         };
         let tokens = api.driver.submit(generation).await?;
@@ -126,24 +131,27 @@ impl Choice {
     async fn next(&mut self) -> Option<Update> {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
-                TokenEvent::Token { token, .. } => self.on_token(token),
+                TokenEvent::Token { token, logprobs } => self.on_token(token, logprobs),
+                TokenEvent::Finished { reason: FinishReason::Deadline, .. } => self.fail(ApiError::Deadline),
                 TokenEvent::Finished { reason, usage } => {
                     self.usage.cached_tokens = usage.cached_tokens;
                     self.end(reason == FinishReason::Length);
                 }
-                TokenEvent::Failed(failure) => {
-                    self.tokens = None;
-                    self.ready.push_back(Update::Failed(failure));
-                }
+                TokenEvent::Failed(failure) => self.fail(failure.into()),
             }
         }
         self.ready.pop_front()
     }
 
-    fn on_token(&mut self, token: TokenId) {
+    fn fail(&mut self, error: ApiError) {
+        self.tokens = None;
+        self.ready.push_back(Update::Failed(error));
+    }
+
+    fn on_token(&mut self, token: TokenId, logprobs: Option<Logprobs>) {
         self.usage.completion_tokens += 1;
         self.log.note_token();
-        let deltas = self.reader.push(token);
+        let deltas = self.reader.push(token, logprobs);
         self.give(deltas);
         if self.reader.done() {
             self.end(false);

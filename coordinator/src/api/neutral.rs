@@ -26,13 +26,11 @@ enum Neutral {
 use Neutral::{Always, Bool, Empty, ListOfText, Numbers, TypeText, Unset, Words};
 
 const BOTH: &[(&str, Neutral)] = &[
-    ("frequency_penalty", Numbers(&[0.0])),
-    ("logit_bias", Empty),
     ("metadata", Always),
-    ("presence_penalty", Numbers(&[0.0])),
     ("prompt_cache_key", Always),
     ("safety_identifier", Always),
-    ("service_tier", Always),
+    // There is one tier.
+    ("service_tier", Words(&["auto", "default"])),
     ("user", Always),
     // vLLM's
     ("add_special_tokens", Always),
@@ -40,29 +38,24 @@ const BOTH: &[(&str, Neutral)] = &[
     ("bad_words", Empty),
     ("best_of", Numbers(&[1.0])),
     ("detokenize", Bool(true)),
-    ("echo", Bool(false)),
-    ("ignore_eos", Bool(false)),
-    ("include_stop_str_in_output", Bool(false)),
+    ("kv_transfer_params", Unset),
     ("length_penalty", Numbers(&[1.0])),
-    ("min_p", Numbers(&[0.0])),
+    ("logits_processors", Empty),
     ("min_tokens", Numbers(&[0.0])),
-    ("priority", Numbers(&[0.0])),
     ("prompt_logprobs", Unset),
-    ("repetition_penalty", Numbers(&[1.0])),
     ("request_id", Always),
-    ("skip_special_tokens", Bool(true)),
+    ("return_token_ids", Bool(false)),
+    ("return_tokens_as_token_ids", Bool(false)),
     ("spaces_between_special_tokens", Always),
-    ("stop_token_ids", Empty),
-    ("top_k", Numbers(&[-1.0, 0.0])),
     ("truncate_prompt_tokens", Unset),
     ("use_beam_search", Bool(false)),
+    ("vllm_xargs", Empty),
 ];
 
 const CHAT: &[(&str, Neutral)] = &[
     ("audio", Unset),
     ("function_call", Unset),
     ("functions", Empty),
-    ("logprobs", Bool(false)),
     ("modalities", ListOfText),
     ("moderation", Unset),
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
@@ -72,7 +65,6 @@ const CHAT: &[(&str, Neutral)] = &[
     ("prompt_cache_retention", Always),
     ("response_format", TypeText),
     ("store", Bool(false)),
-    ("top_logprobs", Numbers(&[0.0])),
     ("verbosity", Words(&["medium"])),
     ("web_search_options", Unset),
     // vLLM's
@@ -81,10 +73,13 @@ const CHAT: &[(&str, Neutral)] = &[
     ("chat_template_kwargs", Empty),
     ("continue_final_message", Bool(false)),
     ("documents", Empty),
+    ("echo", Bool(false)),
     ("include_reasoning", Bool(true)),
+    ("mm_processor_kwargs", Empty),
+    ("skip_special_tokens", Bool(true)),
 ];
 
-const COMPLETIONS: &[(&str, Neutral)] = &[("logprobs", Unset), ("suffix", Unset)];
+const COMPLETIONS: &[(&str, Neutral)] = &[("prompt_embeds", Unset), ("suffix", Unset)];
 
 pub fn take_chat(fields: &mut Fields) -> Result<()> {
     take(fields, BOTH)?;

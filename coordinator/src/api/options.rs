@@ -1,28 +1,32 @@
 //! What chat and raw completions have in common: how to sample, how much, how many, when to stop, and
 //! in which form to answer.
 
-use flotilla_shared::Sampling;
 use flotilla_shared::sampling::mix;
-use serde_json::Value;
+use flotilla_shared::{Sampling, TokenId};
+use serde_json::{Value, json};
 
+use super::ending::Ending;
 use super::fields::{Fields, Node, Result};
+use super::sampling;
+use crate::tokenizer::Tokenizer;
 
 pub const CHOICES_MAX: u64 = 8;
-const STOPS_MAX: usize = 4;
-/// Of temperatures that are not 0. Logits divided by less leave the range of f32; vLLM's bound.
-const TEMPERATURE_MIN: f32 = 0.01;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     /// None: whatever is served.
     pub model: Option<String>,
-    pub temperature: f32,
-    pub top_p: f32,
+    /// Without the seed, which [`Options::sampling`] adds.
+    pub choosing: Sampling,
     pub seed: Option<u64>,
     /// Choices for each prompt.
     pub choices: usize,
-    pub stops: Vec<String>,
+    pub ending: Ending,
     pub tokens_max: Option<usize>,
+    /// Lower goes first (vLLM's).
+    pub priority: i32,
+    /// Prompts share what was computed of them within one salt only (vLLM's `cache_salt`).
+    pub salt: u64,
     pub stream: bool,
     /// In a stream, usage comes as a last chunk of its own.
     pub include_usage: bool,
@@ -32,23 +36,17 @@ pub struct Options {
 
 impl Options {
     pub fn read(fields: &mut Fields) -> Result<Options> {
-        let model = fields.take("model").map(Node::string).transpose()?;
-        let temperature = number(fields, "temperature", 2.0)?;
-        let top_p = number(fields, "top_p", 1.0)?;
-        let seed = fields.take("seed").map(seed).transpose()?;
-        let choices = fields.take("n").map_or(Ok(1), |node| node.count(1..=CHOICES_MAX))?;
-        let stops = fields.take("stop").map_or(Ok(Vec::new()), stops)?;
         let stream = fields.take("stream").map_or(Ok(false), Node::bool)?;
         let (include_usage, continuous_usage) = stream_options(fields, stream)?;
-        let tokens_max = tokens_max(fields)?;
         Ok(Options {
-            model,
-            temperature,
-            top_p,
-            seed,
-            choices,
-            stops,
-            tokens_max,
+            model: fields.take("model").map(Node::string).transpose()?,
+            choosing: sampling::read(fields)?,
+            seed: fields.take("seed").map(seed).transpose()?,
+            choices: fields.take("n").map_or(Ok(1), |node| node.count(1..=CHOICES_MAX))?,
+            ending: Ending::read(fields)?,
+            tokens_max: tokens_max(fields)?,
+            priority: fields.take("priority").map_or(Ok(0), priority)?,
+            salt: fields.take("cache_salt").map_or(Ok(0), salt)?,
             stream,
             include_usage,
             continuous_usage,
@@ -58,40 +56,48 @@ impl Options {
     /// Choice 0 samples with the seed itself, so that it is the same whatever `n` is.
     pub fn sampling(&self, seed: u64, choice: usize) -> Sampling {
         let seed = if choice == 0 { seed } else { mix(seed ^ mix(choice as u64)) };
-        let temperature = if self.temperature == 0.0 { 0.0 } else { self.temperature.max(TEMPERATURE_MIN) };
-        // At 0 the likeliest token alone is kept; a sum of 0 would be reached by none.
-        let top_p = self.top_p.max(f32::MIN_POSITIVE);
-        Sampling { temperature, top_p, seed, ..Sampling::GREEDY }
+        Sampling { seed, ..self.choosing.clone() }
+    }
+
+    /// Every id that the client named must be that of a token.
+    pub fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<()> {
+        for (token, _) in &self.choosing.logit_bias {
+            check_token(tokenizer, || format!("logit_bias.{token}"), *token)?;
+        }
+        for (at, token) in self.ending.tokens.iter().enumerate() {
+            check_token(tokenizer, || format!("stop_token_ids[{at}]"), *token)?;
+        }
+        Ok(())
     }
 }
 
-/// From 0 to `max`, and 1 where it is not set.
-fn number(fields: &mut Fields, name: &str, max: f64) -> Result<f32> {
-    fields.take(name).map_or(Ok(1.0), |node| node.number(0.0..=max)).map(|number| number as f32)
+pub fn check_token(tokenizer: &Tokenizer, path: impl FnOnce() -> String, token: TokenId) -> Result<()> {
+    match tokenizer.decode_bytes(token) {
+        Some(_) => Ok(()),
+        None => Err(Node { path: path(), value: json!(token) }.unexpected("the id of a token of this model")),
+    }
+}
+
+fn priority(node: Node) -> Result<i32> {
+    let priority = node.value.as_i64().and_then(|priority| i32::try_from(priority).ok());
+    priority.ok_or_else(|| node.unexpected("a whole number of 32 bits"))
+}
+
+fn salt(node: Node) -> Result<u64> {
+    let empty = node.invalid("a salt must not be empty");
+    let text = node.string()?;
+    if text.is_empty() {
+        return Err(empty);
+    }
+    let hash = blake3::hash(text.as_bytes());
+    let (first, _) = hash.as_bytes().split_first_chunk().expect("32 bytes");
+    Ok(u64::from_le_bytes(*first))
 }
 
 /// OpenAI's seeds are signed; the bits are what counts.
 fn seed(node: Node) -> Result<u64> {
     let signed = node.value.as_i64().map(i64::cast_unsigned);
     signed.or_else(|| node.value.as_u64()).ok_or_else(|| node.unexpected("a whole number of 64 bits"))
-}
-
-fn stops(node: Node) -> Result<Vec<String>> {
-    let nodes = match &node.value {
-        Value::String(_) => vec![node],
-        Value::Array(stops) if stops.len() > STOPS_MAX => {
-            return Err(node.invalid(format!("at most {STOPS_MAX} stop strings, found {}", stops.len())));
-        }
-        Value::Array(_) => node.array()?,
-        _ => return Err(node.unexpected("a string or an array of strings")),
-    };
-    nodes.into_iter().map(stop).collect()
-}
-
-fn stop(node: Node) -> Result<String> {
-    let empty = node.invalid("a stop string must not be empty");
-    let text = node.string()?;
-    if text.is_empty() { Err(empty) } else { Ok(text) }
 }
 
 fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool)> {
@@ -131,16 +137,9 @@ mod tests {
     #[test]
     fn defaults_are_those_of_the_api() {
         let options = read(json!({})).unwrap();
-        assert_eq!((options.temperature, options.top_p, options.choices), (1.0, 1.0, 1));
+        let Sampling { temperature, top_p, .. } = options.choosing;
+        assert_eq!((temperature, top_p, options.choices), (1.0, 1.0, 1));
         assert_eq!((options.seed, options.tokens_max, options.stream), (None, None, false));
-    }
-
-    #[test]
-    fn extremes_can_be_computed_with() {
-        let sampling = read(json!({"temperature": 1e-40, "top_p": 0})).unwrap().sampling(1, 0);
-        assert_eq!(sampling.temperature, TEMPERATURE_MIN);
-        assert!(sampling.top_p > 0.0);
-        assert!(read(json!({"temperature": 0})).unwrap().sampling(1, 0).is_greedy());
     }
 
     #[test]
@@ -149,5 +148,14 @@ mod tests {
         let seeds: Vec<u64> = (0..3).map(|choice| options.sampling(u64::MAX, choice).seed).collect();
         assert_eq!((options.seed, seeds[0]), (Some(u64::MAX), u64::MAX));
         assert!(seeds[1] != seeds[0] && seeds[2] != seeds[1] && seeds[2] != seeds[0]);
+    }
+
+    #[test]
+    fn salts_part_and_priorities_are_whole() {
+        let of = |text: &str| read(json!({"cache_salt": text})).map(|options| options.salt);
+        assert!(of("a") == of("a") && of("a") != of("b") && of("a") != Ok(0));
+        assert_eq!(of("").unwrap_err().to_string(), "cache_salt: a salt must not be empty");
+        assert_eq!(read(json!({"priority": -3})).unwrap().priority, -3);
+        assert!(read(json!({"priority": 1e10})).is_err());
     }
 }

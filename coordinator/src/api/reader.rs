@@ -4,15 +4,23 @@
 use std::sync::Arc;
 
 use flotilla_shared::TokenId;
+use flotilla_shared::step::Logprobs;
 
-use super::stop::StopStrings;
+use super::content::Content;
+use super::ending::Ending;
+use super::logprobs::Likelihood;
+use crate::harmony::Harmony;
 use crate::harmony::parse::{Event, Lane, Parser};
 use crate::tokenizer::{TextStream, Tokenizer};
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Delta {
     Reasoning(String),
-    Content(String),
+    /// With the likelihoods of the tokens whose text begins here, where they were asked for.
+    Content {
+        text: String,
+        logprobs: Vec<Likelihood>,
+    },
     /// A call begins; its arguments follow.
     Call {
         call: usize,
@@ -26,7 +34,7 @@ pub enum Delta {
 
 /// What reads a sequence's tokens.
 pub trait Reader: Send {
-    fn push(&mut self, token: TokenId) -> Vec<Delta>;
+    fn push(&mut self, token: TokenId, logprobs: Option<Logprobs>) -> Vec<Delta>;
 
     /// The tokens ended. What was held back comes out.
     fn finish(&mut self) -> Vec<Delta>;
@@ -44,45 +52,62 @@ pub trait Reader: Send {
     }
 }
 
-/// Raw text, special tokens left out.
+/// Raw text.
 pub struct TextReader {
     tokenizer: Arc<Tokenizer>,
     text: TextStream,
-    stops: StopStrings,
+    content: Content,
+    show_specials: bool,
+    /// Tokens that end the answer and are no part of it.
+    silent: Vec<TokenId>,
 }
 
 impl TextReader {
-    pub fn new(tokenizer: Arc<Tokenizer>, stops: Vec<String>) -> TextReader {
-        TextReader { tokenizer, text: TextStream::default(), stops: StopStrings::new(stops) }
+    /// `eos`: the model's own stop tokens.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        ending: &Ending,
+        eos: &[TokenId],
+        show_specials: bool,
+    ) -> TextReader {
+        let silent = if ending.include { Vec::new() } else { ending.stop_tokens(eos) };
+        let content = Content::new(ending);
+        TextReader { tokenizer, text: TextStream::default(), content, show_specials, silent }
     }
 }
 
 impl Reader for TextReader {
-    fn push(&mut self, token: TokenId) -> Vec<Delta> {
-        if self.tokenizer.is_special(token) {
+    fn push(&mut self, token: TokenId, logprobs: Option<Logprobs>) -> Vec<Delta> {
+        let hidden = self.tokenizer.is_special(token) && !self.show_specials;
+        if hidden || self.silent.contains(&token) {
             return Vec::new();
         }
+        self.content.expect(token, logprobs);
         let text = self.text.push(&self.tokenizer, token);
-        content(self.stops.push(&text))
+        self.content.push(&text).into_iter().collect()
     }
 
     fn finish(&mut self) -> Vec<Delta> {
-        let mut text = self.stops.push(&self.text.finish());
-        text.push_str(&self.stops.finish());
-        content(text)
+        let last = self.content.push(&self.text.finish());
+        last.into_iter().chain(self.content.finish()).collect()
     }
 
     fn done(&self) -> bool {
-        self.stops.hit()
+        self.content.is_over()
     }
 }
 
 /// A harmony reply: analysis is reasoning; preambles and the answer are content; calls are calls if the
 /// client offered tools. If it did not, it could not answer one, and what the model wrote is reasoning.
 pub struct ChatReader {
+    tokenizer: Arc<Tokenizer>,
     parser: Parser,
-    /// In the content only: what a model thinks, or hands to a tool, is not what `stop` speaks of.
-    stops: StopStrings,
+    /// What a model thinks, or hands to a tool, is not what `stop` and `logprobs` speak of.
+    content: Content,
+    /// Text tokens that end the answer and are no part of it.
+    silent: Vec<TokenId>,
+    /// Tokens of a header with their logprobs: without a message it turns out to be content.
+    header: Vec<(TokenId, Logprobs)>,
     offered_tools: bool,
     calls: usize,
     /// The call that is being written has no arguments yet.
@@ -92,10 +117,13 @@ pub struct ChatReader {
 }
 
 impl ChatReader {
-    pub fn new(parser: Parser, stops: Vec<String>, offered_tools: bool) -> ChatReader {
+    pub fn new(harmony: &Harmony, ending: &Ending, offered_tools: bool) -> ChatReader {
         ChatReader {
-            parser,
-            stops: StopStrings::new(stops),
+            tokenizer: Arc::clone(harmony.tokenizer()),
+            parser: harmony.parser(),
+            content: Content::new(ending),
+            silent: if ending.include { Vec::new() } else { ending.tokens.clone() },
+            header: Vec::new(),
             offered_tools,
             calls: 0,
             call_is_bare: false,
@@ -136,37 +164,62 @@ impl ChatReader {
 
     /// An answer behind a preamble begins a line of its own.
     fn on_content(&mut self, lane: Lane, text: &str) -> Vec<Delta> {
+        for (token, logprobs) in std::mem::take(&mut self.header) {
+            self.content.expect(token, Some(logprobs));
+        }
         let separator = if self.content_lane.is_some_and(|last| last != lane) { "\n" } else { "" };
         self.content_lane = Some(lane);
-        content(self.stops.push(&format!("{separator}{text}")))
+        self.content.push(&format!("{separator}{text}")).into_iter().collect()
     }
 
-    fn is_reasoning(&self) -> bool {
-        self.parser.header().is_some_and(|header| header.lane() == Lane::Reasoning)
+    /// Of the message that is being written.
+    fn lane(&self) -> Option<Lane> {
+        self.parser.header().map(|header| header.lane())
+    }
+
+    /// Puts a text token where its text will turn up. Reasoning and calls are not content, and clients
+    /// that join the tokens of `logprobs` expect the content: preambles and answer.
+    fn expect(&mut self, token: TokenId, logprobs: Option<Logprobs>) {
+        match self.lane() {
+            Some(Lane::Preamble | Lane::Answer) => self.content.expect(token, logprobs),
+            None => self.header.extend(logprobs.map(|logprobs| (token, logprobs))),
+            Some(Lane::Reasoning | Lane::Call | Lane::Foreign) => {}
+        }
     }
 
     fn on_events(&mut self, events: Vec<Event>) -> Vec<Delta> {
+        if let [Event::Header(_)] = events.as_slice() {
+            // It was a header, and nothing else.
+            self.header.clear();
+        }
         events.into_iter().flat_map(|event| self.on_event(event)).collect()
     }
 }
 
 impl Reader for ChatReader {
-    fn push(&mut self, token: TokenId) -> Vec<Delta> {
-        let was_reasoning = self.is_reasoning();
+    fn push(&mut self, token: TokenId, logprobs: Option<Logprobs>) -> Vec<Delta> {
+        if self.silent.contains(&token) {
+            return Vec::new();
+        }
+        if !self.tokenizer.is_special(token) {
+            self.expect(token, logprobs);
+        }
+        let was_reasoning = self.lane() == Some(Lane::Reasoning);
         let events = self.parser.push(token);
-        self.reasoning_tokens += usize::from(was_reasoning && self.is_reasoning());
+        let is_reasoning = self.lane() == Some(Lane::Reasoning);
+        self.reasoning_tokens += usize::from(was_reasoning && is_reasoning);
         self.on_events(events)
     }
 
     fn finish(&mut self) -> Vec<Delta> {
         let events = self.parser.finish();
         let mut deltas = self.on_events(events);
-        deltas.extend(content(self.stops.finish()));
+        deltas.extend(self.content.finish());
         deltas
     }
 
     fn done(&self) -> bool {
-        self.stops.hit()
+        self.content.is_over()
     }
 
     fn reasoning_tokens(&self) -> usize {
@@ -176,8 +229,4 @@ impl Reader for ChatReader {
     fn calls(&self) -> usize {
         self.calls
     }
-}
-
-fn content(text: String) -> Vec<Delta> {
-    if text.is_empty() { Vec::new() } else { vec![Delta::Content(text)] }
 }

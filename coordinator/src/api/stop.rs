@@ -3,18 +3,22 @@
 //! back until it is known, so a stop string is found wherever the tokens cut it, and nothing that was
 //! given out is ever taken back.
 
+use std::ops::Range;
+
 #[derive(Clone, Debug, Default)]
 pub struct StopStrings {
     stops: Vec<String>,
+    /// The stop string itself is given out, too.
+    include: bool,
     held: String,
     hit: bool,
 }
 
 impl StopStrings {
     /// No stop string may be empty.
-    pub fn new(stops: Vec<String>) -> StopStrings {
+    pub fn new(stops: Vec<String>, include: bool) -> StopStrings {
         debug_assert!(stops.iter().all(|stop| !stop.is_empty()));
-        StopStrings { stops, held: String::new(), hit: false }
+        StopStrings { stops, include, held: String::new(), hit: false }
     }
 
     /// Whether a stop string came; nothing follows then.
@@ -30,7 +34,8 @@ impl StopStrings {
         self.held.push_str(text);
         let first = first_stop(&self.held, &self.stops);
         self.hit = first.is_some();
-        let end = first.unwrap_or_else(|| self.held.len() - self.begun());
+        let cut = first.map(|stop| if self.include { stop.end } else { stop.start });
+        let end = cut.unwrap_or_else(|| self.held.len() - self.begun());
         let rest = self.held.split_off(end);
         std::mem::replace(&mut self.held, rest)
     }
@@ -51,10 +56,10 @@ impl StopStrings {
     }
 }
 
-/// Where the stop string begins that is complete first.
-fn first_stop(text: &str, stops: &[String]) -> Option<usize> {
+/// The stop string that is complete first; the longest, where several are.
+fn first_stop(text: &str, stops: &[String]) -> Option<Range<usize>> {
     let found = |stop: &String| text.find(stop.as_str()).map(|start| (start + stop.len(), start));
-    stops.iter().filter_map(found).min().map(|(_, start)| start)
+    stops.iter().filter_map(found).min().map(|(end, start)| start..end)
 }
 
 #[cfg(test)]
@@ -68,20 +73,22 @@ mod tests {
         fn pieces_do_not_matter(
             pieces in prop::collection::vec("[abä]{0,4}", 0..8),
             stops in prop::collection::vec("[abä]{1,4}", 0..4),
+            include: bool,
         ) {
-            let mut matcher = StopStrings::new(stops.clone());
+            let mut matcher = StopStrings::new(stops.clone(), include);
             let mut given: String = pieces.iter().map(|piece| matcher.push(piece)).collect();
             given.push_str(&matcher.finish());
             let text = pieces.concat();
             let first = first_stop(&text, &stops);
-            prop_assert_eq!(given, &text[..first.unwrap_or(text.len())]);
             prop_assert_eq!(matcher.hit(), first.is_some());
+            let cut = first.map(|stop| if include { stop.end } else { stop.start });
+            prop_assert_eq!(given, &text[..cut.unwrap_or(text.len())]);
         }
     }
 
     #[test]
     fn a_false_alarm_is_given_out_late_but_whole() {
-        let mut stop = StopStrings::new(vec!["END".to_owned()]);
+        let mut stop = StopStrings::new(vec!["END".to_owned()], false);
         assert_eq!(stop.push("the E"), "the ");
         assert_eq!(stop.push("N"), "");
         assert_eq!(stop.push("emy"), "ENemy");

@@ -224,7 +224,7 @@ async fn harmless_parameters_are_taken() {
     let mut body = user(&thinks_and_says("", "Yes."));
     let harmless = json!({
         "user": "u", "metadata": {"a": "b"}, "store": false, "parallel_tool_calls": true, "logprobs": false,
-        "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "service_tier": "auto",
+        "frequency_penalty": 0, "presence_penalty": 0.0, "logit_bias": {}, "service_tier": "auto", "top_logprobs": 0, "prompt_cache_key": "k",
         "response_format": {"type": "text"}, "modalities": ["text"], "top_k": -1, "stop": null, "n": null,
         "temperature": 0.5, "top_p": 0.9, "functions": [], "tools": [],
     });

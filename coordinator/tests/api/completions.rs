@@ -62,6 +62,39 @@ async fn prompts_that_are_none_are_refused() {
         assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
         assert!(error["message"].as_str().unwrap().contains(words), "{error}");
     }
-    let (_, error) = server.refused(COMPLETIONS, &json!({"prompt": "a", "echo": true})).await;
-    assert_eq!(error["message"], "echo: true is not supported yet; accepted is false");
+    let echo = json!({"prompt": "a", "echo": true, "logprobs": 1});
+    let (_, error) = server.refused(COMPLETIONS, &echo).await;
+    let words = "echo: true is not supported yet; accepted is false, where logprobs are asked for";
+    assert_eq!(error["message"], words);
+}
+
+#[tokio::test]
+async fn an_echo_comes_before_the_continuation() {
+    let server = Server::start().await;
+    let prompt = "over the hill<|return|><|endofprompt|>";
+    let tokens = server.tokenizer.encode_special(prompt);
+    for prompt_given in [json!(prompt), json!(tokens)] {
+        let body = json!({"prompt": prompt_given, "echo": true, "n": 2});
+        let answer = server.ask(COMPLETIONS, &body).await;
+        for choice in 0..2 {
+            assert_eq!(answer["choices"][choice]["text"], format!("{prompt}over the hill"));
+        }
+        let chunks = server.stream(COMPLETIONS, &body).await;
+        let first: Vec<&Value> = chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == 0).collect();
+        assert_eq!(first[0]["choices"][0]["text"], prompt);
+        let text: String = first.iter().filter_map(|chunk| chunk["choices"][0]["text"].as_str()).collect();
+        assert_eq!(text, format!("{prompt}over the hill"));
+    }
+}
+
+#[tokio::test]
+async fn special_tokens_are_shown_to_those_who_ask() {
+    let server = Server::start().await;
+    let mut body = json!({"prompt": "<|channel|>final<|message|>Hi<|return|><|endofprompt|>"});
+    assert_eq!(server.ask(COMPLETIONS, &body).await["choices"][0]["text"], "finalHi");
+    body["skip_special_tokens"] = json!(false);
+    let shown = "<|channel|>final<|message|>Hi";
+    assert_eq!(server.ask(COMPLETIONS, &body).await["choices"][0]["text"], shown);
+    body["include_stop_str_in_output"] = json!(true);
+    assert_eq!(server.ask(COMPLETIONS, &body).await["choices"][0]["text"], format!("{shown}<|return|>"));
 }

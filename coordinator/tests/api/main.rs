@@ -6,6 +6,8 @@ mod chat;
 mod clients;
 mod completions;
 mod groups;
+mod logprobs;
+mod parameters;
 mod parrot;
 mod refusals;
 mod server;

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::tokenizer::Tokenizer;
-use flotilla_shared::step::{BLOCK_TOKENS, Sampled, SequenceWork};
-use flotilla_shared::{BlockId, Rank, SequenceId, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::step::{BLOCK_TOKENS, Logprobs, Sampled, SequenceWork};
+use flotilla_shared::{BlockId, Rank, Sampling, SequenceId, StepOutcome, StepPlan, TokenId};
 
 /// What the workers were told, for tests to look at.
 #[derive(Default)]
@@ -22,6 +22,8 @@ pub struct Seen {
     pub released: Mutex<BTreeSet<SequenceId>>,
     /// The prompt of the latest sequence, as text.
     pub prompt: Mutex<String>,
+    /// How the latest sequence is sampled.
+    pub sampling: Mutex<Sampling>,
     /// Set to lose the group in its next step.
     pub die: AtomicBool,
 }
@@ -45,7 +47,7 @@ pub struct Parrot {
 }
 
 struct Voice {
-    seed: u64,
+    sampling: Sampling,
     tokens: Vec<TokenId>,
     /// What is to be answered, and at which position it begins; found when it is first asked for.
     answer: Option<(Vec<TokenId>, usize)>,
@@ -78,8 +80,10 @@ impl Parrot {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
         }
         let sampled = work.sample.then(|| {
-            voice.said_last = self.next(&mut voice);
-            Sampled { sequence: work.sequence, token: voice.said_last, logprobs: None }
+            let token = self.next(&mut voice);
+            voice.said_last = token;
+            let logprobs = voice.sampling.logprobs.map(|top| likelihood(token, top));
+            Sampled { sequence: work.sequence, token, logprobs }
         });
         self.sequences.insert(work.sequence, voice);
         sampled
@@ -88,7 +92,7 @@ impl Parrot {
     fn next(&self, voice: &mut Voice) -> TokenId {
         let (answer, begin) = voice.answer.get_or_insert_with(|| {
             let (answer, begin) = self.answer(&voice.tokens);
-            let answer = answer.replace("{seed}", &voice.seed.to_string());
+            let answer = answer.replace("{seed}", &voice.sampling.seed.to_string());
             (self.tokenizer.encode_special(&answer), begin)
         });
         let spoken = voice.tokens.len() - *begin;
@@ -116,6 +120,13 @@ impl Parrot {
     }
 }
 
+/// The token itself was certain, and tokens from 1 upwards impossible.
+pub fn likelihood(token: TokenId, top: u8) -> Logprobs {
+    let others = (1..u32::from(top)).map(|other| (other, f32::NEG_INFINITY));
+    let top = (top > 0).then_some((token, -0.25)).into_iter().chain(others).collect();
+    Logprobs { chosen: -0.25, top }
+}
+
 impl Group for Parrot {
     fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
         self.plans.push_back(plan.clone());
@@ -134,13 +145,9 @@ impl Group for Parrot {
             self.seen.released.lock().unwrap().insert(*sequence);
         }
         for admission in &plan.admit {
-            let voice = Voice {
-                seed: admission.sampling.seed,
-                tokens: Vec::new(),
-                answer: None,
-                said_last: 0,
-                table: Vec::new(),
-            };
+            let sampling = admission.sampling.clone();
+            *self.seen.sampling.lock().unwrap() = sampling.clone();
+            let voice = Voice { sampling, tokens: Vec::new(), answer: None, said_last: 0, table: Vec::new() };
             self.sequences.insert(admission.sequence, voice);
             self.seen.admitted.lock().unwrap().insert(admission.sequence);
         }

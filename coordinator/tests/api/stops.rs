@@ -67,3 +67,31 @@ async fn half_a_character_at_the_end_is_replaced_once() {
     assert_eq!(content, "so \u{FFFD}");
     assert_eq!(joined(&server.stream(CHAT, &body).await, "/delta/content"), content);
 }
+
+#[tokio::test]
+async fn stop_strings_that_overlap_and_begin_over_and_over() {
+    let server = Server::start().await;
+    // What is said, the stop strings, and what is left.
+    for (said, stops, left) in [
+        // The one that is complete first counts, not the one that begins first.
+        ("abcdef", json!(["bcdef", "cd"]), "ab"),
+        // Of two that are complete at once, the longer.
+        ("abcdef", json!(["cd", "bcd"]), "a"),
+        // A beginning that fails holds the true beginning.
+        ("aaab", json!(["aab"]), "a"),
+        ("\n\n\n\nEND", json!(["\n\nEND"]), "\n\n"),
+        // A character whose bytes come with several tokens, first, last and within.
+        ("so 🧨 und", json!(["🧨"]), "so "),
+        ("so 🧨🧨🎉 und", json!(["🧨🎉"]), "so 🧨"),
+        ("ä🧨ö", json!(["ö"]), "ä🧨"),
+    ] {
+        let mut body = user(&thinks_and_says("", said));
+        body["stop"] = stops;
+        let whole = server.chat(&body).await;
+        assert_eq!(whole["choices"][0]["message"]["content"], left, "{said:?}");
+        assert_eq!(whole["choices"][0]["finish_reason"], "stop");
+        assert_eq!(joined(&server.stream(CHAT, &body).await, "/delta/content"), left, "{said:?}");
+        let raw = json!({"prompt": format!("{said}<|return|><|endofprompt|>"), "stop": body["stop"]});
+        assert_eq!(server.ask("/v1/completions", &raw).await["choices"][0]["text"], left, "{said:?}");
+    }
+}

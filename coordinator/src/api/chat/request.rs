@@ -5,6 +5,7 @@ use serde_json::Value;
 use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
 use crate::api::neutral;
 use crate::api::options::Options;
+use crate::api::sampling;
 use crate::harmony::Effort;
 use crate::harmony::FunctionTool;
 use crate::harmony::chat::{Chat, ChatCall, ChatError, ChatMessage};
@@ -21,7 +22,8 @@ impl ChatRequest {
         let mut fields = Node::body(body).object()?;
         let messages =
             fields.require("messages")?.array()?.into_iter().map(message).collect::<Result<_>>()?;
-        let options = Options::read(&mut fields)?;
+        let mut options = Options::read(&mut fields)?;
+        options.choosing.logprobs = sampling::chat_logprobs(&mut fields)?;
         let effort = fields.take("reasoning_effort").map_or(Ok(Effort::default()), effort)?;
         let tools = tools(&mut fields)?;
         neutral::take_chat(&mut fields)?;

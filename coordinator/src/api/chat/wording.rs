@@ -8,10 +8,13 @@ use serde_json::{Value, json};
 use crate::api::Api;
 use crate::api::answer::Wording;
 use crate::api::generate::Ended;
+use crate::api::logprobs::{self, Likelihood};
 use crate::api::reader::Delta;
 
 pub struct ChatWording {
     pub api: Arc<Api>,
+    /// Whether the client asked for logprobs.
+    pub logprobs: bool,
 }
 
 impl Wording for ChatWording {
@@ -19,10 +22,15 @@ impl Wording for ChatWording {
     const CHUNK_OBJECT: &'static str = "chat.completion.chunk";
 
     fn choice(&self, index: usize, deltas: Vec<Delta>, ended: Ended) -> Value {
+        let likelihoods = deltas.iter().flat_map(|delta| match delta {
+            Delta::Content { logprobs, .. } => logprobs.as_slice(),
+            _ => &[],
+        });
+        let likelihoods: Vec<Likelihood> = likelihoods.cloned().collect();
         json!({
             "index": index,
             "message": self.message(deltas),
-            "logprobs": null,
+            "logprobs": self.logprobs(&likelihoods),
             "finish_reason": ended.finish.as_str(),
         })
     }
@@ -34,7 +42,11 @@ impl Wording for ChatWording {
     fn delta(&self, index: usize, delta: Delta) -> Value {
         let delta = match delta {
             Delta::Reasoning(text) => json!({"reasoning_content": text, "reasoning": text}),
-            Delta::Content(text) => json!({"content": text}),
+            Delta::Content { text, logprobs } => {
+                let mut entry = entry(index, json!({"content": text}), None);
+                entry["logprobs"] = self.logprobs(&logprobs);
+                return entry;
+            }
             Delta::Call { call, name } => json!({"tool_calls": [{
                 "index": call,
                 "id": self.call_id(),
@@ -55,13 +67,17 @@ impl Wording for ChatWording {
 }
 
 impl ChatWording {
+    fn logprobs(&self, likelihoods: &[Likelihood]) -> Value {
+        if self.logprobs { logprobs::chat(self.api.harmony.tokenizer(), likelihoods) } else { Value::Null }
+    }
+
     fn message(&self, deltas: Vec<Delta>) -> Value {
         let (mut reasoning, mut content) = (String::new(), String::new());
         let mut calls: Vec<(String, String)> = Vec::new();
         for delta in deltas {
             match delta {
                 Delta::Reasoning(text) => reasoning.push_str(&text),
-                Delta::Content(text) => content.push_str(&text),
+                Delta::Content { text, .. } => content.push_str(&text),
                 Delta::Call { name, .. } => calls.push((name, String::new())),
                 Delta::Arguments { call, text } => calls[call].1.push_str(&text),
             }

@@ -1,0 +1,66 @@
+//! When an answer ends: stop strings, stop tokens, and whether the model's own end counts. How long it may
+//! be at most is in the options.
+
+use flotilla_shared::TokenId;
+use serde_json::Value;
+
+use super::fields::{Fields, Node, Result};
+
+const STOPS_MAX: usize = 4;
+/// The scheduler looks each token up in them.
+const STOP_TOKENS_MAX: usize = 64;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Ending {
+    pub stops: Vec<String>,
+    /// The client's own (vLLM's `stop_token_ids`), beside the model's.
+    pub tokens: Vec<TokenId>,
+    /// The model's own end does not count (vLLM's): for measurements of a fixed length.
+    pub ignore_eos: bool,
+    /// What ended the answer is part of it (vLLM's).
+    pub include: bool,
+}
+
+impl Ending {
+    pub fn read(fields: &mut Fields) -> Result<Ending> {
+        Ok(Ending {
+            stops: fields.take("stop").map_or(Ok(Vec::new()), stops)?,
+            tokens: fields.take("stop_token_ids").map_or(Ok(Vec::new()), tokens)?,
+            ignore_eos: fields.take("ignore_eos").map_or(Ok(false), Node::bool)?,
+            include: fields.take("include_stop_str_in_output").map_or(Ok(false), Node::bool)?,
+        })
+    }
+
+    /// `eos`: the model's.
+    pub fn stop_tokens(&self, eos: &[TokenId]) -> Vec<TokenId> {
+        let eos = if self.ignore_eos { &[] } else { eos };
+        eos.iter().chain(&self.tokens).copied().collect()
+    }
+}
+
+fn stops(node: Node) -> Result<Vec<String>> {
+    let nodes = match &node.value {
+        Value::String(_) => vec![node],
+        Value::Array(stops) if stops.len() > STOPS_MAX => {
+            return Err(node.invalid(format!("at most {STOPS_MAX} stop strings, found {}", stops.len())));
+        }
+        Value::Array(_) => node.array()?,
+        _ => return Err(node.unexpected("a string or an array of strings")),
+    };
+    nodes.into_iter().map(stop).collect()
+}
+
+fn stop(node: Node) -> Result<String> {
+    let empty = node.invalid("a stop string must not be empty");
+    let text = node.string()?;
+    if text.is_empty() { Err(empty) } else { Ok(text) }
+}
+
+fn tokens(node: Node) -> Result<Vec<TokenId>> {
+    let (path, nodes) = (node.path.clone(), node.array()?);
+    if nodes.len() > STOP_TOKENS_MAX {
+        let node = Node { path, value: Value::Null };
+        return Err(node.invalid(format!("at most {STOP_TOKENS_MAX} tokens, found {}", nodes.len())));
+    }
+    nodes.into_iter().map(|node| node.count(0..=u32::MAX.into()).map(|id| id as TokenId)).collect()
+}
