@@ -1,10 +1,11 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `chat`, `doctor`. Each
-//! command has a file of its own, which turns what was typed into settings; the work is done in the crates.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `chat`, `doctor`, `key`.
+//! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
 mod chat;
 mod device;
 mod doctor;
+mod key;
 mod local_workers;
 mod machine;
 mod model;
@@ -40,6 +41,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     Chat(chat::ChatArgs),
     Doctor(doctor::DoctorArgs),
+    Key(key::KeyArgs),
 }
 
 /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -102,6 +104,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => verify::run(&args),
         Command::Chat(args) => chat::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
+        Command::Key(args) => key::run(&args).map(done),
     }
 }
 

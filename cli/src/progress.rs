@@ -1,5 +1,7 @@
-//! How far a forming group is: a bar for each worker in the terminal, a line for `/health`.
+//! How far a forming group is: a bar for each worker in the terminal, a line for `/health`,
+//! bytes for the board of the cluster.
 
+use flotilla_coordinator::board::Board;
 use flotilla_coordinator::driver::FleetHandle;
 use flotilla_coordinator::fleet::Progress;
 use flotilla_shared::Loading;
@@ -10,13 +12,18 @@ use std::future::pending;
 use tokio::sync::watch;
 
 /// Shows every change until it is dropped.
-pub async fn show_progress<G>(mut seen: watch::Receiver<Progress>, groups: &FleetHandle<G>) -> Infallible {
+pub async fn show_progress<G>(
+    mut seen: watch::Receiver<Progress>,
+    groups: &FleetHandle<G>,
+    board: &Board,
+) -> Infallible {
     let mut bars = Bars::default();
     loop {
         let progress = seen.borrow_and_update().clone();
         groups.loading(line(&progress));
         if let Progress::Loading(ranks) = &progress {
             bars.show(ranks);
+            board.loading(ranks);
         }
         if seen.changed().await.is_err() {
             return pending().await;

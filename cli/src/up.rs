@@ -74,7 +74,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
     };
     eprintln!("{} on {ranks} workers of {each}, processes {:?}", model.name, workers.ids());
-    let is_demo = model.is_demo;
+    // A question without a key, and without trust in a certificate, has no answer.
+    let greets = model.is_demo && args.serve.front.is_plain();
     let on_ready = move |ready: &Ready| {
         stands.store(true, Ordering::Relaxed);
         let seconds = start.elapsed().as_secs_f64();
@@ -85,7 +86,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
              -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'\n",
             ready.url, ready.model
         );
-        if is_demo {
+        if greets {
             tokio::spawn(greet(ready.url.clone()));
         }
     };

@@ -2,10 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod board;
 pub mod driver;
 pub mod fleet;
 pub mod group;
 pub mod guide;
 pub mod harmony;
+pub mod keys;
 pub mod service;
 pub mod tokenizer;

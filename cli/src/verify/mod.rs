@@ -115,6 +115,7 @@ async fn verify(
         kv_blocks: KvBlocks::plain(rows_max.div_ceil(BLOCK_TOKENS) as u32),
         step_tokens_max: STEP_ROWS,
         sampleable: vec![0..spec.vocab as TokenId],
+        board: Default::default(),
     };
     let epoch = Epoch(1);
     if args.processes {

@@ -11,6 +11,7 @@ use axum::response::Response;
 use flotilla_shared::TokenId;
 
 use super::answer::{Answer, Envelope};
+use super::encoding::at_desk;
 use super::error::ApiError;
 use super::generate::{check_prompt, generate};
 use super::log::RequestLog;
@@ -18,7 +19,8 @@ use super::reader::{ChatReader, Reader};
 use super::{Api, body};
 use crate::harmony::chat::{Chat, conversation};
 use crate::harmony::render::PastAnalysis;
-use request::{ChatRequest, chat_error};
+pub use request::ChatRequest;
+use request::chat_error;
 use wording::ChatWording;
 
 pub async fn complete(
@@ -41,13 +43,12 @@ pub async fn complete(
     Answer { wording, envelope, updates, choice_count: options.choices, options, log }.respond(&api).await
 }
 
-/// Off the threads that serve streams: a prompt of megabytes takes a while to encode.
-async fn render(api: &Arc<Api>, mut chat: Chat) -> Result<Vec<TokenId>, ApiError> {
+/// The prompt that a chat becomes.
+pub async fn render(api: &Arc<Api>, mut chat: Chat) -> Result<Vec<TokenId>, ApiError> {
     chat.current_date = Some((api.settings.current_date)());
-    let api = Arc::clone(api);
-    let render = move || {
+    at_desk(api, move |api| {
         let conversation = conversation(&chat).map_err(chat_error)?;
         Ok(api.harmony.render_for_completion(&conversation, PastAnalysis::default()))
-    };
-    tokio::task::spawn_blocking(render).await.map_err(|error| ApiError::Internal(error.to_string()))?
+    })
+    .await
 }

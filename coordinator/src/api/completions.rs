@@ -10,6 +10,7 @@ use flotilla_shared::TokenId;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Envelope, Wording};
+use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{self, Node};
 use super::generate::{Ended, check_prompt, generate};
@@ -108,10 +109,7 @@ fn prompts(node: Node) -> fields::Result<Vec<Prompt>> {
         Value::String(_) => Ok(vec![prompt(node)?]),
         Value::Array(items) if items.is_empty() => Err(node.unexpected(expected)),
         Value::Array(items) if items[0].is_number() => Ok(vec![prompt(node)?]),
-        Value::Array(items) if items.len() > PROMPTS_MAX => {
-            Err(node.invalid(format!("at most {PROMPTS_MAX} prompts, found {}", items.len())))
-        }
-        Value::Array(_) => node.array()?.into_iter().map(prompt).collect(),
+        Value::Array(_) => node.array_of(PROMPTS_MAX, "prompts")?.into_iter().map(prompt).collect(),
         _ => Err(node.unexpected(expected)),
     }
 }
@@ -132,11 +130,8 @@ fn prompt(node: Node) -> fields::Result<Prompt> {
     }
 }
 
-/// Off the threads that serve streams: a prompt of megabytes takes a while to encode.
 async fn encode(api: &Arc<Api>, prompts: Vec<Prompt>) -> Result<Vec<Vec<TokenId>>, ApiError> {
-    let api = Arc::clone(api);
-    let encode = move || prompts.into_iter().map(|prompt| encode_one(&api, prompt)).collect();
-    tokio::task::spawn_blocking(encode).await.map_err(|error| ApiError::Internal(error.to_string()))?
+    at_desk(api, |api| prompts.into_iter().map(|prompt| encode_one(api, prompt)).collect()).await
 }
 
 fn encode_one(api: &Api, prompt: Prompt) -> Result<Vec<TokenId>, ApiError> {

@@ -41,10 +41,7 @@ impl Ending {
 fn stops(node: Node) -> Result<Vec<String>> {
     let nodes = match &node.value {
         Value::String(_) => vec![node],
-        Value::Array(stops) if stops.len() > STOPS_MAX => {
-            return Err(node.invalid(format!("at most {STOPS_MAX} stop strings, found {}", stops.len())));
-        }
-        Value::Array(_) => node.array()?,
+        Value::Array(_) => node.array_of(STOPS_MAX, "stop strings")?,
         _ => return Err(node.unexpected("a string or an array of strings")),
     };
     nodes.into_iter().map(stop).collect()
@@ -57,10 +54,6 @@ fn stop(node: Node) -> Result<String> {
 }
 
 fn tokens(node: Node) -> Result<Vec<TokenId>> {
-    let (path, nodes) = (node.path.clone(), node.array()?);
-    if nodes.len() > STOP_TOKENS_MAX {
-        let node = Node { path, value: Value::Null };
-        return Err(node.invalid(format!("at most {STOP_TOKENS_MAX} tokens, found {}", nodes.len())));
-    }
-    nodes.into_iter().map(|node| node.count(0..=u32::MAX.into()).map(|id| id as TokenId)).collect()
+    let token = |node: Node| node.count(0..=u32::MAX.into()).map(|id| id as TokenId);
+    node.array_of(STOP_TOKENS_MAX, "tokens")?.into_iter().map(token).collect()
 }

@@ -2,13 +2,14 @@
 //! `{"error": {message, type, param, code}}`, and when to come back.
 
 use axum::Json;
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use flotilla_scheduler::Rejection;
 use serde_json::{Value, json};
 
 use super::fields::FieldError;
 use crate::driver::{Failure, Readiness, Refusal};
+use crate::keys::Exceeded;
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ApiError {
@@ -33,6 +34,14 @@ pub enum ApiError {
     UnknownRoute { path: String },
     #[error("{method} is not a method of {path}")]
     WrongMethod { method: Method, path: String },
+    #[error("a key is needed here\nhint: send the header Authorization: Bearer KEY")]
+    NoKey,
+    #[error("this key is not known here\nhint: ask the operator of this server for one")]
+    WrongKey,
+    #[error("the key {key:?} has reached a limit: {exceeded}")]
+    OverLimit { key: String, exceeded: Exceeded },
+    #[error("the server has {waiting} requests waiting")]
+    Busy { waiting: usize },
     #[error("the server has {waiting_max} requests waiting and takes no more for now")]
     QueueFull { waiting_max: usize },
     #[error("{0}")]
@@ -61,8 +70,11 @@ impl ApiError {
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::QueueFull { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NotReady(_) | Self::Failed(_) | Self::Deadline => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
+            Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::NotReady(_) | Self::Failed(_) | Self::Deadline | Self::Busy { .. } => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -70,6 +82,7 @@ impl ApiError {
     /// OpenAI's `error.type`.
     fn kind(&self) -> &'static str {
         match self.status() {
+            StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             StatusCode::SERVICE_UNAVAILABLE => "service_unavailable_error",
             StatusCode::INTERNAL_SERVER_ERROR => "server_error",
@@ -95,7 +108,10 @@ impl ApiError {
             Self::BodyBroken(_) => "body_broken",
             Self::UnknownRoute { .. } => "not_found",
             Self::WrongMethod { .. } => "method_not_allowed",
-            Self::QueueFull { .. } => "queue_full",
+            Self::NoKey => "missing_api_key",
+            Self::WrongKey => "invalid_api_key",
+            Self::OverLimit { .. } => "rate_limit_exceeded",
+            Self::QueueFull { .. } | Self::Busy { .. } => "queue_full",
             Self::NotReady(_) => "not_ready",
             Self::Failed(_) => "interrupted",
             Self::Deadline => "deadline_exceeded",
@@ -113,7 +129,8 @@ impl ApiError {
 
     fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::QueueFull { .. } => Some(RETRY_AFTER_S),
+            Self::QueueFull { .. } | Self::Busy { .. } => Some(RETRY_AFTER_S),
+            Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),
             Self::NotReady(_) | Self::Failed(_) | Self::Deadline => Some(RETRY_AFTER_LOADING_S),
             _ => None,
         }
@@ -129,11 +146,24 @@ impl ApiError {
     }
 }
 
+/// Whole seconds, after which there is room.
+fn room_after_s(exceeded: &Exceeded) -> u32 {
+    match exceeded {
+        Exceeded::Requests { wait, .. } | Exceeded::Tokens { wait, .. } => {
+            wait.as_secs_f64().ceil().max(1.0) as u32
+        }
+        Exceeded::Concurrent { .. } => RETRY_AFTER_S,
+    }
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status(), Json(self.to_json())).into_response();
         if let Some(seconds) = self.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if response.status() == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response.extensions_mut().insert(self);
         response

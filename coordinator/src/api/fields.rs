@@ -113,6 +113,16 @@ impl Node {
         }
     }
 
+    /// An array of at most so many `what`.
+    pub fn array_of(self, max: usize, what: &str) -> Result<Vec<Node>> {
+        match &self.value {
+            Value::Array(items) if items.len() > max => {
+                Err(self.invalid(format!("at most {max} {what}, found {}", items.len())))
+            }
+            _ => self.array(),
+        }
+    }
+
     pub fn object(self) -> Result<Fields> {
         match self.value {
             Value::Object(left) => Ok(Fields { path: self.path, left }),
@@ -155,6 +165,11 @@ impl Fields {
         let Fields { path, left } = self;
         let path = |name: &String| if path.is_empty() { name.clone() } else { format!("{path}.{name}") };
         left.into_iter().map(|(name, value)| (name.clone(), Node { path: path(&name), value })).collect()
+    }
+
+    /// What is left, as an object again.
+    pub fn into_value(self) -> Value {
+        Value::Object(self.left)
     }
 
     /// Everything that may be here has been taken.

@@ -3,6 +3,8 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
 
 use flotilla_scheduler::FinishReason;
 use flotilla_shared::TokenId;
@@ -12,6 +14,7 @@ use futures::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
 use super::Api;
 use super::error::ApiError;
 use super::log::RequestLog;
+use super::metrics::Finished;
 use super::options::Options;
 use super::reader::{Delta, Reader};
 use crate::driver::{Generation, TokenEvent, TokenStream};
@@ -66,7 +69,7 @@ pub type Updates = SelectAll<Pin<Box<dyn Stream<Item = (usize, Update)> + Send>>
 
 /// Submits `options.choices` sequences for each prompt. All are taken in, or none.
 pub async fn generate(
-    api: &Api,
+    api: &Arc<Api>,
     log: &RequestLog,
     options: &Options,
     prompts: &[Vec<TokenId>],
@@ -80,6 +83,14 @@ pub async fn generate(
         facts.choices = prompts.len() * options.choices;
         facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
     });
+    if let Some(visit) = log.visit() {
+        let tokens = prompts.iter().map(Vec::len).sum();
+        let over = |exceeded| ApiError::OverLimit { key: visit.key.name.clone(), exceeded };
+        visit.spend_prompt(tokens).map_err(over)?;
+    }
+    // A client may step back behind what its key allows, never before it.
+    let allowed = log.visit().map_or(i32::MIN, |visit| visit.key.priority);
+    let priority = options.priority.max(allowed);
     let mut streams = Vec::new();
     for (index, prompt) in prompts.iter().flat_map(|prompt| vec![prompt; options.choices]).enumerate() {
         let generation = Generation {
@@ -87,13 +98,14 @@ pub async fn generate(
             sampling: options.sampling(seed, index % options.choices),
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
-            priority: options.priority,
+            client: log.client(),
+            priority,
             timeout: api.settings.limits.request_timeout,
             salt: options.salt,
             ..Generation::default()
         };
         let tokens = api.driver.submit(generation).await?;
-        let choice = Choice::new(tokens, reader(), prompt.len(), log.clone());
+        let choice = Choice::new(api, tokens, reader(), prompt.len(), log.clone());
         streams.push(choice.updates(index));
     }
     Ok(select_all(streams))
@@ -113,13 +125,28 @@ struct Choice {
     reader: Box<dyn Reader>,
     usage: Usage,
     ready: VecDeque<Update>,
+    last_token: Option<Instant>,
     log: RequestLog,
+    api: Arc<Api>,
 }
 
 impl Choice {
-    fn new(tokens: TokenStream, reader: Box<dyn Reader>, prompt_tokens: usize, log: RequestLog) -> Choice {
-        let usage = Usage { prompt_tokens, ..Usage::default() };
-        Choice { tokens: Some(tokens), reader, usage, ready: VecDeque::new(), log }
+    fn new(
+        api: &Arc<Api>,
+        tokens: TokenStream,
+        reader: Box<dyn Reader>,
+        prompt_tokens: usize,
+        log: RequestLog,
+    ) -> Choice {
+        Choice {
+            tokens: Some(tokens),
+            reader,
+            usage: Usage { prompt_tokens, ..Usage::default() },
+            ready: VecDeque::new(),
+            last_token: None,
+            log,
+            api: Arc::clone(api),
+        }
     }
 
     fn updates(self, index: usize) -> Pin<Box<dyn Stream<Item = (usize, Update)> + Send>> {
@@ -132,25 +159,27 @@ impl Choice {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
                 TokenEvent::Token { token, logprobs } => self.on_token(token, logprobs),
-                TokenEvent::Finished { reason: FinishReason::Deadline, .. } => self.fail(ApiError::Deadline),
+                TokenEvent::Finished { reason: FinishReason::Deadline, .. } => {
+                    self.fail(ApiError::Deadline, Finished::deadline);
+                }
                 TokenEvent::Finished { reason, usage } => {
                     self.usage.cached_tokens = usage.cached_tokens;
                     self.end(reason == FinishReason::Length);
                 }
-                TokenEvent::Failed(failure) => self.fail(failure.into()),
+                TokenEvent::Failed(failure) => self.fail(failure.into(), Finished::error),
             }
         }
         self.ready.pop_front()
     }
 
-    fn fail(&mut self, error: ApiError) {
-        self.tokens = None;
+    fn fail(&mut self, error: ApiError, finished: Finished) {
+        self.close(finished);
         self.ready.push_back(Update::Failed(error));
     }
 
     fn on_token(&mut self, token: TokenId, logprobs: Option<Logprobs>) {
         self.usage.completion_tokens += 1;
-        self.log.note_token();
+        self.log.note_token(&mut self.last_token);
         let deltas = self.reader.push(token, logprobs);
         self.give(deltas);
         if self.reader.done() {
@@ -165,8 +194,14 @@ impl Choice {
     }
 
     /// Drops the token stream, which cancels the sequence if it is not done.
+    fn close(&mut self, finished: Finished) {
+        if self.tokens.take().is_some() {
+            self.api.metrics.finished(finished);
+        }
+    }
+
     fn end(&mut self, at_length: bool) {
-        self.tokens = None;
+        self.close(if at_length { Finished::length } else { Finished::stop });
         let deltas = self.reader.finish();
         self.give(deltas);
         let finish = match self.reader.calls() {
@@ -180,6 +215,13 @@ impl Choice {
             facts.reasoning_tokens += usage.reasoning_tokens;
         });
         self.ready.push_back(Update::Ended(Ended { finish, usage }));
+    }
+}
+
+/// A client that left before the end.
+impl Drop for Choice {
+    fn drop(&mut self) {
+        self.close(Finished::abort);
     }
 }
 

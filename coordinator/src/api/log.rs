@@ -1,16 +1,19 @@
 //! One line for each request, written when everything about it is over, streams included: counts and
 //! durations, never a word of a prompt or an answer. The name of the request goes back to the client.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
-use axum::extract::{Request, State};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
+use flotilla_scheduler::ClientId;
 
 use super::Api;
 use super::error::ApiError;
+use super::metrics::Metrics;
+use crate::keys::Visit;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Of a client's own name for its request; longer ones are replaced.
@@ -26,6 +29,9 @@ struct Entry {
     path: String,
     began: Instant,
     facts: Mutex<Facts>,
+    /// On whose account, where keys are asked for.
+    visit: OnceLock<Visit>,
+    metrics: Arc<Metrics>,
 }
 
 /// What is known when the line is written.
@@ -40,7 +46,7 @@ pub struct Facts {
     pub completion_tokens: usize,
     pub reasoning_tokens: usize,
     /// From the request's arrival.
-    first_token_ms: Option<u64>,
+    first_token: Option<Duration>,
     /// The answer reached its end; else the client left before.
     pub complete: bool,
 }
@@ -50,12 +56,37 @@ impl RequestLog {
         note(&mut self.0.facts());
     }
 
-    pub fn note_token(&self) {
+    /// `last`: when the sequence's token before this one came.
+    pub fn note_token(&self, last: &mut Option<Instant>) {
+        let now = Instant::now();
+        if let Some(last) = last.replace(now) {
+            self.0.metrics.next_token(now - last);
+        }
         let mut facts = self.0.facts();
         facts.completion_tokens += 1;
-        if facts.first_token_ms.is_none() {
-            facts.first_token_ms = Some(self.0.elapsed_ms());
+        if facts.first_token.is_none() {
+            let after = now - self.0.began;
+            facts.first_token = Some(after);
+            self.0.metrics.first_token(after);
         }
+        drop(facts);
+        if let Some(visit) = self.visit() {
+            visit.spend_token();
+        }
+    }
+
+    /// The request is on a key's account until all about it is over.
+    pub fn begin_visit(&self, visit: Visit) {
+        self.0.visit.set(visit).expect("a request has one key");
+    }
+
+    pub fn visit(&self) -> Option<&Visit> {
+        self.0.visit.get()
+    }
+
+    /// Whose request it is; all who have no key are one.
+    pub fn client(&self) -> ClientId {
+        self.visit().map_or_else(ClientId::default, |visit| visit.key.client)
     }
 
     pub fn note_error(&self, error: &ApiError) {
@@ -67,10 +98,6 @@ impl Entry {
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    fn elapsed_ms(&self) -> u64 {
-        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
 }
 
 impl Drop for Entry {
@@ -79,7 +106,10 @@ impl Drop for Entry {
         if self.method == Method::GET {
             return;
         }
-        let facts = self.facts();
+        let (facts, took) = (self.facts(), self.began.elapsed());
+        if facts.choices > 0 {
+            self.metrics.request(took, facts.prompt_tokens, facts.completion_tokens);
+        }
         let outcome = match (facts.error, facts.complete) {
             (Some(code), _) => code,
             (None, true) => "complete",
@@ -89,6 +119,7 @@ impl Drop for Entry {
             request = self.id.to_str().unwrap_or_default(),
             method = %self.method,
             path = self.path,
+            key = self.visit.get().map(|visit| visit.key.name.as_str()),
             status = facts.status,
             outcome,
             stream = facts.stream,
@@ -97,11 +128,15 @@ impl Drop for Entry {
             cached_tokens = facts.cached_tokens,
             completion_tokens = facts.completion_tokens,
             reasoning_tokens = facts.reasoning_tokens,
-            first_token_ms = facts.first_token_ms,
-            total_ms = self.elapsed_ms(),
+            first_token_ms = facts.first_token.map(milliseconds),
+            total_ms = milliseconds(took),
             "request"
         );
     }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Names the request, hands the log to its handler, and notes how it was answered.
@@ -113,10 +148,15 @@ pub async fn layer(State(api): State<Arc<Api>>, mut request: Request, next: Next
         path: request.uri().path().to_owned(),
         began: Instant::now(),
         facts: Mutex::default(),
+        visit: OnceLock::new(),
+        metrics: Arc::clone(&api.metrics),
     }));
+    let path = request.extensions().get::<MatchedPath>().cloned();
     request.extensions_mut().insert(log.clone());
     let mut response = next.run(request).await;
-    log.note(|facts| facts.status = Some(response.status().as_u16()));
+    let status = response.status().as_u16();
+    log.note(|facts| facts.status = Some(status));
+    api.metrics.answered(path.as_ref().map_or("none", MatchedPath::as_str), status);
     if let Some(error) = response.extensions().get::<ApiError>() {
         log.note_error(error);
     }

@@ -5,10 +5,14 @@
 //! [`generate`] → [`reader`] → [`answer`].
 
 mod answer;
+mod auth;
 mod body;
 mod chat;
+mod cluster;
 mod completions;
 mod content;
+mod cors;
+mod encoding;
 mod ending;
 mod error;
 mod fields;
@@ -16,13 +20,16 @@ mod generate;
 mod ids;
 mod log;
 mod logprobs;
+mod metrics;
 mod models;
 mod neutral;
 mod options;
 mod page;
+mod probes;
 mod reader;
 mod sampling;
 mod stop;
+mod tokenize;
 
 use std::sync::Arc;
 
@@ -32,12 +39,15 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use flotilla_shared::TokenId;
 
-use crate::driver::DriverHandle;
+use crate::driver::{DriverHandle, Stats};
 use crate::harmony::Harmony;
 use crate::service::Settings;
 pub use body::BodyLimits;
+pub use cors::{NoOrigin, Origins};
+use encoding::Desks;
 use error::ApiError;
 use ids::Ids;
+use metrics::Metrics;
 
 /// What every endpoint works with.
 pub struct Api {
@@ -45,6 +55,8 @@ pub struct Api {
     harmony: Harmony,
     driver: DriverHandle,
     ids: Ids,
+    desks: Desks,
+    metrics: Arc<Metrics>,
     stop_tokens: Vec<TokenId>,
     started_unix_s: u64,
 }
@@ -53,7 +65,21 @@ impl Api {
     pub fn new(settings: Settings, harmony: Harmony, driver: DriverHandle) -> Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
-        Api { settings, harmony, driver, ids: Ids::default(), stop_tokens, started_unix_s }
+        Api {
+            harmony,
+            driver,
+            ids: Ids::default(),
+            desks: Desks::default(),
+            metrics: Arc::new(Metrics::new(&settings.model_name)),
+            stop_tokens,
+            started_unix_s,
+            settings,
+        }
+    }
+
+    /// How busy the driver is, and what it has done.
+    fn stats(&self) -> Stats {
+        self.driver.stats()
     }
 
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
@@ -79,18 +105,37 @@ fn stop_tokens(settings: &Settings, harmony: &Harmony) -> Vec<TokenId> {
 
 pub fn router(api: Api) -> Router {
     let api = Arc::new(api);
+    guarded(&api)
+        .merge(open())
+        .fallback(unknown_route)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::clone(&api), log::layer))
+        .layer(from_fn_with_state(Arc::clone(&api), cors::layer))
+        .with_state(api)
+}
+
+/// What needs a key, where there are keys.
+fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
         .route("/v1/models", get(models::list))
         // A model's name may hold a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
-        .route("/health", get(models::health))
+        .route("/v1/cluster", get(cluster::tell))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route_layer(from_fn_with_state(Arc::clone(api), auth::layer))
+}
+
+/// What machines and people look at without a key: it tells of no request.
+fn open() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/health", get(probes::health))
+        .route("/ready", get(probes::ready))
+        .route("/version", get(probes::version))
+        .route("/metrics", get(metrics::tell))
         .merge(page::routes())
-        .fallback(unknown_route)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::clone(&api), log::layer))
-        .with_state(api)
 }
 
 async fn unknown_route(request: Request) -> ApiError {

@@ -1,15 +1,13 @@
-//! `GET /v1/models`, `GET /v1/models/{id}` and `GET /health`: what is served, and whether it is.
+//! `GET /v1/models` and `GET /v1/models/{id}`: what is served.
 
 use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
-use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Api;
 use super::error::ApiError;
-use crate::driver::Readiness;
 
 pub async fn list(State(api): State<Arc<Api>>) -> Json<Value> {
     Json(json!({"object": "list", "data": [model(&api)]}))
@@ -18,17 +16,6 @@ pub async fn list(State(api): State<Arc<Api>>) -> Json<Value> {
 pub async fn retrieve(State(api): State<Arc<Api>>, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     api.check_model(Some(&id))?;
     Ok(Json(model(&api)))
-}
-
-/// 200 while requests are served; else 503, and why not.
-pub async fn health(State(api): State<Arc<Api>>) -> Response {
-    match api.driver.readiness() {
-        Readiness::Ready { epoch } => {
-            Json(json!({"status": "ready", "model": api.settings.model_name, "epoch": epoch.0}))
-                .into_response()
-        }
-        readiness => ApiError::NotReady(readiness).into_response(),
-    }
 }
 
 /// As vLLM has it, with the length of the context.

@@ -2,6 +2,7 @@
 
 use super::remote::RemoteGroup;
 use super::service::{Fleet, Serving, Worker};
+use crate::board::Board;
 use flotilla_engine::weights::WeightSource;
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::{
@@ -35,6 +36,8 @@ pub struct Formation {
     pub step_tokens_max: usize,
     /// Ids that may be sampled, rising.
     pub sampleable: Vec<Range<TokenId>>,
+    /// Where the group is shown.
+    pub board: Board,
 }
 
 /// How far a group is, for people.
@@ -72,6 +75,8 @@ impl Fleet {
         let Formation { kv_blocks, step_tokens_max, .. } = *formation;
         let plan =
             Plan::tensor_parallel(&formation.spec, &inventories, Demand { kv_blocks, step_tokens_max })?;
+        let demand = Demand { kv_blocks, step_tokens_max };
+        formation.board.planned(epoch, &formation.spec, &plan, &inventories, demand);
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {

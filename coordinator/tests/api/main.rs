@@ -4,11 +4,20 @@
 
 mod chat;
 mod clients;
+mod cluster;
 mod completions;
+mod connections;
+mod cors;
 mod groups;
+mod keys;
+mod limits;
 mod logprobs;
+mod metrics;
 mod parameters;
 mod parrot;
+mod probes;
 mod refusals;
 mod server;
 mod stops;
+mod tls;
+mod tokenize;

@@ -1,6 +1,7 @@
 //! A server on a free port, and a client that speaks to it.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,8 @@ pub struct Setup {
     pub keep_alive: Duration,
     /// With a group from the start.
     pub ready: bool,
+    /// Anything else.
+    pub adjust: Box<dyn FnOnce(&mut Settings) + Send>,
 }
 
 impl Default for Setup {
@@ -42,12 +45,14 @@ impl Default for Setup {
             body_bytes_max: 4 << 20,
             keep_alive: Duration::from_secs(15),
             ready: true,
+            adjust: Box::new(|_| {}),
         }
     }
 }
 
 pub struct Server {
     pub url: String,
+    pub address: SocketAddr,
     pub seen: Arc<Seen>,
     pub fleet: FleetHandle<Parrot>,
     pub tokenizer: Arc<Tokenizer>,
@@ -68,8 +73,10 @@ impl Server {
     pub async fn start_with(setup: Setup) -> Server {
         let scheduler = Scheduler::new(setup.scheduler).unwrap();
         let (driver, fleet) = driver::start(scheduler, setup.driver);
+        let mut ready = driver.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
+        let url = format!("http://{address}");
         let tokenizer = Arc::new(Tokenizer::from_file(tokenizer_json()).unwrap());
         let harmony = Harmony::new(tokenizer.clone()).unwrap();
         let mut settings = Settings::new(MODEL, harmony, CONTEXT);
@@ -77,17 +84,18 @@ impl Server {
         settings.limits.keep_alive = setup.keep_alive;
         settings.current_date = Arc::new(|| "2026-02-28".to_owned());
         settings.unix_seconds = Arc::new(|| 1_772_000_000);
+        (setup.adjust)(&mut settings);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let serve = service::serve(listener, settings, driver, async {
             let _ = stopped.await;
         });
-        tokio::spawn(async { serve.await.unwrap() });
+        tokio::spawn(serve);
         let seen = Arc::default();
         let client = reqwest::Client::new();
-        let server = Server { url, seen, fleet, tokenizer, client, stop: Some(stop) };
+        let server = Server { url, address, seen, fleet, tokenizer, client, stop: Some(stop) };
         if setup.ready {
             server.form_group(1);
-            until(async || server.get("/health").await.status() == 200).await;
+            within(ready.ready()).await;
         }
         server
     }
@@ -108,6 +116,12 @@ impl Server {
     pub async fn send(&self, method: Method, path: &str, body: &str) -> Response {
         let request = self.client.request(method, format!("{}{path}", self.url)).body(body.to_owned());
         within(request.send()).await.expect("an answer")
+    }
+
+    /// With a key.
+    pub async fn post_as(&self, key: &str, path: &str, body: &Value) -> Response {
+        let request = self.client.post(format!("{}{path}", self.url)).body(body.to_string());
+        within(request.bearer_auth(key).send()).await.expect("an answer")
     }
 
     /// The answer to a body that is fine.
@@ -140,11 +154,7 @@ impl Server {
     }
 
     pub async fn open(&self, path: &str, body: &Value) -> Events {
-        let response = self.post(path, body).await;
-        assert_eq!(response.status(), StatusCode::OK);
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let bytes = response.bytes_stream().map(|chunk| chunk.map(|bytes| bytes.to_vec())).boxed();
-        Events { bytes, held: Vec::new() }
+        Events::of(self.post(path, body).await)
     }
 
     /// Status and `error` of a body that is not fine.
@@ -171,6 +181,13 @@ pub struct Events {
 }
 
 impl Events {
+    pub fn of(response: Response) -> Events {
+        assert_eq!(response.status(), StatusCode::OK);
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        let bytes = response.bytes_stream().map(|chunk| chunk.map(|bytes| bytes.to_vec())).boxed();
+        Events { bytes, held: Vec::new() }
+    }
+
     /// The data of the next event. Each must be whole UTF-8.
     pub async fn next(&mut self) -> Option<String> {
         loop {

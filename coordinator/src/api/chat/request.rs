@@ -10,6 +10,14 @@ use crate::harmony::Effort;
 use crate::harmony::FunctionTool;
 use crate::harmony::chat::{Chat, ChatCall, ChatError, ChatMessage};
 
+/// Long conversations have hundreds; each message costs several tokens of the context in any case.
+const MESSAGES_MAX: usize = 4096;
+/// Of one message.
+const PARTS_MAX: usize = 1024;
+const CALLS_MAX: usize = 1024;
+/// OpenAI's limit.
+const TOOLS_MAX: usize = 128;
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
     pub options: Options,
@@ -20,8 +28,8 @@ pub struct ChatRequest {
 impl ChatRequest {
     pub fn read(body: Value) -> Result<ChatRequest> {
         let mut fields = Node::body(body).object()?;
-        let messages =
-            fields.require("messages")?.array()?.into_iter().map(message).collect::<Result<_>>()?;
+        let messages = fields.require("messages")?.array_of(MESSAGES_MAX, "messages")?;
+        let messages = messages.into_iter().map(message).collect::<Result<_>>()?;
         let mut options = Options::read(&mut fields)?;
         options.choosing.logprobs = sampling::chat_logprobs(&mut fields)?;
         let effort = fields.take("reasoning_effort").map_or(Ok(Effort::default()), effort)?;
@@ -80,7 +88,7 @@ fn assistant(fields: &mut Fields) -> Result<ChatMessage> {
     }
     // Servers send these, and clients send them back.
     fields.take("annotations");
-    let calls = fields.take("tool_calls").map_or(Ok(Vec::new()), Node::array)?;
+    let calls = fields.take("tool_calls").map_or(Ok(Vec::new()), |node| node.array_of(CALLS_MAX, "calls"))?;
     let calls: Vec<ChatCall> = calls.into_iter().map(call).collect::<Result<_>>()?;
     let content = content.or(refusal);
     if content.is_none() && calls.is_empty() && reasoning.is_none() {
@@ -114,7 +122,9 @@ fn tool_result(fields: &mut Fields) -> Result<ChatMessage> {
 fn text(node: Node, kinds: &[&'static str]) -> Result<String> {
     match &node.value {
         Value::String(_) => node.string(),
-        Value::Array(_) => node.array()?.into_iter().map(|part| text_part(part, kinds)).collect(),
+        Value::Array(_) => {
+            node.array_of(PARTS_MAX, "parts")?.into_iter().map(|part| text_part(part, kinds)).collect()
+        }
         _ => Err(node.unexpected("a string or an array of text parts")),
     }
 }
@@ -130,7 +140,7 @@ fn text_part(node: Node, kinds: &[&'static str]) -> Result<String> {
 
 /// None if the client forbids them: what the model does not know, it cannot call.
 fn tools(fields: &mut Fields) -> Result<Vec<FunctionTool>> {
-    let tools = fields.take("tools").map_or(Ok(Vec::new()), Node::array)?;
+    let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
     let tools: Vec<FunctionTool> = tools.into_iter().map(tool).collect::<Result<_>>()?;
     let Some(choice) = fields.take("tool_choice") else {
         return Ok(tools);

@@ -1,6 +1,9 @@
 //! The service as one thing: the API over a driver, a listener, a way to stop. Who forms groups and gives
 //! them to the driver is not its business.
 
+mod connections;
+mod tls;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -8,9 +11,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flotilla_shared::TokenId;
 use tokio::net::TcpListener;
 
-use crate::api::{Api, BodyLimits, router};
+use crate::api::{Api, BodyLimits, Origins, router};
+use crate::board::Board;
 use crate::driver::DriverHandle;
 use crate::harmony::Harmony;
+use crate::keys::Keyring;
+pub use connections::ConnectionLimits;
+pub use tls::{Tls, TlsError};
 
 #[derive(Clone)]
 pub struct Settings {
@@ -25,6 +32,16 @@ pub struct Settings {
     /// Which build answers: `system_fingerprint`.
     pub fingerprint: String,
     pub limits: Limits,
+    /// Requests that wait at most: the scheduler's limit, for `/ready`.
+    pub waiting_max: usize,
+    /// Who may ask; None: everybody.
+    pub keys: Option<Arc<Keyring>>,
+    /// Pages of other origins that may ask.
+    pub cors: Origins,
+    /// None: HTTP in the clear.
+    pub tls: Option<Tls>,
+    /// What is shown of the cluster.
+    pub board: Board,
     /// `2025-06-28`: what the model is told about today.
     pub current_date: Arc<dyn Fn() -> String + Send + Sync>,
     /// For `created`.
@@ -34,6 +51,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub body: BodyLimits,
+    pub connections: ConnectionLimits,
     /// Between two signs of life on a silent stream; proxies cut what is silent for a minute.
     pub keep_alive: Duration,
     /// A request that is not done by then ends. None: it takes the time that it takes.
@@ -47,6 +65,7 @@ impl Default for Limits {
         Limits {
             // 128 K tokens of text are half a megabyte; token ids as JSON and tools take more.
             body: BodyLimits { bytes_max: 4 << 20, wait: Duration::from_secs(60) },
+            connections: ConnectionLimits::default(),
             keep_alive: Duration::from_secs(15),
             request_timeout: None,
             drain: Duration::from_secs(30),
@@ -64,6 +83,11 @@ impl Settings {
             context_tokens_max,
             fingerprint: concat!("flotilla-", env!("CARGO_PKG_VERSION")).to_owned(),
             limits: Limits::default(),
+            waiting_max: usize::MAX,
+            keys: None,
+            cors: Origins::default(),
+            tls: None,
+            board: Board::default(),
             current_date: Arc::new(|| date_of(unix_seconds())),
             unix_seconds: Arc::new(unix_seconds),
         }
@@ -76,27 +100,11 @@ pub async fn serve(
     settings: Settings,
     driver: DriverHandle,
     shutdown: impl Future<Output = ()> + Send + 'static,
-) -> std::io::Result<()> {
-    let drain = settings.limits.drain;
+) {
+    let (limits, tls) = (settings.limits, settings.tls.clone());
     let harmony = settings.harmony.clone();
     let router = router(Api::new(settings, harmony, driver));
-    let (stopping_in, stopping) = tokio::sync::oneshot::channel();
-    let serving = axum::serve(listener, router).with_graceful_shutdown(async move {
-        shutdown.await;
-        let _ = stopping_in.send(());
-    });
-    let drained = async {
-        // An error means that the server ended by itself.
-        let _ = stopping.await;
-        tokio::time::sleep(drain).await;
-    };
-    tokio::select! {
-        served = serving.into_future() => served,
-        () = drained => {
-            tracing::warn!(?drain, "answers were cut off to stop in time");
-            Ok(())
-        }
-    }
+    connections::run(listener, router, tls, limits.connections, limits.drain, shutdown).await;
 }
 
 /// The system's clock, for people: dates. Nothing is measured by it.

@@ -1,0 +1,36 @@
+//! `flotilla key`: makes an API key. The key is shown once; the file gets its hash.
+
+use anyhow::{Context, Result};
+use clap::Args;
+use flotilla_coordinator::keys;
+use std::io::IsTerminal;
+
+/// Make an API key and print its entry for the key file. The key itself is shown once, on stderr:
+/// flotilla key alice >> keys.toml
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// Whose key it is: letters, digits and -_.@
+    name: String,
+}
+
+/// Tells keys of this server from others where they turn up.
+const PREFIX: &str = "flotilla-";
+
+pub fn run(args: &KeyArgs) -> Result<()> {
+    let secret = secret();
+    let entry = keys::entry(&args.name, &secret).with_context(|| {
+        format!("{:?} is no name for a key\nhint: letters, digits and -_.@, 1 to 64 of them", args.name)
+    })?;
+    // Where both go to one terminal, a blank line parts them.
+    let gap = if std::io::stdout().is_terminal() { "\n" } else { "" };
+    eprintln!("the key of {}, shown this once:\n{secret}{gap}", args.name);
+    println!("{entry}");
+    Ok(())
+}
+
+/// 256 bits that nobody guesses, so that a plain hash of them is safe to keep.
+fn secret() -> String {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).expect("the system gives random bytes");
+    bytes.iter().fold(PREFIX.to_owned(), |secret, byte| secret + &format!("{byte:02x}"))
+}

@@ -1,0 +1,76 @@
+//! The flags that `coordinator` and `up` share, and what they become: the model's and the scheduler's here,
+//! those of the front in [`super::front`].
+
+use super::front::FrontArgs;
+use crate::model::{Model, ModelArgs};
+use clap::Args;
+use flotilla_coordinator::fleet::Formation;
+use flotilla_scheduler::Settings;
+use flotilla_shared::KvBlocks;
+use flotilla_shared::step::BLOCK_TOKENS;
+use std::net::SocketAddr;
+
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Where the API listens
+    #[arg(long, default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+    /// Name by which clients ask for the model [default: the folder's]
+    #[arg(long)]
+    pub served_name: Option<String>,
+    /// Tokens of KV cache over all sequences
+    #[arg(long, default_value_t = 16384)]
+    kv_tokens: usize,
+    /// Tokens of one step, prompt chunks and decodes together
+    #[arg(long, default_value_t = 512)]
+    step_tokens: usize,
+    /// Sequences that run at once
+    #[arg(long, default_value_t = 64)]
+    sequences: usize,
+    /// The date that the model is told, such as 2026-11-23 [default: today, UTC]
+    #[arg(long, value_parser = parse_date)]
+    pub current_date: Option<String>,
+    /// Requests that may wait; one more gets 429
+    #[arg(long, default_value_t = 1024)]
+    pub queue: usize,
+    #[command(flatten)]
+    pub front: FrontArgs,
+}
+
+impl ServeArgs {
+    pub fn formation(&self, model: &Model, ranks: usize) -> Formation {
+        Formation {
+            spec: model.spec.clone(),
+            weights: model.weights.clone(),
+            ranks,
+            kv_blocks: KvBlocks::for_tokens(
+                self.kv_tokens,
+                model.spec.window,
+                self.sequences,
+                self.step_tokens,
+            ),
+            step_tokens_max: self.step_tokens,
+            sampleable: model.sampleable(),
+            board: Default::default(),
+        }
+    }
+
+    pub fn scheduler(&self, model: &Model, kv_blocks: KvBlocks) -> Settings {
+        Settings {
+            tokens_per_step_max: self.step_tokens,
+            sequences_max: self.sequences,
+            waiting_max: self.queue,
+            context_max: model.spec.context_max.min(kv_blocks.full as usize * BLOCK_TOKENS),
+            window_tokens: model.spec.window,
+            ..Settings::default()
+        }
+    }
+}
+
+/// `YYYY-MM-DD`, as text: it only reaches the prompt.
+fn parse_date(text: &str) -> Result<String, String> {
+    let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+    if shape == "0000-00-00" { Ok(text.into()) } else { Err("expected a date such as 2026-11-23".into()) }
+}

@@ -1,0 +1,77 @@
+//! The flags of the front: who may ask, over what, and how much one client may cost.
+
+use anyhow::Result;
+use clap::Args;
+use flotilla_coordinator::api::Origins;
+use flotilla_coordinator::keys::Keyring;
+use flotilla_coordinator::service::{Settings, Tls};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "The API's front")]
+pub struct FrontArgs {
+    /// Keys of those who may ask; `flotilla key NAME` makes entries [default: everybody may]
+    #[arg(long, value_name = "FILE")]
+    api_keys: Option<PathBuf>,
+    /// Certificate chain, PEM: the API is served over https
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Origin whose pages may ask, or * for all; may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors_origin: Vec<String>,
+    /// Seconds that a request may take, queue and answer together; 0 is without end
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    request_timeout: u64,
+    /// Connections at once; more wait
+    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    connections_max: u32,
+    /// Bytes of a request's body at most
+    #[arg(long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
+    body_bytes_max: u32,
+}
+
+/// The front as it was asked for: files are read.
+pub struct Front {
+    keys: Option<Arc<Keyring>>,
+    tls: Option<Tls>,
+    cors: Origins,
+}
+
+impl FrontArgs {
+    /// Whether a client needs neither a key nor TLS.
+    pub fn is_plain(&self) -> bool {
+        self.api_keys.is_none() && self.tls_cert.is_none()
+    }
+
+    pub fn open(&self) -> Result<Front> {
+        let keys = self.api_keys.as_deref().map(Keyring::read).transpose()?.map(Arc::new);
+        let tls = match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => Some(Tls::from_files(cert, key)?),
+            _ => None,
+        };
+        let cors = Origins::new(self.cors_origin.iter().map(String::as_str))?;
+        Ok(Front { keys, tls, cors })
+    }
+
+    pub fn apply(&self, front: Front, settings: &mut Settings) {
+        settings.keys = front.keys;
+        settings.tls = front.tls;
+        settings.cors = front.cors;
+        let limits = &mut settings.limits;
+        limits.request_timeout =
+            (self.request_timeout > 0).then(|| Duration::from_secs(self.request_timeout));
+        limits.connections.connections_max = self.connections_max as usize;
+        limits.body.bytes_max = self.body_bytes_max as usize;
+    }
+}
+
+impl Front {
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+}

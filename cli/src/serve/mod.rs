@@ -1,0 +1,114 @@
+//! `flotilla coordinator`, and what it shares with `up`: a fleet that is formed into a group, a driver,
+//! and the API over it.
+
+mod args;
+mod front;
+mod groups;
+
+use crate::local_workers::TOKEN_VARIABLE;
+use crate::model::Model;
+use anyhow::{Context, Result, ensure};
+pub use args::ServeArgs;
+use clap::Args;
+use flotilla_coordinator::driver;
+use flotilla_coordinator::fleet::Fleet;
+use flotilla_coordinator::service;
+use flotilla_scheduler::Scheduler;
+use flotilla_shared::plan::RANKS_MAX;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// How long requests wait for another group when theirs is lost.
+const REGROUP_WAIT: Duration = Duration::from_secs(60);
+
+/// Serve the API and command workers that dial in.
+#[derive(Debug, Args)]
+pub struct CoordinatorArgs {
+    #[command(flatten)]
+    serve: ServeArgs,
+    /// Workers of the group: the model is cut over so many
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX as i64))]
+    workers: u16,
+    /// Where workers dial
+    #[arg(long, default_value = "127.0.0.1:7070")]
+    worker_listen: SocketAddr,
+    /// Secret that admits workers
+    #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
+    join_token: String,
+}
+
+pub fn run(args: CoordinatorArgs) -> Result<()> {
+    ensure!(!args.join_token.is_empty(), "--join-token must not be empty");
+    let model = args.serve.model.open()?;
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    runtime.block_on(async {
+        let fleet = Fleet::listen(args.worker_listen, &args.join_token).await?;
+        eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
+        let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
+        serve(&args.serve, model, fleet, args.workers.into(), ready, || {}, ctrl_c()).await
+    })
+}
+
+/// What is said once a group stands.
+pub struct Ready {
+    pub model: String,
+    pub url: String,
+}
+
+/// Forms a group of `ranks` workers and serves until `shutdown`; `on_ready` is told once, when the first
+/// group stands, and `on_lost` whenever one is lost.
+pub async fn serve(
+    args: &ServeArgs,
+    model: Model,
+    fleet: Fleet,
+    ranks: usize,
+    on_ready: impl FnOnce(&Ready) + Send + 'static,
+    on_lost: impl Fn(),
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let front = args.front.open()?;
+    let listener = TcpListener::bind(args.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}\nhint: another server may be running; choose another --listen",
+            args.listen
+        )
+    })?;
+    let url = format!("{}://{}", front.scheme(), listener.local_addr()?);
+    let formation = args.formation(&model, ranks);
+    formation.board.model(&model.spec);
+    let scheduler = args.scheduler(&model, formation.kv_blocks);
+    let context_max = scheduler.context_max;
+    let (driver, seats) =
+        driver::start(Scheduler::new(scheduler)?, driver::Settings { regroup_wait: REGROUP_WAIT });
+    let name = args.served_name.clone().unwrap_or_else(|| model.name.clone());
+    let ready = Ready { model: name.clone(), url };
+    let mut settings = service::Settings {
+        eos_tokens: model.eos_token_ids.clone(),
+        waiting_max: args.queue,
+        board: formation.board.clone(),
+        ..service::Settings::new(name, model.harmony, context_max)
+    };
+    args.front.apply(front, &mut settings);
+    if let Some(date) = args.current_date.clone() {
+        settings.current_date = Arc::new(move || date.clone());
+    }
+    let group =
+        groups::keep_formed(fleet, formation, seats, driver.clone(), move || on_ready(&ready), on_lost);
+    tokio::select! {
+        () = service::serve(listener, settings, driver, shutdown) => Ok(()),
+        error = group => Err(error.into()),
+    }
+}
+
+/// Resolves when the user, or whoever runs this process, asks it to stop.
+pub async fn ctrl_c() {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .expect("signals can be listened to");
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}

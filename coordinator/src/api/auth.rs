@@ -1,0 +1,40 @@
+//! Who asks: `Authorization: Bearer KEY`, where there is a key file. What a key may use is counted from
+//! here to the end of the request, which the request's log marks.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::Api;
+use super::error::ApiError;
+use super::log::RequestLog;
+use crate::keys::{Keyring, Visit};
+
+pub async fn layer(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let Some(keys) = &api.settings.keys else {
+        return next.run(request).await;
+    };
+    match visit(keys, request.headers()) {
+        Ok(visit) => {
+            let log = request.extensions().get::<RequestLog>();
+            log.expect("every request has a log").begin_visit(visit);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
+    }
+}
+
+fn visit(keys: &Keyring, headers: &HeaderMap) -> Result<Visit, ApiError> {
+    let given = headers.get(header::AUTHORIZATION).ok_or(ApiError::NoKey)?;
+    let key = bearer(given.as_bytes()).and_then(|secret| keys.find(secret)).ok_or(ApiError::WrongKey)?;
+    key.visit().map_err(|exceeded| ApiError::OverLimit { key: key.name.clone(), exceeded })
+}
+
+/// The scheme's name may be written in any case.
+fn bearer(header: &[u8]) -> Option<&[u8]> {
+    let (scheme, secret) = header.split_at_checked("bearer ".len())?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(secret.trim_ascii())
+}

@@ -1,0 +1,147 @@
+//! `GET /v1/cluster`: the workers, what each holds, and how busy they are, for the page of the cluster. It
+//! is read once a second; rates are made there, from the differences of totals.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use flotilla_shared::step::BLOCK_TOKENS;
+use flotilla_shared::{LayerKind, ModelSpec, Plan};
+use serde_json::{Value, json};
+
+use super::Api;
+use crate::board::{Group, Member};
+use crate::driver::{Readiness, Stats};
+
+pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
+    let readiness = api.driver.readiness();
+    let (stats, spec) = (api.stats(), api.settings.board.spec());
+    let group = api.settings.board.group();
+    let epoch = match &readiness {
+        Readiness::Ready { epoch } => Some(epoch.0),
+        _ => group.as_ref().map(|group| group.epoch.0),
+    };
+    let workers = match (&spec, &group) {
+        (Some(spec), Some(group)) => workers(spec, group, &readiness),
+        _ => Vec::new(),
+    };
+    Json(json!({
+        "object": "cluster",
+        "status": status(&readiness),
+        "reason": (!matches!(readiness, Readiness::Ready { .. })).then(|| readiness.to_string()),
+        "version": env!("CARGO_PKG_VERSION"),
+        "uptime_seconds": api.settings.board.uptime_s(),
+        "epoch": epoch,
+        "model": model(&api, spec.as_deref()),
+        "workers": workers,
+        "kv": kv(&stats),
+        "load": {
+            "running": stats.load.sequences_running,
+            "waiting": stats.load.sequences_waiting,
+            "steps_in_flight": stats.load.steps_in_flight,
+        },
+        "totals": totals(&stats),
+        "step": {"compute_us": stats.step_compute_us},
+    }))
+}
+
+fn status(readiness: &Readiness) -> &'static str {
+    match readiness {
+        Readiness::Loading { .. } => "loading",
+        Readiness::Ready { .. } => "ready",
+        Readiness::Lost { .. } => "lost",
+        Readiness::Stopped => "stopped",
+    }
+}
+
+/// Without a board that knows the model, its name and context.
+fn model(api: &Api, spec: Option<&ModelSpec>) -> Value {
+    let mut model = json!({
+        "id": api.settings.model_name,
+        "context_tokens": api.settings.context_tokens_max,
+    });
+    if let Some(spec) = spec {
+        model["layers"] = spec.layer_count().into();
+        model["window_layers"] = spec.layers.iter().filter(|kind| **kind == LayerKind::Window).count().into();
+        model["hidden"] = spec.hidden.into();
+        model["q_heads"] = spec.q_heads.into();
+        model["kv_heads"] = spec.kv_heads.into();
+        model["experts"] = spec.experts.into();
+        model["experts_per_token"] = spec.experts_per_token.into();
+        model["vocab"] = spec.vocab.into();
+        model["weights_bytes"] = weights_bytes(spec).into();
+    }
+    model
+}
+
+/// Of one copy, however it is cut.
+fn weights_bytes(spec: &ModelSpec) -> u64 {
+    let plan = Plan::with_shares(spec, &[1.0]);
+    plan.ranks().map(|share| plan.bytes(spec, share.rank).weights()).sum()
+}
+
+fn workers(spec: &ModelSpec, group: &Group, readiness: &Readiness) -> Vec<Value> {
+    let state = match readiness {
+        Readiness::Ready { epoch } if *epoch == group.epoch => "ready",
+        Readiness::Loading { .. } => "loading",
+        _ => "waiting",
+    };
+    group.members.iter().map(|member| worker(spec, member, state)).collect()
+}
+
+fn worker(spec: &ModelSpec, member: &Member, state: &str) -> Value {
+    let (inventory, share) = (&member.inventory, &member.share);
+    json!({
+        "rank": share.rank.0,
+        "name": inventory.name,
+        "device": inventory.device,
+        "backend": inventory.backend,
+        "state": state,
+        "memory_bytes": inventory.memory_bytes,
+        "weights_bytes": member.weights_bytes,
+        "kv_bytes": member.kv_bytes,
+        "activation_bytes": member.activation_bytes,
+        "loading": {
+            "bytes_done": member.loading.bytes_done,
+            "bytes_total": member.loading.bytes_total,
+        },
+        "layers": ends(&member.layers),
+        "kv_heads": ends(&share.kv_heads),
+        "experts": ends(&share.experts.experts),
+        "expert_blocks": ends(&share.experts.blocks),
+        "expert_blocks_total": spec.intermediate_blocks(),
+        "vocab": ends(&share.vocab),
+    })
+}
+
+/// Half-open.
+fn ends(range: &Range<usize>) -> [usize; 2] {
+    [range.start, range.end]
+}
+
+fn kv(stats: &Stats) -> Value {
+    let load = &stats.load;
+    json!({
+        "block_tokens": BLOCK_TOKENS,
+        "blocks": load.kv_blocks,
+        "blocks_free": load.kv_blocks_free,
+        "blocks_cached": load.kv_blocks_cached,
+        "window_blocks": load.window_blocks,
+        "window_blocks_free": load.window_blocks_free,
+        "window_blocks_cached": load.window_blocks_cached,
+    })
+}
+
+fn totals(stats: &Stats) -> Value {
+    let counters = &stats.counters;
+    json!({
+        "steps": counters.steps,
+        "prompt_tokens": counters.prompt_tokens,
+        "generated_tokens": counters.generated_tokens,
+        "cached_tokens": counters.prefix_cached_tokens,
+        "preemptions": counters.preemptions,
+        "drafted_tokens": counters.drafted_tokens,
+        "accepted_tokens": counters.accepted_tokens,
+    })
+}

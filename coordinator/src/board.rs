@@ -1,0 +1,104 @@
+//! What is known of the cluster, for those who look at it: the metrics and the page of the cluster. It
+//! is written by whoever forms groups and read by the API; nothing is decided by it.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use flotilla_shared::activations::activation_bytes;
+use flotilla_shared::plan::Demand;
+use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare};
+
+/// Cheap to clone; all clones are one board.
+#[derive(Clone, Debug)]
+pub struct Board(Arc<Facts>);
+
+#[derive(Debug)]
+struct Facts {
+    started: Instant,
+    model: Mutex<Option<Arc<ModelSpec>>>,
+    group: Mutex<Option<Group>>,
+}
+
+/// The group that is being formed, or that stands, or that was there last.
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub epoch: Epoch,
+    pub kv_blocks: KvBlocks,
+    pub members: Vec<Member>,
+}
+
+/// A worker and what it holds.
+#[derive(Clone, Debug)]
+pub struct Member {
+    pub inventory: Inventory,
+    pub layers: Range<usize>,
+    pub share: RankShare,
+    pub weights_bytes: u64,
+    pub kv_bytes: u64,
+    pub activation_bytes: u64,
+    pub loading: Loading,
+}
+
+impl Default for Board {
+    fn default() -> Board {
+        let started = Instant::now();
+        Board(Arc::new(Facts { started, model: Mutex::default(), group: Mutex::default() }))
+    }
+}
+
+impl Board {
+    /// The model that is to be served.
+    pub fn model(&self, spec: &ModelSpec) {
+        *lock(&self.0.model) = Some(Arc::new(spec.clone()));
+    }
+
+    /// A group is going to be these workers, in the order of their ranks.
+    pub fn planned(
+        &self,
+        epoch: Epoch,
+        spec: &ModelSpec,
+        plan: &Plan,
+        workers: &[Inventory],
+        demand: Demand,
+    ) {
+        let members = plan.ranks().zip(workers);
+        let members = members.map(|(share, inventory)| {
+            let bytes = plan.bytes(spec, share.rank);
+            Member {
+                inventory: inventory.clone(),
+                layers: plan.share(share.rank).0.layers.clone(),
+                share: share.clone(),
+                weights_bytes: bytes.weights(),
+                kv_bytes: bytes.kv(demand.kv_blocks),
+                activation_bytes: activation_bytes(spec, share, demand),
+                loading: Loading::default(),
+            }
+        });
+        let members = members.collect();
+        *lock(&self.0.group) = Some(Group { epoch, kv_blocks: demand.kv_blocks, members });
+    }
+
+    /// How far each rank has loaded.
+    pub fn loading(&self, ranks: &[Loading]) {
+        if let Some(group) = lock(&self.0.group).as_mut() {
+            group.members.iter_mut().zip(ranks).for_each(|(member, loading)| member.loading = *loading);
+        }
+    }
+
+    pub fn spec(&self) -> Option<Arc<ModelSpec>> {
+        lock(&self.0.model).clone()
+    }
+
+    pub fn group(&self) -> Option<Group> {
+        lock(&self.0.group).clone()
+    }
+
+    pub fn uptime_s(&self) -> f64 {
+        self.0.started.elapsed().as_secs_f64()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

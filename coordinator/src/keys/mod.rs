@@ -1,0 +1,103 @@
+//! API keys: who may ask, and how much. A key itself is never held, its hash is; a client's key is hashed
+//! and compared in constant time. Without a key file everybody may ask, and nobody is told apart.
+//!
+//! What a key has used so far is counted here and lives as long as the process: several coordinators do
+//! not share it.
+
+mod account;
+mod file;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use flotilla_scheduler::ClientId;
+
+use account::Account;
+pub use account::{Allowance, Exceeded};
+pub use file::{KeyFileError, KeyFileFault, entry};
+
+/// All keys of a file.
+#[derive(Debug)]
+pub struct Keyring {
+    keys: Vec<Arc<Key>>,
+}
+
+#[derive(Debug)]
+pub struct Key {
+    pub name: String,
+    /// From 1: 0 is who has none.
+    pub client: ClientId,
+    hash: blake3::Hash,
+    pub allowance: Allowance,
+    /// Requests of this key are at most that urgent; lower goes first.
+    pub priority: i32,
+    began: Instant,
+    account: Mutex<Account>,
+}
+
+impl Keyring {
+    pub fn read(path: &Path) -> Result<Keyring, KeyFileError> {
+        file::read(path)
+    }
+
+    /// Every key is looked at, so that the time says nothing of which one it was.
+    pub fn find(&self, secret: &[u8]) -> Option<&Arc<Key>> {
+        let hash = blake3::hash(secret);
+        // `blake3::Hash` compares in constant time.
+        self.keys.iter().fold(None, |found, key| if key.hash == hash { Some(key) } else { found })
+    }
+
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+impl Key {
+    fn new(name: String, client: u64, hash: blake3::Hash, allowance: Allowance, priority: i32) -> Key {
+        let account = Mutex::new(Account::new(&allowance));
+        Key { name, client: ClientId(client), hash, allowance, priority, began: Instant::now(), account }
+    }
+
+    /// A request begins, if the key may have one more.
+    pub fn visit(self: &Arc<Key>) -> Result<Visit, Exceeded> {
+        self.account().open(&self.allowance, self.now())?;
+        Ok(Visit { key: Arc::clone(self) })
+    }
+
+    fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+}
+
+/// A request under way on a key's account, until it is dropped.
+#[derive(Debug)]
+pub struct Visit {
+    pub key: Arc<Key>,
+}
+
+impl Visit {
+    /// Before the work begins; of a prompt larger than a whole minute's allowance, that much must be there.
+    pub fn spend_prompt(&self, tokens: usize) -> Result<(), Exceeded> {
+        self.key.account().prompt(&self.key.allowance, self.key.now(), tokens)
+    }
+
+    /// A token was made. It is owed, if the account is empty: an answer under way is not cut off.
+    pub fn spend_token(&self) {
+        self.key.account().token(&self.key.allowance, self.key.now());
+    }
+}
+
+impl Drop for Visit {
+    fn drop(&mut self) {
+        self.key.account().close();
+    }
+}

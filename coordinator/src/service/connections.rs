@@ -1,0 +1,150 @@
+//! Connections: how many, how long one may take to say what it wants, and how they end. HTTP/1.1, with TLS
+//! or without.
+//!
+//! What one may cost is bounded: heads in bytes and in time, handshakes in time, connections in number
+//! (beyond which they wait unaccepted, in the system's queue). Bodies have limits of their own.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+
+use super::tls::Tls;
+
+#[derive(Clone, Copy, Debug)]
+pub struct ConnectionLimits {
+    /// Connections at once. Default 4096: each costs a file, and some 20 KB while it streams.
+    pub connections_max: usize,
+    /// Until a request's head is there whole; so long may a connection rest between requests, too.
+    pub head_wait: Duration,
+    pub handshake_wait: Duration,
+}
+
+impl Default for ConnectionLimits {
+    fn default() -> ConnectionLimits {
+        ConnectionLimits {
+            connections_max: 4096,
+            head_wait: Duration::from_secs(30),
+            handshake_wait: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Of a request's head, and what is read ahead of a body. Real heads take a tenth of it.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+/// After an error of the listener that does not concern one connection, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The first byte of a TLS handshake.
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Serves until `shutdown` is done, and then as long as answers under way take, `drain` at most.
+pub async fn run(
+    listener: TcpListener,
+    router: Router,
+    tls: Option<Tls>,
+    limits: ConnectionLimits,
+    drain: Duration,
+    shutdown: impl Future<Output = ()>,
+) {
+    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(limits.connections_max));
+    let accepting = async {
+        loop {
+            let place = Arc::clone(&places).acquire_owned().await.expect("places are never closed");
+            let stream = accept(&listener).await;
+            let door = Door { router: router.clone(), tls: tls.clone(), limits, watcher: graceful.watcher() };
+            tokio::spawn(async move {
+                door.serve(stream).await;
+                drop(place);
+            });
+        }
+    };
+    tokio::select! {
+        never = accepting => never,
+        () = shutdown => {}
+    }
+    drop(listener);
+    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        tracing::warn!(?drain, "answers were cut off to stop in time");
+    }
+}
+
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => return stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// What one connection is served with.
+struct Door {
+    router: Router,
+    tls: Option<Tls>,
+    limits: ConnectionLimits,
+    watcher: Watcher,
+}
+
+impl Door {
+    async fn serve(self, stream: TcpStream) {
+        // Tokens are small, and none waits for the next.
+        let _ = stream.set_nodelay(true);
+        let Some(tls) = &self.tls else {
+            return self.speak(stream).await;
+        };
+        let shaken = tokio::time::timeout(self.limits.handshake_wait, async {
+            if !is_tls(&stream).await {
+                tell_scheme(stream).await;
+                return None;
+            }
+            tls.0.accept(stream).await.inspect_err(|error| tracing::debug!(%error, "no TLS")).ok()
+        });
+        if let Ok(Some(stream)) = shaken.await {
+            self.speak(stream).await;
+        }
+    }
+
+    async fn speak<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S) {
+        let service = TowerToHyperService::new(self.router);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.head_wait)
+            .max_buf_size(HEAD_BYTES_MAX)
+            .serve_connection(TokioIo::new(stream), service);
+        if let Err(error) = self.watcher.watch(connection).await {
+            // A client that leaves is an error, too.
+            tracing::debug!(%error, "a connection ended");
+        }
+    }
+}
+
+/// Whoever wrote this has the scheme wrong, and is best told so. What it wrote is read: a connection that is
+/// closed over unread bytes is reset, and the answer lost.
+async fn tell_scheme(mut stream: TcpStream) {
+    let _ = stream.write_all(NOT_TLS).await;
+    let _ = stream.shutdown().await;
+    let _ = tokio::io::copy(&mut stream.take(HEAD_BYTES_MAX as u64), &mut tokio::io::sink()).await;
+}
+
+async fn is_tls(stream: &TcpStream) -> bool {
+    let mut first = [0];
+    // A connection that ends at once fails in the handshake.
+    !matches!(stream.peek(&mut first).await, Ok(1) if first[0] != TLS_HANDSHAKE)
+}
+
+const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n\
+    content-length: 122\r\nconnection: close\r\n\r\n\
+    {\"error\":{\"message\":\"this port speaks https, not http\",\"type\":\"invalid_request_error\",\
+    \"param\":null,\"code\":\"tls_required\"}}";

@@ -1,0 +1,68 @@
+//! What a connection may cost: time to say what it wants, bytes to say it in, and a place among others.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::server::{Server, Setup, within};
+
+async fn connect(server: &Server) -> TcpStream {
+    within(TcpStream::connect(server.address)).await.unwrap()
+}
+
+/// All that comes until the server closes.
+async fn rest(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    // A reset is an end as well.
+    let _ = within(stream.read_to_end(&mut bytes)).await;
+    String::from_utf8(bytes).unwrap()
+}
+
+const HEALTH: &[u8] = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+
+#[tokio::test]
+async fn who_does_not_say_what_it_wants_is_shown_out() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.connections.head_wait = Duration::from_millis(50);
+    };
+    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+    let mut silent = connect(&server).await;
+    let mut slow = connect(&server).await;
+    slow.write_all(&HEALTH[..20]).await.unwrap();
+    let mut idle = connect(&server).await;
+    idle.write_all(HEALTH).await.unwrap();
+    assert!(!rest(&mut silent).await.contains("200 OK"));
+    assert!(!rest(&mut slow).await.contains("200 OK"));
+    let answer = rest(&mut idle).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "served, then closed for resting: {answer:?}");
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let server = Server::start().await;
+    let mut stream = connect(&server).await;
+    stream.write_all(b"GET /health HTTP/1.1\r\nx-long: ").await.unwrap();
+    // The server may close before all of it is written.
+    let _ = stream.write_all(&[b'a'; 1 << 20]).await;
+    let answer = rest(&mut stream).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer:?}");
+}
+
+#[tokio::test]
+async fn one_connection_more_than_there_are_places_waits() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.connections.connections_max = 1;
+    };
+    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+    let mut first = connect(&server).await;
+    first.write_all(HEALTH).await.unwrap();
+    let mut byte = [0];
+    within(first.read_exact(&mut byte)).await.unwrap();
+    let mut second = connect(&server).await;
+    second.write_all(HEALTH).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(50), second.read_exact(&mut byte)).await;
+    assert!(early.is_err(), "served although the only place was taken");
+    drop(first);
+    within(second.read_exact(&mut byte)).await.unwrap();
+}

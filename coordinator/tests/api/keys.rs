@@ -1,0 +1,108 @@
+//! Keys: who has none is told so, and who has one may use so much of the server.
+
+use std::sync::Arc;
+
+use flotilla_coordinator::keys::{Keyring, entry};
+use serde_json::{Value, json};
+
+use crate::server::{Events, Server, Setup, error_of, thinks_and_says, until, user};
+
+const CHAT: &str = "/v1/chat/completions";
+
+/// A server that knows these keys: name, which is the key as well, and limits.
+async fn server(keys: &[(&str, &str)]) -> Server {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    let text: String = keys.iter().map(|(name, limits)| entry(name, name).unwrap() + limits + "\n").collect();
+    std::fs::write(&path, text).unwrap();
+    let keys = Arc::new(Keyring::read(&path).unwrap());
+    Server::start_with(Setup { adjust: Box::new(|settings| settings.keys = Some(keys)), ..Setup::default() })
+        .await
+}
+
+fn yes() -> Value {
+    user(&thinks_and_says("", "Yes."))
+}
+
+fn endless() -> Value {
+    let mut body = user("<|channel|>final<|message|>on and on");
+    body["stream"] = json!(true);
+    body
+}
+
+#[tokio::test]
+async fn who_has_no_key_is_told_so() {
+    let server = server(&[("alice", ""), ("bob", "")]).await;
+    let response = server.post(CHAT, &yes()).await;
+    assert_eq!(response.headers()["www-authenticate"], "Bearer");
+    let (status, error) = error_of(response).await;
+    assert_eq!((status, &error["code"]), (401, &json!("missing_api_key")));
+    assert!(error["message"].as_str().unwrap().contains("Authorization: Bearer KEY"), "{error}");
+    for wrong in ["carol", "", "alic", "alicee"] {
+        let (status, error) = error_of(server.post_as(wrong, CHAT, &yes()).await).await;
+        assert_eq!((status, &error["code"]), (401, &json!("invalid_api_key")), "{wrong:?}");
+    }
+    for guarded in ["/v1/models", "/v1/models/x", "/v1/cluster"] {
+        assert_eq!(server.get(guarded).await.status(), 401, "{guarded}");
+    }
+    for guarded in ["/tokenize", "/detokenize", "/v1/completions"] {
+        assert_eq!(server.post(guarded, &json!({})).await.status(), 401, "{guarded}");
+    }
+    for open in ["/health", "/ready", "/version", "/metrics"] {
+        assert_eq!(server.get(open).await.status(), 200, "{open}");
+    }
+    assert_eq!(server.seen.admitted(), 0);
+    for key in ["alice", "bob"] {
+        assert_eq!(server.post_as(key, CHAT, &yes()).await.status(), 200);
+    }
+    let basic = server.client.post(format!("{}{CHAT}", server.url)).basic_auth("alice", Some("alice"));
+    assert_eq!(basic.send().await.unwrap().status(), 401);
+}
+
+#[tokio::test]
+async fn requests_a_minute() {
+    let server = server(&[("alice", "requests_per_minute = 2"), ("bob", "")]).await;
+    for _ in 0..2 {
+        assert_eq!(server.post_as("alice", CHAT, &yes()).await.status(), 200);
+    }
+    let response = server.post_as("alice", CHAT, &yes()).await;
+    let wait: u32 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=30).contains(&wait), "two a minute are one in 30 seconds: {wait}");
+    let (status, error) = error_of(response).await;
+    assert_eq!((status, &error["code"]), (429, &json!("rate_limit_exceeded")));
+    let words = "the key \"alice\" has reached a limit: it may make 2 requests a minute";
+    assert_eq!(error["message"], words);
+    assert_eq!(server.post_as("bob", CHAT, &yes()).await.status(), 200, "others have limits of their own");
+}
+
+#[tokio::test]
+async fn requests_at_once() {
+    let server = server(&[("alice", "concurrent = 1"), ("bob", "")]).await;
+    let mut first = Events::of(server.post_as("alice", CHAT, &endless()).await);
+    first.next().await.unwrap();
+    let response = server.post_as("alice", CHAT, &yes()).await;
+    assert_eq!(response.headers()["retry-after"], "1");
+    assert_eq!(error_of(response).await.0, 429);
+    assert_eq!(server.post_as("bob", CHAT, &yes()).await.status(), 200);
+    drop(first);
+    until(async || server.post_as("alice", CHAT, &yes()).await.status() == 200).await;
+    // An answer that is over, or was refused, holds no place.
+    for _ in 0..3 {
+        until(async || server.post_as("alice", CHAT, &json!({"messages": 1})).await.status() == 400).await;
+        until(async || server.post_as("alice", CHAT, &yes()).await.status() == 200).await;
+    }
+}
+
+#[tokio::test]
+async fn tokens_a_minute() {
+    let server = server(&[("alice", "tokens_per_minute = 200"), ("bob", "")]).await;
+    let long = user(&thinks_and_says("", &"word ".repeat(100)));
+    assert_eq!(server.post_as("alice", CHAT, &long).await.status(), 200);
+    let response = server.post_as("alice", CHAT, &long).await;
+    let wait: u32 = response.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!(wait >= 1);
+    let (status, error) = error_of(response).await;
+    assert_eq!((status, &error["code"]), (429, &json!("rate_limit_exceeded")));
+    assert!(error["message"].as_str().unwrap().ends_with("it may use 200 tokens a minute"), "{error}");
+    assert_eq!(server.post_as("bob", CHAT, &long).await.status(), 200);
+}

@@ -1,0 +1,57 @@
+//! What one request may ask for: so many messages, parts, tools, and so much time.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::server::{Server, Setup, error_of, user};
+
+const CHAT: &str = "/v1/chat/completions";
+
+#[tokio::test]
+async fn lists_have_ends() {
+    let server = Server::start().await;
+    let many = |count: usize, one: Value| Value::Array(vec![one; count]);
+    let part = json!({"type": "text", "text": "a"});
+    let message = json!({"role": "user", "content": "a"});
+    let tool = json!({"type": "function", "function": {"name": "f"}});
+    for (body, param, words) in [
+        (json!({"messages": many(4097, message)}), "messages", "at most 4096 messages, found 4097"),
+        (
+            json!({"messages": [{"role": "user", "content": many(1025, part)}]}),
+            "messages[0].content",
+            "at most 1024 parts, found 1025",
+        ),
+        (json!({"messages": [], "tools": many(129, tool)}), "tools", "at most 128 tools, found 129"),
+    ] {
+        let (status, error) = server.refused(CHAT, &body).await;
+        assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(words), "{error}");
+    }
+    let (status, error) = server.refused("/v1/completions", &json!({"prompt": many(65, json!("a"))})).await;
+    assert_eq!((status, &error["message"]), (400, &json!("prompt: at most 64 prompts, found 65")));
+    assert_eq!(server.seen.admitted(), 0);
+}
+
+#[tokio::test]
+async fn a_request_that_takes_too_long_ends_with_a_reason() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.request_timeout = Some(Duration::from_millis(100));
+    };
+    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+    let mut body = user("<|channel|>final<|message|>on and on");
+    let response = server.post(CHAT, &body).await;
+    assert_eq!(response.headers()["retry-after"], "5");
+    let (status, error) = error_of(response).await;
+    assert_eq!((status, &error["code"]), (503, &json!("deadline_exceeded")));
+
+    body["stream"] = json!(true);
+    let mut stream = server.open(CHAT, &body).await;
+    let mut events = Vec::new();
+    while let Some(event) = stream.next().await {
+        events.push(event);
+    }
+    assert_eq!(events.pop().as_deref(), Some("[DONE]"));
+    let last: Value = serde_json::from_str(&events.pop().unwrap()).unwrap();
+    assert_eq!(last["error"]["code"], "deadline_exceeded", "what came before it was sent: {}", events.len());
+}
