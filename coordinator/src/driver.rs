@@ -217,7 +217,7 @@ impl<G: Group> Driver<G> {
         if let Seat::Taken { steps_in_flight, .. } = &mut self.seat {
             *steps_in_flight -= 1;
         }
-        self.stats.send_modify(|stats| stats.step_compute_us = outcome.compute_us);
+        self.stats.send_modify(|stats| stats.computed(outcome.compute_us));
         self.tell(Event::Stepped(outcome));
     }
 

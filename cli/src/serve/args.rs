@@ -2,6 +2,7 @@
 //! those of the front in [`super::front`].
 
 use super::front::FrontArgs;
+use super::steps::StepArgs;
 use crate::model::{Model, ModelArgs};
 use clap::Args;
 use flotilla_coordinator::fleet::Formation;
@@ -36,6 +37,8 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 1024)]
     pub queue: usize,
     #[command(flatten)]
+    steps: StepArgs,
+    #[command(flatten)]
     pub front: FrontArgs,
 }
 
@@ -58,14 +61,14 @@ impl ServeArgs {
     }
 
     pub fn scheduler(&self, model: &Model, kv_blocks: KvBlocks) -> Settings {
-        Settings {
+        self.steps.apply(Settings {
             tokens_per_step_max: self.step_tokens,
             sequences_max: self.sequences,
             waiting_max: self.queue,
             context_max: model.spec.context_max.min(kv_blocks.full as usize * BLOCK_TOKENS),
             window_tokens: model.spec.window,
             ..Settings::default()
-        }
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 mod args;
 mod front;
 mod groups;
+mod steps;
 
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::model::Model;

@@ -82,7 +82,7 @@ const GAUGES: [GaugeOf; 3] = [
     }),
 ];
 
-const COUNTERS: [CounterOf; 8] = [
+const COUNTERS: [CounterOf; 9] = [
     ("prompt_tokens", "Tokens of prompts", |stats| stats.counters.prompt_tokens),
     ("generation_tokens", "Tokens that were generated", |stats| stats.counters.generated_tokens),
     ("num_preemptions", "Sequences that had to start over for want of blocks", |stats| {
@@ -95,6 +95,9 @@ const COUNTERS: [CounterOf; 8] = [
     ("spec_decode_num_draft_tokens", "Tokens that were guessed", |stats| stats.counters.drafted_tokens),
     ("spec_decode_num_accepted_tokens", "Guesses that were right", |stats| stats.counters.accepted_tokens),
     ("steps", "Steps of the group", |stats| stats.counters.steps),
+    ("step_compute_microseconds", "Time of steps in the engine of the slowest rank", |stats| {
+        stats.compute_us
+    }),
 ];
 
 impl Metrics {
