@@ -1,6 +1,5 @@
 //! The best token of a rank's part of the vocabulary, on the host. Noise costs two logarithms, so a token
-//! whose noise cannot make it the best is passed over by a bound that costs a look into a table: exact, and
-//! several times as fast.
+//! whose noise cannot make it the best, as most cannot, is passed over by a bound that costs a look into a table.
 
 use super::{Candidate, SampleRow, Sampleable};
 use flotilla_shared::TokenId;

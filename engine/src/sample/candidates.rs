@@ -4,13 +4,16 @@
 use super::Sampleable;
 use super::gathered::{put_all, take_all};
 use flotilla_shared::TokenId;
-use std::cmp::Ordering;
 
 /// A token that might be drawn.
 pub(super) type Likely = (f32, TokenId);
 
-pub(super) fn likelier(a: &Likely, b: &Likely) -> Ordering {
-    b.0.partial_cmp(&a.0).expect("no NaN is likely").then(a.1.cmp(&b.1))
+/// The place of a token in the order: the lower, the likelier. A NaN is not likely.
+pub(super) fn place(&(logit, token): &Likely) -> u64 {
+    // 0 for −0, whose place is the same. Then bits that rise as floats do.
+    let bits = (logit + 0.0).to_bits();
+    let rising = if bits >> 31 == 0 { bits | 1 << 31 } else { !bits };
+    u64::from(!rising) << 32 | u64::from(token)
 }
 
 /// The likeliest of one rank's part, in order.
@@ -36,13 +39,13 @@ impl Head {
             }
             tokens.push((logit, token));
             if tokens.len() > room {
-                tokens.select_nth_unstable_by(count - 1, likelier);
+                tokens.select_nth_unstable_by_key(count - 1, place);
                 least = tokens[count - 1].0;
                 tokens.truncate(count);
                 is_all = false;
             }
         });
-        tokens.sort_unstable_by(likelier);
+        tokens.sort_unstable_by_key(place);
         is_all &= tokens.len() <= count;
         tokens.truncate(count);
         Head { tokens, is_all }
@@ -57,13 +60,10 @@ impl Head {
         let tokens: Vec<Likely> = take_all(from)?;
         let (is_all, rest) = from.split_first()?;
         *from = rest;
-        let in_order = tokens.iter().all(|(logit, _)| !logit.is_nan()) && tokens.is_sorted_by(is_before);
+        let in_order = tokens.iter().all(|(logit, _)| !logit.is_nan())
+            && tokens.is_sorted_by(|a, b| place(a) < place(b));
         in_order.then_some(Head { tokens, is_all: *is_all != 0 })
     }
-}
-
-fn is_before(a: &Likely, b: &Likely) -> bool {
-    likelier(a, b).is_lt()
 }
 
 /// What all ranks know of a row: its likeliest tokens, in order, without a gap.
@@ -78,11 +78,12 @@ impl Known {
     /// Behind the last that a rank has sent of more, that rank may have others.
     pub fn of(heads: Vec<Head>) -> Known {
         let last = |head: &Head| head.tokens.last().copied().filter(|_| !head.is_all);
-        let end = heads.iter().filter_map(last).min_by(likelier);
+        let end = heads.iter().filter_map(last).min_by_key(place);
         let mut tokens: Vec<Likely> = heads.into_iter().flat_map(|head| head.tokens).collect();
-        tokens.sort_unstable_by(likelier);
+        // They come sorted by rank, and this sort finds what is sorted.
+        tokens.sort_by_key(place);
         if let Some(end) = end {
-            tokens.truncate(tokens.partition_point(|token| likelier(token, &end).is_le()));
+            tokens.truncate(tokens.partition_point(|token| place(token) <= place(&end)));
         }
         Known { tokens, is_all: end.is_none() }
     }
@@ -125,7 +126,7 @@ mod tests {
             let sampleable = Sampleable::new(100..2100, &[0..150, 160..1900, 2000..9000]);
             let mut all: Vec<Likely> =
                 sampleable.tokens(&logits).map(|(t, l)| (l, t)).filter(|(l, _)| !l.is_nan()).collect();
-            all.sort_by(likelier);
+            all.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             let head = Head::of(&logits, &sampleable, count);
             assert_eq!(head.is_all, all.len() <= count, "{count}");
             all.truncate(count);
@@ -134,6 +135,15 @@ mod tests {
             head.put(&mut sent);
             assert_eq!(Head::take(&mut &sent[..]), Some(head));
         }
+    }
+
+    #[test]
+    fn places_fall_with_logits_and_rise_with_ids() {
+        let inf = f32::INFINITY;
+        let in_order =
+            [(inf, 9), (2.5, 3), (1e-40, 2), (0.0, 1), (-0.0, 2), (-1e-40, 0), (-3.0, 7), (-inf, 0)];
+        assert!(in_order.is_sorted_by(|a, b| place(a) < place(b)));
+        assert_eq!(place(&(0.0, 4)), place(&(-0.0, 4)));
     }
 
     #[test]

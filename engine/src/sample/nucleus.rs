@@ -19,11 +19,11 @@ pub(super) fn weight(logit: f32, max: f32, temperature: f32) -> u64 {
         return WEIGHT_MAX as u64;
     }
     // In f64, where neither the difference nor the quotient loses what counts. A NaN has no weight.
-    let exponent = (f64::from(logit) - f64::from(max)) / f64::from(temperature);
+    let exponent = (f64::from(logit) - f64::from(max)) * (1.0 / f64::from(temperature));
     if exponent < EXPONENT_MIN {
         return 0;
     }
-    (replicated::exp(exponent) * WEIGHT_MAX) as u64
+    (replicated::exp(exponent) * WEIGHT_MAX) as i64 as u64
 }
 
 /// Σ weights
