@@ -14,7 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::Api;
 use super::error::ApiError;
@@ -41,9 +41,12 @@ pub struct Metrics {
     request_generation_tokens: Histogram,
     finished: Family<FinishedLabels, Counter>,
     answers: Family<AnswerLabels, Counter>,
-    gauges: Vec<(Gauge<f64, AtomicU64>, fn(&Stats) -> f64)>,
-    counters: Vec<(Counter, fn(&Stats) -> u64)>,
+    gauges: Vec<ReadGauge>,
+    counters: Vec<ReadCounter>,
 }
+
+type ReadGauge = (Gauge<f64, AtomicU64>, fn(&Stats) -> f64);
+type ReadCounter = (Counter, fn(&Stats) -> u64);
 
 /// How a choice ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -103,41 +106,25 @@ const COUNTERS: [CounterOf; 9] = [
 impl Metrics {
     pub fn new(model_name: &str) -> Metrics {
         let labels = [("model_name".into(), model_name.to_owned().into())];
-        let mut registry = Registry::with_prefix_and_labels("flotilla", labels.into_iter());
-        let mut seconds = |name: &str, help: &str, buckets: &[f64]| {
-            let histogram = Histogram::new(buckets.iter().copied());
-            registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
-            histogram
-        };
-        let first_token =
-            seconds("time_to_first_token", "From a request's arrival to its first token", &FIRST_TOKEN_S);
-        let between_tokens =
-            seconds("inter_token_latency", "Between two tokens of one sequence", &BETWEEN_TOKENS_S);
-        let request = seconds("e2e_request_latency", "From a request's arrival to its end", &REQUEST_S);
-        let mut tokens = |name: &str, help: &str| {
-            let histogram = Histogram::new(TOKENS);
-            registry.register(name, help, histogram.clone());
-            histogram
-        };
-        let request_prompt_tokens = tokens("request_prompt_tokens", "Tokens of a request's prompts");
+        let mut all = Registry::with_prefix_and_labels("flotilla", labels.into_iter());
+        let first_token = "From a request's arrival to its first token";
+        let first_token = seconds(&mut all, "time_to_first_token", first_token, &FIRST_TOKEN_S);
+        let between_tokens = "Between two tokens of one sequence";
+        let between_tokens = seconds(&mut all, "inter_token_latency", between_tokens, &BETWEEN_TOKENS_S);
+        let request = "From a request's arrival to its end";
+        let request = seconds(&mut all, "e2e_request_latency", request, &REQUEST_S);
+        let request_prompt_tokens =
+            added(&mut all, "request_prompt_tokens", "Tokens of a request's prompts", Histogram::new(TOKENS));
+        let request_generation_tokens = "Tokens that a request generated";
         let request_generation_tokens =
-            tokens("request_generation_tokens", "Tokens that a request generated");
-        let finished = Family::default();
-        registry.register("request_success", "Choices that ended, by how", finished.clone());
-        let answers = Family::default();
-        registry.register("http_requests", "Answers, by handler and status", answers.clone());
-        let gauges = GAUGES.map(|(name, help, read)| {
-            let gauge = Gauge::default();
-            registry.register(name, help, gauge.clone());
-            (gauge, read)
-        });
-        let counters = COUNTERS.map(|(name, help, read)| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            (counter, read)
-        });
+            added(&mut all, "request_generation_tokens", request_generation_tokens, Histogram::new(TOKENS));
+        let finished = added(&mut all, "request_success", "Choices that ended, by how", Family::default());
+        let answers = added(&mut all, "http_requests", "Answers, by handler and status", Family::default());
+        let gauges = GAUGES.map(|(name, help, read)| (added(&mut all, name, help, Gauge::default()), read));
+        let counters =
+            COUNTERS.map(|(name, help, read)| (added(&mut all, name, help, Counter::default()), read));
         Metrics {
-            registry,
+            registry: all,
             first_token,
             between_tokens,
             request,
@@ -185,6 +172,17 @@ impl Metrics {
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+fn added<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn seconds(registry: &mut Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    let histogram = Histogram::new(buckets.iter().copied());
+    registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
+    histogram
 }
 
 pub async fn tell(State(api): State<Arc<Api>>) -> Result<Response, ApiError> {

@@ -2,11 +2,9 @@
 //! it. Names and ranges are OpenAI's, and vLLM's where OpenAI has none. Whether the ids that are named
 //! here are tokens of the model is checked where the model is known: see `Options::check_tokens`.
 
+use super::fields::{Fields, Node, Result};
 use flotilla_shared::sampling::TOP_LOGPROBS_MAX;
 use flotilla_shared::{Sampling, TokenId};
-use serde_json::Value;
-
-use super::fields::{Fields, Node, Result};
 
 /// Of temperatures that are not 0. Logits divided by less leave the range of f32; vLLM's bound.
 pub const TEMPERATURE_MIN: f32 = 0.01;
@@ -72,7 +70,7 @@ pub fn chat_logprobs(fields: &mut Fields) -> Result<Option<u8>> {
         return Ok(wanted.then_some(0));
     };
     let without = top.invalid("only with \"logprobs\": true");
-    let none = top.value == Value::from(0);
+    let none = top.value == 0;
     let top = top.count(0..=TOP_LOGPROBS_MAX.into())? as u8;
     // Some clients always send the 0.
     if wanted || none { Ok(wanted.then_some(top)) } else { Err(without) }
@@ -87,7 +85,7 @@ pub fn text_logprobs(fields: &mut Fields) -> Result<Option<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn fields(body: Value) -> Fields {
         Node::body(body).object().unwrap()

@@ -48,7 +48,7 @@ async fn who_has_no_key_is_told_so() {
     for guarded in ["/tokenize", "/detokenize", "/v1/completions"] {
         assert_eq!(server.post(guarded, &json!({})).await.status(), 401, "{guarded}");
     }
-    for open in ["/health", "/ready", "/version", "/metrics"] {
+    for open in ["/health", "/ready", "/version", "/metrics", "/", "/cluster"] {
         assert_eq!(server.get(open).await.status(), 200, "{open}");
     }
     assert_eq!(server.seen.admitted(), 0);
