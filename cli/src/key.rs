@@ -34,3 +34,22 @@ fn secret() -> String {
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
     bytes.iter().fold(PREFIX.to_owned(), |secret, byte| secret + &format!("{byte:02x}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_coordinator::keys::Keyring;
+
+    #[test]
+    fn entries_one_after_the_other_are_a_key_file() {
+        let (folder, secrets) = (tempfile::tempdir().unwrap(), [secret(), secret()]);
+        let path = folder.path().join("keys.toml");
+        let entries = ["alice", "bob"].iter().zip(&secrets);
+        let text: String = entries.map(|(name, secret)| keys::entry(name, secret).unwrap()).collect();
+        std::fs::write(&path, text).unwrap();
+        let ring = Keyring::read(&path).unwrap();
+        let names = secrets.each_ref().map(|secret| ring.find(secret.as_bytes()).unwrap().name.clone());
+        assert_eq!(names, ["alice", "bob"]);
+        assert!(ring.find(PREFIX.as_bytes()).is_none());
+    }
+}

@@ -148,7 +148,7 @@ mod tests {
     use flotilla_scheduler::ClientId;
 
     fn fault(text: &str) -> String {
-        parse(text).err().expect("a fault").to_string()
+        parse(text).expect_err("a fault").to_string()
     }
 
     #[test]
