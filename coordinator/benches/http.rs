@@ -2,6 +2,11 @@
 //! nothing. The server is a process of its own (this program again), so that its memory is its own.
 //!
 //! It prints and asserts nothing. `cargo bench -p flotilla-coordinator --bench http`
+//!
+//! On 2026-11-27, 2 vCPU shared with other builds, client and server on the same two: first token of a completion
+//! p50 55 µs, p99 135 µs on one connection (chat 119 and 287 µs); on 16 connections that never pause, which fills
+//! both cores, p50 1.4 ms and p99 2.3 ms (chat 1.9 and 5.2 ms); 1000 streams of 32 tokens without an error; 7.8 kB
+//! resident for each of 1000 silent streams.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -95,12 +100,11 @@ fn first_token(stream: &mut BufReader<TcpStream>, request: &[u8]) -> Duration {
 fn busy_streams(address: SocketAddr) -> usize {
     let request = request("/v1/completions", LONG);
     let streams: Vec<TcpStream> = (0..STREAMS).map(|_| opened(address, &request)).collect();
-    let ends = streams.into_iter().map(|stream| {
-        let mut answer = Vec::new();
-        BufReader::new(stream).take(1 << 20).read_until(b'D', &mut answer).map(|_| answer)
-    });
-    // Of `[DONE]`, the first D in the answer.
-    ends.filter(|answer| !answer.as_ref().is_ok_and(|answer| answer.ends_with(b"[D"))).count()
+    let is_done = |stream| {
+        let lines = BufReader::new(stream).lines().map_while(Result::ok);
+        lines.take(1000).any(|line: String| line == "data: [DONE]")
+    };
+    streams.into_iter().map(is_done).filter(|done| !done).count()
 }
 
 /// Streams whose head has come, and nothing else.
