@@ -216,7 +216,9 @@ impl Null {
     }
 
     fn work(&mut self, plan: &StepPlan) -> StepOutcome {
-        plan.release.iter().for_each(|sequence| drop(self.sequences.remove(sequence)));
+        for sequence in &plan.release {
+            self.sequences.remove(sequence);
+        }
         let mut sampled = Vec::new();
         for work in plan.work.iter().filter(|work| work.sample) {
             let token = self.next(work.sequence, &work.tokens);
