@@ -92,10 +92,10 @@ fn json(schema: &Value, strict: bool) -> GrammarWithLexer {
     GrammarWithLexer::from_json_schema(schema)
 }
 
-/// Texts as Lark's strings, which are JSON's but for control characters.
+/// Texts as Lark's strings, which are JSON's but for one control character.
 fn choice(texts: &[String]) -> String {
-    let quoted: Vec<String> = texts.iter().map(|text| Value::from(text.as_str()).to_string()).collect();
-    format!("start: {}", quoted.join(" | "))
+    let quoted = |text: &String| Value::from(text.as_str()).to_string().replace('\x7f', "\\u007f");
+    format!("start: {}", texts.iter().map(quoted).collect::<Vec<_>>().join(" | "))
 }
 
 /// What llguidance would take, and this server does not do.
@@ -104,16 +104,15 @@ fn check(parser: &TokenParser) -> Result<(), String> {
     if lexer.special_token_rx.is_some() {
         return Err("it names special tokens, which stand in no text".to_owned());
     }
-    if lexer.has_temperature {
-        return Err("it sets a temperature, which is a parameter of the request".to_owned());
-    }
     Ok(())
 }
 
-/// The first lines of it: behind them follow states and backtraces.
+/// What it says, in one line: without backtraces, the grammar itself, and arrows that point into it.
 fn complaint(error: impl std::fmt::Display) -> String {
     let said = format!("{error:#}");
-    let lines = said.lines().take_while(|line| !line.starts_with('<')).map(str::trim);
-    let said = lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("; ");
+    let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with('<'));
+    let quotes = |line: &str| line.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(" | ");
+    let tells = |line: &&str| !line.trim_matches('^').is_empty() && !quotes(line);
+    let said = lines.filter(tells).collect::<Vec<_>>().join("; ");
     said.chars().take(COMPLAINT_CHARS_MAX).collect()
 }

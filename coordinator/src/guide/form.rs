@@ -150,6 +150,9 @@ impl Grammar {
             Grammar::Regex(text) | Grammar::Lark(text) if text.trim().is_empty() => {
                 Err("it is empty".to_owned())
             }
+            Grammar::Lark(text) if sets_temperature(text) => {
+                Err("it sets a temperature, which is a parameter of the request".to_owned())
+            }
             Grammar::Choice(texts) => check_choice(texts),
             Grammar::Regex(_) | Grammar::Lark(_) => Ok(()),
         }
@@ -198,4 +201,13 @@ fn nesting(text: &str) -> usize {
         deepest = deepest.max(depth);
     }
     deepest
+}
+
+/// llguidance lets a rule have its own (`word[temperature=0.5]: …`), and leaves it to the server to obey.
+fn sets_temperature(grammar: &str) -> bool {
+    grammar.match_indices("temperature").any(|(at, word)| {
+        let before = grammar[..at].trim_end();
+        let behind = grammar[at + word.len()..].trim_start();
+        before.ends_with(['[', ',']) && behind.starts_with('=')
+    })
 }

@@ -32,7 +32,7 @@ pub use turn::Pattern;
 const COMPILING_MAX: usize = 2;
 /// Grammars may nest by the thousand rules, and llguidance compiles them by recursion: the widest that `Form`
 /// lets in was seen to take a tenth of this. Pages that are not touched cost nothing.
-const COMPILE_STACK_BYTES: usize = 256 << 20;
+const COMPILE_STACK_BYTES: usize = 24 << 20;
 
 /// Follows one sequence, token by token. The driver asks for a mask before each token is sampled, off the
 /// threads that serve.
