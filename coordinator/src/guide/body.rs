@@ -37,7 +37,7 @@ impl Body {
         }
         match self.matcher.compute_mask() {
             Ok(allowed) => {
-                let closing = allowed.is_allowed(self.vocabulary.end()).then_some(self.closing);
+                let closing = allowed.is_allowed(self.vocabulary.end_of_grammar()).then_some(self.closing);
                 let mask = self.vocabulary.text_among(allowed.as_slice(), closing);
                 if mask.words().iter().all(|word| *word == 0) { self.ended() } else { mask }
             }

@@ -114,7 +114,8 @@ impl Form {
         })
     }
 
-    pub(super) fn check(&self) -> Result<(), FormError> {
+    /// What can be told without compiling.
+    pub fn check(&self) -> Result<(), FormError> {
         if self.must_call() && self.callable().next().is_none() {
             let what = match &self.choice {
                 ToolChoice::Named(name) => format!("{name:?} is none of the tools"),
@@ -130,7 +131,7 @@ impl Form {
 }
 
 impl Source {
-    pub(super) fn check(&self) -> Result<(), FormError> {
+    pub fn check(&self) -> Result<(), FormError> {
         self.grammar.check().map_err(|what| FormError::new(&self.path, what))
     }
 }

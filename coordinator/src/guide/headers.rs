@@ -63,17 +63,20 @@ impl Headers {
         let plain = Spelling::on(Channel::Final);
         self.allow(vocabulary, &plain, Message::Answer);
         if json {
-            self.allow(vocabulary, &Spelling { json, ..plain }, Message::Answer);
+            self.allow(vocabulary, &Spelling { json: Json::Apart, ..plain }, Message::Answer);
         }
     }
 
-    /// The recipient stands before the channel, as rendered, or behind it, as models write as well.
+    /// The recipient stands before the channel, as rendered, or behind it, as models write as well; and what
+    /// they say of JSON differs.
     pub fn allow_call(&mut self, vocabulary: &Vocabulary, tool: usize, name: &str) {
         let recipient = format!(" to={FUNCTIONS}.{name}");
-        let call = Spelling { json: true, ..Spelling::on(Channel::Commentary) };
-        let first = Spelling { before: recipient.clone(), ..call.clone() };
-        self.allow(vocabulary, &first, Message::Call(tool));
-        self.allow(vocabulary, &Spelling { behind: recipient, ..call }, Message::Call(tool));
+        for json in [Json::Apart, Json::Close, Json::Word, Json::Unsaid] {
+            let call = Spelling { json, ..Spelling::on(Channel::Commentary) };
+            let first = Spelling { before: recipient.clone(), ..call.clone() };
+            self.allow(vocabulary, &first, Message::Call(tool));
+            self.allow(vocabulary, &Spelling { behind: recipient.clone(), ..call }, Message::Call(tool));
+        }
     }
 
     fn allow(&mut self, vocabulary: &Vocabulary, spelling: &Spelling, message: Message) {
@@ -113,24 +116,38 @@ struct Spelling {
     before: String,
     channel: Channel,
     behind: String,
-    json: bool,
+    json: Json,
+}
+
+/// How a header says that its text is JSON.
+#[derive(Clone, Copy)]
+enum Json {
+    Unsaid,
+    /// ` json`
+    Word,
+    /// ` <|constrain|>json`, as rendered.
+    Apart,
+    /// `<|constrain|>json`
+    Close,
 }
 
 impl Spelling {
     fn on(channel: Channel) -> Spelling {
-        Spelling { before: String::new(), channel, behind: String::new(), json: false }
+        Spelling { before: String::new(), channel, behind: String::new(), json: Json::Unsaid }
     }
 
     fn tokens(&self, vocabulary: &Vocabulary) -> Vec<TokenId> {
         let special = &vocabulary.special;
+        let constrained = || [vec![special.constrain], vocabulary.encode("json")].concat();
         let mut tokens = vocabulary.encode(&self.before);
         tokens.push(special.channel);
         tokens.extend(vocabulary.encode(self.channel.as_str()));
         tokens.extend(vocabulary.encode(&self.behind));
-        if self.json {
-            tokens.extend(vocabulary.encode(" "));
-            tokens.push(special.constrain);
-            tokens.extend(vocabulary.encode("json"));
+        match self.json {
+            Json::Unsaid => {}
+            Json::Word => tokens.extend(vocabulary.encode(" json")),
+            Json::Apart => tokens.extend([vocabulary.encode(" "), constrained()].concat()),
+            Json::Close => tokens.extend(constrained()),
         }
         tokens.push(special.message);
         tokens

@@ -31,7 +31,7 @@ impl Vocabulary {
     }
 
     /// The token by which llguidance says that the text may end here.
-    pub fn end(&self) -> TokenId {
+    pub fn end_of_grammar(&self) -> TokenId {
         self.special.return_
     }
 

@@ -5,4 +5,5 @@ mod chance;
 mod faults;
 mod masks;
 mod model;
+mod published;
 mod schemas;

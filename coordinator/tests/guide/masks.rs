@@ -61,10 +61,16 @@ fn a_required_call_is_one_of_the_tools_and_follows_its_schema() {
     assert!(may_say(guide, &format!("{THINKS}{call}{{\"city\":\"\"}}<|call|>")));
     let as_models_write = "<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>";
     assert!(may_say(guide, &format!("{as_models_write}{{\"city\":\"Oslo\"}}<|call|>")));
+    let in_short = "<|channel|>commentary to=functions.get_weather<|constrain|>json<|message|>";
+    assert!(may_say(guide, &format!("{in_short}{{\"city\":\"Oslo\"}}<|call|>")));
+    let in_shorter = "<|channel|>commentary to=functions.get_weather<|message|>";
+    assert!(may_say(guide, &format!("{in_shorter}{{\"city\":\"Oslo\"}}<|call|>")));
     assert!(may_say(guide, "<|channel|>commentary<|message|>I will look.<|end|><|start|>assistant"));
     for no in [
         "<|channel|>final".to_owned(),
         "<|channel|>commentary <|constrain|>json".to_owned(),
+        " to=functions.get_weather<|channel|>commentary<|constrain|>xml".to_owned(),
+        " to=functions.get_weather<|channel|>analysis".to_owned(),
         "<|channel|>analysis<|message|>Done.<|return|>".to_owned(),
         " to=functions.get_lost<|channel|>".to_owned(),
         format!("{call}{{}}"),
