@@ -13,6 +13,7 @@ use super::answer::{Answer, Envelope, Wording};
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{self, Node};
+use super::form::{self, Bound};
 use super::generate::{Ended, check_prompt, generate};
 use super::log::RequestLog;
 use super::logprobs::{self, Likelihood};
@@ -87,6 +88,9 @@ fn read(body: Value) -> fields::Result<Request> {
     let prompts = prompts(fields.require("prompt")?)?;
     let mut options = Options::read(&mut fields)?;
     options.choosing.logprobs = sampling::text_logprobs(&mut fields)?;
+    if let Some(source) = form::structured_outputs(&mut fields)? {
+        options.bind(Bound::Text(source))?;
+    }
     let echo = fields.take("echo");
     let show_specials = !fields.take("skip_special_tokens").map_or(Ok(true), Node::bool)?;
     neutral::take_completions(&mut fields)?;

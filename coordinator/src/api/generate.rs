@@ -18,6 +18,7 @@ use super::metrics::Finished;
 use super::options::Options;
 use super::reader::{Delta, Reader};
 use crate::driver::{Generation, TokenEvent, TokenStream};
+use crate::guide::Pattern;
 
 /// What happened to one choice.
 #[derive(Clone, Debug)]
@@ -77,6 +78,7 @@ pub async fn generate(
     reader: impl Fn() -> Box<dyn Reader>,
 ) -> Result<Updates, ApiError> {
     options.check_tokens(api.harmony.tokenizer())?;
+    let pattern = options.bound.pattern(api).await?;
     let seed = options.seed.unwrap_or_else(|| api.ids.seed());
     log.note(|facts| {
         facts.stream = options.stream;
@@ -99,6 +101,7 @@ pub async fn generate(
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
+            guide: pattern.as_ref().map(Pattern::guide),
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: options.salt,

@@ -16,6 +16,7 @@ mod encoding;
 mod ending;
 mod error;
 mod fields;
+mod form;
 mod generate;
 mod ids;
 mod log;
@@ -40,6 +41,7 @@ use axum::routing::{get, post};
 use flotilla_shared::TokenId;
 
 use crate::driver::{DriverHandle, Stats};
+use crate::guide::Guides;
 use crate::harmony::Harmony;
 use crate::service::Settings;
 pub use body::BodyLimits;
@@ -54,6 +56,7 @@ pub struct Api {
     settings: Settings,
     harmony: Harmony,
     driver: DriverHandle,
+    guides: Guides,
     ids: Ids,
     desks: Desks,
     metrics: Arc<Metrics>,
@@ -66,6 +69,7 @@ impl Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
         Api {
+            guides: Guides::new(harmony.clone()),
             harmony,
             driver,
             ids: Ids::default(),

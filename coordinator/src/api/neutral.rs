@@ -17,13 +17,11 @@ enum Neutral {
     Words(&'static [&'static str]),
     /// `[]` or `{}`.
     Empty,
-    /// `{"type": "text"}`
-    TypeText,
     /// `["text"]`
     ListOfText,
 }
 
-use Neutral::{Always, Bool, Empty, ListOfText, Numbers, TypeText, Unset, Words};
+use Neutral::{Always, Bool, Empty, ListOfText, Numbers, Unset, Words};
 
 const BOTH: &[(&str, Neutral)] = &[
     ("metadata", Always),
@@ -58,12 +56,9 @@ const CHAT: &[(&str, Neutral)] = &[
     ("functions", Empty),
     ("modalities", ListOfText),
     ("moderation", Unset),
-    // A harmony message holds one call, so calls are never parallel; with true they need not be.
-    ("parallel_tool_calls", Always),
     ("prediction", Unset),
     ("prompt_cache_options", Always),
     ("prompt_cache_retention", Always),
-    ("response_format", TypeText),
     ("store", Bool(false)),
     ("verbosity", Words(&["medium"])),
     ("web_search_options", Unset),
@@ -113,7 +108,6 @@ impl Neutral {
                 value.as_object().is_some_and(|object| object.is_empty())
                     || value.as_array().is_some_and(Vec::is_empty)
             }
-            TypeText => *value == json!({"type": "text"}),
             ListOfText => *value == json!(["text"]),
         }
     }
@@ -131,7 +125,6 @@ impl std::fmt::Display for Neutral {
             }
             Words(neutral) => write!(f, "\"{}\"", neutral.join("\" or \"")),
             Empty => f.write_str("an empty one"),
-            TypeText => f.write_str("{\"type\": \"text\"}"),
             ListOfText => f.write_str("[\"text\"]"),
         }
     }

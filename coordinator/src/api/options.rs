@@ -6,7 +6,8 @@ use flotilla_shared::{Sampling, TokenId};
 use serde_json::{Value, json};
 
 use super::ending::Ending;
-use super::fields::{Fields, Node, Result};
+use super::fields::{FieldError, Fields, Node, Problem, Result};
+use super::form::Bound;
 use super::sampling;
 use crate::tokenizer::Tokenizer;
 
@@ -22,6 +23,7 @@ pub struct Options {
     /// Choices for each prompt.
     pub choices: usize,
     pub ending: Ending,
+    pub bound: Bound,
     pub tokens_max: Option<usize>,
     /// Lower goes first (vLLM's).
     pub priority: i32,
@@ -44,6 +46,7 @@ impl Options {
             seed: fields.take("seed").map(seed).transpose()?,
             choices: fields.take("n").map_or(Ok(1), |node| node.count(1..=CHOICES_MAX))?,
             ending: Ending::read(fields)?,
+            bound: Bound::default(),
             tokens_max: tokens_max(fields)?,
             priority: fields.take("priority").map_or(Ok(0), priority)?,
             salt: fields.take("cache_salt").map_or(Ok(0), salt)?,
@@ -51,6 +54,18 @@ impl Options {
             include_usage,
             continuous_usage,
         })
+    }
+
+    /// An answer with a form ends where the form does.
+    pub fn bind(&mut self, bound: Bound) -> Result<()> {
+        if self.ending.ignore_eos && !bound.is_free() {
+            let accepted = "false, where the answer is bound to a form".to_owned();
+            let problem = Problem::NotSupported { found: "true".to_owned(), accepted };
+            return Err(FieldError { path: "ignore_eos".to_owned(), problem });
+        }
+        bound.check()?;
+        self.bound = bound;
+        Ok(())
     }
 
     /// Choice 0 samples with the seed itself, so that it is the same whatever `n` is.

@@ -7,7 +7,8 @@
 //! - a tool's answer carries the name of its function, found by the id of the call.
 
 use super::{
-    Channel, Content, Conversation, DeveloperContent, Effort, FunctionTool, Message, Role, SystemContent,
+    Channel, Content, Conversation, DeveloperContent, Effort, FunctionTool, Message, ResponseFormat, Role,
+    SystemContent,
 };
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -15,6 +16,7 @@ pub struct Chat {
     pub messages: Vec<ChatMessage>,
     pub tools: Vec<FunctionTool>,
     pub effort: Effort,
+    pub response_format: Option<ResponseFormat>,
     /// `2025-06-28`.
     pub current_date: Option<String>,
 }
@@ -103,10 +105,14 @@ fn system_message(chat: &Chat) -> Message {
 fn developer_message(chat: &Chat) -> Option<Message> {
     let instructions: Vec<&str> = chat.messages.iter().filter_map(instruction).collect();
     let instructions = (!instructions.is_empty()).then(|| instructions.join("\n\n"));
-    if instructions.is_none() && chat.tools.is_empty() {
+    let developer = DeveloperContent {
+        instructions,
+        tools: chat.tools.clone(),
+        response_format: chat.response_format.clone(),
+    };
+    if developer == DeveloperContent::default() {
         return None;
     }
-    let developer = DeveloperContent { instructions, tools: chat.tools.clone() };
     Some(Message::new(Role::Developer, Content::Developer(developer)))
 }
 
@@ -241,13 +247,14 @@ mod tests {
             ],
             tools: vec![function("f")],
             effort: Effort::High,
+            response_format: None,
             current_date: Some("2025-06-28".into()),
         };
         let messages = conversation(&chat).expect("a valid chat").messages;
         let current_date = chat.current_date.clone();
         let system = SystemContent { effort: Effort::High, current_date, ..SystemContent::default() };
         let instructions = Some("Be brief.\n\nBe kind.".into());
-        let developer = DeveloperContent { instructions, tools: vec![function("f")] };
+        let developer = DeveloperContent { instructions, tools: vec![function("f")], ..Default::default() };
         let expected = [
             Message::new(Role::System, Content::System(system)),
             Message::new(Role::Developer, Content::Developer(developer)),

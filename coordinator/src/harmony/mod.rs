@@ -243,6 +243,16 @@ pub struct DeveloperContent {
     /// What an API calls the system prompt.
     pub instructions: Option<String>,
     pub tools: Vec<FunctionTool>,
+    pub response_format: Option<ResponseFormat>,
+}
+
+/// What the model is told of the form of its answer. Telling binds nothing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ResponseFormat {
+    pub name: String,
+    pub description: Option<String>,
+    /// A JSON schema.
+    pub schema: Value,
 }
 
 /// A function that a client offers; the model sees it as `functions.{name}`.

@@ -4,8 +4,8 @@
 //! then `<|call|>` behind an assistant's message to a tool and `<|end|>` behind all others.
 
 use super::{
-    Channel, Content, Conversation, DeveloperContent, FUNCTIONS, Harmony, Message, Role, SystemContent,
-    ToolNamespace, tools,
+    Channel, Content, Conversation, DeveloperContent, FUNCTIONS, Harmony, Message, ResponseFormat, Role,
+    SystemContent, ToolNamespace, tools,
 };
 
 /// What becomes of the reasoning of turns that are over.
@@ -160,5 +160,13 @@ fn developer_text(developer: &DeveloperContent) -> String {
         let tools = developer.tools.clone();
         sections.push(tools::section(&[ToolNamespace { name: FUNCTIONS.into(), description: None, tools }]));
     }
+    sections.extend(developer.response_format.as_ref().map(response_format_text));
     sections.join("\n\n")
+}
+
+/// As the format guide writes it, at the end of the developer's message. The library has no words for it.
+fn response_format_text(format: &ResponseFormat) -> String {
+    let description = format.description.as_deref().unwrap_or_default();
+    let description: String = description.lines().map(|line| format!("// {line}\n")).collect();
+    format!("# Response Formats\n\n## {}\n\n{description}{}", format.name, format.schema)
 }

@@ -8,6 +8,7 @@ mod cluster;
 mod completions;
 mod connections;
 mod cors;
+mod forms;
 mod groups;
 mod keys;
 mod limits;

@@ -2,7 +2,7 @@
 //! spelled out. So each test says in its request what the model is to answer. A raw prompt says it up to
 //! `<|endofprompt|>`.
 //!
-//! An answer that holds no stop token is followed by dots without end. `{seed}` in it becomes the seed
+//! An answer that holds no stop token is followed by dots without end, unless a mask forbids them. `{seed}` in it becomes the seed
 //! of the sequence. It is a pure function of the sequence's tokens, and so goes on in another group.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::tokenizer::Tokenizer;
-use flotilla_shared::step::{BLOCK_TOKENS, Logprobs, Sampled, SequenceWork};
+use flotilla_shared::sampling::mix;
+use flotilla_shared::step::{BLOCK_TOKENS, Logprobs, Sampled, SequenceWork, TokenMask};
 use flotilla_shared::{BlockId, Rank, Sampling, SequenceId, StepOutcome, StepPlan, TokenId};
 
 /// What the workers were told, for tests to look at.
@@ -80,7 +81,7 @@ impl Parrot {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
         }
         let sampled = work.sample.then(|| {
-            let token = self.next(&mut voice);
+            let token = self.next(&mut voice, work.mask.as_ref());
             voice.said_last = token;
             let logprobs = voice.sampling.logprobs.map(|top| likelihood(token, top));
             Sampled { sequence: work.sequence, token, logprobs }
@@ -89,14 +90,31 @@ impl Parrot {
         sampled
     }
 
-    fn next(&self, voice: &mut Voice) -> TokenId {
+    fn next(&self, voice: &mut Voice, mask: Option<&TokenMask>) -> TokenId {
         let (answer, begin) = voice.answer.get_or_insert_with(|| {
             let (answer, begin) = self.answer(&voice.tokens);
             let answer = answer.replace("{seed}", &voice.sampling.seed.to_string());
             (self.tokenizer.encode_special(&answer), begin)
         });
         let spoken = voice.tokens.len() - *begin;
-        answer.get(spoken).copied().unwrap_or_else(|| self.tokenizer.encode_plain(".")[0])
+        let wanted = answer.get(spoken).copied();
+        match mask {
+            Some(mask) => {
+                wanted.filter(|token| mask.allows(*token)).unwrap_or_else(|| self.obey(spoken, mask))
+            }
+            None => wanted.unwrap_or_else(|| self.tokenizer.encode_plain(".")[0]),
+        }
+    }
+
+    /// Where it may not say what it was told to, or has said it all: ends a free text, and else says one thing
+    /// now and another then.
+    fn obey(&self, spoken: usize, mask: &TokenMask) -> TokenId {
+        let allowed: Vec<TokenId> = self.tokenizer.piece_ids().filter(|token| mask.allows(*token)).collect();
+        let end = allowed.iter().find(|token| self.tokenizer.is_special(**token));
+        match end {
+            Some(end) if allowed.len() > 1000 => *end,
+            _ => allowed[mix(spoken as u64) as usize % allowed.len()],
+        }
     }
 
     /// What is to be answered, and at which position it begins.

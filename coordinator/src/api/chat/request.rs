@@ -2,12 +2,14 @@
 
 use serde_json::Value;
 
+use super::tools::{self, Tools, function_type};
 use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
+use crate::api::form::{self, Bound};
 use crate::api::neutral;
 use crate::api::options::Options;
 use crate::api::sampling;
+use crate::guide::Form;
 use crate::harmony::Effort;
-use crate::harmony::FunctionTool;
 use crate::harmony::chat::{Chat, ChatCall, ChatError, ChatMessage};
 
 /// Long conversations have hundreds; each message costs several tokens of the context in any case.
@@ -15,8 +17,6 @@ const MESSAGES_MAX: usize = 4096;
 /// Of one message.
 const PARTS_MAX: usize = 1024;
 const CALLS_MAX: usize = 1024;
-/// OpenAI's limit.
-const TOOLS_MAX: usize = 128;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct ChatRequest {
@@ -33,10 +33,16 @@ impl ChatRequest {
         let mut options = Options::read(&mut fields)?;
         options.choosing.logprobs = sampling::chat_logprobs(&mut fields)?;
         let effort = fields.take("reasoning_effort").map_or(Ok(Effort::default()), effort)?;
-        let tools = tools(&mut fields)?;
+        let Tools { offered: tools, forms, choice } = tools::read(&mut fields)?;
+        let format = fields.take("response_format").map(form::response_format).transpose()?;
+        let (response, response_format) = format.unwrap_or_default();
+        let response =
+            form::one_of(response.into_iter().chain(form::structured_outputs(&mut fields)?).collect())?;
+        options.bind(Bound::Turn(Form { response, tools: forms, choice }))?;
         neutral::take_chat(&mut fields)?;
         fields.finish()?;
-        Ok(ChatRequest { options, chat: Chat { messages, tools, effort, current_date: None } })
+        let chat = Chat { messages, tools, effort, response_format, current_date: None };
+        Ok(ChatRequest { options, chat })
     }
 }
 
@@ -136,44 +142,6 @@ fn text_part(node: Node, kinds: &[&'static str]) -> Result<String> {
     let text = fields.require(kind)?.string()?;
     fields.finish()?;
     Ok(text)
-}
-
-/// None if the client forbids them: what the model does not know, it cannot call.
-fn tools(fields: &mut Fields) -> Result<Vec<FunctionTool>> {
-    let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
-    let tools: Vec<FunctionTool> = tools.into_iter().map(tool).collect::<Result<_>>()?;
-    let Some(choice) = fields.take("tool_choice") else {
-        return Ok(tools);
-    };
-    if choice.value.is_object() {
-        return Err(choice.not_supported("\"auto\" or \"none\""));
-    }
-    let choice = neutral::supported_word(choice, &["auto", "none"], &["required"])?;
-    Ok(if choice == "none" { Vec::new() } else { tools })
-}
-
-fn tool(node: Node) -> Result<FunctionTool> {
-    let mut fields = node.object()?;
-    function_type(&mut fields)?;
-    let mut function = fields.require("function")?.object()?;
-    fields.finish()?;
-    let name = function.require("name")?.string()?;
-    let description = function.take("description").map_or(Ok(String::new()), Node::string)?;
-    let parameters = function.take("parameters").map(schema).transpose()?;
-    if let Some(node) = function.take("strict").filter(|node| node.value != Value::Bool(false)) {
-        return Err(node.not_supported("false"));
-    }
-    function.finish()?;
-    Ok(FunctionTool { name, description, parameters })
-}
-
-fn schema(node: Node) -> Result<Value> {
-    if node.value.is_object() { Ok(node.value) } else { Err(node.unexpected("a JSON schema, an object")) }
-}
-
-fn function_type(fields: &mut Fields) -> Result<()> {
-    let kind = fields.take("type").map(|node| neutral::supported_word(node, &["function"], &["custom"]));
-    kind.transpose().map(drop)
 }
 
 /// What harmony has to say against a conversation, at its place in the body.

@@ -1,0 +1,118 @@
+//! From a grammar's text to what llguidance follows it with, within limits: nothing that a client sends costs
+//! more than these.
+
+use std::sync::Arc;
+
+use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
+use llguidance::earley::SlicedBiasComputer;
+use llguidance::toktrie::InferenceCapabilities;
+use llguidance::{JsonCompileOptions, Matcher, ParserFactory, TokenParser};
+use serde_json::Value;
+use toktrie::TokEnv;
+
+use super::form::Grammar;
+use super::vocabulary::Vocabulary;
+
+/// Longest part of llguidance's complaint that a client is told.
+const COMPLAINT_CHARS_MAX: usize = 300;
+/// White space between two words of JSON. Without a bound, a model that finds nothing to say may write blanks
+/// to the end of its tokens.
+const JSON_SPACE: &str = r"[ \n\r\t]{1,16}";
+
+pub struct Compiler {
+    pub vocabulary: Arc<Vocabulary>,
+    factory: ParserFactory,
+}
+
+/// The start of a grammar. Each sequence goes on from a copy of its own.
+pub struct Compiled {
+    start: Matcher,
+}
+
+impl Compiled {
+    /// A copy that shares nothing that a step changes.
+    pub fn start(&self) -> Matcher {
+        self.start.deep_clone()
+    }
+}
+
+impl Compiler {
+    /// Takes more than a second with the published vocabulary.
+    pub fn new(vocabulary: Vocabulary) -> Compiler {
+        let vocabulary = Arc::new(vocabulary);
+        let env: TokEnv = vocabulary.clone();
+        let slices = SlicedBiasComputer::json_slices();
+        let mut factory = ParserFactory::new(&env, InferenceCapabilities::default(), &slices)
+            .expect("the slices are llguidance's own");
+        factory.quiet();
+        *factory.limits_mut() = limits();
+        Compiler { vocabulary, factory }
+    }
+
+    /// What is wrong with it, if it cannot be kept to.
+    pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, String> {
+        grammar.check()?;
+        let parser = self.factory.create_parser(top_level(grammar)).map_err(complaint)?;
+        check(&parser)?;
+        let mut start = Matcher::new(Ok(parser));
+        // A grammar of nothing, such as two words that exclude each other, is known by its first mask.
+        if !start.is_stopped() {
+            start.deep_clone().compute_mask().map_err(|_| "no text fits it".to_owned())?;
+        }
+        start.invalidate_bias_cache();
+        Ok(Compiled { start })
+    }
+}
+
+/// Lower than llguidance's own where those would let one sequence take hundreds of megabytes.
+fn limits() -> ParserLimits {
+    ParserLimits {
+        // About 2 kB each.
+        max_lexer_states: 20_000,
+        max_grammar_size: 200_000,
+        verbose_errors: false,
+        ..ParserLimits::default()
+    }
+}
+
+fn top_level(grammar: &Grammar) -> TopLevelGrammar {
+    TopLevelGrammar::from_grammar(match grammar {
+        Grammar::Json { schema, strict } => json(schema, *strict),
+        Grammar::Regex(regex) => GrammarWithLexer::from_regex(regex),
+        Grammar::Lark(grammar) => GrammarWithLexer::from_lark(grammar.clone()),
+        Grammar::Choice(texts) => GrammarWithLexer::from_lark(choice(texts)),
+    })
+}
+
+fn json(schema: &Value, strict: bool) -> GrammarWithLexer {
+    let mut schema = schema.clone();
+    let space = Some(JSON_SPACE.to_owned());
+    JsonCompileOptions { lenient: !strict, whitespace_pattern: space, ..JsonCompileOptions::default() }
+        .apply_to(&mut schema);
+    GrammarWithLexer::from_json_schema(schema)
+}
+
+/// Texts as Lark's strings, which are JSON's but for one control character.
+fn choice(texts: &[String]) -> String {
+    let quoted = |text: &String| Value::from(text.as_str()).to_string().replace('\x7f', "\\u007f");
+    format!("start: {}", texts.iter().map(quoted).collect::<Vec<_>>().join(" | "))
+}
+
+/// What llguidance would take, and this server does not do.
+fn check(parser: &TokenParser) -> Result<(), String> {
+    let lexer = parser.parser.grammar().lexer_spec();
+    if lexer.special_token_rx.is_some() {
+        return Err("it names special tokens, which stand in no text".to_owned());
+    }
+    Ok(())
+}
+
+/// What it says, in one line: without backtraces, the grammar itself, and arrows that point into it.
+fn complaint(error: impl std::fmt::Display) -> String {
+    let said = format!("{error:#}");
+    let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with('<'));
+    let quotes = |line: &str| line.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(" | ");
+    let tells = |line: &&str| !line.trim_matches('^').is_empty() && !quotes(line);
+    let said = lines.filter(tells).collect::<Vec<_>>().join("; ");
+    said.chars().take(COMPLAINT_CHARS_MAX).collect()
+}

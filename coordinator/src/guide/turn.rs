@@ -1,0 +1,179 @@
+//! One turn of the assistant under a form: messages of thought as many as it likes, then one message that
+//! ends the turn, an answer or a call, whose text is bound where the form says so.
+
+use std::sync::Arc;
+
+use flotilla_shared::TokenId;
+use flotilla_shared::step::TokenMask;
+
+use super::body::Body;
+use super::compiler::{Compiled, Compiler};
+use super::form::{Form, FormError, Grammar, Source, ToolForm};
+use super::headers::{Headers, Message, OPENING, Place};
+use super::vocabulary::Vocabulary;
+use super::{Guide, Shared};
+
+/// What all sequences of one request are bound to.
+#[derive(Clone)]
+pub struct Pattern {
+    plan: Arc<Plan>,
+}
+
+struct Plan {
+    vocabulary: Arc<Vocabulary>,
+    /// None: raw text, all of it the answer.
+    headers: Option<Headers>,
+    answer: Option<Arc<Compiled>>,
+    /// By the place of the tool in the form; none: its arguments are free.
+    calls: Vec<Option<Arc<Compiled>>>,
+}
+
+impl Shared {
+    pub(super) fn turn(&self, form: &Form) -> Result<Pattern, FormError> {
+        let compiler = self.compiler();
+        let answer = form.response.as_ref().map(|source| self.compiled(source)).transpose()?;
+        let mut calls = vec![None; form.tools.len()];
+        for (place, tool) in form.callable().filter(|(_, tool)| tool.strict || form.must_call()) {
+            calls[place] = Some(self.compiled(&arguments(tool))?);
+        }
+        let headers = Some(headers(&compiler.vocabulary, form));
+        let vocabulary = Arc::clone(&compiler.vocabulary);
+        Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers, answer, calls }) })
+    }
+
+    pub(super) fn text(&self, source: &Source) -> Result<Pattern, FormError> {
+        let vocabulary = Arc::clone(&self.compiler().vocabulary);
+        let answer = Some(self.compiled(source)?);
+        Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers: None, answer, calls: Vec::new() }) })
+    }
+
+    fn compiler(&self) -> &Compiler {
+        self.compiler.get_or_init(|| Compiler::new(Vocabulary::new(&self.harmony)))
+    }
+
+    fn compiled(&self, source: &Source) -> Result<Arc<Compiled>, FormError> {
+        let shelf = || self.shelf.lock().expect("nothing panics while it is held");
+        if let Some(compiled) = shelf().get(&source.grammar) {
+            return Ok(compiled);
+        }
+        let compiled = self.compiler().compile(&source.grammar);
+        let compiled = Arc::new(compiled.map_err(|what| FormError::new(&source.path, what))?);
+        shelf().put(source.grammar.clone(), Arc::clone(&compiled));
+        Ok(compiled)
+    }
+}
+
+/// A function without parameters takes `{}`.
+fn arguments(tool: &ToolForm) -> Source {
+    let none = || serde_json::json!({"type": "object", "properties": {}, "additionalProperties": false});
+    let schema = tool.parameters.clone().unwrap_or_else(none);
+    Source { path: tool.path.clone(), grammar: Grammar::Json { schema, strict: tool.strict } }
+}
+
+/// Preambles are left out where the answer has a form: clients read both as one text.
+fn headers(vocabulary: &Vocabulary, form: &Form) -> Headers {
+    let mut headers = Headers::new(vocabulary);
+    headers.allow_reasoning(vocabulary);
+    for (place, tool) in form.callable() {
+        headers.allow_call(vocabulary, place, &tool.name);
+    }
+    if form.response.is_none() && form.callable().next().is_some() {
+        headers.allow_preamble(vocabulary);
+    }
+    if !form.must_call() {
+        let json = |source: &Source| matches!(source.grammar, Grammar::Json { .. });
+        headers.allow_answer(vocabulary, form.response.as_ref().is_some_and(json));
+    }
+    headers
+}
+
+impl Pattern {
+    /// One for each sequence, at its beginning.
+    pub fn guide(&self) -> Box<dyn Guide> {
+        let plan = Arc::clone(&self.plan);
+        let phase = match &plan.headers {
+            Some(_) => Phase::Header(OPENING),
+            None => plan.text(plan.answer.as_ref(), plan.vocabulary.special.end_of_text),
+        };
+        Box::new(Turn { plan, phase })
+    }
+}
+
+struct Turn {
+    plan: Arc<Plan>,
+    phase: Phase,
+}
+
+enum Phase {
+    Header(Place),
+    /// Text that nothing binds, up to the token that ends it.
+    Free {
+        closing: TokenId,
+        mask: TokenMask,
+    },
+    Bound(Box<Body>),
+    Over,
+}
+
+impl Guide for Turn {
+    fn advance(&mut self, token: TokenId) {
+        let next = match &mut self.phase {
+            Phase::Header(place) => Some(self.plan.behind_header(*place, token)),
+            Phase::Free { closing, .. } => (token == *closing).then(|| self.plan.behind_message(token)),
+            Phase::Bound(body) if token == body.closing() => Some(Phase::Over),
+            Phase::Bound(body) => {
+                body.advance(token);
+                None
+            }
+            Phase::Over => None,
+        };
+        if let Some(next) = next {
+            self.phase = next;
+        }
+    }
+
+    fn mask(&mut self) -> Option<TokenMask> {
+        Some(match &mut self.phase {
+            Phase::Header(place) => self.plan.headers.as_ref()?.mask(*place),
+            Phase::Free { mask, .. } => mask.clone(),
+            Phase::Bound(body) => body.mask(),
+            Phase::Over => TokenMask::from_iter([self.plan.vocabulary.special.return_]),
+        })
+    }
+}
+
+impl Plan {
+    fn behind_header(&self, place: Place, token: TokenId) -> Phase {
+        let Some((headers, place)) =
+            self.headers.as_ref().and_then(|headers| Some((headers, headers.step(place, token)?)))
+        else {
+            tracing::warn!(token, "a token left the headers that the form allows; the turn ends here");
+            return Phase::Over;
+        };
+        let special = &self.vocabulary.special;
+        match headers.opens(place) {
+            None => Phase::Header(place),
+            Some(Message::Reasoning | Message::Preamble) => self.text(None, special.end),
+            Some(Message::Answer) => self.text(self.answer.as_ref(), special.return_),
+            Some(Message::Call(tool)) => self.text(self.calls[tool].as_ref(), special.call),
+        }
+    }
+
+    fn text(&self, grammar: Option<&Arc<Compiled>>, closing: TokenId) -> Phase {
+        match grammar {
+            Some(grammar) => {
+                let vocabulary = Arc::clone(&self.vocabulary);
+                Phase::Bound(Box::new(Body::new(grammar.start(), vocabulary, closing)))
+            }
+            None => Phase::Free { closing, mask: self.vocabulary.text_and(closing) },
+        }
+    }
+
+    /// Behind a free message that `closing` ended.
+    fn behind_message(&self, closing: TokenId) -> Phase {
+        match &self.headers {
+            Some(headers) if closing == self.vocabulary.special.end => Phase::Header(headers.next()),
+            Some(_) | None => Phase::Over,
+        }
+    }
+}

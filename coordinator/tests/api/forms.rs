@@ -1,0 +1,184 @@
+//! Answers bound to a form, from the request to the answer: what the model is told, what binds it, and what a
+//! form that cannot be kept to is answered with. The parrot wants to say other things, and may not.
+
+use serde_json::{Value, json};
+
+use crate::server::{MODEL, Server, joined, thinks_and_says, user};
+
+const CHAT: &str = "/v1/chat/completions";
+
+fn with(mut body: Value, more: Value) -> Value {
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+fn colour() -> Value {
+    json!({"type": "object", "properties": {"colour": {"enum": ["red", "green"]}, "sure": {"type": "boolean"}},
+           "required": ["colour", "sure"], "additionalProperties": false})
+}
+
+fn format(schema: Value) -> Value {
+    json!({"type": "json_schema", "json_schema": {"name": "colour", "description": "Which\none", "strict": true,
+           "schema": schema}})
+}
+
+fn content(answer: &Value) -> Value {
+    let message = &answer["choices"][0]["message"];
+    serde_json::from_str(message["content"].as_str().unwrap_or_else(|| panic!("no content in {answer}")))
+        .unwrap_or_else(|error| panic!("{error}: {answer}"))
+}
+
+#[tokio::test]
+async fn an_answer_follows_its_schema_whatever_the_model_wants_to_say() {
+    let server = Server::start().await;
+    let said = thinks_and_says("Free {{ as \"a bird", "{\"colour\": \"blue\", \"sure\": perhaps}");
+    let body = with(user(&said), json!({"response_format": format(colour()), "n": 2}));
+    let answer = server.chat(&body).await;
+    let colour = content(&answer);
+    assert!(colour["colour"] == "red" || colour["colour"] == "green", "{answer}");
+    assert!(colour["sure"].is_boolean() && colour.as_object().unwrap().len() == 2, "{answer}");
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["message"]["reasoning"], "Free {{ as \"a bird", "thoughts are free");
+    assert_eq!(choice["finish_reason"], "stop");
+    assert_eq!(choice["message"]["content"], answer["choices"][1]["message"]["content"]);
+    let prompt = server.seen.prompt.lock().unwrap().clone();
+    let told = "# Response Formats\n\n## colour\n\n// Which\n// one\n{\"type\":\"object\",\"properties\":";
+    assert!(prompt.contains(told), "{prompt}");
+    let chunks = server.stream(CHAT, &body).await;
+    assert!(!joined(&chunks, "/delta/content").is_empty());
+}
+
+#[tokio::test]
+async fn an_answer_that_fits_is_left_as_it_is() {
+    let server = Server::start().await;
+    let said = "{\n  \"colour\": \"red\",\n  \"sure\": true\n}";
+    let body = with(user(&thinks_and_says("", said)), json!({"response_format": format(colour())}));
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], said);
+    let said = "{\"any\": [\"thing\"]}";
+    let body = with(user(&thinks_and_says("", said)), json!({"response_format": {"type": "json_object"}}));
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], said);
+}
+
+#[tokio::test]
+async fn forms_by_the_names_of_vllm() {
+    let server = Server::start().await;
+    let cases = [
+        (json!({"structured_outputs": {"choice": ["yes", "no"]}}), ["yes", "no"]),
+        (json!({"structured_outputs": {"regex": "[7]{2}"}}), ["77", "77"]),
+        (json!({"structured_outputs": {"grammar": "start: \"a\" | \"b\""}}), ["a", "b"]),
+        (json!({"structured_outputs": {"json": {"const": 5}}}), ["5", "5"]),
+        (json!({"structured_outputs": {"json": "{\"enum\": [1]}"}}), ["1", "1"]),
+        (json!({"guided_choice": ["left"]}), ["left", "left"]),
+        (json!({"guided_regex": "é{1,2}x"}), ["éx", "ééx"]),
+    ];
+    for (form, allowed) in cases {
+        let answer = server.chat(&with(user(&thinks_and_says("", "Perhaps.")), form.clone())).await;
+        let content = answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+        assert!(allowed.contains(&content.as_str()), "{form}: {content:?}");
+    }
+    let body = json!({"model": MODEL, "prompt": "nonsense<|endofprompt|>", "max_tokens": 9,
+                      "structured_outputs": {"choice": ["yes", "no"]}});
+    let answer = server.ask("/v1/completions", &body).await;
+    assert!(["yes", "no"].map(Value::from).contains(&answer["choices"][0]["text"]), "{answer}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+}
+
+fn tools(strict: bool) -> Value {
+    let function = |name, parameters| {
+        json!({"type": "function", "function": {"name": name, "strict": strict,
+                                             "parameters": parameters}})
+    };
+    let empty = json!({"type": "object", "properties": {}, "additionalProperties": false});
+    json!([function("paint", colour()), function("wash", empty)])
+}
+
+#[tokio::test]
+async fn a_required_call_is_made_by_a_model_that_would_rather_talk() {
+    let server = Server::start().await;
+    let said = thinks_and_says("No tools, please.", "I will not.");
+    let body = with(user(&said), json!({"tools": tools(false), "tool_choice": "required"}));
+    let answer = server.chat(&body).await;
+    assert_eq!(answer["choices"][0]["finish_reason"], "tool_calls", "{answer}");
+    let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+    let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+    let painted = ["red", "green"].map(Value::from).contains(&arguments["colour"]);
+    assert!(painted || (call["name"] == "wash" && arguments == json!({})), "{answer}");
+
+    for name in ["paint", "wash"] {
+        let choice = json!({"type": "function", "function": {"name": name}});
+        let body = with(user(&said), json!({"tools": tools(false), "tool_choice": choice}));
+        let answer = server.chat(&body).await;
+        let calls = answer["choices"][0]["message"]["tool_calls"].as_array().unwrap();
+        assert_eq!((calls.len(), &calls[0]["function"]["name"]), (1, &json!(name)), "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn strict_tools_bind_a_call_that_the_model_makes_by_itself() {
+    let server = Server::start().await;
+    let call = "<|channel|>analysis<|message|>Paint.<|end|><|start|>assistant to=functions.paint<|channel|>\
+                commentary <|constrain|>json<|message|>{\"colour\": \"black\"}<|call|>";
+    let body = with(user(call), json!({"tools": tools(true), "parallel_tool_calls": false}));
+    let answer = server.chat(&body).await;
+    let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+    let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+    assert_eq!(call["name"], "paint");
+    assert!(["red", "green"].map(Value::from).contains(&arguments["colour"]), "{answer}");
+    let body = with(user(&thinks_and_says("", "Not now.")), json!({"tools": tools(true)}));
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], "Not now.");
+}
+
+#[tokio::test]
+async fn what_cannot_be_kept_to_is_refused_by_name() {
+    let server = Server::start().await;
+    let schema = |schema| json!({"response_format": format(schema)});
+    let path = "response_format.json_schema.schema";
+    let function = |function| json!({"tools": [{"type": "function", "function": function}]});
+    let many = (0..70_000).map(|n| format!("w{n}")).collect::<Vec<_>>();
+    let cases = [
+        (schema(json!({"type": "array", "uniqueItems": true})), path, "uniqueItems"),
+        (schema(json!({"$ref": "https://example.org/x"})), path, "example.org"),
+        (schema(json!(true)), path, "expected a JSON schema, an object"),
+        (schema(json!({"enum": many})), path, "bytes, of at most 65536"),
+        (json!({"response_format": {"kind": "text"}}), "response_format.type", "missing"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type", "found the string"),
+        (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema", "missing"),
+        (json!({"structured_outputs": {"regex": "(a"}}), "structured_outputs.regex", "unclosed group"),
+        (
+            json!({"structured_outputs": {"grammar": "start: x"}}),
+            "structured_outputs.grammar",
+            "unknown name",
+        ),
+        (json!({"structured_outputs": {"structural_tag": {}}}), "structured_outputs.structural_tag", "null"),
+        (
+            json!({"guided_regex": "a", "guided_choice": ["b"]}),
+            "guided_choice",
+            "guided_regex binds the answer",
+        ),
+        (json!({"guided_json": "{"}), "guided_json", "not JSON"),
+        (
+            function(json!({"name": "f", "strict": "yes"})),
+            "tools[0].function.strict",
+            "expected true or false",
+        ),
+        (
+            function(json!({"name": "f", "strict": true, "parameters": {"type": "objct"}})),
+            "tools[0].function.parameters",
+            "objct",
+        ),
+        (json!({"tools": [{"type": "custom", "custom": {}}]}), "tools[0].type", "not supported yet"),
+        (json!({"tool_choice": {"type": "allowed_tools"}}), "tool_choice.type", "not supported yet"),
+        (
+            json!({"tools": tools(false), "tool_choice": {"type": "function", "function": {"name": "fly"}}}),
+            "tool_choice",
+            "\"fly\" is none of the tools",
+        ),
+        (json!({"ignore_eos": true, "guided_regex": "a"}), "ignore_eos", "bound to a form"),
+    ];
+    for (form, param, words) in cases {
+        let (status, error) = server.refused(CHAT, &with(user("x"), form)).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(words), "{words:?} is missing in {error}");
+    }
+    assert_eq!(server.seen.admitted(), 0, "no worker has heard of any of this");
+}
