@@ -27,6 +27,7 @@ mod options;
 mod page;
 mod probes;
 mod reader;
+mod responses;
 mod sampling;
 mod stop;
 mod tokenize;
@@ -48,6 +49,7 @@ use encoding::Desks;
 use error::ApiError;
 use ids::Ids;
 use metrics::Metrics;
+pub use responses::StoreLimits;
 
 /// What every endpoint works with.
 pub struct Api {
@@ -57,6 +59,7 @@ pub struct Api {
     ids: Ids,
     desks: Desks,
     metrics: Arc<Metrics>,
+    responses: responses::Store,
     stop_tokens: Vec<TokenId>,
     started_unix_s: u64,
 }
@@ -71,6 +74,7 @@ impl Api {
             ids: Ids::default(),
             desks: Desks::default(),
             metrics: Arc::new(Metrics::new(&settings.model_name)),
+            responses: responses::Store::new(settings.limits.responses),
             stop_tokens,
             started_unix_s,
             settings,
@@ -125,6 +129,7 @@ fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
         .route("/v1/cluster", get(cluster::tell))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .merge(responses::routes())
         .route_layer(from_fn_with_state(Arc::clone(api), auth::layer))
 }
 
