@@ -52,6 +52,19 @@ pub enum ApiError {
         "the request was not done in the time that it may take here\nhint: ask for fewer tokens, or come back when less is going on"
     )]
     Deadline,
+    #[error(
+        "no response {id:?} is stored\n\
+         hint: responses are kept in memory for a while, for the key that made them"
+    )]
+    ResponseNotFound { id: String },
+    #[error(
+        "no previous response {id:?} is stored\n\
+         hint: responses are kept in memory for a while, for the key that made them, and not with \"store\": \
+         false; send the conversation as input instead"
+    )]
+    PreviousNotFound { id: String },
+    #[error("{path}: no item {id:?} is stored\nhint: send the item itself")]
+    ItemNotFound { path: String, id: String },
     #[error("the server made a mistake: {0}")]
     Internal(String),
 }
@@ -67,6 +80,9 @@ impl ApiError {
                 StatusCode::BAD_REQUEST
             }
             Self::UnknownModel { .. } | Self::UnknownRoute { .. } => StatusCode::NOT_FOUND,
+            Self::ResponseNotFound { .. } | Self::PreviousNotFound { .. } | Self::ItemNotFound { .. } => {
+                StatusCode::NOT_FOUND
+            }
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
@@ -115,6 +131,9 @@ impl ApiError {
             Self::NotReady(_) => "not_ready",
             Self::Failed(_) => "interrupted",
             Self::Deadline => "deadline_exceeded",
+            Self::ResponseNotFound { .. } => "response_not_found",
+            Self::PreviousNotFound { .. } => "previous_response_not_found",
+            Self::ItemNotFound { .. } => "item_not_found",
             Self::Internal(_) => "internal_error",
         }
     }
@@ -123,6 +142,9 @@ impl ApiError {
         match self {
             Self::Field(error) => Some(error.path.as_str()).filter(|path| !path.is_empty()),
             Self::UnknownModel { .. } => Some("model"),
+            Self::ResponseNotFound { .. } => Some("response_id"),
+            Self::PreviousNotFound { .. } => Some("previous_response_id"),
+            Self::ItemNotFound { path, .. } => Some(path),
             _ => None,
         }
     }

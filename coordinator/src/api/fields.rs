@@ -146,6 +146,10 @@ impl Node {
 }
 
 impl Fields {
+    pub fn has(&self, name: &str) -> bool {
+        self.left.get(name).is_some_and(|value| !value.is_null())
+    }
+
     /// None where the field is missing or null, which OpenAI's clients send for "not set".
     pub fn take(&mut self, name: &str) -> Option<Node> {
         let value = self.left.remove(name).filter(|value| !value.is_null())?;

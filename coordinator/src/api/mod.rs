@@ -28,6 +28,7 @@ mod options;
 mod page;
 mod probes;
 mod reader;
+mod responses;
 mod sampling;
 mod stop;
 mod tokenize;
@@ -50,6 +51,7 @@ use encoding::Desks;
 use error::ApiError;
 use ids::Ids;
 use metrics::Metrics;
+pub use responses::StoreLimits;
 
 /// What every endpoint works with.
 pub struct Api {
@@ -60,6 +62,7 @@ pub struct Api {
     ids: Ids,
     desks: Desks,
     metrics: Arc<Metrics>,
+    responses: responses::Store,
     stop_tokens: Vec<TokenId>,
     started_unix_s: u64,
 }
@@ -75,6 +78,7 @@ impl Api {
             ids: Ids::default(),
             desks: Desks::default(),
             metrics: Arc::new(Metrics::new(&settings.model_name)),
+            responses: responses::Store::new(settings.limits.responses),
             stop_tokens,
             started_unix_s,
             settings,
@@ -129,6 +133,7 @@ fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
         .route("/v1/cluster", get(cluster::tell))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
+        .merge(responses::routes())
         .route_layer(from_fn_with_state(Arc::clone(api), auth::layer))
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// At which values a parameter changes nothing.
 #[derive(Clone, Copy, Debug)]
-enum Neutral {
+pub enum Neutral {
     /// It never changes the answer: whom it is for, how it is billed, where it is cached.
     Always,
     /// Only when it is not set.
@@ -23,7 +23,7 @@ enum Neutral {
 
 use Neutral::{Always, Bool, Empty, ListOfText, Numbers, Unset, Words};
 
-const BOTH: &[(&str, Neutral)] = &[
+pub const BOTH: &[(&str, Neutral)] = &[
     ("metadata", Always),
     ("prompt_cache_key", Always),
     ("safety_identifier", Always),
@@ -86,7 +86,7 @@ pub fn take_completions(fields: &mut Fields) -> Result<()> {
     take(fields, COMPLETIONS)
 }
 
-fn take(fields: &mut Fields, table: &[(&str, Neutral)]) -> Result<()> {
+pub fn take(fields: &mut Fields, table: &[(&str, Neutral)]) -> Result<()> {
     for (name, neutral) in table {
         match fields.take(name) {
             Some(node) if !neutral.holds(&node.value) => return Err(node.not_supported(neutral.to_string())),

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flotilla_shared::TokenId;
 use tokio::net::TcpListener;
 
-use crate::api::{Api, BodyLimits, Origins, router};
+use crate::api::{Api, BodyLimits, Origins, StoreLimits, router};
 use crate::board::Board;
 use crate::driver::DriverHandle;
 use crate::harmony::Harmony;
@@ -56,6 +56,8 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// A request that is not done by then ends. None: it takes the time that it takes.
     pub request_timeout: Option<Duration>,
+    /// What may be kept for `previous_response_id`.
+    pub responses: StoreLimits,
     /// After the order to stop, how long answers under way may take.
     pub drain: Duration,
 }
@@ -68,6 +70,7 @@ impl Default for Limits {
             connections: ConnectionLimits::default(),
             keep_alive: Duration::from_secs(15),
             request_timeout: None,
+            responses: StoreLimits::default(),
             drain: Duration::from_secs(30),
         }
     }

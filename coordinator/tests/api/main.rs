@@ -18,6 +18,7 @@ mod parameters;
 mod parrot;
 mod probes;
 mod refusals;
+mod responses;
 mod server;
 mod stops;
 mod tls;

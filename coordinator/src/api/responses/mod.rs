@@ -1,0 +1,186 @@
+//! `POST /v1/responses` and what belongs to it: the newer of OpenAI's APIs, in which an answer is a list of
+//! items and the server may remember a conversation. The way to the model is that of a chat; what differs is
+//! how requests are read, how answers are worded, and that responses are kept for a while (`store.rs`).
+
+mod answer;
+mod body;
+mod conversation;
+mod input;
+mod item;
+mod listing;
+mod output;
+mod request;
+mod store;
+mod tools;
+
+use std::sync::Arc;
+
+use axum::extract::{Path, RawQuery, State};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Extension, Json, Router};
+use flotilla_scheduler::ClientId;
+use flotilla_shared::TokenId;
+use serde_json::{Value, json};
+
+use super::encoding::at_desk;
+use super::error::ApiError;
+use super::fields::{FieldError, Node, Problem};
+use super::generate::{check_prompt, generate};
+use super::log::RequestLog;
+use super::reader::{ChatReader, Reader};
+use super::{Api, body as request_body};
+use crate::harmony::chat::{Chat, conversation as chat_conversation};
+use crate::harmony::render::PastAnalysis;
+use answer::{Answer, Keep};
+use body::Envelope;
+use input::Entry;
+use item::Item;
+use output::Output;
+use request::ResponsesRequest;
+pub use store::{Store, StoreLimits};
+use store::{Stored, Turn};
+
+pub fn routes() -> Router<Arc<Api>> {
+    Router::new()
+        .route("/v1/responses", post(create))
+        .route("/v1/responses/{id}", get(retrieve).delete(delete))
+        .route("/v1/responses/{id}/cancel", post(cancel))
+        .route("/v1/responses/{id}/input_items", get(input_items))
+}
+
+async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(log): Extension<RequestLog>,
+    request: axum::extract::Request,
+) -> Result<Response, ApiError> {
+    let body = request_body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let ResponsesRequest { options, instructions, input, previous, store, chat, echo } =
+        ResponsesRequest::read(body)?;
+    api.check_model(options.model.as_deref())?;
+    // For whom responses are kept, and to whom alone they are shown.
+    let client = log.client();
+    let previous = previous_turns(&api, client, previous.as_deref())?;
+    let input = resolve(&api, client, input)?;
+    let offered_tools = !chat.tools.is_empty();
+    let told = Told { instructions, previous: previous.clone(), input: input.clone() };
+    let prompt = render(&api, chat, told).await?;
+    check_prompt(&api, &prompt)?;
+    let reader =
+        || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
+    let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
+    let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
+    let envelope = Envelope::new(&api, echo);
+    let output = Output::new(Arc::clone(&api));
+    let keep = store.then_some(Keep { client, previous, input });
+    let answer = Answer { api, envelope, output, updates, log, keep };
+    if options.stream { Ok(answer.stream()) } else { answer.whole().await }
+}
+
+fn previous_turns(api: &Api, client: ClientId, id: Option<&str>) -> Result<Vec<Arc<Turn>>, ApiError> {
+    match id {
+        None => Ok(Vec::new()),
+        Some(id) => api
+            .responses
+            .get(client, id)
+            .map(|stored| stored.turns)
+            .ok_or_else(|| ApiError::PreviousNotFound { id: id.to_owned() }),
+    }
+}
+
+/// Names what has no name yet, and looks up what is referred to.
+fn resolve(api: &Api, client: ClientId, input: Vec<Entry>) -> Result<Vec<Item>, ApiError> {
+    let resolve = |entry| match entry {
+        Entry::Item(mut item) => {
+            if item.id.is_empty() {
+                item.id = api.ids.name(item.id_prefix());
+            }
+            Ok(item)
+        }
+        Entry::Reference { path, id } => {
+            api.responses.item(client, &id).ok_or(ApiError::ItemNotFound { path, id })
+        }
+    };
+    let items: Vec<Item> = input.into_iter().map(resolve).collect::<Result<_, _>>()?;
+    match conversation::stray_commentary(&items) {
+        Some(index) => {
+            let node = Node { path: format!("input[{index}].phase"), value: json!("commentary") };
+            Err(node.not_supported("\"commentary\" before a function_call").into())
+        }
+        None => Ok(items),
+    }
+}
+
+/// What the model is to be told beside tools.
+struct Told {
+    instructions: Option<String>,
+    previous: Vec<Arc<Turn>>,
+    input: Vec<Item>,
+}
+
+impl Told {
+    fn items(&self) -> Vec<&Item> {
+        self.previous.iter().flat_map(|turn| turn.items()).chain(&self.input).collect()
+    }
+}
+
+async fn render(api: &Arc<Api>, mut chat: Chat, told: Told) -> Result<Vec<TokenId>, ApiError> {
+    chat.current_date = Some((api.settings.current_date)());
+    at_desk(api, move |api| {
+        chat.messages = conversation::messages(told.instructions.as_deref(), &told.items());
+        let conversation =
+            chat_conversation(&chat).map_err(|error| conversation::conversation_error(error, &told.input))?;
+        Ok(api.harmony.render_for_completion(&conversation, PastAnalysis::default()))
+    })
+    .await
+}
+
+async fn retrieve(
+    State(api): State<Arc<Api>>,
+    Extension(log): Extension<RequestLog>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Response, ApiError> {
+    let stored = stored(&api, &log, &id)?;
+    listing::no_parameters(query.as_deref())?;
+    Ok(answer::json_response(&stored.body))
+}
+
+async fn delete(
+    State(api): State<Arc<Api>>,
+    Extension(log): Extension<RequestLog>,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    if !api.responses.remove(log.client(), &id) {
+        return Err(ApiError::ResponseNotFound { id });
+    }
+    Ok(Json(json!({"id": id, "object": "response", "deleted": true})))
+}
+
+/// Responses are made while their client waits, and end when it leaves.
+async fn cancel(
+    State(api): State<Arc<Api>>,
+    Extension(log): Extension<RequestLog>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    stored(&api, &log, &id)?;
+    let what = format!(
+        "{id:?} was not made in the background, and only such a response can be cancelled\n\
+         hint: to end a response that is being made, close its connection"
+    );
+    Err(FieldError { path: "response_id".to_owned(), problem: Problem::Invalid(what) }.into())
+}
+
+async fn input_items(
+    State(api): State<Arc<Api>>,
+    Extension(log): Extension<RequestLog>,
+    Path(id): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Result<Json<Value>, ApiError> {
+    let stored = stored(&api, &log, &id)?;
+    Ok(Json(listing::list(&stored, query.as_deref())?))
+}
+
+fn stored(api: &Api, log: &RequestLog, id: &str) -> Result<Stored, ApiError> {
+    api.responses.get(log.client(), id).ok_or_else(|| ApiError::ResponseNotFound { id: id.to_owned() })
+}
