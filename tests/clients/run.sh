@@ -39,12 +39,12 @@ source "$here/servers.sh"
 trap stop_servers EXIT
 
 run_python() {
-    "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider --tb=short -c "$here/python/pytest.ini" \
+    "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider --tb=native -c "$here/python/pytest.ini" \
         --rootdir "$here/python" --junitxml "$reports/python.xml" "$here/python"
 }
 
 run_js() {
-    (cd "$folder/js" && timeout 180 node --test --test-reporter=spec --test-reporter-destination=stdout \
+    (cd "$folder/js" && timeout 180 node --test --test-concurrency=1 --test-reporter=spec --test-reporter-destination=stdout \
         --test-reporter=junit --test-reporter-destination="$reports/js.xml" ./*.test.mjs)
 }
 

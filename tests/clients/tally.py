@@ -1,6 +1,7 @@
 """Adds up what the parts of run.sh reported (JUnit files), and names every failure once more, in one list: the
 client, the test, what was said. A part that left no report, or an empty one, counts as one failure."""
 
+import html
 import pathlib
 import sys
 import xml.etree.ElementTree as xml
@@ -17,7 +18,8 @@ def failure_of(case):
 
 
 def shorten(text):
-    lines = [line for line in text.strip().splitlines() if line.strip()]
+    # Node's reporter escapes twice.
+    lines = [line for line in html.unescape(text).strip().splitlines() if line.strip()]
     more = [f"... and {len(lines) - LINES_MAX} lines more"] if len(lines) > LINES_MAX else []
     return "\n    ".join(lines[:LINES_MAX] + more)
 
