@@ -30,7 +30,7 @@ logs="$folder/logs"
 rm -rf "$reports" "$logs"
 mkdir -p "$reports" "$logs"
 # A proxy of the machine is not for loopback, and a client must not find somebody's real key.
-export NO_PROXY=127.0.0.1 no_proxy=127.0.0.1 OPENAI_API_KEY=none OPENAI_AGENTS_DISABLE_TRACING=1
+export PYTHONDONTWRITEBYTECODE=1 NO_PROXY=127.0.0.1 no_proxy=127.0.0.1 OPENAI_API_KEY=none OPENAI_AGENTS_DISABLE_TRACING=1
 
 # shellcheck source=install.sh
 source "$here/install.sh"
@@ -39,7 +39,7 @@ source "$here/servers.sh"
 trap stop_servers EXIT
 
 run_python() {
-    "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider --tb=native -c "$here/python/pytest.ini" \
+    timeout 400 "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider --tb=native -c "$here/python/pytest.ini" \
         --rootdir "$here/python" --junitxml "$reports/python.xml" "$here/python"
 }
 
@@ -51,8 +51,9 @@ run_js() {
 # A context of 512 tokens and a limit of time: whatever is asked for ends soon. See README.md for what is
 # checked and what is not.
 run_fuzz() {
-    (cd "$folder" && timeout 420 "$folder/venv/bin/st" --config-file "$here/schemathesis.toml" run \
-        "$FLOTILLA_SMALL_URL/openapi.json" --report junit --report-junit-path "$reports/fuzz.xml")
+    (cd "$folder" && SCHEMATHESIS_HOOKS=fuzz_hooks PYTHONPATH="$here" timeout 420 "$folder/venv/bin/st" \
+        --config-file "$here/schemathesis.toml" run "$FLOTILLA_SMALL_URL/openapi.json" \
+        --report junit --report-junit-path "$reports/fuzz.xml")
 }
 
 for part in "${parts[@]}"; do
