@@ -40,10 +40,13 @@ def test_every_reference_leads_somewhere_and_every_schema_is_used(document):
     assert not kept - used, "described, but used nowhere"
 
 
+def source():
+    """Of the API, without the tests in it."""
+    return "\n".join(path.read_text().split("#[cfg(test)]")[0] for path in sorted(API.rglob("*.rs")))
+
+
 def routes_in_source():
-    text = "\n".join(path.read_text() for path in sorted(API.rglob("*.rs")))
-    # Up to the tests of a file, whose routes are their own.
-    found = re.findall(r"\.route\(\s*\"([^\"]+)\"", text)
+    found = re.findall(r"\.route\(\s*\"([^\"]+)\"", source())
     return {re.sub(r"\{\*?(\w+)\}", "{}", path) for path in found if not PAGES.match(path)}
 
 
@@ -61,6 +64,33 @@ def test_the_methods_of_every_path_are_those_that_the_server_allows(document, ht
         assert answer.status_code == 405, f"PATCH {path} answers {answer.status_code}"
         allowed = {method.strip() for method in answer.headers["allow"].split(",")} - {"HEAD", "OPTIONS"}
         assert described == allowed, f"{path}: described {described}, allowed {allowed}"
+
+
+def names_in(node):
+    """Of all properties and parameters that are described, wherever they stand."""
+    if isinstance(node, dict):
+        yield from node.get("properties", ())
+        yield from (entry["name"] for entry in node.get("parameters", ()) if "name" in entry)
+        node = list(node.values())
+    if isinstance(node, list):
+        for inner in node:
+            yield from names_in(inner)
+
+
+def names_in_source():
+    """Of the fields that are taken from bodies and queries, as far as the source names them where it takes them."""
+    text = source()
+    taken = re.findall(r"\.(?:take|require)\(\s*\"(\w+)\"", text)
+    numbers = re.findall(r"number\(fields, \"(\w+)\"", text)
+    neutral = re.findall(r"\(\"(\w+)\", (?:Neutral::)?(?:Always|Unset|Bool|Numbers|Words|Empty|TypeText|ListOfText)\b", text)
+    lists = re.findall(r"for name in \[([^\]]*)\]", text)
+    return {*taken, *numbers, *neutral, *re.findall(r"\"(\w+)\"", " ".join(lists))}
+
+
+def test_each_parameter_that_the_source_reads_is_in_it(document):
+    read = names_in_source()
+    assert len(read) > 80, f"too few were found in {API}: {sorted(read)}"
+    assert not read - set(names_in(document))
 
 
 # The least that each endpoint takes.
