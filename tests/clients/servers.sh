@@ -47,10 +47,13 @@ make_keys() {
     make_key narrow "concurrent = 1"
 }
 
-# make_key NAME [LIMIT]
+# make_key NAME [LIMIT]: the entry is printed on stdout, the key itself, this once, as the last line of stderr.
 make_key() {
-    local key="sk-$1-$(head -c 16 /dev/urandom | od -An -tx1 | tr -d ' \n')"
-    local hash="$(printf '%s' "$key" | sha256sum | cut -d' ' -f1)"
-    printf '[[key]]\nname = "%s"\nsha256 = "%s"\n%s\n\n' "$1" "$hash" "${2:-}" >>"$folder/keys.toml"
-    export "FLOTILLA_KEY_${1^^}=$key"
+    local entry
+    if ! entry="$("$flotilla" key "$1" 2>"$logs/key")"; then
+        echo "flotilla key $1: $(tail -3 "$logs/key")" >&2
+    fi
+    printf '%s\n%s\n\n' "$entry" "${2:-}" >>"$folder/keys.toml"
+    export "FLOTILLA_KEY_$1=$(tail -n 1 "$logs/key")"
+    rm -f "$logs/key"
 }

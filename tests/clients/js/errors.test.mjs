@@ -28,12 +28,12 @@ test('a wrong key is no key', async () => {
 });
 
 test('the right key is served', async () => {
-  const answer = await ask(keyed(process.env.FLOTILLA_KEY_FREE));
+  const answer = await ask(keyed(process.env.FLOTILLA_KEY_free));
   assert.equal(answer.usage.completion_tokens, 1);
 });
 
 test('requests per minute are limited, and the refusal says when to come back', async () => {
-  const over = keyed(process.env.FLOTILLA_KEY_SLOW);
+  const over = keyed(process.env.FLOTILLA_KEY_slow);
   const refused = (async () => {
     for (let request = 0; request < 3; request += 1) await ask(over);
   })();

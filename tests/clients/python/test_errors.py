@@ -16,7 +16,7 @@ def ask(client, model="flotilla-demo", **parameters):
 @pytest.fixture(scope="session")
 def keys(keyed_url):
     """The keys that run.sh made: one without limits, others that each have one."""
-    return {name: os.environ[f"FLOTILLA_KEY_{name.upper()}"] for name in ("free", "slow", "short", "narrow")}
+    return {name: os.environ[f"FLOTILLA_KEY_{name}"] for name in ("free", "slow", "short", "narrow")}
 
 
 WRONG = [
