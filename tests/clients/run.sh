@@ -44,7 +44,8 @@ run_python() {
 }
 
 run_js() {
-    (cd "$folder/js" && timeout 180 node --test --test-concurrency=1 --test-reporter=spec --test-reporter-destination=stdout \
+    (cd "$folder/js" && timeout 180 node --test --test-concurrency=1 \
+        --test-reporter=spec --test-reporter-destination=stdout \
         --test-reporter=junit --test-reporter-destination="$reports/js.xml" ./*.test.mjs)
 }
 
