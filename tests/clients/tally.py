@@ -7,19 +7,22 @@ import sys
 import xml.etree.ElementTree as xml
 
 LINES_MAX = 12
+COLUMNS_MAX = 400
 
 
 def failure_of(case):
     for kind in ("failure", "error"):
         found = case.find(kind)
         if found is not None:
-            return found.get("message") or found.text or "no reason was given"
+            message, text = found.get("message") or "", found.text or ""
+            # Some runners have a word there, and the reason below.
+            return (message if " " in message else f"{message}: {text}") or "no reason was given"
     return None
 
 
 def shorten(text):
     # Node's reporter escapes twice.
-    lines = [line for line in html.unescape(text).strip().splitlines() if line.strip()]
+    lines = [line[:COLUMNS_MAX] for line in html.unescape(text).strip().splitlines() if line.strip()]
     more = [f"... and {len(lines) - LINES_MAX} lines more"] if len(lines) > LINES_MAX else []
     return "\n    ".join(lines[:LINES_MAX] + more)
 
