@@ -72,6 +72,7 @@ pub enum ApiError {
 /// When a client refused for want of room, or of workers, should try again.
 const RETRY_AFTER_S: u32 = 1;
 const RETRY_AFTER_LOADING_S: u32 = 5;
+const MESSAGE_CHARS_MAX: usize = 1000;
 
 impl ApiError {
     pub fn status(&self) -> StatusCode {
@@ -160,9 +161,9 @@ impl ApiError {
 
     pub fn to_json(&self) -> Value {
         json!({"error": {
-            "message": self.to_string(),
+            "message": shortened(&self.to_string()),
             "type": self.kind(),
-            "param": self.param(),
+            "param": self.param().map(shortened),
             "code": self.code(),
         }})
     }
@@ -175,6 +176,14 @@ fn room_after_s(exceeded: &Exceeded) -> u32 {
             wait.as_secs_f64().ceil().max(1.0) as u32
         }
         Exceeded::Concurrent { .. } => RETRY_AFTER_S,
+    }
+}
+
+/// An error names what was sent, which may be megabytes.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MESSAGE_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
     }
 }
 

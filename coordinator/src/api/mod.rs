@@ -24,6 +24,7 @@ mod logprobs;
 mod metrics;
 mod models;
 mod neutral;
+mod openapi;
 mod options;
 mod page;
 mod probes;
@@ -144,6 +145,7 @@ fn open() -> Router<Arc<Api>> {
         .route("/ready", get(probes::ready))
         .route("/version", get(probes::version))
         .route("/metrics", get(metrics::tell))
+        .route("/openapi.json", get(openapi::document))
         .merge(page::routes())
 }
 
