@@ -5,6 +5,7 @@
 mod answer;
 mod body;
 mod conversation;
+mod format;
 mod input;
 mod item;
 mod listing;

@@ -4,11 +4,14 @@
 use flotilla_shared::sampling::TOP_LOGPROBS_MAX;
 use serde_json::{Map, Value, json};
 
+use super::format::{self, Text};
 use super::input::{self, Entry};
 use super::tools;
 use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
+use crate::api::form::{self, Bound};
 use crate::api::neutral::{self, Neutral, supported_word};
 use crate::api::options::Options;
+use crate::guide::Form;
 use crate::harmony::Effort;
 use crate::harmony::chat::Chat;
 
@@ -67,17 +70,20 @@ impl ResponsesRequest {
         let store = fields.take("store").map_or(Ok(true), Node::bool)?;
         let effort = fields.take("reasoning").map_or(Ok(Effort::default()), reasoning)?;
         let tools = tools::read(&mut fields)?;
-        fields.take("text").map(text).transpose()?;
+        let text = fields.take("text").map_or(Ok(Text::default()), format::read)?;
         let logprobs = logprobs(&mut fields)?;
         harmless(&mut fields)?;
         let mut options = options(&mut fields)?;
         options.choosing.logprobs = logprobs;
+        let bound: Vec<_> = text.bound.into_iter().chain(form::structured_outputs(&mut fields)?).collect();
+        let (forms, choice) = (tools.forms.clone(), tools.choice.clone());
+        options.bind(Bound::Turn(Form { response: form::one_of(bound)?, tools: forms, choice }))?;
         fields.finish()?;
         echo.insert("reasoning".to_owned(), json!({"effort": effort.as_str(), "summary": null}));
-        echo.insert("text".to_owned(), json!({"format": {"type": "text"}, "verbosity": "medium"}));
+        echo.insert("text".to_owned(), text.echo);
         echo.insert("tools".to_owned(), tools.echo.clone());
         echo.insert("tool_choice".to_owned(), tools.choice_echo.clone());
-        let chat = Chat { tools: tools.offered, effort, ..Chat::default() };
+        let chat = Chat { tools: tools.offered, effort, response_format: text.told, ..Chat::default() };
         Ok(ResponsesRequest { options, instructions, input, previous, store, chat, echo })
     }
 }
@@ -155,16 +161,6 @@ fn reasoning(node: Node) -> Result<Effort> {
         "high" => Effort::High,
         _ => Effort::Medium,
     })
-}
-
-fn text(node: Node) -> Result<()> {
-    let mut fields = node.object()?;
-    let accepted = json!({"type": "text"});
-    if let Some(format) = fields.take("format").filter(|node| node.value != accepted) {
-        return Err(format.not_supported(accepted.to_string()));
-    }
-    neutral::take(&mut fields, &[("verbosity", Neutral::Words(&["medium"]))])?;
-    fields.finish()
 }
 
 /// How many of the likeliest tokens are to be told beside each of the answer's. None: not even that one.

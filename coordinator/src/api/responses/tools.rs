@@ -1,16 +1,22 @@
 //! `tools`, `tool_choice` and `parallel_tool_calls`: functions only. Tools that OpenAI runs itself are refused
 //! by name; there is nothing here to run them.
+//!
+//! A function is bound to its schema where its client says `strict`, and not where it says nothing.
 
 use serde_json::{Value, json};
 
 use crate::api::fields::{Fields, Node, Result};
+use crate::api::form::schema;
 use crate::api::neutral::{self, Neutral, supported_word};
+use crate::guide::{ToolChoice, ToolForm};
 use crate::harmony::FunctionTool;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tools {
     /// Which the model is told of: none if the client forbids calls. What it does not know it cannot call.
     pub offered: Vec<FunctionTool>,
+    pub forms: Vec<ToolForm>,
+    pub choice: ToolChoice,
     /// As the answer repeats them.
     pub echo: Value,
     pub choice_echo: Value,
@@ -39,53 +45,90 @@ const KINDS_NOT_SUPPORTED: &[&str] = &[
     "web_search_preview_2025_03_11",
 ];
 
+const CHOICES_NOT_SUPPORTED: &[&str] = &[
+    "allowed_tools",
+    "apply_patch",
+    "code_interpreter",
+    "computer",
+    "computer_use_preview",
+    "custom",
+    "file_search",
+    "image_generation",
+    "mcp",
+    "programmatic_tool_calling",
+    "shell",
+    "web_search_preview",
+    "web_search_preview_2025_03_11",
+];
+
 const FUNCTION: &[(&str, Neutral)] = &[
     ("allowed_callers", Neutral::Unset),
     ("async", Neutral::Bool(false)),
     ("defer_loading", Neutral::Bool(false)),
     ("output_schema", Neutral::Unset),
-    ("strict", Neutral::Bool(false)),
 ];
 
 pub fn read(fields: &mut Fields) -> Result<Tools> {
     let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
-    let tools: Vec<FunctionTool> = tools.into_iter().map(tool).collect::<Result<_>>()?;
+    let tools: Vec<(FunctionTool, ToolForm)> = tools.into_iter().map(tool).collect::<Result<_>>()?;
     let echo = tools.iter().map(echo).collect();
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
-    let choice = fields.take("tool_choice").map_or(Ok("auto"), choice)?;
-    let offered = if choice == "none" { Vec::new() } else { tools };
-    Ok(Tools { offered, echo, choice_echo: json!(choice) })
+    let choice = fields.take("tool_choice").map_or(Ok(ToolChoice::Auto), choice)?;
+    let choice_echo = choice_echo(&choice);
+    let tools = if choice == ToolChoice::None { Vec::new() } else { tools };
+    let (offered, forms) = tools.into_iter().unzip();
+    Ok(Tools { offered, forms, choice, echo, choice_echo })
 }
 
-fn tool(node: Node) -> Result<FunctionTool> {
+fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
     let mut fields = node.object()?;
     supported_word(fields.require("type")?, &["function"], KINDS_NOT_SUPPORTED)?;
     let name = fields.require("name")?.string()?;
     let description = fields.take("description").map_or(Ok(String::new()), Node::string)?;
+    let path = fields.path_of("parameters");
     let parameters = fields.take("parameters").map(schema).transpose()?;
+    let strict = fields.take("strict").map_or(Ok(false), Node::bool)?;
     neutral::take(&mut fields, FUNCTION)?;
     fields.finish()?;
-    Ok(FunctionTool { name, description, parameters })
+    let form = ToolForm { name: name.clone(), parameters: parameters.clone(), strict, path };
+    Ok((FunctionTool { name, description, parameters }, form))
 }
 
-fn schema(node: Node) -> Result<Value> {
-    if node.value.is_object() { Ok(node.value) } else { Err(node.unexpected("a JSON schema, an object")) }
-}
-
-fn choice(node: Node) -> Result<&'static str> {
+fn choice(node: Node) -> Result<ToolChoice> {
     if node.value.is_object() {
-        return Err(node.not_supported("\"auto\" or \"none\""));
+        return named(node);
     }
-    supported_word(node, &["auto", "none"], &["required"])
+    Ok(match node.word(&["auto", "none", "required"])? {
+        "none" => ToolChoice::None,
+        "required" => ToolChoice::Required,
+        _ => ToolChoice::Auto,
+    })
 }
 
-fn echo(tool: &FunctionTool) -> Value {
+fn named(node: Node) -> Result<ToolChoice> {
+    let mut fields = node.object()?;
+    supported_word(fields.require("type")?, &["function"], CHOICES_NOT_SUPPORTED)?;
+    let name = fields.require("name")?.string()?;
+    fields.finish()?;
+    Ok(ToolChoice::Named(name))
+}
+
+fn choice_echo(choice: &ToolChoice) -> Value {
+    match choice {
+        ToolChoice::Auto => json!("auto"),
+        ToolChoice::None => json!("none"),
+        ToolChoice::Required => json!("required"),
+        ToolChoice::Named(name) => json!({"type": "function", "name": name}),
+    }
+}
+
+fn echo((tool, form): &(FunctionTool, ToolForm)) -> Value {
     json!({
         "type": "function",
         "name": tool.name,
         "description": tool.description,
         "parameters": tool.parameters,
-        "strict": false,
+        "strict": form.strict,
     })
 }

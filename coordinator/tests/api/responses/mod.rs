@@ -3,6 +3,7 @@
 
 mod answers;
 mod events;
+mod forms;
 mod memory;
 mod refusals;
 
