@@ -9,29 +9,31 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Their heading in the help.
+const FRONT: &str = "The API's front";
+
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "The API's front")]
 pub struct FrontArgs {
     /// Keys of those who may ask; `flotilla key NAME` makes entries [default: everybody may]
-    #[arg(long, value_name = "FILE")]
+    #[arg(help_heading = FRONT, long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
     /// Certificate chain, PEM: the API is served over https
-    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    #[arg(help_heading = FRONT, long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
     /// Private key of the certificate, PEM
-    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    #[arg(help_heading = FRONT, long, value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
     /// Origin whose pages may ask, or * for all; may be given several times
-    #[arg(long, value_name = "ORIGIN")]
+    #[arg(help_heading = FRONT, long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Seconds that a request may take, queue and answer together; 0 is without end
-    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0)]
     request_timeout: u64,
     /// Connections at once; more wait
-    #[arg(long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
     /// Bytes of a request's body at most
-    #[arg(long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
+    #[arg(help_heading = FRONT, long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     body_bytes_max: u32,
 }
 
