@@ -105,7 +105,6 @@ pub async fn generate(
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: options.salt,
-            ..Generation::default()
         };
         let tokens = api.driver.submit(generation).await?;
         let choice = Choice::new(api, tokens, reader(), prompt.len(), log.clone());

@@ -1,5 +1,6 @@
 //! One turn of the assistant under a form: messages of thought as many as it likes, then one message that
-//! ends the turn, an answer or a call, whose text is bound where the form says so.
+//! ends the turn, an answer or a call, whose text is bound where the form says so. Where a call must be made
+//! there is one thought at most and no preamble: a model that would not call puts it off for ever.
 
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ struct Plan {
     vocabulary: Arc<Vocabulary>,
     /// None: raw text, all of it the answer.
     headers: Option<Headers>,
+    /// Those behind a thought, where they are others.
+    behind_thought: Option<Headers>,
     answer: Option<Arc<Compiled>>,
     /// By the place of the tool in the form; none: its arguments are free.
     calls: Vec<Option<Arc<Compiled>>>,
@@ -36,15 +39,17 @@ impl Shared {
         for (place, tool) in form.callable().filter(|(_, tool)| tool.strict || form.must_call()) {
             calls[place] = Some(self.compiled(&arguments(tool))?);
         }
-        let headers = Some(headers(&compiler.vocabulary, form));
         let vocabulary = Arc::clone(&compiler.vocabulary);
-        Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers, answer, calls }) })
+        let headers = Some(headers(&vocabulary, form));
+        let behind_thought = form.must_call().then(|| call_headers(&vocabulary, form));
+        Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers, behind_thought, answer, calls }) })
     }
 
     pub(super) fn text(&self, source: &Source) -> Result<Pattern, FormError> {
         let vocabulary = Arc::clone(&self.compiler().vocabulary);
         let answer = Some(self.compiled(source)?);
-        Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers: None, answer, calls: Vec::new() }) })
+        let plan = Plan { vocabulary, headers: None, behind_thought: None, answer, calls: Vec::new() };
+        Ok(Pattern { plan: Arc::new(plan) })
     }
 
     fn compiler(&self) -> &Compiler {
@@ -70,17 +75,22 @@ fn arguments(tool: &ToolForm) -> Source {
     Source { path: tool.path.clone(), grammar: Grammar::Json { schema, strict: tool.strict } }
 }
 
-/// Preambles are left out where the answer has a form: clients read both as one text.
-fn headers(vocabulary: &Vocabulary, form: &Form) -> Headers {
+fn call_headers(vocabulary: &Vocabulary, form: &Form) -> Headers {
     let mut headers = Headers::new(vocabulary);
-    headers.allow_reasoning(vocabulary);
     for (place, tool) in form.callable() {
         headers.allow_call(vocabulary, place, &tool.name);
     }
-    if form.response.is_none() && form.callable().next().is_some() {
-        headers.allow_preamble(vocabulary);
-    }
+    headers
+}
+
+/// Preambles are left out where the answer has a form: clients read both as one text.
+fn headers(vocabulary: &Vocabulary, form: &Form) -> Headers {
+    let mut headers = call_headers(vocabulary, form);
+    headers.allow_reasoning(vocabulary);
     if !form.must_call() {
+        if form.response.is_none() && form.callable().next().is_some() {
+            headers.allow_preamble(vocabulary);
+        }
         let json = |source: &Source| matches!(source.grammar, Grammar::Json { .. });
         headers.allow_answer(vocabulary, form.response.as_ref().is_some_and(json));
     }
@@ -92,7 +102,7 @@ impl Pattern {
     pub fn guide(&self) -> Box<dyn Guide> {
         let plan = Arc::clone(&self.plan);
         let phase = match &plan.headers {
-            Some(_) => Phase::Header(OPENING),
+            Some(_) => Phase::Header { place: OPENING, thought: false },
             None => plan.text(plan.answer.as_ref(), plan.vocabulary.special.end_of_text),
         };
         Box::new(Turn { plan, phase })
@@ -105,7 +115,11 @@ struct Turn {
 }
 
 enum Phase {
-    Header(Place),
+    Header {
+        place: Place,
+        /// Behind a thought.
+        thought: bool,
+    },
     /// Text that nothing binds, up to the token that ends it.
     Free {
         closing: TokenId,
@@ -118,7 +132,7 @@ enum Phase {
 impl Guide for Turn {
     fn advance(&mut self, token: TokenId) {
         let next = match &mut self.phase {
-            Phase::Header(place) => Some(self.plan.behind_header(*place, token)),
+            Phase::Header { place, thought } => Some(self.plan.behind_header(*place, *thought, token)),
             Phase::Free { closing, .. } => (token == *closing).then(|| self.plan.behind_message(token)),
             Phase::Bound(body) if token == body.closing() => Some(Phase::Over),
             Phase::Bound(body) => {
@@ -134,7 +148,7 @@ impl Guide for Turn {
 
     fn mask(&mut self) -> Option<TokenMask> {
         Some(match &mut self.phase {
-            Phase::Header(place) => self.plan.headers.as_ref()?.mask(*place),
+            Phase::Header { place, thought } => self.plan.headers(*thought)?.mask(*place),
             Phase::Free { mask, .. } => mask.clone(),
             Phase::Bound(body) => body.mask(),
             Phase::Over => TokenMask::from_iter([self.plan.vocabulary.special.return_]),
@@ -143,16 +157,20 @@ impl Guide for Turn {
 }
 
 impl Plan {
-    fn behind_header(&self, place: Place, token: TokenId) -> Phase {
+    fn headers(&self, thought: bool) -> Option<&Headers> {
+        self.behind_thought.as_ref().filter(|_| thought).or(self.headers.as_ref())
+    }
+
+    fn behind_header(&self, place: Place, thought: bool, token: TokenId) -> Phase {
         let Some((headers, place)) =
-            self.headers.as_ref().and_then(|headers| Some((headers, headers.step(place, token)?)))
+            self.headers(thought).and_then(|headers| Some((headers, headers.step(place, token)?)))
         else {
             tracing::warn!(token, "a token left the headers that the form allows; the turn ends here");
             return Phase::Over;
         };
         let special = &self.vocabulary.special;
         match headers.opens(place) {
-            None => Phase::Header(place),
+            None => Phase::Header { place, thought },
             Some(Message::Reasoning | Message::Preamble) => self.text(None, special.end),
             Some(Message::Answer) => self.text(self.answer.as_ref(), special.return_),
             Some(Message::Call(tool)) => self.text(self.calls[tool].as_ref(), special.call),
@@ -171,8 +189,10 @@ impl Plan {
 
     /// Behind a free message that `closing` ended.
     fn behind_message(&self, closing: TokenId) -> Phase {
-        match &self.headers {
-            Some(headers) if closing == self.vocabulary.special.end => Phase::Header(headers.next()),
+        match self.headers(true) {
+            Some(headers) if closing == self.vocabulary.special.end => {
+                Phase::Header { place: headers.next(), thought: true }
+            }
             Some(_) | None => Phase::Over,
         }
     }

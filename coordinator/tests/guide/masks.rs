@@ -65,8 +65,10 @@ fn a_required_call_is_one_of_the_tools_and_follows_its_schema() {
     assert!(may_say(guide, &format!("{in_short}{{\"city\":\"Oslo\"}}<|call|>")));
     let in_shorter = "<|channel|>commentary to=functions.get_weather<|message|>";
     assert!(may_say(guide, &format!("{in_shorter}{{\"city\":\"Oslo\"}}<|call|>")));
-    assert!(may_say(guide, "<|channel|>commentary<|message|>I will look.<|end|><|start|>assistant"));
     for no in [
+        // What would put the call off: a preamble, and a second thought.
+        "<|channel|>commentary<|message|>I will look.".to_owned(),
+        format!("{THINKS}<|channel|>analysis"),
         "<|channel|>final".to_owned(),
         "<|channel|>commentary <|constrain|>json".to_owned(),
         " to=functions.get_weather<|channel|>commentary<|constrain|>xml".to_owned(),
