@@ -1,7 +1,7 @@
 //! `POST /v1/chat/completions`: messages in, a message out, in between harmony.
 
 mod request;
-mod tools;
+pub(super) mod tools;
 mod wording;
 
 use std::sync::Arc;

@@ -11,7 +11,7 @@ use crate::guide::{ToolChoice, ToolForm};
 use crate::harmony::FunctionTool;
 
 /// OpenAI's limit.
-const TOOLS_MAX: usize = 128;
+pub const TOOLS_MAX: usize = 128;
 
 #[derive(Debug, Default)]
 pub struct Tools {
@@ -24,7 +24,7 @@ pub struct Tools {
 pub fn read(fields: &mut Fields) -> Result<Tools> {
     let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
     let tools: Vec<(FunctionTool, ToolForm)> = tools.into_iter().map(tool).collect::<Result<_>>()?;
-    let choice = fields.take("tool_choice").map_or(Ok(ToolChoice::Auto), choice)?;
+    let choice = fields.take("tool_choice").map_or(Ok(ToolChoice::Auto), |node| choice(node, named))?;
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
     if choice == ToolChoice::None {
         return Ok(Tools { choice, ..Tools::default() });
@@ -33,7 +33,8 @@ pub fn read(fields: &mut Fields) -> Result<Tools> {
     Ok(Tools { offered, forms, choice })
 }
 
-fn choice(node: Node) -> Result<ToolChoice> {
+/// `named` reads the choice of one function, which the APIs word differently.
+pub fn choice(node: Node, named: fn(Node) -> Result<ToolChoice>) -> Result<ToolChoice> {
     if node.value.is_object() {
         return named(node);
     }

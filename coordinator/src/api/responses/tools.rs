@@ -5,6 +5,7 @@
 
 use serde_json::{Value, json};
 
+use crate::api::chat::tools::{TOOLS_MAX, choice};
 use crate::api::fields::{Fields, Node, Result};
 use crate::api::form::schema;
 use crate::api::neutral::{self, Neutral, supported_word};
@@ -21,9 +22,6 @@ pub struct Tools {
     pub echo: Value,
     pub choice_echo: Value,
 }
-
-/// OpenAI's limit.
-const TOOLS_MAX: usize = 128;
 
 const KINDS_NOT_SUPPORTED: &[&str] = &[
     "apply_patch",
@@ -74,7 +72,7 @@ pub fn read(fields: &mut Fields) -> Result<Tools> {
     let echo = tools.iter().map(echo).collect();
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
-    let choice = fields.take("tool_choice").map_or(Ok(ToolChoice::Auto), choice)?;
+    let choice = fields.take("tool_choice").map_or(Ok(ToolChoice::Auto), |node| choice(node, named))?;
     let choice_echo = choice_echo(&choice);
     let tools = if choice == ToolChoice::None { Vec::new() } else { tools };
     let (offered, forms) = tools.into_iter().unzip();
@@ -93,17 +91,6 @@ fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
     fields.finish()?;
     let form = ToolForm { name: name.clone(), parameters: parameters.clone(), strict, path };
     Ok((FunctionTool { name, description, parameters }, form))
-}
-
-fn choice(node: Node) -> Result<ToolChoice> {
-    if node.value.is_object() {
-        return named(node);
-    }
-    Ok(match node.word(&["auto", "none", "required"])? {
-        "none" => ToolChoice::None,
-        "required" => ToolChoice::Required,
-        _ => ToolChoice::Auto,
-    })
 }
 
 fn named(node: Node) -> Result<ToolChoice> {
