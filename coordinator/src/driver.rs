@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::group::{Group, GroupError};
-use guides::{Guided, Guides};
+use guides::{Guided, Guides, Settled};
 use handle::{Admission, Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
@@ -224,8 +224,10 @@ impl<G: Group> Driver<G> {
     fn guided(&mut self, guided: Vec<Guided>) {
         for guided in guided {
             let sequence = guided.sequence;
-            if self.guides.settle(guided) {
-                self.tell(Event::Masked(sequence));
+            match self.guides.settle(guided) {
+                Settled::Ready => self.tell(Event::Masked(sequence)),
+                Settled::Lost => self.fail(sequence, Failure::GuideLost),
+                Settled::Ended => {}
             }
         }
     }
@@ -266,8 +268,13 @@ impl<G: Group> Driver<G> {
     }
 
     fn fail_all(&mut self, failure: Failure) {
-        for (sequence, stream) in std::mem::take(&mut self.streams) {
-            stream.say(TokenEvent::Failed(failure.clone()));
+        let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
+        sequences.into_iter().for_each(|sequence| self.fail(sequence, failure.clone()));
+    }
+
+    fn fail(&mut self, sequence: SequenceId, failure: Failure) {
+        if let Some(stream) = self.streams.remove(&sequence) {
+            stream.say(TokenEvent::Failed(failure));
             self.guides.end(sequence);
             self.tell(Event::Cancelled(sequence));
         }

@@ -220,6 +220,7 @@ impl From<Refusal> for ApiError {
                 ApiError::ContextLength { prompt_tokens: tokens, context_tokens_max: tokens_max + 1 }
             }
             Refusal::Rejected(rejection) => ApiError::Internal(format!("{rejection:?}")),
+            Refusal::GuideLost => ApiError::Failed(Failure::GuideLost),
             Refusal::Stopped => ApiError::Failed(Failure::Stopped),
         }
     }

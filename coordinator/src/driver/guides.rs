@@ -3,6 +3,7 @@
 //! the sequences stay together. What the masks mean is the guides' business.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use flotilla_shared::step::TokenMask;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
@@ -27,7 +28,18 @@ impl Ready {
 /// One that came back.
 pub struct Guided {
     pub sequence: SequenceId,
-    ready: Ready,
+    /// None: the guide panicked.
+    ready: Option<Ready>,
+}
+
+/// What became of a guide that came back.
+pub enum Settled {
+    /// The mask is there.
+    Ready,
+    /// The sequence cannot go on.
+    Lost,
+    /// The sequence has ended meanwhile.
+    Ended,
 }
 
 pub struct Guides {
@@ -80,8 +92,12 @@ impl Guides {
         let (leaving, back) = (std::mem::take(&mut self.leaving), self.back_in.clone());
         tokio::task::spawn_blocking(move || {
             let arrive = |(sequence, mut guide, token): (SequenceId, Box<dyn Guide>, TokenId)| {
-                guide.advance(token);
-                Guided { sequence, ready: Ready::prepare(guide) }
+                let advance = AssertUnwindSafe(|| {
+                    guide.advance(token);
+                    Ready::prepare(guide)
+                });
+                // A mistake in one guide is no reason for the others not to come back.
+                Guided { sequence, ready: catch_unwind(advance).ok() }
             };
             // The driver may be gone meanwhile.
             let _ = back.send(leaving.into_iter().map(arrive).collect());
@@ -93,14 +109,14 @@ impl Guides {
         self.back.recv().await.expect("a sender is held here")
     }
 
-    /// Whether the sequence is still there.
-    pub fn settle(&mut self, guided: Guided) -> bool {
-        match self.guides.get_mut(&guided.sequence) {
-            Some(place) => {
-                *place = Some(guided.ready);
-                true
+    pub fn settle(&mut self, guided: Guided) -> Settled {
+        match (self.guides.get_mut(&guided.sequence), guided.ready) {
+            (None, _) => Settled::Ended,
+            (Some(_), None) => Settled::Lost,
+            (Some(place), Some(ready)) => {
+                *place = Some(ready);
+                Settled::Ready
             }
-            None => false,
         }
     }
 }

@@ -47,6 +47,8 @@ pub enum TokenEvent {
 pub enum Failure {
     #[error("the workers of the model were lost: {0}")]
     GroupLost(GroupError),
+    #[error("what keeps the answer to its form failed, by a mistake of the server's")]
+    GuideLost,
     #[error("the server is stopping")]
     Stopped,
 }
@@ -58,6 +60,8 @@ pub enum Refusal {
     NotReady(Readiness),
     #[error("the scheduler refused the request: {0:?}")]
     Rejected(Rejection),
+    #[error("{}", Failure::GuideLost)]
+    GuideLost,
     #[error("the server is stopping")]
     Stopped,
 }
@@ -185,8 +189,9 @@ impl DriverHandle {
 }
 
 async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
-    // Blocking tasks end early only when the runtime does.
-    tokio::task::spawn_blocking(|| Ready::prepare(guide)).await.map_err(|_| Refusal::Stopped)
+    let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide)).await;
+    // Blocking tasks are cancelled only when the runtime ends.
+    prepared.map_err(|error| if error.is_panic() { Refusal::GuideLost } else { Refusal::Stopped })
 }
 
 /// The tokens of one sequence as they come. Dropping it cancels the sequence.

@@ -1,11 +1,11 @@
-//! One step ahead: the way between coordinator and workers costs nothing, as long as it is shorter than a
-//! step. In virtual time, so that the figures are exact: the real driver and scheduler, workers that take
-//! 20 ms a step, and a link with 5 ms each way or none.
+//! The driver over a group that is not there, in virtual time, so that figures are exact: the real driver and
+//! scheduler, workers that take 20 ms a step, and a link with 5 ms each way or none. One step ahead, the way
+//! between coordinator and workers costs nothing, as long as it is shorter than a step.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use flotilla_coordinator::driver::{self, DriverHandle, Generation, TokenEvent};
+use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, TokenEvent};
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::guide::Guide;
 use flotilla_scheduler::{Scheduler, Settings};
@@ -115,4 +115,46 @@ async fn guided_sequences_wait_for_their_tokens() {
     let (near, far) = (Duration::ZERO, Duration::from_millis(5));
     let ratio = rate(far, 2, 8, true).await / rate(near, 2, 8, true).await;
     assert!((0.6..0.7).contains(&ratio), "20 ms of 30: {ratio}");
+}
+
+/// Panics at its third token.
+struct Faulty(usize);
+
+impl Guide for Faulty {
+    fn advance(&mut self, _: TokenId) {
+        self.0 += 1;
+        assert!(self.0 < 3, "as it must in this test");
+    }
+
+    fn mask(&mut self) -> Option<TokenMask> {
+        None
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guide_that_fails_ends_its_sequence_and_no_other() {
+    let mut driver = server(Duration::ZERO, 2);
+    driver.ready().await;
+    let submit = |guide: Option<Box<dyn Guide>>| {
+        let generation = Generation { prompt: vec![1; 40], tokens_max: 20, guide, ..Generation::default() };
+        driver.submit(generation)
+    };
+    let mut faulty = submit(Some(Box::new(Faulty(0)))).await.unwrap();
+    let mut sound = submit(Some(Box::new(Open))).await.unwrap();
+    let mut free = submit(None).await.unwrap();
+    let mut told = Vec::new();
+    for stream in [&mut faulty, &mut sound, &mut free] {
+        let mut tokens = 0;
+        let last = loop {
+            match stream.next().await {
+                TokenEvent::Token { .. } => tokens += 1,
+                last => break last,
+            }
+        };
+        told.push((tokens, last));
+    }
+    assert_eq!(told[0], (3, TokenEvent::Failed(Failure::GuideLost)));
+    assert!(
+        told[1..].iter().all(|(tokens, end)| *tokens == 20 && matches!(end, TokenEvent::Finished { .. }))
+    );
 }
