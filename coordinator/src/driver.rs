@@ -14,8 +14,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Scheduler, Usage};
-use flotilla_shared::step::Logprobs;
-use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
@@ -159,7 +158,10 @@ impl<G: Group> Driver<G> {
         while let Some(action) = self.scheduler.poll() {
             match action {
                 Action::Step(plan) => self.step(plan),
-                Action::Emit { sequence, token, logprobs } => self.emit(sequence, token, logprobs),
+                Action::Emit { sequence, token, logprobs, cached_tokens } => {
+                    self.emit(sequence, TokenEvent::Token { token, logprobs, cached_tokens });
+                    self.guides.advance(sequence, token);
+                }
                 Action::Finish { sequence, reason, usage } => self.finish(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.reject(sequence, reason),
                 Action::Abandon { fault, .. } => self.unseat(GroupError::Abandoned(fault)),
@@ -293,10 +295,9 @@ impl<G: Group> Driver<G> {
         }
     }
 
-    fn emit(&mut self, sequence: SequenceId, token: TokenId, logprobs: Option<Logprobs>) {
-        self.guides.advance(sequence, token);
+    fn emit(&self, sequence: SequenceId, event: TokenEvent) {
         if let Some(stream) = self.streams.get(&sequence) {
-            stream.say(TokenEvent::Token { token, logprobs });
+            stream.say(event);
         }
     }
 

@@ -65,7 +65,13 @@ pub enum Action {
     /// Run this step and answer with [`Event::Stepped`] (or [`Event::GroupLost`]).
     Step(StepPlan),
     /// One more token of a sequence.
-    Emit { sequence: SequenceId, token: TokenId, logprobs: Option<Logprobs> },
+    Emit {
+        sequence: SequenceId,
+        token: TokenId,
+        logprobs: Option<Logprobs>,
+        /// As in [`Usage`]: who stops reading early does not hear the last word.
+        cached_tokens: usize,
+    },
     /// The last word on a sequence.
     Finish { sequence: SequenceId, reason: FinishReason, usage: Usage },
     /// The only word on a sequence that was never taken in.
@@ -96,7 +102,7 @@ pub enum Rejection {
         tokens: usize,
         tokens_max: usize,
     },
-    /// The waiting queue is full.
+    /// The waiting queue is full, or this client's share of it is.
     QueueFull {
         waiting_max: usize,
     },

@@ -16,6 +16,10 @@ use crate::settings::Settings;
 use flotilla_shared::step::{BLOCK_TOKENS, Sampled};
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepId, StepPlan, TokenId};
 use std::collections::VecDeque;
+use std::time::Duration;
+
+/// So long a step waits for masks: most take some 0.05 ms, few more than this.
+const MASKS_WAIT: Duration = Duration::from_millis(2);
 
 pub struct Group {
     pub epoch: Epoch,
@@ -29,6 +33,8 @@ pub struct Group {
     /// Oldest first.
     pub in_flight: VecDeque<InFlight>,
     pub spares: Spares,
+    /// Set while a step waits for masks.
+    masks_until: Option<Duration>,
     // Lists that are used again from step to step.
     served: Vec<(ClientId, usize)>,
     shorter: Vec<(usize, usize)>,
@@ -46,6 +52,7 @@ impl Group {
             step_last: StepId(0),
             in_flight: VecDeque::with_capacity(settings.steps_in_flight_max),
             spares: Spares::default(),
+            masks_until: None,
             served: Vec::new(),
             shorter: Vec::new(),
             drafts: Vec::new(),
@@ -60,6 +67,7 @@ impl Group {
     /// The next step, unless enough are in flight or nothing is to be done yet.
     pub fn plan_step(
         &mut self,
+        now: Duration,
         settings: &Settings,
         line: &mut Line,
         counters: &mut Counters,
@@ -68,7 +76,7 @@ impl Group {
             return None;
         }
         let length_max = self.length_max(settings);
-        if !self.is_worth_a_step(settings, length_max)
+        if !self.is_worth_a_step(now, settings, length_max)
             || !self.make_room(settings, length_max, line, counters)
         {
             return None;
@@ -92,6 +100,7 @@ impl Group {
             self.spares.take_back_samples(samples);
             return None;
         }
+        self.masks_until = None;
         self.step_last.0 += 1;
         (plan.epoch, plan.step) = (self.epoch, self.step_last);
         plan.release.append(&mut self.releases);
@@ -100,14 +109,33 @@ impl Group {
         Some(plan)
     }
 
-    /// A step with few rows costs about as much as one with all: where most of what runs waits for a token
-    /// or a mask that is on its way, the step waits too.
-    fn is_worth_a_step(&self, settings: &Settings, length_max: usize) -> bool {
+    /// A step with few rows costs about as much as one with all: where most of what runs waits for tokens that
+    /// are in flight, the step waits too; and where most are guided, it waits for their masks, but not long,
+    /// for how long a mask takes is up to whoever wrote the grammar.
+    fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize) -> bool {
         let knows_tokens = settings.speculation.is_some();
         let count =
             |is: &dyn Fn(&Sequence) -> bool| self.running.iter().filter(|sequence| is(sequence)).count();
         let waiting = count(&|sequence| sequence.waits(length_max, knows_tokens));
-        waiting <= count(&|sequence| sequence.is_ready(length_max, knows_tokens))
+        let ready = count(&|sequence| sequence.is_ready(length_max, knows_tokens));
+        if !self.in_flight.is_empty() {
+            return waiting <= ready;
+        }
+        let ready_unguided = count(&|s| !s.guided && s.is_ready(length_max, knows_tokens));
+        if waiting == 0 || waiting + ready - ready_unguided <= ready_unguided {
+            self.masks_until = None;
+            return true;
+        }
+        if ready == 0 {
+            self.masks_until = None;
+            return false;
+        }
+        *self.masks_until.get_or_insert(now + MASKS_WAIT) <= now
+    }
+
+    /// When who is ready goes on without those whose masks are late.
+    pub fn wakes_at(&self) -> Option<Duration> {
+        self.masks_until
     }
 
     // Blocks.
@@ -247,33 +275,56 @@ impl Group {
         self.cache.name_settled(sequence);
     }
 
-    /// Takes in who is next while they fit.
+    /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment is
+    /// passed over, and looked at again before all others.
     fn admit(&mut self, settings: &Settings, line: &mut Line, batch: &mut Batch, counters: &mut Counters) {
-        while batch.rows_free > 0 && self.running.len() < settings.sequences_max {
-            let Some(next) = line.peek() else { return };
-            let Some(prefix) = self.fitting_prefix(next, settings) else { return };
-            let mut sequence = line.pop().expect("peeked just now");
-            let tokens = sequence.tokens.len();
-            let (tables, names) = sequence.tables_and_names();
-            self.cache.begin(tables, prefix, names);
-            self.cache.grow_full(tables, tokens);
-            let cached = prefix.blocks * BLOCK_TOKENS;
-            counters.prefix_queried_tokens += tokens as u64;
-            counters.prefix_cached_tokens += cached as u64;
-            self.seat_last.0 += 1;
-            sequence.sit(self.seat_last, cached);
-            self.running.push(sequence);
-            self.add_rows(self.running.len() - 1, batch);
+        let mut at = 0;
+        while let Some(next) = line.aside(at).filter(|_| self.has_seat(settings, batch)) {
+            match self.fits(next, settings) {
+                Fit::Yes(prefix) => {
+                    let sequence = line.take_aside(at).expect("looked at just now");
+                    self.seat(sequence, prefix, batch, counters);
+                }
+                Fit::PrefixIsComing => at += 1,
+                Fit::No => return,
+            }
         }
+        while let Some(next) = line.peek().filter(|_| self.has_seat(settings, batch)) {
+            match self.fits(next, settings) {
+                Fit::Yes(prefix) => {
+                    let sequence = line.pop().expect("looked at just now");
+                    self.seat(sequence, prefix, batch, counters);
+                }
+                Fit::PrefixIsComing if line.set_aside() => {}
+                Fit::PrefixIsComing | Fit::No => return,
+            }
+        }
+    }
+
+    fn has_seat(&self, settings: &Settings, batch: &Batch) -> bool {
+        batch.rows_free > 0 && self.running.len() < settings.sequences_max
+    }
+
+    fn seat(&mut self, mut sequence: Sequence, prefix: Prefix, batch: &mut Batch, counters: &mut Counters) {
+        let tokens = sequence.tokens.len();
+        let (tables, names) = sequence.tables_and_names();
+        self.cache.begin(tables, prefix, names);
+        self.cache.grow_full(tables, tokens);
+        let cached = prefix.blocks * BLOCK_TOKENS;
+        counters.prefix_queried_tokens += tokens as u64;
+        counters.prefix_cached_tokens += cached as u64;
+        self.seat_last.0 += 1;
+        sequence.sit(self.seat_last, cached);
+        self.running.push(sequence);
+        self.add_rows(self.running.len() - 1, batch);
     }
 
     /// What the next in line can begin with, if it fits: all its tokens, and a block to grow for each that
     /// runs. Those take one in 16 steps, so what is admitted is not preempted at once, and what is preempted
-    /// is not admitted in the same step. It waits as well for its mask, and for a prefix that another
-    /// computes at this moment.
-    fn fitting_prefix(&mut self, next: &mut Sequence, settings: &Settings) -> Option<Prefix> {
+    /// is not admitted in the same step. It waits as well for its mask.
+    fn fits(&mut self, next: &mut Sequence, settings: &Settings) -> Fit {
         if !next.is_ready(usize::MAX, false) {
-            return None;
+            return Fit::No;
         }
         // One token at least is computed, for its logits.
         let blocks_max = if settings.prefix_cache { (next.tokens.len() - 1) / BLOCK_TOKENS } else { 0 };
@@ -282,13 +333,13 @@ impl Group {
             && let Some(name) = next.name_of(prefix.blocks)
             && self.computes(prefix.blocks, name)
         {
-            return None;
+            return Fit::PrefixIsComing;
         }
         let full = blocks_for(next.tokens.len()) - prefix.blocks + prefix.free + self.running.len();
         let beyond = usize::from(prefix.blocks * BLOCK_TOKENS < next.tokens.len());
         let window = beyond + prefix.window_free + self.running.len();
         let fits = full <= self.cache.full.free_count() && window <= self.cache.window.free_count();
-        fits.then_some(prefix)
+        if fits { Fit::Yes(prefix) } else { Fit::No }
     }
 
     /// Whether a prompt that runs has this block still to compute.
@@ -313,6 +364,15 @@ impl Group {
     pub fn find(&self, seat: Seat) -> Option<usize> {
         self.running.binary_search_by_key(&seat, |sequence| sequence.seat).ok()
     }
+}
+
+/// Whether one who waits can be taken in.
+enum Fit {
+    /// With the beginning that it finds.
+    Yes(Prefix),
+    /// Another computes what it begins with.
+    PrefixIsComing,
+    No,
 }
 
 /// As many guesses as may be right and have rows.

@@ -9,8 +9,13 @@ use crate::sequence::Sequence;
 use flotilla_shared::SequenceId;
 use std::collections::{BTreeMap, VecDeque};
 
+/// So many are passed over at once; with more, those behind them wait.
+const ASIDE_MAX: usize = 64;
+
 #[derive(Default)]
 pub struct Line {
+    /// Passed over while another computes what they begin with; then before all others.
+    aside: VecDeque<Sequence>,
     resumed: VecDeque<Sequence>,
     /// No queue is empty.
     queues: BTreeMap<(i32, ClientId), VecDeque<Sequence>>,
@@ -25,6 +30,14 @@ struct Account {
     sequences: usize,
 }
 
+impl Account {
+    /// Whether one more may wait where `free` places are left: no client with a key takes so many that
+    /// nobody else finds room. Who has no key is one client together, and may fill the queue.
+    fn has_share(&self, client: ClientId, free: usize) -> bool {
+        free > 0 && (client == ClientId(0) || self.sequences <= free)
+    }
+}
+
 /// Where the next one stands.
 #[derive(Clone, Copy)]
 enum Place {
@@ -35,6 +48,12 @@ enum Place {
 impl Line {
     pub fn len(&self) -> usize {
         self.count
+    }
+
+    /// Whether a client finds room in a queue of so many.
+    pub fn has_room(&self, client: ClientId, waiting_max: usize) -> bool {
+        let account = self.clients.get(&client).copied().unwrap_or_default();
+        account.has_share(client, waiting_max.saturating_sub(self.count))
     }
 
     /// Joins the end of its client's queue. A client that comes anew has had as much as the one who had
@@ -94,6 +113,29 @@ impl Line {
         least.map(|((priority, client), _)| Place::Queue(*priority, *client))
     }
 
+    /// Passes over who is next: false where too many are passed over already.
+    pub fn set_aside(&mut self) -> bool {
+        if self.aside.len() == ASIDE_MAX {
+            return false;
+        }
+        if let Some(sequence) = self.pop() {
+            self.count += 1;
+            self.aside.push_back(sequence);
+        }
+        true
+    }
+
+    /// Those that were passed over, oldest first.
+    pub fn aside(&mut self, at: usize) -> Option<&mut Sequence> {
+        self.aside.get_mut(at)
+    }
+
+    pub fn take_aside(&mut self, at: usize) -> Option<Sequence> {
+        let sequence = self.aside.remove(at);
+        self.count -= usize::from(sequence.is_some());
+        sequence
+    }
+
     /// Rows were computed for a client.
     pub fn serve(&mut self, client: ClientId, rows: usize) {
         self.account(client).rows += rows as u64;
@@ -114,7 +156,9 @@ impl Line {
 
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
         let here = |queue: &VecDeque<Sequence>| queue.iter().position(|sequence| sequence.id == id);
-        let found = if let Some(at) = here(&self.resumed) {
+        let found = if let Some(at) = here(&self.aside) {
+            self.aside.remove(at)
+        } else if let Some(at) = here(&self.resumed) {
             self.resumed.remove(at)
         } else {
             let (&key, at) = self.queues.iter().find_map(|(key, queue)| Some((key, here(queue)?)))?;
@@ -130,16 +174,16 @@ impl Line {
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Sequence> {
-        self.resumed.iter().chain(self.queues.values().flatten())
+        self.aside.iter().chain(&self.resumed).chain(self.queues.values().flatten())
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
-        self.resumed.iter_mut().chain(self.queues.values_mut().flatten())
+        self.aside.iter_mut().chain(&mut self.resumed).chain(self.queues.values_mut().flatten())
     }
 
     #[cfg(debug_assertions)]
     pub fn resumed_count(&self) -> usize {
-        self.resumed.len()
+        self.resumed.len() + self.aside.len()
     }
 
     /// Sequences on all accounts: those that wait here, and those that run.

@@ -84,7 +84,7 @@ impl Scheduler {
             return Some(action);
         }
         let group = self.group.as_mut()?;
-        let plan = group.plan_step(&self.settings, &mut self.line, &mut self.counters)?;
+        let plan = group.plan_step(self.now, &self.settings, &mut self.line, &mut self.counters)?;
         #[cfg(debug_assertions)]
         if self.checked {
             self.check();
@@ -100,9 +100,10 @@ impl Scheduler {
         }
     }
 
-    /// When an [`Event::Tick`] is due at the latest: the next deadline.
+    /// When an [`Event::Tick`] is due at the latest: the next deadline, or the end of a wait for masks.
     pub fn wakes_at(&self) -> Option<Duration> {
-        self.deadline_next
+        let masks = self.group.as_ref().and_then(Group::wakes_at);
+        self.deadline_next.into_iter().chain(masks).min()
     }
 
     pub fn load(&self) -> Load {
@@ -209,7 +210,7 @@ impl Scheduler {
             Some(Rejection::EmptyPrompt)
         } else if tokens > tokens_max {
             Some(Rejection::PromptTooLong { tokens, tokens_max })
-        } else if self.line.len() >= waiting_max {
+        } else if !self.line.has_room(request.client, waiting_max) {
             Some(Rejection::QueueFull { waiting_max })
         } else {
             None
@@ -293,7 +294,8 @@ impl Scheduler {
         let sequence = &mut group.running[index];
         sequence.extend(token);
         self.counters.generated_tokens += 1;
-        self.actions.push_back(Action::Emit { sequence: sequence.id, token, logprobs });
+        let cached_tokens = sequence.usage().cached_tokens;
+        self.actions.push_back(Action::Emit { sequence: sequence.id, token, logprobs, cached_tokens });
         if let Some(reason) = sequence.end(length_max) {
             let sequence = group.remove(index);
             self.finish(sequence, reason);

@@ -31,7 +31,7 @@ pub struct Sequence {
     tokens_max: usize,
     stop_tokens: Vec<TokenId>,
     pub sampling: Sampling,
-    guided: bool,
+    pub guided: bool,
     /// The mask of the next token is there, or none is needed.
     mask_ready: bool,
     /// Hashes of the first blocks of `tokens`, as far as they were asked for; the root before them.

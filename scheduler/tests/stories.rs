@@ -128,6 +128,32 @@ fn choices_of_one_prompt_compute_it_once() {
 }
 
 #[test]
+fn a_second_copy_of_a_long_prompt_holds_up_nobody() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    (1..=2).for_each(|id| world.arrive(beginning_like(9, 200, id, 0)));
+    world.settle_actions();
+    world.arrive(request(3, 2, 2));
+    world.step();
+    world.step();
+    assert!(world.rows().iter().any(|(id, _)| *id == 3), "{:?}", world.rows());
+    world.run_to_end();
+    assert_eq!(cached(&world, 2), 192);
+}
+
+/// X Y, and then Z: Z Y does not find Y, which stands behind another beginning.
+#[test]
+fn a_block_is_found_behind_its_own_beginning_only() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    let block = |id| request(id, BLOCK_TOKENS, 0).prompt;
+    let prompts = [[block(21), block(22)].concat(), block(23), [block(23), block(22), block(24)].concat()];
+    for (id, prompt) in (1..).zip(prompts) {
+        world.arrive(Request { prompt: [prompt, vec![1]].concat(), ..request(id, 0, 2) });
+        world.run_to_end();
+    }
+    assert_eq!([cached(&world, 1), cached(&world, 2), cached(&world, 3)], [0, 0, 16]);
+}
+
+#[test]
 fn salts_keep_beginnings_apart() {
     let mut world = World::with_blocks(small(), PLENTY);
     world.arrive(request(1, 70, 3));
@@ -241,6 +267,20 @@ fn a_client_with_many_requests_does_not_hold_up_one_with_few() {
 }
 
 #[test]
+fn no_client_with_a_key_fills_the_queue() {
+    let settings = Settings { sequences_max: 1, waiting_max: 8, ..small() };
+    let mut world = World::with_blocks(settings, PLENTY);
+    for id in 1..=20 {
+        world.arrive(Request { client: ClientId(1), ..request(id, 4, 2) });
+    }
+    world.arrive(Request { client: ClientId(2), ..request(21, 4, 2) });
+    world.settle_actions();
+    assert!(world.rejections.iter().all(|(id, _)| id.0 <= 20) && !world.rejections.is_empty());
+    world.run_to_end();
+    assert!(world.client(21).is_complete());
+}
+
+#[test]
 fn the_lowest_priority_pays_for_blocks() {
     let mut world = World::with_blocks(small(), 7);
     world.arrive(request(1, 5, 60));
@@ -318,6 +358,27 @@ fn a_wrong_guess_is_not_found_as_a_beginning() {
         world.run_to_end();
         assert!(world.client(100).is_complete());
     }
+}
+
+/// Who wrote a grammar that takes its time holds up the others by two milliseconds at most.
+#[test]
+fn late_masks_are_not_waited_for_long() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    (1..=3).for_each(|id| world.arrive(Request { guided: true, ..request(id, 1, 6) }));
+    world.arrive(request(4, 1, 9));
+    world.settle_actions();
+    assert!(world.step_returns());
+    world.settle_actions();
+    while world.step_returns() {
+        world.settle_actions();
+    }
+    assert!(world.in_flight.is_empty(), "most are guided: their masks are waited for");
+    let until = world.scheduler.wakes_at().expect("not for ever");
+    assert!(until <= world.now() + Duration::from_millis(2));
+    world.time_passes(2);
+    world.settle_actions();
+    assert_eq!(world.rows(), [(4, 1)]);
+    world.run_to_end();
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod clients;
 mod loss;
 mod malformed;
 mod refusals;
+mod scheduling;
 mod serving;
 mod signals;
 #[path = "../support/mod.rs"]

@@ -37,8 +37,16 @@ pub struct Generation {
 /// What a client hears of its sequence. `Finished` and `Failed` are last words.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TokenEvent {
-    Token { token: TokenId, logprobs: Option<Logprobs> },
-    Finished { reason: FinishReason, usage: Usage },
+    Token {
+        token: TokenId,
+        logprobs: Option<Logprobs>,
+        /// Of the prompt, found in the prefix cache.
+        cached_tokens: usize,
+    },
+    Finished {
+        reason: FinishReason,
+        usage: Usage,
+    },
     Failed(Failure),
 }
 

@@ -50,13 +50,26 @@ pub struct Workers {
     epoch: Epoch,
     step_last: StepId,
     window_tokens: usize,
-    /// (position, token) of each slot of each block, of full and of window layers.
+    /// What stands in each slot of each block, of full and of window layers.
     full: Vec<Block>,
     window: Vec<Block>,
     held: BTreeMap<SequenceId, Held>,
 }
 
-type Block = [Option<(usize, TokenId)>; BLOCK_TOKENS];
+type Block = [Option<Slot>; BLOCK_TOKENS];
+
+/// A key depends on all tokens up to its own, and so does what stands for it here.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Slot {
+    position: usize,
+    token: TokenId,
+    beginning: u64,
+}
+
+/// Of a beginning and one more token.
+fn grown(beginning: u64, token: TokenId) -> u64 {
+    mix(beginning.wrapping_mul(31) ^ u64::from(token) << 1 ^ 1)
+}
 
 struct Held {
     sampling: Sampling,
@@ -123,11 +136,17 @@ impl Workers {
         held.window.resize(held.window.len().max(gone), None);
         held.window.extend(work.window_blocks.iter().copied().map(Some));
         held.window[..gone].fill(None);
+        let mut beginning = start.checked_sub(1).map_or(0, |before| {
+            let block = held.full[before / BLOCK_TOKENS];
+            self.full[block.index()][before % BLOCK_TOKENS].expect("a slot that was written").beginning
+        });
         for (position, &token) in (start..).zip(&tokens) {
+            beginning = grown(beginning, token);
             let (at, slot) = (position / BLOCK_TOKENS, position % BLOCK_TOKENS);
-            self.full[held.full[at].index()][slot] = Some((position, token));
+            let entry = Some(Slot { position, token, beginning });
+            self.full[held.full[at].index()][slot] = entry;
             let block = held.window[at].expect("a window block for a row");
-            self.window[block.index()][slot] = Some((position, token));
+            self.window[block.index()][slot] = entry;
         }
         held.length += tokens.len();
         tokens
@@ -160,17 +179,22 @@ impl Workers {
     /// it would in window layers.
     fn read(&self, held: &Held, end: usize) -> Vec<TokenId> {
         let in_block = |block: &Block, i: usize| {
-            let (position, token) = block[i % BLOCK_TOKENS].expect("a slot that was written");
-            assert_eq!(position, i, "a slot was overwritten");
-            token
+            let slot = block[i % BLOCK_TOKENS].expect("a slot that was written");
+            assert_eq!(slot.position, i, "a slot was overwritten");
+            slot
         };
         let full = |i: usize| in_block(&self.full[held.full[i / BLOCK_TOKENS].index()], i);
-        let tokens: Vec<TokenId> = (0..end).map(full).collect();
-        for (i, token) in tokens.iter().enumerate().skip(end.saturating_sub(self.window_tokens)) {
-            let block = held.window[i / BLOCK_TOKENS].expect("a block that the window sees");
-            assert_eq!(in_block(&self.window[block.index()], i), *token, "the window has another's token");
+        let slots: Vec<Slot> = (0..end).map(full).collect();
+        let mut beginning = 0;
+        for slot in &slots {
+            beginning = grown(beginning, slot.token);
+            assert_eq!(slot.beginning, beginning, "a key of another beginning");
         }
-        tokens
+        for (i, slot) in slots.iter().enumerate().skip(end.saturating_sub(self.window_tokens)) {
+            let block = held.window[i / BLOCK_TOKENS].expect("a block that the window sees");
+            assert_eq!(in_block(&self.window[block.index()], i), *slot, "the window has another's key");
+        }
+        slots.into_iter().map(|slot| slot.token).collect()
     }
 }
 

@@ -1,0 +1,48 @@
+//! How steps are made changes no token: shared beginnings, steps ahead and guesses against a server that has
+//! none of them, over real workers.
+
+use crate::support::checkpoint::endless;
+use crate::support::client::{COMPLETIONS, Client, greedy};
+use crate::support::server::Up;
+use serde_json::Value;
+
+/// The text, and the prompt's tokens that were found in the cache.
+async fn ask(client: &Client, prompt: &str) -> (String, u64) {
+    let mut answer = client.expect(COMPLETIONS, greedy(prompt, 80)).await;
+    let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    let Value::String(text) = answer["choices"][0]["text"].take() else { panic!("a text in {answer}") };
+    (text, cached.expect("a count"))
+}
+
+/// Far beyond the window of 32; all begin as the first, and the fourth goes on from the third's answer.
+async fn conversation(client: &Client) -> Vec<(String, u64)> {
+    let story = "once there were many words ".repeat(30);
+    let mut told = vec![];
+    for end in ["of one kind", "of one kind", "of another"] {
+        told.push(ask(client, &format!("{story}{end}")).await);
+    }
+    let next = format!("{story}of another{} and then", told[2].0);
+    told.push(ask(client, &next).await);
+    told
+}
+
+#[tokio::test]
+async fn what_is_shared_ahead_or_guessed_is_what_would_have_come() {
+    let model = endless().await;
+    let plain = ["--no-prefix-cache", "--steps-ahead", "0"];
+    let ways: [&[&str]; 4] =
+        [&plain, &[], &["--speculation", "4"], &["--kv-tokens", "1536", "--workers", "3"]];
+    let mut told = vec![];
+    for flags in ways {
+        let up = Up::start(model.path(), flags).await;
+        told.push(conversation(&Client::new(&up.url)).await);
+    }
+    let texts = |way: usize| told[way].iter().map(|(text, _)| text).collect::<Vec<_>>();
+    assert!((1..ways.len()).all(|way| texts(way) == texts(0)), "{told:#?}");
+    let cached = |way: usize| told[way].iter().map(|(_, cached)| *cached).collect::<Vec<_>>();
+    assert_eq!(cached(0), [0, 0, 0, 0]);
+    for way in [1, 2] {
+        let found = cached(way);
+        assert!(found[0] == 0 && found[1..].iter().all(|&count| count > 100), "{found:?}");
+    }
+}
