@@ -50,6 +50,30 @@ impl FrontArgs {
         self.api_keys.is_none() && self.tls_cert.is_none()
     }
 
+    /// What `flotilla chat` needs beside the address.
+    pub fn chat_flags(&self) -> String {
+        self.flags("--ca", "--api-key KEY")
+    }
+
+    /// The same of curl.
+    pub fn curl_flags(&self) -> String {
+        self.flags("--cacert", "-H 'authorization: Bearer KEY'")
+    }
+
+    fn flags(&self, trust: &str, key: &str) -> String {
+        let trust = self.tls_cert.iter().map(|cert| format!(" {trust} {}", cert.display()));
+        let key = self.api_keys.iter().map(|_| format!(" {key}"));
+        trust.chain(key).collect()
+    }
+
+    /// What the flags cannot say.
+    pub fn remarks(&self) -> Vec<&'static str> {
+        const HOST: &str = "Ask at a host that the certificate names, whatever stands here.";
+        const KEY: &str = "KEY is what `flotilla key NAME` showed when it made the entry in the key file.";
+        let host = self.tls_cert.iter().map(|_| HOST);
+        host.chain(self.api_keys.iter().map(|_| KEY)).collect()
+    }
+
     pub fn open(&self) -> Result<Front> {
         let keys = self.api_keys.as_deref().map(Keyring::read).transpose()?.map(Arc::new);
         let tls = match (&self.tls_cert, &self.tls_key) {
