@@ -2,6 +2,7 @@
 //! them to the driver is not its business.
 
 mod connections;
+mod stalls;
 mod tls;
 
 use std::future::Future;
