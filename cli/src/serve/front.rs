@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use flotilla_coordinator::api::Origins;
+use flotilla_coordinator::api::{Origins, StoreLimits};
 use flotilla_coordinator::keys::Keyring;
 use flotilla_coordinator::service::{Settings, Tls};
 use std::path::PathBuf;
@@ -29,9 +29,15 @@ pub struct FrontArgs {
     /// Seconds that a request may take, queue and answer together; 0 is without end
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0)]
     request_timeout: u64,
-    /// Connections at once; more wait
+    /// Connections at once; more wait, those of probes as well: leave room for them
     #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
+    /// Bytes of what is kept for previous_response_id; whoever holds most makes room
+    #[arg(help_heading = FRONT, long, default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(..=1 << 40))]
+    responses_bytes_max: u64,
+    /// Responses that are kept for previous_response_id; 0 keeps none
+    #[arg(help_heading = FRONT, long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(..=10_000_000))]
+    responses_max: u32,
     /// Bytes of a request's body at most
     #[arg(help_heading = FRONT, long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     body_bytes_max: u32,
@@ -93,6 +99,10 @@ impl FrontArgs {
             (self.request_timeout > 0).then(|| Duration::from_secs(self.request_timeout));
         limits.connections.connections_max = self.connections_max as usize;
         limits.body.bytes_max = self.body_bytes_max as usize;
+        limits.responses = StoreLimits {
+            bytes_max: self.responses_bytes_max as usize,
+            count_max: self.responses_max as usize,
+        };
     }
 }
 
