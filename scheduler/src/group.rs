@@ -16,6 +16,7 @@ use crate::settings::Settings;
 use flotilla_shared::step::{BLOCK_TOKENS, Sampled};
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepId, StepPlan, TokenId};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 pub struct Group {
     pub epoch: Epoch,
@@ -63,6 +64,7 @@ impl Group {
         settings: &Settings,
         line: &mut Line,
         counters: &mut Counters,
+        now: Duration,
     ) -> Option<StepPlan> {
         if self.in_flight.len() >= settings.steps_in_flight_max {
             return None;
@@ -76,6 +78,7 @@ impl Group {
         let (plan, samples) = (self.spares.plan(), self.spares.samples());
         let (mut served, mut spares) = (std::mem::take(&mut self.served), std::mem::take(&mut self.spares));
         let mut batch = Batch {
+            now,
             rows_free: settings.tokens_per_step_max,
             plan,
             samples,
@@ -261,7 +264,7 @@ impl Group {
             counters.prefix_queried_tokens += tokens as u64;
             counters.prefix_cached_tokens += cached as u64;
             self.seat_last.0 += 1;
-            sequence.sit(self.seat_last, cached);
+            sequence.sit(self.seat_last, cached, batch.now);
             self.running.push(sequence);
             self.add_rows(self.running.len() - 1, batch);
         }

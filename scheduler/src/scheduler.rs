@@ -84,7 +84,7 @@ impl Scheduler {
             return Some(action);
         }
         let group = self.group.as_mut()?;
-        let plan = group.plan_step(&self.settings, &mut self.line, &mut self.counters)?;
+        let plan = group.plan_step(&self.settings, &mut self.line, &mut self.counters, self.now)?;
         #[cfg(debug_assertions)]
         if self.checked {
             self.check();
@@ -309,7 +309,7 @@ impl Scheduler {
 
     /// The one place where a sequence that was taken in ends.
     fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
-        let (id, usage) = (sequence.id, sequence.usage());
+        let (id, usage) = (sequence.id, sequence.usage(self.now));
         let alive = self.now.saturating_sub(sequence.arrived_at);
         tracing::debug!(sequence = %id, ?reason, ?usage, ?alive, "finished");
         self.ids.remove(&id);

@@ -170,10 +170,12 @@ impl Choice {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
                 TokenEvent::Token { token, logprobs } => self.on_token(token, logprobs),
-                TokenEvent::Finished { reason: FinishReason::Deadline, .. } => {
+                TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
+                    self.api.metrics.queued(usage.queued);
                     self.fail(ApiError::Deadline, Finished::deadline);
                 }
                 TokenEvent::Finished { reason, usage } => {
+                    self.api.metrics.queued(usage.queued);
                     self.usage.cached_tokens = usage.cached_tokens;
                     self.end(reason == FinishReason::Length);
                 }
