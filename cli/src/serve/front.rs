@@ -14,7 +14,8 @@ const FRONT: &str = "The API's front";
 
 #[derive(Clone, Debug, Args)]
 pub struct FrontArgs {
-    /// Keys of those who may ask; `flotilla key NAME` makes entries [default: everybody may]
+    /// Keys of those who may ask, read again when it changes; `flotilla key NAME` makes entries
+    /// [default: everybody may]
     #[arg(help_heading = FRONT, long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
     /// Certificate chain, PEM: the API is served over https
