@@ -182,6 +182,36 @@ async fn chat_asks_and_prints_the_answer() {
     wrong.expect_refusal(1, &["404", "\"gpt-5\" is not served here"]);
 }
 
+/// The front as an operator may have it: keys, and a certificate that nobody knows.
+#[tokio::test]
+async fn chat_has_a_key_and_trusts_a_private_certificate() {
+    let model = endless().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (cert, private, keys) = (path("cert.pem"), path("key.pem"), path("keys.toml"));
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+    fs::write(&cert, made.cert.pem()).unwrap();
+    fs::write(&private, made.signing_key.serialize_pem()).unwrap();
+    let entry = run(["key", "ann"]).await;
+    fs::write(&keys, &entry.expect_status(0).stdout).unwrap();
+    let secret = entry.stderr.lines().find(|line| line.starts_with("flotilla-")).unwrap();
+    let front = ["--api-keys", &keys, "--tls-cert", &cert, "--tls-key", &private];
+    let up = Up::start(model.path(), &[&["--kv-tokens", "512"], &front[..]].concat()).await;
+    let hint = format!("flotilla chat --url {} --ca {cert} --api-key KEY", up.url);
+    assert!(up.process.said().contains(&hint), "{}", up.process.said());
+
+    let ask = ["chat", "--url", &up.url, "--effort", "low", "Who are you?"];
+    run(ask).await.expect_refusal(1, &["cannot reach https://", "trusted by --ca FILE"]);
+    let trusting = [&ask[..], &["--ca", &cert]].concat();
+    run(&trusting).await.expect_refusal(1, &["401", "hint: give --api-key, or set FLOTILLA_API_KEY"]);
+    let ran = run([&trusting[..], &["--api-key", secret]].concat()).await;
+    assert!(!ran.expect_status(0).stdout.trim().is_empty(), "{ran:#?}");
+    let by_environment = flotilla(&trusting).env("FLOTILLA_API_KEY", secret).output().await.unwrap();
+    assert_eq!(String::from_utf8(by_environment.stdout).unwrap(), ran.stdout);
+    let help = flotilla(["chat", "--help"]).env("FLOTILLA_API_KEY", secret).output().await.unwrap();
+    assert!(!String::from_utf8_lossy(&help.stdout).contains(secret), "the key is shown in help");
+}
+
 /// What the API says to the same question.
 async fn ask(url: &str) -> String {
     let body = serde_json::json!({

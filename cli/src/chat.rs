@@ -1,18 +1,20 @@
 //! `flotilla chat`: talks to any OpenAI-compatible server in the terminal.
 
+mod server;
+
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use server::{Server, ServerArgs};
 use std::io::{BufRead, IsTerminal, Write};
 
 /// Talk to a served model in the terminal.
 #[derive(Debug, Args)]
 pub struct ChatArgs {
-    /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
-    url: String,
+    #[command(flatten)]
+    server: ServerArgs,
     /// Model name [default: the first that the server lists]
     #[arg(long)]
     model: Option<String>,
@@ -55,7 +57,7 @@ pub fn run(args: ChatArgs) -> Result<()> {
 
 /// Asks one question and prints the answer.
 pub async fn ask(url: &str, question: &str) -> Result<()> {
-    let client = Client::connect(url, None).await?;
+    let client = Client::connect(Server::plain(url)?, None).await?;
     let mut conversation =
         Conversation { messages: Vec::new(), effort: Effort::Medium.name(), temperature: 0.0 };
     conversation.say(question);
@@ -63,7 +65,7 @@ pub async fn ask(url: &str, question: &str) -> Result<()> {
 }
 
 async fn chat(args: ChatArgs) -> Result<()> {
-    let client = Client::connect(&args.url, args.model.clone()).await?;
+    let client = Client::connect(Server::new(&args.server)?, args.model.clone()).await?;
     let mut conversation = Conversation::new(&args);
     if let Some(message) = &args.message {
         conversation.say(message);
@@ -71,7 +73,7 @@ async fn chat(args: ChatArgs) -> Result<()> {
     }
     let terminal = std::io::stdin().is_terminal();
     if terminal {
-        println!("{} at {}. {HELP}", client.model, args.url);
+        println!("{} at {}. {HELP}", client.model, args.server.url);
     }
     loop {
         if terminal {
@@ -123,8 +125,7 @@ impl Conversation {
 
 /// A server and the model to ask for.
 struct Client {
-    http: reqwest::Client,
-    url: String,
+    server: Server,
     model: String,
 }
 
@@ -149,14 +150,12 @@ struct Delta {
 }
 
 impl Client {
-    async fn connect(url: &str, model: Option<String>) -> Result<Client> {
-        let http = reqwest::Client::new();
-        let url = url.trim_end_matches('/').to_owned();
+    async fn connect(server: Server, model: Option<String>) -> Result<Client> {
         let model = match model {
             Some(model) => model,
-            None => first_model(&http, &url).await?,
+            None => server.model().await?,
         };
-        Ok(Client { http, url, model })
+        Ok(Client { server, model })
     }
 
     /// Prints the answer as it comes and adds it to the conversation.
@@ -168,13 +167,7 @@ impl Client {
             "temperature": conversation.temperature,
             "stream": true,
         });
-        let request = self.http.post(format!("{}/v1/chat/completions", self.url)).json(&body);
-        let response = request.send().await.with_context(|| unreachable(&self.url))?;
-        if !response.status().is_success() {
-            let status = response.status();
-            let body: Value = response.json().await.unwrap_or_default();
-            bail!("{status}: {}", body["error"]["message"].as_str().unwrap_or("no message"));
-        }
+        let response = self.server.post("/v1/chat/completions", &body).await?;
         let mut printer = Printer::default();
         let mut lines = Lines::default();
         let mut bytes = response.bytes_stream();
@@ -191,18 +184,6 @@ impl Client {
         conversation.messages.push(json!({ "role": "assistant", "content": printer.content }));
         Ok(())
     }
-}
-
-async fn first_model(http: &reqwest::Client, url: &str) -> Result<String> {
-    let response = http.get(format!("{url}/v1/models")).send().await;
-    let response = response.with_context(|| unreachable(url))?;
-    let models: Value = response.json().await.context("/v1/models is not JSON")?;
-    let name = models["data"][0]["id"].as_str().context("the server lists no model\nhint: give --model")?;
-    Ok(name.to_owned())
-}
-
-fn unreachable(url: &str) -> String {
-    format!("cannot reach {url}\nhint: start a server with `flotilla up`")
 }
 
 /// Whole lines out of parts that may cut anywhere.

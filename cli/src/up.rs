@@ -76,16 +76,20 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     eprintln!("{} on {ranks} workers of {each}, processes {:?}", model.name, workers.ids());
     // A question without a key, and without trust in a certificate, has no answer.
     let greets = model.is_demo && args.serve.front.is_plain();
+    let front = args.serve.front.clone();
     let on_ready = move |ready: &Ready| {
         stands.store(true, Ordering::Relaxed);
         let seconds = start.elapsed().as_secs_f64();
         println!("\n{} is served on {} ({seconds:.1} s after the start)", ready.model, ready.url);
-        println!("  flotilla chat --url {}", ready.url);
+        println!("  flotilla chat --url {}{}", ready.url, front.chat_flags());
         println!(
-            "  curl {}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+            "  curl {}/v1/chat/completions{} -H 'content-type: application/json' \\\n    \
              -d '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello!\"}}]}}'\n",
-            ready.url, ready.model
+            ready.url,
+            front.curl_flags(),
+            ready.model
         );
+        front.remarks().iter().for_each(|remark| println!("  {remark}"));
         if greets {
             tokio::spawn(greet(ready.url.clone()));
         }

@@ -5,6 +5,7 @@ use crate::event::ClientId;
 use crate::sequence::{Seat, Sequence};
 use flotilla_shared::step::SequenceWork;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
+use std::time::Duration;
 
 /// Plans and lists that came back.
 #[derive(Default)]
@@ -67,6 +68,7 @@ pub struct Sample {
 }
 
 pub struct Batch<'a> {
+    pub now: Duration,
     pub rows_free: usize,
     pub plan: StepPlan,
     pub samples: Vec<Sample>,

@@ -120,7 +120,7 @@ pub enum GroupFault {
     SampledSequence { step: StepId, expected: SequenceId, found: SequenceId },
 }
 
-/// Token counts of a finished sequence.
+/// What a finished sequence took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Usage {
     pub prompt_tokens: usize,
@@ -128,4 +128,6 @@ pub struct Usage {
     pub completion_tokens: usize,
     /// Prompt tokens that were found in the prefix cache.
     pub cached_tokens: usize,
+    /// From its arrival to its first seat in a group, or to its end if it never had one.
+    pub queued: Duration,
 }

@@ -84,6 +84,7 @@ impl Group {
         let (plan, samples) = (self.spares.plan(), self.spares.samples());
         let (mut served, mut spares) = (std::mem::take(&mut self.served), std::mem::take(&mut self.spares));
         let mut batch = Batch {
+            now,
             rows_free: settings.tokens_per_step_max,
             plan,
             samples,
@@ -100,7 +101,6 @@ impl Group {
             self.spares.take_back_samples(samples);
             return None;
         }
-        self.masks_until = None;
         self.step_last.0 += 1;
         (plan.epoch, plan.step) = (self.epoch, self.step_last);
         plan.release.append(&mut self.releases);
@@ -130,7 +130,11 @@ impl Group {
             self.masks_until = None;
             return false;
         }
-        *self.masks_until.get_or_insert(now + MASKS_WAIT) <= now
+        let is_over = *self.masks_until.get_or_insert(now + MASKS_WAIT) <= now;
+        if is_over {
+            self.masks_until = None;
+        }
+        is_over
     }
 
     /// When who is ready goes on without those whose masks are late.
@@ -314,7 +318,7 @@ impl Group {
         counters.prefix_queried_tokens += tokens as u64;
         counters.prefix_cached_tokens += cached as u64;
         self.seat_last.0 += 1;
-        sequence.sit(self.seat_last, cached);
+        sequence.sit(self.seat_last, cached, batch.now);
         self.running.push(sequence);
         self.add_rows(self.running.len() - 1, batch);
     }

@@ -294,7 +294,7 @@ impl Scheduler {
         let sequence = &mut group.running[index];
         sequence.extend(token);
         self.counters.generated_tokens += 1;
-        let cached_tokens = sequence.usage().cached_tokens;
+        let cached_tokens = sequence.usage(self.now).cached_tokens;
         self.actions.push_back(Action::Emit { sequence: sequence.id, token, logprobs, cached_tokens });
         if let Some(reason) = sequence.end(length_max) {
             let sequence = group.remove(index);
@@ -311,7 +311,7 @@ impl Scheduler {
 
     /// The one place where a sequence that was taken in ends.
     fn finish(&mut self, sequence: Sequence, reason: FinishReason) {
-        let (id, usage) = (sequence.id, sequence.usage());
+        let (id, usage) = (sequence.id, sequence.usage(self.now));
         let alive = self.now.saturating_sub(sequence.arrived_at);
         tracing::debug!(sequence = %id, ?reason, ?usage, ?alive, "finished");
         self.ids.remove(&id);

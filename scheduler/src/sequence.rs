@@ -39,6 +39,8 @@ pub struct Sequence {
     names: Vec<BlockHash>,
     /// Prompt tokens that the first admission found in the cache.
     cached_count: Option<usize>,
+    /// What it waited for its first admission.
+    queued: Option<Duration>,
     // What the group holds of it.
     pub seat: Seat,
     /// Positions in the workers' cache once the steps in flight are back.
@@ -74,6 +76,7 @@ impl Sequence {
             root: BlockHash::root(request.salt),
             names: Vec::new(),
             cached_count: None,
+            queued: None,
             seat: Seat::default(),
             computed: 0,
             pending: 0,
@@ -181,8 +184,9 @@ impl Sequence {
     }
 
     /// A seat in a group, with its first `cached` tokens in the cache.
-    pub fn sit(&mut self, seat: Seat, cached: usize) {
+    pub fn sit(&mut self, seat: Seat, cached: usize, now: Duration) {
         self.seat = seat;
+        self.queued.get_or_insert(now.saturating_sub(self.arrived_at));
         self.computed = cached;
         self.cached_count.get_or_insert(cached.min(self.prompt_count));
         let reserved = self.tokens_max.min(RESERVED_TOKENS);
@@ -223,11 +227,12 @@ impl Sequence {
         }
     }
 
-    pub fn usage(&self) -> Usage {
+    pub fn usage(&self, now: Duration) -> Usage {
         Usage {
             prompt_tokens: self.prompt_count,
             completion_tokens: self.tokens.len() - self.prompt_count,
             cached_tokens: self.cached_count.unwrap_or(0),
+            queued: self.queued.unwrap_or(now.saturating_sub(self.arrived_at)),
         }
     }
 

@@ -400,3 +400,25 @@ fn guesses_save_steps_and_change_no_token() {
     assert!(counters.accepted_tokens > 0 && counters.drafted_tokens >= counters.accepted_tokens);
     assert_eq!(guessing as u64 + counters.accepted_tokens, plain as u64);
 }
+
+#[test]
+fn what_a_sequence_waited_for_its_first_seat_is_told() {
+    let mut world = World::with_blocks(Settings { sequences_max: 1, ..small() }, PLENTY);
+    world.arrive(request(1, 4, 3));
+    world.settle_actions();
+    world.arrive(request(2, 4, 3));
+    let arrived = world.now();
+    let deadline = Some(arrived + Duration::from_millis(50));
+    world.arrive(Request { deadline, ..request(3, 4, 3) });
+    world.time_passes(100);
+    world.settle_actions();
+    let waited = world.now() - arrived;
+    world.run_to_end();
+    let queued = |id: u64| match world.client(id).end {
+        Some(End::Finished(_, usage)) => usage.queued,
+        end => panic!("{end:?}"),
+    };
+    assert_eq!(queued(1), Duration::ZERO, "there was room at once");
+    assert!(queued(2) > waited, "the first ran all that time");
+    assert_eq!(queued(3), waited - Duration::from_millis(1), "it never ran; it came 1 ms later");
+}

@@ -15,7 +15,10 @@ pub struct Client {
 
 impl Client {
     pub fn new(url: &str) -> Client {
-        let http = reqwest::Client::builder().timeout(2 * PATIENCE).no_proxy().build().expect("a client");
+        let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+        // It speaks http, and trusts nobody's certificate.
+        let http = reqwest::Client::builder().timeout(2 * PATIENCE).no_proxy().tls_certs_only([]);
+        let http = http.build().expect("a client");
         Client { http, url: url.to_owned() }
     }
 

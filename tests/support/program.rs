@@ -21,7 +21,9 @@ pub struct Ran {
 pub fn flotilla<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    for variable in ["FLOTILLA_LOG", "FLOTILLA_JOIN_TOKEN", "FLOTILLA_COORDINATOR", "RUST_LOG"] {
+    for variable in
+        ["FLOTILLA_LOG", "FLOTILLA_JOIN_TOKEN", "FLOTILLA_COORDINATOR", "FLOTILLA_API_KEY", "RUST_LOG"]
+    {
         command.env_remove(variable);
     }
     command

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use flotilla_coordinator::api::Origins;
+use flotilla_coordinator::api::{Origins, StoreLimits};
 use flotilla_coordinator::keys::Keyring;
 use flotilla_coordinator::service::{Settings, Tls};
 use std::path::PathBuf;
@@ -14,7 +14,8 @@ const FRONT: &str = "The API's front";
 
 #[derive(Clone, Debug, Args)]
 pub struct FrontArgs {
-    /// Keys of those who may ask; `flotilla key NAME` makes entries [default: everybody may]
+    /// Keys of those who may ask, read again when it changes; `flotilla key NAME` makes entries
+    /// [default: everybody may]
     #[arg(help_heading = FRONT, long, value_name = "FILE")]
     api_keys: Option<PathBuf>,
     /// Certificate chain, PEM: the API is served over https
@@ -29,9 +30,15 @@ pub struct FrontArgs {
     /// Seconds that a request may take, queue and answer together; 0 is without end
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0)]
     request_timeout: u64,
-    /// Connections at once; more wait
+    /// Connections at once; more wait, those of probes as well: leave room for them
     #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
+    /// Bytes of what is kept for previous_response_id; whoever holds most makes room
+    #[arg(help_heading = FRONT, long, default_value_t = 256 << 20, value_parser = clap::value_parser!(u64).range(..=1 << 40))]
+    responses_bytes_max: u64,
+    /// Responses that are kept for previous_response_id; 0 keeps none
+    #[arg(help_heading = FRONT, long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(..=10_000_000))]
+    responses_max: u32,
     /// Bytes of a request's body at most
     #[arg(help_heading = FRONT, long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     body_bytes_max: u32,
@@ -48,6 +55,30 @@ impl FrontArgs {
     /// Whether a client needs neither a key nor TLS.
     pub fn is_plain(&self) -> bool {
         self.api_keys.is_none() && self.tls_cert.is_none()
+    }
+
+    /// What `flotilla chat` needs beside the address.
+    pub fn chat_flags(&self) -> String {
+        self.flags("--ca", "--api-key KEY")
+    }
+
+    /// The same of curl.
+    pub fn curl_flags(&self) -> String {
+        self.flags("--cacert", "-H 'authorization: Bearer KEY'")
+    }
+
+    fn flags(&self, trust: &str, key: &str) -> String {
+        let trust = self.tls_cert.iter().map(|cert| format!(" {trust} {}", cert.display()));
+        let key = self.api_keys.iter().map(|_| format!(" {key}"));
+        trust.chain(key).collect()
+    }
+
+    /// What the flags cannot say.
+    pub fn remarks(&self) -> Vec<&'static str> {
+        const HOST: &str = "Ask at a host that the certificate names, whatever stands here.";
+        const KEY: &str = "KEY is what `flotilla key NAME` showed when it made the entry in the key file.";
+        let host = self.tls_cert.iter().map(|_| HOST);
+        host.chain(self.api_keys.iter().map(|_| KEY)).collect()
     }
 
     pub fn open(&self) -> Result<Front> {
@@ -69,6 +100,10 @@ impl FrontArgs {
             (self.request_timeout > 0).then(|| Duration::from_secs(self.request_timeout));
         limits.connections.connections_max = self.connections_max as usize;
         limits.body.bytes_max = self.body_bytes_max as usize;
+        limits.responses = StoreLimits {
+            bytes_max: self.responses_bytes_max as usize,
+            count_max: self.responses_max as usize,
+        };
     }
 }
 

@@ -11,13 +11,13 @@ use axum::extract::State;
 use axum::response::Response;
 use flotilla_shared::TokenId;
 
+use super::Api;
 use super::answer::{Answer, Envelope};
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::generate::{check_prompt, generate};
 use super::log::RequestLog;
 use super::reader::{ChatReader, Reader};
-use super::{Api, body};
 use crate::harmony::chat::{Chat, conversation};
 use crate::harmony::render::PastAnalysis;
 pub use request::ChatRequest;
@@ -29,11 +29,12 @@ pub async fn complete(
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
-    let body = body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let (body, room) = api.bodies.read_json(request.into_body()).await?;
     let ChatRequest { options, chat } = ChatRequest::read(body)?;
     api.check_model(options.model.as_deref())?;
     let offered_tools = !chat.tools.is_empty();
     let prompt = render(&api, chat).await?;
+    drop(room);
     check_prompt(&api, &prompt)?;
     let reader =
         || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };

@@ -19,7 +19,7 @@ use super::log::RequestLog;
 use super::logprobs::{self, Likelihood};
 use super::options::{Options, check_token};
 use super::reader::{Delta, Reader, TextReader};
-use super::{Api, body, neutral, sampling};
+use super::{Api, neutral, sampling};
 use crate::tokenizer::Tokenizer;
 
 /// Prompts in one request.
@@ -32,13 +32,14 @@ pub async fn complete(
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
-    let body = body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let (body, room) = api.bodies.read_json(request.into_body()).await?;
     let Request { options, prompts, echo, show_specials } = read(body)?;
     api.check_model(options.model.as_deref())?;
     let tokenizer = Arc::clone(api.harmony.tokenizer());
     let echoes =
         if echo { prompts.iter().map(|prompt| prompt.text(&tokenizer)).collect() } else { Vec::new() };
     let prompts = encode(&api, prompts).await?;
+    drop(room);
     for prompt in &prompts {
         check_prompt(&api, prompt)?;
     }

@@ -24,10 +24,17 @@ pub enum ApiError {
          of which one must be left for the answer"
     )]
     ContextLength { prompt_tokens: usize, context_tokens_max: usize },
+    #[error(
+        "the prompts of all choices together have {tokens} tokens, of at most {tokens_max} in one request\n\
+         hint: send the prompts in several requests, or ask for fewer choices"
+    )]
+    PromptsTooLarge { tokens: usize, tokens_max: usize },
     #[error("the body is larger than {bytes_max} bytes")]
     BodyTooLarge { bytes_max: usize },
     #[error("the body did not arrive within {seconds} seconds")]
     BodyTooSlow { seconds: u64 },
+    #[error("the server is reading as many bodies as it has room for, and had none within {seconds} seconds")]
+    NoRoom { seconds: u64 },
     #[error("the body could not be read: {0}")]
     BodyBroken(String),
     #[error("there is nothing at {path}")]
@@ -80,6 +87,7 @@ impl ApiError {
             Self::BadJson { .. } | Self::Field(_) | Self::ContextLength { .. } | Self::BodyBroken(_) => {
                 StatusCode::BAD_REQUEST
             }
+            Self::PromptsTooLarge { .. } => StatusCode::BAD_REQUEST,
             Self::UnknownModel { .. } | Self::UnknownRoute { .. } => StatusCode::NOT_FOUND,
             Self::ResponseNotFound { .. } | Self::PreviousNotFound { .. } | Self::ItemNotFound { .. } => {
                 StatusCode::NOT_FOUND
@@ -89,9 +97,11 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::NotReady(_) | Self::Failed(_) | Self::Deadline | Self::Busy { .. } => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::NotReady(_)
+            | Self::Failed(_)
+            | Self::Deadline
+            | Self::Busy { .. }
+            | Self::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -120,6 +130,8 @@ impl ApiError {
             },
             Self::UnknownModel { .. } => "model_not_found",
             Self::ContextLength { .. } => "context_length_exceeded",
+            Self::PromptsTooLarge { .. } => "prompts_too_large",
+            Self::NoRoom { .. } => "no_room",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyTooSlow { .. } => "body_too_slow",
             Self::BodyBroken(_) => "body_broken",
@@ -143,6 +155,7 @@ impl ApiError {
         match self {
             Self::Field(error) => Some(error.path.as_str()).filter(|path| !path.is_empty()),
             Self::UnknownModel { .. } => Some("model"),
+            Self::PromptsTooLarge { .. } => Some("prompt"),
             Self::ResponseNotFound { .. } => Some("response_id"),
             Self::PreviousNotFound { .. } => Some("previous_response_id"),
             Self::ItemNotFound { path, .. } => Some(path),
@@ -152,7 +165,7 @@ impl ApiError {
 
     fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::QueueFull { .. } | Self::Busy { .. } => Some(RETRY_AFTER_S),
+            Self::QueueFull { .. } | Self::Busy { .. } | Self::NoRoom { .. } => Some(RETRY_AFTER_S),
             Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),
             Self::NotReady(_) | Self::Failed(_) | Self::Deadline => Some(RETRY_AFTER_LOADING_S),
             _ => None,

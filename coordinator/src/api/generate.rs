@@ -15,7 +15,7 @@ use super::Api;
 use super::error::ApiError;
 use super::log::RequestLog;
 use super::metrics::Finished;
-use super::options::Options;
+use super::options::{CHOICES_MAX, Options};
 use super::reader::{Delta, Reader};
 use crate::driver::{Generation, TokenEvent, TokenStream};
 use crate::guide::Pattern;
@@ -78,6 +78,7 @@ pub async fn generate(
     reader: impl Fn() -> Box<dyn Reader>,
 ) -> Result<Updates, ApiError> {
     options.check_tokens(api.harmony.tokenizer())?;
+    check_size(api, options, prompts)?;
     let pattern = options.bound.pattern(api).await?;
     let seed = options.seed.unwrap_or_else(|| api.ids.seed());
     log.note(|facts| {
@@ -111,6 +112,14 @@ pub async fn generate(
         streams.push(choice.updates(index));
     }
     Ok(select_all(streams))
+}
+
+/// Every choice has the prompt once more in memory. What eight choices of a full context take is enough for
+/// any request, however many prompts it has.
+fn check_size(api: &Api, options: &Options, prompts: &[Vec<TokenId>]) -> Result<(), ApiError> {
+    let tokens = prompts.iter().map(Vec::len).sum::<usize>() * options.choices;
+    let tokens_max = api.settings.context_tokens_max * CHOICES_MAX as usize;
+    if tokens <= tokens_max { Ok(()) } else { Err(ApiError::PromptsTooLarge { tokens, tokens_max }) }
 }
 
 pub fn check_prompt(api: &Api, prompt: &[TokenId]) -> Result<(), ApiError> {
@@ -160,11 +169,16 @@ impl Choice {
     async fn next(&mut self) -> Option<Update> {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
-                TokenEvent::Token { token, logprobs } => self.on_token(token, logprobs),
-                TokenEvent::Finished { reason: FinishReason::Deadline, .. } => {
+                TokenEvent::Token { token, logprobs, cached_tokens } => {
+                    self.usage.cached_tokens = cached_tokens;
+                    self.on_token(token, logprobs);
+                }
+                TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
+                    self.api.metrics.queued(usage.queued);
                     self.fail(ApiError::Deadline, Finished::deadline);
                 }
                 TokenEvent::Finished { reason, usage } => {
+                    self.api.metrics.queued(usage.queued);
                     self.usage.cached_tokens = usage.cached_tokens;
                     self.end(reason == FinishReason::Length);
                 }

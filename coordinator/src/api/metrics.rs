@@ -37,6 +37,7 @@ pub struct Metrics {
     first_token: Histogram,
     between_tokens: Histogram,
     request: Histogram,
+    queue: Histogram,
     request_prompt_tokens: Histogram,
     request_generation_tokens: Histogram,
     finished: Family<FinishedLabels, Counter>,
@@ -113,6 +114,8 @@ impl Metrics {
         let between_tokens = seconds(&mut all, "inter_token_latency", between_tokens, &BETWEEN_TOKENS_S);
         let request = "From a request's arrival to its end";
         let request = seconds(&mut all, "e2e_request_latency", request, &REQUEST_S);
+        let queue = "From a choice's arrival in the queue to its place among those that run";
+        let queue = seconds(&mut all, "request_queue_time", queue, &FIRST_TOKEN_S);
         let request_prompt_tokens =
             added(&mut all, "request_prompt_tokens", "Tokens of a request's prompts", Histogram::new(TOKENS));
         let request_generation_tokens = "Tokens that a request generated";
@@ -128,6 +131,7 @@ impl Metrics {
             first_token,
             between_tokens,
             request,
+            queue,
             request_prompt_tokens,
             request_generation_tokens,
             finished,
@@ -143,6 +147,11 @@ impl Metrics {
 
     pub fn next_token(&self, after: Duration) {
         self.between_tokens.observe(after.as_secs_f64());
+    }
+
+    /// A choice that ended waited so long, be it in vain.
+    pub fn queued(&self, queued: Duration) {
+        self.queue.observe(queued.as_secs_f64());
     }
 
     /// A request that generated is over.

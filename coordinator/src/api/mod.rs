@@ -46,6 +46,7 @@ use crate::driver::{DriverHandle, Stats};
 use crate::guide::Guides;
 use crate::harmony::Harmony;
 use crate::service::Settings;
+use body::Bodies;
 pub use body::BodyLimits;
 pub use cors::{NoOrigin, Origins};
 use encoding::Desks;
@@ -62,6 +63,7 @@ pub struct Api {
     guides: Guides,
     ids: Ids,
     desks: Desks,
+    bodies: Bodies,
     metrics: Arc<Metrics>,
     responses: responses::Store,
     stop_tokens: Vec<TokenId>,
@@ -78,6 +80,7 @@ impl Api {
             driver,
             ids: Ids::default(),
             desks: Desks::default(),
+            bodies: Bodies::new(settings.limits.body),
             metrics: Arc::new(Metrics::new(&settings.model_name)),
             responses: responses::Store::new(settings.limits.responses),
             stop_tokens,

@@ -8,12 +8,12 @@ use axum::extract::{Request, State};
 use flotilla_shared::TokenId;
 use serde_json::{Value, json};
 
+use super::Api;
 use super::chat::{self, ChatRequest};
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{Fields, Node, Result};
 use super::options::check_token;
-use super::{Api, body};
 
 /// More than any context holds.
 const TOKENS_MAX: usize = 1 << 20;
@@ -22,7 +22,7 @@ pub async fn tokenize(
     State(api): State<Arc<Api>>,
     request: Request,
 ) -> std::result::Result<Json<Value>, ApiError> {
-    let body = body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let (body, _room) = api.bodies.read_json(request.into_body()).await?;
     let mut fields = Node::body(body).object()?;
     let strings = fields.take("return_token_strs").map_or(Ok(false), Node::bool)?;
     let tokens = match fields.take("prompt") {
@@ -62,7 +62,7 @@ pub async fn detokenize(
     State(api): State<Arc<Api>>,
     request: Request,
 ) -> std::result::Result<Json<Value>, ApiError> {
-    let body = body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let (body, _room) = api.bodies.read_json(request.into_body()).await?;
     let mut fields = Node::body(body).object()?;
     let model = fields.take("model").map(Node::string).transpose()?;
     let nodes = fields.require("tokens")?.array_of(TOKENS_MAX, "tokens")?;

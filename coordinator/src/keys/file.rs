@@ -13,12 +13,15 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
+use flotilla_scheduler::ClientId;
 use serde::Deserialize;
 use toml::Spanned;
 
-use super::{Allowance, Key, Keyring};
+use super::account::Account;
+use super::{Allowance, Key, Used};
 
 /// Every request's key is compared with all of them.
 const KEYS_MAX: usize = 10_000;
@@ -47,9 +50,37 @@ pub fn entry(name: &str, secret: &str) -> Option<String> {
     is_name(name).then(|| format!("[[key]]\nname = \"{name}\"\nblake3 = \"{hash}\"\n"))
 }
 
-pub fn read(path: &Path) -> Result<Keyring, KeyFileError> {
+pub fn read(path: &Path) -> Result<Entries, KeyFileError> {
     let text = fs::read_to_string(path).map_err(KeyFileFault::Unreadable);
     text.and_then(|text| parse(&text)).map_err(|fault| KeyFileError { path: path.to_owned(), fault })
+}
+
+pub type Entries = Vec<NewKey>;
+
+/// A key as the file has it.
+pub struct NewKey {
+    pub name: String,
+    pub hash: blake3::Hash,
+    pub allowance: Allowance,
+    pub priority: i32,
+}
+
+impl NewKey {
+    /// One that nobody has used.
+    pub fn key(self, client: u64) -> Arc<Key> {
+        let account = Mutex::new(Account::new(&self.allowance));
+        self.used_by(ClientId(client), Arc::new(Used { began: Instant::now(), account }))
+    }
+
+    /// The same key as `before`, maybe with another name and other limits.
+    pub fn key_after(self, before: &Key) -> Arc<Key> {
+        self.used_by(before.client, Arc::clone(&before.used))
+    }
+
+    fn used_by(self, client: ClientId, used: Arc<Used>) -> Arc<Key> {
+        let NewKey { name, hash, allowance, priority } = self;
+        Arc::new(Key { name, client, hash, allowance, priority, used })
+    }
 }
 
 #[derive(Deserialize)]
@@ -71,7 +102,7 @@ struct Entry {
     priority: i32,
 }
 
-fn parse(text: &str) -> Result<Keyring, KeyFileFault> {
+fn parse(text: &str) -> Result<Entries, KeyFileFault> {
     let malformed = |at: usize, what: &str| KeyFileFault::Malformed {
         line: text[..at.min(text.len())].matches('\n').count() + 1,
         what: what.to_owned(),
@@ -86,7 +117,7 @@ fn parse(text: &str) -> Result<Keyring, KeyFileFault> {
     }
     let (mut names, mut hashes) = (BTreeSet::new(), BTreeSet::new());
     let mut keys = Vec::new();
-    for (client, entry) in (1..).zip(file.key) {
+    for entry in file.key {
         let (name_at, hash_at) = (entry.name.span().start, entry.blake3.span().start);
         for limit in [&entry.requests_per_minute, &entry.tokens_per_minute, &entry.concurrent] {
             if let Some(limit) = limit.as_ref().filter(|limit| *limit.as_ref() == 0) {
@@ -96,7 +127,7 @@ fn parse(text: &str) -> Result<Keyring, KeyFileFault> {
                 ));
             }
         }
-        let key = entry.key(client).map_err(|fault| match fault {
+        let key = entry.key().map_err(|fault| match fault {
             EntryFault::Name => malformed(name_at, "a name has letters, digits and -_.@, 1 to 64 of them"),
             EntryFault::Hash => malformed(hash_at, "blake3 is not 64 hexadecimal digits"),
         })?;
@@ -109,9 +140,9 @@ fn parse(text: &str) -> Result<Keyring, KeyFileFault> {
         if !hashes.insert(*key.hash.as_bytes()) {
             return Err(malformed(hash_at, "this is an earlier key, too"));
         }
-        keys.push(Arc::new(key));
+        keys.push(key);
     }
-    Ok(Keyring { keys })
+    Ok(keys)
 }
 
 enum EntryFault {
@@ -120,7 +151,7 @@ enum EntryFault {
 }
 
 impl Entry {
-    fn key(self, client: u64) -> Result<Key, EntryFault> {
+    fn key(self) -> Result<NewKey, EntryFault> {
         let name = self.name.into_inner();
         if !is_name(&name) {
             return Err(EntryFault::Name);
@@ -132,7 +163,7 @@ impl Entry {
             tokens_per_minute: limit(self.tokens_per_minute),
             concurrent: limit(self.concurrent),
         };
-        Ok(Key::new(name, client, hash, allowance, self.priority))
+        Ok(NewKey { name, hash, allowance, priority: self.priority })
     }
 }
 
@@ -145,10 +176,9 @@ fn is_name(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flotilla_scheduler::ClientId;
 
     fn fault(text: &str) -> String {
-        parse(text).expect_err("a fault").to_string()
+        parse(text).err().expect("a fault").to_string()
     }
 
     #[test]
@@ -157,12 +187,10 @@ mod tests {
             + "requests_per_minute = 60\npriority = -2\n\n"
             + &entry("bob@example.org", "secret b").unwrap();
         let keys = parse(&text).unwrap();
-        let alice = keys.find(b"secret a").unwrap();
-        assert_eq!((alice.name.as_str(), alice.client, alice.priority), ("alice", ClientId(1), -2));
-        assert_eq!(alice.allowance.requests_per_minute, Some(60));
-        let bob = keys.find(b"secret b").unwrap();
-        assert_eq!((bob.client, bob.allowance), (ClientId(2), Allowance::default()));
-        assert!(keys.find(b"secret c").is_none() && keys.find(b"").is_none());
+        let [alice, bob] = keys.as_slice() else { panic!("two keys") };
+        assert_eq!((alice.name.as_str(), alice.priority), ("alice", -2));
+        assert_eq!((alice.allowance.requests_per_minute, alice.hash), (Some(60), blake3::hash(b"secret a")));
+        assert_eq!((bob.allowance, bob.hash), (Allowance::default(), blake3::hash(b"secret b")));
         assert_eq!(entry("no blanks", "x"), None);
     }
 
@@ -192,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_file_that_is_not_there_is_named() {
-        let error = read(Path::new("/no/such/keys.toml")).unwrap_err().to_string();
+        let error = read(Path::new("/no/such/keys.toml")).err().unwrap().to_string();
         assert!(error.starts_with("cannot take API keys from /no/such/keys.toml: No such file"), "{error}");
         assert!(error.contains("\nhint: flotilla key NAME"), "{error}");
     }

@@ -6,8 +6,8 @@
 
 mod account;
 mod file;
+mod ring;
 
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,12 +16,7 @@ use flotilla_scheduler::ClientId;
 use account::Account;
 pub use account::{Allowance, Exceeded};
 pub use file::{KeyFileError, KeyFileFault, entry};
-
-/// All keys of a file.
-#[derive(Debug)]
-pub struct Keyring {
-    keys: Vec<Arc<Key>>,
-}
+pub use ring::Keyring;
 
 #[derive(Debug)]
 pub struct Key {
@@ -32,37 +27,17 @@ pub struct Key {
     pub allowance: Allowance,
     /// Requests of this key are at most that urgent; lower goes first.
     pub priority: i32,
+    used: Arc<Used>,
+}
+
+/// What a key has used, also by other limits before.
+#[derive(Debug)]
+struct Used {
     began: Instant,
     account: Mutex<Account>,
 }
 
-impl Keyring {
-    pub fn read(path: &Path) -> Result<Keyring, KeyFileError> {
-        file::read(path)
-    }
-
-    /// Every key is looked at, so that the time says nothing of which one it was.
-    pub fn find(&self, secret: &[u8]) -> Option<&Arc<Key>> {
-        let hash = blake3::hash(secret);
-        // `blake3::Hash` compares in constant time.
-        self.keys.iter().fold(None, |found, key| if key.hash == hash { Some(key) } else { found })
-    }
-
-    pub fn len(&self) -> usize {
-        self.keys.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
-    }
-}
-
 impl Key {
-    fn new(name: String, client: u64, hash: blake3::Hash, allowance: Allowance, priority: i32) -> Key {
-        let account = Mutex::new(Account::new(&allowance));
-        Key { name, client: ClientId(client), hash, allowance, priority, began: Instant::now(), account }
-    }
-
     /// A request begins, if the key may have one more.
     pub fn visit(self: &Arc<Key>) -> Result<Visit, Exceeded> {
         self.account().open(&self.allowance, self.now())?;
@@ -70,11 +45,11 @@ impl Key {
     }
 
     fn account(&self) -> MutexGuard<'_, Account> {
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+        self.used.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> Duration {
-        self.began.elapsed()
+        self.used.began.elapsed()
     }
 }
 

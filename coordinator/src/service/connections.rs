@@ -1,8 +1,9 @@
 //! Connections: how many, how long one may take to say what it wants, and how they end. HTTP/1.1, with TLS
 //! or without.
 //!
-//! What one may cost is bounded: heads in bytes and in time, handshakes in time, connections in number
-//! (beyond which they wait unaccepted, in the system's queue). Bodies have limits of their own.
+//! What one may cost is bounded: heads in bytes and in time, handshakes in time, answers in the time that a
+//! client reads nothing of them, connections in number (beyond which they wait unaccepted, in the system's
+//! queue). Bodies have limits of their own.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::stalls::Unstalled;
 use super::tls::Tls;
 
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +28,8 @@ pub struct ConnectionLimits {
     /// Until a request's head is there whole; so long may a connection rest between requests, too.
     pub head_wait: Duration,
     pub handshake_wait: Duration,
+    /// So long an answer may wait for a client that reads nothing of it.
+    pub write_wait: Duration,
 }
 
 impl Default for ConnectionLimits {
@@ -34,6 +38,7 @@ impl Default for ConnectionLimits {
             connections_max: 4096,
             head_wait: Duration::from_secs(30),
             handshake_wait: Duration::from_secs(10),
+            write_wait: Duration::from_secs(60),
         }
     }
 }
@@ -101,14 +106,16 @@ impl Door {
     async fn serve(self, stream: TcpStream) {
         // Tokens are small, and none waits for the next.
         let _ = stream.set_nodelay(true);
+        let write_wait = self.limits.write_wait;
         let Some(tls) = &self.tls else {
-            return self.speak(stream).await;
+            return self.speak(Unstalled::new(stream, write_wait)).await;
         };
         let shaken = tokio::time::timeout(self.limits.handshake_wait, async {
             if !is_tls(&stream).await {
                 tell_scheme(stream).await;
                 return None;
             }
+            let stream = Unstalled::new(stream, write_wait);
             tls.0.accept(stream).await.inspect_err(|error| tracing::debug!(%error, "no TLS")).ok()
         });
         if let Ok(Some(stream)) = shaken.await {

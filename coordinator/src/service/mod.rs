@@ -2,6 +2,7 @@
 //! them to the driver is not its business.
 
 mod connections;
+mod stalls;
 mod tls;
 
 use std::future::Future;
@@ -66,7 +67,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             // 128 K tokens of text are half a megabyte; token ids as JSON and tools take more.
-            body: BodyLimits { bytes_max: 4 << 20, wait: Duration::from_secs(60) },
+            body: BodyLimits { bytes_max: 4 << 20, bytes_all_max: 256 << 20, wait: Duration::from_secs(60) },
             connections: ConnectionLimits::default(),
             keep_alive: Duration::from_secs(15),
             request_timeout: None,

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
-use crate::server::{Server, Setup, within};
+use crate::server::{CONTEXT, Server, Setup, until, user, within};
 
 async fn connect(server: &Server) -> TcpStream {
     within(TcpStream::connect(server.address)).await.unwrap()
@@ -65,4 +66,48 @@ async fn one_connection_more_than_there_are_places_waits() {
     assert!(early.is_err(), "served although the only place was taken");
     drop(first);
     within(second.read_exact(&mut byte)).await.unwrap();
+}
+
+/// Its events wait for it in memory until `max_tokens` at most; then it is given up, and all of it freed.
+#[tokio::test]
+async fn a_client_that_stops_reading_its_stream_is_given_up() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.connections.write_wait = Duration::from_millis(50);
+    };
+    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+    // Some 60 MB, more than buffers on the way hold.
+    let mut body = user("<|channel|>final<|message|>on and on");
+    for (name, value) in [
+        ("stream", json!(true)),
+        ("n", json!(8)),
+        ("max_tokens", json!(CONTEXT)),
+        ("logprobs", json!(true)),
+        ("top_logprobs", json!(20)),
+    ] {
+        body[name] = value;
+    }
+    let body = body.to_string();
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = within(socket.connect(server.address)).await.unwrap();
+    let head =
+        format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all((head + &body).as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    within(stream.read_exact(&mut first)).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200");
+    until(async || {
+        let metrics = server.get("/metrics").await.text().await.unwrap();
+        let given_up = metrics.lines().find(|line| line.contains("finished_reason=\"abort\""));
+        given_up.is_some_and(|line| line.ends_with(" 8"))
+    })
+    .await;
+    let load = async || {
+        let metrics = server.get("/metrics").await.text().await.unwrap();
+        metrics
+            .lines()
+            .any(|line| line.starts_with("flotilla_num_requests_running{") && line.ends_with(" 0.0"))
+    };
+    until(load).await;
+    drop(stream);
 }

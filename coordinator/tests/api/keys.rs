@@ -60,6 +60,21 @@ async fn who_has_no_key_is_told_so() {
 }
 
 #[tokio::test]
+async fn the_key_file_may_change_while_it_serves() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    std::fs::write(&path, entry("alice", "alice").unwrap()).unwrap();
+    let keys = Arc::new(Keyring::read(&path).unwrap());
+    let adjust =
+        Box::new(|settings: &mut flotilla_coordinator::service::Settings| settings.keys = Some(keys));
+    let server = Server::start_with(Setup { adjust, ..Setup::default() }).await;
+    assert_eq!(server.post_as("bob", CHAT, &yes()).await.status(), 401);
+    std::fs::write(&path, entry("bob", "bob").unwrap()).unwrap();
+    until(async || server.post_as("bob", CHAT, &yes()).await.status() == 200).await;
+    assert_eq!(server.post_as("alice", CHAT, &yes()).await.status(), 401, "hers is gone");
+}
+
+#[tokio::test]
 async fn requests_a_minute() {
     let server = server(&[("alice", "requests_per_minute = 2"), ("bob", "")]).await;
     for _ in 0..2 {

@@ -34,6 +34,21 @@ async fn lists_have_ends() {
 }
 
 #[tokio::test]
+async fn many_prompts_of_many_choices_are_bounded_together() {
+    let server = Server::start().await;
+    let ask = |prompts: usize, choices: usize| json!({"prompt": vec![vec![65; 512]; prompts], "n": choices, "max_tokens": 1});
+    // 8 contexts of 2048 tokens are 32 such prompts.
+    for (prompts, choices) in [(33, 1), (5, 8), (64, 8)] {
+        let (status, error) = server.refused("/v1/completions", &ask(prompts, choices)).await;
+        assert_eq!((status, &error["code"]), (400, &json!("prompts_too_large")), "{prompts} of {choices}");
+        let words = format!("have {} tokens, of at most 16384", 512 * prompts * choices);
+        assert!(error["message"].as_str().unwrap().contains(&words), "{error}");
+        assert_eq!(error["param"], "prompt");
+    }
+    assert_eq!(server.seen.admitted(), 0);
+}
+
+#[tokio::test]
 async fn a_request_that_takes_too_long_ends_with_a_reason() {
     let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
         settings.limits.request_timeout = Some(Duration::from_millis(100));

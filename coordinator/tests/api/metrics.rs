@@ -31,6 +31,7 @@ async fn requests_and_tokens_are_counted() {
         ("generation_tokens_total", vec![], tokens("completion_tokens")),
         ("time_to_first_token_seconds_count", vec![], Some(1.0)),
         ("inter_token_latency_seconds_count", vec![], tokens("completion_tokens").map(|count| count - 1.0)),
+        ("request_queue_time_seconds_count", vec![], Some(1.0)),
         ("request_prompt_tokens_sum", vec![], tokens("prompt_tokens")),
         ("request_generation_tokens_sum", vec![], tokens("completion_tokens")),
         ("http_requests_total", vec!["handler=\"/v1/chat/completions\"", "status=\"200\""], Some(1.0)),

@@ -417,7 +417,8 @@ impl World {
         let capacity_tokens = self.capacity_tokens;
         let client = self.live(sequence);
         let tokens = client.request.prompt.len() + client.emitted.len();
-        let Usage { prompt_tokens, completion_tokens, cached_tokens } = usage;
+        let Usage { prompt_tokens, completion_tokens, cached_tokens, queued } = usage;
+        assert!(queued <= now, "{sequence} waited before the beginning");
         assert_eq!(prompt_tokens, client.request.prompt.len());
         assert_eq!(completion_tokens, client.emitted.len());
         assert!(cached_tokens < prompt_tokens.max(1), "a token at least is computed");

@@ -24,13 +24,13 @@ use flotilla_scheduler::ClientId;
 use flotilla_shared::TokenId;
 use serde_json::{Value, json};
 
+use super::Api;
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{FieldError, Node, Problem};
 use super::generate::{check_prompt, generate};
 use super::log::RequestLog;
 use super::reader::{ChatReader, Reader};
-use super::{Api, body as request_body};
 use crate::harmony::chat::{Chat, conversation as chat_conversation};
 use crate::harmony::render::PastAnalysis;
 use answer::{Answer, Keep};
@@ -55,7 +55,7 @@ async fn create(
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
-    let body = request_body::read_json(request.into_body(), api.settings.limits.body).await?;
+    let (body, room) = api.bodies.read_json(request.into_body()).await?;
     let ResponsesRequest { options, instructions, input, previous, store, chat, echo } =
         ResponsesRequest::read(body)?;
     api.check_model(options.model.as_deref())?;
@@ -66,6 +66,7 @@ async fn create(
     let offered_tools = !chat.tools.is_empty();
     let told = Told { instructions, previous: previous.clone(), input: input.clone() };
     let prompt = render(&api, chat, told).await?;
+    drop(room);
     check_prompt(&api, &prompt)?;
     let reader =
         || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };

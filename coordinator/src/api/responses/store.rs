@@ -1,6 +1,6 @@
 //! Responses that clients may go on from, read again or delete, in memory that is bounded in bytes and in
-//! number: what was not used for longest is dropped first. Nothing is on disk, and nothing outlives the
-//! process.
+//! number. Whoever holds most makes room, by what it did not use for longest: so one client pushes out nobody
+//! who holds less than it does. Nothing is on disk, and nothing outlives the process.
 //!
 //! A response holds its conversation as turns, and responses that go on from each other share them, so that a
 //! long exchange costs what was said in it and not its square. A shared turn is counted once, for as long as
@@ -48,11 +48,19 @@ pub struct Store {
 #[derive(Debug, Default)]
 struct State {
     responses: BTreeMap<String, Response>,
-    /// By when they were last used.
-    by_use: BTreeMap<u64, String>,
+    /// What each client holds.
+    shares: BTreeMap<ClientId, Share>,
     /// Items that this server made, to the response in which they stand.
     items: BTreeMap<String, String>,
     uses: u64,
+}
+
+#[derive(Debug, Default)]
+struct Share {
+    /// Bytes that were stored for it and that somebody still holds.
+    bytes: Arc<AtomicUsize>,
+    /// By when they were last used.
+    by_use: BTreeMap<u64, String>,
 }
 
 #[derive(Debug)]
@@ -90,23 +98,23 @@ pub struct Finished {
     pub output: Vec<Item>,
 }
 
-/// Bytes that count for as long as this lives.
+/// Bytes that count for as long as this lives, of the whole and of a client's share.
 #[derive(Debug)]
 struct Charge {
     bytes: usize,
-    live: Arc<AtomicUsize>,
+    of: [Arc<AtomicUsize>; 2],
 }
 
 impl Charge {
-    fn new(bytes: usize, live: &Arc<AtomicUsize>) -> Charge {
-        live.fetch_add(bytes, Ordering::Relaxed);
-        Charge { bytes, live: Arc::clone(live) }
+    fn new(bytes: usize, of: [&Arc<AtomicUsize>; 2]) -> Charge {
+        of.iter().for_each(|count| _ = count.fetch_add(bytes, Ordering::Relaxed));
+        Charge { bytes, of: of.map(Arc::clone) }
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        self.live.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.of.iter().for_each(|count| _ = count.fetch_sub(self.bytes, Ordering::Relaxed));
     }
 }
 
@@ -131,33 +139,43 @@ impl Store {
             + body.len()
             + size_of::<Arc<Turn>>() * (previous.len() + 1);
         let mut state = self.state();
-        if !self.make_room(&mut state, turn_bytes + own_bytes) {
+        if !self.make_room(&mut state, client, turn_bytes + own_bytes) {
             return false;
         }
-        let turn = Turn { input, output, _charge: Charge::new(turn_bytes, &self.live) };
+        let used = state.next_use();
+        let share = state.shares.entry(client).or_default();
+        share.by_use.insert(used, id.clone());
+        let charge = |bytes| Charge::new(bytes, [&self.live, &share.bytes]);
+        let (turn_charge, own_charge) = (charge(turn_bytes), charge(own_bytes));
+        let turn = Turn { input, output, _charge: turn_charge };
         let mut turns = previous;
         for item in &turn.output {
             state.items.insert(item.id.clone(), id.clone());
         }
         turns.push(Arc::new(turn));
-        let used = state.next_use();
-        state.by_use.insert(used, id.clone());
         let stored = Stored { body, turns };
-        let charge = Charge::new(own_bytes, &self.live);
-        state.responses.insert(id, Response { client, used, stored, _charge: charge });
+        state.responses.insert(id, Response { client, used, stored, _charge: own_charge });
         true
     }
 
-    fn make_room(&self, state: &mut State, bytes: usize) -> bool {
+    fn make_room(&self, state: &mut State, client: ClientId, bytes: usize) -> bool {
         if bytes > self.limits.bytes_max || self.limits.count_max == 0 {
             return false;
         }
         let fits = |live: usize| live + bytes <= self.limits.bytes_max;
-        while !fits(self.live.load(Ordering::Relaxed)) || state.responses.len() >= self.limits.count_max {
-            let Some((_, oldest)) = state.by_use.pop_first() else { return false };
+        loop {
+            let most = if !fits(self.live.load(Ordering::Relaxed)) {
+                state.largest(|of, share| {
+                    share.bytes.load(Ordering::Relaxed) + if of == client { bytes } else { 0 }
+                })
+            } else if state.responses.len() >= self.limits.count_max {
+                state.largest(|of, share| share.by_use.len() + usize::from(of == client))
+            } else {
+                return true;
+            };
+            let Some(oldest) = most else { return false };
             state.forget(&oldest);
         }
-        true
     }
 
     /// None: unknown, dropped, or another client's.
@@ -167,8 +185,9 @@ impl Store {
         let response = state.responses.get_mut(id).filter(|response| response.client == client)?;
         let before = std::mem::replace(&mut response.used, used);
         let stored = response.stored.clone();
-        state.by_use.remove(&before);
-        state.by_use.insert(used, id.to_owned());
+        let by_use = &mut state.shares.get_mut(&client)?.by_use;
+        by_use.remove(&before);
+        by_use.insert(used, id.to_owned());
         Some(stored)
     }
 
@@ -182,13 +201,11 @@ impl Store {
     /// Whether there was one. Responses that went on from it keep what was said.
     pub fn remove(&self, client: ClientId, id: &str) -> bool {
         let mut state = self.state();
-        let Some(response) = state.responses.get(id).filter(|response| response.client == client) else {
-            return false;
-        };
-        let used = response.used;
-        state.by_use.remove(&used);
-        state.forget(id);
-        true
+        let found = state.responses.get(id).is_some_and(|response| response.client == client);
+        if found {
+            state.forget(id);
+        }
+        found
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -202,10 +219,27 @@ impl State {
         self.uses
     }
 
+    /// What was not used for longest of the client whose `size` is the largest.
+    fn largest(&self, size: impl Fn(ClientId, &Share) -> usize) -> Option<String> {
+        let shares = self.shares.iter().filter_map(|(client, share)| {
+            let (_, oldest) = share.by_use.first_key_value()?;
+            Some((size(*client, share), oldest))
+        });
+        shares.max_by_key(|(size, _)| *size).map(|(_, oldest)| oldest.clone())
+    }
+
     fn forget(&mut self, id: &str) {
         let Some(response) = self.responses.remove(id) else { return };
         for item in response.stored.turns.last().into_iter().flat_map(|turn| &turn.output) {
             self.items.remove(&item.id);
+        }
+        let (client, used) = (response.client, response.used);
+        drop(response);
+        let Some(share) = self.shares.get_mut(&client) else { return };
+        share.by_use.remove(&used);
+        // What is still held counts on, and so does the share.
+        if share.by_use.is_empty() && Arc::strong_count(&share.bytes) == 1 {
+            self.shares.remove(&client);
         }
     }
 }
@@ -226,6 +260,33 @@ mod tests {
         let text = "x".repeat(text_bytes);
         let output = vec![Item::new(format!("rs_{id}"), Kind::Reasoning { text })];
         Finished { id: id.into(), client: ANN, body: "{}".into(), previous, input: Vec::new(), output }
+    }
+
+    fn of(client: ClientId, id: &str, text_bytes: usize) -> Finished {
+        Finished { client, ..finished(id, text_bytes, Vec::new()) }
+    }
+
+    #[test]
+    fn one_client_pushes_out_nobody_who_holds_less() {
+        for store in [store(200_000, 1000), store(1 << 30, 20)] {
+            for at in 0..3 {
+                assert!(store.insert(of(BEN, &format!("b{at}"), 10_000)));
+            }
+            for at in 0..100 {
+                assert!(store.insert(of(ANN, &format!("a{at}"), 10_000)));
+            }
+            assert!((0..3).all(|at| store.get(BEN, &format!("b{at}")).is_some()), "Ben's were there first");
+            assert!(store.get(ANN, "a99").is_some() && store.get(ANN, "a50").is_none());
+            // Who comes later gets a share all the same.
+            for at in 3..50 {
+                assert!(store.insert(of(BEN, &format!("b{at}"), 10_000)));
+            }
+            let held = |client, name: &str| {
+                (0..100).filter(|at| store.get(client, &format!("{name}{at}")).is_some()).count()
+            };
+            let (ann, ben) = (held(ANN, "a"), held(BEN, "b"));
+            assert!(ann >= 5 && ann.abs_diff(ben) <= 1, "{ann} of Ann's and {ben} of Ben's");
+        }
     }
 
     fn live(store: &Store) -> usize {

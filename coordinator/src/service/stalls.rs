@@ -1,0 +1,106 @@
+//! A connection whose client does not read what it is sent is given up after a while: what is written waits
+//! in the system's buffers, then nothing more can be, and what makes the answer would be held for ever. Who
+//! reads slowly is served: any progress counts.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
+
+pub struct Unstalled<S> {
+    stream: S,
+    wait: Duration,
+    /// Runs while nothing can be written.
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S: AsyncWrite + Unpin> Unstalled<S> {
+    pub fn new(stream: S, wait: Duration) -> Unstalled<S> {
+        Unstalled { stream, wait, stall: None }
+    }
+
+    fn write<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut S>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if let Poll::Ready(done) = write(Pin::new(&mut self.stream), context) {
+            self.stall = None;
+            return Poll::Ready(done);
+        }
+        let wait = self.wait;
+        ready!(self.stall.get_or_insert_with(|| Box::pin(sleep(wait))).as_mut().poll(context));
+        Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Unstalled<S> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.get_mut().write(context, |stream, context| stream.poll_write(context, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.get_mut().write(context, |stream, context| stream.poll_write_vectored(context, parts))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+    const WAIT: Duration = Duration::from_secs(60);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_nothing_is_given_up() {
+        let (server, _client) = duplex(16);
+        let mut server = Unstalled::new(server, WAIT);
+        server.write_all(&[0; 16]).await.unwrap();
+        let error = tokio::time::timeout(2 * WAIT, server.write_all(&[0])).await.expect("an end");
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_reads_slowly_is_served() {
+        let (server, mut client) = duplex(16);
+        let mut server = Unstalled::new(server, WAIT);
+        let writes = tokio::spawn(async move { server.write_all(&[7; 64]).await });
+        let mut byte = [0];
+        for _ in 0..64 {
+            // A byte just before the end of patience, each time.
+            sleep(WAIT - Duration::from_secs(1)).await;
+            client.read_exact(&mut byte).await.unwrap();
+        }
+        writes.await.unwrap().unwrap();
+    }
+}
