@@ -1,5 +1,6 @@
 //! What choosing the tokens of a step costs on the host: 64 rows of the published vocabulary, on one rank and on
-//! two that are threads of this process. On a card plain rows do not pass through here.
+//! two that are threads of this process, then on one rank with two threads. On a card plain rows do not pass
+//! through here.
 //!
 //!   cargo bench -p flotilla-engine --bench sampling
 //!
@@ -11,6 +12,7 @@ use flotilla_engine::sample::{History, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_shared::plan::apportion;
 use flotilla_shared::sampling::mix;
 use flotilla_shared::{Sampling, TokenId};
+use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,11 +21,24 @@ const VOCAB: usize = 201_088;
 const ROWS: usize = 64;
 const STEPS: usize = 7;
 
-struct Given(Arc<Vec<Vec<f32>>>, Range<usize>);
+/// Every row's logits, the rank's part of them, and its threads.
+struct Given<'a>(&'a [Vec<f32>], Range<usize>, Option<&'a rayon::ThreadPool>);
 
-impl Shard for Given {
+impl Shard for Given<'_> {
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
         Ok(&self.0[row][self.1.clone()])
+    }
+
+    fn each<T: Send>(
+        &mut self,
+        rows: &[usize],
+        work: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>, BackendError> {
+        let one = |at: usize| work(at, &self.0[rows[at]][self.1.clone()]);
+        Ok(match self.2 {
+            Some(pool) => pool.install(|| (0..rows.len()).into_par_iter().map(&one).collect()),
+            None => (0..rows.len()).map(one).collect(),
+        })
     }
 }
 
@@ -44,7 +59,7 @@ fn rows(sampling: &Sampling) -> Vec<SampleRow> {
 }
 
 /// Milliseconds of each step.
-fn steps(rows: &[SampleRow], mut shard: Given, mut collective: impl Collective) -> Vec<f64> {
+fn steps(rows: &[SampleRow], mut shard: Given<'_>, mut collective: impl Collective) -> Vec<f64> {
     let sampleable = Sampleable::new(shard.1.clone(), &[0..200_019]);
     let mut sampler = Sampler::new(sampleable);
     let mut times = Vec::new();
@@ -58,7 +73,8 @@ fn steps(rows: &[SampleRow], mut shard: Given, mut collective: impl Collective) 
 }
 
 fn main() {
-    let logits: Arc<Vec<Vec<f32>>> = Arc::new((0..ROWS).map(logits).collect());
+    let logits: Vec<Vec<f32>> = (0..ROWS).map(logits).collect();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("the system gives threads");
     let warm = Sampling { temperature: 1.0, ..Sampling::GREEDY };
     let all = Sampling {
         temperature: 0.8,
@@ -83,18 +99,21 @@ fn main() {
     println!("{ROWS} rows of {VOCAB} logits; ms a step, best and median of {STEPS}");
     for (name, sampling) in cases {
         let rows = rows(&sampling);
-        let alone = steps(&rows, Given(logits.clone(), 0..VOCAB), Solo::new());
+        let alone = steps(&rows, Given(&logits, 0..VOCAB, None), Solo::new());
+        let threaded = steps(&rows, Given(&logits, 0..VOCAB, Some(&pool)), Solo::new());
         let members = threads::group(2).into_iter().zip(apportion(VOCAB, &[1.0, 1.0]));
         let of_two: Vec<Vec<f64>> = std::thread::scope(|scope| {
             let threads: Vec<_> = members
                 .map(|(member, vocab)| {
-                    let (rows, shard) = (&rows, Given(logits.clone(), vocab));
+                    let (rows, shard) = (&rows, Given(&logits, vocab, None));
                     scope.spawn(move || steps(rows, shard, member))
                 })
                 .collect();
             threads.into_iter().map(|thread| thread.join().expect("a rank ends")).collect()
         });
-        let [alone, two] = [&alone, &of_two[0]].map(|times| (times[0], times[STEPS / 2]));
-        println!("{name:<26} 1 rank {:7.1} {:7.1}   2 ranks {:7.1} {:7.1}", alone.0, alone.1, two.0, two.1);
+        let [alone, two, threaded] =
+            [&alone, &of_two[0], &threaded].map(|times| (times[0], times[STEPS / 2]));
+        print!("{name:<26} 1 rank {:7.1} {:7.1}   2 ranks {:7.1} {:7.1}", alone.0, alone.1, two.0, two.1);
+        println!("   2 threads {:7.1} {:7.1}", threaded.0, threaded.1);
     }
 }

@@ -16,6 +16,16 @@ pub(super) fn place(&(logit, token): &Likely) -> u64 {
     u64::from(!rising) << 32 | u64::from(token)
 }
 
+/// The token at a place.
+fn at_place(place: u64) -> Likely {
+    let rising = !((place >> 32) as u32);
+    let bits = if rising >> 31 == 1 { rising & !(1 << 31) } else { !rising };
+    (f32::from_bits(bits), place as TokenId)
+}
+
+/// Logits that are passed over together, if none of them is likely enough.
+const GROUP: usize = 32;
+
 /// The likeliest of one rank's part, in order.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Head {
@@ -27,28 +37,20 @@ pub(super) struct Head {
 impl Head {
     /// At most `count` of `logits`, f32 [V/R], but one at least.
     pub fn of(logits: &[f32], sampleable: &Sampleable, count: usize) -> Head {
-        let count = count.max(1);
-        let mut tokens: Vec<Likely> = Vec::new();
-        let (mut least, mut is_all) = (f32::NEG_INFINITY, true);
-        let room = count.saturating_mul(2).max(256);
-        sampleable.tokens(logits).for_each(|(token, logit)| {
-            // Ids rise: one that is equal to the least of enough others comes after them.
-            let is_in = logit > least || is_all && !logit.is_nan();
-            if !is_in {
-                return;
+        let mut likeliest = Likeliest::new(count.max(1));
+        for (first, logits) in sampleable.parts(logits) {
+            for (first, group) in (first..).step_by(GROUP).zip(logits.chunks(GROUP)) {
+                if likeliest.may_have(group) {
+                    (first..).zip(group).for_each(|(token, logit)| likeliest.meet(token, *logit));
+                }
             }
-            tokens.push((logit, token));
-            if tokens.len() > room {
-                tokens.select_nth_unstable_by_key(count - 1, place);
-                least = tokens[count - 1].0;
-                tokens.truncate(count);
-                is_all = false;
-            }
-        });
-        tokens.sort_unstable_by_key(place);
-        is_all &= tokens.len() <= count;
-        tokens.truncate(count);
-        Head { tokens, is_all }
+        }
+        likeliest.head()
+    }
+
+    /// The highest logit.
+    pub fn max(&self) -> f32 {
+        self.tokens.first().map_or(f32::NEG_INFINITY, |token| token.0)
     }
 
     pub fn put(&self, out: &mut Vec<u8>) {
@@ -63,6 +65,53 @@ impl Head {
         let in_order = tokens.iter().all(|(logit, _)| !logit.is_nan())
             && tokens.is_sorted_by(|a, b| place(a) < place(b));
         in_order.then_some(Head { tokens, is_all: *is_all != 0 })
+    }
+}
+
+/// The likeliest of those that were met so far, ids rising.
+struct Likeliest {
+    count: usize,
+    /// Of a few more than `count`, in no order: numbers, which are quicker to compare than tokens.
+    places: Vec<u64>,
+    /// What a logit must be above to be among them, once some were left out.
+    least: f32,
+    is_all: bool,
+}
+
+impl Likeliest {
+    fn new(count: usize) -> Self {
+        Likeliest { count, places: Vec::new(), least: f32::NEG_INFINITY, is_all: true }
+    }
+
+    #[inline(always)]
+    fn may_have(&self, logits: &[f32]) -> bool {
+        // All are counted, because a processor compares several at once and stops at none.
+        self.is_all || logits.iter().map(|logit| u32::from(*logit > self.least)).sum::<u32>() > 0
+    }
+
+    fn meet(&mut self, token: TokenId, logit: f32) {
+        // Ids rise: one that is equal to the least of enough others comes after them.
+        if logit > self.least || self.is_all && !logit.is_nan() {
+            self.places.push(place(&(logit, token)));
+            if self.places.len() > self.count.saturating_mul(2).max(256) {
+                self.leave_out();
+            }
+        }
+    }
+
+    fn leave_out(&mut self) {
+        let (_, last, _) = self.places.select_nth_unstable(self.count - 1);
+        self.least = at_place(*last).0;
+        self.places.truncate(self.count);
+        self.is_all = false;
+    }
+
+    fn head(mut self) -> Head {
+        if self.places.len() > self.count {
+            self.leave_out();
+        }
+        self.places.sort_unstable();
+        Head { tokens: self.places.into_iter().map(at_place).collect(), is_all: self.is_all }
     }
 }
 
@@ -144,6 +193,7 @@ mod tests {
             [(inf, 9), (2.5, 3), (1e-40, 2), (0.0, 1), (-0.0, 2), (-1e-40, 0), (-3.0, 7), (-inf, 0)];
         assert!(in_order.is_sorted_by(|a, b| place(a) < place(b)));
         assert_eq!(place(&(0.0, 4)), place(&(-0.0, 4)));
+        assert_eq!(in_order.map(|token| at_place(place(&token))), in_order);
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use super::best::best_among;
 use super::candidates::{Head, Known};
+use super::weights::Weigher;
 use super::{Candidate, SampleRow, nucleus};
 
 /// So many of the likeliest tokens of each rank are looked at first, and then
@@ -19,6 +20,7 @@ pub(super) struct Cut<'a> {
     /// Of each rank's likeliest tokens, so many are asked for next.
     pub head_tokens: usize,
     known: Known,
+    ranks: usize,
     /// Σ weights of all tokens that min-p keeps, where it had to be asked for.
     total: Option<u128>,
 }
@@ -27,11 +29,12 @@ impl<'a> Cut<'a> {
     pub fn new(index: usize, row: &'a SampleRow) -> Self {
         // No more than k of one rank are among the k of all.
         let head_tokens = if row.sampling.top_k > 0 { row.sampling.top_k as usize } else { HEAD_TOKENS };
-        Cut { row, index, head_tokens, known: Known::default(), total: None }
+        Cut { row, index, head_tokens, known: Known::default(), ranks: 1, total: None }
     }
 
     /// What each rank has found likeliest. Then min-p and top-k cut.
     pub fn learn(&mut self, heads: Vec<Head>) {
+        self.ranks = heads.len();
         self.known = Known::of(heads);
         self.known.keep_above(self.floor());
         if self.row.sampling.top_k > 0 {
@@ -39,8 +42,9 @@ impl<'a> Cut<'a> {
         }
         self.head_tokens = self.head_tokens.saturating_mul(WIDER);
         if self.known.is_all && self.lacks_total() {
-            let logits = self.known.tokens.iter().map(|token| token.0);
-            self.total = Some(nucleus::weights(logits, self.max(), self.row.sampling.temperature));
+            let weigher = self.weigher();
+            let weights = self.known.tokens.iter().map(|token| u128::from(weigher.weight(token.0)));
+            self.total = Some(weights.sum());
         }
         self.cut_nucleus();
     }
@@ -55,11 +59,10 @@ impl<'a> Cut<'a> {
         self.row.sampling.top_p < 1.0 && self.total.is_none()
     }
 
-    /// The rank's part of that sum; `logits`: of all of its tokens.
-    pub fn own_total(&self, logits: impl Iterator<Item = f32>) -> u128 {
-        let floor = self.floor();
-        let kept = logits.filter(|logit| *logit >= floor);
-        nucleus::weights(kept, self.max(), self.row.sampling.temperature)
+    /// The rank's part of that sum; `logits`: of all of its tokens, in parts.
+    pub fn own_total<'l>(&self, logits: impl Iterator<Item = &'l [f32]>) -> u128 {
+        let (weigher, floor) = (self.weigher(), self.floor());
+        logits.map(|logits| weigher.sum(logits, floor)).sum()
     }
 
     pub fn learn_total(&mut self, total: u128) {
@@ -76,10 +79,17 @@ impl<'a> Cut<'a> {
         let sampling = &self.row.sampling;
         let Some(total) = self.total.filter(|_| sampling.top_p < 1.0) else { return };
         let wanted = nucleus::wanted(total, sampling.top_p);
-        let reaching = nucleus::reaching(&self.known.tokens, wanted, self.max(), sampling.temperature);
-        if let Some(count) = reaching {
-            self.known.keep(count);
+        match nucleus::reaching(&self.known.tokens, wanted, self.weigher()) {
+            Ok(count) => self.known.keep(count),
+            // As many again, for those to come are less likely still.
+            Err(more) => {
+                self.head_tokens = self.head_tokens.max(more.saturating_mul(2) / self.ranks);
+            }
         }
+    }
+
+    fn weigher(&self) -> Weigher {
+        Weigher::new(self.max(), self.row.sampling.temperature)
     }
 
     /// The likeliest token's logit: it is never cut.

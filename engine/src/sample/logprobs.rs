@@ -3,6 +3,7 @@
 
 use super::candidates::{Head, Known, Likely};
 use super::gathered::Sent;
+use super::weights::{WEIGHT_MAX, Weigher};
 use super::{Sampleable, replicated};
 use flotilla_shared::TokenId;
 use flotilla_shared::step::Logprobs;
@@ -21,12 +22,13 @@ pub(super) struct Part {
 impl Part {
     /// `logits`: f32 [V/R], the model's own.
     pub fn of(logits: &[f32], sampleable: &Sampleable, chosen: TokenId, count: usize) -> Part {
-        let numbers = || sampleable.tokens(logits).filter(|(_, logit)| !logit.is_nan());
-        let max = numbers().map(|(_, logit)| logit).fold(f32::NEG_INFINITY, f32::max);
-        let sum = numbers().map(|(_, logit)| likelihood(logit, max)).sum();
+        let head = Head::of(logits, sampleable, count);
+        let (max, parts) = (head.max(), sampleable.parts(logits));
+        let weigher = Weigher::new(max, 1.0);
+        let sum: u128 = parts.map(|(_, logits)| weigher.sum(logits, f32::NEG_INFINITY)).sum();
         let own = (chosen as usize).checked_sub(sampleable.vocab.start);
         let chosen = own.and_then(|at| logits.get(at)).copied();
-        Part { max, sum, chosen, head: Head::of(logits, sampleable, count) }
+        Part { max, sum: sum as f64 / WEIGHT_MAX, chosen, head }
     }
 
     pub fn put(&self, out: &mut Vec<u8>) {

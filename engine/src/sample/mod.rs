@@ -10,7 +10,9 @@ mod logits;
 mod logprobs;
 mod nucleus;
 mod replicated;
+mod rooms;
 mod sampler;
+mod weights;
 
 pub use best::best_of;
 pub use logits::History;
@@ -125,10 +127,21 @@ pub trait Shard {
     /// f32 [V/R]: the logits of the `row`-th logit row, in the host's memory.
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError>;
 
+    /// What `work` finds in the logits of each of some logit rows, which it is given with their place among `rows`:
+    /// in that order, on as many threads as the rank has.
+    fn each<T: Send>(
+        &mut self,
+        rows: &[usize],
+        work: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>, BackendError> {
+        rows.iter().enumerate().map(|(at, row)| Ok(work(at, self.logits(*row)?))).collect()
+    }
+
     /// The best candidate of each row among the rank's tokens that may be sampled, by the logits as they are:
     /// mask, bias, penalties, and what cuts a row's tokens are not looked at.
     fn best(&mut self, rows: &[SampleRow], sampleable: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
-        rows.iter().map(|row| Ok(best_of(row, self.logits(row.logit_row)?, sampleable))).collect()
+        let logit_rows: Vec<usize> = rows.iter().map(|row| row.logit_row).collect();
+        self.each(&logit_rows, |at, logits| best_of(&rows[at], logits, sampleable))
     }
 }
 

@@ -1,35 +1,9 @@
-//! Where the tokens end that may be drawn: by min-p, and by top-p. A token's weight is a whole number, so
-//! that their sum is the same in any order: a nucleus ends at the same token wherever the vocabulary is cut.
-//! Which tokens a rank has, and what it sends, is not known here.
+//! Where the tokens end that may be drawn: by min-p, and by top-p. A nucleus ends at the same token wherever the
+//! vocabulary is cut. Which tokens a rank has, and what it sends, is not known here.
 
 use super::candidates::Likely;
-use super::replicated;
+use super::weights::{WEIGHT_MAX, Weigher};
 use flotilla_shared::Sampling;
-
-/// The weight of the likeliest token. What is less than one part of it is nothing: a vocabulary of such tokens
-/// would be 2⁻⁴⁴ of the whole.
-const WEIGHT_MAX: f64 = (1u64 << 62) as f64;
-
-/// Below this no part is left: ln 2⁻⁶² is −42.98.
-const EXPONENT_MIN: f64 = -43.0;
-
-/// exp((logit − max) / temperature), in parts of `WEIGHT_MAX`.
-pub(super) fn weight(logit: f32, max: f32, temperature: f32) -> u64 {
-    if logit == max {
-        return WEIGHT_MAX as u64;
-    }
-    // In f64, where neither the difference nor the quotient loses what counts. A NaN has no weight.
-    let exponent = (f64::from(logit) - f64::from(max)) * (1.0 / f64::from(temperature));
-    if exponent < EXPONENT_MIN {
-        return 0;
-    }
-    (replicated::exp(exponent) * WEIGHT_MAX) as i64 as u64
-}
-
-/// Σ weights
-pub(super) fn weights(logits: impl Iterator<Item = f32>, max: f32, temperature: f32) -> u128 {
-    logits.map(|logit| u128::from(weight(logit, max, temperature))).sum()
-}
 
 /// The lowest logit that min-p keeps: at least min_p times as likely as the likeliest.
 pub(super) fn min_p_floor(max: f32, sampling: &Sampling) -> f32 {
@@ -37,7 +11,8 @@ pub(super) fn min_p_floor(max: f32, sampling: &Sampling) -> f32 {
     if least == 0 || !max.is_finite() {
         return f32::NEG_INFINITY;
     }
-    let is_kept = |logit| weight(logit, max, sampling.temperature) >= least;
+    let weigher = Weigher::new(max, sampling.temperature);
+    let is_kept = |logit| weigher.weight(logit) >= least;
     // By the order of the bits of floats: `low` is never kept, `high` always is.
     let (mut low, mut high) = (rank_of(f32::NEG_INFINITY), rank_of(max));
     while high - low > 1 {
@@ -63,19 +38,26 @@ pub(super) fn wanted(total: u128, top_p: f32) -> u128 {
     (total as f64 * f64::from(top_p)) as u128
 }
 
-/// How many of `tokens`, in order, first reach `wanted`; `None` if they do not.
-pub(super) fn reaching(tokens: &[Likely], wanted: u128, max: f32, temperature: f32) -> Option<usize> {
-    let mut reached = 0;
+/// How many of `tokens`, in order, first reach `wanted`. If they do not: how many more it takes at least.
+pub(super) fn reaching(tokens: &[Likely], wanted: u128, weigher: Weigher) -> Result<usize, usize> {
+    let (mut reached, mut last) = (0, 0);
     let reaches = tokens.iter().position(|&(logit, _)| {
-        reached += u128::from(weight(logit, max, temperature));
+        last = u128::from(weigher.weight(logit));
+        reached += last;
         reached >= wanted
     });
-    reaches.map(|last| last + 1)
+    // Those that follow weigh no more than the last.
+    let more = || usize::try_from((wanted - reached) / last.max(1)).unwrap_or(usize::MAX);
+    reaches.map(|last| last + 1).ok_or_else(more)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn weight(logit: f32, max: f32, temperature: f32) -> u64 {
+        Weigher::new(max, temperature).weight(logit)
+    }
 
     fn likely(logits: impl IntoIterator<Item = f32>) -> Vec<Likely> {
         logits.into_iter().zip(0..).collect()
@@ -85,8 +67,9 @@ mod tests {
     fn count(probabilities: &[f32], top_p: f32) -> usize {
         let tokens = likely(probabilities.iter().map(|p| p.ln()));
         let max = tokens[0].0;
-        let total = weights(tokens.iter().map(|token| token.0), max, 1.0);
-        reaching(&tokens, wanted(total, top_p), max, 1.0).unwrap()
+        let weigher = Weigher::new(max, 1.0);
+        let total = tokens.iter().map(|token| u128::from(weigher.weight(token.0))).sum();
+        reaching(&tokens, wanted(total, top_p), weigher).unwrap()
     }
 
     #[test]
@@ -99,9 +82,11 @@ mod tests {
     #[test]
     fn what_is_known_may_not_reach() {
         let tokens = likely([1.0, 1.0]);
-        let total = weights([1.0; 3].into_iter(), 1.0, 1.0);
-        assert_eq!(reaching(&tokens, wanted(total, 0.66), 1.0, 1.0), Some(2));
-        assert_eq!(reaching(&tokens, wanted(total, 0.67), 1.0, 1.0), None);
+        let weigher = Weigher::new(1.0, 1.0);
+        let total = weigher.sum(&[1.0; 30], f32::NEG_INFINITY);
+        assert_eq!(reaching(&tokens, wanted(total, 0.066), weigher), Ok(2));
+        // Two of what would be more than 14 of 30 have been seen.
+        assert_eq!(reaching(&tokens, wanted(total, 0.48), weigher), Err(12));
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! exp and ln of f64, from additions, multiplications and divisions alone: every machine has the same bits.
-//! What they decide, such as where a nucleus ends, every rank decides for itself and alike, and a platform's own
+//! What they give, the logprobs of a token, every rank finds for itself and alike, and a platform's own
 //! exp may differ in the last bit from one processor to the next. Not for the noise, whose scores are compared
 //! by one rank for all, or by all from the same bits of logits.
 

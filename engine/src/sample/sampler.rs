@@ -8,7 +8,9 @@ use super::cut::Cut;
 use super::gathered::{Sent, by_row};
 use super::logits::adjusted;
 use super::logprobs::{Part, logprobs};
+use super::rooms::Rooms;
 use super::{Candidate, Chosen, SampleError, SampleRow, Sampleable, Shard};
+use crate::backend::BackendError;
 use crate::collective::Collective;
 use flotilla_shared::TokenId;
 use flotilla_shared::step::Logprobs;
@@ -19,8 +21,8 @@ pub struct Sampler {
     sampleable: Sampleable,
     sent: Vec<u8>,
     received: Vec<u8>,
-    /// A row's logits where they are not the model's.
-    room: Vec<f32>,
+    /// For rows' logits where they are not the model's.
+    rooms: Rooms,
 }
 
 /// What a rank says of a row first.
@@ -31,7 +33,7 @@ enum First {
 
 impl Sampler {
     pub fn new(sampleable: Sampleable) -> Self {
-        Sampler { sampleable, sent: Vec::new(), received: Vec::new(), room: Vec::new() }
+        Sampler { sampleable, sent: Vec::new(), received: Vec::new(), rooms: Rooms::default() }
     }
 
     /// One token a row, the same on every rank; `None` where no token may be chosen whose logit is a number.
@@ -73,19 +75,18 @@ impl Sampler {
         let plain = |row: &&SampleRow| !row.is_cut() && !row.is_adjusted();
         let on_shard: Vec<SampleRow> = rows.iter().filter(plain).cloned().collect();
         let mut of_shard = shard.best(&on_shard, &self.sampleable)?.into_iter();
+        let others: Vec<&SampleRow> = rows.iter().filter(|row| !plain(row)).collect();
+        let of_others = self.each(&others, shard, |at, logits| self.first(others[at], logits))?;
+        let mut of_others = of_others.into_iter();
         self.sent.clear();
         for (index, row) in rows.iter().enumerate() {
-            if plain(&row) {
-                of_shard.next().expect("one of each row").put(&mut self.sent);
-                continue;
+            let first = if plain(&row) { of_shard.next().map(First::Best) } else { of_others.next() };
+            match first.expect("one of each row") {
+                First::Best(best) => best.put(&mut self.sent),
+                First::Head(head) => head.put(&mut self.sent),
             }
-            let logits = adjusted(row, shard.logits(row.logit_row)?, &self.sampleable, &mut self.room);
             if row.is_cut() {
-                let cut = Cut::new(index, row);
-                Head::of(logits, &self.sampleable, cut.head_tokens).put(&mut self.sent);
-                cuts.push(cut);
-            } else {
-                best_of(row, logits, &self.sampleable).put(&mut self.sent);
+                cuts.push(Cut::new(index, row));
             }
         }
         let found = self.gather(rows.len(), collective, |row, from| match rows[row].is_cut() {
@@ -108,6 +109,13 @@ impl Sampler {
         Ok(cuts)
     }
 
+    fn first(&self, row: &SampleRow, logits: &[f32]) -> First {
+        match row.is_cut() {
+            true => First::Head(Head::of(logits, &self.sampleable, Cut::new(0, row).head_tokens)),
+            false => First::Best(best_of(row, logits, &self.sampleable)),
+        }
+    }
+
     /// The sums that nuclei are parts of.
     fn add_up<C: Collective + ?Sized>(
         &mut self,
@@ -119,12 +127,12 @@ impl Sampler {
         if lacking.is_empty() {
             return Ok(());
         }
+        let rows: Vec<&SampleRow> = lacking.iter().map(|cut| cut.row).collect();
+        let totals = self.each(&rows, shard, |at, logits| {
+            lacking[at].own_total(self.sampleable.parts(logits).map(|(_, logits)| logits))
+        })?;
         self.sent.clear();
-        for cut in &lacking {
-            let raw = shard.logits(cut.row.logit_row)?;
-            let logits = adjusted(cut.row, raw, &self.sampleable, &mut self.room);
-            cut.own_total(self.sampleable.tokens(logits).map(|(_, logit)| logit)).put(&mut self.sent);
-        }
+        totals.into_iter().for_each(|total| total.put(&mut self.sent));
         let found = self.gather(lacking.len(), collective, |_, from| u128::take(from))?;
         lacking.iter_mut().zip(found).for_each(|(cut, totals)| cut.learn_total(totals.iter().sum()));
         Ok(())
@@ -138,12 +146,11 @@ impl Sampler {
         collective: &mut C,
     ) -> Result<(), SampleError> {
         let mut open: Vec<&mut Cut<'_>> = cuts.iter_mut().filter(|cut| cut.is_open()).collect();
+        let rows: Vec<&SampleRow> = open.iter().map(|cut| cut.row).collect();
+        let heads =
+            self.each(&rows, shard, |at, logits| Head::of(logits, &self.sampleable, open[at].head_tokens))?;
         self.sent.clear();
-        for cut in &open {
-            let raw = shard.logits(cut.row.logit_row)?;
-            let logits = adjusted(cut.row, raw, &self.sampleable, &mut self.room);
-            Head::of(logits, &self.sampleable, cut.head_tokens).put(&mut self.sent);
-        }
+        heads.iter().for_each(|head| head.put(&mut self.sent));
         let found = self.gather(open.len(), collective, |_, from| Head::take(from))?;
         open.iter_mut().zip(found).for_each(|(cut, heads)| cut.learn(heads));
         Ok(())
@@ -165,16 +172,32 @@ impl Sampler {
         if asking.is_empty() {
             return Ok(all);
         }
+        // The model's own, whatever was done to them for the choice.
+        let logit_rows: Vec<usize> = asking.iter().map(|(index, ..)| rows[*index].logit_row).collect();
+        let parts = shard.each(&logit_rows, |at, logits| {
+            let (_, token, count) = asking[at];
+            Part::of(logits, &self.sampleable, token, count)
+        })?;
         self.sent.clear();
-        for &(index, token, count) in &asking {
-            let logits = shard.logits(rows[index].logit_row)?;
-            Part::of(logits, &self.sampleable, token, count).put(&mut self.sent);
-        }
+        parts.iter().for_each(|part| part.put(&mut self.sent));
         let found = self.gather(asking.len(), collective, |_, from| Part::take(from))?;
         for ((index, _, count), parts) in asking.into_iter().zip(found) {
             all[index] = Some(logprobs(parts, count));
         }
         Ok(all)
+    }
+
+    /// What `work` finds in the logits of each row, as anything that changes them leaves them.
+    fn each<T: Send>(
+        &self,
+        rows: &[&SampleRow],
+        shard: &mut impl Shard,
+        work: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>, BackendError> {
+        let logit_rows: Vec<usize> = rows.iter().map(|row| row.logit_row).collect();
+        shard.each(&logit_rows, |at, logits| {
+            self.rooms.lend(|room| work(at, adjusted(rows[at], logits, &self.sampleable, room)))
+        })
     }
 
     /// What every rank has put into `sent` for each of so many rows: [rows][ranks]

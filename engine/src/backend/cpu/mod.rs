@@ -159,4 +159,13 @@ impl Shard for CpuBackend {
         let width = self.share.vocab.len();
         Ok(&self.logits[row * width..][..width])
     }
+
+    fn each<T: Send>(
+        &mut self,
+        rows: &[usize],
+        work: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>, BackendError> {
+        let (width, logits) = (self.share.vocab.len(), &self.logits);
+        Ok(self.threads.each(rows.len(), |at| work(at, &logits[rows[at] * width..][..width])))
+    }
 }

@@ -55,8 +55,36 @@ impl Threads {
         }
     }
 
+    /// What `work` finds for each of so many, in their order.
+    pub fn each<T: Send>(&self, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
+        match &self.pool {
+            Some(pool) if count > 1 => pool.install(|| (0..count).into_par_iter().map(&work).collect()),
+            _ => (0..count).map(work).collect(),
+        }
+    }
+
     fn own_scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {
         let thread = rayon::current_thread_index().unwrap_or(0);
         self.scratch[thread].lock().expect("kernels do not panic")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_found_for_each_is_in_order_on_any_number_of_threads() {
+        for threads in [1, 2, 5] {
+            let threads = Threads::new(threads);
+            // The first take longest, so a later one is done before them where there are threads.
+            let slow = |at: usize| {
+                (0..(100 - at as u64) * 1000).fold(at as u64, |sum, i| std::hint::black_box(sum ^ i))
+            };
+            for count in [0, 1, 100] {
+                let expected: Vec<u64> = (0..count).map(slow).collect();
+                assert_eq!(threads.each(count, slow), expected);
+            }
+        }
     }
 }
