@@ -5,7 +5,7 @@
 //!
 //! A step is never fused with the next, as the language promises, whatever the processor could do.
 
-use std::f64::consts::LOG2_E;
+use std::f64::consts::{LN_2, LOG2_E};
 
 /// The weight of the likeliest token. What rounds to none of its parts is nothing: a vocabulary of such tokens
 /// would be 2⁻³³ of the whole.
@@ -83,7 +83,7 @@ impl Weigher {
         const ROUND: f64 = 1.5 * (1u64 << 52) as f64;
         // Of (2^f − 1) / f for |f| ≤ 1/2, through seven points where a series errs least.
         const TERMS: [f64; 7] = [
-            0.693_147_180_559_945_3,
+            LN_2,
             0.240_226_509_222_887_57,
             0.055_504_108_839_096_254,
             0.009_618_056_678_524_637,
