@@ -3,6 +3,7 @@
 use crate::device::{DeviceChoice, SumArgs};
 use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -88,7 +89,10 @@ impl LocalWorkers {
 
 impl WorkerSettings {
     fn spawn(&self, index: usize) -> Result<Child> {
-        let program = std::env::current_exe().context("cannot find this program's own file")?;
+        // The program that runs, also where its file was replaced by a newer one meanwhile.
+        let running = Path::new("/proc/self/exe");
+        let program = if running.exists() { Ok(running.to_owned()) } else { std::env::current_exe() };
+        let program = program.context("cannot find this program's own file")?;
         let mut command = Command::new(program);
         command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
         command.args(["--name", &format!("worker-{index:02}"), "--threads", &self.threads.to_string()]);

@@ -101,7 +101,7 @@ enum Happened<G> {
     Commanded(Command),
     Heard(News<G>),
     Stepped(Result<StepOutcome, GroupError>),
-    Guided(Vec<Guided>),
+    Guided(Guided),
     DeadlineCame,
     WaitedTooLong,
 }
@@ -223,14 +223,12 @@ impl<G: Group> Driver<G> {
         self.tell(Event::Stepped(outcome));
     }
 
-    fn guided(&mut self, guided: Vec<Guided>) {
-        for guided in guided {
-            let sequence = guided.sequence;
-            match self.guides.settle(guided) {
-                Settled::Ready => self.tell(Event::Masked(sequence)),
-                Settled::Lost => self.fail(sequence, Failure::GuideLost),
-                Settled::Ended => {}
-            }
+    fn guided(&mut self, guided: Guided) {
+        let sequence = guided.sequence;
+        match self.guides.settle(guided) {
+            Settled::Ready => self.tell(Event::Masked(sequence)),
+            Settled::Lost => self.fail(sequence, Failure::GuideLost),
+            Settled::Ended => {}
         }
     }
 

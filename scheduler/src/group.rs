@@ -114,21 +114,19 @@ impl Group {
     /// for how long a mask takes is up to whoever wrote the grammar.
     fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize) -> bool {
         let knows_tokens = settings.speculation.is_some();
-        let count =
-            |is: &dyn Fn(&Sequence) -> bool| self.running.iter().filter(|sequence| is(sequence)).count();
-        let waiting = count(&|sequence| sequence.waits(length_max, knows_tokens));
-        let ready = count(&|sequence| sequence.is_ready(length_max, knows_tokens));
-        if !self.in_flight.is_empty() {
-            return waiting <= ready;
+        let (mut waiting, mut ready, mut guided, mut masks_lacking) = (0, 0, 0, 0);
+        for sequence in &self.running {
+            let waits = sequence.waits(length_max, knows_tokens);
+            let goes = sequence.is_ready(length_max, knows_tokens);
+            (waiting, ready) = (waiting + usize::from(waits), ready + usize::from(goes));
+            guided += usize::from(sequence.guided && (waits || goes));
+            masks_lacking += usize::from(waits && sequence.lacks_mask());
         }
-        let ready_unguided = count(&|s| !s.guided && s.is_ready(length_max, knows_tokens));
-        if waiting == 0 || waiting + ready - ready_unguided <= ready_unguided {
+        let ready_unguided = (ready + waiting).saturating_sub(guided.max(waiting));
+        let waits_for_masks = masks_lacking > 0 && guided > ready_unguided;
+        if !self.in_flight.is_empty() || !waits_for_masks || ready == 0 {
             self.masks_until = None;
-            return true;
-        }
-        if ready == 0 {
-            self.masks_until = None;
-            return false;
+            return !waits_for_masks && (self.in_flight.is_empty() || waiting <= ready);
         }
         let is_over = *self.masks_until.get_or_insert(now + MASKS_WAIT) <= now;
         if is_over {

@@ -111,6 +111,11 @@ impl Sequence {
         self.has_rows(length_max) && self.is_blocked(knows_tokens)
     }
 
+    /// Whether all that it waits for is its mask.
+    pub fn lacks_mask(&self) -> bool {
+        !self.mask_ready && self.pending == 0
+    }
+
     fn has_rows(&self, length_max: usize) -> bool {
         self.rows_lacking() > 0 && self.tokens_left(length_max) > 0
     }

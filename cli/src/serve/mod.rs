@@ -104,8 +104,19 @@ pub async fn serve(
     }
 }
 
-/// Resolves when the user, or whoever runs this process, asks it to stop.
+/// Resolves when the user, or whoever runs this process, asks it to stop. Asked again, it ends at once.
 pub async fn ctrl_c() {
+    asked_to_stop().await;
+    let drain = service::Limits::default().drain.as_secs();
+    eprintln!("finishing the answers under way, {drain} s at most; Ctrl-C again ends at once");
+    tokio::spawn(async {
+        asked_to_stop().await;
+        // What a shell says of a program that was interrupted. Workers end when their links close.
+        std::process::exit(130);
+    });
+}
+
+async fn asked_to_stop() {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .expect("signals can be listened to");
     tokio::select! {

@@ -6,6 +6,9 @@ use serde_json::Value;
 
 use super::fields::{Fields, Node, Result};
 
+/// Every token's text is held against the beginnings of each.
+const STOP_BYTES_MAX: usize = 256;
+
 const STOPS_MAX: usize = 4;
 /// The scheduler looks each token up in them.
 const STOP_TOKENS_MAX: usize = 64;
@@ -49,8 +52,12 @@ fn stops(node: Node) -> Result<Vec<String>> {
 
 fn stop(node: Node) -> Result<String> {
     let empty = node.invalid("a stop string must not be empty");
-    let text = node.string()?;
-    if text.is_empty() { Err(empty) } else { Ok(text) }
+    let long = node.invalid(format!("a stop string has at most {STOP_BYTES_MAX} bytes"));
+    match node.string()? {
+        text if text.is_empty() => Err(empty),
+        text if text.len() > STOP_BYTES_MAX => Err(long),
+        text => Ok(text),
+    }
 }
 
 fn tokens(node: Node) -> Result<Vec<TokenId>> {

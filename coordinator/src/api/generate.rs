@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Instant;
 
-use flotilla_scheduler::FinishReason;
-use flotilla_shared::TokenId;
+use flotilla_scheduler::{ClientId, FinishReason};
+use flotilla_shared::sampling::mix;
 use flotilla_shared::step::Logprobs;
+use flotilla_shared::{Sampling, TokenId};
 use futures::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
 
 use super::Api;
@@ -94,18 +95,21 @@ pub async fn generate(
     // A client may step back behind what its key allows, never before it.
     let allowed = log.visit().map_or(i32::MIN, |visit| visit.key.priority);
     let priority = options.priority.max(allowed);
+    // More than there are is all, which costs less to find.
+    let all = options.choosing.top_k as usize >= api.harmony.tokenizer().vocab_size();
+    let top_k = if all { 0 } else { options.choosing.top_k };
     let mut streams = Vec::new();
     for (index, prompt) in prompts.iter().flat_map(|prompt| vec![prompt; options.choices]).enumerate() {
         let generation = Generation {
             prompt: prompt.clone(),
-            sampling: options.sampling(seed, index % options.choices),
+            sampling: Sampling { top_k, ..options.sampling(seed, index % options.choices) },
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
             guide: pattern.as_ref().map(Pattern::guide),
             priority,
             timeout: api.settings.limits.request_timeout,
-            salt: options.salt,
+            salt: salt(log.client(), options.salt),
         };
         let tokens = api.driver.submit(generation).await?;
         let choice = Choice::new(api, tokens, reader(), prompt.len(), log.clone());
@@ -120,6 +124,12 @@ fn check_size(api: &Api, options: &Options, prompts: &[Vec<TokenId>]) -> Result<
     let tokens = prompts.iter().map(Vec::len).sum::<usize>() * options.choices;
     let tokens_max = api.settings.context_tokens_max * CHOICES_MAX as usize;
     if tokens <= tokens_max { Ok(()) } else { Err(ApiError::PromptsTooLarge { tokens, tokens_max }) }
+}
+
+/// What was computed for one key is found by its own prompts only: how fast an answer comes, and what its
+/// usage says, would tell others what was asked.
+fn salt(client: ClientId, wanted: u64) -> u64 {
+    if client == ClientId::default() { wanted } else { mix(wanted ^ mix(client.0)) }
 }
 
 pub fn check_prompt(api: &Api, prompt: &[TokenId]) -> Result<(), ApiError> {

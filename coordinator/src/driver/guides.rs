@@ -1,6 +1,6 @@
 //! The guides of the sequences that have one. After a token its guide goes to a thread that may take its
-//! time, and comes back with the mask of the next token; those of one step go and come together, so that
-//! the sequences stay together. What the masks mean is the guides' business.
+//! time, and comes back with the mask of the next token. Those of one step go together; the scheduler waits
+//! a little for all of them, so that the sequences stay together. What the masks mean is the guides' business.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,6 +32,20 @@ pub struct Guided {
     ready: Option<Ready>,
 }
 
+/// Guides that take in a token at once.
+const SIDE_BY_SIDE: usize = 4;
+
+type Leaving = (SequenceId, Box<dyn Guide>, TokenId);
+
+fn advanced((sequence, mut guide, token): Leaving) -> Guided {
+    let advance = AssertUnwindSafe(|| {
+        guide.advance(token);
+        Ready::prepare(guide)
+    });
+    // A mistake in one guide is no reason for the others not to come back.
+    Guided { sequence, ready: catch_unwind(advance).ok() }
+}
+
 /// What became of a guide that came back.
 pub enum Settled {
     /// The mask is there.
@@ -46,9 +60,9 @@ pub struct Guides {
     /// `None` while it is away.
     guides: BTreeMap<SequenceId, Option<Ready>>,
     /// To set out, with the token that was sampled.
-    leaving: Vec<(SequenceId, Box<dyn Guide>, TokenId)>,
-    back_in: mpsc::UnboundedSender<Vec<Guided>>,
-    back: mpsc::UnboundedReceiver<Vec<Guided>>,
+    leaving: Vec<Leaving>,
+    back_in: mpsc::UnboundedSender<Guided>,
+    back: mpsc::UnboundedReceiver<Guided>,
 }
 
 impl Guides {
@@ -84,28 +98,21 @@ impl Guides {
         }
     }
 
-    /// All that take in a token go together.
+    /// All that take in a token go at once, a few side by side, and come back one by one.
     pub fn set_out(&mut self) {
-        if self.leaving.is_empty() {
-            return;
+        let mut leaving = std::mem::take(&mut self.leaving);
+        let share = leaving.len().div_ceil(SIDE_BY_SIDE);
+        while !leaving.is_empty() {
+            let (own, back) = (leaving.split_off(leaving.len().saturating_sub(share)), self.back_in.clone());
+            tokio::task::spawn_blocking(move || {
+                // The driver may be gone meanwhile.
+                own.into_iter().for_each(|leaving| _ = back.send(advanced(leaving)));
+            });
         }
-        let (leaving, back) = (std::mem::take(&mut self.leaving), self.back_in.clone());
-        tokio::task::spawn_blocking(move || {
-            let arrive = |(sequence, mut guide, token): (SequenceId, Box<dyn Guide>, TokenId)| {
-                let advance = AssertUnwindSafe(|| {
-                    guide.advance(token);
-                    Ready::prepare(guide)
-                });
-                // A mistake in one guide is no reason for the others not to come back.
-                Guided { sequence, ready: catch_unwind(advance).ok() }
-            };
-            // The driver may be gone meanwhile.
-            let _ = back.send(leaving.into_iter().map(arrive).collect());
-        });
     }
 
-    /// The next that come back together. May be dropped and asked for again.
-    pub async fn come_back(&mut self) -> Vec<Guided> {
+    /// The next that comes back. May be dropped and asked for again.
+    pub async fn come_back(&mut self) -> Guided {
         self.back.recv().await.expect("a sender is held here")
     }
 

@@ -92,18 +92,26 @@ fn previous_turns(api: &Api, client: ClientId, id: Option<&str>) -> Result<Vec<A
 
 /// Names what has no name yet, and looks up what is referred to.
 fn resolve(api: &Api, client: ClientId, input: Vec<Entry>) -> Result<Vec<Item>, ApiError> {
-    let resolve = |entry| match entry {
-        Entry::Item(mut item) => {
-            if item.id.is_empty() {
-                item.id = api.ids.name(item.id_prefix());
+    // A reference is short, and what it stands for is not: together they are held to what a body may have.
+    let mut bytes_left = api.settings.limits.body.bytes_max;
+    let mut resolve = |entry| -> Result<Item, ApiError> {
+        match entry {
+            Entry::Item(mut item) => {
+                if item.id.is_empty() {
+                    item.id = api.ids.name(item.id_prefix());
+                }
+                Ok(item)
             }
-            Ok(item)
-        }
-        Entry::Reference { path, id } => {
-            api.responses.item(client, &id).ok_or(ApiError::ItemNotFound { path, id })
+            Entry::Reference { path, id } => {
+                let item = api.responses.item(client, &id).ok_or(ApiError::ItemNotFound { path, id })?;
+                let bytes_max = api.settings.limits.body.bytes_max;
+                bytes_left =
+                    bytes_left.checked_sub(item.bytes()).ok_or(ApiError::BodyTooLarge { bytes_max })?;
+                Ok(item)
+            }
         }
     };
-    let items: Vec<Item> = input.into_iter().map(resolve).collect::<Result<_, _>>()?;
+    let items: Vec<Item> = input.into_iter().map(&mut resolve).collect::<Result<_, _>>()?;
     match conversation::stray_commentary(&items) {
         Some(index) => {
             let node = Node { path: format!("input[{index}].phase"), value: json!("commentary") };
