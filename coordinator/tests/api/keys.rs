@@ -121,3 +121,15 @@ async fn tokens_a_minute() {
     assert!(error["message"].as_str().unwrap().ends_with("it may use 200 tokens a minute"), "{error}");
     assert_eq!(server.post_as("bob", CHAT, &long).await.status(), 200);
 }
+
+/// How fast an answer comes, and its usage, would tell one key what another asked.
+#[tokio::test]
+async fn keys_share_no_beginnings() {
+    let server = server(&[("alice", ""), ("bob", "")]).await;
+    let mut found = Vec::new();
+    for key in ["alice", "alice", "bob", "bob"] {
+        let answer: Value = server.post_as(key, CHAT, &yes()).await.json().await.unwrap();
+        found.push(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap());
+    }
+    assert!(found[0] == 0 && found[1] > 0 && found[2] == 0 && found[3] == found[1], "{found:?}");
+}

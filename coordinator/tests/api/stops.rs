@@ -95,3 +95,25 @@ async fn stop_strings_that_overlap_and_begin_over_and_over() {
         assert_eq!(server.ask("/v1/completions", &raw).await["choices"][0]["text"], left, "{said:?}");
     }
 }
+
+/// The answer ends before the scheduler has its last word.
+#[tokio::test]
+async fn what_was_cached_is_told_also_where_a_stop_string_ends_it() {
+    let server = Server::start().await;
+    let mut body = user("<|channel|>final<|message|>one two three");
+    body["stop"] = json!("two");
+    server.chat(&body).await;
+    let usage = server.chat(&body).await["usage"].take();
+    assert!(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() >= 16, "{usage}");
+}
+
+/// Each token's text is held against the beginnings of each: a megabyte of them took the server from everybody.
+#[tokio::test]
+async fn a_stop_string_is_no_novel() {
+    let server = Server::start().await;
+    let mut body = user("x");
+    body["stop"] = json!(["short", "x".repeat(257)]);
+    let (status, error) = server.refused(CHAT, &body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("stop[1]")));
+    assert!(error["message"].as_str().unwrap().contains("at most 256 bytes"), "{error}");
+}
