@@ -56,6 +56,12 @@ impl ModelArgs {
         if let Some(synthetic) = self.weights {
             return open_synthetic(&dir, synthetic.seed);
         }
+        ensure!(
+            dir.is_dir() || ModelSpec::published(&dir.to_string_lossy()).is_none(),
+            "there is no folder {}\nhint: download the published checkpoint and give its folder, or add --weights \
+             synthetic:1 for random weights of that shape",
+            dir.display()
+        );
         let checkpoint = Checkpoint::open(&dir)?;
         Ok(Model {
             name: name_of(&dir),
