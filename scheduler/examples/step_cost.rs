@@ -92,7 +92,8 @@ fn answer(plan: &StepPlan) -> StepOutcome {
 }
 
 fn decode(sequence_count: usize, waiting_count: usize, prefix_cache: bool) {
-    let mut bench = Bench::new(sequence_count, sequence_count + waiting_count, prefix_cache);
+    // Room for every client's share.
+    let mut bench = Bench::new(sequence_count, 4 * (sequence_count + waiting_count), prefix_cache);
     for id in 0..(sequence_count + waiting_count) as u64 {
         bench.arrive(id, 100, usize::MAX);
     }
@@ -114,7 +115,7 @@ fn decode(sequence_count: usize, waiting_count: usize, prefix_cache: bool) {
 
 /// What the prefix cache costs where nothing is ever found: prompts of 512 tokens, 64 tokens each.
 fn prompts(prefix_cache: bool) {
-    let mut bench = Bench::new(64, 4096, prefix_cache);
+    let mut bench = Bench::new(64, 16_384, prefix_cache);
     (0..2000).for_each(|id| bench.arrive(id, 512, 64));
     let (mut took, mut rows) = (Duration::ZERO, 0);
     while bench.scheduler.load().sequences_running + bench.scheduler.load().sequences_waiting > 0 {
