@@ -114,15 +114,16 @@ impl Group {
     /// for how long a mask takes is up to whoever wrote the grammar.
     fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize) -> bool {
         let knows_tokens = settings.speculation.is_some();
-        let (mut waiting, mut ready, mut guided, mut masks_lacking) = (0, 0, 0, 0);
+        let (mut waiting, mut ready, mut ready_unguided) = (0, 0, 0);
+        let (mut guided, mut masks_lacking) = (0, 0);
         for sequence in &self.running {
             let waits = sequence.waits(length_max, knows_tokens);
             let goes = sequence.is_ready(length_max, knows_tokens);
             (waiting, ready) = (waiting + usize::from(waits), ready + usize::from(goes));
+            ready_unguided += usize::from(goes && !sequence.guided);
             guided += usize::from(sequence.guided && (waits || goes));
             masks_lacking += usize::from(waits && sequence.lacks_mask());
         }
-        let ready_unguided = (ready + waiting).saturating_sub(guided.max(waiting));
         let waits_for_masks = masks_lacking > 0 && guided > ready_unguided;
         if !self.in_flight.is_empty() || !waits_for_masks || ready == 0 {
             self.masks_until = None;
