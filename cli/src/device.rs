@@ -1,9 +1,9 @@
-//! `--device`, `--sum`, `--wire`: what a worker computes with, and how cards sum.
+//! `--device`, `--activations`, `--sum`, `--wire`: what a worker computes with, how exactly, and how cards sum.
 
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_engine::backend::cpu::CpuSettings;
-use flotilla_engine::backend::cpu::kernels::Isa;
+use flotilla_engine::backend::cpu::kernels::{Isa, Precision};
 use flotilla_engine::collective::card::{SumChoice, Wire};
 use flotilla_engine::cuda::Card;
 use flotilla_worker::{CardUse, Device};
@@ -41,6 +41,23 @@ impl fmt::Display for DeviceChoice {
     }
 }
 
+/// How exactly CPUs compute. On a card these have no meaning, and no effect.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct CpuArgs {
+    /// How activations enter the experts' products on the CPU: int8x2 (15 bits and a sign), int8 (faster with many
+    /// sequences, rounded), or f32 (exact, slower)
+    #[arg(long)]
+    pub activations: Option<Precision>,
+}
+
+impl CpuArgs {
+    /// The same choices on another command line.
+    pub fn to_args(self) -> Vec<String> {
+        let activations = self.activations.map(|precision| ["--activations".into(), precision.to_string()]);
+        activations.into_iter().flatten().collect()
+    }
+}
+
 /// How cards sum. Without a card these have no meaning, and no effect.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct SumArgs {
@@ -71,9 +88,12 @@ impl SumArgs {
 
 impl DeviceChoice {
     /// Opens the card, if it is one.
-    pub fn open(self, threads: usize, sums: SumArgs) -> Result<Device> {
+    pub fn open(self, threads: usize, cpu: CpuArgs, sums: SumArgs) -> Result<Device> {
         match self {
-            DeviceChoice::Cpu => Ok(Device::Cpu(CpuSettings { threads, isa: None })),
+            DeviceChoice::Cpu => {
+                let activations = cpu.activations.unwrap_or_default();
+                Ok(Device::Cpu(CpuSettings { threads, activations, ..CpuSettings::default() }))
+            }
             DeviceChoice::Cuda(ordinal) => {
                 let card = Card::open(ordinal).with_context(|| format!("cannot use --device {self}"))?;
                 Ok(Device::Card(CardUse { card, sum: sums.sum, wire: sums.wire }))

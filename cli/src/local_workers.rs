@@ -1,6 +1,6 @@
 //! Worker processes of this machine: this binary again, with the coordinator's address and token.
 
-use crate::device::{DeviceChoice, SumArgs};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -29,6 +29,7 @@ pub struct WorkerSettings {
     pub memory_bytes: Option<u64>,
     /// In turn; at least one.
     pub devices: Vec<DeviceChoice>,
+    pub cpu: CpuArgs,
     pub sums: SumArgs,
 }
 
@@ -97,7 +98,7 @@ impl WorkerSettings {
         command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
         command.args(["--name", &format!("worker-{index:02}"), "--threads", &self.threads.to_string()]);
         let device = self.devices[index % self.devices.len()];
-        command.args(["--device", &device.to_string()]).args(self.sums.to_args());
+        command.args(["--device", &device.to_string()]).args(self.cpu.to_args()).args(self.sums.to_args());
         if let Some(bytes) = self.memory_bytes.filter(|_| device == DeviceChoice::Cpu) {
             command.args(["--memory-bytes", &bytes.to_string()]);
         }

@@ -1,7 +1,7 @@
 //! `flotilla up`: coordinator and workers on this machine, from one command.
 
 use crate::chat;
-use crate::device::{DeviceChoice, SumArgs};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::machine;
 use crate::serve::{Ready, ServeArgs, ctrl_c, serve};
@@ -28,6 +28,8 @@ pub struct UpArgs {
     /// What the workers compute with, in turn: cpu, or cards as cuda:0,cuda:1
     #[arg(long, value_delimiter = ',', default_value = "cpu")]
     device: Vec<DeviceChoice>,
+    #[command(flatten)]
+    cpu: CpuArgs,
     #[command(flatten)]
     sums: SumArgs,
     /// Threads of each worker [default: the cores, shared out]
@@ -62,6 +64,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         threads,
         memory_bytes: memory,
         devices: args.device.clone(),
+        cpu: args.cpu,
         sums: args.sums,
     };
     let mut workers = LocalWorkers::spawn(ranks, settings)?;

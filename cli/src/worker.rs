@@ -1,6 +1,6 @@
 //! `flotilla worker`: one rank on this machine.
 
-use crate::device::{DeviceChoice, SumArgs, describe};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use anyhow::{Context, Result};
@@ -28,6 +28,8 @@ pub struct WorkerArgs {
     /// What computes: cpu, or a card as cuda:N
     #[arg(long, default_value_t = DeviceChoice::Cpu)]
     device: DeviceChoice,
+    #[command(flatten)]
+    cpu: CpuArgs,
     #[command(flatten)]
     sums: SumArgs,
     /// Threads that compute, on the CPU [default: all cores]
@@ -71,7 +73,7 @@ pub fn run(args: WorkerArgs) -> Result<()> {
 impl WorkerArgs {
     fn settings(self) -> Result<Settings> {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
-        let device = self.device.open(threads.into(), self.sums)?;
+        let device = self.device.open(threads.into(), self.cpu, self.sums)?;
         let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
         Ok(Settings {
             coordinator: self.coordinator,

@@ -22,7 +22,7 @@ fn main() {
     let wanted = |of: &[String], word: String| words.iter().all(|w| !of.contains(w)) || words.contains(&word);
     let isas = Isa::ALL.map(|isa| format!("{isa:?}"));
     let counts = TOKENS.map(|t| t.to_string());
-    let kinds = ["bf16", "mxfp4", "attend"].map(String::from);
+    let kinds = ["bf16", "mxfp4", "mxfp4x2", "mxfp4x1", "attend"].map(String::from);
 
     let memory = huge(BF16_COUNT * N * K * 2);
     println!("weights [{N}, {K}], one thread");
@@ -30,23 +30,25 @@ fn main() {
         let kernels = Kernels::new(isa);
         let (read, fma) = (read_rate(&memory), fma_rate(kernels));
         println!("\n{isa:?}: reads {read:.1} GB/s, multiplies and adds {fma:.1} G/s");
-        for kind in &kinds[..2] {
+        for kind in &kinds[..4] {
             for tokens in TOKENS.into_iter().filter(|t| wanted(&counts, t.to_string())) {
                 if wanted(&kinds, kind.clone()) {
                     let (seconds, bytes) = match kind.as_str() {
                         "bf16" => bf16(kernels, &memory, tokens),
-                        _ => mxfp4(kernels, &memory, tokens),
+                        "mxfp4" => mxfp4(kernels, &memory, tokens, Precision::F32),
+                        "mxfp4x2" => mxfp4(kernels, &memory, tokens, Precision::TwoPlanes),
+                        _ => mxfp4(kernels, &memory, tokens, Precision::OnePlane),
                     };
                     let (rate, macs) = (bytes / seconds / 1e9, (N * K * tokens) as f64 / seconds / 1e9);
                     println!(
-                        "  {kind:5} T {tokens:3}: {rate:6.2} GB/s ({:.2} of read), {macs:6.1} GMAC/s ({:.2} of peak)",
+                        "  {kind:7} T {tokens:3}: {rate:6.2} GB/s ({:.2} of read), {macs:6.1} GMAC/s ({:.2} of peak)",
                         rate / read,
                         macs / fma
                     );
                 }
             }
         }
-        if wanted(&kinds, kinds[2].clone()) {
+        if wanted(&kinds, kinds[4].clone()) {
             attend(kernels, read);
         }
     }
@@ -114,7 +116,7 @@ fn fma_rate(kernels: Kernels) -> f64 {
         Isa::Avx2 => peak(&|| unsafe { avx2_peak() }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Kernels::new` has asked for these features.
-        Isa::Avx512 => peak(&|| unsafe { avx512_peak() }),
+        Isa::Avx512 | Isa::Avx512Vnni => peak(&|| unsafe { avx512_peak() }),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!(),
     }
@@ -190,21 +192,30 @@ fn bf16(kernels: Kernels, memory: &[u8], tokens: usize) -> (f64, f64) {
 }
 
 /// (seconds a product, bytes of its weights)
-fn mxfp4(kernels: Kernels, memory: &[u8], tokens: usize) -> (f64, f64) {
+fn mxfp4(kernels: Kernels, memory: &[u8], tokens: usize, precision: Precision) -> (f64, f64) {
+    const ROWS: usize = 96;
     let count = if tokens > 64 { 1 } else { MXFP4_COUNT };
     let (blocks, scales) = memory.split_at(MXFP4_COUNT * N * K / 2);
-    // Scales of the model lie around 2^-7.
+    // Scales of the model lie around 2^-7. Bytes of no importance need no regrouping.
     let scales: Vec<u8> = scales[..MXFP4_COUNT * N * K / 32].iter().map(|s| 116 + s % 8).collect();
-    let (x, mut y) = (activations(tokens), vec![0.0; tokens * N]);
-    let (mut buffer, mut scratch) = (InputBuffer::default(), Scratch::new());
+    let values = activations(tokens);
+    let mut x = Activations::with_room(precision, tokens, K);
+    let ids: Vec<u32> = (0..tokens as u32).collect();
+    let mut scratch = Scratch::new();
     let seconds = best(count, || {
         for (blocks, scales) in
             blocks.chunks_exact(N * K / 2).zip(scales.chunks_exact(N * K / 32)).take(count)
         {
-            let x = kernels.mxfp4_input(Matrix::new(&x, tokens, K), &mut buffer);
-            let y = TileMut::new(&mut y, tokens, N);
-            let w = Mxfp4Matrix::new(blocks, scales, N, K);
-            kernels.mxfp4_product(w, &x, None, y, Write::Set, &mut scratch);
+            for (token, values) in values.chunks_exact(K).enumerate() {
+                // SAFETY: there is one thread.
+                unsafe { x.shared().set(kernels, token, 0, values) };
+            }
+            let w = GroupedMxfp4::new(kernels, blocks, scales, (N, K), true);
+            for row in (0..N).step_by(ROWS) {
+                for ids in ids.chunks(TILE / ROWS) {
+                    black_box(kernels.mxfp4_product(w, &x, ids, row..row + ROWS, &mut scratch));
+                }
+            }
         }
     });
     (seconds, (N * K / 2 + N * K / 32) as f64)

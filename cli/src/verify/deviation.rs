@@ -35,10 +35,31 @@ pub struct Deviation {
 #[serde(rename_all = "lowercase")]
 pub enum Activations {
     F32,
+    /// Whole numbers of fifteen bits and a sign for the experts, f32 elsewhere.
+    Int8x2,
+    /// Whole numbers of seven bits and a sign for the experts, f32 elsewhere.
+    Int8,
     /// Or f16. A token whose last chosen and first other expert are nearly equal may take another one; its
     /// logits then move by 1 to 4, and those of the rows after it by a little.
     Bf16,
 }
+
+/// What is allowed where activations are rounded.
+struct Limits {
+    /// Of rows before the first that took other experts.
+    max_abs: f64,
+    kl_max: f64,
+    /// Of all rows.
+    kl_mean: f64,
+    /// Share of rows with the same largest logit.
+    argmax: f64,
+    /// By how much the golden logits may prefer a greedy token that was not taken.
+    margin: f64,
+}
+
+const BF16: Limits = Limits { max_abs: 0.5, kl_max: 0.02, kl_mean: 0.03, argmax: 0.9, margin: 0.3 };
+const INT8: Limits = BF16;
+const INT8X2: Limits = BF16;
 
 /// Rows up to which the tight limit of f32 holds: longer references have their own angles in f32.
 const SHORT_ROWS: usize = 400;
@@ -85,7 +106,9 @@ impl Deviation {
     pub fn judge(&mut self, activations: Activations, sequence_rows: usize) {
         match activations {
             Activations::F32 => self.judge_f32(sequence_rows),
-            Activations::Bf16 => self.judge_bf16(),
+            Activations::Int8x2 => self.judge_rounded(&INT8X2),
+            Activations::Int8 => self.judge_rounded(&INT8),
+            Activations::Bf16 => self.judge_rounded(&BF16),
         }
     }
 
@@ -101,15 +124,15 @@ impl Deviation {
         }
     }
 
-    fn judge_bf16(&mut self) {
-        self.limit("max abs before a change of expert", self.max_abs_as_routed, 0.5);
-        self.limit("max KL before a change of expert", self.kl_max_as_routed, 0.02);
-        self.limit("mean KL", self.kl_mean, 0.03);
-        if 10 * self.argmax_equal < 9 * self.rows {
+    fn judge_rounded(&mut self, limits: &Limits) {
+        self.limit("max abs before a change of expert", self.max_abs_as_routed, limits.max_abs);
+        self.limit("max KL before a change of expert", self.kl_max_as_routed, limits.kl_max);
+        self.limit("mean KL", self.kl_mean, limits.kl_mean);
+        if (self.argmax_equal as f64) < limits.argmax * self.rows as f64 {
             self.faults.push(format!("argmax {}/{}", self.argmax_equal, self.rows));
         }
         // Greedy goes its own way only where the golden logits hardly decide.
-        if self.greedy_equal < self.greedy_total && self.margin.is_none_or(|margin| margin > 0.3) {
+        if self.greedy_equal < self.greedy_total && self.margin.is_none_or(|margin| margin > limits.margin) {
             let margin = self.margin.unwrap_or(f64::NAN);
             self.faults
                 .push(format!("greedy leaves at {} where the margin is {margin:.2}", self.greedy_equal));

@@ -4,13 +4,14 @@ mod deviation;
 mod golden;
 mod local;
 
-use crate::device::{DeviceChoice, SumArgs};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use deviation::{Activations, Deviation, Row};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
 use flotilla_coordinator::group::Group;
+use flotilla_engine::backend::cpu::kernels::Precision;
 use flotilla_engine::weights::{Checkpoint, WeightSource};
 use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::RANKS_MAX;
@@ -45,6 +46,9 @@ pub struct VerifyArgs {
     /// What the ranks compute with, in turn: cpu, or cards as cuda:0,cuda:1
     #[arg(long, value_delimiter = ',', default_value = "cpu")]
     device: Vec<DeviceChoice>,
+    /// How activations enter the experts' products on the CPU: f32, int8x2 or int8; each has its own limits
+    #[arg(long, default_value_t = Precision::F32)]
+    activations: Precision,
     #[command(flatten)]
     sums: SumArgs,
     /// Threads of each rank
@@ -57,9 +61,18 @@ pub struct VerifyArgs {
 
 impl VerifyArgs {
     /// What the devices compute with: one that rounds decides what is allowed.
-    fn activations(&self) -> Activations {
-        let exact = self.device.iter().all(|device| *device == DeviceChoice::Cpu);
-        if exact { Activations::F32 } else { Activations::Bf16 }
+    fn rounding(&self) -> Activations {
+        let on_cards = self.device.iter().any(|device| *device != DeviceChoice::Cpu);
+        match self.activations {
+            _ if on_cards => Activations::Bf16,
+            Precision::F32 => Activations::F32,
+            Precision::TwoPlanes => Activations::Int8x2,
+            Precision::OnePlane => Activations::Int8,
+        }
+    }
+
+    fn cpu(&self) -> CpuArgs {
+        CpuArgs { activations: Some(self.activations) }
     }
 }
 
@@ -84,7 +97,7 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
         checkpoint: args.dir.display().to_string(),
         ranks: args.ranks,
         processes: args.processes,
-        activations: args.activations(),
+        activations: args.rounding(),
         pass: prompts.iter().all(|prompt| prompt.faults.is_empty()),
         prompts,
     };
@@ -128,6 +141,7 @@ async fn verify(
             threads: args.threads.into(),
             memory_bytes: None,
             devices: args.device.clone(),
+            cpu: args.cpu(),
             sums: args.sums,
         };
         let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
@@ -135,7 +149,7 @@ async fn verify(
             group = fleet.form(epoch, &formation, &progress) => group?,
             (_, died) = workers.first_death() => return Err(died),
         };
-        verify_all(&mut Verifier::new(group, epoch, spec, args.activations()), prompts).await
+        verify_all(&mut Verifier::new(group, epoch, spec, args.rounding()), prompts).await
     } else {
         let assignment = Assignment {
             epoch,
@@ -150,9 +164,9 @@ async fn verify(
             group_key: [0; 32],
         };
         let devices = args.device.iter().cycle().take(formation.ranks);
-        let devices = devices.map(|device| device.open(args.threads.into(), args.sums));
+        let devices = devices.map(|device| device.open(args.threads.into(), args.cpu(), args.sums));
         let group = LocalGroup::start(&*checkpoint, &assignment, devices.collect::<Result<_>>()?)?;
-        verify_all(&mut Verifier::new(group, epoch, spec, args.activations()), prompts).await
+        verify_all(&mut Verifier::new(group, epoch, spec, args.rounding()), prompts).await
     }
 }
 

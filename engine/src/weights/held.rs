@@ -1,7 +1,7 @@
 //! What a rank holds: one buffer a slice of its plan, page-aligned, taken before anything is read.
 //!
-//! The bytes are the checkpoint's. A backend that repacks a tensor takes it out ([`RankWeights::take`])
-//! and drops it, so that a rank never holds its share twice.
+//! The bytes are the checkpoint's. A backend that wants another order makes it in place ([`RankWeights::both_mut`]), or takes
+//! a tensor out ([`RankWeights::take`]) and drops it, so that a rank never holds its share twice.
 
 use super::{WeightError, WeightSink};
 use flotilla_shared::tensor::TensorId;
@@ -50,6 +50,16 @@ impl RankWeights {
     /// The rank's part of a tensor; none if it has no part, or the part was taken.
     pub fn get(&self, tensor: TensorId) -> Option<&HeldTensor> {
         self.held[*self.index.get(&tensor)?].as_ref()
+    }
+
+    /// The bytes of two tensors that are held, to be put in another order.
+    ///
+    /// # Panics
+    /// If one of them is not held, or both are the same.
+    pub fn both_mut(&mut self, a: TensorId, b: TensorId) -> [&mut [u8]; 2] {
+        let places = [a, b].map(|tensor| self.index[&tensor]);
+        let held = self.held.get_disjoint_mut(places).expect("two tensors, of which each has a place");
+        held.map(|held| &mut held.as_mut().expect("the slice is still held").bytes[..])
     }
 
     /// Gives a tensor away: its memory goes when the taker drops it.

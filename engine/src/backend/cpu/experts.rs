@@ -2,12 +2,14 @@
 //! rectangle of the chosen experts. Rows are grouped by expert, so that each expert is read once a step.
 
 use super::CpuBackend;
-use super::kernels::{InputBuffer, Matrix, Mxfp4Matrix, TileMut, Write};
-use super::weights::CpuWeights;
+use super::kernels::{Activations, Matrix, Precision, TILE, TileMut};
+use super::weights::Expert;
 use crate::batch::Batch;
+use flotilla_shared::plan::ExpertShare;
 use flotilla_shared::spec::MXFP4_BLOCK;
 use flotilla_shared::tensor::LayerTensor;
 use flotilla_shared::{ModelSpec, RankShare};
+use std::ops::Range;
 
 /// One row's choice of one expert.
 #[derive(Clone, Copy, Debug)]
@@ -17,6 +19,15 @@ struct Route {
     weight: f32,
 }
 
+/// The routes to one expert.
+#[derive(Debug)]
+struct Span {
+    /// Counts the rank's own experts.
+    index: usize,
+    /// In `by_expert`.
+    routes: Range<usize>,
+}
+
 /// Routing and activations of the experts.
 #[derive(Debug)]
 pub struct Experts {
@@ -24,17 +35,17 @@ pub struct Experts {
     logits: Vec<f32>,
     /// [T, K], by row, in falling order of the logit.
     routes: Vec<Route>,
-    /// [T, K], by expert.
+    /// Those to the rank's own experts, by expert.
     by_expert: Vec<Route>,
-    /// f32 [n, H] of the rows of one expert; n ≤ T.
-    h: Vec<f32>,
-    /// f32 [n, 2 I/R], gate at 2j and up at 2j + 1.
-    gate_up: Vec<f32>,
-    /// f32 [n, I/R]
-    act: Vec<f32>,
-    /// f32 [n, H]
-    down: Vec<f32>,
-    arranged: InputBuffer,
+    /// Their rows.
+    rows: Vec<u32>,
+    /// 0, 1, 2 …: as many as there can be routes.
+    ids: Vec<u32>,
+    spans: Vec<Span>,
+    /// [T, H]
+    h: Activations,
+    /// [T · K, I/R], by route in `by_expert`.
+    act: Activations,
     /// u16 [L, T, K], if the batch keeps its routing.
     kept: Vec<u16>,
     kept_rows: usize,
@@ -43,21 +54,40 @@ pub struct Experts {
 }
 
 impl Experts {
-    pub fn new(spec: &ModelSpec, share: &RankShare, rows: usize) -> Self {
-        let intermediate = share.experts.intermediate();
+    pub fn new(spec: &ModelSpec, share: &RankShare, rows: usize, precision: Precision) -> Self {
+        let routes = rows * spec.experts_per_token;
+        let own = share.experts.experts.len();
         Experts {
             logits: vec![0.0; rows * spec.experts],
-            routes: Vec::with_capacity(rows * spec.experts_per_token),
-            by_expert: Vec::with_capacity(rows * spec.experts_per_token),
-            h: vec![0.0; rows * spec.hidden],
-            gate_up: vec![0.0; rows * 2 * intermediate],
-            act: vec![0.0; rows * intermediate],
-            down: vec![0.0; rows * spec.hidden],
-            arranged: InputBuffer::with_room(rows, spec.hidden.max(intermediate)),
+            routes: Vec::with_capacity(routes),
+            by_expert: Vec::with_capacity(routes),
+            rows: Vec::with_capacity(routes),
+            ids: (0..routes as u32).collect(),
+            spans: Vec::with_capacity(own),
+            h: Activations::with_room(precision, rows, spec.hidden),
+            act: Activations::with_room(precision, routes, share.experts.intermediate()),
             kept: Vec::new(),
             kept_rows: 0,
             layer_count: spec.layer_count(),
             per_token: spec.experts_per_token,
+        }
+    }
+
+    /// `by_expert` and what follows of it.
+    fn sort(&mut self, share: &ExpertShare) {
+        let own = if share.is_empty() { 0..0 } else { share.experts.clone() };
+        self.by_expert.clear();
+        let is_own = |route: &&Route| own.contains(&(route.expert as usize));
+        self.by_expert.extend(self.routes.iter().filter(is_own));
+        self.by_expert.sort_unstable_by_key(|route| (route.expert, route.row));
+        self.rows.clear();
+        self.rows.extend(self.by_expert.iter().map(|route| route.row));
+        self.spans.clear();
+        let mut first = 0;
+        for routes in self.by_expert.chunk_by(|a, b| a.expert == b.expert) {
+            let index = routes[0].expert as usize - own.start;
+            self.spans.push(Span { index, routes: first..first + routes.len() });
+            first += routes.len();
         }
     }
 
@@ -96,35 +126,6 @@ impl Experts {
     }
 }
 
-/// One expert's part of this rank.
-struct Expert<'a> {
-    gate_up: Mxfp4Matrix<'a>,
-    gate_up_bias: &'a [u16],
-    down: Mxfp4Matrix<'a>,
-    down_bias: Option<&'a [u16]>,
-}
-
-impl<'a> Expert<'a> {
-    /// `index` counts the rank's own experts.
-    fn of(weights: &'a CpuWeights, spec: &ModelSpec, share: &RankShare, layer: usize, index: usize) -> Self {
-        use LayerTensor::{DownBias, DownBlocks, DownScales, GateUpBias, GateUpBlocks, GateUpScales};
-        let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
-        let bytes = |tensor, len: usize| &weights.layer_bytes(layer, tensor)[index * len..][..len];
-        let bf16 = |tensor, len: usize| &weights.layer_bf16(layer, tensor)[index * len..][..len];
-        let matrix = |blocks, scales, rows: usize, columns: usize| {
-            let scale_bytes = rows * columns / MXFP4_BLOCK;
-            let blocks = bytes(blocks, scale_bytes * MXFP4_BLOCK / 2);
-            Mxfp4Matrix::new(blocks, bytes(scales, scale_bytes), rows, columns)
-        };
-        Expert {
-            gate_up: matrix(GateUpBlocks, GateUpScales, 2 * intermediate, hidden),
-            gate_up_bias: bf16(GateUpBias, 2 * intermediate),
-            down: matrix(DownBlocks, DownScales, hidden, intermediate),
-            down_bias: share.experts.adds_down_bias().then(|| bf16(DownBias, hidden)),
-        }
-    }
-}
-
 impl CpuBackend {
     pub(super) fn route_rows(&mut self, layer: usize, batch: &Batch) {
         let (rows, hidden, experts) = (batch.rows(), self.spec.hidden, self.spec.experts);
@@ -142,59 +143,101 @@ impl CpuBackend {
     }
 
     pub(super) fn run_experts(&mut self, layer: usize, batch: &Batch) -> &mut [f32] {
-        let filled = batch.rows() * self.spec.hidden;
-        self.y[..filled].fill(0.0);
-        let own = self.share.experts.experts.clone();
-        let state = &mut self.experts;
-        state.by_expert.clear();
-        if !self.share.experts.is_empty() {
-            state
-                .by_expert
-                .extend(state.routes.iter().filter(|route| own.contains(&(route.expert as usize))));
-            state.by_expert.sort_unstable_by_key(|route| (route.expert, route.row));
-        }
-        let mut first = 0;
-        while let Some(route) = self.experts.by_expert.get(first) {
-            let same = self.experts.by_expert[first..].iter().take_while(|r| r.expert == route.expert);
-            let routes = first..first + same.count();
-            let index = route.expert as usize - own.start;
-            first = routes.end;
-            self.run_expert(layer, index, routes);
-        }
-        &mut self.y[..filled]
+        let rows = batch.rows();
+        self.experts.sort(&self.share.experts);
+        self.arrange_normed(rows);
+        self.gate_up_and_activate(layer);
+        self.down_and_sum(layer, rows);
+        &mut self.y[..rows * self.spec.hidden]
     }
 
-    /// y[row] += w (W_d swiglu(W_gu h[row] + b_gu) + b_d) for the rows of one expert.
-    fn run_expert(&mut self, layer: usize, index: usize, routes: std::ops::Range<usize>) {
+    /// h, for the products that follow.
+    fn arrange_normed(&mut self, rows: usize) {
+        let (kernels, hidden, h) = (self.kernels, self.spec.hidden, &self.h);
+        let arranged = self.experts.h.shared();
+        self.threads.ranges(rows, |rows, _| {
+            for row in rows {
+                // SAFETY: each row is taken once.
+                unsafe { arranged.set(kernels, row, 0, &h[row * hidden..][..hidden]) }
+            }
+        });
+    }
+
+    /// act[route] = swiglu(W_gu h[row] + b_gu), block by block of the intermediate dimension.
+    fn gate_up_and_activate(&mut self, layer: usize) {
+        let (kernels, limit) = (self.kernels, self.spec.swiglu_limit);
         let (hidden, intermediate) = (self.spec.hidden, self.share.experts.intermediate());
-        let (kernels, n) = (self.kernels, routes.len());
-        let expert = Expert::of(&self.weights, &self.spec, &self.share, layer, index);
-        let state = &mut self.experts;
-        let routes = &state.by_expert[routes];
-        for (route, to) in routes.iter().zip(state.h.chunks_exact_mut(hidden)) {
-            to.copy_from_slice(&self.h[route.row as usize * hidden..][..hidden]);
-        }
-
-        let h = kernels.mxfp4_input(Matrix::new(&state.h[..n * hidden], n, hidden), &mut state.arranged);
-        let width = 2 * intermediate;
-        let gate_up = TileMut::new(&mut state.gate_up[..n * width], n, width);
-        self.threads.columns(gate_up, |tile, scratch| {
-            kernels.mxfp4_product(expert.gate_up, &h, Some(expert.gate_up_bias), tile, Write::Set, scratch);
+        let (weights, bias) = (&self.weights, self.weights.layer_bf16(layer, LayerTensor::GateUpBias));
+        let Experts { spans, rows, h, act, .. } = &mut self.experts;
+        let (h, act, blocks) = (&*h, act.shared(), intermediate / MXFP4_BLOCK);
+        self.threads.ranges(spans.len() * blocks, |units, scratch| {
+            for unit in units {
+                let (span, block) = (&spans[unit / blocks], unit % blocks);
+                let matrix = weights.expert(layer, Expert::GateUp, span.index, 2 * intermediate, hidden);
+                let outputs = block * GATE_UP..(block + 1) * GATE_UP;
+                let mut b = [0.0; GATE_UP];
+                kernels.bf16_widen(&bias[span.index * 2 * intermediate..][outputs.clone()], &mut b);
+                for routes in chunks(&span.routes) {
+                    let y = kernels.mxfp4_product(matrix, h, &rows[routes.clone()], outputs.clone(), scratch);
+                    for (route, y) in routes.zip(y.chunks_exact_mut(GATE_UP)) {
+                        let mut a = [0.0; MXFP4_BLOCK];
+                        kernels.add_assign(y, &b);
+                        kernels.swiglu(
+                            Matrix::new(y, 1, GATE_UP),
+                            limit,
+                            TileMut::new(&mut a, 1, MXFP4_BLOCK),
+                        );
+                        // SAFETY: each block of each route is one unit's.
+                        unsafe { act.set(kernels, route, block * MXFP4_BLOCK, &a) }
+                    }
+                }
+            }
         });
-
-        let gate_up = Matrix::new(&state.gate_up[..n * width], n, width);
-        let act = TileMut::new(&mut state.act[..n * intermediate], n, intermediate);
-        let limit = self.spec.swiglu_limit;
-        self.threads.columns(act, |tile, _| kernels.swiglu(gate_up, limit, tile));
-
-        let act = Matrix::new(&state.act[..n * intermediate], n, intermediate);
-        let act = kernels.mxfp4_input(act, &mut state.arranged);
-        let down = TileMut::new(&mut state.down[..n * hidden], n, hidden);
-        self.threads.columns(down, |tile, scratch| {
-            kernels.mxfp4_product(expert.down, &act, expert.down_bias, tile, Write::Set, scratch);
-        });
-        for (route, down) in routes.iter().zip(state.down.chunks_exact(hidden)) {
-            kernels.axpy(route.weight, down, &mut self.y[route.row as usize * hidden..][..hidden]);
-        }
     }
+
+    /// y[row] = Σ w (W_d act[route] + b_d) over the row's routes, in the order of the experts.
+    fn down_and_sum(&mut self, layer: usize, rows: usize) {
+        let (kernels, hidden, intermediate) =
+            (self.kernels, self.spec.hidden, self.share.experts.intermediate());
+        let (weights, bias) = (&self.weights, self.weights.layer_bf16(layer, LayerTensor::DownBias));
+        let has_bias = self.share.experts.adds_down_bias();
+        let Experts { spans, by_expert, ids, act, .. } = &self.experts;
+        let y = TileMut::new(&mut self.y[..rows * hidden], rows, hidden);
+        self.threads.columns(y, |tile, scratch| {
+            for mut tile in tile.chunks(DOWN) {
+                let columns = tile.columns();
+                (0..rows).for_each(|row| tile.token_mut(row).fill(0.0));
+                for span in spans {
+                    let matrix = weights.expert(layer, Expert::Down, span.index, hidden, intermediate);
+                    let mut b = [0.0; DOWN];
+                    let b = &mut b[..columns.len()];
+                    if has_bias {
+                        kernels.bf16_widen(&bias[span.index * hidden..][columns.clone()], b);
+                    }
+                    for routes in chunks(&span.routes) {
+                        let ids = &ids[routes.clone()];
+                        let out = kernels.mxfp4_product(matrix, act, ids, columns.clone(), scratch);
+                        for (route, out) in by_expert[routes].iter().zip(out.chunks_exact_mut(columns.len()))
+                        {
+                            kernels.add_assign(out, b);
+                            kernels.axpy(route.weight, out, tile.token_mut(route.row as usize));
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Outputs of gate and up that make one block of activations.
+const GATE_UP: usize = 2 * MXFP4_BLOCK;
+/// Outputs of down that are made at once.
+const DOWN: usize = 96;
+/// Tokens of one product.
+const TOKENS: usize = TILE / DOWN;
+const _: () = assert!(TOKENS * GATE_UP <= TILE);
+
+fn chunks(routes: &Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = routes.end;
+    routes.clone().step_by(TOKENS).map(move |from| from..end.min(from + TOKENS))
 }

@@ -8,6 +8,7 @@ mod attention;
 mod experts;
 pub mod kernels;
 mod kv;
+mod pool;
 mod threads;
 mod vocab;
 mod weights;
@@ -21,7 +22,7 @@ use attention::Attention;
 use experts::Experts;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, ModelSpec, RankShare};
-use kernels::{InputBuffer, Isa, Kernels};
+use kernels::{InputBuffer, Isa, Kernels, Precision};
 use kv::KvCache;
 use threads::Threads;
 use weights::CpuWeights;
@@ -33,11 +34,13 @@ pub struct CpuSettings {
     pub threads: usize,
     /// Instruction set; `None` is the widest of the machine.
     pub isa: Option<Isa>,
+    /// How activations enter the products of the experts.
+    pub activations: Precision,
 }
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        CpuSettings { threads: 1, isa: None }
+        CpuSettings { threads: 1, isa: None, activations: Precision::default() }
     }
 }
 
@@ -72,10 +75,12 @@ impl CpuBackend {
         assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
         let rows = assignment.step_tokens_max as usize;
         let widest = spec.hidden.max(spec.q_heads_of(&share.kv_heads).len() * spec.head_dim);
-        let widest = widest.max(share.experts.intermediate());
+        let kernels = settings.isa.map_or_else(Kernels::detect, Kernels::new);
+        let threads = Threads::new(settings.threads);
         CpuBackend {
-            kernels: settings.isa.map_or_else(Kernels::detect, Kernels::new),
-            threads: Threads::new(settings.threads),
+            weights: CpuWeights::new(weights, spec.layer_count(), kernels, &threads),
+            kernels,
+            threads,
             kv: KvCache::new(&spec.layers, assignment.kv_blocks, share.kv_heads.len(), spec.head_dim),
             rope: RopeTable::new(&spec),
             x: vec![0.0; rows * spec.hidden],
@@ -83,11 +88,10 @@ impl CpuBackend {
             y: vec![0.0; rows * spec.hidden],
             arranged: InputBuffer::with_room(rows, widest),
             attention: Attention::new(&spec, share, rows),
-            experts: Experts::new(&spec, share, rows),
+            experts: Experts::new(&spec, share, rows, settings.activations),
             logits: Vec::new(),
             share: share.clone(),
             spec,
-            weights: CpuWeights::new(weights),
         }
     }
 

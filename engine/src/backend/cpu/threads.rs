@@ -1,71 +1,96 @@
-//! The threads of one op: an output is cut into as many column ranges as there are threads.
+//! The threads of one op: its output is cut into units, and whoever is free takes the next of them, many at first
+//! and few at the end. What a unit holds does not depend on who takes it, nor on how many threads there are.
 
 use super::kernels::{Scratch, TileMut};
-use rayon::prelude::*;
+use super::pool::Pool;
+use std::ops::Range;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A pool with a scratch for each thread; with one thread everything runs on the caller's.
-#[derive(Debug)]
 pub struct Threads {
-    pool: Option<rayon::ThreadPool>,
+    pool: Option<Mutex<Pool>>,
     /// One a thread; never contended.
     scratch: Vec<Mutex<Scratch>>,
 }
 
-/// Columns of an output that no two threads share: two cache lines of f32.
-const COLUMNS_TOGETHER: usize = 32;
+/// Columns of an output that no two threads share: whole cache lines of f32, and whole panels of a product.
+const COLUMNS_TOGETHER: usize = 96;
 
 impl Threads {
     pub fn new(threads: usize) -> Self {
         let threads = threads.max(1);
-        let pool = (threads > 1).then(|| {
-            let builder = rayon::ThreadPoolBuilder::new().num_threads(threads);
-            builder
-                .thread_name(|thread| format!("engine-{thread}"))
-                .build()
-                .expect("the system gives threads")
-        });
+        let pool = (threads > 1).then(|| Mutex::new(Pool::new(threads - 1, |_| {})));
         Threads { pool, scratch: (0..threads).map(|_| Mutex::default()).collect() }
     }
 
-    /// Runs `work` over the columns of `y`, cut in equal parts.
-    pub fn columns(&self, y: TileMut<'_>, work: impl Fn(TileMut<'_>, &mut Scratch) + Sync) {
-        let width = y.columns().len().div_ceil(self.scratch.len()).next_multiple_of(COLUMNS_TOGETHER);
+    /// Runs `work` over 0..count, each number once, in ranges.
+    pub fn ranges(&self, count: usize, work: impl Fn(Range<usize>, &mut Scratch) + Sync) {
+        let next = Ranges { next: AtomicUsize::new(0), count, threads: self.scratch.len() };
+        let take = |thread: usize| {
+            let mut scratch = self.scratch[thread].lock().expect("kernels do not panic");
+            while let Some(range) = next.take() {
+                work(range, &mut scratch);
+            }
+        };
         match &self.pool {
-            Some(pool) if width < y.columns().len() => pool.install(|| {
-                let tiles: Vec<TileMut<'_>> = y.chunks(width).collect();
-                tiles.into_par_iter().for_each(|tile| work(tile, &mut self.own_scratch()));
-            }),
-            _ => work(y, &mut self.own_scratch()),
+            Some(pool) if count > 1 => pool.lock().expect("kernels do not panic").run(&take),
+            _ => take(0),
         }
+    }
+
+    /// Runs `work` over the columns of `y`, cut in parts.
+    pub fn columns(&self, y: TileMut<'_>, work: impl Fn(TileMut<'_>, &mut Scratch) + Sync) {
+        let columns = y.columns();
+        let y = y.shared();
+        self.ranges(columns.len().div_ceil(COLUMNS_TOGETHER), |units, scratch| {
+            let [start, end] =
+                [units.start, units.end].map(|unit| columns.end.min(columns.start + unit * COLUMNS_TOGETHER));
+            // SAFETY: no two ranges of units overlap, so no two ranges of columns do.
+            work(unsafe { y.part(start..end) }, scratch);
+        });
     }
 
     /// Runs `work` over the chunks of `out`, `len` values each, with their index.
     pub fn chunks(&self, out: &mut [f32], len: usize, work: impl Fn(usize, &mut [f32], &mut Scratch) + Sync) {
-        match &self.pool {
-            Some(pool) => pool.install(|| {
-                let chunks = out.par_chunks_exact_mut(len).enumerate();
-                chunks.for_each(|(index, chunk)| work(index, chunk, &mut self.own_scratch()));
-            }),
-            None => {
-                let mut scratch = self.own_scratch();
-                let chunks = out.chunks_exact_mut(len).enumerate();
-                chunks.for_each(|(index, chunk)| work(index, chunk, &mut scratch));
+        let count = out.len() / len;
+        let out = TileMut::new(out, 1, count * len).shared();
+        self.ranges(count, |chunks, scratch| {
+            for chunk in chunks {
+                // SAFETY: each chunk is taken once.
+                let mut tile = unsafe { out.part(chunk * len..(chunk + 1) * len) };
+                work(chunk, tile.token_mut(0), scratch);
             }
-        }
+        });
     }
 
     /// What `work` finds for each of so many, in their order.
     pub fn each<T: Send>(&self, count: usize, work: impl Fn(usize) -> T + Sync) -> Vec<T> {
-        match &self.pool {
-            Some(pool) if count > 1 => pool.install(|| (0..count).into_par_iter().map(&work).collect()),
-            _ => (0..count).map(work).collect(),
-        }
+        let found: Vec<Mutex<Option<T>>> = (0..count).map(|_| Mutex::new(None)).collect();
+        self.ranges(count, |range, _| {
+            for at in range {
+                *found[at].lock().expect("nobody else has it") = Some(work(at));
+            }
+        });
+        let found = found.into_iter().map(|found| found.into_inner().expect("nobody panicked"));
+        found.map(|found| found.expect("every one was found")).collect()
     }
+}
 
-    fn own_scratch(&self) -> std::sync::MutexGuard<'_, Scratch> {
-        let thread = rayon::current_thread_index().unwrap_or(0);
-        self.scratch[thread].lock().expect("kernels do not panic")
+/// Numbers below `count`, handed out in ranges that grow smaller.
+struct Ranges {
+    next: AtomicUsize,
+    count: usize,
+    threads: usize,
+}
+
+impl Ranges {
+    /// Half of a fair share of what is left, at least one.
+    fn take(&self) -> Option<Range<usize>> {
+        let width = |from: usize| (self.count - from).div_ceil(2 * self.threads);
+        let beyond = |from: usize| (from < self.count).then(|| from + width(from));
+        let from = self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, beyond).ok()?;
+        Some(from..from + width(from))
     }
 }
 
@@ -84,6 +109,36 @@ mod tests {
             for count in [0, 1, 100] {
                 let expected: Vec<u64> = (0..count).map(slow).collect();
                 assert_eq!(threads.each(count, slow), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn ranges_are_everything_once_and_grow_smaller() {
+        for (count, threads) in [(0, 2), (1, 1), (7, 2), (100, 3), (1000, 16)] {
+            let ranges = Ranges { next: AtomicUsize::new(0), count, threads };
+            let taken: Vec<_> = std::iter::from_fn(|| ranges.take()).collect();
+            assert!(taken.is_sorted_by_key(|range| std::cmp::Reverse(range.len())), "{taken:?}");
+            assert!(taken.into_iter().flatten().eq(0..count));
+        }
+    }
+
+    #[test]
+    fn columns_and_chunks_are_all_written() {
+        for threads in [1, 3] {
+            let threads = Threads::new(threads);
+            let mut y = vec![0.0; 3 * 500];
+            threads.columns(TileMut::new(&mut y, 3, 500), |mut tile, _| {
+                let first = tile.columns().start;
+                for token in 0..3 {
+                    let row = tile.token_mut(token).iter_mut().enumerate();
+                    row.for_each(|(i, y)| *y += (token * 500 + first + i) as f32);
+                }
+            });
+            threads.chunks(&mut y, 7, |index, chunk, _| chunk[0] += index as f32);
+            for (i, y) in y.into_iter().enumerate() {
+                let chunk = if i % 7 == 0 && i / 7 < 1500 / 7 { i / 7 } else { 0 };
+                assert_eq!(y, (i + chunk) as f32);
             }
         }
     }

@@ -3,7 +3,6 @@
 //! Versions tried: see the tables in `mod.rs`.
 
 use super::matrix::Matrix;
-use super::product::Weights;
 use super::simd::Simd;
 use super::{Kernels, Op};
 
@@ -12,83 +11,95 @@ const LINE: usize = 32;
 /// How far ahead it fetches, in weights: 2 KiB.
 const AHEAD: usize = 1024;
 
-impl Weights for Matrix<'_, u16> {
-    #[inline(always)]
-    fn rows_shared(lanes: usize, tokens: usize) -> usize {
-        match (lanes, tokens) {
-            // One stream through memory, as the processor's own prefetching likes it best.
-            (_, 1) => 1,
-            (16, 5..) => 2,
-            (16, _) => 4,
-            (_, 2) => 4,
-            _ => 2,
-        }
+/// Rows that share one reading of the activations, which L1 does not hold for many tokens: 1, 2 or 4.
+#[inline(always)]
+pub(super) fn rows_shared(lanes: usize, tokens: usize) -> usize {
+    match (lanes, tokens) {
+        // One stream through memory, as the processor's own prefetching likes it best.
+        (_, 1) => 1,
+        (16, 5..) => 2,
+        (16, _) => 4,
+        (_, 2) => 4,
+        _ => 2,
     }
+}
 
-    #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const C: usize>(
-        self,
-        s: S,
-        row: usize,
-        x: *const f32,
-        x_stride: usize,
-    ) -> [[f32; C]; R] {
-        // A row alone would wait for its own additions, so its even and odd vectors are summed apart.
-        let chains = if C == 1 { 2 } else { 1 };
-        let (w, w_stride, columns) = (self.row_ptr(row), self.stride(), self.columns());
-        let mut acc = [[[s.zero(); C]; R]; 2];
-        let mut i = 0;
-        // SAFETY: reads stay below `columns` in rows that exist by the contract.
-        unsafe {
-            while i + LINE <= columns {
-                // So far ahead in these rows or, behind their end, in the next R.
-                let ahead = i + AHEAD;
-                let ahead = if ahead < columns { ahead } else { ahead + (R - 1) * w_stride };
-                for r in 0..R {
-                    s.prefetch(w.wrapping_add(r * w_stride + ahead).cast());
-                }
-                for step in 0..LINE / S::LANES {
-                    let (i, acc) = (i + step * S::LANES, &mut acc[step % chains]);
-                    for r in 0..R {
-                        let w = s.load_bf16(w.add(r * w_stride + i));
-                        for c in 0..C {
-                            acc[r][c] = s.fma(w, s.load(x.add(c * x_stride + i)), acc[r][c]);
-                        }
-                    }
-                }
-                i += LINE;
-            }
-            while i < columns {
-                let n = S::LANES.min(columns - i);
-                for r in 0..R {
-                    let w = s.load_bf16_first(w.add(r * w_stride + i), n);
-                    for c in 0..C {
-                        acc[0][r][c] = s.fma(w, s.load_first(x.add(c * x_stride + i), n), acc[0][r][c]);
-                    }
-                }
-                i += n;
-            }
-        }
-        let [mut even, odd] = acc;
-        if chains == 2 {
+/// The dot products of rows row..row+R with C tokens.
+/// # Safety
+/// The rows exist; x is readable for C rows of K values, `x_stride` apart.
+#[inline(always)]
+pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    weights: Matrix<'_, u16>,
+    row: usize,
+    x: *const f32,
+    x_stride: usize,
+) -> [[f32; C]; R] {
+    // A row alone would wait for its own additions, so its even and odd vectors are summed apart.
+    let chains = if C == 1 { 2 } else { 1 };
+    let (w, w_stride, columns) = (weights.row_ptr(row), weights.stride(), weights.columns());
+    let mut acc = [[[s.zero(); C]; R]; 2];
+    let mut i = 0;
+    // SAFETY: reads stay below `columns` in rows that exist by the contract.
+    unsafe {
+        while i + LINE <= columns {
+            // So far ahead in these rows or, behind their end, in the next R.
+            let ahead = i + AHEAD;
+            let ahead = if ahead < columns { ahead } else { ahead + (R - 1) * w_stride };
             for r in 0..R {
-                for c in 0..C {
-                    even[r][c] = s.add(even[r][c], odd[r][c]);
+                s.prefetch(w.wrapping_add(r * w_stride + ahead).cast());
+            }
+            for step in 0..LINE / S::LANES {
+                let (i, acc) = (i + step * S::LANES, &mut acc[step % chains]);
+                for r in 0..R {
+                    let w = s.load_bf16(w.add(r * w_stride + i));
+                    for c in 0..C {
+                        acc[r][c] = s.fma(w, s.load(x.add(c * x_stride + i)), acc[r][c]);
+                    }
                 }
             }
+            i += LINE;
         }
-        s.sums(even)
+        while i < columns {
+            let n = S::LANES.min(columns - i);
+            for r in 0..R {
+                let w = s.load_bf16_first(w.add(r * w_stride + i), n);
+                for c in 0..C {
+                    acc[0][r][c] = s.fma(w, s.load_first(x.add(c * x_stride + i), n), acc[0][r][c]);
+                }
+            }
+            i += n;
+        }
     }
+    let [mut even, odd] = acc;
+    if chains == 2 {
+        for r in 0..R {
+            for c in 0..C {
+                even[r][c] = s.add(even[r][c], odd[r][c]);
+            }
+        }
+    }
+    s.sums(even)
+}
 
-    #[inline(always)]
-    unsafe fn widen<S: Simd>(self, s: S, row: usize, from: usize, count: usize, out: *mut f32) {
-        // The next panel begins here; no hardware prefetcher follows runs this short.
-        for line in (0..count).step_by(LINE) {
-            s.prefetch(self.row_ptr(row).wrapping_add(from + count + line).cast());
-        }
-        // SAFETY: the contract is this function's own.
-        unsafe { widen(s, self.row_ptr(row).add(from), out, count) }
+/// W[row, from..from+count] as f32.
+/// # Safety
+/// The row and columns exist, and `out` is writable for `count` values.
+#[inline(always)]
+pub(super) unsafe fn widen_row<S: Simd>(
+    s: S,
+    weights: Matrix<'_, u16>,
+    row: usize,
+    from: usize,
+    count: usize,
+    out: *mut f32,
+) {
+    // The next panel begins here; no hardware prefetcher follows runs this short.
+    for line in (0..count).step_by(LINE) {
+        s.prefetch(weights.row_ptr(row).wrapping_add(from + count + line).cast());
     }
+    // SAFETY: the contract is this function's own.
+    unsafe { widen(s, weights.row_ptr(row).add(from), out, count) }
 }
 
 /// # Safety

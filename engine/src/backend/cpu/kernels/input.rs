@@ -1,25 +1,16 @@
 //! Activations, arranged once for the products that will read them; any number of threads may share one.
 //! Nothing is computed here: values only move.
 //!
-//! Few tokens: rows, in the order of the elements that decoded weights will have. From GEMM_TOKENS on:
-//! tiles of LANES tokens, [tiles, K, LANES], so that one load takes one element of LANES tokens;
+//! Few tokens: rows, as they are. From GEMM_TOKENS on: tiles of LANES tokens, [tiles, K, LANES], so that one load takes one element of LANES tokens;
 //! the tokens missing in the last tile are zeros.
 
 use super::matrix::Matrix;
 use super::scratch::InputBuffer;
-use super::simd::{BLOCK, Simd};
+use super::simd::Simd;
 use super::{Isa, Op};
 
 /// From this many tokens on, weights are widened into a panel first and multiplied as f32.
 pub const GEMM_TOKENS: usize = 16;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Order {
-    /// As the model counts.
-    Natural,
-    /// As `Simd::decode` leaves the elements of each block.
-    Decoded,
-}
 
 #[derive(Clone, Copy, Debug)]
 enum Layout {
@@ -27,14 +18,13 @@ enum Layout {
     Tiles,
 }
 
-/// x: f32 [T, K], arranged for one kind of weights on one instruction set.
+/// x: f32 [T, K], arranged for one instruction set.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     data: &'a [f32],
     tokens: usize,
     columns: usize,
     layout: Layout,
-    order: Order,
     isa: Isa,
 }
 
@@ -50,8 +40,8 @@ impl<'a> Input<'a> {
     pub fn columns(&self) -> usize {
         self.columns
     }
-    pub(super) fn is_for(&self, isa: Isa, order: Order) -> bool {
-        self.isa == isa && self.order == order
+    pub(super) fn is_for(&self, isa: Isa) -> bool {
+        self.isa == isa
     }
     /// (x[0, 0], stride), for fewer than GEMM_TOKENS tokens.
     pub(super) fn rows(&self) -> (*const f32, usize) {
@@ -73,7 +63,6 @@ impl<'a> Input<'a> {
 pub(super) struct Arrange<'a> {
     pub x: Matrix<'a, f32>,
     pub buffer: &'a mut InputBuffer,
-    pub order: Order,
     pub isa: Isa,
 }
 
@@ -82,51 +71,29 @@ impl<'a> Op for Arrange<'a> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) -> Input<'a> {
-        let Arrange { x, buffer, order, isa } = self;
+        let Arrange { x, buffer, isa } = self;
         let (tokens, columns) = (x.rows(), x.columns());
-        let tiled = tokens >= GEMM_TOKENS;
-        let (data, layout): (&'a [f32], _) = match (tiled, order) {
-            (false, Order::Natural) => (x.all(), Layout::Rows { stride: x.stride() }),
-            (false, Order::Decoded) => {
-                let rows = buffer.take(tokens * columns);
-                for t in 0..tokens {
-                    let row = &mut rows[t * columns..][..columns];
-                    for (out, block) in row.chunks_exact_mut(BLOCK).zip(x.row(t).chunks_exact(BLOCK)) {
-                        for (out, place) in out.iter_mut().zip(S::BLOCK_ORDER) {
-                            *out = block[place as usize];
-                        }
-                    }
-                }
-                (rows, Layout::Rows { stride: columns })
+        let (data, layout): (&'a [f32], _) = if tokens < GEMM_TOKENS {
+            (x.all(), Layout::Rows { stride: x.stride() })
+        } else {
+            let tiles = buffer.take(tokens.next_multiple_of(S::LANES) * columns);
+            for (i, tile) in tiles.chunks_exact_mut((columns * S::LANES).max(1)).enumerate() {
+                tile_of::<S>(x, i * S::LANES, tile);
             }
-            (true, _) => {
-                let tiles = buffer.take(tokens.next_multiple_of(S::LANES) * columns);
-                for (i, tile) in tiles.chunks_exact_mut((columns * S::LANES).max(1)).enumerate() {
-                    tile_of::<S>(x, i * S::LANES, order, tile);
-                }
-                (tiles, Layout::Tiles)
-            }
+            (tiles, Layout::Tiles)
         };
-        Input { data, tokens, columns, layout, order, isa }
+        Input { data, tokens, columns, layout, isa }
     }
 }
 
 /// x f32 [T, K] from token `first` on → tile f32 [K, LANES]
 #[inline(always)]
-fn tile_of<S: Simd>(x: Matrix<'_, f32>, first: usize, order: Order, tile: &mut [f32]) {
+fn tile_of<S: Simd>(x: Matrix<'_, f32>, first: usize, tile: &mut [f32]) {
     for lane in 0..S::LANES {
         let out = tile[lane..].iter_mut().step_by(S::LANES);
         match x.rows() - first {
             here if lane >= here => out.for_each(|out| *out = 0.0),
-            _ => {
-                let row = x.row(first + lane);
-                match order {
-                    Order::Natural => out.zip(row).for_each(|(out, x)| *out = *x),
-                    Order::Decoded => out.enumerate().for_each(|(i, out)| {
-                        *out = row[i / BLOCK * BLOCK + S::BLOCK_ORDER[i % BLOCK] as usize];
-                    }),
-                }
-            }
+            _ => out.zip(x.row(first + lane)).for_each(|(out, x)| *out = *x),
         }
     }
 }

@@ -9,10 +9,12 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW and VL, besides AVX2 and FMA.
     Avx512,
+    /// The same with VNNI and VBMI, which multiply and look up bytes.
+    Avx512Vnni,
 }
 
 impl Isa {
-    pub const ALL: [Isa; 3] = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
 
     /// The widest set this machine has.
     pub fn detect() -> Isa {
@@ -27,13 +29,16 @@ impl Isa {
     #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
         let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx512 = avx2
+            && is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl");
         match self {
             Isa::Portable => true,
             Isa::Avx2 => avx2,
-            Isa::Avx512 => {
-                avx2 && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512bw")
-                    && is_x86_feature_detected!("avx512vl")
+            Isa::Avx512 => avx512,
+            Isa::Avx512Vnni => {
+                avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi")
             }
         }
     }

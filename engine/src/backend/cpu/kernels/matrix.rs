@@ -1,7 +1,6 @@
 //! What a kernel reads and writes: borrowed views, checked once when they are made, so that the kernels
 //! may walk them by pointer. They own nothing and know nothing of files or of the model.
 
-use super::simd::{BLOCK, BLOCK_BYTES};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -61,45 +60,6 @@ fn check_extent(len: usize, rows: usize, columns: usize, stride: usize) {
         end.is_some_and(|end| end <= len),
         "{rows} rows of {columns}, {stride} apart, do not fit in {len} values"
     );
-}
-
-/// MXFP4 weights as the checkpoint has them, rows without a gap.
-#[derive(Clone, Copy, Debug)]
-pub struct Mxfp4Matrix<'a> {
-    blocks: &'a [u8],
-    scales: &'a [u8],
-    rows: usize,
-    blocks_per_row: usize,
-}
-
-impl<'a> Mxfp4Matrix<'a> {
-    /// blocks: u8 [rows, K/32, 16], scales: u8 [rows, K/32]; `columns` is K.
-    pub fn new(blocks: &'a [u8], scales: &'a [u8], rows: usize, columns: usize) -> Mxfp4Matrix<'a> {
-        assert!(columns.is_multiple_of(BLOCK), "{columns} columns are not whole blocks of {BLOCK}");
-        let blocks_per_row = columns / BLOCK;
-        let count = rows.checked_mul(blocks_per_row).expect("rows · blocks overflows");
-        assert!(scales.len() >= count, "{} scales for {count} blocks", scales.len());
-        assert!(blocks.len() / BLOCK_BYTES >= count, "{} bytes for {count} blocks", blocks.len());
-        Mxfp4Matrix { blocks, scales, rows, blocks_per_row }
-    }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-    pub fn columns(&self) -> usize {
-        self.blocks_per_row * BLOCK
-    }
-    pub(super) fn blocks_per_row(&self) -> usize {
-        self.blocks_per_row
-    }
-    /// Readable for 16 bytes a block to the end of the row, while row < `rows`.
-    pub(super) fn block_ptr(&self, row: usize, block: usize) -> *const u8 {
-        self.blocks.as_ptr().wrapping_add((row * self.blocks_per_row + block) * BLOCK_BYTES)
-    }
-    /// Readable to the end of the row, while row < `rows`.
-    pub(super) fn scale_ptr(&self, row: usize, block: usize) -> *const u8 {
-        self.scales.as_ptr().wrapping_add(row * self.blocks_per_row + block)
-    }
 }
 
 /// The columns n0..n1 of a row-major f32 matrix y [T, N], to be written by one thread.
@@ -162,6 +122,11 @@ impl<'a> TileMut<'a> {
         })
     }
 
+    /// To be handed out in parts, to several threads.
+    pub fn shared(self) -> SharedTile<'a> {
+        SharedTile(self)
+    }
+
     pub fn reborrow(&mut self) -> TileMut<'_> {
         TileMut { columns: self.columns.clone(), ..*self }
     }
@@ -176,5 +141,24 @@ impl<'a> TileMut<'a> {
     /// y[token, column]; may be written through while token < `tokens` and the column is in `columns`.
     pub(super) fn ptr(&self, token: usize, column: usize) -> *mut f32 {
         self.base.wrapping_add(token * self.stride + column)
+    }
+}
+
+/// A tile of which parts are handed out.
+#[derive(Debug)]
+pub struct SharedTile<'a>(TileMut<'a>);
+
+// SAFETY: through `&self` nothing is reached but `part`, whose caller answers for parts that do not overlap.
+unsafe impl Sync for SharedTile<'_> {}
+
+impl SharedTile<'_> {
+    /// The tile of some of its columns.
+    ///
+    /// # Safety
+    /// No two parts that live at the same time share a column.
+    pub unsafe fn part(&self, columns: Range<usize>) -> TileMut<'_> {
+        let all = self.0.columns();
+        assert!(all.start <= columns.start && columns.start <= columns.end && columns.end <= all.end);
+        TileMut { columns, ..self.0 }
     }
 }

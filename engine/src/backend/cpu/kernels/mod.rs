@@ -43,8 +43,10 @@
 // A register tile is a matrix: its rows and columns are counted together with those in memory.
 #![allow(clippy::needless_range_loop)]
 
+mod activations;
 mod attention;
 mod bf16;
+mod grouped;
 mod input;
 mod isa;
 mod matrix;
@@ -57,15 +59,17 @@ mod swiglu;
 #[cfg(test)]
 mod tests;
 
+pub use activations::{Activations, Precision, SharedActivations};
 pub use attention::KvSlab;
+pub use grouped::GroupedMxfp4;
 pub use input::{GEMM_TOKENS, Input};
 pub use isa::Isa;
-pub use matrix::{Matrix, Mxfp4Matrix, TileMut};
+pub use matrix::{Matrix, SharedTile, TileMut};
 pub use product::Write;
-pub use scratch::{GROUP_MAX, InputBuffer, Scratch};
+pub use scratch::{GROUP_MAX, InputBuffer, Scratch, TILE};
 
-use input::{Arrange, Order};
-use product::{Product, Weights};
+use input::Arrange;
+use product::Product;
 use simd::Simd;
 
 /// The kernels for one instruction set.
@@ -108,7 +112,13 @@ impl Kernels {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
         fn avx512<O: Op>(op: O) -> O::Out {
             // SAFETY: this function's target features are those that `assume` asks for.
-            op.run(unsafe { simd::avx512::Avx512::assume() })
+            op.run(unsafe { simd::avx512::Avx512::<false>::assume() })
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512vnni,avx512vbmi,avx512f,avx512bw,avx512vl,avx2,fma")]
+        fn avx512_vnni<O: Op>(op: O) -> O::Out {
+            // SAFETY: this function's target features are those that `assume` asks for.
+            op.run(unsafe { simd::avx512::Avx512::<true>::assume() })
         }
         match self.isa {
             // SAFETY: `new` and `detect` have asked the machine.
@@ -117,19 +127,16 @@ impl Kernels {
             // SAFETY: `new` and `detect` have asked the machine.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512(op) },
+            // SAFETY: `new` and `detect` have asked the machine.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => unsafe { avx512_vnni(op) },
             _ => op.run(simd::portable::Portable),
         }
     }
 
     /// x: f32 [T, K] for bf16 weights. Fewer than GEMM_TOKENS tokens are borrowed as they are.
     pub fn bf16_input<'a>(&self, x: Matrix<'a, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
-        self.dispatch(Arrange { x, buffer, order: Order::Natural, isa: self.isa })
-    }
-
-    /// x: f32 [T, K] for MXFP4 weights.
-    pub fn mxfp4_input<'a>(&self, x: Matrix<'a, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
-        assert!(x.columns().is_multiple_of(simd::BLOCK), "MXFP4 has whole blocks");
-        self.dispatch(Arrange { x, buffer, order: Order::Decoded, isa: self.isa })
+        self.dispatch(Arrange { x, buffer, isa: self.isa })
     }
 
     /// y[t, n] (+)= Σ_k W[n, k] · x[t, k] + bias[n], for y's columns n.
@@ -143,32 +150,11 @@ impl Kernels {
         write: Write,
         scratch: &mut Scratch,
     ) {
-        assert!(x.is_for(self.isa, Order::Natural), "the input was arranged for something else");
-        let shape = (weights.rows(), weights.columns());
-        self.product(shape, Product { weights, x, bias, y, write, scratch });
-    }
-
-    /// y[t, n] (+)= Σ_k W[n, k] · x[t, k] + bias[n], for y's columns n.
-    /// W: MXFP4 [N, K], x: from `mxfp4_input`, bias: bf16 [N], y: f32 [T, columns of N].
-    pub fn mxfp4_product(
-        &self,
-        weights: Mxfp4Matrix<'_>,
-        x: &Input<'_>,
-        bias: Option<&[u16]>,
-        y: TileMut<'_>,
-        write: Write,
-        scratch: &mut Scratch,
-    ) {
-        assert!(x.is_for(self.isa, Order::Decoded), "the input was arranged for something else");
-        let shape = (weights.rows(), weights.columns());
-        self.product(shape, Product { weights, x, bias, y, write, scratch });
-    }
-
-    fn product<W: Weights>(&self, (rows, columns): (usize, usize), product: Product<'_, '_, W>) {
-        assert_eq!(product.x.columns(), columns);
-        assert_eq!(product.x.tokens(), product.y.tokens());
-        assert!(product.y.columns().end <= rows, "y has more columns than W has rows");
-        assert!(product.bias.is_none_or(|bias| bias.len() == rows));
-        self.dispatch(product);
+        assert!(x.is_for(self.isa), "the input was arranged for another instruction set");
+        assert_eq!(x.columns(), weights.columns());
+        assert_eq!(x.tokens(), y.tokens());
+        assert!(y.columns().end <= weights.rows(), "y has more columns than W has rows");
+        assert!(bias.is_none_or(|bias| bias.len() == weights.rows()));
+        self.dispatch(Product { weights, x, bias, y, write, scratch });
     }
 }

@@ -1,111 +1,314 @@
-//! MXFP4 weights, f32 activations, exact: element · x, added up over a block of 32, times the block's scale.
-//! Scale 255 makes the row NaN, as the format says. In a GEMM the scale goes onto the elements first; that
-//! differs by more than rounding only where 6 · 2^(scale − 127) overflows, from scale 252 on.
+//! y = W·x with MXFP4 weights in groups of rows (`grouped.rs`): a lane is a row, so sums are never moved between lanes.
+//!
+//! *Planes*: a block's FP4 become bytes 0..=24 by a table, are multiplied with the planes of the activations and
+//! summed over the 32 as whole numbers, exactly; then one FMA with both scales. The decoded block serves up to
+//! eight tokens. A token's sum does not depend on which tokens are with it: the same bits alone and in any batch.
+//!
+//! *f32*: elements are widened into a panel of columns that stays in L1; every token passes it. The same holds for its bits.
 //!
 //! Versions tried: see the tables in `mod.rs`.
 
-use super::matrix::Mxfp4Matrix;
-use super::product::Weights;
-use super::simd::{BLOCK, BLOCK_BYTES, E8M0, Simd};
+use super::activations::{Activations, Precision, Row};
+use super::grouped::{GroupedMxfp4, LANES_MAX, ROOM};
+use super::scratch::Scratch;
+use super::simd::{BLOCK, E8M0, GROUPS, Simd};
+use super::{Kernels, Op};
+use std::ops::Range;
 
-/// Blocks in a cache line: what one prefetch fetches.
-const LINE: usize = 4;
-/// How far ahead it fetches: 2 KiB.
-const AHEAD: usize = 128;
+/// How far ahead of a block weights are fetched.
+const AHEAD_BYTES: usize = 4096;
 
-/// acc [R, C] += the dot products of `count` ≤ LINE blocks of R rows with C tokens.
-///
-/// They are summed among themselves first: through `acc` runs a chain over the whole row, and one link
-/// for each block would be slower than all the rest.
-/// # Safety
-/// The blocks and scales are readable in R rows, and x for `count` blocks in C rows.
-#[inline(always)]
-unsafe fn add_blocks<S: Simd, const R: usize, const C: usize>(
-    s: S,
-    acc: &mut [[S::V; C]; R],
-    (block, scale, blocks_per_row): (*const u8, *const u8, usize),
-    count: usize,
-    x: *const f32,
-    x_stride: usize,
-) {
-    let mut sums = [[s.zero(); C]; R];
-    for b in 0..count {
-        for r in 0..R {
-            // SAFETY: the contract is this function's own.
-            unsafe {
-                let w = s.decode(block.add((r * blocks_per_row + b) * BLOCK_BYTES));
-                let w = w.as_ref();
-                let scale = s.splat(E8M0[*scale.add(r * blocks_per_row + b) as usize]);
-                for c in 0..C {
-                    let x = x.add(c * x_stride + b * BLOCK);
-                    let mut dot = s.mul(w[0], s.load(x));
-                    for v in 1..BLOCK / S::LANES {
-                        dot = s.fma(w[v], s.load(x.add(v * S::LANES)), dot);
-                    }
-                    sums[r][c] = s.fma(dot, scale, sums[r][c]);
-                }
+struct Product<'a> {
+    weights: GroupedMxfp4<'a>,
+    x: &'a Activations,
+    tokens: &'a [u32],
+    rows: Range<usize>,
+    /// f32 [tokens, rows]
+    y: &'a mut [f32],
+    panel: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+impl Op for Product<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        // SAFETY: `Kernels::mxfp4_product` has checked rows, tokens, columns and the room in y.
+        unsafe {
+            match self.x.precision() {
+                Precision::F32 => self.by_panels(s),
+                Precision::OnePlane => self.by_planes::<S, 1>(s),
+                Precision::TwoPlanes => self.by_planes::<S, 2>(s),
             }
-        }
-    }
-    for r in 0..R {
-        for c in 0..C {
-            acc[r][c] = s.add(acc[r][c], sums[r][c]);
         }
     }
 }
 
-impl Weights for Mxfp4Matrix<'_> {
+impl Product<'_> {
+    /// # Safety
+    /// As `run` says.
     #[inline(always)]
-    fn rows_shared(lanes: usize, tokens: usize) -> usize {
-        match (lanes, tokens) {
-            (_, 1) => 1,
-            (16, _) => 2,
-            _ => 1,
+    unsafe fn by_planes<S: Simd, const P: usize>(&mut self, s: S) {
+        for row in self.rows.clone().step_by(S::LANES) {
+            let mut token = 0;
+            while token < self.tokens.len() {
+                // SAFETY: as many tokens are left; the contract goes on.
+                token += unsafe {
+                    match (P, self.tokens.len() - token) {
+                        (1, 8..) => self.group::<S, P, 8, 8, 8>(s, row, token),
+                        (1, 4..) => self.group::<S, P, 4, 4, 4>(s, row, token),
+                        (1, 2..) => self.group::<S, P, 2, 2, 2>(s, row, token),
+                        (1, _) => self.group::<S, P, 1, 1, 1>(s, row, token),
+                        (_, 8..) => self.group::<S, P, 8, 4, 8>(s, row, token),
+                        (_, 4..) => self.group::<S, P, 4, 4, 8>(s, row, token),
+                        (_, 2..) => self.group::<S, P, 2, 2, 4>(s, row, token),
+                        (_, _) => self.group::<S, P, 1, 1, 2>(s, row, token),
+                    }
+                }
+            }
         }
     }
 
+    /// y of one group of rows and C tokens, Q of them at a time with their N = P · Q planes; C.
+    /// # Safety
+    /// As `run` says.
     #[inline(always)]
-    unsafe fn tile<S: Simd, const R: usize, const C: usize>(
-        self,
+    unsafe fn group<S: Simd, const P: usize, const C: usize, const Q: usize, const N: usize>(
+        &mut self,
         s: S,
         row: usize,
-        x: *const f32,
-        x_stride: usize,
-    ) -> [[f32; C]; R] {
-        let blocks = self.blocks_per_row();
-        let mut acc = [[s.zero(); C]; R];
-        let mut block = 0;
-        // SAFETY: blocks below `blocks` in rows that exist by the contract.
-        unsafe {
-            while block + LINE <= blocks {
-                let at = (self.block_ptr(row, block), self.scale_ptr(row, block), blocks);
-                for r in 0..R {
-                    s.prefetch(self.block_ptr(row + r, block + AHEAD));
-                }
-                add_blocks(s, &mut acc, at, LINE, x.add(block * BLOCK), x_stride);
-                block += LINE;
-            }
-            let at = (self.block_ptr(row, block), self.scale_ptr(row, block), blocks);
-            add_blocks(s, &mut acc, at, blocks - block, x.wrapping_add(block * BLOCK), x_stride);
+        token: usize,
+    ) -> usize {
+        // The arms of the other P are gone after constant folding.
+        if P * Q != N {
+            return C;
         }
-        s.sums(acc)
+        let (mut acc, mut room) = ([s.zero(); C], ROOM);
+        // SAFETY: rows, blocks and tokens exist by the contract.
+        unsafe {
+            let x: [Row; C] = std::array::from_fn(|c| self.x.row(self.tokens[token + c] as usize));
+            for block in 0..self.weights.blocks_per_row() {
+                let (bytes, scales) = self.weights.block(row, block, &mut room);
+                if token == 0 {
+                    for line in (0..S::LANES * BLOCK / 2).step_by(64) {
+                        s.prefetch(bytes.wrapping_add(AHEAD_BYTES + line));
+                    }
+                }
+                let w = decode(s, bytes);
+                let scales = scales_of(s, &self.weights, scales);
+                for q in (0..C).step_by(Q) {
+                    // Of each token the high plane, then the low one, which takes the offset away.
+                    let planes =
+                        std::array::from_fn(|n| x[q + n / P].planes.add((block * P + n % P) * BLOCK));
+                    let offset = |n: usize| *x[q + n / P].offsets.add(block);
+                    let init = std::array::from_fn(|n| if n % P == P - 1 { offset(n) } else { 0 });
+                    let sums: [S::I; N] = s.dot_small(&w, planes, init);
+                    for c in q..q + Q {
+                        let at = (c - q) * P;
+                        let sum = if P == 2 { s.join_planes(sums[at], sums[at + 1]) } else { sums[at] };
+                        // In this order nothing is too small for f32 before it must be.
+                        let sum = s.mul(s.to_f32(sum), s.splat(*x[c].scales.add(block)));
+                        acc[c] = s.fma(sum, scales, acc[c]);
+                    }
+                }
+            }
+            for c in 0..C {
+                self.put(s, token + c, row, acc[c]);
+            }
+        }
+        C
     }
 
+    /// # Safety
+    /// As `run` says.
     #[inline(always)]
-    unsafe fn widen<S: Simd>(self, s: S, row: usize, from: usize, count: usize, out: *mut f32) {
-        // The next panel begins here; no hardware prefetcher follows runs this short.
-        for block in (0..count / BLOCK).step_by(LINE) {
-            s.prefetch(self.block_ptr(row, (from + count) / BLOCK + block));
-        }
-        for block in 0..count / BLOCK {
-            // SAFETY: the blocks from..from+count exist and `out` has room for them, by the contract.
-            unsafe {
-                let scale = s.splat(E8M0[*self.scale_ptr(row, from / BLOCK + block) as usize]);
-                let w = s.decode(self.block_ptr(row, from / BLOCK + block));
-                for v in 0..BLOCK / S::LANES {
-                    s.store(out.add(block * BLOCK + v * S::LANES), s.mul(w.as_ref()[v], scale));
+    unsafe fn put<S: Simd>(&mut self, s: S, token: usize, row: usize, sum: S::V) {
+        let count = self.weights.rows_of_group(row);
+        let at = token * self.rows.len() + row - self.rows.start;
+        debug_assert!(at + count <= self.y.len());
+        // SAFETY: y has room for all rows of all tokens.
+        unsafe { s.store_first(self.y.as_mut_ptr().add(at), sum, count) }
+    }
+
+    /// # Safety
+    /// As `run` says.
+    #[inline(always)]
+    unsafe fn by_panels<S: Simd>(&mut self, s: S) {
+        let columns = self.weights.columns();
+        for tokens in (0..self.tokens.len()).step_by(TOKENS_PASS) {
+            let tokens = tokens..self.tokens.len().min(tokens + TOKENS_PASS);
+            for row in self.rows.clone().step_by(2 * S::LANES) {
+                let (panel, sums) = (self.panel.as_mut_ptr(), self.sums.as_mut_ptr());
+                let groups = if row + S::LANES < self.rows.end { 2 } else { 1 };
+                // SAFETY: the scratch holds a panel and the sums of TOKENS_PASS tokens; the contract goes on.
+                unsafe {
+                    sums.write_bytes(0, tokens.len() * 2 * S::LANES);
+                    for from in (0..columns).step_by(PANEL_COLUMNS) {
+                        let count = PANEL_COLUMNS.min(columns - from);
+                        for group in 0..groups {
+                            let to = panel.add(group * PANEL_COLUMNS * S::LANES);
+                            widen(s, &self.weights, row + group * S::LANES, from..from + count, to);
+                        }
+                        self.pass(s, tokens.clone(), from, count, panel, sums);
+                    }
+                    for token in tokens.clone() {
+                        for group in 0..groups {
+                            let at = ((token - tokens.start) * 2 + group) * S::LANES;
+                            self.put(s, token, row + group * S::LANES, s.load(sums.add(at)));
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// sums f32 [tokens, 2, LANES] += panel f32 [2, PANEL_COLUMNS, LANES] · x[tokens, from..from + count]
+    /// # Safety
+    /// As `by_panels` says.
+    #[inline(always)]
+    unsafe fn pass<S: Simd>(
+        &self,
+        s: S,
+        tokens: Range<usize>,
+        from: usize,
+        count: usize,
+        panel: *const f32,
+        sums: *mut f32,
+    ) {
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let left = tokens.end - token;
+            // SAFETY: as many tokens are left.
+            unsafe {
+                let sums = sums.add((token - tokens.start) * 2 * S::LANES);
+                token += match left {
+                    12.. if S::GEMM_ROWS >= 12 => self.tile::<S, 12>(s, token, from, count, panel, sums),
+                    6.. if S::GEMM_ROWS >= 6 => self.tile::<S, 6>(s, token, from, count, panel, sums),
+                    3.. => self.tile::<S, 3>(s, token, from, count, panel, sums),
+                    _ => self.tile::<S, 1>(s, token, from, count, panel, sums),
+                }
+            }
+        }
+    }
+
+    /// C tokens of `pass`; C.
+    /// # Safety
+    /// As `by_panels` says.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const C: usize>(
+        &self,
+        s: S,
+        token: usize,
+        from: usize,
+        count: usize,
+        panel: *const f32,
+        sums: *mut f32,
+    ) -> usize {
+        let mut acc = [[s.zero(); 2]; C];
+        // SAFETY: C tokens, `count` columns and the panel are there.
+        unsafe {
+            let x: [*const f32; C] =
+                std::array::from_fn(|c| self.x.row(self.tokens[token + c] as usize).values.add(from));
+            for i in 0..count {
+                let w = [0, 1].map(|group| s.load(panel.add((group * PANEL_COLUMNS + i) * S::LANES)));
+                for c in 0..C {
+                    let x = s.splat(*x[c].add(i));
+                    acc[c] = [s.fma(w[0], x, acc[c][0]), s.fma(w[1], x, acc[c][1])];
+                }
+            }
+            for c in 0..C {
+                for group in 0..2 {
+                    let sum = sums.add((c * 2 + group) * S::LANES);
+                    s.store(sum, s.add(s.load(sum), acc[c][group]));
+                }
+            }
+        }
+        C
+    }
+}
+
+/// Columns of a panel: with two groups 32 KiB.
+const PANEL_COLUMNS: usize = 256;
+/// Tokens that pass against one widening of a panel.
+const TOKENS_PASS: usize = 256;
+const _: () = assert!(PANEL_COLUMNS.is_multiple_of(BLOCK));
+/// f32 of a panel and of its sums, at most.
+pub(super) const PANEL: usize = 2 * PANEL_COLUMNS * LANES_MAX;
+pub(super) const SUMS: usize = 2 * TOKENS_PASS * LANES_MAX;
+
+/// The bytes of a block, by groups of four elements.
+/// # Safety
+/// `bytes` is readable for a block of LANES rows.
+#[inline(always)]
+unsafe fn decode<S: Simd>(s: S, bytes: *const u8) -> [S::B; GROUPS] {
+    // SAFETY: four times 4·LANES bytes are a block of LANES rows.
+    unsafe {
+        let (a, b) = s.nibbles(bytes);
+        let (c, d) = s.nibbles(bytes.add(4 * S::LANES));
+        let (e, f) = s.nibbles(bytes.add(8 * S::LANES));
+        let (g, h) = s.nibbles(bytes.add(12 * S::LANES));
+        [a, b, c, d, e, f, g, h]
+    }
+}
+
+/// The scales of a block's rows; 0 and 255, which are no exponents, by the table.
+/// # Safety
+/// `scales` is readable for LANES bytes.
+#[inline(always)]
+unsafe fn scales_of<S: Simd>(s: S, w: &GroupedMxfp4<'_>, scales: *const u8) -> S::V {
+    // SAFETY: the contract is this function's own.
+    unsafe {
+        if w.has_plain_scales() {
+            return s.scales(scales);
+        }
+        let mut looked_up = [0.0f32; LANES_MAX];
+        (0..S::LANES).for_each(|lane| looked_up[lane] = E8M0[*scales.add(lane) as usize]);
+        s.load(looked_up.as_ptr())
+    }
+}
+
+/// to f32 [columns, LANES] = the group's rows as f32.
+/// # Safety
+/// The group and whole blocks of columns exist; `to` has room.
+#[inline(always)]
+unsafe fn widen<S: Simd>(s: S, w: &GroupedMxfp4<'_>, row: usize, columns: Range<usize>, to: *mut f32) {
+    let mut room = ROOM;
+    for column in columns.clone().step_by(BLOCK) {
+        // SAFETY: the contract is this function's own; LANES scales are readable.
+        unsafe {
+            let (bytes, scales) = w.block(row, column / BLOCK, &mut room);
+            let scale = scales_of(s, w, scales);
+            let to = to.add((column - columns.start) * S::LANES);
+            for k in 0..BLOCK {
+                let w = s.fp4(bytes.add(k / 8 * 4 * S::LANES), k % 8);
+                s.store(to.add(k * S::LANES), s.mul(w, scale));
+            }
+        }
+    }
+}
+
+impl Kernels {
+    /// y[t, n] = Σ_k W[rows.start + n, k] · x[tokens[t], k]
+    /// W: MXFP4 [N, K] in groups, x [T, K], `rows` whole groups; returns y: f32 [tokens, rows], at most TILE values.
+    pub fn mxfp4_product<'s>(
+        &self,
+        weights: GroupedMxfp4<'_>,
+        x: &Activations,
+        tokens: &[u32],
+        rows: Range<usize>,
+        scratch: &'s mut Scratch,
+    ) -> &'s mut [f32] {
+        assert_eq!(
+            weights.lanes(),
+            self.isa().lanes(),
+            "the weights were grouped for another instruction set"
+        );
+        assert_eq!(weights.columns(), x.columns());
+        weights.check_rows(&rows);
+        assert!(tokens.iter().all(|token| (*token as usize) < x.tokens()));
+        let (y, panel, sums) = scratch.tile_and_work(tokens.len() * rows.len());
+        self.dispatch(Product { weights, x, tokens, rows, y: &mut *y, panel, sums });
+        y
     }
 }

@@ -1,9 +1,5 @@
-//! y = W·x (+ bias), for any weights that can be read in tiles: which rows and tokens are taken together,
-//! and the GEMM for many tokens. How bf16 and MXFP4 are read is in `bf16.rs` and `mxfp4.rs`.
-//!
-//! With MXFP4 and fewer than GEMM_TOKENS tokens the order of a sum does not depend on how many are made at
-//! once: a token's result has the same bits alone and in any batch of up to 15, on one instruction set. With bf16
-//! it is not so: one token alone is summed in two chains, for speed.
+//! y = W·x (+ bias) with bf16 weights: which rows and tokens are taken together, and the GEMM for many tokens.
+//! How bf16 is read is in `bf16.rs`; MXFP4 has products of its own.
 //!
 //! GEMM: a panel of PANEL_ROWS × PANEL_COLUMNS weights is widened to f32 and stays in L2; against it pass
 //! tiles of tokens that stay in L1. Lanes are tokens, weights are broadcast, so neither the weights nor the
@@ -12,8 +8,9 @@
 //! Versions tried: see the tables in `mod.rs`.
 
 use super::Op;
+use super::bf16::{rows_shared, tile, widen_row};
 use super::input::{GEMM_TOKENS, Input};
-use super::matrix::TileMut;
+use super::matrix::{Matrix, TileMut};
 use super::scratch::Scratch;
 use super::simd::Simd;
 
@@ -26,31 +23,9 @@ pub enum Write {
     Add,
 }
 
-/// Weights [N, K], read in tiles.
-pub(super) trait Weights: Copy {
-    /// Rows that share one reading of the activations, which L1 does not hold for many tokens: 1, 2 or 4.
-    fn rows_shared(lanes: usize, tokens: usize) -> usize;
-
-    /// The dot products of rows row..row+R with C tokens.
-    /// # Safety
-    /// The rows exist; x is readable for C rows of K values, `x_stride` apart.
-    unsafe fn tile<S: Simd, const R: usize, const C: usize>(
-        self,
-        s: S,
-        row: usize,
-        x: *const f32,
-        x_stride: usize,
-    ) -> [[f32; C]; R];
-
-    /// W[row, from..from+count] as f32.
-    /// # Safety
-    /// The row and columns exist, `from` is a multiple of 32 and `out` is writable for `count` values.
-    unsafe fn widen<S: Simd>(self, s: S, row: usize, from: usize, count: usize, out: *mut f32);
-}
-
 /// A product, checked by `Kernels` against the shapes of its parts.
-pub(super) struct Product<'a, 'y, W> {
-    pub weights: W,
+pub(super) struct Product<'a, 'y> {
+    pub weights: Matrix<'a, u16>,
     pub x: &'a Input<'a>,
     pub bias: Option<&'a [u16]>,
     pub y: TileMut<'y>,
@@ -58,7 +33,7 @@ pub(super) struct Product<'a, 'y, W> {
     pub scratch: &'a mut Scratch,
 }
 
-impl<W: Weights> Op for Product<'_, '_, W> {
+impl Op for Product<'_, '_> {
     type Out = ();
 
     #[inline(always)]
@@ -72,7 +47,7 @@ impl<W: Weights> Op for Product<'_, '_, W> {
     }
 }
 
-impl<W> Product<'_, '_, W> {
+impl Product<'_, '_> {
     /// # Safety
     /// token < T, and row is in y's columns.
     #[inline(always)]
@@ -93,7 +68,7 @@ impl<W> Product<'_, '_, W> {
 const ROWS_HELD: usize = 4;
 
 #[inline(always)]
-unsafe fn few_tokens<S: Simd, W: Weights>(s: S, p: &mut Product<'_, '_, W>) {
+unsafe fn few_tokens<S: Simd>(s: S, p: &mut Product<'_, '_>) {
     let rows = p.y.columns();
     let mut row = rows.start;
     while row < rows.end {
@@ -104,14 +79,14 @@ unsafe fn few_tokens<S: Simd, W: Weights>(s: S, p: &mut Product<'_, '_, W>) {
             // SAFETY: row..end are y's columns and token..token+count are tokens; the contract goes on.
             unsafe {
                 match count {
-                    1 => rows_of::<S, W, 1>(s, p, row, end, token),
-                    2 => rows_of::<S, W, 2>(s, p, row, end, token),
-                    3 => rows_of::<S, W, 3>(s, p, row, end, token),
-                    4 => rows_of::<S, W, 4>(s, p, row, end, token),
-                    5 => rows_of::<S, W, 5>(s, p, row, end, token),
-                    6 => rows_of::<S, W, 6>(s, p, row, end, token),
-                    7 => rows_of::<S, W, 7>(s, p, row, end, token),
-                    _ => rows_of::<S, W, 8>(s, p, row, end, token),
+                    1 => rows_of::<S, 1>(s, p, row, end, token),
+                    2 => rows_of::<S, 2>(s, p, row, end, token),
+                    3 => rows_of::<S, 3>(s, p, row, end, token),
+                    4 => rows_of::<S, 4>(s, p, row, end, token),
+                    5 => rows_of::<S, 5>(s, p, row, end, token),
+                    6 => rows_of::<S, 6>(s, p, row, end, token),
+                    7 => rows_of::<S, 7>(s, p, row, end, token),
+                    _ => rows_of::<S, 8>(s, p, row, end, token),
                 }
             }
             token += count;
@@ -121,31 +96,25 @@ unsafe fn few_tokens<S: Simd, W: Weights>(s: S, p: &mut Product<'_, '_, W>) {
 }
 
 #[inline(always)]
-unsafe fn rows_of<S: Simd, W: Weights, const C: usize>(
-    s: S,
-    p: &Product<'_, '_, W>,
-    row: usize,
-    end: usize,
-    token: usize,
-) {
+unsafe fn rows_of<S: Simd, const C: usize>(s: S, p: &Product<'_, '_>, row: usize, end: usize, token: usize) {
     // The arms that this instruction set cannot reach are gone after constant folding.
     if C > S::TOKENS_SHARED {
         return;
     }
     // SAFETY: the contract is this function's own.
     unsafe {
-        match W::rows_shared(S::LANES, C) {
-            4 => row_tiles::<S, W, 4, C>(s, p, row, end, token),
-            2 => row_tiles::<S, W, 2, C>(s, p, row, end, token),
-            _ => row_tiles::<S, W, 1, C>(s, p, row, end, token),
+        match rows_shared(S::LANES, C) {
+            4 => row_tiles::<S, 4, C>(s, p, row, end, token),
+            2 => row_tiles::<S, 2, C>(s, p, row, end, token),
+            _ => row_tiles::<S, 1, C>(s, p, row, end, token),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn row_tiles<S: Simd, W: Weights, const R: usize, const C: usize>(
+unsafe fn row_tiles<S: Simd, const R: usize, const C: usize>(
     s: S,
-    p: &Product<'_, '_, W>,
+    p: &Product<'_, '_>,
     mut row: usize,
     end: usize,
     token: usize,
@@ -155,7 +124,7 @@ unsafe fn row_tiles<S: Simd, W: Weights, const R: usize, const C: usize>(
     // SAFETY: row..end and token..token+C exist by the contract; x is the first of C rows.
     unsafe {
         while row + R <= end {
-            let sums = p.weights.tile::<S, R, C>(s, row, x, x_stride);
+            let sums = tile::<S, R, C>(s, p.weights, row, x, x_stride);
             for r in 0..R {
                 for c in 0..C {
                     p.put(token + c, row + r, sums[r][c]);
@@ -164,7 +133,7 @@ unsafe fn row_tiles<S: Simd, W: Weights, const R: usize, const C: usize>(
             row += R;
         }
         while row < end {
-            let [sums] = p.weights.tile::<S, 1, C>(s, row, x, x_stride);
+            let [sums] = tile::<S, 1, C>(s, p.weights, row, x, x_stride);
             for c in 0..C {
                 p.put(token + c, row, sums[c]);
             }
@@ -185,7 +154,7 @@ const _: () = assert!(PANEL_WIDTH.is_multiple_of(32));
 const _: () = assert!(PANEL_ROWS.is_multiple_of(12) && PANEL_ROWS.is_multiple_of(6));
 
 #[inline(always)]
-unsafe fn many_tokens<S: Simd, W: Weights>(s: S, p: &mut Product<'_, '_, W>) {
+unsafe fn many_tokens<S: Simd>(s: S, p: &mut Product<'_, '_>) {
     let (tokens, columns, rows) = (p.x.tokens(), p.x.columns(), p.y.columns());
     let tiles = p.x.tiles();
     let (panel, sums) = p.scratch.panel_and_sums();
@@ -202,7 +171,7 @@ unsafe fn many_tokens<S: Simd, W: Weights>(s: S, p: &mut Product<'_, '_, W>) {
                     let count = PANEL_WIDTH.min(columns - from);
                     for r in row..row_end {
                         let out = panel.add((r - row) * PANEL_COLUMNS);
-                        p.weights.widen(s, r, from, count, out);
+                        widen_row(s, p.weights, r, from, count, out);
                     }
                     let tile = tiles.add(token * columns + from * S::LANES);
                     let tile_count = (token_end - token).div_ceil(S::LANES);

@@ -1,6 +1,7 @@
 //! Memory the kernels work in, taken at start and owned by the caller, so that a step allocates nothing.
 
 use super::attention::KEYS_TILE;
+use super::mxfp4;
 use super::product::{PANEL_COLUMNS, PANEL_ROWS, SUMS_STRIDE};
 
 /// A cache line, for the alignment.
@@ -27,12 +28,22 @@ impl Lines {
     }
 }
 
-const PANEL: usize = PANEL_ROWS * PANEL_COLUMNS;
-const SUMS: usize = PANEL_ROWS * SUMS_STRIDE;
+const PANEL: usize = larger(PANEL_ROWS * PANEL_COLUMNS, mxfp4::PANEL);
+const SUMS: usize = larger(PANEL_ROWS * SUMS_STRIDE, mxfp4::SUMS);
 
-/// What one thread works in: 126 KiB, of fixed size.
+const fn larger(a: usize, b: usize) -> usize {
+    if a > b { a } else { b }
+}
+
+/// Values of one tile of an MXFP4 product, at most: 64 tokens of 96 rows.
+pub const TILE: usize = 64 * 96;
+
+/// What one thread works in: 150 KiB, of fixed size.
 #[derive(Debug)]
-pub struct Scratch(Lines);
+pub struct Scratch {
+    work: Lines,
+    tile: Lines,
+}
 
 /// Query heads of one kv head that `attend_row` takes at once.
 pub const GROUP_MAX: usize = 128;
@@ -40,19 +51,27 @@ const _: () = assert!(GROUP_MAX * (KEYS_TILE + 3) <= PANEL + SUMS);
 
 impl Scratch {
     pub fn new() -> Scratch {
-        let mut lines = Lines::default();
-        lines.grow_to(PANEL + SUMS);
-        Scratch(lines)
+        let [mut work, mut tile] = [Lines::default(), Lines::default()];
+        work.grow_to(PANEL + SUMS);
+        tile.grow_to(TILE);
+        Scratch { work, tile }
+    }
+
+    /// (f32 [len] for what comes out, the weights f32 [PANEL] and sums f32 [SUMS] as below)
+    pub(super) fn tile_and_work(&mut self, len: usize) -> (&mut [f32], &mut [f32], &mut [f32]) {
+        assert!(len <= TILE, "a tile of {len} values, {TILE} are the most");
+        let (panel, sums) = self.work.grow_to(PANEL + SUMS).split_at_mut(PANEL);
+        (self.tile.grow_to(len), panel, sums)
     }
 
     /// (weights f32 [PANEL_ROWS, PANEL_COLUMNS], sums f32 [PANEL_ROWS, SUMS_STRIDE])
     pub(super) fn panel_and_sums(&mut self) -> (&mut [f32], &mut [f32]) {
-        self.0.grow_to(PANEL + SUMS).split_at_mut(PANEL)
+        self.work.grow_to(PANEL + SUMS).split_at_mut(PANEL)
     }
 
     /// (scores f32 [GROUP_MAX, KEYS_TILE], three vectors f32 [GROUP_MAX])
     pub(super) fn scores_and_state(&mut self) -> (&mut [f32], [&mut [f32]; 3]) {
-        let all = self.0.grow_to(GROUP_MAX * (KEYS_TILE + 3));
+        let all = self.work.grow_to(GROUP_MAX * (KEYS_TILE + 3));
         let (scores, rest) = all.split_at_mut(GROUP_MAX * KEYS_TILE);
         let (a, rest) = rest.split_at_mut(GROUP_MAX);
         let (b, c) = rest.split_at_mut(GROUP_MAX);

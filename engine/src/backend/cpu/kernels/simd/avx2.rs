@@ -1,12 +1,6 @@
 //! Eight lanes in AVX2 and FMA.
-//!
-//! MXFP4 decoding, versions tried (instructions per block of 32, FMA apart; rates in `../mxfp4.rs`):
-//! - `vpmovzxbd` and `vpermps` on the three low bits, the sign by shift, and, xor: 40.
-//! - now: both nibbles of the 16 bytes side by side in one register, two `pshufb` for the high and the
-//!   low byte of the value as bf16, interleaved; bf16 becomes f32 by a shift or a mask: 11. The price is an
-//!   odd order of the elements, paid once by permuting the activations.
 
-use super::{BLOCK, Simd};
+use super::{FP4_UNSIGNED, GROUPS, Simd, nibble_shift};
 use std::arch::x86_64::*;
 
 #[derive(Clone, Copy)]
@@ -37,12 +31,9 @@ macro_rules! avx2 {
 
 impl Simd for Avx2 {
     type V = __m256;
-    type Block = [__m256; 4];
+    type I = __m256i;
+    type B = __m256i;
     const LANES: usize = 8;
-    const BLOCK_ORDER: [u8; BLOCK] = [
-        0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, //
-        16, 20, 24, 28, 17, 21, 25, 29, 18, 22, 26, 30, 19, 23, 27, 31,
-    ];
     const TOKENS_SHARED: usize = 4;
     const GEMM_ROWS: usize = 6;
 
@@ -157,32 +148,68 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn decode(self, p: *const u8) -> [__m256; 4] {
-        // SAFETY: the caller answers for 16 bytes at `p`.
+    fn to_f32(self, a: __m256i) -> __m256 {
+        avx2!(_mm256_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn join_planes(self, high: __m256i, low: __m256i) -> __m256i {
+        avx2!(_mm256_add_epi32(_mm256_slli_epi32::<7>(high), low))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(self, p: *const u8) -> (__m256i, __m256i) {
+        // SAFETY: the caller answers for 32 bytes at `p`; the table has 16.
         unsafe {
-            // The values as bf16: 0, .5, 1, 1.5, 2, 3, 4, 6 are 0000 3f00 3f80 3fc0 4000 4040 4080 40c0.
-            let low = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-                0, 0, -128, -64, 0, 64, -128, -64, 0, 0, -128, -64, 0, 64, -128, -64,
-            ));
-            let high = _mm256_broadcastsi128_si256(_mm_setr_epi8(
-                0, 0x3f, 0x3f, 0x3f, 0x40, 0x40, 0x40, 0x40, -128, -65, -65, -65, -64, -64, -64, -64,
-            ));
-            let bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
-            let nibbles = _mm256_and_si256(
-                _mm256_srlv_epi32(bytes, _mm256_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4)),
-                _mm256_set1_epi8(15),
-            );
-            let low = _mm256_shuffle_epi8(low, nibbles);
-            let high = _mm256_shuffle_epi8(high, nibbles);
-            let a = _mm256_unpacklo_epi8(low, high);
-            let b = _mm256_unpackhi_epi8(low, high);
-            let odd = _mm256_set1_epi32(0xffff_0000u32 as i32);
-            [
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a)),
-                _mm256_castsi256_ps(_mm256_and_si256(a, odd)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(b)),
-                _mm256_castsi256_ps(_mm256_and_si256(b, odd)),
-            ]
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(FP4_UNSIGNED.as_ptr().cast()));
+            let (bytes, low) = (_mm256_loadu_si256(p.cast()), _mm256_set1_epi8(15));
+            let high = _mm256_and_si256(_mm256_srli_epi16::<4>(bytes), low);
+            let low = _mm256_and_si256(bytes, low);
+            (_mm256_shuffle_epi8(table, low), _mm256_shuffle_epi8(table, high))
+        }
+    }
+    #[inline(always)]
+    unsafe fn fp4(self, p: *const u8, e: usize) -> __m256 {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        unsafe {
+            // vpermps looks at the three low bits of an index; the fourth is the sign.
+            let sizes = _mm256_setr_ps(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0);
+            let code =
+                _mm256_srlv_epi32(_mm256_loadu_si256(p.cast()), _mm256_set1_epi32(nibble_shift(e) as i32));
+            let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(code, _mm256_set1_epi32(8)));
+            _mm256_xor_ps(_mm256_permutevar8x32_ps(sizes, code), _mm256_castsi256_ps(sign))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales(self, p: *const u8) -> __m256 {
+        // SAFETY: the caller answers for 8 bytes at `p`.
+        unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(bytes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_small<const N: usize>(
+        self,
+        w: &[__m256i; GROUPS],
+        x: [*const i8; N],
+        init: [i32; N],
+    ) -> [__m256i; N] {
+        // SAFETY: the caller answers for 32 bytes at each of `x`.
+        unsafe {
+            let mut sums = init.map(|init| _mm256_set1_epi32(init));
+            for half in 0..2 {
+                let mut words = [_mm256_setzero_si256(); N];
+                for group in half * GROUPS / 2..(half + 1) * GROUPS / 2 {
+                    for n in 0..N {
+                        let x = _mm256_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
+                        words[n] = _mm256_add_epi16(words[n], _mm256_maddubs_epi16(w[group], x));
+                    }
+                }
+                for n in 0..N {
+                    let pairs = _mm256_madd_epi16(words[n], _mm256_set1_epi16(1));
+                    sums[n] = _mm256_add_epi32(sums[n], pairs);
+                }
+            }
+            sums
         }
     }
 }

@@ -1,16 +1,18 @@
-//! Sixteen lanes in AVX-512 F, BW and VL. One `vpermps` is the whole table of FP4.
+//! Sixteen lanes in AVX-512 F, BW and VL; with VNNI, four products of bytes are one instruction, and with VBMI,
+//! which every processor with VNNI in 512 bits but the first has, a nibble needs no mask. One `vpermps` is the whole table of FP4.
 
-use super::{BLOCK, FP4, Simd};
+use super::{FP4, FP4_UNSIGNED, GROUPS, Simd, nibble_shift};
 use std::arch::x86_64::*;
 
+/// `VNNI`: whether VNNI and VBMI are there too.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const VNNI: bool>(());
 
-impl Avx512 {
+impl<const VNNI: bool> Avx512<VNNI> {
     /// # Safety
-    /// The machine must have AVX-512 F, BW and VL, AVX2 and FMA.
+    /// The machine must have AVX-512 F, BW and VL, AVX2 and FMA, and VNNI and VBMI if so said.
     #[inline(always)]
-    pub unsafe fn assume() -> Avx512 {
+    pub unsafe fn assume() -> Avx512<VNNI> {
         Avx512(())
     }
 }
@@ -27,14 +29,11 @@ macro_rules! avx512 {
     };
 }
 
-impl Simd for Avx512 {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type V = __m512;
-    type Block = [__m512; 2];
+    type I = __m512i;
+    type B = __m512i;
     const LANES: usize = 16;
-    const BLOCK_ORDER: [u8; BLOCK] = [
-        0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, //
-        1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31,
-    ];
     const TOKENS_SHARED: usize = 8;
     const GEMM_ROWS: usize = 12;
 
@@ -139,15 +138,81 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn decode(self, p: *const u8) -> [__m512; 2] {
-        // SAFETY: the caller answers for 16 bytes at `p`; the table is a static of 16 values.
+    fn to_f32(self, a: __m512i) -> __m512 {
+        avx512!(_mm512_cvtepi32_ps(a))
+    }
+    #[inline(always)]
+    fn join_planes(self, high: __m512i, low: __m512i) -> __m512i {
+        avx512!(_mm512_add_epi32(_mm512_slli_epi32::<7>(high), low))
+    }
+    #[inline(always)]
+    unsafe fn nibbles(self, p: *const u8) -> (__m512i, __m512i) {
+        // SAFETY: the caller answers for 64 bytes at `p`; the table has 16. VBMI is there where it is used.
         unsafe {
-            let table = _mm512_loadu_ps(FP4.as_ptr());
-            // vpermps looks at the four low bits of an index, so a low nibble needs no mask.
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_UNSIGNED.as_ptr().cast()));
+            let bytes = _mm512_loadu_si512(p.cast());
+            let shifted = _mm512_srli_epi16::<4>(bytes);
+            if VNNI {
+                // vpermb looks at six bits of an index; the table is there four times, so two of them do not matter.
+                (_mm512_permutexvar_epi8(bytes, table), _mm512_permutexvar_epi8(shifted, table))
+            } else {
+                let low = _mm512_set1_epi8(15);
+                let [low, high] = [bytes, shifted].map(|codes| _mm512_and_si512(codes, low));
+                (_mm512_shuffle_epi8(table, low), _mm512_shuffle_epi8(table, high))
+            }
+        }
+    }
+    #[inline(always)]
+    unsafe fn fp4(self, p: *const u8, e: usize) -> __m512 {
+        // SAFETY: the caller answers for 64 bytes at `p`; the table is a static of 16 values.
+        unsafe {
+            // vpermps looks at the four low bits of an index.
+            let shift = _mm512_set1_epi32(nibble_shift(e) as i32);
+            let codes = _mm512_srlv_epi32(_mm512_loadu_si512(p.cast()), shift);
+            _mm512_permutexvar_ps(codes, _mm512_loadu_ps(FP4.as_ptr()))
+        }
+    }
+    #[inline(always)]
+    unsafe fn scales(self, p: *const u8) -> __m512 {
+        // SAFETY: the caller answers for 16 bytes at `p`.
+        unsafe {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            let even = _mm512_permutexvar_ps(bytes, table);
-            let odd = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table);
-            [even, odd]
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(bytes))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_small<const N: usize>(
+        self,
+        w: &[__m512i; GROUPS],
+        x: [*const i8; N],
+        init: [i32; N],
+    ) -> [__m512i; N] {
+        // SAFETY: the caller answers for 32 bytes at each of `x`. VNNI is there where it is used.
+        unsafe {
+            let mut sums = init.map(|init| _mm512_set1_epi32(init));
+            if VNNI {
+                for group in 0..GROUPS {
+                    for n in 0..N {
+                        let x = _mm512_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
+                        sums[n] = _mm512_dpbusd_epi32(sums[n], w[group], x);
+                    }
+                }
+                return sums;
+            }
+            for half in 0..2 {
+                let mut words = [_mm512_setzero_si512(); N];
+                for group in half * GROUPS / 2..(half + 1) * GROUPS / 2 {
+                    for n in 0..N {
+                        let x = _mm512_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
+                        words[n] = _mm512_add_epi16(words[n], _mm512_maddubs_epi16(w[group], x));
+                    }
+                }
+                for n in 0..N {
+                    let pairs = _mm512_madd_epi16(words[n], _mm512_set1_epi16(1));
+                    sums[n] = _mm512_add_epi32(sums[n], pairs);
+                }
+            }
+            sums
         }
     }
 }

@@ -1,6 +1,6 @@
 //! One vector of f32, as each instruction set sees it. The kernels are written once over this trait
-//! and compiled three times; nothing here knows an op of the model, but for the MXFP4 decoding, which is
-//! a shuffle and belongs to the instruction set.
+//! and compiled for each; nothing here knows an op of the model, but for the decoding of FP4 and the dot products of
+//! bytes, which are shuffles and belong to the instruction set.
 //!
 //! A value of a type that implements [`Simd`] is the proof that its instructions exist: only
 //! `Kernels::dispatch` makes one, after `Isa::is_available`. So arithmetic is safe, and only what touches
@@ -34,14 +34,29 @@ pub static E8M0: [f32; 256] = {
     table
 };
 
+/// Groups of four elements in a block: what one [`Simd::B`] holds of it.
+pub const GROUPS: usize = BLOCK / 4;
+
+/// What [`Simd::nibbles`] adds to 2·FP4, so that no weight is negative.
+pub const FP4_OFFSET: i32 = 12;
+
+/// 2·FP4 + FP4_OFFSET, by code.
+pub const FP4_UNSIGNED: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
+
+/// Bits below the element `e` of eight in their 32 bits: four in the low nibbles, then four in the high.
+#[inline(always)]
+pub const fn nibble_shift(e: usize) -> u32 {
+    (if e < 4 { 8 * e } else { 8 * (e - 4) + 4 }) as u32
+}
+
 pub trait Simd: Copy {
     /// LANES values of f32.
     type V: Copy;
-    /// The 32 / LANES vectors of a decoded MXFP4 block.
-    type Block: Copy + AsRef<[Self::V]>;
+    /// LANES sums of i32.
+    type I: Copy;
+    /// Four bytes for each lane: four consecutive weights of each of LANES rows.
+    type B: Copy;
     const LANES: usize;
-    /// `BLOCK_ORDER[i]`: which element of its block `decode` leaves at position i.
-    const BLOCK_ORDER: [u8; BLOCK];
     /// Tokens that share one reading of the weights below the GEMM: what the registers hold.
     const TOKENS_SHARED: usize;
     /// Rows that the GEMM takes against two vectors of tokens: 12, 6 or 3.
@@ -94,10 +109,33 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` must be readable for 2·LANES values.
     unsafe fn load_pairs(self, p: *const f32) -> (Self::V, Self::V);
-    /// The 32 elements of an MXFP4 block, unscaled, in BLOCK_ORDER.
+    /// To the nearest f32; exact below 2^24.
+    fn to_f32(self, a: Self::I) -> Self::V;
+    /// 128·high + low
+    fn join_planes(self, high: Self::I, low: Self::I) -> Self::I;
+    /// The low and the high nibbles of 4·LANES bytes, as 2·FP4 + [`FP4_OFFSET`]: 0..=24.
     /// # Safety
-    /// `p` must be readable for 16 bytes.
-    unsafe fn decode(self, p: *const u8) -> Self::Block;
+    /// `p` must be readable for 4·LANES bytes.
+    unsafe fn nibbles(self, p: *const u8) -> (Self::B, Self::B);
+    /// For each lane the element `e` of 0..8 of its four bytes of FP4, as [`nibble_shift`] counts.
+    /// # Safety
+    /// `p` must be readable for 4·LANES bytes.
+    unsafe fn fp4(self, p: *const u8, e: usize) -> Self::V;
+    /// 2^(byte − 127) of LANES bytes, which are neither 0 nor 255.
+    /// # Safety
+    /// `p` must be readable for LANES bytes.
+    unsafe fn scales(self, p: *const u8) -> Self::V;
+    /// For each of N columns of activations: init + Σ over the block of w · x; w ≤ 24 and x of −127..=127, so that
+    /// four products of two fit into 16 bits. Column after column within a group of four elements, since the additions
+    /// of one column wait for each other.
+    /// # Safety
+    /// Each of `x` must be readable for 32 bytes.
+    unsafe fn dot_small<const N: usize>(
+        self,
+        w: &[Self::B; GROUPS],
+        x: [*const i8; N],
+        init: [i32; N],
+    ) -> [Self::I; N];
 
     /// The sums of each vector of a tile.
     #[inline(always)]

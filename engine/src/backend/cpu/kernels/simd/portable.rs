@@ -1,6 +1,6 @@
 //! Eight lanes in plain Rust, for any architecture; the compiler makes of them what it can.
 
-use super::{BLOCK, FP4, Simd};
+use super::{FP4, FP4_UNSIGNED, GROUPS, Simd, nibble_shift};
 
 #[derive(Clone, Copy)]
 pub struct Portable;
@@ -24,21 +24,11 @@ fn widen(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
 }
 
-const fn identity() -> [u8; BLOCK] {
-    let mut order = [0; BLOCK];
-    let mut i = 0;
-    while i < BLOCK {
-        order[i] = i as u8;
-        i += 1;
-    }
-    order
-}
-
 impl Simd for Portable {
     type V = V;
-    type Block = [V; 4];
+    type I = [i32; 8];
+    type B = [u8; 32];
     const LANES: usize = 8;
-    const BLOCK_ORDER: [u8; BLOCK] = identity();
     const TOKENS_SHARED: usize = 4;
     const GEMM_ROWS: usize = 3;
 
@@ -138,14 +128,47 @@ impl Simd for Portable {
         (pairs.map(|pair| pair[0]), pairs.map(|pair| pair[1]))
     }
     #[inline(always)]
-    unsafe fn decode(self, p: *const u8) -> [V; 4] {
-        // SAFETY: the caller answers for 16 bytes at `p`.
-        let bytes = unsafe { p.cast::<[u8; 16]>().read() };
-        let mut out = [[0.0; 8]; 4];
-        for (i, byte) in bytes.into_iter().enumerate() {
-            out[i / 4][i % 4 * 2] = FP4[(byte & 15) as usize];
-            out[i / 4][i % 4 * 2 + 1] = FP4[(byte >> 4) as usize];
-        }
-        out
+    fn to_f32(self, a: [i32; 8]) -> V {
+        a.map(|a| a as f32)
+    }
+    #[inline(always)]
+    fn join_planes(self, high: [i32; 8], low: [i32; 8]) -> [i32; 8] {
+        std::array::from_fn(|i| 128 * high[i] + low[i])
+    }
+    #[inline(always)]
+    unsafe fn nibbles(self, p: *const u8) -> ([u8; 32], [u8; 32]) {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        let bytes: [u8; 32] = unsafe { p.cast::<[u8; 32]>().read() };
+        (bytes.map(|b| FP4_UNSIGNED[b as usize & 15]), bytes.map(|b| FP4_UNSIGNED[b as usize >> 4]))
+    }
+    #[inline(always)]
+    unsafe fn fp4(self, p: *const u8, e: usize) -> V {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        let bytes = unsafe { p.cast::<[[u8; 4]; 8]>().read() };
+        bytes.map(|bytes| FP4[(u32::from_le_bytes(bytes) >> nibble_shift(e) & 15) as usize])
+    }
+    #[inline(always)]
+    unsafe fn scales(self, p: *const u8) -> V {
+        // SAFETY: the caller answers for 8 bytes at `p`.
+        unsafe { p.cast::<[u8; 8]>().read() }.map(|byte| f32::from_bits((byte as u32) << 23))
+    }
+    #[inline(always)]
+    unsafe fn dot_small<const N: usize>(
+        self,
+        w: &[[u8; 32]; GROUPS],
+        x: [*const i8; N],
+        init: [i32; N],
+    ) -> [[i32; 8]; N] {
+        std::array::from_fn(|n| {
+            // SAFETY: the caller answers for 32 bytes at each of `x`.
+            let x = unsafe { x[n].cast::<[[i8; 4]; GROUPS]>().read() };
+            let mut sums = [init[n]; 8];
+            for (w, x) in w.iter().zip(x) {
+                for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
+                    *sum += w.iter().zip(x).map(|(w, x)| *w as i32 * x as i32).sum::<i32>();
+                }
+            }
+            sums
+        })
     }
 }

@@ -1,8 +1,10 @@
 //! Every kernel on every instruction set of the machine, against a plain calculation in f64.
 //! A property that fails prints its shapes and seed; `Dice::new(seed)` replays the values.
 
+mod activations;
 mod attention;
 mod elementwise;
+mod mxfp4;
 mod products;
 mod replicated;
 mod views;

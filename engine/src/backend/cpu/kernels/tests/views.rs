@@ -54,5 +54,5 @@ fn a_cut_lies_within() {
 #[test]
 #[should_panic(expected = "scales")]
 fn mxfp4_needs_its_scales() {
-    Mxfp4Matrix::new(&[0; 64], &[0; 3], 2, 64);
+    GroupedMxfp4::new(Kernels::detect(), &[0; 64], &[0; 3], (2, 64), true);
 }
