@@ -78,6 +78,12 @@ fn wire(text: &str) -> Result<Wire, String> {
     }
 }
 
+impl Default for SumArgs {
+    fn default() -> Self {
+        SumArgs { sum: SumChoice::Auto, wire: Wire::F32 }
+    }
+}
+
 impl SumArgs {
     /// The same choices on another command line.
     pub fn to_args(self) -> [String; 4] {

@@ -1,11 +1,13 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `chat`, `doctor`, `key`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
+mod bench;
 mod chat;
 mod device;
 mod doctor;
 mod key;
+mod local_group;
 mod local_workers;
 mod machine;
 mod model;
@@ -39,6 +41,7 @@ enum Command {
     Plan(plan::PlanArgs),
     Synth(synth::SynthArgs),
     Verify(verify::VerifyArgs),
+    Bench(bench::BenchArgs),
     Chat(chat::ChatArgs),
     Doctor(doctor::DoctorArgs),
     Key(key::KeyArgs),
@@ -102,6 +105,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Plan(args) => plan::run(&args).map(done),
         Command::Synth(args) => synth::run(&args).map(done),
         Command::Verify(args) => verify::run(&args),
+        Command::Bench(args) => bench::run(&args).map(done),
         Command::Chat(args) => chat::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),

@@ -2,9 +2,9 @@
 
 mod deviation;
 mod golden;
-mod local;
 
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
+use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -20,7 +20,6 @@ use flotilla_shared::{
     Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan, TokenId, WeightOrigin,
 };
 use golden::GoldenPrompt;
-use local::LocalGroup;
 use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;

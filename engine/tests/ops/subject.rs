@@ -2,6 +2,7 @@
 
 use crate::model::Model;
 use crate::reference::{Act, Rounding};
+use flotilla_engine::backend::cpu::kernels::Precision;
 use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights};
 use flotilla_engine::backend::{Backend, BackendError, Norm};
@@ -109,7 +110,8 @@ impl Subject {
             Subject::Cpu => {
                 let mut weights = RankWeights::new(&spec, plan, rank).unwrap();
                 load(&mut weights, model);
-                On::Cpu(Box::new(CpuBackend::new(&CpuSettings::default(), &assignment, weights)))
+                let settings = CpuSettings { activations: Precision::F32, ..CpuSettings::default() };
+                On::Cpu(Box::new(CpuBackend::new(&settings, &assignment, weights)))
             }
             Subject::Card(_, card) => {
                 let mut weights = CudaWeights::new(card, plan.slices(&spec, rank)).unwrap();

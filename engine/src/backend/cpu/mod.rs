@@ -8,6 +8,7 @@ mod attention;
 mod experts;
 pub mod kernels;
 mod kv;
+pub mod measure;
 mod pool;
 mod threads;
 mod vocab;

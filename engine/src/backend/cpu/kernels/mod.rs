@@ -85,6 +85,23 @@ trait Op {
     fn run<S: Simd>(self, s: S) -> Self::Out;
 }
 
+struct Read<'a>(&'a [u8]);
+
+impl Op for Read<'_> {
+    type Out = u64;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) -> u64 {
+        let mut sums = [0u64; 64];
+        for words in self.0.as_chunks::<512>().0 {
+            for (sum, word) in sums.iter_mut().zip(words.as_chunks::<8>().0) {
+                *sum ^= u64::from_ne_bytes(*word);
+            }
+        }
+        sums.iter().fold(0, |all, sum| all ^ sum)
+    }
+}
+
 impl Kernels {
     /// For the widest instruction set of this machine.
     pub fn detect() -> Kernels {
@@ -132,6 +149,11 @@ impl Kernels {
             Isa::Avx512Vnni => unsafe { avx512_vnni(op) },
             _ => op.run(simd::portable::Portable),
         }
+    }
+
+    /// All of it, read and thrown away: what a product could at best do. The bits of all words, each xor-ed in.
+    pub fn read(&self, bytes: &[u8]) -> u64 {
+        self.dispatch(Read(bytes))
     }
 
     /// x: f32 [T, K] for bf16 weights. Fewer than GEMM_TOKENS tokens are borrowed as they are.

@@ -1,0 +1,106 @@
+//! `flotilla bench engine`: what the kernels and whole steps take on this machine, against its own memory, in one run.
+//! Weights are random, and so is the routing: like a trained model's in size, not in what it says.
+
+mod kernels;
+mod report;
+mod steps;
+
+use crate::device::CpuArgs;
+use crate::machine;
+use crate::model::config_text;
+use anyhow::{Context, Result, ensure};
+use clap::{Args, Subcommand};
+use flotilla_shared::ModelSpec;
+
+/// Measure.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    Engine(EngineArgs),
+}
+
+/// The engine alone: kernels, decode, prompts, and depth, on workers that are threads or processes of this machine.
+#[derive(Debug, Args)]
+pub struct EngineArgs {
+    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
+    #[arg(long, default_value = "gpt-oss-20b")]
+    like: String,
+    /// The first N layers only [default: all]
+    #[arg(long)]
+    layers: Option<usize>,
+    /// Numbers of ranks to measure, one after the other
+    #[arg(long, value_delimiter = ',', default_value = "1,2")]
+    ranks: Vec<usize>,
+    /// Threads of all ranks together [default: all cores]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Ranks as processes over gRPC, as they are served, instead of threads
+    #[arg(long)]
+    processes: bool,
+    /// Sequences that decode together
+    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
+    batch: Vec<usize>,
+    /// Lengths of prompts, in tokens
+    #[arg(long, value_delimiter = ',', default_value = "128,512,2048")]
+    prompt: Vec<usize>,
+    /// Positions in the cache at which one sequence decodes (with threads, not with processes)
+    #[arg(long, value_delimiter = ',', default_value = "0,4096,32768")]
+    depth: Vec<usize>,
+    /// Steps of one measurement of decode
+    #[arg(long, default_value_t = 8)]
+    steps: usize,
+    /// Times that everything is measured, in turn; the median counts
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Leave out the kernels
+    #[arg(long)]
+    no_kernels: bool,
+    #[command(flatten)]
+    cpu: CpuArgs,
+    /// Print JSON instead of tables
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let What::Engine(args) = &args.what;
+    ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
+    ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
+    let config = config_text(&args.like, args.layers)?;
+    let spec = ModelSpec::from_config_json(&config).with_context(|| format!("in {}", args.like))?;
+    let threads = args.threads.unwrap_or_else(machine::cores).max(1);
+    let kernels = if args.no_kernels { None } else { Some(kernels::measure(threads, args.rounds)?) };
+    let read = kernels.as_ref().map(|kernels| kernels.read_huge);
+    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
+    let mut groups = Vec::new();
+    for &ranks in &args.ranks {
+        groups.push(runtime.block_on(steps::measure(args, &spec, ranks, (threads / ranks).max(1), read))?);
+    }
+    let report = report::Report {
+        model: args.like.clone(),
+        layers: spec.layer_count(),
+        threads,
+        processes: args.processes,
+        activations: args.cpu.activations.unwrap_or_default().to_string(),
+        rounds: args.rounds,
+        kernels,
+        groups,
+    };
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}
+
+/// The middle one; of an even number the lower.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) / 2]
+}
