@@ -184,6 +184,30 @@ async fn chat_asks_and_prints_the_answer() {
     wrong.expect_refusal(1, &["404", "\"gpt-5\" is not served here"]);
 }
 
+/// Before any worker is started, which would read weights for nothing.
+#[tokio::test]
+async fn up_says_what_is_wrong_with_the_front_before_it_starts_workers() {
+    let model = endless().await;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let none = model.path().join("none.pem").to_str().unwrap().to_owned();
+    let cases: [(&[&str], &[&str]); 4] = [
+        (&["--kv-tokens", "10"], &["holds no chat", "\nhint: give --kv-tokens 512 or more"]),
+        (&["--api-keys", &none], &["none.pem"]),
+        (&["--tls-cert", &none, "--tls-key", &none], &["none.pem"]),
+        (&["--listen", &address], &["cannot listen on", "\nhint: "]),
+    ];
+    for (flags, words) in cases {
+        let folder = model.path().to_str().unwrap();
+        let first = ["up", "--model", folder, "--listen", "127.0.0.1:0"];
+        let args =
+            if flags[0] == "--listen" { [&first[..3], flags].concat() } else { [&first, flags].concat() };
+        let ran = run(args).await;
+        ran.expect_refusal(1, words);
+        assert!(!ran.stderr.contains("processes ["), "workers were started: {}", ran.stderr);
+    }
+}
+
 /// The front as an operator may have it: keys, and a certificate that nobody knows.
 #[tokio::test]
 async fn chat_has_a_key_and_trusts_a_private_certificate() {

@@ -4,7 +4,7 @@ use crate::chat;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::machine;
-use crate::serve::{Ready, ServeArgs, ctrl_c, serve};
+use crate::serve::{Door, Ready, ServeArgs, ctrl_c, serve};
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_coordinator::fleet::Fleet;
@@ -56,6 +56,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     let threads = args.threads.map_or(machine::cores() / ranks, usize::from).max(1);
     let memory =
         machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / ranks as u64);
+    // Before the workers begin to read weights for nothing.
+    let door = Door::open(&args.serve, model).await?;
     let token = random_token();
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
     let settings = WorkerSettings {
@@ -76,9 +78,9 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         [DeviceChoice::Cpu] => format!("{threads} threads each"),
         devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
     };
-    eprintln!("{} on {ranks} workers of {each}, processes {:?}", model.name, workers.ids());
+    eprintln!("{} on {ranks} workers of {each}, processes {:?}", door.model.name, workers.ids());
     // A question without a key, and without trust in a certificate, has no answer.
-    let greets = model.is_demo && args.serve.front.is_plain();
+    let greets = door.model.is_demo && args.serve.front.is_plain();
     let front = args.serve.front.clone();
     let on_ready = move |ready: &Ready| {
         stands.store(true, Ordering::Relaxed);
@@ -98,7 +100,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         }
     };
     tokio::select! {
-        served = serve(&args.serve, model, fleet, ranks, on_ready, || lost.notify_one(), ctrl_c()) => served,
+        served = serve(&args.serve, door, fleet, ranks, on_ready, || lost.notify_one(), ctrl_c()) => served,
         died = workers.supervise(&stood, &lost) => Err(died),
     }
 }

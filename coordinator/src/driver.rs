@@ -228,6 +228,7 @@ impl<G: Group> Driver<G> {
         match self.guides.settle(guided) {
             Settled::Ready => self.tell(Event::Masked(sequence)),
             Settled::Lost => self.fail(sequence, Failure::GuideLost),
+            Settled::Exhausted(exhausted) => self.fail(sequence, Failure::FormExhausted(exhausted)),
             Settled::Ended => {}
         }
     }

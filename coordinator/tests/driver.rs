@@ -5,9 +5,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, TokenEvent};
+use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, Refusal, TokenEvent};
 use flotilla_coordinator::group::{Group, GroupError};
-use flotilla_coordinator::guide::Guide;
+use flotilla_coordinator::guide::{Exhausted, Guide};
 use flotilla_scheduler::{Scheduler, Settings};
 use flotilla_shared::step::{Sampled, TokenMask};
 use flotilla_shared::{Epoch, KvBlocks, StepOutcome, StepPlan, TokenId};
@@ -47,8 +47,8 @@ struct Open;
 impl Guide for Open {
     fn advance(&mut self, _: TokenId) {}
 
-    fn mask(&mut self) -> Option<TokenMask> {
-        None
+    fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted> {
+        Ok(None)
     }
 }
 
@@ -126,9 +126,26 @@ impl Guide for Faulty {
         assert!(self.0 < 3, "as it must in this test");
     }
 
-    fn mask(&mut self) -> Option<TokenMask> {
-        None
+    fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted> {
+        Ok(None)
     }
+}
+
+/// Has no mask after its second token.
+struct Tiring(usize);
+
+impl Guide for Tiring {
+    fn advance(&mut self, _: TokenId) {
+        self.0 += 1;
+    }
+
+    fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted> {
+        if self.0 < 2 { Ok(None) } else { Err(tired()) }
+    }
+}
+
+fn tired() -> Exhausted {
+    Exhausted { what: "too many items".to_owned() }
 }
 
 #[tokio::test(start_paused = true)]
@@ -140,10 +157,13 @@ async fn a_guide_that_fails_ends_its_sequence_and_no_other() {
         driver.submit(generation)
     };
     let mut faulty = submit(Some(Box::new(Faulty(0)))).await.unwrap();
+    let mut tiring = submit(Some(Box::new(Tiring(0)))).await.unwrap();
+    let never = submit(Some(Box::new(Tiring(2)))).await.err();
+    assert_eq!(never, Some(Refusal::FormExhausted(tired())));
     let mut sound = submit(Some(Box::new(Open))).await.unwrap();
     let mut free = submit(None).await.unwrap();
     let mut told = Vec::new();
-    for stream in [&mut faulty, &mut sound, &mut free] {
+    for stream in [&mut faulty, &mut tiring, &mut sound, &mut free] {
         let mut tokens = 0;
         let last = loop {
             match stream.next().await {
@@ -154,7 +174,8 @@ async fn a_guide_that_fails_ends_its_sequence_and_no_other() {
         told.push((tokens, last));
     }
     assert_eq!(told[0], (3, TokenEvent::Failed(Failure::GuideLost)));
+    assert_eq!(told[1], (2, TokenEvent::Failed(Failure::FormExhausted(tired()))));
     assert!(
-        told[1..].iter().all(|(tokens, end)| *tokens == 20 && matches!(end, TokenEvent::Finished { .. }))
+        told[2..].iter().all(|(tokens, end)| *tokens == 20 && matches!(end, TokenEvent::Finished { .. }))
     );
 }

@@ -4,12 +4,17 @@
 use super::front::FrontArgs;
 use super::steps::StepArgs;
 use crate::model::{Model, ModelArgs};
+use anyhow::{Result, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Formation;
+use flotilla_coordinator::harmony::chat::shortest_prompt;
 use flotilla_scheduler::Settings;
 use flotilla_shared::KvBlocks;
 use flotilla_shared::step::BLOCK_TOKENS;
 use std::net::SocketAddr;
+
+/// Fewer leave little room for words.
+const KV_TOKENS_HINT: usize = 512;
 
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
@@ -48,16 +53,28 @@ impl ServeArgs {
             spec: model.spec.clone(),
             weights: model.weights.clone(),
             ranks,
-            kv_blocks: KvBlocks::for_tokens(
-                self.kv_tokens,
-                model.spec.window,
-                self.sequences,
-                self.step_tokens,
-            ),
+            kv_blocks: self.kv_blocks(model),
             step_tokens_max: self.step_tokens,
             sampleable: model.sampleable(),
             board: Default::default(),
         }
+    }
+
+    fn kv_blocks(&self, model: &Model) -> KvBlocks {
+        KvBlocks::for_tokens(self.kv_tokens, model.spec.window, self.sequences, self.step_tokens)
+    }
+
+    /// A context that holds no chat at all is a mistake, and is told before anything is loaded.
+    pub fn check_context(&self, model: &Model) -> Result<()> {
+        let context = self.scheduler(model, self.kv_blocks(model)).context_max;
+        let needed = shortest_prompt(&model.harmony) + 1;
+        ensure!(
+            context >= needed,
+            "a context of {context} tokens holds no chat: what goes before its first word takes {needed}\n\
+             hint: give --kv-tokens {} or more",
+            needed.next_multiple_of(BLOCK_TOKENS).max(KV_TOKENS_HINT)
+        );
+        Ok(())
     }
 
     pub fn scheduler(&self, model: &Model, kv_blocks: KvBlocks) -> Settings {
@@ -73,7 +90,7 @@ impl ServeArgs {
 }
 
 /// `YYYY-MM-DD`, as text: it only reaches the prompt.
-fn parse_date(text: &str) -> Result<String, String> {
+fn parse_date(text: &str) -> std::result::Result<String, String> {
     let shape: String = text.chars().map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
     if shape == "0000-00-00" { Ok(text.into()) } else { Err("expected a date such as 2026-11-23".into()) }
 }

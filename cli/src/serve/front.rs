@@ -30,7 +30,7 @@ pub struct FrontArgs {
     /// Seconds that a request may take, queue and answer together; 0 is without end
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0)]
     request_timeout: u64,
-    /// Connections at once; more wait, those of probes as well: leave room for them
+    /// Connections at once; beyond them probes are answered, and others get 503
     #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
     /// Bytes of what is kept for previous_response_id; whoever holds most makes room

@@ -2,15 +2,16 @@
 //! and the API over it.
 
 mod args;
+mod door;
 mod front;
 mod groups;
 mod steps;
 
 use crate::local_workers::TOKEN_VARIABLE;
-use crate::model::Model;
 use anyhow::{Context, Result, ensure};
 pub use args::ServeArgs;
 use clap::Args;
+pub use door::Door;
 use flotilla_coordinator::driver;
 use flotilla_coordinator::fleet::Fleet;
 use flotilla_coordinator::service;
@@ -20,7 +21,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
 
 /// How long requests wait for another group when theirs is lost.
 const REGROUP_WAIT: Duration = Duration::from_secs(60);
@@ -46,10 +46,11 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
     let model = args.serve.model.open()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(async {
+        let door = Door::open(&args.serve, model).await?;
         let fleet = Fleet::listen(args.worker_listen, &args.join_token).await?;
         eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
-        serve(&args.serve, model, fleet, args.workers.into(), ready, || {}, ctrl_c()).await
+        serve(&args.serve, door, fleet, args.workers.into(), ready, || {}, ctrl_c()).await
     })
 }
 
@@ -63,20 +64,13 @@ pub struct Ready {
 /// group stands, and `on_lost` whenever one is lost.
 pub async fn serve(
     args: &ServeArgs,
-    model: Model,
+    Door { model, front, listener }: Door,
     fleet: Fleet,
     ranks: usize,
     on_ready: impl FnOnce(&Ready) + Send + 'static,
     on_lost: impl Fn(),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let front = args.front.open()?;
-    let listener = TcpListener::bind(args.listen).await.with_context(|| {
-        format!(
-            "cannot listen on {}\nhint: another server may be running; choose another --listen",
-            args.listen
-        )
-    })?;
     let url = format!("{}://{}", front.scheme(), listener.local_addr()?);
     let formation = args.formation(&model, ranks);
     formation.board.model(&model.spec);

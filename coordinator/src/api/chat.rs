@@ -32,6 +32,7 @@ pub async fn complete(
     let (body, room) = api.bodies.read_json(request.into_body()).await?;
     let ChatRequest { options, chat } = ChatRequest::read(body)?;
     api.check_model(options.model.as_deref())?;
+    options.bound.check_limits()?;
     let offered_tools = !chat.tools.is_empty();
     let prompt = render(&api, chat).await?;
     drop(room);

@@ -13,6 +13,8 @@ use super::stop::StopStrings;
 
 pub struct Content {
     stops: StopStrings,
+    /// So many tokens must come before a stop string counts.
+    tokens_min: usize,
     likelihoods: VecDeque<Likelihood>,
     /// Characters that came in, and that were given out.
     came: usize,
@@ -22,7 +24,13 @@ pub struct Content {
 impl Content {
     pub fn new(ending: &Ending) -> Content {
         let stops = StopStrings::new(ending.stops.clone(), ending.include);
-        Content { stops, likelihoods: VecDeque::new(), came: 0, gone: 0 }
+        let tokens_min = ending.tokens_min;
+        Content { stops, tokens_min, likelihoods: VecDeque::new(), came: 0, gone: 0 }
+    }
+
+    /// A token of the answer comes, whatever it turns out to be.
+    pub fn count(&mut self) {
+        self.tokens_min = self.tokens_min.saturating_sub(1);
     }
 
     /// A token whose text comes next: now, or, of half a character, with a later token.
@@ -33,7 +41,8 @@ impl Content {
 
     pub fn push(&mut self, text: &str) -> Option<Delta> {
         self.came += text.chars().count();
-        let text = self.stops.push(text);
+        // The token that makes it enough is in time itself.
+        let text = if self.tokens_min > 0 { text.to_owned() } else { self.stops.push(text) };
         self.give(text)
     }
 

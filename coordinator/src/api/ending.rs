@@ -10,6 +10,8 @@ use super::fields::{Fields, Node, Result};
 const STOP_BYTES_MAX: usize = 256;
 
 const STOPS_MAX: usize = 4;
+/// More than any context holds.
+const TOKENS_MIN_MAX: u64 = 1 << 20;
 /// The scheduler looks each token up in them.
 const STOP_TOKENS_MAX: usize = 64;
 
@@ -22,6 +24,8 @@ pub struct Ending {
     pub ignore_eos: bool,
     /// What ended the answer is part of it (vLLM's).
     pub include: bool,
+    /// Nothing ends the answer before it has so many tokens (vLLM's `min_tokens`), but its greatest length.
+    pub tokens_min: usize,
 }
 
 impl Ending {
@@ -31,6 +35,7 @@ impl Ending {
             tokens: fields.take("stop_token_ids").map_or(Ok(Vec::new()), tokens)?,
             ignore_eos: fields.take("ignore_eos").map_or(Ok(false), Node::bool)?,
             include: fields.take("include_stop_str_in_output").map_or(Ok(false), Node::bool)?,
+            tokens_min: fields.take("min_tokens").map_or(Ok(0), |node| node.count(0..=TOKENS_MIN_MAX))?,
         })
     }
 

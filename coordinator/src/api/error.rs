@@ -7,8 +7,9 @@ use axum::response::{IntoResponse, Response};
 use flotilla_scheduler::Rejection;
 use serde_json::{Value, json};
 
-use super::fields::FieldError;
+use super::fields::{FieldError, Problem};
 use crate::driver::{Failure, Readiness, Refusal};
+use crate::guide::{Fault, FormError};
 use crate::keys::Exceeded;
 
 #[derive(Clone, Debug, thiserror::Error)]
@@ -17,6 +18,13 @@ pub enum ApiError {
     BadJson { what: String, line: usize, column: usize },
     #[error("{0}")]
     Field(#[from] FieldError),
+    /// Well written, and cannot be followed.
+    #[error("{0}\nhint: a smaller or simpler form is answered")]
+    FormTooComplex(FormError),
+    #[error("{0}\nhint: no text is of this form")]
+    FormUnsatisfiable(FormError),
+    #[error("{}", .0.what)]
+    Compiling(FormError),
     #[error("the model {name:?} is not served here; {served:?} is")]
     UnknownModel { name: String, served: String },
     #[error(
@@ -47,6 +55,8 @@ pub enum ApiError {
     WrongKey,
     #[error("the key {key:?} has reached a limit: {exceeded}")]
     OverLimit { key: String, exceeded: Exceeded },
+    #[error("the server has as many connections as it takes")]
+    NoPlace,
     #[error("the server has {waiting} requests waiting")]
     Busy { waiting: usize },
     #[error("the server has {waiting_max} requests waiting and takes no more for now")]
@@ -88,6 +98,9 @@ impl ApiError {
                 StatusCode::BAD_REQUEST
             }
             Self::PromptsTooLarge { .. } => StatusCode::BAD_REQUEST,
+            Self::FormTooComplex(_)
+            | Self::FormUnsatisfiable(_)
+            | Self::Failed(Failure::FormExhausted(_)) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::UnknownModel { .. } | Self::UnknownRoute { .. } => StatusCode::NOT_FOUND,
             Self::ResponseNotFound { .. } | Self::PreviousNotFound { .. } | Self::ItemNotFound { .. } => {
                 StatusCode::NOT_FOUND
@@ -101,6 +114,8 @@ impl ApiError {
             | Self::Failed(_)
             | Self::Deadline
             | Self::Busy { .. }
+            | Self::Compiling(_)
+            | Self::NoPlace
             | Self::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
@@ -119,19 +134,21 @@ impl ApiError {
 
     /// OpenAI's `error.code`, where there is one; else a word of ours.
     pub fn code(&self) -> &'static str {
-        use super::fields::Problem;
         match self {
             Self::BadJson { .. } => "invalid_json",
             Self::Field(error) => match error.problem {
-                Problem::Missing => "missing_required_parameter",
+                Problem::Missing | Problem::Absent(_) => "missing_required_parameter",
                 Problem::Unknown => "unknown_parameter",
                 Problem::Unexpected { .. } | Problem::Invalid(_) => "invalid_value",
                 Problem::NotSupported { .. } => "unsupported_value",
             },
+            Self::FormTooComplex(_) => "grammar_too_complex",
+            Self::FormUnsatisfiable(_) => "grammar_unsatisfiable",
             Self::UnknownModel { .. } => "model_not_found",
             Self::ContextLength { .. } => "context_length_exceeded",
             Self::PromptsTooLarge { .. } => "prompts_too_large",
             Self::NoRoom { .. } => "no_room",
+            Self::NoPlace => "connections_full",
             Self::BodyTooLarge { .. } => "body_too_large",
             Self::BodyTooSlow { .. } => "body_too_slow",
             Self::BodyBroken(_) => "body_broken",
@@ -140,8 +157,9 @@ impl ApiError {
             Self::NoKey => "missing_api_key",
             Self::WrongKey => "invalid_api_key",
             Self::OverLimit { .. } => "rate_limit_exceeded",
-            Self::QueueFull { .. } | Self::Busy { .. } => "queue_full",
+            Self::QueueFull { .. } | Self::Busy { .. } | Self::Compiling(_) => "queue_full",
             Self::NotReady(_) => "not_ready",
+            Self::Failed(Failure::FormExhausted(_)) => "grammar_exhausted",
             Self::Failed(_) => "interrupted",
             Self::Deadline => "deadline_exceeded",
             Self::ResponseNotFound { .. } => "response_not_found",
@@ -154,6 +172,7 @@ impl ApiError {
     fn param(&self) -> Option<&str> {
         match self {
             Self::Field(error) => Some(error.path.as_str()).filter(|path| !path.is_empty()),
+            Self::FormTooComplex(error) | Self::FormUnsatisfiable(error) => Some(&error.path),
             Self::UnknownModel { .. } => Some("model"),
             Self::PromptsTooLarge { .. } => Some("prompt"),
             Self::ResponseNotFound { .. } => Some("response_id"),
@@ -165,7 +184,13 @@ impl ApiError {
 
     fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::QueueFull { .. } | Self::Busy { .. } | Self::NoRoom { .. } => Some(RETRY_AFTER_S),
+            Self::QueueFull { .. }
+            | Self::Busy { .. }
+            | Self::Compiling(_)
+            | Self::NoPlace
+            | Self::NoRoom { .. } => Some(RETRY_AFTER_S),
+            // Another try would go the same way.
+            Self::Failed(Failure::FormExhausted(_)) => None,
             Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),
             Self::NotReady(_) | Self::Failed(_) | Self::Deadline => Some(RETRY_AFTER_LOADING_S),
             _ => None,
@@ -224,6 +249,21 @@ impl From<serde_json::Error> for ApiError {
     }
 }
 
+impl From<FormError> for ApiError {
+    fn from(error: FormError) -> ApiError {
+        match error.fault {
+            Fault::Malformed => {
+                let FormError { path, what, .. } = error;
+                ApiError::Field(FieldError { path, problem: Problem::Invalid(what) })
+            }
+            Fault::TooComplex => ApiError::FormTooComplex(error),
+            Fault::Unsatisfiable => ApiError::FormUnsatisfiable(error),
+            Fault::Busy => ApiError::Compiling(error),
+            Fault::Server => ApiError::Internal(error.what),
+        }
+    }
+}
+
 impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> ApiError {
         match refusal {
@@ -234,6 +274,7 @@ impl From<Refusal> for ApiError {
             }
             Refusal::Rejected(rejection) => ApiError::Internal(format!("{rejection:?}")),
             Refusal::GuideLost => ApiError::Failed(Failure::GuideLost),
+            Refusal::FormExhausted(exhausted) => ApiError::Failed(Failure::FormExhausted(exhausted)),
             Refusal::Stopped => ApiError::Failed(Failure::Stopped),
         }
     }

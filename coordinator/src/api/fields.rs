@@ -19,6 +19,8 @@ pub struct FieldError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Problem {
     Missing,
+    /// It is missing, as is what could stand in its place.
+    Absent(&'static str),
     Unknown,
     Unexpected {
         expected: String,
@@ -37,6 +39,7 @@ impl fmt::Display for FieldError {
         let path = if self.path.is_empty() { "the body" } else { &self.path };
         match &self.problem {
             Problem::Missing => write!(f, "{path}: required, but missing"),
+            Problem::Absent(either) => write!(f, "{path}: {either}, is required, but missing"),
             Problem::Unknown => write!(f, "{path}: no parameter of this name is known"),
             Problem::Unexpected { expected, found } => {
                 write!(f, "{path}: expected {expected}, found {found}")

@@ -7,7 +7,7 @@ use super::Api;
 use super::error::ApiError;
 use super::fields::{FieldError, Fields, Node, Problem, Result};
 use super::neutral::supported_word;
-use crate::guide::{Form, FormError, Grammar, Pattern, Source};
+use crate::guide::{Fault, Form, FormError, Grammar, Pattern, Source};
 use crate::harmony::ResponseFormat;
 
 /// What the sequences of a request are bound to.
@@ -32,14 +32,27 @@ impl Bound {
         pattern.map_err(ApiError::from)
     }
 
-    /// What can be told without compiling.
-    pub fn check(&self) -> Result<()> {
-        let checked = match self {
+    /// What can be told without compiling, also of what is too large: before it is shown to the model.
+    pub fn check_limits(&self) -> std::result::Result<(), ApiError> {
+        self.checked().map_err(ApiError::from)
+    }
+
+    fn checked(&self) -> std::result::Result<(), FormError> {
+        match self {
             Bound::Free => Ok(()),
             Bound::Turn(form) => form.check(),
             Bound::Text(source) => source.check(),
-        };
-        checked.map_err(|FormError { path, what }| FieldError { path, problem: Problem::Invalid(what) })
+        }
+    }
+
+    /// Of it, what is not written as it should be.
+    pub fn check(&self) -> Result<()> {
+        match self.checked() {
+            Err(FormError { path, what, fault: Fault::Malformed }) => {
+                Err(FieldError { path, problem: Problem::Invalid(what) })
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     pub fn is_free(&self) -> bool {
@@ -48,15 +61,6 @@ impl Bound {
             Bound::Turn(form) => form.is_free(),
             Bound::Text(_) => false,
         }
-    }
-}
-
-impl From<FormError> for ApiError {
-    fn from(FormError { path, what }: FormError) -> ApiError {
-        if path.is_empty() {
-            return ApiError::Internal(what);
-        }
-        ApiError::Field(FieldError { path, problem: Problem::Invalid(what) })
     }
 }
 

@@ -13,13 +13,14 @@ use flotilla_shared::{Sampling, TokenId};
 use futures::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
 
 use super::Api;
+use super::ending::Ending;
 use super::error::ApiError;
 use super::log::RequestLog;
 use super::metrics::Finished;
 use super::options::{CHOICES_MAX, Options};
 use super::reader::{Delta, Reader};
 use crate::driver::{Generation, TokenEvent, TokenStream};
-use crate::guide::Pattern;
+use crate::guide::{Guide, Pattern};
 
 /// What happened to one choice.
 #[derive(Clone, Debug)]
@@ -90,6 +91,7 @@ pub async fn generate(
     if let Some(visit) = log.visit() {
         let tokens = prompts.iter().map(Vec::len).sum();
         let over = |exceeded| ApiError::OverLimit { key: visit.key.name.clone(), exceeded };
+        visit.open_choices(prompts.len() * options.choices).map_err(over)?;
         visit.spend_prompt(tokens).map_err(over)?;
     }
     // A client may step back behind what its key allows, never before it.
@@ -106,7 +108,7 @@ pub async fn generate(
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
-            guide: pattern.as_ref().map(Pattern::guide),
+            guide: guide(api, options, pattern.as_ref()),
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),
@@ -116,6 +118,18 @@ pub async fn generate(
         streams.push(choice.updates(index));
     }
     Ok(select_all(streams))
+}
+
+/// What keeps a sequence to its form, and to its least length.
+fn guide(api: &Api, options: &Options, pattern: Option<&Pattern>) -> Option<Box<dyn Guide>> {
+    let form = pattern.map(Pattern::guide);
+    let Ending { tokens_min, .. } = options.ending;
+    if tokens_min == 0 {
+        return form;
+    }
+    // Of the model's own as well where they do not count: they would be said in vain.
+    let ends: Vec<TokenId> = api.stop_tokens.iter().chain(&options.ending.tokens).copied().collect();
+    Some(api.guides.at_least(tokens_min, &ends, form))
 }
 
 /// Every choice has the prompt once more in memory. What eight choices of a full context take is enough for

@@ -75,7 +75,7 @@ impl Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
         Api {
-            guides: Guides::new(harmony.clone()),
+            guides: Guides::within(harmony.clone(), settings.limits.compile_time),
             harmony,
             driver,
             ids: Ids::default(),
@@ -115,15 +115,22 @@ fn stop_tokens(settings: &Settings, harmony: &Harmony) -> Vec<TokenId> {
     tokens
 }
 
-pub fn router(api: Api) -> Router {
+/// Of connections that have a place, and of those that are let in beyond all places: these may look how the
+/// server is.
+pub fn routers(api: Api) -> (Router, Router) {
     let api = Arc::new(api);
-    guarded(&api)
-        .merge(open())
-        .fallback(unknown_route)
+    let all = guarded(&api).merge(open()).fallback(unknown_route);
+    let reserve = probes().fallback(no_place);
+    (seen(all, &api), seen(reserve, &api))
+}
+
+/// What is true of every request.
+fn seen(router: Router<Arc<Api>>, api: &Arc<Api>) -> Router {
+    router
         .method_not_allowed_fallback(wrong_method)
-        .layer(from_fn_with_state(Arc::clone(&api), log::layer))
-        .layer(from_fn_with_state(Arc::clone(&api), cors::layer))
-        .with_state(api)
+        .layer(from_fn_with_state(Arc::clone(api), log::layer))
+        .layer(from_fn_with_state(Arc::clone(api), cors::layer))
+        .with_state(Arc::clone(api))
 }
 
 /// What needs a key, where there are keys.
@@ -143,13 +150,19 @@ fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
 
 /// What machines and people look at without a key: it tells of no request.
 fn open() -> Router<Arc<Api>> {
+    probes().route("/openapi.json", get(openapi::document)).merge(page::routes())
+}
+
+fn probes() -> Router<Arc<Api>> {
     Router::new()
         .route("/health", get(probes::health))
         .route("/ready", get(probes::ready))
         .route("/version", get(probes::version))
         .route("/metrics", get(metrics::tell))
-        .route("/openapi.json", get(openapi::document))
-        .merge(page::routes())
+}
+
+async fn no_place() -> ApiError {
+    ApiError::NoPlace
 }
 
 async fn unknown_route(request: Request) -> ApiError {

@@ -39,7 +39,6 @@ pub const BOTH: &[(&str, Neutral)] = &[
     ("kv_transfer_params", Unset),
     ("length_penalty", Numbers(&[1.0])),
     ("logits_processors", Empty),
-    ("min_tokens", Numbers(&[0.0])),
     ("prompt_logprobs", Unset),
     ("request_id", Always),
     ("return_token_ids", Bool(false)),
@@ -49,6 +48,9 @@ pub const BOTH: &[(&str, Neutral)] = &[
     ("use_beam_search", Bool(false)),
     ("vllm_xargs", Empty),
 ];
+
+/// The API of responses has no field for the end of an answer.
+pub const RESPONSES: &[(&str, Neutral)] = &[("min_tokens", Numbers(&[0.0]))];
 
 const CHAT: &[(&str, Neutral)] = &[
     ("audio", Unset),

@@ -40,14 +40,19 @@ impl Options {
     pub fn read(fields: &mut Fields) -> Result<Options> {
         let stream = fields.take("stream").map_or(Ok(false), Node::bool)?;
         let (include_usage, continuous_usage) = stream_options(fields, stream)?;
+        let (ending, tokens_max) = (Ending::read(fields)?, tokens_max(fields)?);
+        if tokens_max.is_some_and(|max| ending.tokens_min > max) {
+            let what = "more tokens at least than at most".to_owned();
+            return Err(FieldError { path: "min_tokens".to_owned(), problem: Problem::Invalid(what) });
+        }
         Ok(Options {
             model: fields.take("model").map(Node::string).transpose()?,
             choosing: sampling::read(fields)?,
             seed: fields.take("seed").map(seed).transpose()?,
             choices: fields.take("n").map_or(Ok(1), |node| node.count(1..=CHOICES_MAX))?,
-            ending: Ending::read(fields)?,
+            ending,
             bound: Bound::default(),
-            tokens_max: tokens_max(fields)?,
+            tokens_max,
             priority: fields.take("priority").map_or(Ok(0), priority)?,
             salt: fields.take("cache_salt").map_or(Ok(0), salt)?,
             stream,

@@ -78,6 +78,7 @@ impl TextReader {
 
 impl Reader for TextReader {
     fn push(&mut self, token: TokenId, logprobs: Option<Logprobs>) -> Vec<Delta> {
+        self.content.count();
         let hidden = self.tokenizer.is_special(token) && !self.show_specials;
         if hidden || self.silent.contains(&token) {
             return Vec::new();
@@ -198,6 +199,7 @@ impl ChatReader {
 
 impl Reader for ChatReader {
     fn push(&mut self, token: TokenId, logprobs: Option<Logprobs>) -> Vec<Delta> {
+        self.content.count();
         if self.silent.contains(&token) {
             return Vec::new();
         }

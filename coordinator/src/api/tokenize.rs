@@ -12,7 +12,7 @@ use super::Api;
 use super::chat::{self, ChatRequest};
 use super::encoding::at_desk;
 use super::error::ApiError;
-use super::fields::{Fields, Node, Result};
+use super::fields::{FieldError, Fields, Node, Problem, Result};
 use super::options::check_token;
 
 /// More than any context holds.
@@ -27,6 +27,10 @@ pub async fn tokenize(
     let strings = fields.take("return_token_strs").map_or(Ok(false), Node::bool)?;
     let tokens = match fields.take("prompt") {
         Some(prompt) => encode(&api, prompt.string()?, fields).await?,
+        None if !fields.has("messages") => {
+            let problem = Problem::Absent("a prompt, or the messages of a chat");
+            return Err(FieldError { path: "prompt".to_owned(), problem }.into());
+        }
         None => {
             // A chat's special tokens are the format's, whatever is said of them.
             fields.take("add_special_tokens");

@@ -9,7 +9,7 @@ use flotilla_shared::step::TokenMask;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
 use tokio::sync::mpsc;
 
-use crate::guide::Guide;
+use crate::guide::{Exhausted, Guide};
 
 /// A guide and the mask of the next token.
 pub struct Ready {
@@ -19,9 +19,9 @@ pub struct Ready {
 
 impl Ready {
     /// Takes its time: not for the threads that serve.
-    pub fn prepare(mut guide: Box<dyn Guide>) -> Ready {
-        let mask = guide.mask();
-        Ready { guide, mask }
+    pub fn prepare(mut guide: Box<dyn Guide>) -> Result<Ready, Exhausted> {
+        let mask = guide.mask()?;
+        Ok(Ready { guide, mask })
     }
 }
 
@@ -29,7 +29,7 @@ impl Ready {
 pub struct Guided {
     pub sequence: SequenceId,
     /// None: the guide panicked.
-    ready: Option<Ready>,
+    ready: Option<Result<Ready, Exhausted>>,
 }
 
 /// Guides that take in a token at once.
@@ -50,8 +50,9 @@ fn advanced((sequence, mut guide, token): Leaving) -> Guided {
 pub enum Settled {
     /// The mask is there.
     Ready,
-    /// The sequence cannot go on.
+    /// The sequence cannot go on: by a mistake, or because its form is too much.
     Lost,
+    Exhausted(Exhausted),
     /// The sequence has ended meanwhile.
     Ended,
 }
@@ -120,7 +121,8 @@ impl Guides {
         match (self.guides.get_mut(&guided.sequence), guided.ready) {
             (None, _) => Settled::Ended,
             (Some(_), None) => Settled::Lost,
-            (Some(place), Some(ready)) => {
+            (Some(_), Some(Err(exhausted))) => Settled::Exhausted(exhausted),
+            (Some(place), Some(Ok(ready))) => {
                 *place = Some(ready);
                 Settled::Ready
             }

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::guides::Ready;
 use super::stats::Stats;
 use crate::group::GroupError;
-use crate::guide::Guide;
+use crate::guide::{Exhausted, Guide};
 
 /// What a client wants: one continuation of one prompt.
 #[derive(Default)]
@@ -57,6 +57,8 @@ pub enum Failure {
     GroupLost(GroupError),
     #[error("what keeps the answer to its form failed, by a mistake of the server's")]
     GuideLost,
+    #[error("the answer's form could not be followed to its end within its limits: {0}")]
+    FormExhausted(Exhausted),
     #[error("the server is stopping")]
     Stopped,
 }
@@ -70,6 +72,8 @@ pub enum Refusal {
     Rejected(Rejection),
     #[error("{}", Failure::GuideLost)]
     GuideLost,
+    #[error("{}", Failure::FormExhausted(.0.clone()))]
+    FormExhausted(Exhausted),
     #[error("the server is stopping")]
     Stopped,
 }
@@ -199,7 +203,11 @@ impl DriverHandle {
 async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
     let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide)).await;
     // Blocking tasks are cancelled only when the runtime ends.
-    prepared.map_err(|error| if error.is_panic() { Refusal::GuideLost } else { Refusal::Stopped })
+    let lost = |error: tokio::task::JoinError| match error.is_panic() {
+        true => Refusal::GuideLost,
+        false => Refusal::Stopped,
+    };
+    prepared.map_err(lost)?.map_err(Refusal::FormExhausted)
 }
 
 /// The tokens of one sequence as they come. Dropping it cancels the sequence.

@@ -10,7 +10,7 @@ use llguidance::{JsonCompileOptions, Matcher, ParserFactory, TokenParser};
 use serde_json::Value;
 use toktrie::TokEnv;
 
-use super::form::Grammar;
+use super::form::{Complaint, Fault, Grammar};
 use super::vocabulary::Vocabulary;
 
 /// Longest part of llguidance's complaint that a client is told.
@@ -50,14 +50,14 @@ impl Compiler {
     }
 
     /// What is wrong with it, if it cannot be kept to.
-    pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, String> {
+    pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, Complaint> {
         grammar.check()?;
         let parser = self.factory.create_parser(top_level(grammar)).map_err(complaint)?;
         check(&parser)?;
         let mut start = Matcher::new(Ok(parser));
         // A grammar of nothing, such as two words that exclude each other, is known by its first mask.
         if !start.is_stopped() {
-            start.deep_clone().compute_mask().map_err(|_| "no text fits it".to_owned())?;
+            start.deep_clone().compute_mask().map_err(of_first_mask)?;
         }
         start.invalidate_bias_cache();
         Ok(Compiled { start })
@@ -99,16 +99,48 @@ fn choice(texts: &[String]) -> String {
 }
 
 /// What llguidance would take, and this server does not do.
-fn check(parser: &TokenParser) -> Result<(), String> {
+fn check(parser: &TokenParser) -> Result<(), Complaint> {
     let lexer = parser.parser.grammar().lexer_spec();
     if lexer.special_token_rx.is_some() {
-        return Err("it names special tokens, which stand in no text".to_owned());
+        return Err(Complaint::malformed("it names special tokens, which stand in no text"));
     }
     Ok(())
 }
 
-/// What it says, in one line: without backtraces, the grammar itself, and arrows that point into it.
-fn complaint(error: impl std::fmt::Display) -> String {
+/// What llguidance calls a limit of its own, and a form that no text is of. It has no other words for
+/// either (1.9).
+const LIMITS: [&str; 7] = [
+    "too big",
+    "too large",
+    "too many",
+    "too deeply nested",
+    "level exceeded",
+    "precomputation failed",
+    "exceeds the supported range",
+];
+const NOTHING: [&str; 1] = ["nsatisfiable"];
+
+fn complaint(error: impl std::fmt::Display) -> Complaint {
+    let what = in_one_line(error);
+    let says = |words: &[&str]| words.iter().any(|word| what.contains(word));
+    let fault = match () {
+        () if says(&NOTHING) => Fault::Unsatisfiable,
+        () if says(&LIMITS) => Fault::TooComplex,
+        () => Fault::Malformed,
+    };
+    Complaint { fault, what }
+}
+
+/// It was understood; so it is too much, or it is nothing.
+fn of_first_mask(error: impl std::fmt::Display) -> Complaint {
+    match in_one_line(error) {
+        what if what.contains("lexer error") || what.contains("parser error") => Complaint::too_complex(what),
+        _ => Complaint { fault: Fault::Unsatisfiable, what: "no text fits it".to_owned() },
+    }
+}
+
+/// What it says: without backtraces, the grammar itself, and arrows that point into it.
+fn in_one_line(error: impl std::fmt::Display) -> String {
     let said = format!("{error:#}");
     let lines = said.lines().map(str::trim).take_while(|line| !line.starts_with('<'));
     let quotes = |line: &str| line.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with(" | ");

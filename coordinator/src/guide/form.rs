@@ -72,17 +72,51 @@ pub enum ToolChoice {
 pub struct FormError {
     /// Of the parameter that is at fault; empty if none is.
     pub path: String,
+    pub fault: Fault,
     pub what: String,
 }
 
-impl FormError {
-    pub(super) fn new(path: &str, what: impl Into<String>) -> FormError {
-        FormError { path: path.to_owned(), what: what.into() }
+/// What kind of reason it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// It is not written as a form is.
+    Malformed,
+    /// It is well written, and would take more than its limit of time, states or bytes.
+    TooComplex,
+    /// It is well written, and no text is of this form.
+    Unsatisfiable,
+    /// Too many are being compiled.
+    Busy,
+    /// The server's own.
+    Server,
+}
+
+/// A [`FormError`] that does not know yet of which parameter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Complaint {
+    pub fault: Fault,
+    pub what: String,
+}
+
+impl Complaint {
+    pub fn malformed(what: impl Into<String>) -> Complaint {
+        Complaint { fault: Fault::Malformed, what: what.into() }
     }
 
+    pub fn too_complex(what: impl Into<String>) -> Complaint {
+        Complaint { fault: Fault::TooComplex, what: what.into() }
+    }
+
+    pub(super) fn of(self, path: &str) -> FormError {
+        FormError { path: path.to_owned(), fault: self.fault, what: self.what }
+    }
+}
+
+impl FormError {
     /// A fault of the server's own.
     pub(super) fn unmade(what: String) -> FormError {
-        FormError { path: String::new(), what: format!("the grammar could not be compiled: {what}") }
+        let what = format!("the grammar could not be compiled: {what}");
+        FormError { path: String::new(), fault: Fault::Server, what }
     }
 }
 
@@ -121,10 +155,11 @@ impl Form {
                 ToolChoice::Named(name) => format!("{name:?} is none of the tools"),
                 _ => "a call is required, but there are no tools".to_owned(),
             };
-            return Err(FormError::new("tool_choice", what));
+            return Err(Complaint::malformed(what).of("tool_choice"));
         }
         if !self.is_free() && self.tools.len() > TOOLS_MAX {
-            return Err(FormError::new("tools", format!("at most {TOOLS_MAX} of them with a bound form")));
+            let what = format!("at most {TOOLS_MAX} of them with a bound form");
+            return Err(Complaint::malformed(what).of("tools"));
         }
         self.response.iter().try_for_each(Source::check)
     }
@@ -132,27 +167,28 @@ impl Form {
 
 impl Source {
     pub fn check(&self) -> Result<(), FormError> {
-        self.grammar.check().map_err(|what| FormError::new(&self.path, what))
+        self.grammar.check().map_err(|complaint| complaint.of(&self.path))
     }
 }
 
 impl Grammar {
     /// Bounds on what compiling may cost. llguidance has its own on what comes of it (`compiler.rs`).
-    pub(super) fn check(&self) -> Result<(), String> {
+    pub(super) fn check(&self) -> Result<(), Complaint> {
         let bytes = self.byte_count();
         if bytes > SOURCE_BYTES_MAX {
-            return Err(format!("it has {bytes} bytes, of at most {SOURCE_BYTES_MAX}"));
+            let what = format!("it has {bytes} bytes, of at most {SOURCE_BYTES_MAX}");
+            return Err(Complaint::too_complex(what));
         }
         match self {
             Grammar::Json { schema, .. } => check_schema(schema),
             Grammar::Regex(text) | Grammar::Lark(text) if nesting(text) > NESTING_MAX => {
-                Err(format!("it nests deeper than {NESTING_MAX} parentheses"))
+                Err(Complaint::too_complex(format!("it nests deeper than {NESTING_MAX} parentheses")))
             }
             Grammar::Regex(text) | Grammar::Lark(text) if text.trim().is_empty() => {
-                Err("it is empty".to_owned())
+                Err(Complaint::malformed("it is empty"))
             }
             Grammar::Lark(text) if sets_temperature(text) => {
-                Err("it sets a temperature, which is a parameter of the request".to_owned())
+                Err(Complaint::malformed("it sets a temperature, which is a parameter of the request"))
             }
             Grammar::Choice(texts) => check_choice(texts),
             Grammar::Regex(_) | Grammar::Lark(_) => Ok(()),
@@ -168,24 +204,27 @@ impl Grammar {
     }
 }
 
-fn check_schema(schema: &Value) -> Result<(), String> {
+fn check_schema(schema: &Value) -> Result<(), Complaint> {
     if !schema.is_object() {
-        return Err("a JSON schema is an object".to_owned());
+        return Err(Complaint::malformed("a JSON schema is an object"));
     }
     // llguidance's switches, which are ours to set.
     if schema.get("x-guidance").is_some() {
-        return Err("x-guidance is no word of a schema here".to_owned());
+        return Err(Complaint::malformed("x-guidance is no word of a schema here"));
     }
     Ok(())
 }
 
-fn check_choice(texts: &[String]) -> Result<(), String> {
+fn check_choice(texts: &[String]) -> Result<(), Complaint> {
     match texts {
-        [] => Err("a choice needs at least one text".to_owned()),
+        [] => Err(Complaint::malformed("a choice needs at least one text")),
         _ if texts.len() > CHOICES_MAX => {
-            Err(format!("it has {} texts, of at most {CHOICES_MAX}", texts.len()))
+            let what = format!("it has {} texts, of at most {CHOICES_MAX}", texts.len());
+            Err(Complaint::too_complex(what))
         }
-        _ if texts.iter().any(String::is_empty) => Err("a text to choose must not be empty".to_owned()),
+        _ if texts.iter().any(String::is_empty) => {
+            Err(Complaint::malformed("a text to choose must not be empty"))
+        }
         _ => Ok(()),
     }
 }

@@ -8,28 +8,39 @@
 //! Nothing here samples, and nothing knows of HTTP: errors carry the path of the parameter, as the client
 //! wrote it.
 
+mod at_least;
 mod body;
 mod compiler;
 mod form;
 mod headers;
+mod progress;
 mod shelf;
 mod turn;
 mod vocabulary;
 
 use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use flotilla_shared::TokenId;
 use flotilla_shared::step::TokenMask;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::harmony::Harmony;
+use at_least::AtLeast;
 use compiler::Compiler;
-pub use form::{Form, FormError, Grammar, Source, ToolChoice, ToolForm};
+pub use form::{Fault, Form, FormError, Grammar, Source, ToolChoice, ToolForm};
+use progress::{Progress, watched};
 use shelf::Shelf;
 pub use turn::Pattern;
 
-/// Grammars that are compiled at once; each takes a processor for some milliseconds.
+/// Grammars that are compiled at once; each takes a processor for some milliseconds. One that was given up keeps
+/// its place until it ends: llguidance cannot be interrupted, but has limits of its own.
 const COMPILING_MAX: usize = 2;
+/// So long a form waits for a place among them.
+const PLACE_WAIT: Duration = Duration::from_secs(30);
+/// So long one form may take. llguidance's limits are met sooner on any machine that is not overrun.
+pub const COMPILE_TIME_MAX: Duration = Duration::from_secs(5);
 /// Rules name each other by the thousand, and llguidance compiles them by recursion. All that the tests have
 /// tried was compiled in 24 MiB (2026-11-27, debug build). Pages that are not touched cost nothing.
 const COMPILE_STACK_BYTES: usize = 96 << 20;
@@ -41,7 +52,15 @@ pub trait Guide: Send {
     fn advance(&mut self, token: TokenId);
 
     /// The tokens that may come next; `None`: all of them. Never an empty one.
-    fn mask(&mut self) -> Option<TokenMask>;
+    fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted>;
+}
+
+/// The form could not be followed any further, with half of the answer said: what comes next would take more
+/// than its limit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Exhausted {
+    pub what: String,
 }
 
 /// Makes patterns over one vocabulary. Cheap to clone; one per server.
@@ -56,15 +75,25 @@ struct Shared {
     compiler: OnceLock<Compiler>,
     shelf: Mutex<Shelf>,
     compiling: Arc<Semaphore>,
+    /// Every token that has a piece; made when it is first asked for.
+    pieces: OnceLock<TokenMask>,
+    compile_time_max: Duration,
 }
 
 impl Guides {
     pub fn new(harmony: Harmony) -> Guides {
+        Guides::within(harmony, COMPILE_TIME_MAX)
+    }
+
+    /// With another limit on the time that a form may take to be compiled.
+    pub fn within(harmony: Harmony, compile_time_max: Duration) -> Guides {
         let shared = Shared {
             harmony,
             compiler: OnceLock::new(),
             shelf: Mutex::default(),
             compiling: Arc::new(Semaphore::new(COMPILING_MAX)),
+            pieces: OnceLock::new(),
+            compile_time_max,
         };
         Guides { shared: Arc::new(shared) }
     }
@@ -75,29 +104,38 @@ impl Guides {
         if form.is_free() {
             return Ok(None);
         }
-        self.off_thread(move |shared| shared.turn(&form)).await.map(Some)
+        self.off_thread(move |shared, progress| shared.turn(&form, progress)).await.map(Some)
     }
 
     /// The pattern of raw text: the grammar from its first token on, then `<|endoftext|>`.
     pub async fn text(&self, source: Source) -> Result<Pattern, FormError> {
         source.check()?;
-        self.off_thread(move |shared| shared.text(&source)).await
+        self.off_thread(move |shared, progress| shared.text(&source, progress)).await
+    }
+
+    /// An answer of at least so many tokens, none of which is one of `ends`; it may be bound to a form besides.
+    pub fn at_least(&self, tokens: usize, ends: &[TokenId], form: Option<Box<dyn Guide>>) -> Box<dyn Guide> {
+        let pieces = self.shared.pieces.get_or_init(|| self.shared.harmony.tokenizer().piece_ids().collect());
+        Box::new(AtLeast::new(tokens, ends, pieces, form))
     }
 
     async fn off_thread(
         &self,
-        make: impl FnOnce(&Shared) -> Result<Pattern, FormError> + Send + 'static,
+        make: impl FnOnce(&Shared, &Progress) -> Result<Pattern, FormError> + Send + 'static,
     ) -> Result<Pattern, FormError> {
         let shared = Arc::clone(&self.shared);
-        let permit = Arc::clone(&shared.compiling).acquire_owned().await.expect("it is never closed");
-        let (done, made) = oneshot::channel();
+        let place = timeout(PLACE_WAIT, Arc::clone(&shared.compiling).acquire_owned()).await;
+        let place = place.map_err(|_| progress::busy())?.expect("places are never closed");
+        let (progress, watch) = watched();
         let work = move || {
-            let _permit = permit;
-            // The request may be gone by now.
-            let _ = done.send(make(&shared));
+            // What all forms share is not on the account of the first.
+            shared.compiler();
+            let made = make(&shared, &progress);
+            progress.done(made);
+            drop(place);
         };
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILE_STACK_BYTES);
         thread.spawn(work).map_err(|error| FormError::unmade(error.to_string()))?;
-        made.await.unwrap_or_else(|_| Err(FormError::unmade("its thread ended".to_owned())))
+        watch.pattern(self.shared.compile_time_max).await
     }
 }

@@ -12,7 +12,7 @@ use super::compiler::{Compiled, Compiler};
 use super::form::{Form, FormError, Grammar, Source, ToolForm};
 use super::headers::{Headers, Message, OPENING, Place};
 use super::vocabulary::Vocabulary;
-use super::{Guide, Shared};
+use super::{Exhausted, Guide, Progress, Shared};
 
 /// What all sequences of one request are bound to.
 #[derive(Clone)]
@@ -32,12 +32,12 @@ struct Plan {
 }
 
 impl Shared {
-    pub(super) fn turn(&self, form: &Form) -> Result<Pattern, FormError> {
+    pub(super) fn turn(&self, form: &Form, progress: &Progress) -> Result<Pattern, FormError> {
         let compiler = self.compiler();
-        let answer = form.response.as_ref().map(|source| self.compiled(source)).transpose()?;
+        let answer = form.response.as_ref().map(|source| self.compiled(source, progress)).transpose()?;
         let mut calls = vec![None; form.tools.len()];
         for (place, tool) in form.callable().filter(|(_, tool)| tool.strict || form.must_call()) {
-            calls[place] = Some(self.compiled(&arguments(tool))?);
+            calls[place] = Some(self.compiled(&arguments(tool), progress)?);
         }
         let vocabulary = Arc::clone(&compiler.vocabulary);
         let headers = Some(headers(&vocabulary, form));
@@ -45,24 +45,25 @@ impl Shared {
         Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers, behind_thought, answer, calls }) })
     }
 
-    pub(super) fn text(&self, source: &Source) -> Result<Pattern, FormError> {
+    pub(super) fn text(&self, source: &Source, progress: &Progress) -> Result<Pattern, FormError> {
         let vocabulary = Arc::clone(&self.compiler().vocabulary);
-        let answer = Some(self.compiled(source)?);
+        let answer = Some(self.compiled(source, progress)?);
         let plan = Plan { vocabulary, headers: None, behind_thought: None, answer, calls: Vec::new() };
         Ok(Pattern { plan: Arc::new(plan) })
     }
 
-    fn compiler(&self) -> &Compiler {
+    pub(super) fn compiler(&self) -> &Compiler {
         self.compiler.get_or_init(|| Compiler::new(Vocabulary::new(&self.harmony)))
     }
 
-    fn compiled(&self, source: &Source) -> Result<Arc<Compiled>, FormError> {
+    fn compiled(&self, source: &Source, progress: &Progress) -> Result<Arc<Compiled>, FormError> {
+        progress.begin(&source.path)?;
         let shelf = || self.shelf.lock().expect("nothing panics while it is held");
         if let Some(compiled) = shelf().get(&source.grammar) {
             return Ok(compiled);
         }
         let compiled = self.compiler().compile(&source.grammar);
-        let compiled = Arc::new(compiled.map_err(|what| FormError::new(&source.path, what))?);
+        let compiled = Arc::new(compiled.map_err(|complaint| complaint.of(&source.path))?);
         shelf().put(source.grammar.clone(), Arc::clone(&compiled));
         Ok(compiled)
     }
@@ -146,13 +147,16 @@ impl Guide for Turn {
         }
     }
 
-    fn mask(&mut self) -> Option<TokenMask> {
-        Some(match &mut self.phase {
-            Phase::Header { place, thought } => self.plan.headers(*thought)?.mask(*place),
+    fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted> {
+        Ok(Some(match &mut self.phase {
+            Phase::Header { place, thought } => match self.plan.headers(*thought) {
+                Some(headers) => headers.mask(*place),
+                None => return Ok(None),
+            },
             Phase::Free { mask, .. } => mask.clone(),
-            Phase::Bound(body) => body.mask(),
+            Phase::Bound(body) => body.mask()?,
             Phase::Over => TokenMask::from_iter([self.plan.vocabulary.special.return_]),
-        })
+        }))
     }
 }
 

@@ -6,9 +6,10 @@
 //!   as well (a preamble), its calls to commentary;
 //! - a tool's answer carries the name of its function, found by the id of the call.
 
+use super::render::PastAnalysis;
 use super::{
-    Channel, Content, Conversation, DeveloperContent, Effort, FunctionTool, Message, ResponseFormat, Role,
-    SystemContent,
+    Channel, Content, Conversation, DeveloperContent, Effort, FunctionTool, Harmony, Message, ResponseFormat,
+    Role, SystemContent,
 };
 
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -69,6 +70,15 @@ pub enum ChatError {
 
 /// OpenAI allows 64; clients that put a server's name before the tool's send longer ones.
 const FUNCTION_NAME_MAX: usize = 128;
+
+/// Tokens of the shortest prompt that a chat can become: one user who says nothing.
+pub fn shortest_prompt(harmony: &Harmony) -> usize {
+    let silence = ChatMessage::User { content: String::new(), name: None };
+    let current_date = Some("2025-06-28".to_owned());
+    let chat = Chat { messages: vec![silence], current_date, ..Chat::default() };
+    let conversation = conversation(&chat).expect("a chat with one message, and nothing to be wrong");
+    harmony.render_for_completion(&conversation, PastAnalysis::default()).len()
+}
 
 pub fn conversation(chat: &Chat) -> Result<Conversation, ChatError> {
     if chat.messages.is_empty() {

@@ -12,7 +12,7 @@ pub struct Allowance {
     pub requests_per_minute: Option<u32>,
     /// Of prompts and answers together.
     pub tokens_per_minute: Option<u32>,
-    /// Requests at once.
+    /// Answers at once: choices, of all requests.
     pub concurrent: Option<u32>,
 }
 
@@ -24,7 +24,7 @@ pub enum Exceeded {
     #[error("it may use {per_minute} tokens a minute")]
     Tokens { per_minute: u32, wait: Duration },
     /// Nobody knows when one of them ends.
-    #[error("it may make {concurrent} requests at once")]
+    #[error("it may have {concurrent} answers made at once")]
     Concurrent { concurrent: u32 },
 }
 
@@ -62,8 +62,18 @@ impl Account {
         Ok(())
     }
 
-    pub fn close(&mut self) {
-        self.open -= 1;
+    /// So many choices more of a request that is open, all or none.
+    pub fn open_more(&mut self, allowance: &Allowance, more: u32) -> Result<(), Exceeded> {
+        let open = self.open.saturating_add(more);
+        if let Some(concurrent) = allowance.concurrent.filter(|&concurrent| open > concurrent) {
+            return Err(Exceeded::Concurrent { concurrent });
+        }
+        self.open = open;
+        Ok(())
+    }
+
+    pub fn close(&mut self, choices: u32) {
+        self.open -= choices;
     }
 
     pub fn prompt(&mut self, allowance: &Allowance, now: Duration, tokens: usize) -> Result<(), Exceeded> {
@@ -173,7 +183,19 @@ mod tests {
         assert_eq!(account.open(&allowance, s(0)), Ok(()));
         assert_eq!(account.open(&allowance, s(0)), Ok(()));
         assert_eq!(account.open(&allowance, s(0)), Err(Exceeded::Concurrent { concurrent: 2 }));
-        account.close();
+        account.close(1);
+        assert_eq!(account.open(&allowance, s(0)), Ok(()));
+    }
+
+    #[test]
+    fn choices_are_places_as_requests_are() {
+        let allowance = Allowance { concurrent: Some(4), ..Allowance::default() };
+        let mut account = Account::new(&allowance);
+        assert_eq!(account.open(&allowance, s(0)), Ok(()));
+        assert_eq!(account.open_more(&allowance, 4), Err(Exceeded::Concurrent { concurrent: 4 }));
+        assert_eq!(account.open_more(&allowance, 3), Ok(()), "what was refused took none");
+        assert_eq!(account.open(&allowance, s(0)), Err(Exceeded::Concurrent { concurrent: 4 }));
+        account.close(4);
         assert_eq!(account.open(&allowance, s(0)), Ok(()));
     }
 

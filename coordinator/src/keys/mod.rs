@@ -8,6 +8,7 @@ mod account;
 mod file;
 mod ring;
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,7 +42,7 @@ impl Key {
     /// A request begins, if the key may have one more.
     pub fn visit(self: &Arc<Key>) -> Result<Visit, Exceeded> {
         self.account().open(&self.allowance, self.now())?;
-        Ok(Visit { key: Arc::clone(self) })
+        Ok(Visit { key: Arc::clone(self), choices: AtomicU32::new(1) })
     }
 
     fn account(&self) -> MutexGuard<'_, Account> {
@@ -57,9 +58,19 @@ impl Key {
 #[derive(Debug)]
 pub struct Visit {
     pub key: Arc<Key>,
+    /// Places that it holds among those that the key may have at once.
+    choices: AtomicU32,
 }
 
 impl Visit {
+    /// The request asks for so many answers, where one was reckoned with.
+    pub fn open_choices(&self, choices: usize) -> Result<(), Exceeded> {
+        let more = u32::try_from(choices.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.key.account().open_more(&self.key.allowance, more)?;
+        self.choices.fetch_add(more, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// Before the work begins; of a prompt larger than a whole minute's allowance, that much must be there.
     pub fn spend_prompt(&self, tokens: usize) -> Result<(), Exceeded> {
         self.key.account().prompt(&self.key.allowance, self.key.now(), tokens)
@@ -73,6 +84,6 @@ impl Visit {
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        self.key.account().close();
+        self.key.account().close(self.choices.load(Ordering::Relaxed));
     }
 }

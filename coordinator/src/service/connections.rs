@@ -2,8 +2,9 @@
 //! or without.
 //!
 //! What one may cost is bounded: heads in bytes and in time, handshakes in time, answers in the time that a
-//! client reads nothing of them, connections in number (beyond which they wait unaccepted, in the system's
-//! queue). Bodies have limits of their own.
+//! client reads nothing of them, connections in number. When all places are taken, a few more connections are let
+//! in for one request each, so that probes are answered, and others hear that there is no place; beyond those they
+//! wait unaccepted, in the system's queue. Bodies have limits of their own.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -23,7 +24,8 @@ use super::tls::Tls;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Connections at once. Default 4096: each costs a file, and some 20 KB while it streams.
+    /// Connections at once. Default 4096: each costs a file, and some 20 KB while it streams. A few more are let in
+    /// for one request.
     pub connections_max: usize,
     /// Until a request's head is there whole; so long may a connection rest between requests, too.
     pub head_wait: Duration,
@@ -47,13 +49,35 @@ impl Default for ConnectionLimits {
 const HEAD_BYTES_MAX: usize = 64 << 10;
 /// After an error of the listener that does not concern one connection, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Let in beyond the places.
+const RESERVE: usize = 16;
+/// So soon one of these must say what it wants, and have read the answer.
+const RESERVE_WAIT: Duration = Duration::from_secs(5);
 /// The first byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
+
+/// What connections are served with that have a place, and those of the reserve.
+pub struct Routers {
+    pub all: Router,
+    pub reserve: Router,
+}
+
+impl ConnectionLimits {
+    /// Of a connection of the reserve.
+    fn of_a_guest(self) -> ConnectionLimits {
+        ConnectionLimits {
+            head_wait: self.head_wait.min(RESERVE_WAIT),
+            handshake_wait: self.handshake_wait.min(RESERVE_WAIT),
+            write_wait: self.write_wait.min(RESERVE_WAIT),
+            ..self
+        }
+    }
+}
 
 /// Serves until `shutdown` is done, and then as long as answers under way take, `drain` at most.
 pub async fn run(
     listener: TcpListener,
-    router: Router,
+    routers: Routers,
     tls: Option<Tls>,
     limits: ConnectionLimits,
     drain: Duration,
@@ -61,11 +85,18 @@ pub async fn run(
 ) {
     let graceful = GracefulShutdown::new();
     let places = Arc::new(Semaphore::new(limits.connections_max));
+    let reserve = Arc::new(Semaphore::new(RESERVE));
     let accepting = async {
         loop {
-            let place = Arc::clone(&places).acquire_owned().await.expect("places are never closed");
+            // Held until it is known whether a place is free: so one more can always be let in.
+            let reserved = Arc::clone(&reserve).acquire_owned().await.expect("places are never closed");
             let stream = accept(&listener).await;
-            let door = Door { router: router.clone(), tls: tls.clone(), limits, watcher: graceful.watcher() };
+            let place = Arc::clone(&places).try_acquire_owned();
+            let (router, limits, place, is_guest) = match place {
+                Ok(place) => (routers.all.clone(), limits, place, false),
+                Err(_) => (routers.reserve.clone(), limits.of_a_guest(), reserved, true),
+            };
+            let door = Door { router, tls: tls.clone(), limits, is_guest, watcher: graceful.watcher() };
             tokio::spawn(async move {
                 door.serve(stream).await;
                 drop(place);
@@ -99,6 +130,8 @@ struct Door {
     router: Router,
     tls: Option<Tls>,
     limits: ConnectionLimits,
+    /// It is of the reserve, and goes after one answer.
+    is_guest: bool,
     watcher: Watcher,
 }
 
@@ -129,6 +162,7 @@ impl Door {
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.head_wait)
             .max_buf_size(HEAD_BYTES_MAX)
+            .keep_alive(!self.is_guest)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = self.watcher.watch(connection).await {
             // A client that leaves is an error, too.

@@ -12,9 +12,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use flotilla_shared::TokenId;
 use tokio::net::TcpListener;
 
-use crate::api::{Api, BodyLimits, Origins, StoreLimits, router};
+use crate::api::{Api, BodyLimits, Origins, StoreLimits, routers};
 use crate::board::Board;
 use crate::driver::DriverHandle;
+use crate::guide::COMPILE_TIME_MAX;
 use crate::harmony::Harmony;
 use crate::keys::Keyring;
 pub use connections::ConnectionLimits;
@@ -57,6 +58,8 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// A request that is not done by then ends. None: it takes the time that it takes.
     pub request_timeout: Option<Duration>,
+    /// So long a form of answers may take to be compiled.
+    pub compile_time: Duration,
     /// What may be kept for `previous_response_id`.
     pub responses: StoreLimits,
     /// After the order to stop, how long answers under way may take.
@@ -71,6 +74,7 @@ impl Default for Limits {
             connections: ConnectionLimits::default(),
             keep_alive: Duration::from_secs(15),
             request_timeout: None,
+            compile_time: COMPILE_TIME_MAX,
             responses: StoreLimits::default(),
             drain: Duration::from_secs(30),
         }
@@ -107,8 +111,9 @@ pub async fn serve(
 ) {
     let (limits, tls) = (settings.limits, settings.tls.clone());
     let harmony = settings.harmony.clone();
-    let router = router(Api::new(settings, harmony, driver));
-    connections::run(listener, router, tls, limits.connections, limits.drain, shutdown).await;
+    let (all, reserve) = routers(Api::new(settings, harmony, driver));
+    let routers = connections::Routers { all, reserve };
+    connections::run(listener, routers, tls, limits.connections, limits.drain, shutdown).await;
 }
 
 /// The system's clock, for people: dates. Nothing is measured by it.

@@ -50,8 +50,9 @@ async fn a_head_without_end_is_refused() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer:?}");
 }
 
+/// Probes are answered, others hear why not, and either goes after one answer. Whoever has a place keeps it.
 #[tokio::test]
-async fn one_connection_more_than_there_are_places_waits() {
+async fn without_a_place_probes_are_answered_and_others_told() {
     let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
         settings.limits.connections.connections_max = 1;
     };
@@ -60,12 +61,48 @@ async fn one_connection_more_than_there_are_places_waits() {
     first.write_all(HEALTH).await.unwrap();
     let mut byte = [0];
     within(first.read_exact(&mut byte)).await.unwrap();
-    let mut second = connect(&server).await;
-    second.write_all(HEALTH).await.unwrap();
-    let early = tokio::time::timeout(Duration::from_millis(50), second.read_exact(&mut byte)).await;
-    assert!(early.is_err(), "served although the only place was taken");
+    for (path, status) in [
+        ("/health", 200),
+        ("/ready", 200),
+        ("/metrics", 200),
+        ("/v1/models", 503),
+        ("/", 503),
+        ("/health", 200),
+    ] {
+        let mut guest = connect(&server).await;
+        guest.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        let answer = rest(&mut guest).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {answer}");
+        assert_eq!(answer.contains("connections_full"), status == 503, "{path}: {answer}");
+        assert_eq!(answer.contains("retry-after: 1"), status == 503, "{path}: {answer}");
+    }
     drop(first);
-    within(second.read_exact(&mut byte)).await.unwrap();
+    let served = async || {
+        let mut stream = connect(&server).await;
+        stream.write_all(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+        rest(&mut stream).await.starts_with("HTTP/1.1 200 ")
+    };
+    until(served).await;
+}
+
+/// The reserve has an end, too: then connections wait as they did.
+#[tokio::test]
+async fn one_connection_more_than_places_and_reserve_waits() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.connections.connections_max = 1;
+    };
+    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+    let mut silent = Vec::new();
+    for _ in 0..17 {
+        silent.push(connect(&server).await);
+    }
+    let mut last = connect(&server).await;
+    last.write_all(HEALTH).await.unwrap();
+    let mut byte = [0];
+    let early = tokio::time::timeout(Duration::from_millis(50), last.read_exact(&mut byte)).await;
+    assert!(early.is_err(), "served although all places were taken");
+    drop(silent);
+    within(last.read_exact(&mut byte)).await.unwrap();
 }
 
 /// Its events wait for it in memory until `max_tokens` at most; then it is given up, and all of it freed.

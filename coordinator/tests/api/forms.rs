@@ -134,12 +134,10 @@ async fn what_cannot_be_kept_to_is_refused_by_name() {
     let schema = |schema| json!({"response_format": format(schema)});
     let path = "response_format.json_schema.schema";
     let function = |function| json!({"tools": [{"type": "function", "function": function}]});
-    let many = (0..70_000).map(|n| format!("w{n}")).collect::<Vec<_>>();
     let cases = [
         (schema(json!({"type": "array", "uniqueItems": true})), path, "uniqueItems"),
         (schema(json!({"$ref": "https://example.org/x"})), path, "example.org"),
         (schema(json!(true)), path, "expected a JSON schema, an object"),
-        (schema(json!({"enum": many})), path, "bytes, of at most 65536"),
         (json!({"response_format": {"kind": "text"}}), "response_format.type", "missing"),
         (json!({"response_format": {"type": "xml"}}), "response_format.type", "found the string"),
         (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema", "missing"),
@@ -181,4 +179,49 @@ async fn what_cannot_be_kept_to_is_refused_by_name() {
         assert!(error["message"].as_str().unwrap().contains(words), "{words:?} is missing in {error}");
     }
     assert_eq!(server.seen.admitted(), 0, "no worker has heard of any of this");
+}
+
+/// Written as a form is, and more than can be followed; or of nothing at all. Nothing is wrong with the request
+/// itself: 422, which clients do not try again.
+#[tokio::test]
+async fn what_cannot_be_followed_is_unprocessable() {
+    let server = Server::start().await;
+    let many = (0..70_000).map(|n| format!("w{n}")).collect::<Vec<_>>();
+    let nested = format!("{}a{}", "(".repeat(200), ")".repeat(200));
+    let path = "response_format.json_schema.schema";
+    let nothing = json!({"type": "integer", "minimum": 5, "maximum": 4});
+    let tool = json!({"type": "function", "function": {"name": "f", "strict": true, "parameters":
+        {"type": "object", "properties": {"a": false}, "required": ["a"]}}});
+    let cases = [
+        (json!({"response_format": format(json!({"enum": many}))}), path, "grammar_too_complex"),
+        (json!({"guided_regex": nested}), "guided_regex", "grammar_too_complex"),
+        (json!({"response_format": format(nothing)}), path, "grammar_unsatisfiable"),
+        (json!({"tools": [tool]}), "tools[0].function.parameters", "grammar_unsatisfiable"),
+    ];
+    for (form, param, code) in cases {
+        let (status, error) = server.refused(CHAT, &with(user("x"), form)).await;
+        assert_eq!((status, error["param"].as_str()), (422, Some(param)), "{error}");
+        let kind = (error["type"].as_str(), error["code"].as_str());
+        assert_eq!(kind, (Some("invalid_request_error"), Some(code)), "{error}");
+    }
+    assert_eq!(server.seen.admitted(), 0, "no worker has heard of any of this");
+}
+
+/// What was said so far is no answer of that form, and must not look like one.
+#[tokio::test]
+async fn a_form_that_becomes_too_much_is_an_error_and_no_end() {
+    let server = Server::start().await;
+    let said = "x".repeat(1600);
+    let ways = (2..8).map(|n| "s ".repeat(n) + "| ").collect::<String>();
+    let form = json!({"guided_grammar": format!("start: s\ns: {ways}\"x\"")});
+    let body = with(user(&thinks_and_says("", &said)), form);
+    let (status, error) = server.refused(CHAT, &body).await;
+    assert_eq!((status, error["code"].as_str()), (422, Some("grammar_exhausted")), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("within its limits"), "{error}");
+
+    let events = server.stream(CHAT, &with(body, json!({"stream": true}))).await;
+    let last = events.last().unwrap();
+    assert_eq!(last["error"]["code"], "grammar_exhausted", "{last}");
+    let ended = events.iter().any(|event| event["choices"][0]["finish_reason"].is_string());
+    assert!(!ended && !joined(&events, "/delta/content").is_empty(), "said, and not ended: {events:?}");
 }

@@ -108,6 +108,30 @@ async fn requests_at_once() {
     }
 }
 
+/// Eight choices are as much work as eight requests.
+#[tokio::test]
+async fn choices_are_counted_as_requests_are() {
+    let server = server(&[("alice", "concurrent = 4")]).await;
+    let many = |n: u32| {
+        let mut body = yes();
+        body["n"] = json!(n);
+        body
+    };
+    let (status, error) = error_of(server.post_as("alice", CHAT, &many(5)).await).await;
+    assert_eq!(status, 429);
+    assert!(error["message"].as_str().unwrap().ends_with("it may have 4 answers made at once"), "{error}");
+    // Each gives back all that it had.
+    for _ in 0..3 {
+        until(async || server.post_as("alice", CHAT, &many(4)).await.status() == 200).await;
+    }
+    let mut body = endless();
+    body["n"] = json!(3);
+    let mut open = Events::of(server.post_as("alice", CHAT, &body).await);
+    open.next().await.unwrap();
+    assert_eq!(server.post_as("alice", CHAT, &many(2)).await.status(), 429);
+    until(async || server.post_as("alice", CHAT, &yes()).await.status() == 200).await;
+}
+
 #[tokio::test]
 async fn tokens_a_minute() {
     let server = server(&[("alice", "tokens_per_minute = 200"), ("bob", "")]).await;

@@ -117,3 +117,28 @@ async fn a_stop_string_is_no_novel() {
     assert_eq!((status, &error["param"]), (400, &json!("stop[1]")));
     assert!(error["message"].as_str().unwrap().contains("at most 256 bytes"), "{error}");
 }
+
+/// The model wants to stop at once; it says dots until it may. Stop strings do not count before, either.
+#[tokio::test]
+async fn an_answer_has_its_least_length() {
+    let server = Server::start().await;
+    let mut body = user(&thinks_and_says("", "one two three"));
+    let short = server.chat(&body).await["usage"]["completion_tokens"].as_u64().unwrap();
+    body["min_tokens"] = json!(short + 20);
+    body["max_tokens"] = json!(short + 40);
+    let answer = server.chat(&body).await;
+    let said = answer["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((short + 20..=short + 40).contains(&said), "{said}, {short} without: {answer}");
+
+    // All but the token that ends it.
+    body["min_tokens"] = json!(short - 1);
+    body["stop"] = json!("two");
+    let whole = server.chat(&body).await;
+    assert_eq!(whole["choices"][0]["message"]["content"], "one two three");
+    body["min_tokens"] = json!(1);
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], "one ");
+
+    body["min_tokens"] = json!(short + 41);
+    let (status, error) = server.refused(CHAT, &body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("min_tokens")), "{error}");
+}

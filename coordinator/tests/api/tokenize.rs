@@ -40,7 +40,7 @@ async fn a_chat_has_the_tokens_that_its_answer_counts() {
 async fn what_cannot_be_is_named() {
     let server = Server::start().await;
     for (path, body, param) in [
-        ("/tokenize", json!({}), "messages"),
+        ("/tokenize", json!({}), "prompt"),
         ("/tokenize", json!({"prompt": 7}), "prompt"),
         ("/tokenize", json!({"prompt": "a", "messages": []}), "messages"),
         ("/tokenize", json!({"prompt": "a", "x": 1}), "x"),
@@ -50,6 +50,8 @@ async fn what_cannot_be_is_named() {
     ] {
         let (status, error) = server.refused(path, &body).await;
         assert_eq!((status, &error["param"]), (400, &json!(param)), "{error}");
+        let names_both = error["message"].as_str().unwrap().contains("a prompt, or the messages of a chat");
+        assert_eq!(names_both, path == "/tokenize" && body == json!({}), "{error}");
     }
     let (status, error) = server.refused("/tokenize", &json!({"model": "gpt-5", "prompt": "a"})).await;
     assert_eq!((status, &error["param"]), (404, &json!("model")));

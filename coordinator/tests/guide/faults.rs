@@ -1,15 +1,22 @@
 //! Forms that cannot be kept to: the complaint names the parameter and says what is wrong, and no grammar
 //! costs more than its limits.
 
-use flotilla_coordinator::guide::{Form, Grammar, ToolChoice};
+use std::time::Duration;
+
+use flotilla_coordinator::guide::{Fault, Form, Grammar, Guides, ToolChoice};
 use serde_json::{Value, json};
 
-use crate::model::{Chance, GUIDES, answer, json, refusal, run, say, tool};
+use crate::model::{Chance, GUIDES, HARMONY, answer, json, pattern, refusal, run, say, tokenizer, tool};
 
 #[track_caller]
 fn check(grammar: Grammar, expected: &str) {
+    faulted(grammar, Fault::Malformed, expected);
+}
+
+#[track_caller]
+fn faulted(grammar: Grammar, fault: Fault, expected: &str) {
     let error = refusal(answer(grammar));
-    assert_eq!(error.path, "response_format");
+    assert_eq!((error.path.as_str(), error.fault), ("response_format", fault), "{error}");
     assert!(!error.what.is_empty() && error.what.contains(expected), "{expected:?} in {error}");
     assert!(error.what.chars().count() <= 300 && !error.what.contains('\n'), "{error}");
 }
@@ -24,7 +31,6 @@ fn schemas() {
     check(json(json!({"type": "array", "uniqueItems": true})), "uniqueItems");
     check(json(json!({"type": "string", "pattern": "(unclosed"})), "unclosed");
     check(json(json!({"type": "object", "properties": 4})), "properties");
-    check(json(json!({"type": "integer", "minimum": 5, "maximum": 4})), "");
     check(json(json!({"type": "object", "x-guidance": {"lenient": true}})), "x-guidance");
 }
 
@@ -60,9 +66,11 @@ fn tools() {
 /// What an attacker would send is refused, or compiled and followed within llguidance's limits.
 #[test]
 fn what_would_cost_too_much() {
-    check(Grammar::Lark("x".repeat(65 << 10)), "bytes");
-    check(Grammar::Regex("(".repeat(4000)), "nests deeper");
-    check(Grammar::Lark(format!("start: {}\"x\"{}", "(".repeat(5000), ")".repeat(5000))), "nests deeper");
+    let much = |grammar, expected| faulted(grammar, Fault::TooComplex, expected);
+    much(Grammar::Lark("x".repeat(65 << 10)), "bytes");
+    much(Grammar::Regex("(".repeat(4000)), "nests deeper");
+    much(Grammar::Lark(format!("start: {}\"x\"{}", "(".repeat(5000), ")".repeat(5000))), "nests deeper");
+    much(Grammar::Choice(vec!["a".to_owned(); 1025]), "texts, of at most");
     let wide: Vec<Value> = (0..2000).map(|n| json!({"required": [format!("p{n}")]})).collect();
     let all = |n| json!({"properties": {format!("p{n}"): {"pattern": "a.*b.*c"}}});
     let all: Vec<Value> = (0..200).map(all).collect();
@@ -75,6 +83,45 @@ fn what_would_cost_too_much() {
     ] {
         survives(grammar);
     }
+}
+
+/// Each word is a schema's, and together they say nothing.
+#[test]
+fn what_no_text_is_of_is_told_from_what_is_no_form() {
+    let nothing = |schema| faulted(json(schema), Fault::Unsatisfiable, "");
+    nothing(json!({"type": "integer", "minimum": 5, "maximum": 4}));
+    nothing(json!({"allOf": [{"const": 1}, {"const": 2}]}));
+    nothing(json!({"type": "object", "properties": {"a": false}, "required": ["a"]}));
+}
+
+/// The form is given up, its thread goes on to its end, and the next form has its time.
+#[test]
+fn time_to_compile_is_limited() {
+    let hasty = Guides::within(HARMONY.clone(), Duration::ZERO);
+    let word = |n| format!("a choice of many words, all of them alike but for {n}");
+    let slow = Grammar::Choice((0..1000).map(word).collect());
+    let error = run(hasty.turn(answer(slow.clone()))).err().expect("no time at all");
+    assert_eq!((error.path.as_str(), error.fault), ("response_format", Fault::TooComplex));
+    assert_eq!(error.what, "it was not compiled within 0 s");
+    assert!(run(GUIDES.turn(answer(slow))).is_ok(), "with time, it is a form as any");
+}
+
+/// Each letter may belong together with those before it in ever more ways: with half of it said, llguidance has no room
+/// for more. Then there is no mask, and no end that would pass for one.
+#[test]
+fn a_form_that_becomes_too_much_is_no_end() {
+    let ways = (2..8).map(|n| "s ".repeat(n) + "| ").collect::<String>();
+    let grammar = Grammar::Lark(format!("start: s\ns: {ways}\"x\""));
+    let mut guide = pattern(answer(grammar)).guide();
+    say(&mut *guide, "<|channel|>final<|message|>");
+    for token in tokenizer().encode_plain(&"x".repeat(1600)) {
+        match guide.mask() {
+            Ok(mask) => assert!(mask.expect("something is bound").allows(token), "x is always allowed"),
+            Err(exhausted) => return assert!(!exhausted.what.is_empty() && !exhausted.what.contains('\n')),
+        }
+        guide.advance(token);
+    }
+    panic!("never exhausted");
 }
 
 /// Rules that name each other by the thousand, and schemas as deep as JSON goes, are compiled by recursion:

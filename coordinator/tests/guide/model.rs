@@ -22,7 +22,7 @@ pub fn tokenizer() -> &'static Tokenizer {
 }
 
 pub fn run<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
 }
 
 pub fn pattern(form: Form) -> Pattern {
@@ -60,7 +60,7 @@ pub fn allowed(mask: &TokenMask) -> Vec<TokenId> {
 
 /// Allowed tokens as text, for tests of places where they are few.
 pub fn choices(guide: &mut dyn Guide) -> Vec<String> {
-    let mask = guide.mask().expect("something is bound");
+    let mask = guide.mask().expect("it goes on").expect("something is bound");
     allowed(&mask).into_iter().map(|id| tokenizer().decode(&[id])).collect()
 }
 
@@ -68,7 +68,7 @@ pub fn choices(guide: &mut dyn Guide) -> Vec<String> {
 #[track_caller]
 pub fn say(guide: &mut dyn Guide, text: &str) {
     for token in tokenizer().encode_special(text) {
-        let mask = guide.mask().expect("something is bound");
+        let mask = guide.mask().expect("it goes on").expect("something is bound");
         assert!(mask.allows(token), "{:?} of {text:?} is not allowed", tokenizer().decode(&[token]));
         guide.advance(token);
     }
@@ -79,7 +79,7 @@ pub fn say(guide: &mut dyn Guide, text: &str) {
 pub fn may_say(again: impl Fn() -> Box<dyn Guide>, text: &str) -> bool {
     let mut guide = again();
     tokenizer().encode_special(text).into_iter().all(|token| {
-        let allows = guide.mask().is_none_or(|mask| mask.allows(token));
+        let allows = guide.mask().expect("it goes on").is_none_or(|mask| mask.allows(token));
         guide.advance(token);
         allows
     })
@@ -100,7 +100,7 @@ impl Chance {
     pub fn write(&mut self, guide: &mut dyn Guide) -> Vec<TokenId> {
         let mut tokens = Vec::new();
         loop {
-            let mask = guide.mask().expect("something is bound");
+            let mask = guide.mask().expect("it goes on").expect("something is bound");
             let token = self.pick(&allowed(&mask), tokens.len() >= self.hurry);
             guide.advance(token);
             tokens.push(token);
@@ -111,11 +111,11 @@ impl Chance {
         }
     }
 
-    /// Some tokens of it, or fewer if it stops.
+    /// Some tokens of it, or fewer if it stops or becomes too much.
     pub fn some(&mut self, guide: &mut dyn Guide, count: usize) {
         for written in 0..count {
-            let token =
-                self.pick(&allowed(&guide.mask().expect("something is bound")), written >= self.hurry);
+            let Ok(mask) = guide.mask() else { return };
+            let token = self.pick(&allowed(&mask.expect("something is bound")), written >= self.hurry);
             guide.advance(token);
             if self.stops(token) {
                 return;

@@ -45,7 +45,7 @@ fn what_models_write_is_let_through_and_padding_never() {
     for completion in written {
         let mut guide = pattern.guide();
         for token in &completion.ids {
-            let mask = guide.mask().unwrap();
+            let mask = guide.mask().unwrap().unwrap();
             let piece = tokenizer.decode(&[*token]);
             assert!(mask.allows(*token), "{}: {piece:?} is not allowed", completion.name);
             guide.advance(*token);
@@ -58,7 +58,7 @@ fn what_models_write_is_let_through_and_padding_never() {
     let said = "<|channel|>analysis<|message|>x<|end|><|start|>assistant<|channel|>final<|message|>\
                 {\"name\": \"Zoë 🙂\", \"more\": [1, true]}<|return|>";
     for token in tokenizer.encode_special(said) {
-        let mask = guide.mask().unwrap();
+        let mask = guide.mask().unwrap().unwrap();
         assert!(mask.allows(token), "{:?} is not allowed", tokenizer.decode(&[token]));
         assert!((200_019..201_088).all(|padding| !mask.allows(padding)));
         assert!([199_998, 200_000, 200_018].iter().all(|special| !mask.allows(*special)), "no stray special");

@@ -1,6 +1,8 @@
 //! The best token of a rank's part of the vocabulary, on the host. Noise costs two logarithms, so a token
 //! whose noise cannot make it the best, as most cannot, is passed over by a bound that costs a look into a table.
 
+use super::candidates::Likely;
+use super::span::Visitor;
 use super::{Candidate, SampleRow, Sampleable};
 use flotilla_shared::TokenId;
 use flotilla_shared::sampling::{CHANCE_BITS, Chance, gumbel_of};
@@ -13,22 +15,49 @@ pub fn best_of(row: &SampleRow, logits: &[f32], sampleable: &Sampleable) -> Cand
 
 /// The best of some tokens; none if no logit is a number.
 pub(super) fn best_among(row: &SampleRow, tokens: impl Iterator<Item = (TokenId, f32)>) -> Candidate {
-    let sampling = &row.sampling;
-    let mut best = Candidate::NONE;
-    if sampling.is_greedy() {
+    if row.sampling.is_greedy() {
+        let mut best = Candidate::NONE;
         tokens.for_each(|(token, logit)| best.meet(Candidate { score: logit, token }));
         return best;
     }
-    let chance = Chance::new(sampling.seed, row.position);
-    let bounds: &[f32] = &BOUNDS;
-    tokens.for_each(|(token, logit)| {
-        let (scaled, bits) = (logit / sampling.temperature, chance.of(token));
+    let mut best = Best::new(row);
+    tokens.for_each(|(token, logit)| best.meet(token, logit));
+    best.found()
+}
+
+/// The best of the tokens of a row with noise that were met so far.
+pub(super) struct Best {
+    best: Candidate,
+    chance: Chance,
+    temperature: f32,
+    bounds: &'static [f32],
+}
+
+impl Best {
+    pub fn new(row: &SampleRow) -> Best {
+        let chance = Chance::new(row.sampling.seed, row.position);
+        Best { best: Candidate::NONE, chance, temperature: row.sampling.temperature, bounds: &BOUNDS }
+    }
+
+    #[inline(always)]
+    pub fn meet(&mut self, token: TokenId, logit: f32) {
+        let (scaled, bits) = (logit / self.temperature, self.chance.of(token));
         // Never true of a NaN, which is what a mask leaves of most tokens.
-        if scaled + bounds[leading(bits)] >= best.score {
-            best.meet(Candidate { score: scaled + gumbel_of(bits), token });
+        if scaled + self.bounds[leading(bits)] >= self.best.score {
+            self.best.meet(Candidate { score: scaled + gumbel_of(bits), token });
         }
-    });
-    best
+    }
+
+    pub fn found(self) -> Candidate {
+        self.best
+    }
+}
+
+impl Visitor for Best {
+    #[inline(always)]
+    fn meet(&mut self, (logit, token): Likely) {
+        Best::meet(self, token, logit);
+    }
 }
 
 /// Leading bits of a chance that the table knows.

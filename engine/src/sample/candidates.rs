@@ -3,6 +3,8 @@
 
 use super::Sampleable;
 use super::gathered::{put_all, take_all};
+use super::weights::{GROUP, KERNELS, filled, which};
+use crate::backend::cpu::kernels::Plain;
 use flotilla_shared::TokenId;
 
 /// A token that might be drawn.
@@ -17,14 +19,11 @@ pub(super) fn place(&(logit, token): &Likely) -> u64 {
 }
 
 /// The token at a place.
-fn at_place(place: u64) -> Likely {
+pub(super) fn at_place(place: u64) -> Likely {
     let rising = !((place >> 32) as u32);
     let bits = if rising >> 31 == 1 { rising & !(1 << 31) } else { !rising };
     (f32::from_bits(bits), place as TokenId)
 }
-
-/// Logits that are passed over together, if none of them is likely enough.
-const GROUP: usize = 32;
 
 /// The likeliest of one rank's part, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -37,15 +36,8 @@ pub(super) struct Head {
 impl Head {
     /// At most `count` of `logits`, f32 [V/R], but one at least.
     pub fn of(logits: &[f32], sampleable: &Sampleable, count: usize) -> Head {
-        let mut likeliest = Likeliest::new(count.max(1));
-        for (first, logits) in sampleable.parts(logits) {
-            for (first, group) in (first..).step_by(GROUP).zip(logits.chunks(GROUP)) {
-                if likeliest.may_have(group) {
-                    (first..).zip(group).for_each(|(token, logit)| likeliest.meet(token, *logit));
-                }
-            }
-        }
-        likeliest.head()
+        let likeliest = Likeliest::new(count.max(1));
+        KERNELS.plain(Look { likeliest, logits, sampleable }).head()
     }
 
     /// The highest logit.
@@ -68,6 +60,31 @@ impl Head {
     }
 }
 
+/// Looks at one rank's part of a row.
+struct Look<'a> {
+    likeliest: Likeliest,
+    logits: &'a [f32],
+    sampleable: &'a Sampleable,
+}
+
+impl Plain for Look<'_> {
+    type Out = Likeliest;
+
+    #[inline(always)]
+    fn run(mut self) -> Likeliest {
+        for (first, logits) in self.sampleable.parts(self.logits) {
+            let (groups, rest) = logits.as_chunks();
+            let mut at = first;
+            for group in groups {
+                self.likeliest.meet_some_of(at, group);
+                at += GROUP as TokenId;
+            }
+            self.likeliest.meet_some_of(at, &filled(rest));
+        }
+        self.likeliest
+    }
+}
+
 /// The likeliest of those that were met so far, ids rising.
 struct Likeliest {
     count: usize,
@@ -83,12 +100,19 @@ impl Likeliest {
         Likeliest { count, places: Vec::new(), least: f32::NEG_INFINITY, is_all: true }
     }
 
+    /// Of most groups none is likely enough, once some were left out.
     #[inline(always)]
-    fn may_have(&self, logits: &[f32]) -> bool {
-        // All are counted, because a processor compares several at once and stops at none.
-        self.is_all || logits.iter().map(|logit| u32::from(*logit > self.least)).sum::<u32>() > 0
+    fn meet_some_of(&mut self, first: TokenId, group: &[f32; GROUP]) {
+        let (least, is_all) = (self.least, self.is_all);
+        let mut left = which(group, |logit| (logit > least) | is_all);
+        while left != 0 {
+            let at = left.trailing_zeros();
+            left &= left - 1;
+            self.meet(first + at, group[at as usize]);
+        }
     }
 
+    #[inline(always)]
     fn meet(&mut self, token: TokenId, logit: f32) {
         // Ids rise: one that is equal to the least of enough others comes after them.
         if logit > self.least || self.is_all && !logit.is_nan() {

@@ -12,6 +12,8 @@ mod nucleus;
 mod replicated;
 mod rooms;
 mod sampler;
+mod search;
+mod span;
 mod weights;
 
 pub use best::best_of;

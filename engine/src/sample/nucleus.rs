@@ -7,11 +7,15 @@ use flotilla_shared::Sampling;
 
 /// The lowest logit that min-p keeps: at least min_p times as likely as the likeliest.
 pub(super) fn min_p_floor(max: f32, sampling: &Sampling) -> f32 {
-    let least = (f64::from(sampling.min_p) * WEIGHT_MAX) as u64;
+    floor(max, (f64::from(sampling.min_p) * WEIGHT_MAX) as u64, sampling.temperature)
+}
+
+/// The lowest logit that weighs so much; beside an infinite one, all are as low.
+pub(super) fn floor(max: f32, least: u64, temperature: f32) -> f32 {
     if least == 0 || !max.is_finite() {
         return f32::NEG_INFINITY;
     }
-    let weigher = Weigher::new(max, sampling.temperature);
+    let weigher = Weigher::new(max, temperature);
     let is_kept = |logit| weigher.weight(logit) >= least;
     // By the order of the bits of floats: `low` is never kept, `high` always is.
     let (mut low, mut high) = (rank_of(f32::NEG_INFINITY), rank_of(max));
@@ -38,17 +42,21 @@ pub(super) fn wanted(total: u128, top_p: f32) -> u128 {
     (total as f64 * f64::from(top_p)) as u128
 }
 
-/// How many of `tokens`, in order, first reach `wanted`. If they do not: how many more it takes at least.
-pub(super) fn reaching(tokens: &[Likely], wanted: u128, weigher: Weigher) -> Result<usize, usize> {
-    let (mut reached, mut last) = (0, 0);
+/// No token of the nucleus weighs less: all `count` of the vocabulary that did would not weigh together what the
+/// nucleus leaves. Half of that, because neighbours may be in the wrong order by the last bits of their weights.
+pub(super) fn least_weight(total: u128, wanted: u128, count: u64) -> u64 {
+    let least = (total - wanted) / u128::from(count.max(1)) / 2;
+    u64::try_from(least).unwrap_or(u64::MAX).min(WEIGHT_MAX as u64)
+}
+
+/// How many of `tokens`, in order, first reach `wanted`. If they do not: what they reach.
+pub(super) fn reaching(tokens: &[Likely], wanted: u128, weigher: Weigher) -> Result<usize, u128> {
+    let mut reached = 0;
     let reaches = tokens.iter().position(|&(logit, _)| {
-        last = u128::from(weigher.weight(logit));
-        reached += last;
+        reached += u128::from(weigher.weight(logit));
         reached >= wanted
     });
-    // Those that follow weigh no more than the last.
-    let more = || usize::try_from((wanted - reached) / last.max(1)).unwrap_or(usize::MAX);
-    reaches.map(|last| last + 1).ok_or_else(more)
+    reaches.map(|last| last + 1).ok_or(reached)
 }
 
 #[cfg(test)]
@@ -85,8 +93,7 @@ mod tests {
         let weigher = Weigher::new(1.0, 1.0);
         let total = weigher.sum(&[1.0; 30], f32::NEG_INFINITY);
         assert_eq!(reaching(&tokens, wanted(total, 0.066), weigher), Ok(2));
-        // Two of what would be more than 14 of 30 have been seen.
-        assert_eq!(reaching(&tokens, wanted(total, 0.48), weigher), Err(12));
+        assert_eq!(reaching(&tokens, wanted(total, 0.48), weigher), Err(2 * WEIGHT_MAX as u128));
     }
 
     #[test]

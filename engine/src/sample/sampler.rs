@@ -1,14 +1,16 @@
 //! Chooses a step's tokens, all rows together: what ranks ask each other, and in which order. One gathering
 //! of 8 bytes a row and rank where every token may be drawn; a row that is cut sends its likeliest tokens, one
-//! that is cut by top-p also a sum, and logprobs take one more gathering. No logits travel but the likeliest.
+//! that is cut by top-p also a sum, and where more may be drawn than those, sums of buckets (`search.rs`) and its
+//! best. Logprobs take one more gathering. No logits travel but a few.
 
 use super::best::best_of;
 use super::candidates::Head;
-use super::cut::Cut;
+use super::cut::{Cut, Total};
 use super::gathered::{Sent, by_row};
 use super::logits::adjusted;
 use super::logprobs::{Part, logprobs};
 use super::rooms::Rooms;
+use super::search::Search;
 use super::{Candidate, Chosen, SampleError, SampleRow, Sampleable, Shard};
 use crate::backend::BackendError;
 use crate::collective::Collective;
@@ -49,10 +51,10 @@ impl Sampler {
         let mut best = vec![Candidate::NONE; rows.len()];
         let mut cuts = self.look(rows, &mut best, shard, collective)?;
         self.add_up(&mut cuts, shard, collective)?;
-        while cuts.iter().any(Cut::is_open) {
-            self.look_further(&mut cuts, shard, collective)?;
+        while cuts.iter().any(|cut| cut.search.is_some()) {
+            self.search(&mut cuts, shard, collective)?;
         }
-        cuts.iter().for_each(|cut| best[cut.index] = cut.draw());
+        self.draw(&cuts, &mut best, shard, collective)?;
         let tokens: Vec<Option<TokenId>> =
             best.iter().map(|best| (*best != Candidate::NONE).then_some(best.token)).collect();
         let mut logprobs = self.logprobs(rows, &tokens, shard, collective)?;
@@ -111,7 +113,7 @@ impl Sampler {
 
     fn first(&self, row: &SampleRow, logits: &[f32]) -> First {
         match row.is_cut() {
-            true => First::Head(Head::of(logits, &self.sampleable, Cut::new(0, row).head_tokens)),
+            true => First::Head(Head::of(logits, &self.sampleable, Cut::head_tokens(row))),
             false => First::Best(best_of(row, logits, &self.sampleable)),
         }
     }
@@ -133,26 +135,59 @@ impl Sampler {
         })?;
         self.sent.clear();
         totals.into_iter().for_each(|total| total.put(&mut self.sent));
-        let found = self.gather(lacking.len(), collective, |_, from| u128::take(from))?;
-        lacking.iter_mut().zip(found).for_each(|(cut, totals)| cut.learn_total(totals.iter().sum()));
+        let found = self.gather(lacking.len(), collective, |_, from| Total::take(from))?;
+        lacking.iter_mut().zip(found).for_each(|(cut, totals)| cut.learn_total(&totals));
         Ok(())
     }
 
-    /// More of the likeliest tokens, of the rows whose tokens are not yet known.
-    fn look_further<C: Collective + ?Sized>(
+    /// One round of looking for where wide nuclei end.
+    fn search<C: Collective + ?Sized>(
         &mut self,
         cuts: &mut [Cut<'_>],
         shard: &mut impl Shard,
         collective: &mut C,
     ) -> Result<(), SampleError> {
-        let mut open: Vec<&mut Cut<'_>> = cuts.iter_mut().filter(|cut| cut.is_open()).collect();
+        let mut open: Vec<&mut Cut<'_>> = cuts.iter_mut().filter(|cut| cut.search.is_some()).collect();
         let rows: Vec<&SampleRow> = open.iter().map(|cut| cut.row).collect();
-        let heads =
-            self.each(&rows, shard, |at, logits| Head::of(logits, &self.sampleable, open[at].head_tokens))?;
+        let searches: Vec<&Search> = open.iter().flat_map(|cut| &cut.search).collect();
+        let own = self.each(&rows, shard, |at, logits| searches[at].look(logits, &self.sampleable))?;
         self.sent.clear();
-        heads.iter().for_each(|head| head.put(&mut self.sent));
-        let found = self.gather(open.len(), collective, |_, from| Head::take(from))?;
-        open.iter_mut().zip(found).for_each(|(cut, heads)| cut.learn(heads));
+        own.iter().for_each(|found| found.put(&mut self.sent));
+        let found = self.gather(open.len(), collective, |at, from| searches[at].take(from))?;
+        for (cut, found) in open.iter_mut().zip(found) {
+            if let Some(last) = cut.search.as_mut().and_then(|search| search.learn(found)) {
+                cut.learn_last(last);
+            }
+        }
+        Ok(())
+    }
+
+    /// The token of each row that is cut: of what is known, or of what each rank finds among its own.
+    fn draw<C: Collective + ?Sized>(
+        &mut self,
+        cuts: &[Cut<'_>],
+        best: &mut [Candidate],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<(), SampleError> {
+        let mut wide = Vec::new();
+        for cut in cuts {
+            match cut.draw() {
+                Some(drawn) => best[cut.index] = drawn,
+                None => wide.push(cut),
+            }
+        }
+        if wide.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<&SampleRow> = wide.iter().map(|cut| cut.row).collect();
+        let own = self.each(&rows, shard, |at, logits| wide[at].own_best(logits, &self.sampleable))?;
+        self.sent.clear();
+        own.into_iter().for_each(|own| own.put(&mut self.sent));
+        let found = self.gather(wide.len(), collective, |_, from| Candidate::take(from))?;
+        for (cut, found) in wide.into_iter().zip(found) {
+            found.into_iter().for_each(|candidate| best[cut.index].meet(candidate));
+        }
         Ok(())
     }
 

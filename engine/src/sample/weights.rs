@@ -5,7 +5,9 @@
 //!
 //! A step is never fused with the next, as the language promises, whatever the processor could do.
 
+use crate::backend::cpu::kernels::{Kernels, Plain};
 use std::f64::consts::{LN_2, LOG2_E};
+use std::sync::LazyLock;
 
 /// The weight of the likeliest token. What rounds to none of its parts is nothing: a vocabulary of such tokens
 /// would be 2⁻³³ of the whole.
@@ -15,9 +17,12 @@ pub(super) const WEIGHT_MAX: f64 = (1u64 << 50) as f64;
 const OCTAVES: f64 = 52.0;
 
 /// Logits that are passed over together, if none of them has a weight.
-const GROUP: usize = 32;
+pub(super) const GROUP: usize = 32;
 /// Logits whose weights cannot exceed 64 bits.
-const FEW: usize = 128 * GROUP;
+const FEW: usize = 64 * GROUP;
+
+/// For what looks at a whole vocabulary. Which instructions it uses changes no bit.
+pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::detect);
 
 /// Weighs logits beside the highest of them.
 #[derive(Clone, Copy, Debug)]
@@ -52,28 +57,39 @@ impl Weigher {
             let infinite = logits.iter().filter(|logit| **logit == self.max).count();
             return infinite as u128 * WEIGHT_MAX as u128;
         }
-        let floor = floor.max(self.least);
-        logits.chunks(FEW).map(|few| u128::from(self.sum_of_few(few, floor))).sum()
+        KERNELS.plain(Sum { weigher: *self, logits, floor: floor.max(self.least) })
     }
 
-    fn sum_of_few(&self, logits: &[f32], floor: f32) -> u64 {
-        let (groups, rest) = logits.as_chunks::<GROUP>();
-        let of_groups: u64 = groups.iter().map(|group| self.sum_of_group(group, floor)).sum();
-        of_groups + self.sum_of_group(rest, floor)
-    }
-
-    /// Without a branch for each, for the sake of registers that hold several.
+    /// The weight of each.
     #[inline(always)]
-    fn sum_of_group(&self, logits: &[f32], floor: f32) -> u64 {
-        if logits.iter().map(|logit| u32::from(*logit >= floor)).sum::<u32>() == 0 {
+    pub fn weights(&self, group: &[f32; GROUP]) -> [u64; GROUP] {
+        if !self.max.is_finite() {
+            return group.map(|logit| self.weight(logit));
+        }
+        let mut weights = [0; GROUP];
+        for (weight, logit) in weights.iter_mut().zip(group) {
+            let power = self.power(*logit);
+            *weight = parts(if *logit >= self.least { power } else { 0.0 });
+        }
+        weights
+    }
+
+    /// Without a branch for each, for the sake of registers that hold several; and in loops, because a closure may
+    /// be compiled by itself, for other registers.
+    #[inline(always)]
+    fn sum_of_group(&self, group: &[f32; GROUP], floor: f32) -> u64 {
+        if which(group, |logit| logit >= floor) == 0 {
             return 0;
         }
-        let floor = f64::from(floor);
-        let of_one = |logit: &f32| {
-            let power = self.power(*logit);
-            parts(if f64::from(*logit) >= floor { power } else { 0.0 })
-        };
-        logits.iter().map(of_one).fold(0, u64::wrapping_add)
+        let mut weights = [0; GROUP];
+        for (weight, logit) in weights.iter_mut().zip(group) {
+            *weight = parts(self.power(*logit));
+        }
+        let mut sum = 0u64;
+        for (weight, logit) in weights.iter().zip(group) {
+            sum = sum.wrapping_add(if *logit >= floor { *weight } else { 0 });
+        }
+        sum
     }
 
     /// exp((logit − max) / temperature) with a relative error below 2⁻³³, where it is at least 2⁻⁶⁰; else anything.
@@ -96,9 +112,59 @@ impl Weigher {
         // 2^x = 2^n 2^f
         let rounded = x + ROUND;
         let f = x - (rounded - ROUND);
-        let series = TERMS.iter().rev().fold(0.0, |sum, term| sum * f + term) * f + 1.0;
+        let mut series = 0.0;
+        for term in TERMS.iter().rev() {
+            series = series * f + term;
+        }
+        let series = series * f + 1.0;
         f64::from_bits(series.to_bits().wrapping_add(rounded.to_bits() << 52))
     }
+}
+
+/// Σ weights of those that are at least `floor`, which is itself at least `least`.
+struct Sum<'a> {
+    weigher: Weigher,
+    logits: &'a [f32],
+    floor: f32,
+}
+
+impl Plain for Sum<'_> {
+    type Out = u128;
+
+    #[inline(always)]
+    fn run(self) -> u128 {
+        let mut sum = 0;
+        for few in self.logits.chunks(FEW) {
+            let (groups, rest) = few.as_chunks::<GROUP>();
+            let mut of_few = 0;
+            for group in groups {
+                of_few += self.weigher.sum_of_group(group, self.floor);
+            }
+            if !rest.is_empty() {
+                of_few += self.weigher.sum_of_group(&filled(rest), self.floor);
+            }
+            sum += u128::from(of_few);
+        }
+        sum
+    }
+}
+
+/// What is left behind whole groups, and behind it what is nothing.
+#[inline(always)]
+pub(super) fn filled(rest: &[f32]) -> [f32; GROUP] {
+    let mut group = [f32::NAN; GROUP];
+    group[..rest.len()].copy_from_slice(rest);
+    group
+}
+
+/// Which of them are so, a bit for each. In lanes, because a processor compares several at once and stops at none.
+#[inline(always)]
+pub(super) fn which(group: &[f32; GROUP], is: impl Fn(f32) -> bool) -> u32 {
+    let mut bits = 0;
+    for (at, logit) in group.iter().enumerate() {
+        bits |= u32::from(is(*logit)) << at;
+    }
+    bits
 }
 
 /// A number from 0 to 1 in parts of `WEIGHT_MAX`, rounded.

@@ -136,6 +136,23 @@ fn a_cut_through_equal_tokens_is_the_same_everywhere() {
     }
 }
 
+/// More infinite logits than are looked at one by one: the search ends, and no noise tells them apart.
+#[test]
+fn a_wide_nucleus_of_infinite_logits_has_an_end() {
+    for top in [f32::INFINITY, f32::NEG_INFINITY] {
+        let mut rows = Rows::default();
+        let logits: Vec<f32> = (0..VOCAB).map(|i| if i % 3 == 2 { top } else { top.min(1.0) }).collect();
+        for top_p in [0.2, 0.9, 0.999] {
+            let sampling = Sampling { temperature: 1.0, top_p, ..Sampling::GREEDY };
+            rows.push(SampleRow::new(sampling, 3, 0), logits.clone());
+        }
+        let first = if top > 0.0 { 2 } else { 0 };
+        for ranks in RANKS {
+            assert_eq!(tokens(&rows.on(ranks)), vec![Some(first); 3], "{ranks} ranks");
+        }
+    }
+}
+
 #[test]
 fn a_mask_that_allows_nothing_that_may_be_sampled_leaves_no_token() {
     for sampling in

@@ -19,6 +19,17 @@ test('bad requests name the parameter', async () => {
   }
 });
 
+test('a form that no text is of is unprocessable', async () => {
+  const schema = { type: 'integer', minimum: 5, maximum: 4 };
+  const response_format = { type: 'json_schema', json_schema: { name: 'form', strict: true, schema } };
+  await assert.rejects(ask(client(), { response_format }), (error) => {
+    assert.ok(error instanceof OpenAI.UnprocessableEntityError, `${error}`);
+    assert.equal(error.code, 'grammar_unsatisfiable');
+    assert.equal(error.param, 'response_format.json_schema.schema');
+    return true;
+  });
+});
+
 test('other models are not found', async () => {
   await assert.rejects(ask(client(), { model: 'gpt-4o' }), OpenAI.NotFoundError);
 });

@@ -41,6 +41,24 @@ def test_bad_requests_name_the_parameter(client, model, param, code, parameters)
     assert error.request_id
 
 
+NOTHING = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 5, "maximum": 4}}, "required": ["a"]}
+FORM = {"type": "json_schema", "json_schema": {"name": "form", "strict": True, "schema": NOTHING}}
+UNPROCESSABLE = [
+    ("response_format.json_schema.schema", "grammar_unsatisfiable", {"response_format": FORM}),
+    ("guided_regex", "grammar_too_complex", {"extra_body": {"guided_regex": "(" * 200 + "a" + ")" * 200}}),
+]
+
+
+@pytest.mark.parametrize("param, code, parameters", UNPROCESSABLE, ids=[row[1] for row in UNPROCESSABLE])
+def test_forms_that_cannot_be_followed_are_unprocessable(client, model, param, code, parameters):
+    """Well formed, and understood: another exception than that of a bad request, and nothing to try again."""
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        ask(client, model, **parameters)
+    error = caught.value
+    assert (error.status_code, error.param, error.code) == (422, param, code), error.body
+    assert error.type == "invalid_request_error"
+
+
 def test_too_long_a_prompt_says_how_long(client, model):
     with pytest.raises(openai.BadRequestError) as caught:
         client.chat.completions.create(model=model, messages=user("word " * 100_000))

@@ -106,3 +106,11 @@ def test_top_k_of_one_is_greedy_however_hot(client, model):
         model=model, messages=user(HELLO), temperature=2, seed=5, extra_body={"top_k": 1}
     )
     assert answer.choices[0].message.content == HELLO_ANSWER
+
+
+def test_an_answer_has_its_least_length(client, model):
+    """vLLM's min_tokens: the demo model would stop sooner."""
+    ask = lambda **more: client.chat.completions.create(model=model, messages=user(HELLO), max_tokens=300, temperature=0, **more)
+    short = ask().usage.completion_tokens
+    longer = ask(extra_body={"min_tokens": short + 10}).usage.completion_tokens
+    assert short + 10 <= longer <= 300, f"{short} without"

@@ -59,6 +59,7 @@ async fn create(
     let ResponsesRequest { options, instructions, input, previous, store, chat, echo } =
         ResponsesRequest::read(body)?;
     api.check_model(options.model.as_deref())?;
+    options.bound.check_limits()?;
     // For whom responses are kept, and to whom alone they are shown.
     let client = log.client();
     let previous = previous_turns(&api, client, previous.as_deref())?;

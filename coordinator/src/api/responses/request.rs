@@ -97,6 +97,7 @@ fn harmless(fields: &mut Fields) -> Result<()> {
         fields.take(name).map(Node::string).transpose()?;
     }
     neutral::take(fields, NEUTRAL)?;
+    neutral::take(fields, neutral::RESPONSES)?;
     neutral::take(fields, neutral::BOTH)
 }
 

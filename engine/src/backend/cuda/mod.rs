@@ -10,6 +10,7 @@ mod batch;
 pub mod dense;
 pub mod experts;
 mod graph;
+mod host;
 mod kv;
 pub mod norm;
 pub mod route;
@@ -32,6 +33,7 @@ use flotilla_shared::activations::LOGIT_ROWS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, LayerKind, ModelSpec, RankShare, TokenId};
 use graph::Graphs;
+use host::HostLogits;
 use kv::LayerCache;
 use norm::{Added, NormKernels};
 use route::{RouteKernels, RouteShape};
@@ -110,8 +112,10 @@ pub struct CudaBackend {
     batch: DeviceBatch,
     a: Activations,
     graphs: Option<Graphs>,
-    /// A row of logits in the host's memory.
+    /// A row of logits in the host's memory, for whoever wants to see them.
     row: Vec<f32>,
+    /// Those that tokens are chosen by there.
+    host: HostLogits,
     failed: Option<CudaError>,
 }
 
@@ -143,6 +147,7 @@ impl CudaBackend {
             a: Activations::new(&card, &spec, share, &shapes, &kernels, rows_max)?,
             graphs: settings.graphs.then(Graphs::default),
             row: Vec::new(),
+            host: HostLogits::new(share.vocab.len()),
             failed: None,
             kernels,
             share: share.clone(),
@@ -201,6 +206,7 @@ impl Backend for CudaBackend {
     type Activations = DeviceSum;
 
     fn run<E>(&mut self, batch: &Batch, forward: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
+        self.host.forget();
         self.run_recorded(batch, forward)
     }
 
@@ -334,6 +340,7 @@ impl Backend for CudaBackend {
     }
 
     fn unembed(&mut self, _: &Batch) {
+        self.host.forget();
         self.attempt(|s| {
             let n = s.batch.logit_rows();
             let Some(weight) = s.weights.bf16(TensorId::Unembed) else { return Ok(()) };
@@ -401,6 +408,20 @@ impl Shard for CudaBackend {
         });
         self.check()?;
         Ok(&self.row)
+    }
+
+    /// Copied together, and looked at on several of the host's threads.
+    fn each<T: Send>(
+        &mut self,
+        rows: &[usize],
+        work: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>, BackendError> {
+        self.attempt(|s| {
+            s.host.fetch(rows, &s.a.logits, s.card.stream())?;
+            s.card.synchronize()
+        });
+        self.check()?;
+        Ok(self.host.each(rows, work))
     }
 
     /// The sampleable tokens are those of the assignment, which the card knows from the start. Rows whose logits

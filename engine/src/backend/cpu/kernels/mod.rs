@@ -51,6 +51,7 @@ mod input;
 mod isa;
 mod matrix;
 mod mxfp4;
+mod plain;
 mod product;
 mod replicated;
 mod scratch;
@@ -65,6 +66,7 @@ pub use grouped::GroupedMxfp4;
 pub use input::{GEMM_TOKENS, Input};
 pub use isa::Isa;
 pub use matrix::{Matrix, SharedTile, TileMut};
+pub use plain::Plain;
 pub use product::Write;
 pub use scratch::{GROUP_MAX, InputBuffer, Scratch, TILE};
 

@@ -1,0 +1,28 @@
+//! What a server needs before anybody is put to work for it, and what users get wrong most: the files of the
+//! front, the port, and a cache that holds a chat.
+
+use super::args::ServeArgs;
+use super::front::Front;
+use crate::model::Model;
+use anyhow::{Context, Result};
+use tokio::net::TcpListener;
+
+pub struct Door {
+    pub model: Model,
+    pub front: Front,
+    pub listener: TcpListener,
+}
+
+impl Door {
+    pub async fn open(args: &ServeArgs, model: Model) -> Result<Door> {
+        let front = args.front.open()?;
+        args.check_context(&model)?;
+        let listener = TcpListener::bind(args.listen).await.with_context(|| {
+            format!(
+                "cannot listen on {}\nhint: another server may be running; choose another --listen",
+                args.listen
+            )
+        })?;
+        Ok(Door { model, front, listener })
+    }
+}
