@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 use clap::Args;
-use flotilla_engine::backend::cpu::CpuSettings;
 use flotilla_engine::backend::cpu::kernels::{Isa, Precision};
+use flotilla_engine::backend::cpu::{CpuSettings, DenseWidth};
 use flotilla_engine::collective::card::{SumChoice, Wire};
 use flotilla_engine::cuda::Card;
 use flotilla_worker::{CardUse, Device};
@@ -48,13 +48,17 @@ pub struct CpuArgs {
     /// sequences, rounded), or f32 (exact, slower)
     #[arg(long)]
     pub activations: Option<Precision>,
+    /// How the CPU holds dense weights: bf16 as published, or int8 (half the bytes to read, rounded)
+    #[arg(long, default_value_t = DenseWidth::Bf16)]
+    pub dense: DenseWidth,
 }
 
 impl CpuArgs {
     /// The same choices on another command line.
     pub fn to_args(self) -> Vec<String> {
         let activations = self.activations.map(|precision| ["--activations".into(), precision.to_string()]);
-        activations.into_iter().flatten().collect()
+        let dense = ["--dense".into(), self.dense.to_string()];
+        activations.into_iter().flatten().chain(dense).collect()
     }
 }
 
@@ -98,7 +102,12 @@ impl DeviceChoice {
         match self {
             DeviceChoice::Cpu => {
                 let activations = cpu.activations.unwrap_or_default();
-                Ok(Device::Cpu(CpuSettings { threads, activations, ..CpuSettings::default() }))
+                Ok(Device::Cpu(CpuSettings {
+                    threads,
+                    activations,
+                    dense: cpu.dense,
+                    ..CpuSettings::default()
+                }))
             }
             DeviceChoice::Cuda(ordinal) => {
                 let card = Card::open(ordinal).with_context(|| format!("cannot use --device {self}"))?;

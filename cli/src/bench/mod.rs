@@ -87,6 +87,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         threads,
         processes: args.processes,
         activations: args.cpu.activations.unwrap_or_default().to_string(),
+        dense: args.cpu.dense.to_string(),
         rounds: args.rounds,
         kernels,
         groups,

@@ -12,6 +12,7 @@ pub struct Report {
     pub threads: usize,
     pub processes: bool,
     pub activations: String,
+    pub dense: String,
     pub rounds: usize,
     pub kernels: Option<KernelRates>,
     pub groups: Vec<GroupRates>,
@@ -47,8 +48,14 @@ impl fmt::Display for Report {
         for group in &self.groups {
             writeln!(
                 f,
-                "\n{}, {} layers, {} ranks ({kind}) of {} threads, activations {}, loaded in {:.1} s",
-                self.model, self.layers, group.ranks, group.threads, self.activations, group.load_seconds
+                "\n{}, {} layers, {} ranks ({kind}) of {} threads, activations {}, dense {}, loaded in {:.1} s",
+                self.model,
+                self.layers,
+                group.ranks,
+                group.threads,
+                self.activations,
+                self.dense,
+                group.load_seconds
             )?;
             writeln!(f, "{:28}{:>10}{:>11}{:>11}", "", "tok/s", "ms a step", "of bound")?;
             for case in &group.cases {

@@ -9,6 +9,7 @@ use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use anyhow::Result;
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
 use flotilla_coordinator::group::Group;
+use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::weights::Synthetic;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
@@ -110,7 +111,7 @@ pub async fn measure(
         let group = LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)?;
         (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)
     };
-    let bound = read.map(|read| read / token_bytes(spec) as f64);
+    let bound = read.map(|read| read / token_bytes(spec, args.cpu.dense) as f64);
     let cases = cases.into_iter().zip(rates).map(|(kind, seconds)| {
         let seconds = median(seconds);
         let (tokens, steps) = match kind {
@@ -138,8 +139,11 @@ fn cases(args: &EngineArgs) -> Vec<Kind> {
 }
 
 /// Bytes of weights that one row reads.
-fn token_bytes(spec: &ModelSpec) -> u64 {
-    use LayerTensor::{DownBias, DownBlocks, DownScales, GateUpBias, GateUpBlocks, GateUpScales};
+fn token_bytes(spec: &ModelSpec, dense: DenseWidth) -> u64 {
+    use LayerTensor::{
+        DownBias, DownBlocks, DownScales, GateUpBias, GateUpBlocks, GateUpScales, KWeight, OWeight, QWeight,
+        VWeight,
+    };
     let of_experts = [GateUpBlocks, GateUpScales, GateUpBias, DownBlocks, DownScales, DownBias];
     let bytes = |tensor: &TensorId| {
         let info = tensor.info(spec);
@@ -147,6 +151,10 @@ fn token_bytes(spec: &ModelSpec) -> u64 {
             TensorId::Embed => info.bytes() / spec.vocab as u64,
             TensorId::Layer(_, tensor) if of_experts.contains(tensor) => {
                 info.bytes() / spec.experts as u64 * spec.experts_per_token as u64
+            }
+            TensorId::Unembed if dense == DenseWidth::Int8 => info.bytes() * 34 / 64,
+            TensorId::Layer(_, QWeight | KWeight | VWeight | OWeight) if dense == DenseWidth::Int8 => {
+                info.bytes() * 34 / 64
             }
             _ => info.bytes(),
         }

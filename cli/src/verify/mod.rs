@@ -11,6 +11,7 @@ use clap::Args;
 use deviation::{Activations, Deviation, Row};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
 use flotilla_coordinator::group::Group;
+use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::backend::cpu::kernels::Precision;
 use flotilla_engine::weights::{Checkpoint, WeightSource};
 use flotilla_shared::KvBlocks;
@@ -48,6 +49,9 @@ pub struct VerifyArgs {
     /// How activations enter the experts' products on the CPU: f32, int8x2 or int8; each has its own limits
     #[arg(long, default_value_t = Precision::F32)]
     activations: Precision,
+    /// How the CPU holds dense weights: bf16, or int8, with the limits of int8
+    #[arg(long, default_value_t = DenseWidth::Bf16)]
+    dense: DenseWidth,
     #[command(flatten)]
     sums: SumArgs,
     /// Threads of each rank
@@ -64,6 +68,7 @@ impl VerifyArgs {
         let on_cards = self.device.iter().any(|device| *device != DeviceChoice::Cpu);
         match self.activations {
             _ if on_cards => Activations::Bf16,
+            _ if self.dense == DenseWidth::Int8 => Activations::Int8,
             Precision::F32 => Activations::F32,
             Precision::TwoPlanes => Activations::Int8x2,
             Precision::OnePlane => Activations::Int8,
@@ -71,7 +76,7 @@ impl VerifyArgs {
     }
 
     fn cpu(&self) -> CpuArgs {
-        CpuArgs { activations: Some(self.activations) }
+        CpuArgs { activations: Some(self.activations), dense: self.dense }
     }
 }
 

@@ -27,6 +27,8 @@ pub struct RankWeights {
 pub struct HeldTensor {
     slice: TensorSlice,
     bytes: MmapMut,
+    /// Of `bytes`, those that are of use.
+    len: usize,
 }
 
 impl RankWeights {
@@ -45,6 +47,10 @@ impl RankWeights {
 
     pub fn tensors(&self) -> impl Iterator<Item = &HeldTensor> {
         self.held.iter().flatten()
+    }
+
+    pub fn tensors_mut(&mut self) -> impl Iterator<Item = &mut HeldTensor> {
+        self.held.iter_mut().flatten()
     }
 
     /// The rank's part of a tensor; none if it has no part, or the part was taken.
@@ -69,7 +75,7 @@ impl RankWeights {
 
     /// Of all slices that are held.
     pub fn bytes_held(&self) -> u64 {
-        self.tensors().map(|tensor| tensor.bytes.len() as u64).sum()
+        self.tensors().map(|tensor| tensor.len as u64).sum()
     }
 }
 
@@ -102,7 +108,7 @@ impl HeldTensor {
                     // Where the kernel has none to give, small pages are only slower.
                     let _ = bytes.advise(Advice::HugePage);
                 }
-                Ok(HeldTensor { slice, bytes })
+                Ok(HeldTensor { slice, bytes, len })
             }
         }
     }
@@ -122,7 +128,21 @@ impl HeldTensor {
 
     /// Row-major, aligned to a page.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        &self.bytes[..self.len]
+    }
+
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes
+    }
+
+    /// Keeps the first `len` bytes only, and gives the memory of the others back.
+    pub fn truncate(&mut self, len: usize) {
+        assert!((1..=self.bytes.len()).contains(&len));
+        #[cfg(target_os = "linux")]
+        // SAFETY: the mapping is this tensor's alone, and grows smaller, so nothing that is mapped can be in the way.
+        // Where the system refuses, the memory is only not given back.
+        let _ = unsafe { self.bytes.remap(len, memmap2::RemapOptions::new().may_move(false)) };
+        self.len = len;
     }
 
     /// The elements of a dense tensor, as bits.

@@ -2,7 +2,8 @@
 //! over the visible keys, and the projection back. A rank without heads contributes zeros.
 
 use super::CpuBackend;
-use super::kernels::{GROUP_MAX, Matrix, TileMut, Write};
+use super::dense::DenseRoom;
+use super::kernels::{GROUP_MAX, Matrix, TileMut};
 use crate::batch::Batch;
 use flotilla_shared::tensor::LayerTensor;
 use flotilla_shared::{LayerKind, ModelSpec, RankShare};
@@ -18,6 +19,8 @@ pub struct Attention {
     v: Vec<f32>,
     /// f32 [T, nq/R, D]
     out: Vec<f32>,
+    /// `out`, arranged for the product back.
+    arranged: DenseRoom,
     /// f32 [nq/R]: the layer's sinks.
     sinks: Vec<f32>,
     /// nq/R · D and nk/R · D
@@ -26,7 +29,7 @@ pub struct Attention {
 }
 
 impl Attention {
-    pub fn new(spec: &ModelSpec, share: &RankShare, rows: usize) -> Self {
+    pub fn new(spec: &ModelSpec, share: &RankShare, rows: usize, room: &impl Fn(usize) -> DenseRoom) -> Self {
         let q_heads = spec.q_heads_of(&share.kv_heads).len();
         let (q_width, kv_width) = (q_heads * spec.head_dim, share.kv_heads.len() * spec.head_dim);
         Attention {
@@ -34,6 +37,7 @@ impl Attention {
             k: vec![0.0; rows * kv_width],
             v: vec![0.0; rows * kv_width],
             out: vec![0.0; rows * q_width],
+            arranged: room(q_width),
             sinks: vec![0.0; q_heads],
             q_width,
             kv_width,
@@ -57,19 +61,17 @@ impl CpuBackend {
         if self.share.kv_heads.is_empty() {
             return;
         }
-        let h = Matrix::new(&self.h[..rows * hidden], rows, hidden);
-        let h = self.kernels.bf16_input(h, &mut self.arranged);
         let (kernels, weights) = (self.kernels, &self.weights);
+        let h = Matrix::new(&self.h[..rows * hidden], rows, hidden);
+        let h = self.normed.arrange(kernels, &self.threads, h);
         let Attention { q, k, v, q_width, kv_width, .. } = &mut self.attention;
         let parts =
             [(QWeight, QBias, q, *q_width), (KWeight, KBias, k, *kv_width), (VWeight, VBias, v, *kv_width)];
         for (weight, bias, out, width) in parts {
-            let [weight, bias] = [weight, bias].map(|t| weights.layer_bf16(layer, t));
-            let weight = Matrix::new(weight, width, hidden);
+            let weight = weights.layer_dense(layer, weight, width, hidden);
+            let bias = weights.layer_bf16(layer, bias);
             let out = TileMut::new(&mut out[..rows * width], rows, width);
-            self.threads.columns(out, |tile, scratch| {
-                kernels.bf16_product(weight, &h, Some(bias), tile, Write::Set, scratch);
-            });
+            h.product(kernels, &self.threads, weight, Some(bias), out);
         }
         self.rotate_and_store(layer, batch);
     }
@@ -129,15 +131,13 @@ impl CpuBackend {
             return y;
         }
         let width = self.attention.q_width;
-        let weight = Matrix::new(self.weights.layer_bf16(layer, LayerTensor::OWeight), hidden, width);
+        let weight = self.weights.layer_dense(layer, LayerTensor::OWeight, hidden, width);
         let bias = self.weights.layer_bf16(layer, LayerTensor::OBias);
         let bias = self.share.adds_output_bias().then_some(bias);
-        let out = Matrix::new(&self.attention.out[..rows * width], rows, width);
-        let out = self.kernels.bf16_input(out, &mut self.arranged);
-        let kernels = self.kernels;
-        self.threads.columns(TileMut::new(y, rows, hidden), |tile, scratch| {
-            kernels.bf16_product(weight, &out, bias, tile, Write::Set, scratch);
-        });
+        let Attention { out, arranged, .. } = &mut self.attention;
+        let out = Matrix::new(&out[..rows * width], rows, width);
+        let out = arranged.arrange(self.kernels, &self.threads, out);
+        out.product(self.kernels, &self.threads, weight, bias, TileMut::new(y, rows, hidden));
         y
     }
 }

@@ -5,6 +5,7 @@
 //! threads.
 
 mod attention;
+mod dense;
 mod experts;
 pub mod kernels;
 mod kv;
@@ -20,10 +21,12 @@ use crate::batch::Batch;
 use crate::sample::Shard;
 use crate::weights::RankWeights;
 use attention::Attention;
+use dense::DenseRoom;
+pub use dense::DenseWidth;
 use experts::Experts;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, ModelSpec, RankShare};
-use kernels::{InputBuffer, Isa, Kernels, Precision};
+use kernels::{Isa, Kernels, Precision};
 use kv::KvCache;
 use threads::Threads;
 use weights::CpuWeights;
@@ -37,11 +40,13 @@ pub struct CpuSettings {
     pub isa: Option<Isa>,
     /// How activations enter the products of the experts.
     pub activations: Precision,
+    /// How dense weights are held.
+    pub dense: DenseWidth,
 }
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        CpuSettings { threads: 1, isa: None, activations: Precision::default() }
+        CpuSettings { threads: 1, isa: None, activations: Precision::default(), dense: DenseWidth::default() }
     }
 }
 
@@ -60,8 +65,8 @@ pub struct CpuBackend {
     h: Vec<f32>,
     /// Partial sums: f32 [T, H].
     y: Vec<f32>,
-    /// h or what follows it, arranged for a product.
-    arranged: InputBuffer,
+    /// h, arranged for products.
+    normed: DenseRoom,
     attention: Attention,
     experts: Experts,
     /// f32 [logit rows, V/R]
@@ -75,11 +80,11 @@ impl CpuBackend {
         let (stage, share) = assignment.plan.share(assignment.rank);
         assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
         let rows = assignment.step_tokens_max as usize;
-        let widest = spec.hidden.max(spec.q_heads_of(&share.kv_heads).len() * spec.head_dim);
+        let room = |columns| DenseRoom::new(settings.dense, settings.activations, rows, columns);
         let kernels = settings.isa.map_or_else(Kernels::detect, Kernels::new);
         let threads = Threads::new(settings.threads);
         CpuBackend {
-            weights: CpuWeights::new(weights, spec.layer_count(), kernels, &threads),
+            weights: CpuWeights::new(weights, spec.layer_count(), settings.dense, kernels, &threads),
             kernels,
             threads,
             kv: KvCache::new(&spec.layers, assignment.kv_blocks, share.kv_heads.len(), spec.head_dim),
@@ -87,8 +92,8 @@ impl CpuBackend {
             x: vec![0.0; rows * spec.hidden],
             h: vec![0.0; rows * spec.hidden],
             y: vec![0.0; rows * spec.hidden],
-            arranged: InputBuffer::with_room(rows, widest),
-            attention: Attention::new(&spec, share, rows),
+            normed: room(spec.hidden),
+            attention: Attention::new(&spec, share, rows, &room),
             experts: Experts::new(&spec, share, rows, settings.activations),
             logits: Vec::new(),
             share: share.clone(),

@@ -1,7 +1,7 @@
 //! The two ends of the model, cut by rows of the vocabulary: embedding and unembedding.
 
 use super::CpuBackend;
-use super::kernels::{Matrix, TileMut, Write};
+use super::kernels::{Matrix, TileMut};
 use crate::batch::Batch;
 use flotilla_shared::tensor::TensorId;
 
@@ -25,13 +25,10 @@ impl CpuBackend {
     pub(super) fn unembed_rows(&mut self, batch: &Batch) {
         let (rows, width, hidden) = (batch.logit_rows.len(), self.share.vocab.len(), self.spec.hidden);
         self.logits.resize(rows * width, 0.0);
-        let weights = Matrix::new(self.weights.bf16(TensorId::Unembed), width, hidden);
+        let weights = self.weights.dense(TensorId::Unembed, width, hidden);
         let h = Matrix::new(&self.h[..rows * hidden], rows, hidden);
-        let h = self.kernels.bf16_input(h, &mut self.arranged);
+        let h = self.normed.arrange(self.kernels, &self.threads, h);
         let logits = TileMut::new(&mut self.logits, rows, width);
-        let kernels = self.kernels;
-        self.threads.columns(logits, |tile, scratch| {
-            kernels.bf16_product(weights, &h, None, tile, Write::Set, scratch);
-        });
+        h.product(self.kernels, &self.threads, weights, None, logits);
     }
 }

@@ -1,18 +1,23 @@
-//! A rank's weights as the kernels read them, by tensor. Dense ones are the checkpoint's bytes; experts are
-//! regrouped in place at start. Where the rank has no part of a tensor the answer is an empty slice.
+//! A rank's weights as the kernels read them, by tensor. Dense ones are the checkpoint's bytes, or int8 made of them; experts
+//! are regrouped. All of it in place, at start. Where the rank has no part of a tensor the answer is an empty slice.
 
-use super::kernels::{GroupedMxfp4, Kernels};
+use super::dense::{DenseWeights, DenseWidth, can_be_int8};
+use super::kernels::{GroupedInt8, GroupedMxfp4, Kernels, Loss, Matrix};
 use super::threads::Threads;
-use crate::weights::RankWeights;
+use crate::weights::{HeldTensor, RankWeights};
 use flotilla_shared::spec::MXFP4_BLOCK;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
+use std::collections::HashMap;
 use std::sync::Mutex;
+use tracing::info;
 
 pub struct CpuWeights {
     held: RankWeights,
     kernels: Kernels,
     /// By layer: whether the scales of gate and up, and of down, are all exponents of f32.
     plain_scales: Vec<[bool; 2]>,
+    /// Those that were made int8, with their shape.
+    int8: HashMap<TensorId, (usize, usize)>,
 }
 
 /// Which of an expert's two products.
@@ -32,9 +37,19 @@ impl Expert {
 }
 
 impl CpuWeights {
-    /// Regroups the experts of all layers for `kernels`.
-    pub fn new(held: RankWeights, layer_count: usize, kernels: Kernels, threads: &Threads) -> Self {
-        let mut weights = CpuWeights { held, kernels, plain_scales: Vec::with_capacity(layer_count) };
+    /// Regroups the experts of all layers for `kernels`, and makes dense weights as wide as wanted.
+    pub fn new(
+        held: RankWeights,
+        layer_count: usize,
+        dense: DenseWidth,
+        kernels: Kernels,
+        threads: &Threads,
+    ) -> Self {
+        let plain_scales = Vec::with_capacity(layer_count);
+        let mut weights = CpuWeights { held, kernels, plain_scales, int8: HashMap::new() };
+        if dense == DenseWidth::Int8 {
+            weights.make_int8(threads);
+        }
         for layer in 0..layer_count {
             let plain = [Expert::GateUp, Expert::Down].map(|which| weights.regroup(layer, which, threads));
             weights.plain_scales.push(plain);
@@ -60,6 +75,45 @@ impl CpuWeights {
             kernels.regroup(blocks, scales, (rows, row_blocks * MXFP4_BLOCK), &mut Vec::new())
         });
         plain.into_iter().all(|plain| plain)
+    }
+
+    fn make_int8(&mut self, threads: &Threads) {
+        let kernels = self.kernels;
+        let dense = self.held.tensors_mut().filter(|held| is_dense(held)).map(Mutex::new).collect::<Vec<_>>();
+        let made = threads.each(dense.len(), |at| {
+            let mut held = dense[at].lock().expect("each is taken once");
+            let [rows, columns] = held.shape()[..] else { panic!("dense weights are matrices") };
+            let loss = kernels.int8_from_bf16(held.bytes_mut(), (rows, columns));
+            let (numbers, scales) = GroupedInt8::bytes(rows, columns);
+            held.truncate(numbers + scales);
+            (held.tensor(), (rows, columns), loss)
+        });
+        drop(dense);
+        let loss = made.iter().fold(Loss::default(), |all, (_, _, loss)| all.add(*loss));
+        self.int8 = made.into_iter().map(|(tensor, shape, _)| (tensor, shape)).collect();
+        info!(tensors = self.int8.len(), relative_error = loss.relative(), "dense weights made int8");
+    }
+
+    /// A dense matrix [rows, columns].
+    pub fn dense(&self, tensor: TensorId, rows: usize, columns: usize) -> DenseWeights<'_> {
+        match self.int8.get(&tensor) {
+            Some(shape) => {
+                assert_eq!(*shape, (rows, columns));
+                let bytes = self.held.get(tensor).map_or(&[][..], |held| held.bytes());
+                DenseWeights::Int8(GroupedInt8::new(self.kernels, bytes, *shape))
+            }
+            None => DenseWeights::Bf16(Matrix::new(self.bf16(tensor), rows, columns)),
+        }
+    }
+
+    pub fn layer_dense(
+        &self,
+        layer: usize,
+        tensor: LayerTensor,
+        rows: usize,
+        columns: usize,
+    ) -> DenseWeights<'_> {
+        self.dense(TensorId::Layer(layer as u16, tensor), rows, columns)
     }
 
     pub fn bf16(&self, tensor: TensorId) -> &[u16] {
@@ -90,4 +144,15 @@ impl CpuWeights {
     fn layer_bytes(&self, layer: usize, tensor: LayerTensor) -> &[u8] {
         self.held.get(TensorId::Layer(layer as u16, tensor)).map_or(&[], |held| held.bytes())
     }
+}
+
+/// What `--dense` is about: the matrices that every token reads whole, but for norms' and routers' replicated ones.
+fn is_dense(held: &HeldTensor) -> bool {
+    use LayerTensor::{KWeight, OWeight, QWeight, VWeight};
+    let wanted = match held.tensor() {
+        TensorId::Unembed => true,
+        TensorId::Layer(_, tensor) => [QWeight, KWeight, VWeight, OWeight].contains(&tensor),
+        _ => false,
+    };
+    wanted && held.shape().last().is_some_and(|columns| can_be_int8(*columns))
 }

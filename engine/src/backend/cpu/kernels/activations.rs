@@ -1,4 +1,4 @@
-//! Activations as the products with MXFP4 read them: f32 as they are, or blocks of 32 as whole numbers with a
+//! Activations as the products with grouped weights read them: f32 as they are, or blocks of 32 as whole numbers with a
 //! scale each, in one plane of eight bits or in two of them.
 //!
 //! x ≈ scale · (128 · high + low), the numbers rounded to nearest: −127..=127 in one plane, −16319..=16319 in two.
@@ -6,12 +6,12 @@
 //! values with one plane and 0.005 % with two; rounding to bf16 makes 0.17 % (`tests/activations.rs`).
 //! A NaN or an infinity makes the scale of its block one, so it reaches every sum that it should.
 
-use super::simd::{BLOCK, FP4_OFFSET};
+use super::simd::BLOCK;
 use super::{Kernels, Op, simd::Simd};
 use std::fmt;
 use std::str::FromStr;
 
-/// How activations enter a product with MXFP4.
+/// How activations enter a product with grouped weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Precision {
     /// As they are: for tests, and to measure others by.
@@ -68,10 +68,10 @@ pub struct Activations {
     values: Vec<f32>,
     /// i8 [T, K/32, planes, 32]
     planes: Vec<i8>,
-    /// f32 [T, K/32]: of the numbers, times ½, for weights are twice FP4.
+    /// f32 [T, K/32]: of the numbers.
     scales: Vec<f32>,
-    /// i32 [T, K/32]: what the weights' offset adds to a dot product, taken away before.
-    offsets: Vec<i32>,
+    /// i32 [T, K/32]: Σ of the numbers of a block.
+    sums: Vec<i32>,
 }
 
 /// One token's activations, for a product.
@@ -80,7 +80,7 @@ pub(super) struct Row {
     pub values: *const f32,
     pub planes: *const i8,
     pub scales: *const f32,
-    pub offsets: *const i32,
+    pub sums: *const i32,
 }
 
 impl Activations {
@@ -96,7 +96,7 @@ impl Activations {
             values: vec![0.0; if planes > 0 { 0 } else { values }],
             planes: vec![0; values * planes],
             scales: vec![0.0; blocks],
-            offsets: vec![0; blocks],
+            sums: vec![0; blocks],
         }
     }
 
@@ -120,7 +120,7 @@ impl Activations {
             values: self.values.as_ptr().wrapping_add(token * self.columns),
             planes: self.planes.as_ptr().wrapping_add(block * BLOCK * self.precision.planes()),
             scales: self.scales.as_ptr().wrapping_add(block),
-            offsets: self.offsets.as_ptr().wrapping_add(block),
+            sums: self.sums.as_ptr().wrapping_add(block),
         }
     }
 
@@ -133,7 +133,7 @@ impl Activations {
             values: self.values.as_mut_ptr(),
             planes: self.planes.as_mut_ptr(),
             scales: self.scales.as_mut_ptr(),
-            offsets: self.offsets.as_mut_ptr(),
+            sums: self.sums.as_mut_ptr(),
             owner: std::marker::PhantomData,
         }
     }
@@ -148,7 +148,7 @@ pub struct SharedActivations<'a> {
     values: *mut f32,
     planes: *mut i8,
     scales: *mut f32,
-    offsets: *mut i32,
+    sums: *mut i32,
     owner: std::marker::PhantomData<&'a mut Activations>,
 }
 
@@ -190,7 +190,7 @@ impl Op for Set<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
-        let SharedActivations { precision, planes, scales, offsets, .. } = *self.shared;
+        let SharedActivations { precision, planes, scales, sums, .. } = *self.shared;
         let most = precision.most();
         for (i, x) in self.x.as_chunks::<BLOCK>().0.iter().enumerate() {
             let block = self.first + i;
@@ -198,8 +198,8 @@ impl Op for Set<'_> {
             let sum: i32 = numbers.iter().sum();
             // SAFETY: the block is within the activations, as `set` has checked, and this thread's alone.
             unsafe {
-                *scales.add(block) = scale * 0.5;
-                *offsets.add(block) = -FP4_OFFSET * sum;
+                *scales.add(block) = scale;
+                *sums.add(block) = sum;
                 let out = planes.add(block * BLOCK * precision.planes());
                 if precision == Precision::TwoPlanes {
                     for (k, number) in numbers.into_iter().enumerate() {

@@ -5,9 +5,9 @@
 pub enum Isa {
     /// Plain Rust on eight-lane arrays; whatever the compiler makes of it on any architecture.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA and F16C.
     Avx2,
-    /// x86-64 with AVX-512 F, BW and VL, besides AVX2 and FMA.
+    /// x86-64 with AVX-512 F, BW and VL, besides AVX2, FMA and F16C.
     Avx512,
     /// The same with VNNI and VBMI, which multiply and look up bytes.
     Avx512Vnni,
@@ -28,7 +28,9 @@ impl Isa {
 
     #[cfg(target_arch = "x86_64")]
     pub fn is_available(self) -> bool {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         let avx512 = avx2
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")

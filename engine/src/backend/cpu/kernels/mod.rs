@@ -50,7 +50,6 @@ mod grouped;
 mod input;
 mod isa;
 mod matrix;
-mod mxfp4;
 mod plain;
 mod product;
 mod replicated;
@@ -62,7 +61,7 @@ mod tests;
 
 pub use activations::{Activations, Precision, SharedActivations};
 pub use attention::KvSlab;
-pub use grouped::GroupedMxfp4;
+pub use grouped::{GroupedInt8, GroupedMxfp4, Loss};
 pub use input::{GEMM_TOKENS, Input};
 pub use isa::Isa;
 pub use matrix::{Matrix, SharedTile, TileMut};
@@ -122,19 +121,19 @@ impl Kernels {
 
     fn dispatch<O: Op>(&self, op: O) -> O::Out {
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
+        #[target_feature(enable = "avx2,fma,f16c")]
         fn avx2<O: Op>(op: O) -> O::Out {
             // SAFETY: this function's target features are those that `assume` asks for.
             op.run(unsafe { simd::avx2::Avx2::assume() })
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma")]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
         fn avx512<O: Op>(op: O) -> O::Out {
             // SAFETY: this function's target features are those that `assume` asks for.
             op.run(unsafe { simd::avx512::Avx512::<false>::assume() })
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512vnni,avx512vbmi,avx512f,avx512bw,avx512vl,avx2,fma")]
+        #[target_feature(enable = "avx512vnni,avx512vbmi,avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
         fn avx512_vnni<O: Op>(op: O) -> O::Out {
             // SAFETY: this function's target features are those that `assume` asks for.
             op.run(unsafe { simd::avx512::Avx512::<true>::assume() })

@@ -1,7 +1,7 @@
 //! Memory the kernels work in, taken at start and owned by the caller, so that a step allocates nothing.
 
 use super::attention::KEYS_TILE;
-use super::mxfp4;
+use super::grouped;
 use super::product::{PANEL_COLUMNS, PANEL_ROWS, SUMS_STRIDE};
 
 /// A cache line, for the alignment.
@@ -28,8 +28,8 @@ impl Lines {
     }
 }
 
-const PANEL: usize = larger(PANEL_ROWS * PANEL_COLUMNS, mxfp4::PANEL);
-const SUMS: usize = larger(PANEL_ROWS * SUMS_STRIDE, mxfp4::SUMS);
+const PANEL: usize = larger(PANEL_ROWS * PANEL_COLUMNS, grouped::PANEL);
+const SUMS: usize = larger(PANEL_ROWS * SUMS_STRIDE, grouped::SUMS);
 
 const fn larger(a: usize, b: usize) -> usize {
     if a > b { a } else { b }

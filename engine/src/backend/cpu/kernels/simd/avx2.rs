@@ -1,4 +1,4 @@
-//! Eight lanes in AVX2 and FMA.
+//! Eight lanes in AVX2, FMA and F16C.
 
 use super::{FP4_UNSIGNED, GROUPS, Simd, nibble_shift};
 use std::arch::x86_64::*;
@@ -8,7 +8,7 @@ pub struct Avx2(());
 
 impl Avx2 {
     /// # Safety
-    /// The machine must have AVX2 and FMA.
+    /// The machine must have AVX2, FMA and F16C.
     #[inline(always)]
     pub unsafe fn assume() -> Avx2 {
         Avx2(())
@@ -24,7 +24,7 @@ fn first(_: Avx2, n: usize) -> __m256i {
 
 macro_rules! avx2 {
     ($body:expr) => {
-        // SAFETY: `self` exists, so the machine has AVX2 and FMA; nothing here touches memory.
+        // SAFETY: `self` exists, so the machine has AVX2, FMA and F16C; nothing here touches memory.
         unsafe { $body }
     };
 }
@@ -137,6 +137,11 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m256 {
+        // SAFETY: the caller answers for LANES values at `p`.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(self, p: *const f32) -> (__m256, __m256) {
         // SAFETY: the caller answers for 2·LANES values at `p`.
         unsafe {
@@ -210,6 +215,43 @@ impl Simd for Avx2 {
                 }
             }
             sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, p: *const u8) -> __m256i {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn int8(self, p: *const u8, e: usize) -> __m256 {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        unsafe {
+            let left = _mm256_sllv_epi32(_mm256_loadu_si256(p.cast()), _mm256_set1_epi32(24 - 8 * e as i32));
+            _mm256_cvtepi32_ps(_mm256_srai_epi32::<24>(left))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_signed<const N: usize>(
+        self,
+        w: &[__m256i; GROUPS],
+        x: [*const i8; N],
+        sums: [i32; N],
+    ) -> [__m256i; N] {
+        // SAFETY: the caller answers for 32 bytes at each of `x`.
+        unsafe {
+            let _ = sums;
+            let mut dots = [_mm256_setzero_si256(); N];
+            for group in 0..GROUPS {
+                let size = _mm256_abs_epi8(w[group]);
+                for n in 0..N {
+                    let x = _mm256_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
+                    let x = _mm256_sign_epi8(x, w[group]);
+                    // Two products fit into 16 bits, and no more.
+                    let pairs = _mm256_maddubs_epi16(size, x);
+                    dots[n] = _mm256_add_epi32(dots[n], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+                }
+            }
+            dots
         }
     }
 }

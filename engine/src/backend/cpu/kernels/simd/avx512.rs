@@ -128,6 +128,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> __m512 {
+        // SAFETY: the caller answers for LANES values at `p`.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
     unsafe fn load_pairs(self, p: *const f32) -> (__m512, __m512) {
         // SAFETY: the caller answers for 2·LANES values at `p`.
         unsafe {
@@ -213,6 +218,54 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
                 }
             }
             sums
+        }
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, p: *const u8) -> __m512i {
+        // SAFETY: the caller answers for 64 bytes at `p`.
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn int8(self, p: *const u8, e: usize) -> __m512 {
+        // SAFETY: the caller answers for 64 bytes at `p`.
+        unsafe {
+            let left = _mm512_sllv_epi32(_mm512_loadu_si512(p.cast()), _mm512_set1_epi32(24 - 8 * e as i32));
+            _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(left))
+        }
+    }
+    #[inline(always)]
+    unsafe fn dot_signed<const N: usize>(
+        self,
+        w: &[__m512i; GROUPS],
+        x: [*const i8; N],
+        sums: [i32; N],
+    ) -> [__m512i; N] {
+        // SAFETY: the caller answers for 32 bytes at each of `x`. VNNI is there where it is used.
+        unsafe {
+            if VNNI {
+                // As unsigned bytes the weights are 128 more.
+                let mut dots = sums.map(|sum| _mm512_set1_epi32(-128 * sum));
+                for group in 0..GROUPS {
+                    let w = _mm512_xor_si512(w[group], _mm512_set1_epi8(-128));
+                    for n in 0..N {
+                        let x = _mm512_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
+                        dots[n] = _mm512_dpbusd_epi32(dots[n], w, x);
+                    }
+                }
+                return dots;
+            }
+            let mut dots = [_mm512_setzero_si512(); N];
+            for group in 0..GROUPS {
+                let size = _mm512_abs_epi8(w[group]);
+                for n in 0..N {
+                    let x = _mm512_set1_epi32(x[n].add(4 * group).cast::<i32>().read_unaligned());
+                    let x = _mm512_mask_sub_epi8(x, _mm512_movepi8_mask(w[group]), _mm512_setzero_si512(), x);
+                    // Two products fit into 16 bits, and no more.
+                    let pairs = _mm512_maddubs_epi16(size, x);
+                    dots[n] = _mm512_add_epi32(dots[n], _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+                }
+            }
+            dots
         }
     }
 }

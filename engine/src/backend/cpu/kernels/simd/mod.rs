@@ -105,6 +105,10 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` must be readable for `n` values.
     unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> Self::V;
+    /// LANES values of f16, widened.
+    /// # Safety
+    /// `p` must be readable for LANES values.
+    unsafe fn load_f16(self, p: *const u16) -> Self::V;
     /// 2·LANES values as (those at even places, those at odd places).
     /// # Safety
     /// `p` must be readable for 2·LANES values.
@@ -125,6 +129,14 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` must be readable for LANES bytes.
     unsafe fn scales(self, p: *const u8) -> Self::V;
+    /// 4·LANES bytes as they are.
+    /// # Safety
+    /// `p` must be readable for 4·LANES bytes.
+    unsafe fn bytes(self, p: *const u8) -> Self::B;
+    /// For each lane the byte `e` of four, signed.
+    /// # Safety
+    /// `p` must be readable for 4·LANES bytes.
+    unsafe fn int8(self, p: *const u8, e: usize) -> Self::V;
     /// For each of N columns of activations: init + Σ over the block of w · x; w ≤ 24 and x of −127..=127, so that
     /// four products of two fit into 16 bits. Column after column within a group of four elements, since the additions
     /// of one column wait for each other.
@@ -135,6 +147,15 @@ pub trait Simd: Copy {
         w: &[Self::B; GROUPS],
         x: [*const i8; N],
         init: [i32; N],
+    ) -> [Self::I; N];
+    /// The same for signed bytes w of −127..=127, without an init; `sums` are Σ x of each column.
+    /// # Safety
+    /// Each of `x` must be readable for 32 bytes.
+    unsafe fn dot_signed<const N: usize>(
+        self,
+        w: &[Self::B; GROUPS],
+        x: [*const i8; N],
+        sums: [i32; N],
     ) -> [Self::I; N];
 
     /// The sums of each vector of a tile.

@@ -122,6 +122,11 @@ impl Simd for Portable {
         bits.map(widen)
     }
     #[inline(always)]
+    unsafe fn load_f16(self, p: *const u16) -> V {
+        // SAFETY: the caller answers for LANES values at `p`.
+        unsafe { p.cast::<[u16; 8]>().read() }.map(|bits| half::f16::from_bits(bits).to_f32())
+    }
+    #[inline(always)]
     unsafe fn load_pairs(self, p: *const f32) -> (V, V) {
         // SAFETY: the caller answers for 2·LANES values at `p`.
         let pairs = unsafe { p.cast::<[[f32; 2]; 8]>().read() };
@@ -166,6 +171,35 @@ impl Simd for Portable {
             for (w, x) in w.iter().zip(x) {
                 for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
                     *sum += w.iter().zip(x).map(|(w, x)| *w as i32 * x as i32).sum::<i32>();
+                }
+            }
+            sums
+        })
+    }
+    #[inline(always)]
+    unsafe fn bytes(self, p: *const u8) -> [u8; 32] {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        unsafe { p.cast::<[u8; 32]>().read() }
+    }
+    #[inline(always)]
+    unsafe fn int8(self, p: *const u8, e: usize) -> V {
+        // SAFETY: the caller answers for 32 bytes at `p`.
+        unsafe { p.cast::<[[i8; 4]; 8]>().read() }.map(|word| word[e] as f32)
+    }
+    #[inline(always)]
+    unsafe fn dot_signed<const N: usize>(
+        self,
+        w: &[[u8; 32]; GROUPS],
+        x: [*const i8; N],
+        _: [i32; N],
+    ) -> [[i32; 8]; N] {
+        std::array::from_fn(|n| {
+            // SAFETY: the caller answers for 32 bytes at each of `x`.
+            let x = unsafe { x[n].cast::<[[i8; 4]; GROUPS]>().read() };
+            let mut sums = [0; 8];
+            for (w, x) in w.iter().zip(x) {
+                for (sum, w) in sums.iter_mut().zip(w.as_chunks::<4>().0) {
+                    *sum += w.iter().zip(x).map(|(w, x)| *w as i8 as i32 * x as i32).sum::<i32>();
                 }
             }
             sums

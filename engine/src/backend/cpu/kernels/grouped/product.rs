@@ -1,25 +1,25 @@
-//! y = W·x with MXFP4 weights in groups of rows (`grouped.rs`): a lane is a row, so sums are never moved between lanes.
+//! y = W·x with weights in groups of rows: a lane is a row, so sums are never moved between lanes.
 //!
-//! *Planes*: a block's FP4 become bytes 0..=24 by a table, are multiplied with the planes of the activations and
-//! summed over the 32 as whole numbers, exactly; then one FMA with both scales. The decoded block serves up to
+//! *Planes*: the bytes of a block's weights are multiplied with the planes of the activations and summed over the 32 as whole
+//! numbers, exactly; then one FMA with both scales. The decoded block serves up to
 //! eight tokens. A token's sum does not depend on which tokens are with it: the same bits alone and in any batch.
 //!
 //! *f32*: elements are widened into a panel of columns that stays in L1; every token passes it. The same holds for its bits.
 //!
 //! Versions tried: see the tables in `mod.rs`.
 
-use super::activations::{Activations, Precision, Row};
-use super::grouped::{GroupedMxfp4, LANES_MAX, ROOM};
-use super::scratch::Scratch;
-use super::simd::{BLOCK, E8M0, GROUPS, Simd};
-use super::{Kernels, Op};
+use super::super::activations::{Activations, Precision, Row};
+use super::super::scratch::Scratch;
+use super::super::simd::{BLOCK, Simd};
+use super::super::{Kernels, Op};
+use super::{GroupedInt8, GroupedMxfp4, LANES_MAX, ROOM, Weights};
 use std::ops::Range;
 
 /// How far ahead of a block weights are fetched.
 const AHEAD_BYTES: usize = 4096;
 
-struct Product<'a> {
-    weights: GroupedMxfp4<'a>,
+struct Product<'a, W> {
+    weights: W,
     x: &'a Activations,
     tokens: &'a [u32],
     rows: Range<usize>,
@@ -29,12 +29,12 @@ struct Product<'a> {
     sums: &'a mut [f32],
 }
 
-impl Op for Product<'_> {
+impl<W: Weights> Op for Product<'_, W> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        // SAFETY: `Kernels::mxfp4_product` has checked rows, tokens, columns and the room in y.
+        // SAFETY: `Kernels::grouped_product` has checked rows, tokens, columns and the room in y.
         unsafe {
             match self.x.precision() {
                 Precision::F32 => self.by_panels(s),
@@ -45,7 +45,7 @@ impl Op for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl<W: Weights> Product<'_, W> {
     /// # Safety
     /// As `run` says.
     #[inline(always)]
@@ -88,22 +88,23 @@ impl Product<'_> {
         // SAFETY: rows, blocks and tokens exist by the contract.
         unsafe {
             let x: [Row; C] = std::array::from_fn(|c| self.x.row(self.tokens[token + c] as usize));
-            for block in 0..self.weights.blocks_per_row() {
+            for block in 0..self.weights.shape().blocks_per_row {
                 let (bytes, scales) = self.weights.block(row, block, &mut room);
                 if token == 0 {
-                    for line in (0..S::LANES * BLOCK / 2).step_by(64) {
+                    for line in (0..S::LANES * W::ROW_BYTES).step_by(64) {
                         s.prefetch(bytes.wrapping_add(AHEAD_BYTES + line));
                     }
                 }
-                let w = decode(s, bytes);
-                let scales = scales_of(s, &self.weights, scales);
+                let w = W::decode(s, bytes);
+                let scales = self.weights.scales(s, scales);
                 for q in (0..C).step_by(Q) {
-                    // Of each token the high plane, then the low one, which takes the offset away.
+                    // Of each token the high plane, then the low one, which takes away what an offset of the weights adds
+                    // to both.
                     let planes =
                         std::array::from_fn(|n| x[q + n / P].planes.add((block * P + n % P) * BLOCK));
-                    let offset = |n: usize| *x[q + n / P].offsets.add(block);
-                    let init = std::array::from_fn(|n| if n % P == P - 1 { offset(n) } else { 0 });
-                    let sums: [S::I; N] = s.dot_small(&w, planes, init);
+                    let sum = |n: usize| *x[q + n / P].sums.add(block);
+                    let offsets = std::array::from_fn(|n| if n % P == P - 1 { sum(n) } else { 0 });
+                    let sums: [S::I; N] = W::dot(s, &w, planes, offsets);
                     for c in q..q + Q {
                         let at = (c - q) * P;
                         let sum = if P == 2 { s.join_planes(sums[at], sums[at + 1]) } else { sums[at] };
@@ -114,7 +115,7 @@ impl Product<'_> {
                 }
             }
             for c in 0..C {
-                self.put(s, token + c, row, acc[c]);
+                self.put(s, token + c, row, s.mul(acc[c], s.splat(W::UNIT)));
             }
         }
         C
@@ -124,7 +125,7 @@ impl Product<'_> {
     /// As `run` says.
     #[inline(always)]
     unsafe fn put<S: Simd>(&mut self, s: S, token: usize, row: usize, sum: S::V) {
-        let count = self.weights.rows_of_group(row);
+        let count = self.weights.shape().rows_of_group(row);
         let at = token * self.rows.len() + row - self.rows.start;
         debug_assert!(at + count <= self.y.len());
         // SAFETY: y has room for all rows of all tokens.
@@ -135,7 +136,7 @@ impl Product<'_> {
     /// As `run` says.
     #[inline(always)]
     unsafe fn by_panels<S: Simd>(&mut self, s: S) {
-        let columns = self.weights.columns();
+        let columns = self.weights.shape().blocks_per_row * BLOCK;
         for tokens in (0..self.tokens.len()).step_by(TOKENS_PASS) {
             let tokens = tokens..self.tokens.len().min(tokens + TOKENS_PASS);
             for row in self.rows.clone().step_by(2 * S::LANES) {
@@ -234,55 +235,23 @@ const PANEL_COLUMNS: usize = 256;
 const TOKENS_PASS: usize = 256;
 const _: () = assert!(PANEL_COLUMNS.is_multiple_of(BLOCK));
 /// f32 of a panel and of its sums, at most.
-pub(super) const PANEL: usize = 2 * PANEL_COLUMNS * LANES_MAX;
-pub(super) const SUMS: usize = 2 * TOKENS_PASS * LANES_MAX;
-
-/// The bytes of a block, by groups of four elements.
-/// # Safety
-/// `bytes` is readable for a block of LANES rows.
-#[inline(always)]
-unsafe fn decode<S: Simd>(s: S, bytes: *const u8) -> [S::B; GROUPS] {
-    // SAFETY: four times 4·LANES bytes are a block of LANES rows.
-    unsafe {
-        let (a, b) = s.nibbles(bytes);
-        let (c, d) = s.nibbles(bytes.add(4 * S::LANES));
-        let (e, f) = s.nibbles(bytes.add(8 * S::LANES));
-        let (g, h) = s.nibbles(bytes.add(12 * S::LANES));
-        [a, b, c, d, e, f, g, h]
-    }
-}
-
-/// The scales of a block's rows; 0 and 255, which are no exponents, by the table.
-/// # Safety
-/// `scales` is readable for LANES bytes.
-#[inline(always)]
-unsafe fn scales_of<S: Simd>(s: S, w: &GroupedMxfp4<'_>, scales: *const u8) -> S::V {
-    // SAFETY: the contract is this function's own.
-    unsafe {
-        if w.has_plain_scales() {
-            return s.scales(scales);
-        }
-        let mut looked_up = [0.0f32; LANES_MAX];
-        (0..S::LANES).for_each(|lane| looked_up[lane] = E8M0[*scales.add(lane) as usize]);
-        s.load(looked_up.as_ptr())
-    }
-}
+pub(in super::super) const PANEL: usize = 2 * PANEL_COLUMNS * LANES_MAX;
+pub(in super::super) const SUMS: usize = 2 * TOKENS_PASS * LANES_MAX;
 
 /// to f32 [columns, LANES] = the group's rows as f32.
 /// # Safety
 /// The group and whole blocks of columns exist; `to` has room.
 #[inline(always)]
-unsafe fn widen<S: Simd>(s: S, w: &GroupedMxfp4<'_>, row: usize, columns: Range<usize>, to: *mut f32) {
+unsafe fn widen<S: Simd, W: Weights>(s: S, w: &W, row: usize, columns: Range<usize>, to: *mut f32) {
     let mut room = ROOM;
     for column in columns.clone().step_by(BLOCK) {
         // SAFETY: the contract is this function's own; LANES scales are readable.
         unsafe {
             let (bytes, scales) = w.block(row, column / BLOCK, &mut room);
-            let scale = scales_of(s, w, scales);
+            let scale = s.mul(w.scales(s, scales), s.splat(W::UNIT));
             let to = to.add((column - columns.start) * S::LANES);
             for k in 0..BLOCK {
-                let w = s.fp4(bytes.add(k / 8 * 4 * S::LANES), k % 8);
-                s.store(to.add(k * S::LANES), s.mul(w, scale));
+                s.store(to.add(k * S::LANES), s.mul(W::element(s, bytes, k), scale));
             }
         }
     }
@@ -299,13 +268,33 @@ impl Kernels {
         rows: Range<usize>,
         scratch: &'s mut Scratch,
     ) -> &'s mut [f32] {
-        assert_eq!(
-            weights.lanes(),
-            self.isa().lanes(),
-            "the weights were grouped for another instruction set"
-        );
-        assert_eq!(weights.columns(), x.columns());
-        weights.check_rows(&rows);
+        self.grouped_product(weights, x, tokens, rows, scratch)
+    }
+
+    /// The same with W: int8 [N, K] in groups.
+    pub fn int8_product<'s>(
+        &self,
+        weights: GroupedInt8<'_>,
+        x: &Activations,
+        tokens: &[u32],
+        rows: Range<usize>,
+        scratch: &'s mut Scratch,
+    ) -> &'s mut [f32] {
+        self.grouped_product(weights, x, tokens, rows, scratch)
+    }
+
+    fn grouped_product<'s, W: Weights>(
+        &self,
+        weights: W,
+        x: &Activations,
+        tokens: &[u32],
+        rows: Range<usize>,
+        scratch: &'s mut Scratch,
+    ) -> &'s mut [f32] {
+        let shape = weights.shape();
+        assert_eq!(shape.lanes, self.isa().lanes(), "the weights were grouped for another instruction set");
+        assert_eq!(shape.blocks_per_row * BLOCK, x.columns());
+        shape.check_rows(&rows);
         assert!(tokens.iter().all(|token| (*token as usize) < x.tokens()));
         let (y, panel, sums) = scratch.tile_and_work(tokens.len() * rows.len());
         self.dispatch(Product { weights, x, tokens, rows, y: &mut *y, panel, sums });
