@@ -59,7 +59,7 @@ pub fn run(args: &DoctorArgs) -> Result<()> {
     let cards: Vec<cards::CardReport> = measured.into_iter().map(|card| card.report).collect();
     let usable = cards.iter().filter(|card| card.problem.is_none() && libraries.nvrtc.is_usable());
     let serves_on = std::iter::once("cpu".into()).chain(usable.map(|card| card.device.clone())).collect();
-    let machine = machine::look();
+    let machine = machine::look(!args.no_measure);
     let report = Report { version: env!("CARGO_PKG_VERSION"), machine, libraries, cards, links, serves_on };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

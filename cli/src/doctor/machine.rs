@@ -2,6 +2,7 @@
 
 use crate::machine;
 use flotilla_engine::backend::cpu::kernels::Isa;
+use flotilla_engine::backend::cpu::measure::Bench;
 use serde::Serialize;
 use std::fs;
 
@@ -16,9 +17,20 @@ pub struct Machine {
     pub memory_available_bytes: Option<u64>,
     /// Whether memory comes in huge pages: `always`, `madvise` (on demand, which is enough) or `never`.
     pub huge_pages: Option<String>,
+    pub reads: Option<Reads>,
 }
 
-pub fn look() -> Machine {
+/// What all cores together read of memory that no cache holds, in bytes a second: decode on the CPU is bound by it.
+#[derive(Debug, Serialize)]
+pub struct Reads {
+    /// Where huge pages were asked for, as for weights and KV cache.
+    pub huge_pages: f64,
+    pub small_pages: f64,
+    /// Which part of what was asked for came in huge pages.
+    pub huge_share: Option<f64>,
+}
+
+pub fn look(measure: bool) -> Machine {
     Machine {
         host: machine::host_name(),
         processor: value_of("/proc/cpuinfo", "model name"),
@@ -27,7 +39,18 @@ pub fn look() -> Machine {
         memory_bytes: memory_bytes(),
         memory_available_bytes: machine::memory_available(),
         huge_pages: huge_pages(),
+        reads: if measure { reads() } else { None },
     }
+}
+
+/// Nothing where there is no memory to measure with.
+fn reads() -> Option<Reads> {
+    const BYTES: usize = 1 << 30;
+    let bytes = machine::memory_available().map_or(BYTES, |free| BYTES.min(free as usize / 4));
+    let best = |bench: &Bench| (0..5).map(|_| bench.read()).fold(0.0, f64::max);
+    let small_pages = best(&Bench::new(machine::cores(), bytes, false).ok()?);
+    let bench = Bench::new(machine::cores(), bytes, true).ok()?;
+    Some(Reads { huge_pages: best(&bench), small_pages, huge_share: bench.huge_share() })
 }
 
 fn memory_bytes() -> Option<u64> {

@@ -37,6 +37,15 @@ fn write_machine(f: &mut Formatter<'_>, machine: &Machine) -> Result {
         bytes(machine.memory_bytes),
         bytes(machine.memory_available_bytes),
         or_unknown(&machine.huge_pages)
+    )?;
+    let Some(reads) = &machine.reads else { return Ok(()) };
+    let share = reads.huge_share.map_or("unknown".into(), |share| format!("{:.0} %", 100.0 * share));
+    writeln!(
+        f,
+        "{:<10}reads {:.1} GB/s in huge pages ({share} of what was asked for), {:.1} GB/s in small ones",
+        "",
+        reads.huge_pages / 1e9,
+        reads.small_pages / 1e9
     )
 }
 

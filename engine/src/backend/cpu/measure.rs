@@ -20,7 +20,6 @@ pub struct Bench {
     threads: Threads,
     kernels: Kernels,
     memory: MmapMut,
-    huge: bool,
 }
 
 impl Bench {
@@ -38,15 +37,27 @@ impl Bench {
             x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             pair.copy_from_slice(&[116 + (x >> 29) as u8, 0x3f | (x >> 16) as u8 & 0x80]);
         }
-        Ok(Bench { threads: Threads::new(threads), kernels: Kernels::detect(), memory, huge })
+        Ok(Bench { threads: Threads::new(threads), kernels: Kernels::detect(), memory })
     }
 
     pub fn isa(&self) -> Isa {
         self.kernels.isa()
     }
 
-    pub fn wants_huge_pages(&self) -> bool {
-        self.huge
+    /// Which part of the memory the system gave in huge pages; nothing where it does not say.
+    pub fn huge_share(&self) -> Option<f64> {
+        let maps = std::fs::read_to_string("/proc/self/smaps").ok()?;
+        // The kernel may have joined the mapping with its neighbours, so it is found by what it holds.
+        let address = self.memory.as_ptr() as usize;
+        let holds = |line: &str| {
+            let range = line.split_once(' ').and_then(|(range, _)| range.split_once('-'));
+            let [from, to] = range.map(|(from, to)| [from, to].map(|n| usize::from_str_radix(n, 16)))?;
+            Some((from.ok()?..to.ok()?).contains(&address))
+        };
+        let mapping = maps.lines().skip_while(|line| holds(line) != Some(true));
+        let kib = mapping.skip(1).find_map(|line| line.strip_prefix("AnonHugePages:"))?;
+        let kib: usize = kib.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        Some(((kib * 1024) as f64 / self.memory.len() as f64).min(1.0))
     }
 
     /// Bytes a second, of one pass that only reads.
