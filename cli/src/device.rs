@@ -42,7 +42,7 @@ impl fmt::Display for DeviceChoice {
 }
 
 /// How exactly CPUs compute. On a card these have no meaning, and no effect.
-#[derive(Clone, Copy, Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub struct CpuArgs {
     /// How activations enter the experts' products on the CPU: int8x2 (15 bits and a sign), int8 (faster with many
     /// sequences, rounded), or f32 (exact, slower)
@@ -51,14 +51,40 @@ pub struct CpuArgs {
     /// How the CPU holds dense weights: bf16 as published, or int8 (half the bytes to read, rounded)
     #[arg(long, default_value_t = DenseWidth::Bf16)]
     pub dense: DenseWidth,
+    /// Cores to keep the threads on, one each, as 0-3,8; of several workers each takes its share [default: the
+    /// system decides]
+    #[arg(long, value_name = "CORES")]
+    pub pin: Option<Cores>,
+}
+
+/// Numbers of cores, in the order in which threads take them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cores(pub Vec<usize>);
+
+impl FromStr for Cores {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let range = |part: &str| {
+            let (from, to) = part.split_once('-').unwrap_or((part, part));
+            let (from, to): (usize, usize) = (from.parse().ok()?, to.parse().ok()?);
+            (from <= to && to < 4096).then_some(from..=to)
+        };
+        let ranges: Option<Vec<_>> = text.split(',').map(range).collect();
+        let cores = ranges.map(|ranges| ranges.into_iter().flatten().collect::<Vec<_>>());
+        cores.map(Cores).ok_or_else(|| format!("expected cores as 0-3,8, found {text:?}"))
+    }
 }
 
 impl CpuArgs {
-    /// The same choices on another command line.
-    pub fn to_args(self) -> Vec<String> {
+    /// The same choices for worker number `index` of several with so many threads each.
+    pub fn to_args(&self, index: usize, threads: usize) -> Vec<String> {
+        let own = self.pin.iter().flat_map(|Cores(cores)| cores.iter().skip(index * threads).take(threads));
+        let own: Vec<String> = own.map(usize::to_string).collect();
+        let pin = (!own.is_empty()).then(|| ["--pin".into(), own.join(",")]).into_iter().flatten();
         let activations = self.activations.map(|precision| ["--activations".into(), precision.to_string()]);
         let dense = ["--dense".into(), self.dense.to_string()];
-        activations.into_iter().flatten().chain(dense).collect()
+        activations.into_iter().flatten().chain(dense).chain(pin).collect()
     }
 }
 
@@ -98,7 +124,7 @@ impl SumArgs {
 
 impl DeviceChoice {
     /// Opens the card, if it is one.
-    pub fn open(self, threads: usize, cpu: CpuArgs, sums: SumArgs) -> Result<Device> {
+    pub fn open(self, threads: usize, cpu: &CpuArgs, sums: SumArgs) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => {
                 let activations = cpu.activations.unwrap_or_default();
@@ -106,6 +132,7 @@ impl DeviceChoice {
                     threads,
                     activations,
                     dense: cpu.dense,
+                    pin: cpu.pin.as_ref().map_or(Vec::new(), |cores| cores.0.clone()),
                     ..CpuSettings::default()
                 }))
             }
@@ -131,6 +158,17 @@ pub fn describe(device: &Device) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cores_are_read_and_shared_out() {
+        assert_eq!("0-3,8".parse(), Ok(Cores(vec![0, 1, 2, 3, 8])));
+        for text in ["", "a", "3-1", "1,", "0-99999999999", "-1"] {
+            assert!(text.parse::<Cores>().is_err(), "{text}");
+        }
+        let cpu = CpuArgs { pin: Some(Cores(vec![4, 5, 6])), ..CpuArgs::default() };
+        let pins = [0, 1, 2].map(|index| cpu.to_args(index, 2).get(3).cloned());
+        assert_eq!(pins, [Some("4,5".into()), Some("6".into()), None]);
+    }
 
     #[test]
     fn devices_are_read_as_they_are_written() {

@@ -98,7 +98,10 @@ impl WorkerSettings {
         command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
         command.args(["--name", &format!("worker-{index:02}"), "--threads", &self.threads.to_string()]);
         let device = self.devices[index % self.devices.len()];
-        command.args(["--device", &device.to_string()]).args(self.cpu.to_args()).args(self.sums.to_args());
+        command
+            .args(["--device", &device.to_string()])
+            .args(self.cpu.to_args(index, self.threads))
+            .args(self.sums.to_args());
         if let Some(bytes) = self.memory_bytes.filter(|_| device == DeviceChoice::Cpu) {
             command.args(["--memory-bytes", &bytes.to_string()]);
         }

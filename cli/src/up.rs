@@ -66,7 +66,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         threads,
         memory_bytes: memory,
         devices: args.device.clone(),
-        cpu: args.cpu,
+        cpu: args.cpu.clone(),
         sums: args.sums,
     };
     let mut workers = LocalWorkers::spawn(ranks, settings)?;

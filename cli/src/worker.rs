@@ -73,7 +73,7 @@ pub fn run(args: WorkerArgs) -> Result<()> {
 impl WorkerArgs {
     fn settings(self) -> Result<Settings> {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
-        let device = self.device.open(threads.into(), self.cpu, self.sums)?;
+        let device = self.device.open(threads.into(), &self.cpu, self.sums)?;
         let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
         Ok(Settings {
             coordinator: self.coordinator,

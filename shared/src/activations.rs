@@ -28,14 +28,17 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
     (others + logits) as u64
 }
 
-/// Everything is f32; products have their input once more, as their kernels read it.
+/// Everything is f32; products have their input once more, as their kernels read it: at most as much again, whatever it is
+/// rounded to.
 fn cpu_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize) -> usize {
     let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
     let stream = 3 * hidden;
     let attention = 2 * (q_width + kv_width);
-    let experts = spec.experts + 2 * hidden + 3 * intermediate;
-    let arranged = hidden.max(q_width).max(intermediate) + hidden.max(intermediate);
-    4 * (stream + attention + experts + arranged) + 24 * spec.experts_per_token
+    // h as experts read it, and what of it each of the row's experts makes.
+    let experts = spec.experts + hidden + spec.experts_per_token * intermediate;
+    let arranged = hidden + q_width;
+    // Two numbers a row, a route twice with its row and its place.
+    4 * (stream + attention + experts + arranged + 2) + 32 * spec.experts_per_token
 }
 
 /// Of the engine's `CudaBackend`, in its order: the residual stream, attention, routing, experts, a row's

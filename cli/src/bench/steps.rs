@@ -74,7 +74,7 @@ pub async fn measure(
             threads,
             memory_bytes: None,
             devices: vec![DeviceChoice::Cpu],
-            cpu: args.cpu,
+            cpu: args.cpu.clone(),
             sums: SumArgs::default(),
         };
         let formation = Formation {
@@ -106,7 +106,7 @@ pub async fn measure(
             peers: vec![String::new(); ranks],
             group_key: [0; 32],
         };
-        let devices = (0..ranks).map(|_| DeviceChoice::Cpu.open(threads, args.cpu, SumArgs::default()));
+        let devices = (0..ranks).map(|_| DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default()));
         let source = Synthetic::new(spec.clone(), SEED);
         let group = LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)?;
         (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)

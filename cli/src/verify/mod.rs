@@ -76,7 +76,7 @@ impl VerifyArgs {
     }
 
     fn cpu(&self) -> CpuArgs {
-        CpuArgs { activations: Some(self.activations), dense: self.dense }
+        CpuArgs { activations: Some(self.activations), dense: self.dense, pin: None }
     }
 }
 
@@ -168,7 +168,7 @@ async fn verify(
             group_key: [0; 32],
         };
         let devices = args.device.iter().cycle().take(formation.ranks);
-        let devices = devices.map(|device| device.open(args.threads.into(), args.cpu(), args.sums));
+        let devices = devices.map(|device| device.open(args.threads.into(), &args.cpu(), args.sums));
         let group = LocalGroup::start(&*checkpoint, &assignment, devices.collect::<Result<_>>()?)?;
         verify_all(&mut Verifier::new(group, epoch, spec, args.rounding()), prompts).await
     }

@@ -42,11 +42,19 @@ pub struct CpuSettings {
     pub activations: Precision,
     /// How dense weights are held.
     pub dense: DenseWidth,
+    /// The core of each thread, the engine's own first; where there is none the system decides.
+    pub pin: Vec<usize>,
 }
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        CpuSettings { threads: 1, isa: None, activations: Precision::default(), dense: DenseWidth::default() }
+        CpuSettings {
+            threads: 1,
+            isa: None,
+            activations: Precision::default(),
+            dense: DenseWidth::default(),
+            pin: Vec::new(),
+        }
     }
 }
 
@@ -82,7 +90,7 @@ impl CpuBackend {
         let rows = assignment.step_tokens_max as usize;
         let room = |columns| DenseRoom::new(settings.dense, settings.activations, rows, columns);
         let kernels = settings.isa.map_or_else(Kernels::detect, Kernels::new);
-        let threads = Threads::new(settings.threads);
+        let threads = Threads::pinned(settings.threads, &settings.pin);
         CpuBackend {
             weights: CpuWeights::new(weights, spec.layer_count(), settings.dense, kernels, &threads),
             kernels,

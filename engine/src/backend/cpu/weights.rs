@@ -89,7 +89,7 @@ impl CpuWeights {
             (held.tensor(), (rows, columns), loss)
         });
         drop(dense);
-        let loss = made.iter().fold(Loss::default(), |all, (_, _, loss)| all.add(*loss));
+        let loss = made.iter().fold(Loss::default(), |all, (_, _, loss)| all + *loss);
         self.int8 = made.into_iter().map(|(tensor, shape, _)| (tensor, shape)).collect();
         info!(tensors = self.int8.len(), relative_error = loss.relative(), "dense weights made int8");
     }

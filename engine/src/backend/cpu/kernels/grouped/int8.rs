@@ -7,6 +7,7 @@ use super::super::Kernels;
 use super::super::simd::{BLOCK, GROUPS, Simd};
 use super::{Copied, Room, Shape, Weights};
 use half::f16;
+use std::ops::Add;
 
 const ROW_BYTES: usize = BLOCK;
 const SCALE_BYTES: usize = 2;
@@ -90,11 +91,15 @@ pub struct Loss {
     pub size: f64,
 }
 
-impl Loss {
-    pub fn add(self, other: Loss) -> Loss {
+impl Add for Loss {
+    type Output = Loss;
+
+    fn add(self, other: Loss) -> Loss {
         Loss { error: self.error + other.error, size: self.size + other.size }
     }
+}
 
+impl Loss {
     /// Root mean square of the error, relative to that of the weights.
     pub fn relative(self) -> f64 {
         if self.size > 0.0 { (self.error / self.size).sqrt() } else { 0.0 }
