@@ -1,4 +1,5 @@
-//! `--device`, `--activations`, `--sum`, `--wire`: what a worker computes with, how exactly, and how cards sum.
+//! `--device`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how exactly, and
+//! how cards sum.
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -6,6 +7,7 @@ use flotilla_engine::backend::cpu::kernels::{Isa, Precision};
 use flotilla_engine::backend::cpu::{CpuSettings, DenseWidth};
 use flotilla_engine::collective::card::{SumChoice, Wire};
 use flotilla_engine::cuda::Card;
+use flotilla_shared::KvDtype;
 use flotilla_worker::{CardUse, Device};
 use std::fmt;
 use std::str::FromStr;
@@ -51,6 +53,18 @@ pub struct CpuArgs {
     /// How the CPU holds dense weights: bf16 as published, or int8 (half the bytes to read, rounded)
     #[arg(long, default_value_t = DenseWidth::Bf16)]
     pub dense: DenseWidth,
+    /// What the KV cache holds on the CPU: f16, or f32 (twice the bytes; cards hold bf16)
+    #[arg(long, value_parser = kv_dtype, default_value = "f16")]
+    pub kv_dtype: KvDtype,
+}
+
+/// What a CPU's cache may hold.
+pub fn kv_dtype(text: &str) -> Result<KvDtype, String> {
+    match text {
+        "f16" => Ok(KvDtype::F16),
+        "f32" => Ok(KvDtype::F32),
+        _ => Err(format!("expected f16 or f32, found {text:?}")),
+    }
 }
 
 impl CpuArgs {
@@ -58,7 +72,9 @@ impl CpuArgs {
     pub fn to_args(self) -> Vec<String> {
         let activations = self.activations.map(|precision| ["--activations".into(), precision.to_string()]);
         let dense = ["--dense".into(), self.dense.to_string()];
-        activations.into_iter().flatten().chain(dense).collect()
+        let kv = if self.kv_dtype == KvDtype::F32 { "f32" } else { "f16" };
+        let kv = ["--kv-dtype".into(), kv.into()];
+        activations.into_iter().flatten().chain(dense).chain(kv).collect()
     }
 }
 
@@ -106,6 +122,7 @@ impl DeviceChoice {
                     threads,
                     activations,
                     dense: cpu.dense,
+                    kv: cpu.kv_dtype,
                     ..CpuSettings::default()
                 }))
             }

@@ -28,11 +28,12 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
     (others + logits) as u64
 }
 
-/// Everything is f32; products have their input once more, as their kernels read it.
+/// Everything is f32; products have their input once more, as their kernels read it, and attention its sums before they
+/// are divided. (Parts of keys that are summed apart are more, but bounded: they are for rows too few for the threads.)
 fn cpu_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize) -> usize {
     let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
     let stream = 3 * hidden;
-    let attention = 2 * (q_width + kv_width);
+    let attention = 2 * (q_width + kv_width) + part_bytes(q_width, spec.head_dim) / 4;
     let experts = spec.experts + 2 * hidden + 3 * intermediate;
     let arranged = hidden.max(q_width).max(intermediate) + hidden.max(intermediate);
     4 * (stream + attention + experts + arranged) + 24 * spec.experts_per_token
