@@ -1,4 +1,5 @@
-//! `--device`, `--activations`, `--sum`, `--wire`: what a worker computes with, how exactly, and how cards sum.
+//! `--device`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how exactly, and
+//! how cards sum.
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -6,6 +7,7 @@ use flotilla_engine::backend::cpu::kernels::{Isa, Precision};
 use flotilla_engine::backend::cpu::{CpuSettings, DenseWidth};
 use flotilla_engine::collective::card::{SumChoice, Wire};
 use flotilla_engine::cuda::Card;
+use flotilla_shared::KvDtype;
 use flotilla_worker::{CardUse, Device};
 use std::fmt;
 use std::str::FromStr;
@@ -55,6 +57,18 @@ pub struct CpuArgs {
     /// system decides]
     #[arg(long, value_name = "CORES")]
     pub pin: Option<Cores>,
+    /// What the KV cache holds on the CPU: f16, or f32 (twice the bytes; cards hold bf16)
+    #[arg(long, value_parser = kv_dtype, default_value = "f16")]
+    pub kv_dtype: KvDtype,
+}
+
+/// What a CPU's cache may hold.
+pub fn kv_dtype(text: &str) -> Result<KvDtype, String> {
+    match text {
+        "f16" => Ok(KvDtype::F16),
+        "f32" => Ok(KvDtype::F32),
+        _ => Err(format!("expected f16 or f32, found {text:?}")),
+    }
 }
 
 /// Numbers of cores, in the order in which threads take them.
@@ -84,7 +98,9 @@ impl CpuArgs {
         let pin = (!own.is_empty()).then(|| ["--pin".into(), own.join(",")]).into_iter().flatten();
         let activations = self.activations.map(|precision| ["--activations".into(), precision.to_string()]);
         let dense = ["--dense".into(), self.dense.to_string()];
-        activations.into_iter().flatten().chain(dense).chain(pin).collect()
+        let kv = if self.kv_dtype == KvDtype::F32 { "f32" } else { "f16" };
+        let kv = ["--kv-dtype".into(), kv.into()];
+        activations.into_iter().flatten().chain(dense).chain(kv).chain(pin).collect()
     }
 }
 
@@ -133,6 +149,7 @@ impl DeviceChoice {
                     activations,
                     dense: cpu.dense,
                     pin: cpu.pin.as_ref().map_or(Vec::new(), |cores| cores.0.clone()),
+                    kv: cpu.kv_dtype,
                     ..CpuSettings::default()
                 }))
             }
@@ -166,7 +183,8 @@ mod tests {
             assert!(text.parse::<Cores>().is_err(), "{text}");
         }
         let cpu = CpuArgs { pin: Some(Cores(vec![4, 5, 6])), ..CpuArgs::default() };
-        let pins = [0, 1, 2].map(|index| cpu.to_args(index, 2).get(3).cloned());
+        let pins = [0, 1, 2]
+            .map(|index| cpu.to_args(index, 2).iter().skip_while(|arg| *arg != "--pin").nth(1).cloned());
         assert_eq!(pins, [Some("4,5".into()), Some("6".into()), None]);
     }
 

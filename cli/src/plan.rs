@@ -1,12 +1,13 @@
 //! `flotilla plan`: who would hold what, without a cluster.
 
+use crate::device::kv_dtype;
 use crate::model::config_text;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::RankBytes;
 use flotilla_shared::units::Bytes;
-use flotilla_shared::{BackendKind, Demand, Inventory, KvBlocks, ModelSpec, Plan};
+use flotilla_shared::{BackendKind, Demand, Inventory, KvBlocks, KvDtype, ModelSpec, Plan};
 use serde_json::json;
 
 /// Print how a model is cut over ranks, with bytes per rank.
@@ -33,9 +34,12 @@ pub struct PlanArgs {
     /// Sequences that run at once, whose windows must fit as well
     #[arg(long, default_value_t = 64)]
     sequences: usize,
-    /// What computes: a cache element takes 4 bytes on the CPU and 2 on a card
+    /// What computes
     #[arg(long, value_parser = backend, default_value = "cpu")]
     backend: BackendKind,
+    /// What the KV cache holds on the CPU: f16 (2 bytes an element, as on a card), or f32
+    #[arg(long, value_parser = kv_dtype, default_value = "f16")]
+    kv_dtype: KvDtype,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -60,6 +64,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
 }
 
 impl PlanArgs {
+    fn kv(&self) -> KvDtype {
+        if self.backend == BackendKind::Cuda { KvDtype::Bf16 } else { self.kv_dtype }
+    }
+
     fn devices(&self) -> Result<Vec<Inventory>> {
         let shares = if self.shares.is_empty() { vec![1.0; self.ranks] } else { self.shares.clone() };
         ensure!(
@@ -77,6 +85,7 @@ impl PlanArgs {
         let devices = shares.iter().enumerate().map(|(rank, share)| Inventory {
             name: format!("rank {rank}"),
             backend: self.backend,
+            kv: self.kv(),
             device: "any".into(),
             memory_bytes: memory.get(rank).or(memory.first()).map_or(u64::MAX, |gb| (gb * 1e9) as u64),
             bandwidth: *share,
@@ -134,7 +143,7 @@ fn print_table(
             Bytes(*activations),
         );
     }
-    println!("KV cache: {} tokens, {} bytes an element", args.kv_tokens, args.backend.kv_element_bytes());
+    println!("KV cache: {} tokens, {} bytes an element", args.kv_tokens, args.kv().element_bytes());
 }
 
 fn backend(text: &str) -> Result<BackendKind, String> {

@@ -81,6 +81,7 @@ impl WorkerArgs {
             inventory: Inventory {
                 name,
                 backend: device.backend(),
+                kv: device.kv_dtype(),
                 device: describe(&device),
                 memory_bytes: self.memory_bytes.map_or_else(|| memory_offered(&device), Ok)?,
                 bandwidth: self.bandwidth.unwrap_or(0.0),

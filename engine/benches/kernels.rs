@@ -1,10 +1,13 @@
 //! How near the kernels come to what the machine can do, on one thread: bytes of weights read a second
 //! beside the read rate of the same run, multiply-adds beside the FMA peak of the same run.
 //!
-//!   cargo bench -p flotilla-engine --bench kernels [-- ISA | T | bf16 | mxfp4 ...]
+//!   cargo bench -p flotilla-engine --bench kernels [-- ISA | T | bf16 | mxfp4 | attend ...]
 //!
 //! Each number is the best of several passes, in time of the thread, over weights that no cache holds. On a shared
 //! machine the ratios to the rates measured beside them say more than the rates.
+
+#[path = "kernels/attend.rs"]
+mod attend;
 
 use flotilla_engine::backend::cpu::kernels::*;
 use std::hint::black_box;
@@ -49,7 +52,8 @@ fn main() {
             }
         }
         if wanted(&kinds, kinds[4].clone()) {
-            attend(kernels, read);
+            attend::attend(kernels, read, fma);
+            swiglu(kernels);
         }
     }
 }
@@ -221,22 +225,8 @@ fn mxfp4(kernels: Kernels, memory: &[u8], tokens: usize, precision: Precision) -
     (seconds, (N * K / 2 + N * K / 32) as f64)
 }
 
-/// Eight query heads of 64 over 16 Ki keys of one kv head, in blocks of 16, as a cache would have them.
-fn attend(kernels: Kernels, read: f64) {
-    const D: usize = 64;
-    const KEYS: usize = 1 << 16;
-    let kv: Vec<f32> = (0..2 * KEYS * D).map(|i| (i % 101) as f32 / 101.0 - 0.5).collect();
-    let (keys, values) = kv.split_at(KEYS * D);
-    let (q, sinks, mut out, mut scratch) = (vec![0.3; 8 * D], [0.1; 8], vec![0.0; 8 * D], Scratch::new());
-    let seconds = best(1, || {
-        let slabs = keys.chunks_exact(16 * D).zip(values.chunks_exact(16 * D));
-        let slabs = slabs.map(|(keys, values)| KvSlab { keys, values, rows: 16, stride: D });
-        kernels.attend_row(&q, &sinks, 0.125, slabs, &mut out, &mut scratch);
-    });
-    let rate = (2 * KEYS * D * 4) as f64 / seconds / 1e9;
-    println!("  attend_row, G 8, D {D}: {rate:6.2} GB/s of KV ({:.2} of read)", rate / read);
-
-    let gate_up: Vec<f32> = kv[..512 * 2880].to_vec();
+fn swiglu(kernels: Kernels) {
+    let gate_up = activations(512);
     let mut y = vec![0.0; 512 * 1440];
     let seconds = best(1, || {
         kernels.swiglu(Matrix::new(&gate_up, 512, 2880), 7.0, TileMut::new(&mut y, 512, 1440));

@@ -29,11 +29,12 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
 }
 
 /// Everything is f32; products have their input once more, as their kernels read it: at most as much again, whatever it is
-/// rounded to.
+/// rounded to; and attention has its sums before they are divided. (Parts of keys that are summed apart are more, but
+/// bounded: they are for rows too few for the threads.)
 fn cpu_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize) -> usize {
     let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
     let stream = 3 * hidden;
-    let attention = 2 * (q_width + kv_width);
+    let attention = 2 * (q_width + kv_width) + part_bytes(q_width, spec.head_dim) / 4;
     // h as experts read it, and what of it each of the row's experts makes.
     let experts = spec.experts + hidden + spec.experts_per_token * intermediate;
     let arranged = hidden + q_width;

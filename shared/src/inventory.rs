@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What computes: it decides what a cache element and a step's activations take.
+/// What computes: it decides what a step's activations take.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendKind {
@@ -11,12 +11,24 @@ pub enum BackendKind {
     Cuda,
 }
 
-impl BackendKind {
-    /// Of one key or value element in the cache: f32, or bf16.
-    pub fn kv_element_bytes(self) -> usize {
+/// What one key or value element is in a device's cache: the plan counts its bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvDtype {
+    /// CPUs, unless they are told otherwise.
+    #[default]
+    F16,
+    /// Cards.
+    Bf16,
+    /// CPUs that are compared with exact values.
+    F32,
+}
+
+impl KvDtype {
+    pub fn element_bytes(self) -> usize {
         match self {
-            BackendKind::Cpu => 4,
-            BackendKind::Cuda => 2,
+            KvDtype::F16 | KvDtype::Bf16 => 2,
+            KvDtype::F32 => 4,
         }
     }
 }
@@ -27,6 +39,7 @@ pub struct Inventory {
     /// What people call it: a host name and process, or a card.
     pub name: String,
     pub backend: BackendKind,
+    pub kv: KvDtype,
     /// The device in words: `cpu avx512`, or `cuda:0 NVIDIA GeForce RTX 4090`.
     pub device: String,
     /// Bytes that weights and KV cache may take together: the plan's hard limit.

@@ -16,7 +16,7 @@ pub mod units;
 
 pub use group::{Assignment, KvBlocks, Loading, WeightOrigin};
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
-pub use inventory::{BackendKind, Inventory};
+pub use inventory::{BackendKind, Inventory, KvDtype};
 pub use plan::{Demand, Plan, PlanError, RankShare, Stage};
 pub use sampling::Sampling;
 pub use spec::{LayerKind, ModelSpec, SpecError};

@@ -8,7 +8,7 @@
 use crate::activations::activation_bytes;
 use crate::group::KvBlocks;
 use crate::ids::Rank;
-use crate::inventory::{BackendKind, Inventory};
+use crate::inventory::{BackendKind, Inventory, KvDtype};
 use crate::spec::{LayerKind, MXFP4_BLOCK, ModelSpec};
 use crate::step::BLOCK_TOKENS;
 use crate::tensor::{LayerTensor, TensorId, TensorSlice};
@@ -38,6 +38,7 @@ pub struct Stage {
 pub struct RankShare {
     pub rank: Rank,
     pub backend: BackendKind,
+    pub kv: KvDtype,
     /// Heads of the kv cache, each with its group of query heads.
     pub kv_heads: Range<usize>,
     pub experts: ExpertShare,
@@ -158,6 +159,7 @@ impl Plan {
         let ranks = ranks.map(|(rank, ((kv_heads, blocks), vocab))| RankShare {
             rank: Rank(rank as u16),
             backend: BackendKind::default(),
+            kv: KvDtype::default(),
             kv_heads,
             experts: ExpertShare { experts: 0..spec.experts, blocks },
             vocab,
@@ -165,10 +167,12 @@ impl Plan {
         Plan { stages: vec![Stage { layers: 0..spec.layer_count(), ranks: ranks.collect() }] }
     }
 
-    /// The same plan on the backends of `devices`, one a rank.
+    /// The same plan on the backends of `devices`, with their caches, one a rank.
     fn on(mut self, devices: &[Inventory]) -> Plan {
         let ranks = self.stages.iter_mut().flat_map(|stage| &mut stage.ranks);
-        ranks.zip(devices).for_each(|(share, device)| share.backend = device.backend);
+        ranks
+            .zip(devices)
+            .for_each(|(share, device)| (share.backend, share.kv) = (device.backend, device.kv));
         self
     }
 
@@ -232,7 +236,7 @@ impl Plan {
     /// Bytes that a rank holds, by part.
     pub fn bytes(&self, spec: &ModelSpec, rank: Rank) -> RankBytes {
         let (stage, share) = self.share(rank);
-        let of_layer = share.kv_heads.len() * spec.head_dim * 2 * share.backend.kv_element_bytes();
+        let of_layer = share.kv_heads.len() * spec.head_dim * 2 * share.kv.element_bytes();
         let per_token = |kind| {
             let layers = spec.layers[stage.layers.clone()].iter().filter(|layer| **layer == kind);
             (layers.count() * of_layer) as u64

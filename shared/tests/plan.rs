@@ -5,7 +5,7 @@ use flotilla_shared::spec::Rope;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{
-    BackendKind, Demand, Inventory, KvBlocks, LayerKind, ModelSpec, Plan, PlanError, Rank,
+    BackendKind, Demand, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, PlanError, Rank,
 };
 use proptest::prelude::*;
 
@@ -128,6 +128,7 @@ fn device(memory_bytes: u64, bandwidth: f64) -> Inventory {
     Inventory {
         name: "d".into(),
         backend: BackendKind::Cpu,
+        kv: KvDtype::F16,
         device: "cpu".into(),
         memory_bytes,
         bandwidth,
@@ -165,7 +166,7 @@ fn a_cache_of_long_contexts_takes_about_half_of_a_plain_one() {
         let plain = kv(KvBlocks::plain(blocks.full));
         assert_eq!(
             plain,
-            (contexts * CONTEXT * spec.layer_count() * spec.kv_heads * spec.head_dim * 2 * 4) as u64
+            (contexts * CONTEXT * spec.layer_count() * spec.kv_heads * spec.head_dim * 2 * 2) as u64
         );
         let part = kv(blocks) as f64 / plain as f64;
         assert!((0.5..0.55).contains(&part), "{model}, {contexts} contexts: {part} of a plain cache");

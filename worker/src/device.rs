@@ -8,7 +8,7 @@ use flotilla_engine::collective::card::{CardCollective, CardSettings, SumChoice,
 use flotilla_engine::collective::{Collective, CollectiveError};
 use flotilla_engine::cuda::{Card, CudaError};
 use flotilla_engine::weights::RankWeights;
-use flotilla_shared::{Assignment, BackendKind};
+use flotilla_shared::{Assignment, BackendKind, KvDtype};
 use std::time::Duration;
 use thiserror::Error;
 
@@ -33,6 +33,14 @@ impl Device {
         match self {
             Device::Cpu(_) => BackendKind::Cpu,
             Device::Card(_) => BackendKind::Cuda,
+        }
+    }
+
+    /// What its cache holds.
+    pub fn kv_dtype(&self) -> KvDtype {
+        match self {
+            Device::Cpu(settings) => settings.kv,
+            Device::Card(_) => KvDtype::Bf16,
         }
     }
 }

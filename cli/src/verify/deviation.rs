@@ -39,7 +39,7 @@ pub enum Activations {
     Int8x2,
     /// Whole numbers of seven bits and a sign for the experts, f32 elsewhere.
     Int8,
-    /// Or f16. A token whose last chosen and first other expert are nearly equal may take another one; its
+    /// Or f16, if only in the cache. A token whose last chosen and first other expert are nearly equal may take another one; its
     /// logits then move by 1 to 4, and those of the rows after it by a little.
     Bf16,
 }

@@ -3,7 +3,7 @@
 mod deviation;
 mod golden;
 
-use crate::device::{CpuArgs, DeviceChoice, SumArgs};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs, kv_dtype};
 use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result, bail};
@@ -14,12 +14,12 @@ use flotilla_coordinator::group::Group;
 use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::backend::cpu::kernels::Precision;
 use flotilla_engine::weights::{Checkpoint, WeightSource};
-use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, CapturedRow, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan, TokenId, WeightOrigin,
 };
+use flotilla_shared::{KvBlocks, KvDtype};
 use golden::GoldenPrompt;
 use serde::Serialize;
 use std::path::PathBuf;
@@ -52,6 +52,9 @@ pub struct VerifyArgs {
     /// How the CPU holds dense weights: bf16, or int8, with the limits of int8
     #[arg(long, default_value_t = DenseWidth::Bf16)]
     dense: DenseWidth,
+    /// What the KV cache holds on the CPU: f32, or f16 as it is served with, with the limits of rounded activations
+    #[arg(long, value_parser = kv_dtype, default_value = "f32")]
+    kv_dtype: KvDtype,
     #[command(flatten)]
     sums: SumArgs,
     /// Threads of each rank
@@ -69,14 +72,15 @@ impl VerifyArgs {
         match self.activations {
             _ if on_cards => Activations::Bf16,
             _ if self.dense == DenseWidth::Int8 => Activations::Int8,
+            Precision::OnePlane => Activations::Int8,
+            _ if self.kv_dtype == KvDtype::F16 => Activations::Bf16,
             Precision::F32 => Activations::F32,
             Precision::TwoPlanes => Activations::Int8x2,
-            Precision::OnePlane => Activations::Int8,
         }
     }
 
     fn cpu(&self) -> CpuArgs {
-        CpuArgs { activations: Some(self.activations), dense: self.dense, pin: None }
+        CpuArgs { activations: Some(self.activations), dense: self.dense, kv_dtype: self.kv_dtype, pin: None }
     }
 }
 

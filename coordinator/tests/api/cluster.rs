@@ -2,7 +2,7 @@
 
 use flotilla_coordinator::board::Board;
 use flotilla_shared::plan::Demand;
-use flotilla_shared::{BackendKind, Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan};
+use flotilla_shared::{BackendKind, Epoch, Inventory, KvBlocks, KvDtype, Loading, ModelSpec, Plan};
 use serde_json::{Value, json};
 
 use crate::server::{CONTEXT, MODEL, Server, Setup, until};
@@ -11,6 +11,7 @@ fn worker(name: &str) -> Inventory {
     Inventory {
         name: name.to_owned(),
         backend: BackendKind::Cpu,
+        kv: KvDtype::F16,
         device: "cpu avx2".to_owned(),
         memory_bytes: 32 << 30,
         bandwidth: 0.0,

@@ -1,18 +1,24 @@
 //! How near a backend must come to the f64 values.
 
 use crate::subject::Subject;
+use flotilla_shared::KvDtype;
 
-/// The largest difference that is allowed, as a share of the expected values' root mean square: on the CPU, and
-/// on a card.
+/// The largest difference that is allowed, as a share of the expected values' root mean square: on the CPU (and there
+/// with a cache of f16), and on a card.
 #[derive(Clone, Copy)]
 pub struct Tolerance {
     pub cpu: f64,
+    pub f16: f64,
     pub card: f64,
 }
 
 impl Tolerance {
     pub fn of(self, subject: &Subject) -> f64 {
-        if subject.is_card() { self.card } else { self.cpu }
+        match subject {
+            Subject::Card(..) => self.card,
+            Subject::Cpu(KvDtype::F32) => self.cpu,
+            Subject::Cpu(_) => self.f16,
+        }
     }
 }
 

@@ -5,7 +5,9 @@ use flotilla_shared::plan::ExpertShare;
 use flotilla_shared::sampling::mix;
 use flotilla_shared::spec::Rope;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{BackendKind, Dtype, LayerKind, ModelSpec, Plan, Rank, RankShare, Stage, TensorSlice};
+use flotilla_shared::{
+    BackendKind, Dtype, KvDtype, LayerKind, ModelSpec, Plan, Rank, RankShare, Stage, TensorSlice,
+};
 use half::bf16;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -86,6 +88,7 @@ fn plan<const N: usize>(spec: &ModelSpec, parts: [Part; N]) -> Plan {
     let share = |(rank, (kv_heads, experts, blocks, vocab)): (usize, Part)| RankShare {
         rank: Rank(rank as u16),
         backend: BackendKind::default(),
+        kv: KvDtype::default(),
         kv_heads,
         experts: ExpertShare { experts, blocks },
         vocab,

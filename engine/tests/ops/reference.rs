@@ -17,6 +17,8 @@ use std::ops::Range;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
     None,
+    /// Keys and values to f16.
+    Cache,
     /// Inputs of dense products and of scores to this, keys and values to bf16, inputs of experts to f16.
     Card(Act),
 }
@@ -32,18 +34,22 @@ pub enum Act {
 impl Rounding {
     fn act(self, x: f64) -> f64 {
         match self {
-            Rounding::None => x,
+            Rounding::None | Rounding::Cache => x,
             Rounding::Card(Act::Bf16) => bf16::from_f32(x as f32).to_f64(),
             Rounding::Card(Act::F16) => f16::from_f32(x as f32).to_f64(),
         }
     }
 
     fn cached(self, x: f64) -> f64 {
-        if self == Rounding::None { x } else { bf16::from_f32(x as f32).to_f64() }
+        match self {
+            Rounding::None => x,
+            Rounding::Cache => f16::from_f32(x as f32).to_f64(),
+            Rounding::Card(_) => bf16::from_f32(x as f32).to_f64(),
+        }
     }
 
     fn expert(self, x: f64) -> f64 {
-        if self == Rounding::None { x } else { f16::from_f32(x as f32).to_f64() }
+        if matches!(self, Rounding::Card(_)) { f16::from_f32(x as f32).to_f64() } else { x }
     }
 }
 

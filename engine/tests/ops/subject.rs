@@ -110,7 +110,8 @@ impl Subject {
             Subject::Cpu => {
                 let mut weights = RankWeights::new(&spec, plan, rank).unwrap();
                 load(&mut weights, model);
-                let settings = CpuSettings { activations: Precision::F32, ..CpuSettings::default() };
+                let exact = CpuSettings { activations: Precision::F32, ..CpuSettings::default() };
+                let settings = CpuSettings { kv: *kv, threads: 3, ..exact };
                 On::Cpu(Box::new(CpuBackend::new(&settings, &assignment, weights)))
             }
             Subject::Card(_, card) => {

@@ -16,7 +16,7 @@ use std::ops::Range;
 
 /// On a card, what lies at the edge between two values of bf16 may be rounded the other way: a part in 2⁸ of
 /// one of 64 terms.
-const TOLERANCE: Tolerance = Tolerance { cpu: 1e-5, card: 5e-3 };
+const TOLERANCE: Tolerance = Tolerance { cpu: 1e-5, f16: 1e-5, card: 5e-3 };
 
 fn plans() -> [Plan; 3] {
     let spec = model::spec();

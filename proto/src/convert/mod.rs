@@ -8,7 +8,7 @@ use flotilla_shared::group::{Assignment, Loading, WeightOrigin};
 use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::{
-    BackendKind, Epoch, Inventory, KvBlocks, LayerKind, ModelSpec, Plan, Rank, RankShare, Stage,
+    BackendKind, Epoch, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, Rank, RankShare, Stage,
 };
 use std::ops::Range;
 use thiserror::Error;
@@ -81,6 +81,23 @@ fn backend(value: i32, field: &'static str) -> Result<BackendKind, WireError> {
     }
 }
 
+fn to_kv_dtype(kv: KvDtype) -> wire::KvDtype {
+    match kv {
+        KvDtype::F32 => wire::KvDtype::F32,
+        KvDtype::F16 => wire::KvDtype::F16,
+        KvDtype::Bf16 => wire::KvDtype::Bf16,
+    }
+}
+
+fn kv_dtype(value: i32, field: &'static str) -> Result<KvDtype, WireError> {
+    match wire::KvDtype::try_from(value) {
+        Ok(wire::KvDtype::F32) => Ok(KvDtype::F32),
+        Ok(wire::KvDtype::F16) => Ok(KvDtype::F16),
+        Ok(wire::KvDtype::Bf16) => Ok(KvDtype::Bf16),
+        Err(_) => Err(wrong(field, format!("is {value}, which no cache has"))),
+    }
+}
+
 impl From<&Hello> for wire::Hello {
     fn from(hello: &Hello) -> Self {
         let inventory = &hello.inventory;
@@ -94,6 +111,7 @@ impl From<&Hello> for wire::Hello {
                 bandwidth: inventory.bandwidth,
                 threads: inventory.threads.into(),
                 backend: to_backend(inventory.backend).into(),
+                kv: to_kv_dtype(inventory.kv).into(),
             }),
             collective_address: hello.collective_address.clone(),
         }
@@ -122,6 +140,7 @@ impl TryFrom<wire::Hello> for Hello {
             version: hello.version,
             inventory: Inventory {
                 backend: backend(inventory.backend, "Inventory.backend")?,
+                kv: kv_dtype(inventory.kv, "Inventory.kv")?,
                 name: inventory.name,
                 device: inventory.device,
                 memory_bytes: inventory.memory_bytes,
@@ -221,6 +240,7 @@ impl From<&Stage> for wire::Stage {
             blocks: to_range(&share.experts.blocks),
             vocab: to_range(&share.vocab),
             backend: to_backend(share.backend).into(),
+            kv: to_kv_dtype(share.kv).into(),
         });
         wire::Stage { layers: to_range(&stage.layers), ranks: ranks.collect() }
     }
@@ -234,6 +254,7 @@ impl TryFrom<wire::Stage> for Stage {
             Ok(RankShare {
                 rank: Rank(narrow(share.rank.into(), "RankShare.rank")?),
                 backend: backend(share.backend, "RankShare.backend")?,
+                kv: kv_dtype(share.kv, "RankShare.kv")?,
                 kv_heads: range(share.kv_heads, "RankShare.kv_heads")?,
                 experts: ExpertShare {
                     experts: range(share.experts, "RankShare.experts")?,
@@ -356,6 +377,7 @@ mod tests {
                 inventory: Inventory {
                     name,
                     backend: if numbers.0 % 2 == 0 { BackendKind::Cpu } else { BackendKind::Cuda },
+                    kv: [KvDtype::F16, KvDtype::Bf16, KvDtype::F32][numbers.2 as usize % 3],
                     device: "cpu".into(),
                     memory_bytes: numbers.1,
                     bandwidth: 3.5e10,
@@ -383,7 +405,7 @@ mod tests {
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);
-        let cases: [(&str, Spoil); 11] = [
+        let cases: [(&str, Spoil); 12] = [
             ("Assignment.kv_blocks", |a| a.kv_blocks = None),
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),
@@ -393,6 +415,7 @@ mod tests {
             ("Assignment.group_key", |a| a.group_key = vec![1].into()),
             ("Assignment.sampleable", |a| a.sampleable[0].end = 1 << 40),
             ("RankShare.backend", |a| a.stages[0].ranks[0].backend = 9),
+            ("RankShare.kv", |a| a.stages[0].ranks[0].kv = 3),
             ("RankShare.vocab", |a| a.stages[0].ranks[0].vocab = Some(wire::Range { start: 3, end: 1 })),
             ("Assignment.stages", |a| a.stages[0].ranks[1].kv_heads = Some(wire::Range { start: 0, end: 8 })),
         ];

@@ -1,35 +1,44 @@
-//! Attention of a rank's heads: q, k, v from the normed stream, rotation, the cache, softmax with sinks
-//! over the visible keys, and the projection back. A rank without heads contributes zeros.
+//! Attention of a rank's heads but for the attention itself (`attend.rs`): q, k, v from the normed stream, rotation, the
+//! cache, and the projection back. A rank without heads contributes zeros.
 
 use super::CpuBackend;
+use super::attend::AttendWork;
 use super::dense::DenseRoom;
-use super::kernels::{GROUP_MAX, Matrix, TileMut};
+use super::kernels::{Matrix, TileMut};
 use crate::batch::Batch;
 use flotilla_shared::tensor::LayerTensor;
-use flotilla_shared::{LayerKind, ModelSpec, RankShare};
-use std::ops::Range;
+use flotilla_shared::{ModelSpec, RankShare};
 
 /// Activations of the rank's heads.
 #[derive(Debug)]
 pub struct Attention {
     /// f32 [T, nq/R, D]
-    q: Vec<f32>,
+    pub(super) q: Vec<f32>,
     /// f32 [T, nk/R, D]
     k: Vec<f32>,
     v: Vec<f32>,
     /// f32 [T, nq/R, D]
-    out: Vec<f32>,
+    pub(super) out: Vec<f32>,
     /// `out`, arranged for the product back.
     arranged: DenseRoom,
     /// f32 [nq/R]: the layer's sinks.
-    sinks: Vec<f32>,
+    pub(super) sinks: Vec<f32>,
     /// nq/R · D and nk/R · D
-    q_width: usize,
+    pub(super) q_width: usize,
     kv_width: usize,
+    pub(super) work: AttendWork,
+    /// For which the work is cut.
+    pub(super) threads: usize,
 }
 
 impl Attention {
-    pub fn new(spec: &ModelSpec, share: &RankShare, rows: usize, room: &impl Fn(usize) -> DenseRoom) -> Self {
+    pub fn new(
+        spec: &ModelSpec,
+        share: &RankShare,
+        rows: usize,
+        threads: usize,
+        room: &impl Fn(usize) -> DenseRoom,
+    ) -> Self {
         let q_heads = spec.q_heads_of(&share.kv_heads).len();
         let (q_width, kv_width) = (q_heads * spec.head_dim, share.kv_heads.len() * spec.head_dim);
         Attention {
@@ -41,15 +50,9 @@ impl Attention {
             sinks: vec![0.0; q_heads],
             q_width,
             kv_width,
+            work: AttendWork::default(),
+            threads,
         }
-    }
-}
-
-/// The positions that a row sees: all up to its own, or the window's.
-fn visible(kind: LayerKind, window: usize, position: usize) -> Range<usize> {
-    match kind {
-        LayerKind::Full => 0..position + 1,
-        LayerKind::Window => (position + 1).saturating_sub(window)..position + 1,
     }
 }
 
@@ -91,37 +94,6 @@ impl CpuBackend {
         }
     }
 
-    pub(super) fn attend_rows(&mut self, layer: usize, batch: &Batch) {
-        let (kv_heads, head_dim) = (self.share.kv_heads.len(), self.spec.head_dim);
-        if kv_heads == 0 {
-            return;
-        }
-        let Attention { q, out, sinks, q_width, .. } = &mut self.attention;
-        self.kernels.bf16_widen(self.weights.layer_bf16(layer, LayerTensor::Sinks), sinks);
-        let (kind, window) = (self.spec.layers[layer], self.spec.window);
-        let scale = (head_dim as f64).powf(-0.5) as f32;
-        let group = self.spec.group();
-        let (kernels, kv) = (self.kernels, &self.kv);
-        for sequence in &batch.sequences {
-            let table = batch.table(sequence, kind);
-            let first = sequence.rows.start;
-            let rows = first * *q_width..sequence.rows.end * *q_width;
-            // One item is one row's query heads of one kv head: f32 [group, D].
-            let item = group * head_dim;
-            let q = &q[rows.clone()];
-            self.threads.chunks(&mut out[rows], item, |index, out, scratch| {
-                let (row, head) = (first + index / kv_heads, index % kv_heads);
-                let positions = visible(kind, window, batch.positions[row] as usize);
-                let q = q[index * item..][..item].chunks(GROUP_MAX * head_dim);
-                let sinks = sinks[head * group..][..group].chunks(GROUP_MAX);
-                for ((q, out), sinks) in q.zip(out.chunks_mut(GROUP_MAX * head_dim)).zip(sinks) {
-                    let slabs = kv.slabs(layer, table, head, positions.clone());
-                    kernels.attend_row(q, sinks, scale, slabs, out, scratch);
-                }
-            });
-        }
-    }
-
     /// y = Wₒ a (+ bₒ)
     pub(super) fn project_out(&mut self, layer: usize, batch: &Batch) -> &mut [f32] {
         let (rows, hidden) = (batch.rows(), self.spec.hidden);
@@ -139,19 +111,5 @@ impl CpuBackend {
         let out = arranged.arrange(self.kernels, &self.threads, out);
         out.product(self.kernels, &self.threads, weight, bias, TileMut::new(y, rows, hidden));
         y
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::visible;
-    use flotilla_shared::LayerKind;
-
-    #[test]
-    fn the_window_holds_its_own_key_and_those_before() {
-        assert_eq!(visible(LayerKind::Full, 4, 9), 0..10);
-        assert_eq!(visible(LayerKind::Window, 4, 9), 6..10);
-        assert_eq!(visible(LayerKind::Window, 4, 3), 0..4);
-        assert_eq!(visible(LayerKind::Window, 4, 0), 0..1);
     }
 }

@@ -1,64 +1,165 @@
-//! The paged KV cache of one rank: f32 [blocks, nk/R, BLOCK_TOKENS, D] a layer, keys and values apart, so
-//! that the keys of one head in one block lie behind each other. A layer has the blocks of its kind's pool.
+//! The paged KV cache of one rank: [blocks, nk/R, 2, BLOCK_TOKENS · D] a layer, in f16 or f32. Of each block and head
+//! the keys come first, transposed ([D, BLOCK_TOKENS]), the values behind them ([BLOCK_TOKENS, D]). A layer has the
+//! blocks of its kind's pool. Which sequence has which block is not known here.
+//!
+//! All of it is one mapping, in huge pages where the system has them: a block of one head is 4 KiB of f16 at D = 64, and
+//! would else miss the TLB each time. The system gives memory when a page is first written, as it does with small
+//! pages, only 2 MiB at a time: what a process holds grows in such steps, and a layer of which one block was written
+//! holds 2 MiB.
 
-use super::kernels::KvSlab;
+use super::kernels::{KV_BLOCK, KvBlock, KvElement};
 use crate::batch::Table;
 use flotilla_shared::step::BLOCK_TOKENS;
-use flotilla_shared::{BlockId, KvBlocks, LayerKind};
-use std::ops::Range;
+use flotilla_shared::{BlockId, KvBlocks, KvDtype, LayerKind};
+use memmap2::MmapMut;
+
+const _: () = assert!(KV_BLOCK == BLOCK_TOKENS);
+
+/// Below this there is no huge page to be had.
+#[cfg(target_os = "linux")]
+const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Keys and values of every block that the coordinator may give out.
 #[derive(Debug)]
 pub struct KvCache {
-    /// Per layer.
-    keys: Vec<Vec<f32>>,
-    values: Vec<Vec<f32>>,
+    bytes: MmapMut,
+    /// Where each layer begins.
+    layers: Vec<usize>,
+    dtype: KvDtype,
     kv_heads: usize,
     head_dim: usize,
 }
 
 impl KvCache {
     /// Zeroed pages: the system gives them when they are first written.
-    pub fn new(layers: &[LayerKind], blocks: KvBlocks, kv_heads: usize, head_dim: usize) -> Self {
-        let len = |kind: &LayerKind| blocks.of(*kind) as usize * kv_heads * BLOCK_TOKENS * head_dim;
-        let pages = || layers.iter().map(|kind| vec![0.0; len(kind)]).collect();
-        KvCache { keys: pages(), values: pages(), kv_heads, head_dim }
+    ///
+    /// # Panics
+    /// If the system does not even give addresses; as any other allocation.
+    pub fn new(
+        dtype: KvDtype,
+        layers: &[LayerKind],
+        blocks: KvBlocks,
+        kv_heads: usize,
+        head_dim: usize,
+    ) -> Self {
+        let of_block = 2 * kv_heads * BLOCK_TOKENS * head_dim * dtype.element_bytes();
+        let (mut begins, mut len) = (Vec::new(), 0);
+        for kind in layers {
+            begins.push(len);
+            len += blocks.of(*kind) as usize * of_block;
+        }
+        let bytes = MmapMut::map_anon(len.max(1));
+        let bytes = bytes.unwrap_or_else(|error| panic!("no memory for {len} bytes of KV cache: {error}"));
+        #[cfg(target_os = "linux")]
+        if len >= HUGE_PAGE_BYTES {
+            // Where the kernel has none to give, small pages are only slower.
+            let _ = bytes.advise(memmap2::Advice::HugePage);
+        }
+        KvCache { bytes, layers: begins, dtype, kv_heads, head_dim }
+    }
+
+    pub fn dtype(&self) -> KvDtype {
+        self.dtype
     }
 
     /// Stores the keys and values of one position: f32 [nk/R, D] each. `table` is of the layer's kind.
     pub fn store(&mut self, layer: usize, table: Table<'_>, position: usize, keys: &[f32], values: &[f32]) {
-        for head in 0..self.kv_heads {
-            let at = self.offset(table.block(position), head, position % BLOCK_TOKENS);
-            let from = head * self.head_dim..(head + 1) * self.head_dim;
-            self.keys[layer][at..at + self.head_dim].copy_from_slice(&keys[from.clone()]);
-            self.values[layer][at..at + self.head_dim].copy_from_slice(&values[from]);
+        match self.dtype {
+            KvDtype::F32 => self.store_as::<f32>(layer, table, position, keys, values),
+            KvDtype::F16 => self.store_as::<u16>(layer, table, position, keys, values),
+            KvDtype::Bf16 => unreachable!("cards keep bf16, CPUs do not"),
         }
     }
 
-    /// One head's keys and values at `positions`, block by block. `table` is of the layer's kind.
-    pub fn slabs<'a>(
-        &'a self,
+    fn store_as<E: KvElement>(
+        &mut self,
         layer: usize,
-        table: Table<'a>,
-        head: usize,
-        positions: Range<usize>,
-    ) -> impl Iterator<Item = KvSlab<'a>> {
-        let blocks = positions.start / BLOCK_TOKENS..positions.end.div_ceil(BLOCK_TOKENS);
-        blocks.map(move |block| {
-            let first = block * BLOCK_TOKENS;
-            let rows = positions.start.max(first)..positions.end.min(first + BLOCK_TOKENS);
-            let at = self.offset(table.block(first), head, rows.start - first);
-            let elements = at..at + rows.len() * self.head_dim;
-            KvSlab {
-                keys: &self.keys[layer][elements.clone()],
-                values: &self.values[layer][elements],
-                rows: rows.len(),
-                stride: self.head_dim,
+        table: Table<'_>,
+        position: usize,
+        keys: &[f32],
+        values: &[f32],
+    ) {
+        let (d, row, len) = (self.head_dim, position % BLOCK_TOKENS, self.head_bytes());
+        let heads = keys.chunks_exact(d).zip(values.chunks_exact(d));
+        for (head, (k, v)) in heads.enumerate().take(self.kv_heads) {
+            let at = self.offset(layer, table.block(position), head);
+            let bytes = &mut self.bytes[at..at + len];
+            let (keys, values) = bytemuck::cast_slice_mut::<u8, E>(bytes).split_at_mut(BLOCK_TOKENS * d);
+            for (column, k) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(k) {
+                column[row] = E::from_f32(*k);
             }
-        })
+            for (value, v) in values[row * d..].iter_mut().zip(v) {
+                *value = E::from_f32(*v);
+            }
+        }
     }
 
-    fn offset(&self, block: BlockId, head: usize, row: usize) -> usize {
-        ((block.index() * self.kv_heads + head) * BLOCK_TOKENS + row) * self.head_dim
+    /// One head's keys and values in a block. `E` is what the cache holds.
+    pub fn block<E: KvElement>(&self, layer: usize, block: BlockId, head: usize) -> KvBlock<'_, E> {
+        let at = self.offset(layer, block, head);
+        let elements = bytemuck::cast_slice(&self.bytes[at..at + self.head_bytes()]);
+        let (keys, values) = elements.split_at(BLOCK_TOKENS * self.head_dim);
+        KvBlock { keys, values }
+    }
+
+    /// Bytes of one head in one block.
+    fn head_bytes(&self) -> usize {
+        2 * BLOCK_TOKENS * self.head_dim * self.dtype.element_bytes()
+    }
+
+    fn offset(&self, layer: usize, block: BlockId, head: usize) -> usize {
+        self.layers[layer] + (block.index() * self.kv_heads + head) * self.head_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_found_where_its_layer_block_and_head_are() {
+        let (heads, d) = (3, 6);
+        for dtype in [KvDtype::F16, KvDtype::F32] {
+            let kinds = [LayerKind::Window, LayerKind::Full, LayerKind::Window];
+            let mut kv = KvCache::new(dtype, &kinds, KvBlocks { full: 5, window: 2 }, heads, d);
+            let tables = [[1, 0], [4, 2], [0, 1]].map(|ids| ids.map(BlockId));
+            // Whole numbers that f16 holds exactly, each of its own.
+            let value = |layer: usize, position: usize, at: usize| ((layer * 32 + position) * 18 + at) as f32;
+            for (layer, table) in tables.iter().enumerate() {
+                for position in 0..32 {
+                    let keys: Vec<f32> = (0..heads * d).map(|at| value(layer, position, at)).collect();
+                    let values: Vec<f32> = keys.iter().map(|key| -key).collect();
+                    kv.store(layer, Table::whole(table), position, &keys, &values);
+                }
+            }
+            for (layer, table) in tables.iter().enumerate() {
+                for (position, head, i) in
+                    (0..32).flat_map(|p| (0..heads * d).map(move |at| (p, at / d, at % d)))
+                {
+                    let (block, row) = (table[position / 16], position % 16);
+                    let [key, found] = match dtype {
+                        KvDtype::F32 => pair::<f32>(&kv, layer, block, head, (row, i)),
+                        _ => pair::<u16>(&kv, layer, block, head, (row, i)),
+                    };
+                    let expected = value(layer, position, head * d + i);
+                    assert_eq!(
+                        [key, found],
+                        [expected, -expected],
+                        "{dtype:?} {layer} {position} {head} {i}"
+                    );
+                }
+            }
+        }
+    }
+
+    fn pair<E: KvElement>(
+        kv: &KvCache,
+        layer: usize,
+        block: BlockId,
+        head: usize,
+        (row, i): (usize, usize),
+    ) -> [f32; 2] {
+        let block = kv.block::<E>(layer, block, head);
+        [block.keys[i * BLOCK_TOKENS + row].to_f32(), block.values[row * kv.head_dim + i].to_f32()]
     }
 }

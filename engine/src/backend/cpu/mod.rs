@@ -1,9 +1,10 @@
 //! The CPU backend: the embedded default, and the specification of every other one. Weights as the
-//! checkpoint holds them, f32 activations, f32 KV cache. Activations are taken at start for the most rows
-//! of a step; only the logits, whose number of rows differs, grow to the most that were asked for.
+//! checkpoint holds them, f32 activations, a KV cache in f16 or f32. Activations are taken at start for the most rows
+//! of a step; only the logits, whose number of rows differs, and the parts of attention grow to the most that were needed.
 //! The arithmetic is in `kernels`; this folder decides what is multiplied with what, and on how many
 //! threads.
 
+mod attend;
 mod attention;
 mod dense;
 mod experts;
@@ -25,7 +26,7 @@ use dense::DenseRoom;
 pub use dense::DenseWidth;
 use experts::Experts;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{Assignment, ModelSpec, RankShare};
+use flotilla_shared::{Assignment, KvDtype, ModelSpec, RankShare};
 use kernels::{Isa, Kernels, Precision};
 use kv::KvCache;
 use threads::Threads;
@@ -44,17 +45,14 @@ pub struct CpuSettings {
     pub dense: DenseWidth,
     /// The core of each thread, the engine's own first; where there is none the system decides.
     pub pin: Vec<usize>,
+    /// What the cache holds: f16, or f32.
+    pub kv: KvDtype,
 }
 
 impl Default for CpuSettings {
     fn default() -> Self {
-        CpuSettings {
-            threads: 1,
-            isa: None,
-            activations: Precision::default(),
-            dense: DenseWidth::default(),
-            pin: Vec::new(),
-        }
+        let (activations, dense, kv) = Default::default();
+        CpuSettings { threads: 1, isa: None, activations, dense, kv, pin: Vec::new() }
     }
 }
 
@@ -95,13 +93,19 @@ impl CpuBackend {
             weights: CpuWeights::new(weights, spec.layer_count(), settings.dense, kernels, &threads),
             kernels,
             threads,
-            kv: KvCache::new(&spec.layers, assignment.kv_blocks, share.kv_heads.len(), spec.head_dim),
+            kv: KvCache::new(
+                settings.kv,
+                &spec.layers,
+                assignment.kv_blocks,
+                share.kv_heads.len(),
+                spec.head_dim,
+            ),
             rope: RopeTable::new(&spec),
             x: vec![0.0; rows * spec.hidden],
             h: vec![0.0; rows * spec.hidden],
             y: vec![0.0; rows * spec.hidden],
             normed: room(spec.hidden),
-            attention: Attention::new(&spec, share, rows, &room),
+            attention: Attention::new(&spec, share, rows, settings.threads.max(1), &room),
             experts: Experts::new(&spec, share, rows, settings.activations),
             logits: Vec::new(),
             share: share.clone(),

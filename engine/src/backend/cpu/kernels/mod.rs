@@ -46,6 +46,7 @@
 mod activations;
 mod attention;
 mod bf16;
+mod elementwise;
 mod grouped;
 mod input;
 mod isa;
@@ -60,14 +61,14 @@ mod swiglu;
 mod tests;
 
 pub use activations::{Activations, Precision, SharedActivations};
-pub use attention::KvSlab;
+pub use attention::{KEYS_SPLIT, KV_BLOCK, KvBlock, KvElement, PartShape, Queries};
 pub use grouped::{GroupedInt8, GroupedMxfp4, Loss};
 pub use input::{GEMM_TOKENS, Input};
 pub use isa::Isa;
 pub use matrix::{Matrix, SharedTile, TileMut};
 pub use plain::Plain;
 pub use product::Write;
-pub use scratch::{GROUP_MAX, InputBuffer, Scratch, TILE};
+pub use scratch::{InputBuffer, Scratch, TILE};
 
 use input::Arrange;
 use product::Product;

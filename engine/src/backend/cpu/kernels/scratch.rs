@@ -1,6 +1,5 @@
 //! Memory the kernels work in, taken at start and owned by the caller, so that a step allocates nothing.
 
-use super::attention::KEYS_TILE;
 use super::grouped;
 use super::product::{PANEL_COLUMNS, PANEL_ROWS, SUMS_STRIDE};
 
@@ -38,23 +37,20 @@ const fn larger(a: usize, b: usize) -> usize {
 /// Values of one tile of an MXFP4 product, at most: 64 tokens of 96 rows.
 pub const TILE: usize = 64 * 96;
 
-/// What one thread works in: 150 KiB, of fixed size.
+/// What one thread works in: 150 KiB for products, of fixed size; for attention as much as its largest tile takes.
 #[derive(Debug)]
 pub struct Scratch {
     work: Lines,
     tile: Lines,
+    attention: Lines,
 }
-
-/// Query heads of one kv head that `attend_row` takes at once.
-pub const GROUP_MAX: usize = 128;
-const _: () = assert!(GROUP_MAX * (KEYS_TILE + 3) <= PANEL + SUMS);
 
 impl Scratch {
     pub fn new() -> Scratch {
         let [mut work, mut tile] = [Lines::default(), Lines::default()];
         work.grow_to(PANEL + SUMS);
         tile.grow_to(TILE);
-        Scratch { work, tile }
+        Scratch { work, tile, attention: Lines::default() }
     }
 
     /// (f32 [len] for what comes out, the weights f32 [PANEL] and sums f32 [SUMS] as below)
@@ -69,13 +65,9 @@ impl Scratch {
         self.work.grow_to(PANEL + SUMS).split_at_mut(PANEL)
     }
 
-    /// (scores f32 [GROUP_MAX, KEYS_TILE], three vectors f32 [GROUP_MAX])
-    pub(super) fn scores_and_state(&mut self) -> (&mut [f32], [&mut [f32]; 3]) {
-        let all = self.work.grow_to(GROUP_MAX * (KEYS_TILE + 3));
-        let (scores, rest) = all.split_at_mut(GROUP_MAX * KEYS_TILE);
-        let (a, rest) = rest.split_at_mut(GROUP_MAX);
-        let (b, c) = rest.split_at_mut(GROUP_MAX);
-        (scores, [a, b, c])
+    /// Rows, a tile of keys and its values, and sums: f32, cut by whoever uses it.
+    pub(super) fn attention(&mut self, len: usize) -> &mut [f32] {
+        self.attention.grow_to(len)
     }
 }
 

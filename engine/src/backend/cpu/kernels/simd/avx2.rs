@@ -98,6 +98,10 @@ impl Simd for Avx2 {
         // A prefetch of any address is allowed: it never faults.
         avx2!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        avx2!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m256 {

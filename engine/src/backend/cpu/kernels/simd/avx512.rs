@@ -90,6 +90,10 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         // A prefetch of any address is allowed: it never faults.
         avx512!(_mm_prefetch::<_MM_HINT_T0>(p.cast()))
     }
+    #[inline(always)]
+    fn prefetch_far(self, p: *const u8) {
+        avx512!(_mm_prefetch::<_MM_HINT_T1>(p.cast()))
+    }
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> __m512 {

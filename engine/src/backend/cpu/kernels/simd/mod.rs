@@ -83,6 +83,8 @@ pub trait Simd: Copy {
     fn largest(self, a: Self::V) -> f32;
     /// A hint that the line at `p` will be read soon; any address will do.
     fn prefetch(self, p: *const u8);
+    /// The same, only into the second cache: the first has too few lines under way for a whole stream.
+    fn prefetch_far(self, p: *const u8);
 
     /// # Safety
     /// `p` must be readable for LANES values.

@@ -86,6 +86,8 @@ impl Simd for Portable {
     }
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+    #[inline(always)]
+    fn prefetch_far(self, _: *const u8) {}
 
     #[inline(always)]
     unsafe fn load(self, p: *const f32) -> V {
