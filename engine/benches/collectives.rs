@@ -1,7 +1,7 @@
 //! One all-reduce between two ranks on this machine: threads, and TCP over loopback.
 //! `cargo bench -p flotilla-engine --bench collectives`
 
-use flotilla_engine::collective::{Collective, TcpCollective, threads};
+use flotilla_engine::collective::{Collective, ProcessCollective, threads};
 use flotilla_shared::{Epoch, Rank};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ fn main() {
         listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();
     let [first, second] = listeners;
     let connect = |rank, listener, peers: Vec<String>| {
-        TcpCollective::connect(Rank(rank), listener, &peers, &[1; 32], Epoch(1), Duration::from_secs(10))
+        ProcessCollective::connect(Rank(rank), listener, &peers, &[1; 32], Epoch(1), Duration::from_secs(10))
             .expect("two ranks meet")
     };
     let other = std::thread::spawn({

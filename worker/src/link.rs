@@ -6,7 +6,7 @@ use crate::engine_thread::EngineThread;
 use crate::executor::StepError;
 use crate::load::stream_weights;
 use flotilla_engine::backend::cuda::CudaWeights;
-use flotilla_engine::collective::{CollectiveError, TcpCollective};
+use flotilla_engine::collective::{CollectiveError, ProcessCollective};
 use flotilla_engine::cuda::CudaError;
 use flotilla_engine::weights::{RankWeights, Synthetic, WeightError, WeightSink};
 use flotilla_proto::wire::fleet_client::FleetClient;
@@ -185,7 +185,7 @@ async fn prepare(
     let collective = {
         let (rank, epoch, peers) = (assignment.rank, assignment.epoch, assignment.peers.clone());
         let (key, deadline) = (assignment.group_key, settings.collective_timeout);
-        move || TcpCollective::connect(rank, listener, &peers, &key, epoch, deadline)
+        move || ProcessCollective::connect(rank, listener, &peers, &key, epoch, deadline)
     };
     let deadline = settings.collective_timeout;
     match settings.device.clone() {
