@@ -80,3 +80,74 @@ fn hosts(links: &Links, size: usize) -> Vec<Vec<Rank>> {
     }
     hosts.into_iter().map(|(_, members)| members).filter(|members| members.len() > 1).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::AllReduce;
+    use flotilla_shared::{Epoch, WireFormat};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    /// Ranks 0, 1 and 3 are of one host, 2 and 4 of another; those of `blind` can open nobody's memory.
+    fn meet(must_share: bool, blind: &'static [u16]) -> Vec<Result<(Reach, f32), CollectiveError>> {
+        let links = Links { hosts: vec![0, 0, 1, 0, 1], must_share, wire: WireFormat::F32 };
+        let listeners: Vec<_> =
+            links.hosts.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();
+        let ranks = listeners.into_iter().enumerate().map(|(rank, listener)| {
+            let (peers, links) = (peers.clone(), links.clone());
+            std::thread::spawn(move || {
+                let (us, deadline) = (Rank(rank as u16), Duration::from_secs(20));
+                let mut group =
+                    ProcessCollective::connect(us, listener, &peers, &[1; 32], Epoch(1), deadline)?;
+                let reach =
+                    group.link_with(&links, &|invitation, members, us| match blind.contains(&us.0) {
+                        true => Err(io::Error::other("another container")),
+                        false => Slots::open(invitation, members, us),
+                    })?;
+                let mut x = vec![us.0 as f32; 70_000];
+                group.all_reduce(&mut x)?;
+                Ok((reach, x[69_999]))
+            })
+        });
+        ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
+    }
+
+    fn ranks(ranks: &[u16]) -> Vec<Rank> {
+        ranks.iter().map(|&rank| Rank(rank)).collect()
+    }
+
+    #[test]
+    fn each_host_has_its_memory() {
+        let reached: Vec<_> = meet(true, &[]).into_iter().map(Result::unwrap).collect();
+        let memory: Vec<_> = reached.iter().map(|(reach, _)| reach.by_memory.clone()).collect();
+        assert_eq!(memory, [ranks(&[1, 3]), ranks(&[0, 3]), ranks(&[4]), ranks(&[0, 1]), ranks(&[2])]);
+        assert!(reached.iter().all(|(reach, sum)| reach.not_shared.is_none() && *sum == 10.0));
+    }
+
+    #[test]
+    fn a_host_where_one_sees_nothing_goes_on_by_tcp_and_says_why() {
+        let reached: Vec<_> = meet(false, &[3]).into_iter().map(Result::unwrap).collect();
+        for (rank, (reach, sum)) in reached.iter().enumerate() {
+            assert_eq!(*sum, 10.0);
+            match rank {
+                2 | 4 => assert!(reach.by_memory.len() == 1 && reach.not_shared.is_none()),
+                _ => {
+                    assert!(reach.by_memory.is_empty());
+                    let why = reach.not_shared.as_deref();
+                    assert_eq!(why, Some("rank 3: cannot open the memory of rank 0: another container"));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn where_memory_was_demanded_there_is_no_group_without() {
+        for result in meet(true, &[4]) {
+            let error = result.unwrap_err().to_string();
+            assert!(error.starts_with("cannot share memory between ranks: rank 4: cannot open"), "{error}");
+            assert!(error.contains("\nhint: --collective auto"), "{error}");
+        }
+    }
+}
