@@ -68,6 +68,12 @@ impl Mesh {
                 CollectiveError::System { doing: "set up a socket", reason: error.to_string() }
             })?;
         }
+        // Over loopback a peer has this rank's address.
+        let is_here = |(_, stream): &&(Rank, TcpStream)| {
+            let (theirs, ours) = (stream.peer_addr(), stream.local_addr());
+            theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs.ip() == ours.ip()))
+        };
+        let spin = spin(1 + streams.iter().filter(is_here).count());
         let links = streams.iter().enumerate().map(|(slot, (peer, _))| Link::new(*peer, slot)).collect();
         let sockets: Vec<TcpStream> = streams.into_iter().map(|(_, stream)| stream).collect();
         let poll =
@@ -81,7 +87,7 @@ impl Mesh {
             frame: Frame { epoch, sequence: 0, operation: Operation::Barrier },
             slots: None,
             deadline,
-            spin: SPIN,
+            spin,
         })
     }
 
@@ -92,11 +98,7 @@ impl Mesh {
                 link.share(place);
             }
         }
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        if slots.members().len() > cores {
-            // Who spins on a core that a peer needs only delays it.
-            self.spin = Duration::ZERO;
-        }
+        self.spin = self.spin.min(spin(slots.members().len()));
         self.slots = Some(slots);
     }
 
@@ -302,6 +304,12 @@ impl Mesh {
         }
         self.streams.close();
     }
+}
+
+/// For `ranks` on this machine: who spins on a core that a peer needs only delays it.
+fn spin(ranks: usize) -> Duration {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if ranks <= cores { SPIN } else { Duration::ZERO }
 }
 
 /// Links that an abort handle still knows would stay open otherwise.
