@@ -10,9 +10,13 @@ use crate::collective::{Collective, CollectiveError, Operation, piece, sum_in_ra
 use flotilla_shared::WireFormat;
 use std::ops::Range;
 
-/// Vectors up to this many elements (64 KiB) are given whole to every peer: two messages in a row cost more
-/// than the bytes that they spare.
-const WHOLE_ELEMENTS_MAX: usize = 16 << 10;
+/// In memory, vectors up to this many elements (64 KiB) are given whole to every peer: two rounds cost more
+/// than the reading that they spare. Measured for two ranks, 2026-11-28, 2-vCPU Sapphire Rapids, medians in µs,
+/// whole / by pieces: 8192 elements 7.8 / 8.9, 16384 13.2 / 16.2, 32768 26.5 / 24.4, 65536 50.5 / 46.2.
+const WHOLE_IN_MEMORY_MAX: usize = 16 << 10;
+/// By wire, the same over the number of ranks: whole vectors send R / 2 times the bytes of pieces. Measured as
+/// above, over loopback: 8192 13.7 / 19.7, 16384 24.4 / 27.2, 32768 43.9 / 49.2, 65536 80.3 / 81.9.
+const WHOLE_BY_WIRE_MAX: usize = 64 << 10;
 /// Groups up to this size give whole vectors as int8, however long: a piece's sum would go back as f32.
 const WHOLE_CODED_RANKS_MAX: usize = 4;
 /// What a rank can show at once.
@@ -41,7 +45,8 @@ impl ProcessCollective {
         let is_coded = self.wire == WireFormat::Int8 && !self.all_share;
         let whole_max = match is_coded {
             true if self.size() <= WHOLE_CODED_RANKS_MAX => usize::MAX,
-            _ => WHOLE_ELEMENTS_MAX,
+            _ if self.all_share => WHOLE_IN_MEMORY_MAX,
+            _ => WHOLE_BY_WIRE_MAX / self.size(),
         };
         match (x.len() > whole_max, is_coded) {
             (false, false) => self.sum_whole(x),
