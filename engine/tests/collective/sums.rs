@@ -29,7 +29,8 @@ fn bits(x: &[f32]) -> Vec<u32> {
 
 /// Lengths on both sides of every limit: of a block of the sum, of a whole vector, of what is shown at
 /// once, of a socket's buffer.
-const LENGTHS: [usize; 13] = [0, 1, 3, 511, 512, 513, 2880, 16_384, 16_385, 65_536, 65_537, 300_001, 7];
+const LENGTHS: [usize; 15] =
+    [0, 1, 3, 511, 512, 513, 2880, 16_384, 16_385, 32_768, 32_769, 65_536, 65_537, 300_001, 7];
 
 fn check(kind: Kind, ranks: usize) {
     let results = run(kind, ranks, PATIENT, |mut group| {
