@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::checkpoint::edit_tensor;
+use support::program::run;
 use support::report::{Ranks, Report, expect_golden, verify};
 use support::repository;
 use tempfile::TempDir;
@@ -121,4 +122,22 @@ async fn no_prompts_are_no_pass() {
     let dir = copy_of_smoke();
     edit_golden_json(dir.path(), |golden| golden["prompts"] = Value::Array(Vec::new()));
     verify(dir.path(), Ranks::Threads(1)).await.expect_refusal(1, &["golden.json", "no prompts"]);
+}
+
+/// The sums are the same numbers in the same order, whatever carries them: so are all logits, bit by bit.
+#[tokio::test]
+async fn logits_do_not_depend_on_how_processes_are_linked() {
+    let smoke = set("smoke");
+    let mut digests = Vec::new();
+    for link in ["shm", "tcp"] {
+        let args = ["verify", smoke.to_str().unwrap(), "--json", "--processes"];
+        let ran =
+            run(args.into_iter().chain(["--ranks", "2", "--collective", link]).map(str::to_owned)).await;
+        let report: Value = serde_json::from_str(&ran.expect_status(0).stdout).expect("a report");
+        let prompts = report["prompts"].as_array().expect("prompts").clone();
+        let digest = |prompt: &Value| prompt["logits_digest"].as_u64().expect("a digest");
+        digests.push(prompts.iter().map(digest).collect::<Vec<_>>());
+    }
+    assert!(!digests[0].is_empty() && digests[0].iter().all(|digest| *digest != 0));
+    assert_eq!(digests[0], digests[1]);
 }

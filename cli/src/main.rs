@@ -7,6 +7,7 @@ mod chat;
 mod device;
 mod doctor;
 mod key;
+mod links;
 mod local_group;
 mod local_workers;
 mod machine;

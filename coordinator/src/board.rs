@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::Demand;
-use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare};
+use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare, Reach};
 
 /// Cheap to clone; all clones are one board.
 #[derive(Clone, Debug)]
@@ -38,6 +38,8 @@ pub struct Member {
     pub kv_bytes: u64,
     pub activation_bytes: u64,
     pub loading: Loading,
+    /// Once it is linked to the others.
+    pub reach: Option<Reach>,
 }
 
 impl Default for Board {
@@ -73,6 +75,7 @@ impl Board {
                 kv_bytes: bytes.kv(demand.kv_blocks),
                 activation_bytes: activation_bytes(spec, share, demand),
                 loading: Loading::default(),
+                reach: None,
             }
         });
         let members = members.collect();
@@ -83,6 +86,17 @@ impl Board {
     pub fn loading(&self, ranks: &[Loading]) {
         if let Some(group) = lock(&self.0.group).as_mut() {
             group.members.iter_mut().zip(ranks).for_each(|(member, loading)| member.loading = *loading);
+        }
+    }
+
+    /// How each rank reaches the others.
+    pub fn linked(&self, ranks: &[Reach]) {
+        if let Some(group) = lock(&self.0.group).as_mut() {
+            group
+                .members
+                .iter_mut()
+                .zip(ranks)
+                .for_each(|(member, reach)| member.reach = Some(reach.clone()));
         }
     }
 

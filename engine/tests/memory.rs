@@ -138,6 +138,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         step_tokens_max: demand.step_tokens_max as u32,
         sampleable: vec![0..spec.vocab as u32],
         peers: vec![],
+        links: Default::default(),
         group_key: [0; 32],
     };
     let slices = plan.slices(spec, rank);

@@ -5,7 +5,7 @@
 
 mod convert;
 
-pub use convert::{Hello, WireError, slice_digest};
+pub use convert::{Hello, WireError, ready, slice_digest};
 
 /// Generated from `flotilla/v1/worker.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
@@ -14,7 +14,7 @@ pub mod wire {
 }
 
 /// Version of the protocol; a worker and a coordinator that differ refuse each other at Hello.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// Bytes of one message at most, both ways.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -1,6 +1,7 @@
 //! What a worker is told when it becomes a member of a group, and how it answers until it can step.
 
 use crate::ids::{Epoch, Rank, TokenId};
+use crate::links::Links;
 use crate::plan::Plan;
 use crate::spec::{LayerKind, ModelSpec};
 use crate::step::BLOCK_TOKENS;
@@ -23,6 +24,8 @@ pub struct Assignment {
     pub sampleable: Vec<Range<TokenId>>,
     /// Where the collective of each rank listens, `host:port`, in rank order.
     pub peers: Vec<String>,
+    /// How each pair of ranks is linked.
+    pub links: Links,
     /// Known to the members of this epoch only.
     pub group_key: [u8; 32],
 }

@@ -6,14 +6,14 @@ use crate::engine_thread::EngineThread;
 use crate::executor::StepError;
 use crate::load::stream_weights;
 use flotilla_engine::backend::cuda::CudaWeights;
-use flotilla_engine::collective::{CollectiveError, TcpCollective};
+use flotilla_engine::collective::{CollectiveError, ProcessCollective, host};
 use flotilla_engine::cuda::CudaError;
 use flotilla_engine::weights::{RankWeights, Synthetic, WeightError, WeightSink};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
-use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, wire};
+use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, ready, wire};
 use flotilla_shared::step::STEPS_AHEAD_MAX;
-use flotilla_shared::{Assignment, Inventory, Loading, StepPlan, TensorSlice, WeightOrigin};
+use flotilla_shared::{Assignment, Inventory, Loading, Reach, StepPlan, TensorSlice, WeightOrigin};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -133,12 +133,16 @@ async fn serve(settings: &Settings, link: &mut Link, listener: TcpListener) -> R
     let assignment = link.assignment().await?;
     info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), "assigned");
     let (epoch, rank) = (assignment.epoch, assignment.rank);
-    let mut engine = tokio::select! {
+    let (mut engine, reach) = tokio::select! {
         engine = prepare(settings, &mut link.client, &link.says, assignment, listener) => engine?,
         // Whoever leaves while this worker loads ends its part too: it must not wait for peers in vain.
         early = link.hears.message() => return Err(too_early(early?)),
     };
-    link.say(from_worker::Message::Ready(wire::Ready { epoch: epoch.0 }));
+    link.say(from_worker::Message::Ready(ready(epoch, &reach)));
+    match &reach.not_shared {
+        Some(reason) => warn!(reason, "this host's workers share no memory, they talk by TCP"),
+        None => info!(by_memory = reach.by_memory.len(), "linked"),
+    }
     info!(%rank, %epoch, "ready");
     execute_steps(link, &mut engine).await
 }
@@ -181,27 +185,36 @@ async fn prepare(
     says: &mpsc::UnboundedSender<wire::FromWorker>,
     assignment: Assignment,
     listener: TcpListener,
-) -> Result<EngineThread, WorkerError> {
+) -> Result<(EngineThread, Reach), WorkerError> {
+    let deadline = settings.collective_timeout;
+    let (reached, on_reached) = std::sync::mpsc::channel();
     let collective = {
         let (rank, epoch, peers) = (assignment.rank, assignment.epoch, assignment.peers.clone());
-        let (key, deadline) = (assignment.group_key, settings.collective_timeout);
-        move || TcpCollective::connect(rank, listener, &peers, &key, epoch, deadline)
+        let (key, links) = (assignment.group_key, assignment.links.clone());
+        move || {
+            let mut group = ProcessCollective::connect(rank, listener, &peers, &key, epoch, deadline)?;
+            let _ = reached.send(group.link(&links)?);
+            Ok::<_, CollectiveError>(group)
+        }
     };
-    let deadline = settings.collective_timeout;
-    match settings.device.clone() {
+    let engine = match settings.device.clone() {
         Device::Cpu(cpu) => {
             let weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
             let weights = load(client, says.clone(), &assignment, weights).await?;
-            EngineThread::start(move || Ok(on_cpu(&cpu, &assignment, weights, collective()?))).await
+            let build = move || Ok::<_, WorkerError>(on_cpu(&cpu, &assignment, weights, collective()?));
+            EngineThread::start(build).await?
         }
         Device::Card(card) => {
             let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
             let weights = CudaWeights::new(&card.card, slices)?;
             let weights = load(client, says.clone(), &assignment, weights).await?;
-            let build = move || Ok(on_card(&card, &assignment, weights, collective()?, deadline)?);
-            EngineThread::start(build).await
+            let build =
+                move || Ok::<_, WorkerError>(on_card(&card, &assignment, weights, collective()?, deadline)?);
+            EngineThread::start(build).await?
         }
-    }
+    };
+    // An engine that was built is linked.
+    Ok((engine, on_reached.try_recv().unwrap_or_default()))
 }
 
 async fn load<W: WeightSink + 'static>(
@@ -259,6 +272,7 @@ impl Link {
             version: env!("CARGO_PKG_VERSION").into(),
             inventory: settings.inventory.clone(),
             collective_address: format!("{}:{port}", settings.advertise_host),
+            host: host(),
         };
         let hello = from_worker::Message::Hello((&hello).into());
         let _ = says.send(wire::FromWorker { message: Some(hello) });

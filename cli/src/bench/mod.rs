@@ -6,6 +6,7 @@ mod report;
 mod steps;
 
 use crate::device::CpuArgs;
+use crate::links::LinkArgs;
 use crate::machine;
 use crate::model::config_text;
 use anyhow::{Context, Result, ensure};
@@ -62,6 +63,8 @@ pub struct EngineArgs {
     no_kernels: bool,
     #[command(flatten)]
     cpu: CpuArgs,
+    #[command(flatten)]
+    links: LinkArgs,
     /// Print JSON instead of tables
     #[arg(long)]
     json: bool,

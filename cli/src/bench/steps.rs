@@ -84,6 +84,8 @@ pub async fn measure(
             kv_blocks,
             step_tokens_max: STEP_ROWS,
             sampleable: vec![0..spec.vocab as TokenId],
+            links: args.links.collective,
+            wire: args.links.collective_wire,
             board: Default::default(),
         };
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: ranks });
@@ -104,6 +106,7 @@ pub async fn measure(
             step_tokens_max: STEP_ROWS as u32,
             sampleable: vec![0..spec.vocab as TokenId],
             peers: vec![String::new(); ranks],
+            links: Default::default(),
             group_key: [0; 32],
         };
         let devices = (0..ranks).map(|_| DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default()));

@@ -3,6 +3,7 @@
 
 use super::front::FrontArgs;
 use super::steps::StepArgs;
+use crate::links::LinkArgs;
 use crate::model::{Model, ModelArgs};
 use anyhow::{Result, ensure};
 use clap::Args;
@@ -42,6 +43,8 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 1024)]
     pub queue: usize,
     #[command(flatten)]
+    links: LinkArgs,
+    #[command(flatten)]
     steps: StepArgs,
     #[command(flatten)]
     pub front: FrontArgs,
@@ -56,6 +59,8 @@ impl ServeArgs {
             kv_blocks: self.kv_blocks(model),
             step_tokens_max: self.step_tokens,
             sampleable: model.sampleable(),
+            links: self.links.collective,
+            wire: self.links.collective_wire,
             board: Default::default(),
         }
     }

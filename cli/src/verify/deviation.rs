@@ -1,5 +1,6 @@
 //! How far measured logits are from golden ones, and what is allowed.
 
+use flotilla_shared::sampling::mix;
 use serde::Serialize;
 
 /// Deviations of one prompt.
@@ -8,6 +9,8 @@ pub struct Deviation {
     pub key: String,
     pub rows: usize,
     pub max_abs: f64,
+    /// Of all bits of all measured logits: equal in two runs only if they are.
+    pub logits_digest: u64,
     /// KL(golden || measured) in nats, over rows.
     pub kl_mean: f64,
     pub kl_max: f64,
@@ -84,6 +87,9 @@ impl Deviation {
             let difference = (f64::from(a) - f64::from(b)).abs();
             max_abs = if difference.is_nan() { f64::INFINITY } else { max_abs.max(difference) };
         }
+        let digest =
+            measured.iter().fold(self.logits_digest, |digest, x| mix(digest ^ u64::from(x.to_bits())));
+        self.logits_digest = digest;
         let kl = kl_divergence(golden, measured);
         let kl = if kl.is_nan() { f64::INFINITY } else { kl };
         self.rows += 1;

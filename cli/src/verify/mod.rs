@@ -4,6 +4,7 @@ mod deviation;
 mod golden;
 
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, kv_dtype};
+use crate::links::LinkArgs;
 use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result, bail};
@@ -40,7 +41,7 @@ pub struct VerifyArgs {
     /// Tensor-parallel ranks
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX as i64))]
     ranks: u16,
-    /// Ranks as processes over gRPC and TCP, instead of threads
+    /// Ranks as processes over gRPC and their own links, instead of threads
     #[arg(long)]
     processes: bool,
     /// What the ranks compute with, in turn: cpu, or cards as cuda:0,cuda:1
@@ -57,6 +58,8 @@ pub struct VerifyArgs {
     kv_dtype: KvDtype,
     #[command(flatten)]
     sums: SumArgs,
+    #[command(flatten)]
+    links: LinkArgs,
     /// Threads of each rank
     #[arg(long, default_value_t = 1)]
     threads: u16,
@@ -136,6 +139,8 @@ async fn verify(
         kv_blocks: KvBlocks::plain(rows_max.div_ceil(BLOCK_TOKENS) as u32),
         step_tokens_max: STEP_ROWS,
         sampleable: vec![0..spec.vocab as TokenId],
+        links: args.links.collective,
+        wire: args.links.collective_wire,
         board: Default::default(),
     };
     let epoch = Epoch(1);
@@ -169,6 +174,7 @@ async fn verify(
             step_tokens_max: STEP_ROWS as u32,
             sampleable: formation.sampleable,
             peers: vec![String::new(); formation.ranks],
+            links: Default::default(),
             group_key: [0; 32],
         };
         let devices = args.device.iter().cycle().take(formation.ranks);

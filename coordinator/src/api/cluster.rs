@@ -7,7 +7,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::State;
 use flotilla_shared::step::BLOCK_TOKENS;
-use flotilla_shared::{LayerKind, ModelSpec, Plan};
+use flotilla_shared::{LayerKind, ModelSpec, Plan, Rank, Reach};
 use serde_json::{Value, json};
 
 use super::Api;
@@ -87,10 +87,11 @@ fn workers(spec: &ModelSpec, group: &Group, readiness: &Readiness) -> Vec<Value>
         Readiness::Loading { .. } => "loading",
         _ => "waiting",
     };
-    group.members.iter().map(|member| worker(spec, member, state)).collect()
+    let size = group.members.len();
+    group.members.iter().map(|member| worker(spec, member, size, state)).collect()
 }
 
-fn worker(spec: &ModelSpec, member: &Member, state: &str) -> Value {
+fn worker(spec: &ModelSpec, member: &Member, size: usize, state: &str) -> Value {
     let (inventory, share) = (&member.inventory, &member.share);
     json!({
         "rank": share.rank.0,
@@ -112,7 +113,15 @@ fn worker(spec: &ModelSpec, member: &Member, state: &str) -> Value {
         "expert_blocks": ends(&share.experts.blocks),
         "expert_blocks_total": spec.intermediate_blocks(),
         "vocab": ends(&share.vocab),
+        "links": member.reach.as_ref().map(|reach| links(share.rank, reach, size)),
     })
+}
+
+/// The ranks that a worker reaches, by how it does, and why it shares no memory where it was to.
+fn links(rank: Rank, reach: &Reach, size: usize) -> Value {
+    let others = (0..size as u16).map(Rank).filter(|&other| other != rank);
+    let (shm, tcp): (Vec<Rank>, Vec<Rank>) = others.partition(|other| reach.by_memory.contains(other));
+    json!({"shm": shm, "tcp": tcp, "not_shared": reach.not_shared})
 }
 
 /// Half-open.

@@ -4,16 +4,17 @@ use super::remote::RemoteGroup;
 use super::service::{Fleet, Serving, Worker};
 use crate::board::Board;
 use flotilla_engine::weights::WeightSource;
+use flotilla_proto::WireError;
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::{
-    Assignment, Demand, Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, PlanError, Rank, TokenId,
-    WeightOrigin,
+    Assignment, Demand, Epoch, Inventory, KvBlocks, LinkChoice, Links, Loading, ModelSpec, Plan, PlanError,
+    Rank, Reach, TokenId, WeightOrigin, WireFormat,
 };
 use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// Where a group's weights come from.
 #[derive(Clone)]
@@ -36,6 +37,9 @@ pub struct Formation {
     pub step_tokens_max: usize,
     /// Ids that may be sampled, rising.
     pub sampleable: Vec<Range<TokenId>>,
+    /// How the workers reach each other, and what travels between hosts.
+    pub links: LinkChoice,
+    pub wire: WireFormat,
     /// Where the group is shown.
     pub board: Board,
 }
@@ -86,6 +90,8 @@ impl Fleet {
         };
         let peers: Vec<String> =
             workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
+        let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
+        let links = Links::between(hosts, formation.links, formation.wire);
         let group_key = random_key();
         let mut members = Vec::new();
         for (worker, share) in workers.into_iter().zip(plan.ranks()) {
@@ -99,6 +105,7 @@ impl Fleet {
                 step_tokens_max: formation.step_tokens_max as u32,
                 sampleable: formation.sampleable.clone(),
                 peers: peers.clone(),
+                links: links.clone(),
                 group_key,
             };
             let message = to_worker::Message::Assignment((&assignment).into());
@@ -106,7 +113,9 @@ impl Fleet {
             let _ = worker.hears.send(Ok(ToWorker { message: Some(message) }));
             members.push(worker);
         }
-        self.load(epoch, &mut members, &plan, progress).await?;
+        let reached = self.load(epoch, &mut members, &plan, progress).await?;
+        say_how_linked(&members, &reached);
+        formation.board.linked(&reached);
         self.serve_weights(None);
         progress.send_replace(Progress::Ready);
         Ok(RemoteGroup::new(plan, members))
@@ -126,14 +135,14 @@ impl Fleet {
         }
     }
 
-    /// Until every rank says Ready.
+    /// Until every rank says Ready; says how each reaches the others.
     async fn load(
         &self,
         epoch: Epoch,
         workers: &mut [Worker],
         plan: &Plan,
         progress: &watch::Sender<Progress>,
-    ) -> Result<(), FormError> {
+    ) -> Result<Vec<Reach>, FormError> {
         progress.send_replace(Progress::Loading(vec![Loading::default(); workers.len()]));
         let waits = workers.iter_mut().zip(plan.ranks()).map(|(worker, share)| async move {
             let name = worker.hello.inventory.name.clone();
@@ -151,7 +160,7 @@ impl Fleet {
             warn!(%error, "group could not form");
             self.serve_weights(None);
         }
-        result.map(drop)
+        result
     }
 }
 
@@ -159,15 +168,27 @@ async fn until_ready(
     epoch: Epoch,
     worker: &mut Worker,
     mut report: impl FnMut(Loading),
-) -> Result<(), String> {
+) -> Result<Reach, String> {
     loop {
         match worker.says.recv().await {
             Some(Ok(from_worker::Message::Loading(loading))) => report(loading.into()),
-            Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => return Ok(()),
+            Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => {
+                return ready.try_into().map_err(|error: WireError| error.to_string());
+            }
             Some(Ok(from_worker::Message::Failed(failed))) => return Err(failed.reason),
             Some(Ok(_)) => return Err("it sent something else than Loading or Ready".into()),
             Some(Err(reason)) => return Err(reason),
             None => return Err("it is gone".into()),
+        }
+    }
+}
+
+fn say_how_linked(workers: &[Worker], reached: &[Reach]) {
+    for (worker, reach) in workers.iter().zip(reached) {
+        let (name, shm) = (&worker.hello.inventory.name, reach.by_memory.len());
+        match &reach.not_shared {
+            Some(reason) => warn!(name, reason, "a worker shares no memory with the others of its host"),
+            None => info!(name, shm, tcp = reached.len() - 1 - shm, "linked"),
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use flotilla_coordinator::board::Board;
 use flotilla_shared::plan::Demand;
-use flotilla_shared::{BackendKind, Epoch, Inventory, KvBlocks, KvDtype, Loading, ModelSpec, Plan};
+use flotilla_shared::{
+    BackendKind, Epoch, Inventory, KvBlocks, KvDtype, Loading, ModelSpec, Plan, Rank, Reach,
+};
 use serde_json::{Value, json};
 
 use crate::server::{CONTEXT, MODEL, Server, Setup, until};
@@ -70,11 +72,20 @@ async fn what_each_worker_holds_is_told_from_loading_on() {
     assert!(held >= whole && held - whole < whole / 100, "{held} of {whole}");
     assert!(sum("kv_bytes") > 0 && sum("activation_bytes") > 0);
 
+    assert_eq!(first["links"], Value::Null);
+    let not_shared = Some("rank 1: another container".to_owned());
+    board.linked(&[
+        Reach { by_memory: vec![Rank(1)], not_shared: None },
+        Reach { by_memory: vec![], not_shared },
+    ]);
     server.form_group(1);
     until(async || cluster(&server).await["status"] == "ready").await;
     let ready = cluster(&server).await;
     assert_eq!((&ready["epoch"], &ready["reason"]), (&json!(1), &Value::Null));
     assert_eq!(ready["workers"][1]["state"], "ready");
+    assert_eq!(ready["workers"][0]["links"], json!({"shm": [1], "tcp": [], "not_shared": null}));
+    let by_tcp = json!({"shm": [], "tcp": [0], "not_shared": "rank 1: another container"});
+    assert_eq!(ready["workers"][1]["links"], by_tcp);
     for (part, names) in [
         ("kv", vec!["block_tokens", "blocks", "blocks_free", "window_blocks", "window_blocks_cached"]),
         ("load", vec!["running", "waiting", "steps_in_flight"]),

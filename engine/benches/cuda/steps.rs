@@ -176,6 +176,7 @@ impl Runner {
             step_tokens_max: course.long_prompt as u32,
             sampleable: all.clone(),
             peers: vec![String::new()],
+            links: Default::default(),
             group_key: [0; 32],
         };
         // What other families have given back is free only now.

@@ -93,6 +93,12 @@ pub enum CollectiveError {
     #[error("cannot sum by `{path}`: {reason}\nhint: --sum auto takes the best way that works")]
     NoSuchPath { path: SumPath, reason: String },
 
+    /// Ranks that must share memory cannot.
+    #[error(
+        "cannot share memory between ranks: {reason}\nhint: --collective auto takes TCP where memory cannot be shared"
+    )]
+    NotShared { reason: String },
+
     #[error("cannot {doing}: {reason}\nhint: see this machine's limits of sockets and open files")]
     System { doing: &'static str, reason: String },
 }

@@ -1,21 +1,24 @@
 //! Sums and gathers over the ranks of a group. Sums are in f32, in rank order, so that every rank
 //! holds the same bits, from run to run.
 //!
-//! Three ways to reach the others: none ([`Solo`]), threads of one process ([`threads`]), and TCP
-//! ([`TcpCollective`]). A rank whose values are in a card's memory has a [`CardCollective`] around one of
-//! them. After an error a group is of no more use: every later operation repeats it, and
+//! Three ways to reach the others: none ([`Solo`]), threads of one process ([`threads`]), and processes, by
+//! memory and by TCP ([`ProcessCollective`]). A rank whose values are in a card's memory has a
+//! [`CardCollective`] around one of them. After an error a group is of no more use: every later operation repeats it, and
 //! the other ranks' operations end with errors too, in bounded time.
 
+mod agree;
 pub mod card;
 mod error;
+mod memory;
+mod processes;
 mod solo;
-mod tcp;
 pub mod threads;
 
 pub use card::CardCollective;
 pub use error::{CollectiveError, Operation};
+pub use memory::host;
+pub use processes::ProcessCollective;
 pub use solo::Solo;
-pub use tcp::TcpCollective;
 pub use threads::ThreadsCollective;
 
 use flotilla_shared::Rank;

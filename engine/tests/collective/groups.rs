@@ -1,7 +1,7 @@
 //! Groups of every kind, each rank on its own thread.
 
-use flotilla_engine::collective::{Collective, CollectiveError, Solo, TcpCollective, threads};
-use flotilla_shared::{Epoch, Rank};
+use flotilla_engine::collective::{Collective, CollectiveError, ProcessCollective, Solo, threads};
+use flotilla_shared::{Epoch, Links, Rank, WireFormat};
 use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
@@ -15,6 +15,28 @@ pub const PATIENT: Duration = Duration::from_secs(20);
 pub enum Kind {
     Threads,
     Tcp,
+    /// Memory between all.
+    Shm,
+    /// Two hosts: pairs of ranks share memory, others talk by TCP.
+    Mixed,
+}
+
+impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Threads, Kind::Tcp, Kind::Shm, Kind::Mixed];
+
+    /// How `n` ranks are linked that have met over TCP.
+    pub fn links(self, n: usize) -> Links {
+        let host = |rank: usize| match self {
+            Kind::Shm => 0,
+            _ => (rank / 2 % 2) as u16,
+        };
+        match self {
+            Kind::Threads | Kind::Tcp => Links::default(),
+            Kind::Shm | Kind::Mixed => {
+                Links { hosts: (0..n).map(host).collect(), must_share: true, wire: WireFormat::F32 }
+            }
+        }
+    }
 }
 
 /// Listeners on free ports, and their addresses.
@@ -29,8 +51,8 @@ pub fn connect(
     listener: TcpListener,
     peers: &[String],
     deadline: Duration,
-) -> Result<TcpCollective, CollectiveError> {
-    TcpCollective::connect(Rank(rank as u16), listener, peers, &KEY, EPOCH, deadline)
+) -> Result<ProcessCollective, CollectiveError> {
+    ProcessCollective::connect(Rank(rank as u16), listener, peers, &KEY, EPOCH, deadline)
 }
 
 /// Runs `body` on every rank, each on its own thread, and returns what they return.
@@ -40,9 +62,20 @@ pub fn run<T: Send + 'static>(
     deadline: Duration,
     body: impl Fn(Box<dyn Collective>) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
-    let (listeners, peers) = listeners(if kind == Kind::Tcp { n } else { 0 });
+    run_linked(kind, n, deadline, kind.links(n), body)
+}
+
+/// The same, linked in another way where the ranks meet over TCP.
+pub fn run_linked<T: Send + 'static>(
+    kind: Kind,
+    n: usize,
+    deadline: Duration,
+    links: Links,
+    body: impl Fn(Box<dyn Collective>) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    let (listeners, peers) = listeners(if kind == Kind::Threads { 0 } else { n });
     let mut members: Vec<Option<Box<dyn Collective>>> = match kind {
-        Kind::Tcp => (0..n).map(|_| None).collect(),
+        Kind::Tcp | Kind::Shm | Kind::Mixed => (0..n).map(|_| None).collect(),
         Kind::Threads if n == 1 => vec![Some(Box::new(Solo::new()))],
         Kind::Threads => {
             let group = threads::group_with_deadline(n, deadline);
@@ -54,9 +87,11 @@ pub fn run<T: Send + 'static>(
         .map(|rank| {
             let (body, peers, member) = (body.clone(), peers.clone(), members[rank].take());
             let listener = listeners.get_mut(rank).and_then(Option::take);
+            let links = links.clone();
             thread::spawn(move || {
                 body(member.unwrap_or_else(|| {
                     let mut group = connect(rank, listener.unwrap(), &peers, PATIENT).unwrap();
+                    group.link(&links).unwrap();
                     group.set_deadline(deadline);
                     Box::new(group)
                 }))

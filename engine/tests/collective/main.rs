@@ -4,4 +4,5 @@
 mod failures;
 mod groups;
 mod meeting;
+mod processes;
 mod sums;

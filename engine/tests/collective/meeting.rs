@@ -1,7 +1,7 @@
 //! Who is let into a group over TCP, and who is not.
 
 use crate::groups::{EPOCH, KEY, PATIENT, connect, listeners};
-use flotilla_engine::collective::{AllReduce, CollectiveError, TcpCollective};
+use flotilla_engine::collective::{AllReduce, CollectiveError, ProcessCollective};
 use flotilla_shared::{Epoch, Rank};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_secs(2);
 fn meet(
     n: usize,
     with: impl Fn(usize) -> ([u8; 32], Epoch, Duration),
-) -> Vec<Result<TcpCollective, CollectiveError>> {
+) -> Vec<Result<ProcessCollective, CollectiveError>> {
     let (listeners, peers) = listeners(n);
     let start = Instant::now();
     let threads: Vec<_> = listeners
@@ -23,7 +23,7 @@ fn meet(
         .map(|(rank, listener)| {
             let (peers, (key, epoch, deadline)) = (peers.clone(), with(rank));
             thread::spawn(move || {
-                TcpCollective::connect(Rank(rank as u16), listener, &peers, &key, epoch, deadline)
+                ProcessCollective::connect(Rank(rank as u16), listener, &peers, &key, epoch, deadline)
             })
         })
         .collect();
@@ -32,7 +32,7 @@ fn meet(
     groups
 }
 
-fn error_of(result: &Result<TcpCollective, CollectiveError>) -> String {
+fn error_of(result: &Result<ProcessCollective, CollectiveError>) -> String {
     result.as_ref().err().expect("it must not get in").to_string()
 }
 

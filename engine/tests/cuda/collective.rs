@@ -6,7 +6,7 @@ use cudarc::driver::{CudaGraph, sys};
 use flotilla_engine::collective::card::{CardSettings, SumChoice, SumPath, Wire, host};
 use flotilla_engine::collective::threads::{ThreadsCollective, group_with_deadline};
 use flotilla_engine::collective::{
-    AbortHandle, AllReduce, CardCollective, Collective, CollectiveError, TcpCollective,
+    AbortHandle, AllReduce, CardCollective, Collective, CollectiveError, ProcessCollective,
 };
 use flotilla_engine::cuda::{Card, DeviceSum, Source, card_count};
 use flotilla_shared::{Epoch, Rank};
@@ -660,7 +660,7 @@ fn be_one_of_two(
     listener: TcpListener,
     peers: &[String],
 ) -> Result<(), CollectiveError> {
-    let link = TcpCollective::connect(rank, listener, peers, &[7; 32], Epoch(3), PATIENCE)?;
+    let link = ProcessCollective::connect(rank, listener, peers, &[7; 32], Epoch(3), PATIENCE)?;
     let card = card_of(rank.index(), true);
     let mut group = CardCollective::form(&card, link, &only(path))?;
     assert_eq!(group.path(), Some(path));

@@ -102,6 +102,7 @@ impl Subject {
             step_tokens_max: settings.rows_max as u32,
             sampleable: settings.sampleable.clone(),
             peers: vec![String::new(); plan.rank_count()],
+            links: Default::default(),
             group_key: [0; 32],
         };
         let vocab = plan.share(rank).1.vocab.clone();

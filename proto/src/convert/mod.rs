@@ -1,7 +1,10 @@
 //! Wire to domain and back. Everything that arrives is checked here: what is missing, out of range or
 //! too long is an error that names the message and the field.
 
+mod links;
 mod step;
+
+pub use links::ready;
 
 use crate::wire;
 use flotilla_shared::group::{Assignment, Loading, WeightOrigin};
@@ -20,6 +23,8 @@ pub struct Hello {
     pub version: String,
     pub inventory: Inventory,
     pub collective_address: String,
+    /// Where it runs, as far as sharing memory goes.
+    pub host: String,
 }
 
 /// Why a message is refused.
@@ -114,6 +119,7 @@ impl From<&Hello> for wire::Hello {
                 kv: to_kv_dtype(inventory.kv).into(),
             }),
             collective_address: hello.collective_address.clone(),
+            host: hello.host.clone(),
         }
     }
 }
@@ -127,6 +133,7 @@ impl TryFrom<wire::Hello> for Hello {
         let texts = [
             ("Hello.version", &hello.version),
             ("Hello.collective_address", &hello.collective_address),
+            ("Hello.host", &hello.host),
             ("Inventory.name", &inventory.name),
             ("Inventory.device", &inventory.device),
         ];
@@ -148,6 +155,7 @@ impl TryFrom<wire::Hello> for Hello {
                 threads: narrow(inventory.threads.into(), "Inventory.threads")?,
             },
             collective_address: hello.collective_address,
+            host: hello.host,
         })
     }
 }
@@ -290,6 +298,7 @@ impl From<&Assignment> for wire::Assignment {
                 .collect(),
             peers: assignment.peers.clone(),
             group_key: assignment.group_key.to_vec().into(),
+            links: Some((&assignment.links).into()),
         }
     }
 }
@@ -330,6 +339,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             kv_blocks: KvBlocks { full: kv_blocks.full, window: kv_blocks.window },
             step_tokens_max: wire.step_tokens_max,
             peers: wire.peers,
+            links: links::links(wire.links, ranks)?,
             group_key: wire.group_key.as_ref().try_into().map_err(|_| {
                 wrong("Assignment.group_key", format!("has {} bytes, expected 32", wire.group_key.len()))
             })?,
@@ -340,6 +350,7 @@ impl TryFrom<wire::Assignment> for Assignment {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flotilla_shared::{Links, WireFormat};
     use proptest::prelude::*;
 
     fn assignment() -> impl Strategy<Value = Assignment> {
@@ -356,6 +367,11 @@ mod tests {
                     step_tokens_max: 512,
                     sampleable: vec![0..5, 9..spec.vocab as u32],
                     peers: (0..shares.len()).map(|rank| format!("10.0.0.{rank}:7000")).collect(),
+                    links: Links {
+                        hosts: (0..shares.len() as u16).map(|rank| rank / 3).collect(),
+                        must_share: epoch % 2 == 0,
+                        wire: if epoch % 3 == 0 { WireFormat::Int8 } else { WireFormat::F32 },
+                    },
                     group_key,
                     spec,
                 }
@@ -384,6 +400,7 @@ mod tests {
                     threads: numbers.2,
                 },
                 collective_address: "127.0.0.1:9".into(),
+                host: "here".into(),
             };
             prop_assert_eq!(Hello::try_from(wire::Hello::from(&hello)).unwrap(), hello);
         }
@@ -401,6 +418,7 @@ mod tests {
             step_tokens_max: 8,
             sampleable: vec![0..8],
             peers: vec!["a:1".into(), "b:1".into()],
+            links: Links::default(),
             group_key: [7; 32],
             spec,
         };
@@ -412,6 +430,7 @@ mod tests {
             ("ModelSpec.layers", |a| a.spec.as_mut().unwrap().layers = vec![9].into()),
             ("Assignment.rank", |a| a.rank = 2),
             ("Assignment.rank", |a| drop(a.peers.pop())),
+            ("Links.hosts", |a| a.links.as_mut().unwrap().hosts = vec![0]),
             ("Assignment.group_key", |a| a.group_key = vec![1].into()),
             ("Assignment.sampleable", |a| a.sampleable[0].end = 1 << 40),
             ("RankShare.backend", |a| a.stages[0].ranks[0].backend = 9),

@@ -88,6 +88,7 @@ pub fn executor() -> Executor<Echo, Solo> {
         step_tokens_max: 40,
         sampleable: vec![0..VOCAB as u32],
         peers: vec![String::new()],
+        links: Default::default(),
         group_key: [0; 32],
         spec,
     };

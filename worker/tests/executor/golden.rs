@@ -57,6 +57,7 @@ fn decode_on(
         step_tokens_max: 32,
         sampleable: vec![0..spec.vocab as TokenId],
         peers: vec![String::new(); ranks],
+        links: Default::default(),
         group_key: [0; 32],
         spec: spec.clone(),
     };

@@ -22,6 +22,7 @@ mod wait;
 pub use check::{Latency, StartReport};
 pub use choose::{SumChoice, SumPath, Wire};
 
+use super::agree::{agree, gather};
 use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation};
 use crate::cuda::DeviceSum;
 use crate::cuda::{Card, CudaError, Library, Nccl, Opened, Source};
@@ -33,8 +34,6 @@ use cudarc::driver::{CudaEvent, DevicePtrMut};
 use flotilla_shared::Rank;
 use host::HostSum;
 use nccl::Communicator;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use staged::Staged;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -580,40 +579,6 @@ fn bytes(elements: usize) -> u64 {
     (elements * size_of::<f32>()) as u64
 }
 
-/// What each rank says, in rank order.
-fn gather<T: Serialize + DeserializeOwned>(
-    link: &mut impl Collective,
-    mine: &impl Serialize,
-) -> Result<Vec<T>, CollectiveError> {
-    let mut out = Vec::new();
-    let mut mine = serde_json::to_vec(mine).expect("what ranks tell each other can be written");
-    mine.push(b'\n');
-    link.all_gather(&mine, &mut out)?;
-    let all: Result<Vec<T>, _> = serde_json::Deserializer::from_slice(&out).into_iter().collect();
-    match all {
-        Ok(all) if all.len() == link.size() => Ok(all),
-        all => Err(CollectiveError::Mismatch {
-            peer: all.map_or(0, |all| all.len()).try_into().map_or(Rank(0), Rank),
-            operation: Operation::AllGather,
-            field: "word on how to sum",
-            expected: std::any::type_name::<T>().into(),
-            found: String::from_utf8_lossy(&out).chars().take(200).collect(),
-        }),
-    }
-}
-
-/// `mine` if all ranks have one; otherwise everybody's reasons why not.
-fn agree<T>(
-    link: &mut impl Collective,
-    mine: Result<T, String>,
-) -> Result<Result<T, String>, CollectiveError> {
-    let reasons: Vec<Option<String>> = gather(link, &mine.as_ref().err())?;
-    let said =
-        |(rank, reason): (usize, Option<String>)| reason.map(|reason| format!("rank {rank}: {reason}"));
-    let said: Vec<String> = reasons.into_iter().enumerate().filter_map(said).collect();
-    Ok(if said.is_empty() { mine } else { Err(said.join("; ")) })
-}
-
 fn facts(card: &Card, settings: &CardSettings) -> Facts {
     static PROCESS: OnceLock<String> = OnceLock::new();
     let nccl = match settings.choice {
@@ -639,7 +604,7 @@ fn machine() -> String {
 }
 
 fn unlike_any_other() -> String {
-    area::random().map_or_else(|_| format!("{:?}", Instant::now()), |bytes| hex(&bytes))
+    crate::collective::memory::random().map_or_else(|_| format!("{:?}", Instant::now()), |bytes| hex(&bytes))
 }
 
 fn hex(bytes: &[u8]) -> String {

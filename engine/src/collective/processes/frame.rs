@@ -1,4 +1,5 @@
-//! The header before each message: 32 bytes, little-endian, every field checked.
+//! The header before each message, on the wire and in shared memory: 32 bytes, little-endian, every field
+//! checked.
 //!
 //! | bytes | field |
 //! |---|---|
@@ -7,7 +8,7 @@
 //! | 5..8 | zero |
 //! | 8..16 | epoch |
 //! | 16..24 | sequence number of the message in its epoch |
-//! | 24..32 | bytes that follow; in "gives up": none, but the culprit's rank + 1, or 0 |
+//! | 24..32 | bytes that follow; in "gives up": none, but the culprit's rank + 1, or 0; in "rings": none |
 
 use crate::collective::{CollectiveError, Operation};
 use flotilla_shared::{Epoch, Rank};
@@ -23,6 +24,8 @@ enum Kind {
     AllReduce = 1,
     AllGather = 2,
     Barrier = 3,
+    /// Wakes a peer that sleeps beside the memory in which something is shown; comes at any time.
+    Rings = 4,
     GivesUp = 255,
 }
 
@@ -59,6 +62,11 @@ impl Frame {
     /// Instead of the message: this rank goes, because of that one.
     pub(super) fn gives_up(&self, culprit: Option<Rank>) -> [u8; HEADER_BYTES] {
         self.encode(Kind::GivesUp, culprit.map_or(0, |rank| u64::from(rank.0) + 1))
+    }
+
+    /// To a peer in memory that sleeps: look.
+    pub(super) fn rings(&self) -> [u8; HEADER_BYTES] {
+        self.encode(Kind::Rings, 0)
     }
 
     fn encode(&self, kind: Kind, length: u64) -> [u8; HEADER_BYTES] {
@@ -116,9 +124,39 @@ impl Frame {
     }
 }
 
+/// What came by the socket of a peer that shares memory: a bell, which may be an old one, or its last words.
+pub(super) fn heard(header: &[u8; HEADER_BYTES], peer: Rank, frame: &Frame) -> Result<(), CollectiveError> {
+    match header == &(Frame { sequence: sequence(header), ..*frame }).rings() {
+        true => Ok(()),
+        // Nothing else than last words is expected, so that all else is a mismatch.
+        false => frame.check(header, peer, Length::AtMost(0)).and_then(|_| {
+            let (operation, field) = (frame.operation, "message");
+            let (expected, found) = ("a bell".into(), format!("kind {}", header[4]));
+            Err(CollectiveError::Mismatch { peer, operation, field, expected, found })
+        }),
+    }
+}
+
+fn sequence(header: &[u8; HEADER_BYTES]) -> u64 {
+    u64::from_le_bytes(*header[16..].first_chunk().expect("8 bytes from 16"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bells_may_be_old_and_last_words_are_heard() {
+        let frame = Frame { epoch: Epoch(7), sequence: 9, operation: Operation::AllReduce };
+        let old = Frame { sequence: 3, operation: Operation::Barrier, ..frame };
+        assert_eq!(heard(&old.rings(), Rank(3), &frame), Ok(()));
+        let error = heard(&frame.gives_up(Some(Rank(1))), Rank(3), &frame).unwrap_err();
+        assert_eq!(error.culprit(), Some(Rank(1)));
+        let other = Frame { epoch: Epoch(6), ..frame };
+        for wrong in [other.rings(), frame.header(0)] {
+            assert_eq!(heard(&wrong, Rank(3), &frame).unwrap_err().culprit(), Some(Rank(3)));
+        }
+    }
 
     #[test]
     fn every_field_is_checked() {

@@ -2,22 +2,20 @@
 //!
 //! Sockets do not block, and a rank that cannot send goes on receiving, so that two ranks with more to
 //! send than the kernel buffers do not wait for each other. The loop spins while messages are expected
-//! at once, then sleeps in poll(2).
+//! at once, then sleeps in poll(2). Peers in shared memory ring by their sockets, and only whom they find
+//! asleep; so one sleep is for both kinds, and a peer that dies wakes it too.
 
-use super::frame::{Frame, HEADER_BYTES, Length};
+use super::frame::Frame;
+use super::link::{Inbox, Link};
+use super::slots::Slots;
 use crate::collective::{CollectiveError, Operation, SPIN};
 use flotilla_shared::{Epoch, Rank};
-use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
-use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-
-/// Bytes that one rank may give to an all-gather: 64 rows of the whole vocabulary, were one rank to own
-/// it, as f32.
-pub(super) const GATHER_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) struct Mesh {
     rank: Rank,
@@ -25,10 +23,29 @@ pub(super) struct Mesh {
     /// In rank order, without this rank.
     links: Vec<Link>,
     streams: Arc<Streams>,
+    /// What ranks of this host show each other.
+    slots: Option<Slots>,
     poll: Vec<libc::pollfd>,
     /// Of the exchange that runs, or ran last.
     frame: Frame,
     deadline: Duration,
+    /// How long the loop looks before it sleeps.
+    spin: Duration,
+}
+
+/// What one rank gives to an exchange. Links have ranges of it ([`Link::expect`], [`Link::look`]).
+pub(super) struct Outgoing<'a> {
+    pub(super) by_wire: &'a [u8],
+    pub(super) in_memory: &'a [u8],
+    /// The length that the header in memory gives.
+    pub(super) announced: u64,
+}
+
+impl<'a> Outgoing<'a> {
+    /// The same bytes for both kinds of links.
+    pub(super) fn plain(bytes: &'a [u8]) -> Self {
+        Outgoing { by_wire: bytes, in_memory: bytes, announced: bytes.len() as u64 }
+    }
 }
 
 /// The sockets, shared with the abort handle.
@@ -36,32 +53,6 @@ pub(super) struct Streams {
     aborted: AtomicBool,
     /// In the order of the links.
     sockets: Vec<TcpStream>,
-}
-
-/// One peer, and how far its two messages of the exchange are.
-pub(super) struct Link {
-    peer: Rank,
-    slot: usize,
-    /// Of the exchange's outgoing bytes, and how much of header and bytes is sent.
-    out: Range<usize>,
-    out_header: [u8; HEADER_BYTES],
-    sent: usize,
-    /// Of the exchange's inbox, and how much of header and bytes has come.
-    into: Range<usize>,
-    in_header: [u8; HEADER_BYTES],
-    received: usize,
-    /// Bytes that follow the header, once it is checked.
-    in_length: Option<usize>,
-    /// Where the bytes go if their number is not known before.
-    own: Vec<u8>,
-}
-
-/// Where incoming bytes go.
-pub(super) enum Inbox<'a> {
-    /// Each link's range of it.
-    Ranges(&'a mut [u8]),
-    /// Each link's own buffer, of the length that the peer gives.
-    Own,
 }
 
 impl Mesh {
@@ -77,6 +68,12 @@ impl Mesh {
                 CollectiveError::System { doing: "set up a socket", reason: error.to_string() }
             })?;
         }
+        // Over loopback a peer has this rank's address.
+        let is_here = |(_, stream): &&(Rank, TcpStream)| {
+            let (theirs, ours) = (stream.peer_addr(), stream.local_addr());
+            theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs.ip() == ours.ip()))
+        };
+        let spin = spin(1 + streams.iter().filter(is_here).count());
         let links = streams.iter().enumerate().map(|(slot, (peer, _))| Link::new(*peer, slot)).collect();
         let sockets: Vec<TcpStream> = streams.into_iter().map(|(_, stream)| stream).collect();
         let poll =
@@ -88,8 +85,35 @@ impl Mesh {
             poll: poll.collect(),
             streams: Arc::new(Streams { aborted: AtomicBool::new(false), sockets }),
             frame: Frame { epoch, sequence: 0, operation: Operation::Barrier },
+            slots: None,
             deadline,
+            spin,
         })
+    }
+
+    /// From now on, the members of `slots` are reached by memory.
+    pub(super) fn share(&mut self, slots: Slots) {
+        for link in &mut self.links {
+            if let Some(place) = slots.place(link.peer()) {
+                link.share(place);
+            }
+        }
+        self.spin = self.spin.min(spin(slots.members().len()));
+        self.slots = Some(slots);
+    }
+
+    /// Lets each link in memory keep what its peer shows: `part` of the length that its header gave.
+    pub(super) fn keep_shown(&mut self, is_first: bool, part: impl Fn(usize) -> usize) {
+        for link in &mut self.links {
+            if let Some((place, slots)) = link.place().zip(self.slots.as_ref()) {
+                link.keep(slots.bytes(place, part(link.length())), is_first);
+            }
+        }
+    }
+
+    /// What a peer in memory shows in the exchange that was last.
+    pub(super) fn shown(&self, link: &Link, length: usize) -> Option<&[u8]> {
+        link.place().zip(self.slots.as_ref()).map(|(place, slots)| slots.bytes(place, length))
     }
 
     pub(super) fn rank(&self) -> Rank {
@@ -108,30 +132,29 @@ impl Mesh {
         &self.streams
     }
 
+    pub(super) fn set_spin(&mut self, spin: Duration) {
+        self.spin = spin;
+    }
+
     pub(super) fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
     }
 
-    /// Sends each link its range of `out` and receives from each as it expects ([`Link::expect`]).
+    /// Sends each link its range of what goes out and receives from each as it expects; shows each peer in
+    /// memory its range, and sees that all of them have shown theirs.
     pub(super) fn exchange(
         &mut self,
         operation: Operation,
-        out: &[u8],
+        out: &Outgoing<'_>,
         mut inbox: Inbox<'_>,
     ) -> Result<(), CollectiveError> {
         self.frame = Frame { epoch: self.epoch, sequence: self.frame.sequence + 1, operation };
-        for link in &mut self.links {
-            link.out_header = self.frame.header(link.out.len() as u64);
-        }
+        self.links.iter_mut().for_each(|link| link.start(&self.frame));
+        self.show(out);
         let start = Instant::now();
         let mut moved_last = start;
         loop {
-            let (mut moved, mut done) = (false, true);
-            for (link, socket) in self.links.iter_mut().zip(&self.streams.sockets) {
-                let result = link.advance(socket, out, &mut inbox, &self.frame);
-                moved |= result.map_err(|error| self.streams.cause(error))?;
-                done &= link.is_done();
-            }
+            let (moved, done) = self.advance(out.by_wire, &mut inbox)?;
             if self.streams.aborted.load(Ordering::Relaxed) {
                 return Err(CollectiveError::Aborted);
             }
@@ -144,7 +167,7 @@ impl Mesh {
             };
             if moved {
                 moved_last = now;
-            } else if now - moved_last < SPIN {
+            } else if now - moved_last < self.spin {
                 std::hint::spin_loop();
             } else {
                 self.sleep(left)?;
@@ -153,8 +176,64 @@ impl Mesh {
         }
     }
 
+    /// Whether anything moved, and whether all is done.
+    fn advance(&mut self, out: &[u8], inbox: &mut Inbox<'_>) -> Result<(bool, bool), CollectiveError> {
+        let (mut moved, mut done) = (false, true);
+        for (link, socket) in self.links.iter_mut().zip(&self.streams.sockets) {
+            let result = match link.place().zip(self.slots.as_ref()) {
+                Some((place, slots)) => link.advance_in_memory(place, slots, &self.frame),
+                None => link.advance(socket, out, inbox, &self.frame),
+            };
+            moved |= result.map_err(|error| self.streams.cause(error))?;
+            done &= link.is_done();
+        }
+        Ok((moved, done))
+    }
+
+    /// Lets the peers in memory read what is for them, and wakes those that sleep.
+    fn show(&mut self, out: &Outgoing<'_>) {
+        let Some(slots) = &mut self.slots else {
+            return;
+        };
+        let ranges = self.links.iter().filter(|link| link.place().is_some()).map(Link::out);
+        slots.show(&self.frame.header(out.announced), out.in_memory, ranges);
+        for (link, mut socket) in self.links.iter_mut().zip(&self.streams.sockets) {
+            if let Some(place) = link.place() {
+                link.is_shown();
+                if slots.is_asleep(place) {
+                    // A link that is full of bells has one to wake by; one that is closed is seen elsewhere.
+                    let _ = socket.write(&self.frame.rings());
+                }
+            }
+        }
+    }
+
     /// Blocks until some unfinished link can go on, or `left` is over.
     fn sleep(&mut self, left: Duration) -> Result<(), CollectiveError> {
+        self.say_asleep(true);
+        // Who shows something after this look sees a sleeper.
+        let result = if self.is_any_shown() { Ok(()) } else { self.wait_for_sockets(left) };
+        self.say_asleep(false);
+        result?;
+        self.hear()
+    }
+
+    fn say_asleep(&self, asleep: bool) {
+        if let Some(slots) = &self.slots {
+            slots.say_asleep(asleep);
+        }
+    }
+
+    /// Whether a peer in memory has shown what is still waited for.
+    fn is_any_shown(&self) -> bool {
+        let is_new = |link: &Link| {
+            let place = link.place().zip(self.slots.as_ref());
+            !link.is_received() && place.is_some_and(|(place, slots)| slots.has_shown(place))
+        };
+        self.links.iter().any(is_new)
+    }
+
+    fn wait_for_sockets(&mut self, left: Duration) -> Result<(), CollectiveError> {
         for ((link, socket), poll) in self.links.iter().zip(&self.streams.sockets).zip(&mut self.poll) {
             // poll(2) passes over negative descriptors.
             poll.fd = if link.is_done() { -1 } else { socket.as_raw_fd() };
@@ -173,6 +252,24 @@ impl Mesh {
         Ok(())
     }
 
+    /// Takes the bells that peers in memory rang. Who has gone, but has shown what is waited for, may go.
+    fn hear(&mut self) -> Result<(), CollectiveError> {
+        let links = self.links.iter_mut().zip(&self.streams.sockets);
+        for ((link, socket), poll) in links.zip(&self.poll) {
+            let Some((place, slots)) = link.place().zip(self.slots.as_ref()) else {
+                continue;
+            };
+            if poll.fd >= 0
+                && poll.revents != 0
+                && let Err(error) = link.hear(socket, &self.frame)
+                && !slots.has_shown(place)
+            {
+                return Err(self.streams.cause(error));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a peer has closed its link, or this rank's abort handle has; does not wait.
     pub(super) fn is_broken(&mut self) -> bool {
         const GONE: libc::c_short = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
@@ -187,7 +284,7 @@ impl Mesh {
     fn late(&self, waited: Duration) -> CollectiveError {
         // Who did not send is late; who did not take may wait for another.
         let peers = |late: fn(&Link) -> bool| -> Vec<Rank> {
-            self.links.iter().filter(|link| late(link)).map(|link| link.peer).collect()
+            self.links.iter().filter(|link| late(link)).map(Link::peer).collect()
         };
         let mut missing = peers(|link| !link.is_received());
         if missing.is_empty() {
@@ -200,13 +297,19 @@ impl Mesh {
     /// Tells the peers, where a message may begin, whose fault it is, and closes all links.
     pub(super) fn give_up(&self, culprit: Option<Rank>) {
         for (link, mut socket) in self.links.iter().zip(&self.streams.sockets) {
-            if link.sent == 0 || link.is_sent() {
+            if link.is_between_messages() {
                 // The peers learn by the closed link too; this only says more.
                 let _ = socket.write(&self.frame.gives_up(culprit));
             }
         }
         self.streams.close();
     }
+}
+
+/// For `ranks` on this machine: who spins on a core that a peer needs only delays it.
+fn spin(ranks: usize) -> Duration {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    if ranks <= cores { SPIN } else { Duration::ZERO }
 }
 
 /// Links that an abort handle still knows would stay open otherwise.
@@ -232,132 +335,5 @@ impl Streams {
     /// A link that this rank's own abort closed is nobody's fault.
     fn cause(&self, error: CollectiveError) -> CollectiveError {
         if self.aborted.load(Ordering::SeqCst) { CollectiveError::Aborted } else { error }
-    }
-}
-
-impl Link {
-    fn new(peer: Rank, slot: usize) -> Self {
-        Link {
-            peer,
-            slot,
-            out: 0..0,
-            out_header: [0; HEADER_BYTES],
-            sent: 0,
-            into: 0..0,
-            in_header: [0; HEADER_BYTES],
-            received: 0,
-            in_length: None,
-            own: Vec::new(),
-        }
-    }
-
-    pub(super) fn peer(&self) -> Rank {
-        self.peer
-    }
-
-    /// Place among the links.
-    pub(super) fn slot(&self) -> usize {
-        self.slot
-    }
-
-    /// What came, where its length was not known before.
-    pub(super) fn received(&self) -> &[u8] {
-        &self.own
-    }
-
-    /// What the next exchange sends (range of its outgoing bytes) and where what comes goes (range of
-    /// its inbox, if that has ranges).
-    pub(super) fn expect(&mut self, out: Range<usize>, into: Range<usize>) {
-        (self.out, self.into) = (out, into);
-        (self.sent, self.received, self.in_length) = (0, 0, None);
-    }
-
-    fn is_sent(&self) -> bool {
-        self.sent == HEADER_BYTES + self.out.len()
-    }
-
-    fn is_received(&self) -> bool {
-        self.in_length.is_some_and(|length| self.received == HEADER_BYTES + length)
-    }
-
-    fn is_done(&self) -> bool {
-        self.is_sent() && self.is_received()
-    }
-
-    /// Sends and receives what can be at once; whether anything could.
-    fn advance(
-        &mut self,
-        socket: &TcpStream,
-        out: &[u8],
-        inbox: &mut Inbox<'_>,
-        frame: &Frame,
-    ) -> Result<bool, CollectiveError> {
-        let mut moved = false;
-        let mut broken = None;
-        if !self.is_sent() {
-            match self.send(socket, out) {
-                Ok(bytes) => moved |= bytes > 0,
-                Err(error) => broken = Some(self.lost(frame, error.to_string())),
-            }
-        }
-        if !self.is_received() {
-            // A peer that gave up may have said why before it closed the link.
-            moved |= self.receive(socket, inbox, frame)?;
-        }
-        broken.map_or(Ok(moved), Err)
-    }
-
-    fn send(&mut self, mut socket: &TcpStream, out: &[u8]) -> io::Result<usize> {
-        let header = &self.out_header[self.sent.min(HEADER_BYTES)..];
-        let body = &out[self.out.clone()][self.sent.saturating_sub(HEADER_BYTES)..];
-        let bytes = unless_blocked(socket.write_vectored(&[IoSlice::new(header), IoSlice::new(body)]))?;
-        self.sent += bytes.unwrap_or(0);
-        Ok(bytes.unwrap_or(0))
-    }
-
-    fn receive(
-        &mut self,
-        mut socket: &TcpStream,
-        inbox: &mut Inbox<'_>,
-        frame: &Frame,
-    ) -> Result<bool, CollectiveError> {
-        let header = &mut self.in_header[self.received.min(HEADER_BYTES)..];
-        let (body, length) = match inbox {
-            Inbox::Ranges(inbox) => (&mut inbox[self.into.clone()], Length::Exactly(self.into.len() as u64)),
-            // Empty until the header has given its length.
-            Inbox::Own => {
-                let known = self.in_length.unwrap_or(0);
-                (&mut self.own[..known], Length::AtMost(GATHER_BYTES_MAX))
-            }
-        };
-        let body = &mut body[self.received.saturating_sub(HEADER_BYTES)..];
-        let read = socket.read_vectored(&mut [IoSliceMut::new(header), IoSliceMut::new(body)]);
-        match unless_blocked(read) {
-            Ok(None) => return Ok(false),
-            Ok(Some(0)) => return Err(self.lost(frame, "it closed the connection".to_owned())),
-            Ok(Some(bytes)) => self.received += bytes,
-            Err(error) => return Err(self.lost(frame, error.to_string())),
-        }
-        if self.in_length.is_none() && self.received >= HEADER_BYTES {
-            let length = frame.check(&self.in_header, self.peer, length)? as usize;
-            self.in_length = Some(length);
-            if let Inbox::Own = inbox {
-                self.own.resize(length, 0);
-            }
-        }
-        Ok(true)
-    }
-
-    fn lost(&self, frame: &Frame, reason: String) -> CollectiveError {
-        CollectiveError::PeerLost { peer: self.peer, operation: frame.operation, reason }
-    }
-}
-
-/// `None` where the socket would have blocked, or a signal came first.
-fn unless_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
-    match result {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
-        Err(error) => Err(error),
     }
 }

@@ -1,0 +1,202 @@
+//! Ranks in several processes or machines: a full mesh, one TCP connection a pair, and memory between those
+//! ranks of one host that can share it.
+//!
+//! A short vector is given whole to every peer, and each rank sums all of them: one message deep, for
+//! latency. A long one is summed piece by piece, each rank one piece for all: two messages deep, with
+//! less to move. Both sum each element in rank order, so the bits are the same, over whichever links.
+//!
+//! In memory ([`slots`]) a rank writes its part once and the others read it where it lies; the link beside it
+//! rings who sleeps, and its end tells of a peer's. Members prove that they hold the group's key when they
+//! meet ([`handshake`]); afterwards nothing is encrypted nor signed. A network that is not trusted needs a
+//! fence around it.
+
+mod coded;
+mod formation;
+mod frame;
+mod handshake;
+mod link;
+mod mesh;
+mod sharing;
+mod slots;
+mod sums;
+
+use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation};
+use flotilla_shared::{Epoch, Links, Rank, Reach, WireFormat};
+use frame::Length;
+use link::{GATHER_BYTES_MAX, Inbox};
+use mesh::{Mesh, Outgoing};
+use slots::{SHOWN_BYTES_MAX, Slots};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::time::Duration;
+use sums::Buffers;
+
+const _: () = assert!(cfg!(target_endian = "little"), "floats go over the wire as they lie in memory");
+
+/// One rank of a group of processes.
+pub struct ProcessCollective {
+    mesh: Mesh,
+    /// Whether some ranks of the group share memory, and whether all do.
+    any_share: bool,
+    all_share: bool,
+    wire: WireFormat,
+    buffers: Buffers,
+    failed: Option<CollectiveError>,
+}
+
+impl ProcessCollective {
+    /// Meets the other ranks: dials those below, accepts those above, and returns once all are there.
+    ///
+    /// `peers[r]` is `host:port` of rank r; this rank's own is not used. Every operation, and the
+    /// meeting itself, ends within `deadline`. Who connects to `listener` without the key is turned
+    /// away, and the meeting goes on.
+    pub fn connect(
+        rank: Rank,
+        listener: TcpListener,
+        peers: &[String],
+        group_key: &[u8; 32],
+        epoch: Epoch,
+        deadline: Duration,
+    ) -> Result<Self, CollectiveError> {
+        assert!(rank.index() < peers.len(), "rank {rank} of {}", peers.len());
+        let streams = formation::meet(rank, listener, peers, group_key, epoch, deadline)?;
+        let mesh = Mesh::new(rank, epoch, streams, deadline)?;
+        let (any_share, all_share, wire) = (false, false, WireFormat::F32);
+        let mut group =
+            ProcessCollective { mesh, any_share, all_share, wire, buffers: Buffers::default(), failed: None };
+        // Nobody computes before everybody is there.
+        group.barrier()?;
+        Ok(group)
+    }
+
+    /// Links the ranks as planned: every rank calls it once, with the same `links`. Ranks that are to share
+    /// memory and cannot go on by TCP, all of their host; the answer says why.
+    pub fn link(&mut self, links: &Links) -> Result<Reach, CollectiveError> {
+        self.link_with(links, &Slots::open)
+    }
+
+    fn link_with(&mut self, links: &Links, open: sharing::Open<'_>) -> Result<Reach, CollectiveError> {
+        let shared = sharing::share(self, links, open).inspect_err(|error| self.end(error.clone()))?;
+        (self.any_share, self.all_share) = (shared.any, shared.all);
+        self.wire = links.wire;
+        Ok(shared.reach)
+    }
+
+    /// How long an operation may take from now on.
+    pub fn set_deadline(&mut self, deadline: Duration) {
+        self.mesh.set_deadline(deadline);
+    }
+
+    /// How long an operation looks for the others before it sleeps.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.mesh.set_spin(spin);
+    }
+
+    fn try_all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        let (operation, bytes, max) = (Operation::AllGather, mine.len() as u64, GATHER_BYTES_MAX);
+        if bytes > max {
+            return Err(CollectiveError::TooLong { operation, bytes, max });
+        }
+        self.gather_round(operation, mine, 0)?;
+        // All have told their lengths. What is too long to be shown at once is shown in rounds.
+        let longest = self.mesh.links().iter().map(|link| link.length()).chain([mine.len()]).max();
+        let rounds = if self.any_share { longest.unwrap_or(0).div_ceil(SHOWN_BYTES_MAX) } else { 1 };
+        for round in 1..rounds {
+            self.gather_round(operation, mine, round)?;
+        }
+        out.clear();
+        let (below, above) = self.mesh.links().split_at(self.rank().index());
+        below.iter().for_each(|link| out.extend_from_slice(link.received()));
+        out.extend_from_slice(mine);
+        above.iter().for_each(|link| out.extend_from_slice(link.received()));
+        Ok(())
+    }
+
+    /// The first round is for all links, the others are for those in memory.
+    fn gather_round(
+        &mut self,
+        operation: Operation,
+        mine: &[u8],
+        round: usize,
+    ) -> Result<(), CollectiveError> {
+        let part = |length: usize| {
+            (round * SHOWN_BYTES_MAX).min(length)..((round + 1) * SHOWN_BYTES_MAX).min(length)
+        };
+        let shown = &mine[part(mine.len())];
+        for link in self.mesh.links_mut() {
+            match link.place() {
+                Some(_) => link.look(0..shown.len(), Length::AtMost(GATHER_BYTES_MAX)),
+                None if round == 0 => link.expect(0..mine.len(), 0..0),
+                None => {}
+            }
+        }
+        let outgoing = Outgoing { by_wire: mine, in_memory: shown, announced: mine.len() as u64 };
+        self.mesh.exchange(operation, &outgoing, Inbox::Own)?;
+        self.mesh.keep_shown(round == 0, |length| part(length).len());
+        Ok(())
+    }
+
+    fn try_barrier(&mut self) -> Result<(), CollectiveError> {
+        for link in self.mesh.links_mut() {
+            match link.place() {
+                Some(_) => link.look(0..0, Length::Exactly(0)),
+                None => link.expect(0..0, 0..0),
+            }
+        }
+        self.mesh.exchange(Operation::Barrier, &Outgoing::plain(&[]), Inbox::Ranges(&mut []))
+    }
+
+    /// Runs an operation unless one has failed before; the first error ends the group.
+    fn run(
+        &mut self,
+        attempt: impl FnOnce(&mut Self) -> Result<(), CollectiveError>,
+    ) -> Result<(), CollectiveError> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        attempt(self).inspect_err(|error| {
+            self.mesh.give_up(error.culprit());
+            self.failed = Some(error.clone());
+        })
+    }
+}
+
+impl AllReduce<[f32]> for ProcessCollective {
+    fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(|this| this.sum(x))
+    }
+}
+
+impl Collective for ProcessCollective {
+    fn rank(&self) -> Rank {
+        self.mesh.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.mesh.links().len() + 1
+    }
+
+    fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        self.run(|this| this.try_all_gather(mine, out))
+    }
+
+    fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.run(Self::try_barrier)
+    }
+
+    fn is_broken(&mut self) -> bool {
+        self.failed.is_some() || self.mesh.is_broken()
+    }
+
+    fn end(&mut self, error: CollectiveError) {
+        if self.failed.is_none() {
+            self.mesh.give_up(error.culprit());
+            self.failed = Some(error);
+        }
+    }
+
+    fn abort_handle(&self) -> AbortHandle {
+        let streams = Arc::clone(self.mesh.streams());
+        AbortHandle::new(move || streams.abort())
+    }
+}
