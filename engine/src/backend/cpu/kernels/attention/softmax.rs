@@ -1,6 +1,7 @@
 //! The softmax of a row that goes on from tile to tile, in powers of two.
 
 use super::Simd;
+use std::f32::consts::LN_2;
 
 /// 2^a for a ≤ 0, to 1 unit in the last place; exactly 0 below −126.5, exactly 1 at 0; NaN stays.
 ///
@@ -13,7 +14,7 @@ fn power_of_two<S: Simd>(s: S, a: S::V) -> S::V {
     let n = s.add(a, magic);
     let r = s.sub(a, s.sub(n, magic));
     let mut p = s.splat(1.534_581_2e-4);
-    for c in [1.339_993_1e-3, 9.618_489e-3, 5.550_328_6e-2, 0.240_226_46, 0.693_147_2, 1.0] {
+    for c in [1.339_993_1e-3, 9.618_489e-3, 5.550_328_6e-2, 0.240_226_46, LN_2, 1.0] {
         p = s.fma(p, r, s.splat(c));
     }
     s.mul(p, s.shift_to_exponent(n))
