@@ -17,6 +17,7 @@ use flotilla_shared::{
     Assignment, BlockId, Epoch, KvBlocks, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan, TokenId,
     WeightOrigin,
 };
+use flotilla_worker::Device;
 use serde::Serialize;
 use std::time::Instant;
 use tokio::sync::watch;
@@ -109,7 +110,15 @@ pub async fn measure(
             links: Default::default(),
             group_key: [0; 32],
         };
-        let devices = (0..ranks).map(|_| DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default()));
+        let device = |_| {
+            let mut device = DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default())?;
+            if let Device::Cpu(cpu) = &mut device {
+                // Pages that were never written are all the same one, and in the first cache.
+                cpu.touch_kv = true;
+            }
+            Ok(device)
+        };
+        let devices = (0..ranks).map(device);
         let source = Synthetic::new(spec.clone(), SEED);
         let group = LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)?;
         (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)

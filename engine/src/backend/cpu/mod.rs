@@ -47,12 +47,14 @@ pub struct CpuSettings {
     pub pin: Vec<usize>,
     /// What the cache holds: f16, or f32.
     pub kv: KvDtype,
+    /// Take the memory of the whole cache at start: to measure reading what no step has written.
+    pub touch_kv: bool,
 }
 
 impl Default for CpuSettings {
     fn default() -> Self {
         let (activations, dense, kv) = Default::default();
-        CpuSettings { threads: 1, isa: None, activations, dense, kv, pin: Vec::new() }
+        CpuSettings { threads: 1, isa: None, activations, dense, kv, pin: Vec::new(), touch_kv: false }
     }
 }
 
@@ -89,17 +91,16 @@ impl CpuBackend {
         let room = |columns| DenseRoom::new(settings.dense, settings.activations, rows, columns);
         let kernels = settings.isa.map_or_else(Kernels::detect, Kernels::new);
         let threads = Threads::pinned(settings.threads, &settings.pin);
+        let (kv_heads, blocks) = (share.kv_heads.len(), assignment.kv_blocks);
+        let mut kv = KvCache::new(settings.kv, &spec.layers, blocks, kv_heads, spec.head_dim);
+        if settings.touch_kv {
+            kv.touch();
+        }
         CpuBackend {
             weights: CpuWeights::new(weights, spec.layer_count(), settings.dense, kernels, &threads),
             kernels,
             threads,
-            kv: KvCache::new(
-                settings.kv,
-                &spec.layers,
-                assignment.kv_blocks,
-                share.kv_heads.len(),
-                spec.head_dim,
-            ),
+            kv,
             rope: RopeTable::new(&spec),
             x: vec![0.0; rows * spec.hidden],
             h: vec![0.0; rows * spec.hidden],
