@@ -12,8 +12,8 @@ use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
 use flotilla_engine::model::forward;
 use flotilla_engine::sample::{Candidate, Chosen, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
-use flotilla_shared::KvBlocks;
 use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin};
+use flotilla_shared::{KvBlocks, KvDtype};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Once;
@@ -25,14 +25,15 @@ pub const ROWS_MAX: usize = 84;
 
 #[derive(Clone)]
 pub enum Subject {
-    Cpu,
+    /// With what its cache holds.
+    Cpu(KvDtype),
     /// With what tests call its kind: `cuda-emulated` or `cuda`.
     Card(&'static str, Card),
 }
 
 /// Everything that there is to test on. A card has a stream of its own each time.
 pub fn subjects() -> Vec<Subject> {
-    std::iter::once(Subject::Cpu).chain(card()).collect()
+    [KvDtype::F32, KvDtype::F16].map(Subject::Cpu).into_iter().chain(card()).collect()
 }
 
 /// One of the two kinds of card, not both, because a process has one driver.
@@ -66,7 +67,8 @@ impl Default for Settings {
 impl Subject {
     pub fn name(&self) -> &'static str {
         match self {
-            Subject::Cpu => "cpu",
+            Subject::Cpu(KvDtype::F32) => "cpu",
+            Subject::Cpu(_) => "cpu, a cache of f16",
             Subject::Card(name, _) => name,
         }
     }
@@ -74,14 +76,11 @@ impl Subject {
     /// What this subject rounds on purpose.
     pub fn rounding(&self) -> Rounding {
         match self {
-            Subject::Cpu => Rounding::None,
+            Subject::Cpu(KvDtype::F32) => Rounding::None,
+            Subject::Cpu(_) => Rounding::Cache,
             Subject::Card(_, card) if card.facts().capability < (8, 0) => Rounding::Card(Act::F16),
             Subject::Card(..) => Rounding::Card(Act::Bf16),
         }
-    }
-
-    pub fn is_card(&self) -> bool {
-        matches!(self, Subject::Card(..))
     }
 
     /// Every rank of a plan.
@@ -108,7 +107,7 @@ impl Subject {
         let vocab = plan.share(rank).1.vocab.clone();
         let sampleable = Sampleable::new(vocab, &settings.sampleable);
         let on = match self {
-            Subject::Cpu => {
+            Subject::Cpu(kv) => {
                 let mut weights = RankWeights::new(&spec, plan, rank).unwrap();
                 load(&mut weights, model);
                 let exact = CpuSettings { activations: Precision::F32, ..CpuSettings::default() };

@@ -423,7 +423,7 @@ mod tests {
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);
-        let cases: [(&str, Spoil); 12] = [
+        let cases: [(&str, Spoil); 13] = [
             ("Assignment.kv_blocks", |a| a.kv_blocks = None),
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),

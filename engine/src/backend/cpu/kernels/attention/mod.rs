@@ -12,6 +12,21 @@
 //!
 //! A NaN in a value spreads to the rows beside which it was computed, though they do not see it; all of them are
 //! of one sequence. What was in a block before, of another sequence, is never multiplied with.
+//!
+//! # Measured
+//!
+//! 2-vCPU Xeon (family 6, model 207), 2026-11-28, one thread, G 8, D 64; of the read rate, 11.2 GB/s, or of the FMA peak, 47.9
+//! and 89.1 G/s, in one run. Expected: 0.8 of both.
+//!
+//! | f16 | AVX2 | AVX-512 |
+//! |---|---|---|
+//! | 1 row, 512 / 2048 / 32768 keys | 0.53 / 0.58 / 0.59 | 0.78 / 0.88 / 0.92 |
+//! | 512 tokens up to 512 / 2048 / 8192 keys | 0.58 / 0.65 / 0.65 | 0.53 / 0.66 / 0.66 |
+//! | 512 tokens with a window of 128 | 0.47 | 0.38 |
+//!
+//! Versions that were slower, 1 row and 32768 keys, in runs of their own: lines of the next tile asked for two a step, as early
+//! as can be, 3.9 to 4.1 and 8.1 GB/s, for what is needed now stands behind them (spread, now: 6.6 and 10.4); with AVX2,
+//! register tiles of 4 rows and 3 vectors, 6.2 GB/s, and 26 GMAC/s of a prompt (2 vectors, now: 31).
 
 mod block;
 mod multiply;
