@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use support::checkpoint::edit_tensor;
 use support::program::run;
-use support::report::{Ranks, Report, expect_golden, verify};
+use support::report::{Ranks, Report, expect_golden, verify, verify_with};
 use support::repository;
 use tempfile::TempDir;
 
@@ -53,6 +53,31 @@ async fn stress_as_processes() {
 #[tokio::test]
 async fn long_as_processes() {
     check_all("long", &[2], Ranks::Processes).await;
+}
+
+/// As it is served: whole numbers for the experts' activations, and a cache of f16, each alone and with dense weights as
+/// int8. What each may cost is verify's to say; here it is asked whether the default stays below a tenth of what bf16 costs.
+#[tokio::test]
+async fn what_rounds_stays_within_its_limits() {
+    /// Mean KL of the worst prompt with bf16 activations, in docs/accuracy.md.
+    const BF16: f64 = 3.8e-3;
+    for name in ["smoke", "stress"] {
+        for (flags, limit) in [
+            (&["--activations", "int8x2"][..], BF16 / 10.0),
+            (&["--activations", "int8"], 0.03),
+            (&["--activations", "int8x2", "--dense", "int8"], 0.03),
+        ] {
+            let ran = verify_with(&set(name), Ranks::Threads(2), flags).await;
+            let report: Report =
+                serde_json::from_str(ran.expect_status(0).stdout.as_str()).expect("a report");
+            assert!(report.pass && report.activations != "f32", "{flags:?}: {report:#?}");
+            for prompt in &report.prompts {
+                // What is rounded moves the logits, or nothing was rounded.
+                assert!(prompt.max_abs.is_some_and(|max_abs| max_abs > 1e-4), "{flags:?}: {prompt:#?}");
+                assert!(prompt.kl_mean.is_some_and(|kl| kl.abs() < limit), "{flags:?}: {prompt:#?}");
+            }
+        }
+    }
 }
 
 /// A copy of smoke that may be spoiled.

@@ -51,13 +51,18 @@ struct GoldenPrompt {
 
 /// Runs verify on a checkpoint folder.
 pub async fn verify(dir: &Path, ranks: Ranks) -> Ran {
+    verify_with(dir, ranks, &[]).await
+}
+
+pub async fn verify_with(dir: &Path, ranks: Ranks, flags: &[&str]) -> Ran {
     let (count, processes) = match ranks {
         Ranks::Threads(count) => (count, None),
         Ranks::Processes(count) => (count, Some("--processes")),
     };
     let dir = dir.to_str().expect("test paths are UTF-8");
     let args = ["verify", dir, "--json", "--ranks", &count.to_string()].map(str::to_owned);
-    run(args.into_iter().chain(processes.map(str::to_owned))).await
+    let flags = processes.iter().chain(flags).map(|flag| (*flag).to_owned());
+    run(args.into_iter().chain(flags)).await
 }
 
 /// Verify passes, and every figure of its report is one that may pass.

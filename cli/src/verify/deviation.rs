@@ -61,7 +61,8 @@ struct Limits {
 }
 
 const BF16: Limits = Limits { max_abs: 0.5, kl_max: 0.02, kl_mean: 0.03, argmax: 0.9, margin: 0.3 };
-const INT8: Limits = Limits { max_abs: 1.5, kl_max: 0.1, ..BF16 };
+/// Of activations, or of dense weights.
+const INT8: Limits = Limits { max_abs: 1.5, kl_max: 0.1, argmax: 0.85, ..BF16 };
 const INT8X2: Limits = Limits { max_abs: 1e-2, kl_max: 1e-5, kl_mean: 3e-4, argmax: 0.99, margin: 0.01 };
 /// A longer reference may hide a change of expert in rows whose routing it does not hold.
 const INT8X2_LONG: Limits = Limits { max_abs: 0.5, kl_max: 0.01, kl_mean: 3e-4, argmax: 0.98, margin: 0.05 };
