@@ -149,6 +149,8 @@ fn default_swiglu_limit() -> f32 {
 
 /// Sizes past these are a mistake or an attack, not a model.
 const SIZE_MAX: usize = 1 << 24;
+/// The widest head that kernels have room for.
+pub const HEAD_DIM_MAX: usize = 256;
 
 /// Elements of one tensor at most, which keeps every product of sizes in `usize`. The published
 /// gpt-oss-120b has 2^31 in its largest.
@@ -222,6 +224,10 @@ impl ModelSpec {
         if !self.q_heads.is_multiple_of(self.kv_heads) {
             let multiple = format!("a multiple of num_key_value_heads {}", self.kv_heads);
             return Err(refuse("num_attention_heads", self.q_heads, multiple));
+        }
+        if self.head_dim > HEAD_DIM_MAX {
+            let most = format!("at most {HEAD_DIM_MAX}, what attention has room for");
+            return Err(refuse("head_dim", self.head_dim, most));
         }
         if !self.head_dim.is_multiple_of(2) {
             return Err(refuse("head_dim", self.head_dim, "an even number, for rotary halves"));
@@ -414,11 +420,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_computed_is_refused_by_name() {
-        let cases: [(&str, serde_json::Value); 9] = [
+        let cases: [(&str, serde_json::Value); 10] = [
             ("model_type", "llama".into()),
             ("hidden_size", 2881.into()),
             ("intermediate_size", 0.into()),
             ("num_attention_heads", 63.into()),
+            ("head_dim", 258.into()),
             ("num_experts_per_tok", 33.into()),
             ("tie_word_embeddings", true.into()),
             ("attention_bias", false.into()),

@@ -1,4 +1,4 @@
-//! The arithmetic of the forward on CPUs: pure functions over borrowed memory, f32 activations.
+//! The arithmetic of the forward on CPUs: pure functions over borrowed memory, f32 activations, or whole numbers made of them.
 //!
 //! A kernel is written once over [`simd::Simd`] and compiled for every instruction set; `Kernels` is bound to
 //! one of them at start. Kernels know no model, no thread and no file: the caller cuts the
@@ -7,6 +7,8 @@
 //! Letters: T tokens, K input columns, N output rows, G query heads of a kv head, D head dimension.
 //!
 //! # Measured
+//!
+//! Experts: docs/performance.md, "The engine on two cores", and its ladder. Products with bf16:
 //!
 //! `cargo bench -p flotilla-engine --bench kernels`; [5760, 2880], one thread, huge pages, time of the thread.
 //! 2-vCPU EPYC (family 25, model 17; Zen 4), 2026-11-23, with 6 to 11 other runnable processes: caches and memory
@@ -18,9 +20,6 @@
 //! | bf16, 1 | 19 to 25 GB/s (0.70 to 0.85 of the read rate) | 21 to 25 GB/s (0.77 to 0.90) |
 //! | bf16, 2 / 4 / 8 | 13 / 21 / 29 GMAC/s | 12 / 23 / 31 |
 //! | bf16, 16 / 64 / 512 | 27 / 41 / 43 (0.73 of the FMA peak) | 29 / 46 / 49 (0.83) |
-//! | MXFP4, 1 | 8 to 10.6 GB/s | 12.2 GB/s |
-//! | MXFP4, 2 / 4 / 8 | 20 / 22 / 22 GMAC/s | 28 / 36 / 34 |
-//! | MXFP4, 16 / 64 / 512 | 34 / 39 to 45 / 29 and more | 38 / 48 / 48 (0.82) |
 //!
 //! Versions tried, same day and machine:
 //!
@@ -33,12 +32,7 @@
 //! | bf16, 1 row, one chain of sums | 1 | 15.6 | 18 to 25 |
 //! | bf16, 1 row, two chains (now) | 1 | 19 to 25 | 21 to 25 |
 //! | bf16, 1 row, two chains | 4 | 15.9 GMAC/s | 16.9 (2 to 4 rows, now: 21, 23 to 26) |
-//! | MXFP4, 4 rows at once | 1 | 5.6 GB/s | 6 to 10 |
-//! | MXFP4, 2 rows at once | 1 | 6.4 to 10.4 | 8.5 |
-//! | MXFP4, 1 row, a link of the chain per block | 1 | 11.1 | 12.6 |
-//! | MXFP4, 1 row, a link per four blocks (now) | 1 | 10.6 | 12.5 |
-//! | MXFP4, 2 rows at once | 4 | 24 GMAC/s (1 row, now: 26) | 36 (now; 1 row: 24) |
-//! | GEMM, the next panel not prefetched | 16 | bf16 24, MXFP4 21 GMAC/s | 24, 26 (now 28, 38) |
+//! | GEMM, the next panel not prefetched | 16 | 24 GMAC/s | 24 (now 28) |
 
 // A register tile is a matrix: its rows and columns are counted together with those in memory.
 #![allow(clippy::needless_range_loop)]

@@ -11,7 +11,7 @@ pub(super) const LANES_MAX: usize = 16;
 pub(super) const Q_STRIDE: usize = 272;
 
 /// The largest head that there is room for.
-pub(super) const HEAD_DIM_MAX: usize = 256;
+pub(super) const HEAD_DIM_MAX: usize = flotilla_shared::spec::HEAD_DIM_MAX;
 const _: () = assert!(HEAD_DIM_MAX <= Q_STRIDE);
 
 /// M rows.
