@@ -30,7 +30,7 @@ impl Member {
     /// A rank that sums until the group ends.
     fn start(kind: Kind, rank: usize, peers: &[String]) -> Member {
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "processes::member", "--ignored"]);
+        command.args(["--exact", "processes::a_process_that_is_killed_is_named"]);
         command.env(RANK, rank.to_string()).env(PEERS, peers.join(",")).env(KIND, format!("{kind:?}"));
         Member(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap())
     }
@@ -41,13 +41,8 @@ impl Member {
     }
 }
 
-/// The body of the other processes; alone it has nothing to do.
-#[test]
-#[ignore = "started by the other tests of this file"]
-fn member() {
-    let Ok(rank) = std::env::var(RANK) else {
-        return;
-    };
+/// What a process does that was started as `rank`.
+fn be_member(rank: &str) {
     let (rank, peers): (usize, Vec<String>) =
         (rank.parse().unwrap(), std::env::var(PEERS).unwrap().split(',').map(String::from).collect());
     let kind = *Kind::ALL.iter().find(|kind| std::env::var(KIND) == Ok(format!("{kind:?}"))).unwrap();
@@ -93,6 +88,10 @@ const OF_PROCESSES: [Kind; 3] = [Kind::Tcp, Kind::Shm, Kind::Mixed];
 
 #[test]
 fn a_process_that_is_killed_is_named() {
+    // This test is also what `Member::start` runs in the other processes.
+    if let Ok(rank) = std::env::var(RANK) {
+        return be_member(&rank);
+    }
     for kind in OF_PROCESSES {
         let (mut group, members) = group(kind, 3);
         members[1].signal("-KILL");
