@@ -1,319 +1,48 @@
-//! Rotation, storing and attention against f64, from the bits that the kernels are given. Whatever a row does
-//! not see is NaN in the cache, or is no block at all; tables of windows have lost their heads.
+//! One step of attention on a card: its rows, cache and expected values in f64, and what a launch leaves of them. Which
+//! steps are tried, and which faults must be noticed, is in `mod.rs`.
 
-use crate::support;
-use cudarc::driver::CudaSlice;
-use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
-use flotilla_engine::backend::cuda::attention::{
-    Attend, AttentionKernels, AttentionShape, Cache, CacheMut, DecodeList, DecodeRows, Partials, Rotation,
-    StepRows, Tiles,
-};
-use flotilla_engine::cuda::{Card, Source};
-use flotilla_shared::sampling::mix;
-use half::{bf16, f16};
-use std::ops::Range;
-
-const BLOCK_TOKENS: usize = 16;
-/// NaN as bf16 and as f16.
-const POISON: u16 = 0x7fff;
-/// No block of any cache.
-const NO_BLOCK: u32 = 0xffff_fff0;
-
-/// One replace each in attention.cu that [`check_rotation`] must notice.
-pub const PLANTED_ROTATION: [(&str, &str, &str); 4] = [
-    ("the rotation turns the other way", "low[i] = x * c - y * s;", "low[i] = x * c + y * s;"),
-    ("q is not scaled", "low[i] *= q_scale;", ""),
-    ("values are rotated, too", "if (head < NQ + NK) {", "if (head < NQ + 2 * NK) {"),
-    (
-        "a row's table is the first row's",
-        "blocks[table_start[row] + position",
-        "blocks[table_start[0] + position",
-    ),
-];
-
-/// One replace each in attention.cu that [`check_decode`] must notice.
-pub const PLANTED_DECODE: [(&str, &str, &str); 14] = [
-    (
-        "the sink is dropped where a row is finished by its only block",
-        "normalizer(m, l, sink));",
-        "normalizer(m, l, NEVER));",
-    ),
-    ("the sink is dropped in combine", "normalizer(m, l, logit));", "normalizer(m, l, NEVER));"),
-    ("the window is one key wider", "position - window + 1 : 0;", "position - window : 0;"),
-    ("the window is one key narrower", "position - window + 1 : 0;", "position - window + 2 : 0;"),
-    ("query heads of the wrong kv head", "row * NQ + head * G + lane / 4", "row * NQ + lane / 4 * NK + head"),
-    (
-        "keys past the row's own are not masked",
-        "key >= steps.lowest && key <= position;",
-        "key >= steps.lowest;",
-    ),
-    (
-        "values past the row's own are read",
-        "position_of >= lowest && position_of <= position",
-        "position_of >= lowest && any",
-    ),
-    ("weights meet their neighbours' values", "operand[0] = swap ? second : first;", "operand[0] = first;"),
-    ("sums keep their scale when m grows", "sums.out[tile][d][i + 2] *= decay;", ""),
-    ("one part is left out", "s < used; s += BESIDE", "s < used - 1; s += BESIDE"),
-    (
-        "a row takes the parts of the first",
-        "if (index > 0) before = warp_sum_unsigned(before);",
-        "before = 0;",
-    ),
-    (
-        "an entry that is gone is read",
-        "s.first_block = s.lowest / BLOCK_TOKENS;",
-        "s.first_block = s.lowest / BLOCK_TOKENS - (s.lowest >= BLOCK_TOKENS);",
-    ),
-    ("a table's start that wraps becomes a large one", "blocks[start + at]", "(blocks + start)[at]"),
-    ("a row's last steps have no block", "(steps - 1) / per_part + 1;", "(steps + per_part / 2) / per_part;"),
-];
-
-/// One replace each in attention_tiles.cu that [`check_tiles`] must notice.
-pub const PLANTED_TILES: [(&str, &str, &str); 9] = [
-    ("the sink is dropped", "to_float(sinks[head * G + m % G]) * LOG2_E", "NEVER"),
-    ("the window is one key wider", "position - key >= window", "position - key > window"),
-    ("the window is one key narrower", "position - key >= window", "position - key >= window - 1"),
-    ("a row does not see its own key", "key > position ||", "key >= position ||"),
-    ("query heads of the wrong kv head", "* NQ + head * G + m % G) * D", "* NQ + m % G * NK + head) * D"),
-    ("values past the last row are read", "position <= span.last;", "position / 16 <= span.last / 16;"),
-    ("a row that has seen no key yet is −∞ − −∞", "m == NEVER ? 0.0f : m;", "m;"),
-    (
-        "a tile's table is the first row's",
-        "span.table_start = table_start[first_row];",
-        "span.table_start = table_start[0];",
-    ),
-    ("a stage is read before it has arrived", "copy_async_wait<0>();", ""),
-];
-
-/// G = 1, 2, 4, 8; D = 16, 32, 64.
-const SHAPES: [AttentionShape; 4] = [
-    AttentionShape { head_dim: 64, group: 8, kv_heads: 2 },
-    AttentionShape { head_dim: 32, group: 4, kv_heads: 1 },
-    AttentionShape { head_dim: 16, group: 1, kv_heads: 3 },
-    AttentionShape { head_dim: 64, group: 2, kv_heads: 1 },
-];
-
-const WINDOWS: [Option<u32>; 3] = [None, Some(128), Some(32)];
-
-type Edit<'a> = &'a dyn Fn(Source) -> Source;
-type Check = fn(&Card, Edit<'_>) -> Result<(), String>;
-
-fn on_every_card(check: Check) {
-    for support::TestCard { card, .. } in support::cards() {
-        if let Err(error) = check(&card, &|source| source) {
-            panic!("{}: {error}", card.facts().name);
-        }
-    }
-}
-
-#[test]
-fn rows_are_rotated_and_stored() {
-    on_every_card(check_rotation);
-}
-
-#[test]
-fn decode_rows_attend_to_what_they_see() {
-    on_every_card(check_decode);
-}
-
-#[test]
-fn tiles_attend_to_what_they_see() {
-    on_every_card(check_tiles);
-}
-
-#[test]
-fn decode_rows_and_tiles_share_a_step() {
-    on_every_card(check_mixture);
-}
-
-/// What a decode step's graph needs: the launch knows how many rows there are, not where they are.
-#[test]
-fn a_captured_launch_serves_other_positions() {
-    for support::TestCard { card, .. } in support::cards() {
-        let shape = SHAPES[0];
-        let kernels = AttentionKernels::new(&card, shape).unwrap();
-        let case = Case::new(&card, shape, None, &[700..701, 31..32], 4000, Logits::Usual);
-        let mut step = Uploaded::new(&case, &[2, 0], &case.table_start);
-        let (q, mut out) = (card.upload(&case.q).unwrap(), case.poisoned_out());
-        let mut partials = Partials::new(&card, shape, kernels.parts_max(2)).unwrap();
-        let rows = DecodeRows { launched: 2, list: None };
-
-        let stream = card.stream();
-        stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
-        let (attend, mut to) = (step.attend(&case, &q), out.as_view_mut());
-        kernels.attend_decode(&rows, &step.rows(), &attend, &mut partials, &mut to).unwrap();
-        let flags = CUgraphInstantiate_flags::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
-        let graph = stream.end_capture(flags).unwrap().unwrap();
-
-        graph.launch().unwrap();
-        stream.memcpy_htod(&case.positions, &mut step.positions).unwrap();
-        graph.launch().unwrap();
-        case.compare(&out, &[0, 1]).unwrap();
-    }
-}
-
-#[test]
-fn spare_blocks_are_for_long_rows() {
-    for support::TestCard { card, .. } in support::cards() {
-        let kernels = AttentionKernels::new(&card, SHAPES[0]).unwrap();
-        assert!(kernels.spare(None) >= 1);
-        assert_eq!(kernels.spare(Some(128)), 0, "a window of 128 is one block's");
-        assert_eq!(kernels.parts_max(64), 64 + kernels.spare(None));
-    }
-}
-
-fn compile(card: &Card, shape: AttentionShape, edit: Edit<'_>) -> Result<AttentionKernels, String> {
-    let (source, tiles) = (edit(shape.source()), edit(shape.tiles_source()));
-    AttentionKernels::compiled(card, shape, &source, &tiles).map_err(|error| error.to_string())
-}
-
-/// Decode rows of sequences of every length that meets an edge, alone and together, in one part and in many.
-pub fn check_decode(card: &Card, edit: Edit<'_>) -> Result<(), String> {
-    let batches: [&[usize]; 6] =
-        [&[0], &[700], &[1, 15], &[16, 31, 127], &[128, 129, 700, 0], &[129, 16, 700, 128, 31]];
-    let mut seed = 0;
-    for shape in SHAPES {
-        let kernels = compile(card, shape, edit)?;
-        for window in WINDOWS {
-            for positions in batches {
-                seed += 1;
-                let sequences: Vec<_> = positions.iter().map(|at| *at..at + 1).collect();
-                let case = Case::new(card, shape, window, &sequences, seed, Logits::Usual);
-                let spare = [0, 1, 3, 40][seed as usize % 4];
-                let name = || {
-                    format!(
-                        "{shape:?}, window {window:?}, at {positions:?}, {spare} spare blocks, seed {seed}"
-                    )
-                };
-                case.decode(&kernels, Some(spare), seed % 2 == 0).map_err(|e| format!("{}: {e}", name()))?;
-                if seed % 3 == 0 {
-                    case.decode(&kernels, None, false).map_err(|e| format!("{}: {e}", name()))?;
-                }
-            }
-        }
-        if shape.head_dim == 16 {
-            let case = Case::new(card, shape, None, &[131071..131072], 900, Logits::Usual);
-            case.decode(&kernels, Some(40), false).map_err(|e| format!("the longest context: {e}"))?;
-            // More rows than lanes, of every length; some rows past the 32nd are long.
-            let many: Vec<_> = (0..40).map(|row| row * 97 % 41 * 30).map(|at| at..at + 1).collect();
-            let case = Case::new(card, shape, None, &many, 901, Logits::Usual);
-            for spare in [1, 7, 64] {
-                case.decode(&kernels, Some(spare), spare == 7).map_err(|e| format!("40 rows: {e}"))?;
-            }
-        }
-        for spare in [0, 4] {
-            let case =
-                Case::new(card, shape, None, &[700..701, 40..41], 1000 + spare as u64, Logits::Extreme);
-            case.decode(&kernels, Some(spare), false).map_err(|e| format!("{shape:?}, extreme: {e}"))?;
-        }
-    }
-    Ok(())
-}
-
-/// Chunks that begin anywhere, of one sequence and of several, shorter and longer than a tile.
-pub fn check_tiles(card: &Card, edit: Edit<'_>) -> Result<(), String> {
-    let batches: [&[Range<usize>]; 6] =
-        [&[0..1], &[0..40], &[5..38], &[127..131, 0..17], &[300..333], &[0..130, 63..65, 640..660]];
-    let mut seed = 0;
-    for shape in SHAPES {
-        let kernels = compile(card, shape, edit)?;
-        for window in WINDOWS {
-            for chunks in batches {
-                seed += 1;
-                let case = Case::new(card, shape, window, chunks, seed, Logits::Usual);
-                let all = 0..chunks.len();
-                let name = || format!("{shape:?}, window {window:?}, chunks {chunks:?}, seed {seed}");
-                case.tiles(&kernels, all).map_err(|error| format!("{}: {error}", name()))?;
-            }
-        }
-        let case = Case::new(card, shape, None, &[100..120], 2000, Logits::Extreme);
-        case.tiles(&kernels, 0..1).map_err(|error| format!("{shape:?}, extreme: {error}"))?;
-    }
-    Ok(())
-}
-
-/// Prompts and single rows in one step, into one output.
-pub fn check_mixture(card: &Card, edit: Edit<'_>) -> Result<(), String> {
-    let sequences = [200..201, 0..30, 17..18, 90..150, 31..32];
-    for (seed, window) in WINDOWS.into_iter().enumerate() {
-        let shape = SHAPES[1];
-        let kernels = compile(card, shape, edit)?;
-        let case = Case::new(card, shape, window, &sequences, 3000 + seed as u64, Logits::Usual);
-        // One row is nobody's: it has to stay as it is.
-        let decode: Vec<u32> = vec![case.first_row(4), case.first_row(0)];
-        let run = || {
-            let mut out = case.poisoned_out();
-            case.launch_listed(&kernels, 3, &decode, &mut out)?;
-            case.launch_tiles(&kernels, &[1, 3], &mut out)?;
-            Ok::<_, String>(out)
-        };
-        let out = run()?;
-        assert!(
-            card.download(&out).unwrap() == card.download(&run()?).unwrap(),
-            "other bits the second time"
-        );
-        let mut rows: Vec<usize> = decode.iter().map(|row| *row as usize).collect();
-        rows.extend(case.rows_of(1).chain(case.rows_of(3)));
-        case.compare(&out, &rows).map_err(|error| format!("window {window:?}: {error}"))?;
-    }
-    Ok(())
-}
-
-/// q and k by f64; v by its bits; nothing else in the cache changes.
-pub fn check_rotation(card: &Card, edit: Edit<'_>) -> Result<(), String> {
-    for (seed, shape) in SHAPES.into_iter().enumerate() {
-        let kernels = compile(card, shape, edit)?;
-        for window in WINDOWS {
-            let chunks = [0..3, 14..35, 700..701];
-            let case = Case::new(card, shape, window, &chunks, seed as u64, Logits::Usual);
-            let checked = Rotated::new(&case, seed as u64 + 50).check(&kernels);
-            checked.map_err(|error| format!("{shape:?}, window {window:?}: {error}"))?;
-        }
-    }
-    Ok(())
-}
+use super::*;
 
 #[derive(Clone, Copy, PartialEq)]
-enum Logits {
+pub(super) enum Logits {
     Usual,
     /// Thousands, of both signs: one key takes everything, and exp(s) alone would overflow.
     Extreme,
 }
 
 /// A step's rows, their cache and what is asked of them. Rows of a sequence lie behind each other.
-struct Case<'a> {
-    card: &'a Card,
-    shape: AttentionShape,
-    window: Option<u32>,
-    sequences: Vec<Range<usize>>,
-    positions: Vec<u32>,
-    table_start: Vec<u32>,
-    blocks: Vec<u32>,
+pub(super) struct Case<'a> {
+    pub(super) card: &'a Card,
+    pub(super) shape: AttentionShape,
+    pub(super) window: Option<u32>,
+    pub(super) sequences: Vec<Range<usize>>,
+    pub(super) positions: Vec<u32>,
+    pub(super) table_start: Vec<u32>,
+    pub(super) blocks: Vec<u32>,
     /// act [T, nq, D]
-    q: Vec<u16>,
+    pub(super) q: Vec<u16>,
     /// bf16 [blocks, nk, BLOCK_TOKENS, D]
-    keys: Vec<u16>,
-    values: Vec<u16>,
+    pub(super) keys: Vec<u16>,
+    pub(super) values: Vec<u16>,
     /// bf16 [nq]
-    sinks: Vec<u16>,
+    pub(super) sinks: Vec<u16>,
 }
 
-struct Random(u64);
+pub(super) struct Random(u64);
 
 impl Random {
     /// In −1..1.
-    fn even(&mut self) -> f32 {
+    pub(super) fn even(&mut self) -> f32 {
         self.0 += 1;
         (mix(self.0) >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
     /// About normal, of deviation 1.
-    fn normal(&mut self) -> f32 {
+    pub(super) fn normal(&mut self) -> f32 {
         (0..3).map(|_| self.even()).sum()
     }
 
-    fn shuffled(&mut self, count: usize) -> Vec<u32> {
+    pub(super) fn shuffled(&mut self, count: usize) -> Vec<u32> {
         let mut order: Vec<u32> = (0..count as u32).collect();
         order.sort_by_key(|at| mix(self.0 + 7 + u64::from(*at)));
         order
@@ -321,7 +50,7 @@ impl Random {
 }
 
 impl<'a> Case<'a> {
-    fn new(
+    pub(super) fn new(
         card: &'a Card,
         shape: AttentionShape,
         window: Option<u32>,
@@ -366,7 +95,7 @@ impl<'a> Case<'a> {
 
     /// Scores with a deviation of 2 to 3 powers of two, so that several keys matter and none alone. Only
     /// positions that a row of the sequence sees are filled.
-    fn fill(&mut self, random: &mut Random, logits: Logits) {
+    pub(super) fn fill(&mut self, random: &mut Random, logits: Logits) {
         let (shape, extreme) = (self.shape, logits == Logits::Extreme);
         let q_size = if extreme { 40.0 } else { 2.5 / (shape.head_dim as f32).sqrt() };
         for at in 0..self.q.len() {
@@ -395,56 +124,61 @@ impl<'a> Case<'a> {
         self.sinks = sinks.map(|sink| bf16::from_f32(sink).to_bits()).collect();
     }
 
-    fn is_f16(&self) -> bool {
+    pub(super) fn is_f16(&self) -> bool {
         self.card.facts().capability.0 < 8
     }
 
-    fn act(&self, value: f32) -> u16 {
+    pub(super) fn act(&self, value: f32) -> u16 {
         if self.is_f16() { f16::from_f32(value).to_bits() } else { bf16::from_f32(value).to_bits() }
     }
 
-    fn act_value(&self, bits: u16) -> f64 {
+    pub(super) fn act_value(&self, bits: u16) -> f64 {
         if self.is_f16() { f16::from_bits(bits).to_f64() } else { bf16::from_bits(bits).to_f64() }
     }
 
     /// Half a unit in the last place, of 1.
-    fn act_rounding(&self) -> f64 {
+    pub(super) fn act_rounding(&self) -> f64 {
         if self.is_f16() { 2f64.powi(-11) } else { 2f64.powi(-8) }
     }
 
-    fn t(&self) -> usize {
+    pub(super) fn t(&self) -> usize {
         self.positions.len()
     }
 
-    fn first_row(&self, sequence: usize) -> u32 {
+    pub(super) fn first_row(&self, sequence: usize) -> u32 {
         self.sequences[..sequence].iter().map(|rows| rows.len() as u32).sum()
     }
 
-    fn rows_of(&self, sequence: usize) -> Range<usize> {
+    pub(super) fn rows_of(&self, sequence: usize) -> Range<usize> {
         let first = self.first_row(sequence) as usize;
         first..first + self.sequences[sequence].len()
     }
 
     /// The positions that a row sees.
-    fn visible(&self, row: usize) -> Range<usize> {
+    pub(super) fn visible(&self, row: usize) -> Range<usize> {
         let end = self.positions[row] as usize + 1;
         self.window.map_or(0, |window| end.saturating_sub(window as usize))..end
     }
 
     /// Where a row's sequence has the key (or value) of a position.
-    fn offset(&self, row: usize, head: usize, position: usize) -> usize {
+    pub(super) fn offset(&self, row: usize, head: usize, position: usize) -> usize {
         let entry = self.table_start[row].wrapping_add((position / BLOCK_TOKENS) as u32);
         let block = self.blocks[entry as usize] as usize;
         let shape = self.shape;
         ((block * shape.kv_heads + head) * BLOCK_TOKENS + position % BLOCK_TOKENS) * shape.head_dim
     }
 
-    fn poisoned_out(&self) -> CudaSlice<u16> {
+    pub(super) fn poisoned_out(&self) -> CudaSlice<u16> {
         self.card.upload(&vec![POISON; self.q.len()]).unwrap()
     }
 
     /// All rows of the step in a bucket that is larger, or a list of them in another order.
-    fn decode(&self, kernels: &AttentionKernels, spare: Option<usize>, listed: bool) -> Result<(), String> {
+    pub(super) fn decode(
+        &self,
+        kernels: &AttentionKernels,
+        spare: Option<usize>,
+        listed: bool,
+    ) -> Result<(), String> {
         let mut out = self.poisoned_out();
         if listed {
             let rows: Vec<u32> = (0..self.t() as u32).rev().collect();
@@ -456,7 +190,7 @@ impl<'a> Case<'a> {
     }
 
     /// Two rows of the bucket are not there: their positions are no positions.
-    fn launch_all(
+    pub(super) fn launch_all(
         &self,
         kernels: &AttentionKernels,
         spare: Option<usize>,
@@ -494,7 +228,7 @@ impl<'a> Case<'a> {
     }
 
     /// The list is one longer than it says.
-    fn launch_listed(
+    pub(super) fn launch_listed(
         &self,
         kernels: &AttentionKernels,
         spare: usize,
@@ -515,14 +249,14 @@ impl<'a> Case<'a> {
         self.card.synchronize().map_err(|error| error.to_string())
     }
 
-    fn tiles(&self, kernels: &AttentionKernels, sequences: Range<usize>) -> Result<(), String> {
+    pub(super) fn tiles(&self, kernels: &AttentionKernels, sequences: Range<usize>) -> Result<(), String> {
         let mut out = self.poisoned_out();
         self.launch_tiles(kernels, &sequences.collect::<Vec<_>>(), &mut out)?;
         self.compare(&out, &(0..self.t()).collect::<Vec<_>>())
     }
 
     /// The list is one longer than it says.
-    fn launch_tiles(
+    pub(super) fn launch_tiles(
         &self,
         kernels: &AttentionKernels,
         sequences: &[usize],
@@ -549,7 +283,7 @@ impl<'a> Case<'a> {
     }
 
     /// `rows` are as f64 says; the others are as they were.
-    fn compare(&self, out: &CudaSlice<u16>, rows: &[usize]) -> Result<(), String> {
+    pub(super) fn compare(&self, out: &CudaSlice<u16>, rows: &[usize]) -> Result<(), String> {
         let out = self.card.download(out).unwrap();
         for (row, out) in out.chunks(self.shape.q_width()).enumerate() {
             if !rows.contains(&row) {
@@ -575,7 +309,7 @@ impl<'a> Case<'a> {
     /// [D] of a row's query head, each with how far it may be off: the weights of the values and the result
     /// itself are rounded to `act`; a score is a sum in f32, and an error in it is a relative one of its
     /// weight. On cards without bf16, weights and values below 2^-14 lose bits.
-    fn expected(&self, row: usize, q_head: usize) -> Vec<(f64, f64)> {
+    pub(super) fn expected(&self, row: usize, q_head: usize) -> Vec<(f64, f64)> {
         let AttentionShape { head_dim, group, .. } = self.shape;
         let q = &self.q[row * self.shape.q_width() + q_head * head_dim..][..head_dim];
         let value = |bits: &u16| bf16::from_bits(*bits).to_f64();
@@ -610,23 +344,23 @@ impl<'a> Case<'a> {
 }
 
 /// What a launch has left; an error where it touched memory that is not its own.
-fn read(card: &Card, values: &CudaSlice<u16>) -> Result<Vec<u16>, String> {
+pub(super) fn read(card: &Card, values: &CudaSlice<u16>) -> Result<Vec<u16>, String> {
     card.download(values).map_err(|error| error.to_string())
 }
 
 /// A case's buffers in the card's memory.
-struct Uploaded {
-    rows: CudaSlice<u32>,
-    positions: CudaSlice<u32>,
-    table_start: CudaSlice<u32>,
-    blocks: CudaSlice<u32>,
-    keys: CudaSlice<u16>,
-    values: CudaSlice<u16>,
-    sinks: CudaSlice<u16>,
+pub(super) struct Uploaded {
+    pub(super) rows: CudaSlice<u32>,
+    pub(super) positions: CudaSlice<u32>,
+    pub(super) table_start: CudaSlice<u32>,
+    pub(super) blocks: CudaSlice<u32>,
+    pub(super) keys: CudaSlice<u16>,
+    pub(super) values: CudaSlice<u16>,
+    pub(super) sinks: CudaSlice<u16>,
 }
 
 impl Uploaded {
-    fn new(case: &Case<'_>, positions: &[u32], table_start: &[u32]) -> Uploaded {
+    pub(super) fn new(case: &Case<'_>, positions: &[u32], table_start: &[u32]) -> Uploaded {
         let card = case.card;
         Uploaded {
             rows: card.upload(&[case.t() as u32]).unwrap(),
@@ -639,7 +373,7 @@ impl Uploaded {
         }
     }
 
-    fn rows(&self) -> StepRows<'_> {
+    pub(super) fn rows(&self) -> StepRows<'_> {
         StepRows {
             rows: self.rows.as_view(),
             positions: self.positions.as_view(),
@@ -648,24 +382,24 @@ impl Uploaded {
         }
     }
 
-    fn attend<'a>(&'a self, case: &Case<'_>, q: &'a CudaSlice<u16>) -> Attend<'a> {
+    pub(super) fn attend<'a>(&'a self, case: &Case<'_>, q: &'a CudaSlice<u16>) -> Attend<'a> {
         let cache = Cache { keys: self.keys.as_view(), values: self.values.as_view() };
         Attend { q: q.as_view(), cache, sinks: self.sinks.as_view(), window: case.window }
     }
 }
 
 /// What `rope_store` is given beside a case's rows: two rows of the bucket are not there.
-struct Rotated<'a> {
-    case: &'a Case<'a>,
+pub(super) struct Rotated<'a> {
+    pub(super) case: &'a Case<'a>,
     /// f32 [T + 2, (nq + 2 nk) D]
-    qkv: Vec<f32>,
+    pub(super) qkv: Vec<f32>,
     /// f32 [T + 2, D/2]
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    pub(super) cos: Vec<f32>,
+    pub(super) sin: Vec<f32>,
 }
 
 impl<'a> Rotated<'a> {
-    fn new(case: &'a Case<'a>, seed: u64) -> Rotated<'a> {
+    pub(super) fn new(case: &'a Case<'a>, seed: u64) -> Rotated<'a> {
         let (mut random, bucket) = (Random(seed << 32), case.t() + 2);
         let qkv = (0..bucket * case.shape.qkv_width()).map(|_| random.normal() * 3.0).collect();
         let angles: Vec<f32> = (0..bucket * case.shape.head_dim / 2).map(|_| random.even() * 3.2).collect();
@@ -674,7 +408,7 @@ impl<'a> Rotated<'a> {
         Rotated { case, qkv, cos, sin }
     }
 
-    fn check(&self, kernels: &AttentionKernels) -> Result<(), String> {
+    pub(super) fn check(&self, kernels: &AttentionKernels) -> Result<(), String> {
         let (case, card) = (self.case, self.case.card);
         let bucket = case.t() + 2;
         let pad = |values: &[u32]| [values, &[NO_BLOCK; 2]].concat();
@@ -693,7 +427,7 @@ impl<'a> Rotated<'a> {
     }
 
     /// Head `head` of q, k, v together, rotated unless it is one of v's, with the size of what was summed.
-    fn head(&self, row: usize, head: usize) -> Vec<(f64, f64)> {
+    pub(super) fn head(&self, row: usize, head: usize) -> Vec<(f64, f64)> {
         let shape = self.case.shape;
         let (d, half) = (shape.head_dim, shape.head_dim / 2);
         let x = &self.qkv[row * shape.qkv_width() + head * d..][..d];
@@ -710,7 +444,7 @@ impl<'a> Rotated<'a> {
         (0..d).map(turned).collect()
     }
 
-    fn check_q(&self, q: &[u16]) -> Result<(), String> {
+    pub(super) fn check_q(&self, q: &[u16]) -> Result<(), String> {
         let (case, shape) = (self.case, self.case.shape);
         let (d, scale) = (shape.head_dim, f64::from(shape.q_scale()));
         for row in 0..case.t() {
@@ -732,7 +466,7 @@ impl<'a> Rotated<'a> {
         if past { Err("a row of q past the step was written".into()) } else { Ok(()) }
     }
 
-    fn check_cache(&self, keys: &[u16], values: &[u16]) -> Result<(), String> {
+    pub(super) fn check_cache(&self, keys: &[u16], values: &[u16]) -> Result<(), String> {
         let (case, shape) = (self.case, self.case.shape);
         let mut stored = 0;
         for row in 0..case.t() {
