@@ -1,5 +1,6 @@
-//! The CPU backend: the embedded default, and the specification of every other one. Weights as the
-//! checkpoint holds them, f32 activations, a KV cache in f16 or f32. Activations are taken at start for the most rows
+//! The CPU backend: the embedded default, and the specification of every other one. Experts of
+//! which rows lie side by side, dense weights as the checkpoint holds them or as int8, activations in f32 (and whole numbers of
+//! them for products), a KV cache in f16 or f32. Activations are taken at start for the most rows
 //! of a step; only the logits, whose number of rows differs, and the parts of attention grow to the most that were needed.
 //! The arithmetic is in `kernels`; this folder decides what is multiplied with what, and on how many
 //! threads.
