@@ -30,7 +30,6 @@ pub struct Scheduler {
     deadline_next: Option<Duration>,
     counters: Counters,
     /// Debug builds check what is always true.
-    #[cfg_attr(not(debug_assertions), expect(dead_code, reason = "only debug builds check"))]
     checked: bool,
 }
 
