@@ -241,6 +241,39 @@ impl TensorSlice {
         self.ranges.iter().any(Range::is_empty)
     }
 
+    /// Whether all of `part` lies in this slice.
+    pub fn covers(&self, part: &TensorSlice) -> bool {
+        let inside =
+            |(own, part): (&Range<usize>, &Range<usize>)| own.start <= part.start && part.end <= own.end;
+        self.tensor == part.tensor && (part.is_empty() || self.ranges.iter().zip(&part.ranges).all(inside))
+    }
+
+    /// What both have.
+    pub fn common(&self, other: &TensorSlice) -> Option<TensorSlice> {
+        let both = |(a, b): (&Range<usize>, &Range<usize>)| a.start.max(b.start)..a.end.min(b.end);
+        let ranges = self.ranges.iter().zip(&other.ranges).map(both).collect();
+        let common = TensorSlice { tensor: self.tensor, ranges };
+        (self.tensor == other.tensor && !common.is_empty()).then_some(common)
+    }
+
+    /// Rectangles that tile what is in this slice and not in `other`.
+    pub fn without(&self, other: &TensorSlice) -> Vec<TensorSlice> {
+        let Some(common) = self.common(other) else { return vec![self.clone()] };
+        let (mut rest, mut left) = (self.clone(), Vec::new());
+        // What lies before and behind along one dimension, then the same of what is left along the next.
+        for (dimension, both) in common.ranges.into_iter().enumerate() {
+            let own = rest.ranges[dimension].clone();
+            for beside in [own.start..both.start, both.end..own.end] {
+                let mut part = rest.clone();
+                part.ranges[dimension] = beside;
+                left.push(part);
+            }
+            rest.ranges[dimension] = both;
+        }
+        left.retain(|part| !part.is_empty());
+        left
+    }
+
     /// The slice as contiguous runs of the tensor's elements, in the slice's own order.
     ///
     /// `shape` is the whole tensor's. A slice that spans its trailing dimensions has few, long runs.
@@ -331,6 +364,38 @@ mod tests {
         let expected: Vec<usize> =
             (1..3).flat_map(|a| (0..4).flat_map(move |b| (2..4).map(move |c| (a * 4 + b) * 5 + c))).collect();
         assert_eq!(elements, expected);
+    }
+
+    #[test]
+    fn a_slice_without_another_is_what_is_left() {
+        let slice =
+            |ranges: [Range<usize>; 3]| TensorSlice { tensor: TensorId::Embed, ranges: ranges.to_vec() };
+        let elements = |slice: &TensorSlice| {
+            slice.runs(&[6, 6, 6]).flatten().collect::<std::collections::BTreeSet<usize>>()
+        };
+        let own = slice([1..5, 0..6, 2..5]);
+        let others = [
+            [2..4, 1..3, 3..4],
+            [0..6, 0..6, 0..3],
+            [0..1, 0..6, 0..6],
+            [1..5, 0..6, 2..5],
+            [0..3, 4..6, 0..6],
+        ];
+        for other in others.map(slice) {
+            let parts = own.without(&other);
+            let mut left = std::collections::BTreeSet::new();
+            for element in parts.iter().flat_map(elements) {
+                assert!(left.insert(element), "{other}: twice in {parts:?}");
+            }
+            let common = own.common(&other);
+            assert_eq!(common.is_none(), elements(&own).is_disjoint(&elements(&other)));
+            assert_eq!(
+                common.as_ref().map_or(0, |common| elements(common).len()) + left.len(),
+                elements(&own).len()
+            );
+            assert!(left.is_disjoint(&elements(&other)));
+            assert_eq!(other.covers(&own), left.is_empty());
+        }
     }
 
     #[test]

@@ -31,7 +31,21 @@ impl ByteRuns {
     /// If the slice does not lie in its tensor.
     pub(crate) fn new(slice: &TensorSlice, spec: &ModelSpec) -> Self {
         assert!(lies_within(slice, spec), "{slice} does not lie in its tensor");
-        let shape = slice.tensor.shape(spec);
+        Self::of(slice, &slice.tensor.shape(spec))
+    }
+
+    /// Of a part of a slice, in the bytes of that slice.
+    ///
+    /// # Panics
+    /// If the part does not lie in it.
+    pub(crate) fn within(part: &TensorSlice, slice: &TensorSlice) -> Self {
+        assert!(slice.covers(part), "{part} does not lie in {slice}");
+        let shifted = part.ranges.iter().zip(&slice.ranges);
+        let ranges = shifted.map(|(part, whole)| part.start - whole.start..part.end - whole.start).collect();
+        Self::of(&TensorSlice { tensor: part.tensor, ranges }, &slice.shape())
+    }
+
+    fn of(slice: &TensorSlice, shape: &[usize]) -> Self {
         let element = slice.tensor.dtype().bytes();
         // Whole trailing dimensions, and the first cut one before them, are one run.
         let mut inner = shape.len() - 1;
@@ -53,7 +67,7 @@ impl ByteRuns {
     ///
     /// # Panics
     /// If the chunk ends past the slice.
-    pub(super) fn visit(&self, offset: usize, len: usize, mut visit: impl FnMut(usize, Range<usize>)) {
+    pub(crate) fn visit(&self, offset: usize, len: usize, mut visit: impl FnMut(usize, Range<usize>)) {
         let slice_bytes = self.run_bytes * self.run_count;
         let end = offset.checked_add(len).filter(|&end| end <= slice_bytes);
         assert!(end.is_some(), "bytes {offset} + {len} of a slice of {slice_bytes}");
@@ -63,6 +77,25 @@ impl ByteRuns {
             let take = (self.run_bytes - within).min(len - done);
             visit(self.start(run) + within, done..done + take);
             done += take;
+        }
+    }
+
+    /// Calls `visit(byte of the part, range of the chunk)` for each run, or part of one, that lies in bytes `chunk` of
+    /// the slice that the runs were made within, in order.
+    pub(crate) fn meet(&self, chunk: Range<usize>, mut visit: impl FnMut(usize, Range<usize>)) {
+        let (mut from, mut to) = (0, self.run_count);
+        // The first run that ends behind the chunk's start.
+        while from < to {
+            let middle = (from + to) / 2;
+            if self.start(middle) + self.run_bytes <= chunk.start { from = middle + 1 } else { to = middle }
+        }
+        for run in from..self.run_count {
+            let start = self.start(run);
+            let (begin, end) = (start.max(chunk.start), (start + self.run_bytes).min(chunk.end));
+            if begin >= end {
+                return;
+            }
+            visit(run * self.run_bytes + begin - start, begin - chunk.start..end - chunk.start);
         }
     }
 
@@ -113,6 +146,30 @@ mod tests {
                 });
                 assert_eq!(bytes, expected[offset..offset + len], "{offset} + {len}");
             }
+        }
+    }
+
+    /// Parts that tile a slice are together each of its chunks.
+    #[test]
+    fn parts_meet_every_chunk_of_their_slice() {
+        let tensor = TensorId::Layer(3, LayerTensor::DownScales);
+        let slice = TensorSlice { tensor, ranges: vec![1..4, 7..12, 20..50] };
+        let kept = TensorSlice { tensor, ranges: vec![2..9, 0..10, 30..40] };
+        let mut parts = slice.without(&kept);
+        parts.extend(slice.common(&kept));
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let bytes = |slice: &TensorSlice| slice.runs(&tensor.shape(&spec)).flatten().collect::<Vec<_>>();
+        let whole = bytes(&slice);
+        for chunk in [0..whole.len(), 0..1, 29..31, 100..333, 449..450] {
+            let mut found = vec![usize::MAX; chunk.len()];
+            for part in &parts {
+                let own = bytes(part);
+                ByteRuns::within(part, &slice).meet(chunk.clone(), |at, range| {
+                    let len = range.len();
+                    found[range].copy_from_slice(&own[at..at + len]);
+                });
+            }
+            assert_eq!(found, whole[chunk]);
         }
     }
 

@@ -9,6 +9,7 @@ mod attend;
 mod attention;
 mod dense;
 mod experts;
+mod kept;
 pub mod kernels;
 mod kv;
 pub mod measure;
@@ -31,7 +32,7 @@ use flotilla_shared::{Assignment, KvDtype, ModelSpec, RankShare};
 use kernels::{Isa, Kernels, Precision};
 use kv::KvCache;
 use threads::Threads;
-use weights::CpuWeights;
+pub use weights::CpuWeights;
 
 /// How a CPU worker computes.
 #[derive(Clone, Debug)]
@@ -85,6 +86,27 @@ pub struct CpuBackend {
 impl CpuBackend {
     /// Takes all memory of the rank: `kv_blocks` blocks of cache and room for `step_tokens_max` rows.
     pub fn new(settings: &CpuSettings, assignment: &Assignment, weights: RankWeights) -> Self {
+        let layers = assignment.spec.layer_count();
+        Self::over(settings, assignment, |kernels, threads| {
+            CpuWeights::new(weights, layers, settings.dense, kernels, threads)
+        })
+    }
+
+    /// The same over weights of a group before, under the same settings.
+    pub fn again(settings: &CpuSettings, assignment: &Assignment, weights: CpuWeights) -> Self {
+        Self::over(settings, assignment, |_, _| weights)
+    }
+
+    /// The weights outlive the group; all other memory is given back.
+    pub fn into_weights(self) -> CpuWeights {
+        self.weights
+    }
+
+    fn over(
+        settings: &CpuSettings,
+        assignment: &Assignment,
+        weights: impl FnOnce(Kernels, &Threads) -> CpuWeights,
+    ) -> Self {
         let spec = assignment.spec.clone();
         let (stage, share) = assignment.plan.share(assignment.rank);
         assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
@@ -98,7 +120,7 @@ impl CpuBackend {
             kv.touch();
         }
         CpuBackend {
-            weights: CpuWeights::new(weights, spec.layer_count(), settings.dense, kernels, &threads),
+            weights: weights(kernels, &threads),
             kernels,
             threads,
             kv,

@@ -2,9 +2,11 @@
 //! are regrouped. All of it in place, at start. Where the rank has no part of a tensor the answer is an empty slice.
 
 use super::dense::{DenseWeights, DenseWidth, can_be_int8};
+use super::kept::Ungrouped;
 use super::kernels::{GroupedInt8, GroupedMxfp4, Kernels, Loss, Matrix};
 use super::threads::Threads;
-use crate::weights::{HeldTensor, RankWeights};
+use crate::weights::{HeldTensor, RankWeights, WeightSink};
+use flotilla_shared::TensorSlice;
 use flotilla_shared::spec::MXFP4_BLOCK;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use std::collections::HashMap;
@@ -12,12 +14,13 @@ use std::sync::Mutex;
 use tracing::info;
 
 pub struct CpuWeights {
-    held: RankWeights,
-    kernels: Kernels,
+    pub(super) held: RankWeights,
+    pub(super) kernels: Kernels,
     /// By layer: whether the scales of gate and up, and of down, are all exponents of f32.
     plain_scales: Vec<[bool; 2]>,
     /// Those that were made int8, with their shape.
-    int8: HashMap<TensorId, (usize, usize)>,
+    pub(super) int8: HashMap<TensorId, (usize, usize)>,
+    pub(super) ungrouped: Mutex<Ungrouped>,
 }
 
 /// Which of an expert's two products.
@@ -46,7 +49,8 @@ impl CpuWeights {
         threads: &Threads,
     ) -> Self {
         let plain_scales = Vec::with_capacity(layer_count);
-        let mut weights = CpuWeights { held, kernels, plain_scales, int8: HashMap::new() };
+        let mut weights =
+            CpuWeights { held, kernels, plain_scales, int8: HashMap::new(), ungrouped: Mutex::default() };
         if dense == DenseWidth::Int8 {
             weights.make_int8(threads);
         }
@@ -55,6 +59,11 @@ impl CpuWeights {
             weights.plain_scales.push(plain);
         }
         weights
+    }
+
+    /// What is held, in the order in which it was loaded.
+    pub fn slices(&self) -> &[TensorSlice] {
+        self.held.slices()
     }
 
     fn regroup(&mut self, layer: usize, which: Expert, threads: &Threads) -> bool {

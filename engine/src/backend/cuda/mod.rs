@@ -159,6 +159,12 @@ impl CudaBackend {
         Ok(backend)
     }
 
+    /// The weights outlive the group, unless the card failed; all other memory is given back.
+    pub fn into_weights(self) -> Option<CudaWeights> {
+        let done = self.card.synchronize().is_ok() && self.failed.is_none();
+        done.then_some(self.weights)
+    }
+
     /// Runs an op unless one before it failed.
     fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Result<(), CudaError>) {
         if self.failed.is_none() {

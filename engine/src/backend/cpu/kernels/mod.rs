@@ -56,7 +56,7 @@ mod tests;
 
 pub use activations::{Activations, Precision, SharedActivations};
 pub use attention::{KEYS_SPLIT, KV_BLOCK, KvBlock, KvElement, PartShape, Queries};
-pub use grouped::{GroupedInt8, GroupedMxfp4, Loss};
+pub use grouped::{Grouped, GroupedInt8, GroupedMxfp4, Loss};
 pub use input::{GEMM_TOKENS, Input};
 pub use isa::Isa;
 pub use matrix::{Matrix, SharedTile, TileMut};

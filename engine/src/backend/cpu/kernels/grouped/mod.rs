@@ -6,7 +6,7 @@ mod mxfp4;
 mod product;
 
 pub use int8::{GroupedInt8, Loss};
-pub use mxfp4::GroupedMxfp4;
+pub use mxfp4::{Grouped, GroupedMxfp4};
 pub(super) use product::{PANEL, SUMS};
 
 use super::simd::{GROUPS, Simd};

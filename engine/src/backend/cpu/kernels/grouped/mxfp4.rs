@@ -124,6 +124,13 @@ fn spread(x: u32) -> u32 {
     (x | x << 4) & 0x0f0f_0f0f
 }
 
+/// The low halves of bytes as nibbles of 16 bits.
+fn gather(x: u32) -> u32 {
+    let x = x & 0x0f0f_0f0f;
+    let x = (x | x >> 4) & 0x00ff_00ff;
+    (x | x >> 8) & 0xffff
+}
+
 impl Kernels {
     /// Moves one matrix [rows, columns] from the checkpoint's order, blocks u8 [rows, K/32, 16] and scales u8
     /// [rows, K/32], to that of [`GroupedMxfp4`], in place. `copy` grows to one group.
@@ -148,6 +155,52 @@ impl Kernels {
             transpose(&mut scales[row * row_blocks..][..count * row_blocks], count, copy);
         }
         plain
+    }
+
+    /// The bytes that [`Kernels::regroup`] has moved, in the checkpoint's order again: `regrouped` is the blocks of one
+    /// matrix of so many rows, or its scales. `out` becomes as long.
+    pub fn ungroup(&self, regrouped: &[u8], rows: usize, unit: Grouped, out: &mut Vec<u8>) {
+        out.clear();
+        out.resize(regrouped.len(), 0);
+        let (lanes, row_bytes) = (self.isa().lanes(), regrouped.len() / rows.max(1));
+        for row in (0..rows).step_by(lanes) {
+            let count = lanes.min(rows - row);
+            let group = row * row_bytes..(row + count) * row_bytes;
+            let (from, to) = (&regrouped[group.clone()], &mut out[group]);
+            match unit {
+                Grouped::Blocks => restore_words(from, to, count),
+                Grouped::Scales => restore(from, to, count),
+            }
+        }
+    }
+}
+
+/// What moves together when rows are regrouped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grouped {
+    /// Words of four bytes, their nibbles apart.
+    Blocks,
+    /// Bytes.
+    Scales,
+}
+
+/// u32 [n, rows] → [rows, n], halves of elements to pairs.
+fn restore_words(from: &[u8], to: &mut [u8], rows: usize) {
+    let from = from.as_chunks::<WORD>().0;
+    let n = from.len() / rows;
+    for (row, to) in to.as_chunks_mut::<WORD>().0.chunks_exact_mut(n.max(1)).enumerate() {
+        for (to, word) in to.iter_mut().zip(from[row..].iter().step_by(rows)) {
+            let word = u32::from_le_bytes(*word);
+            *to = (gather(word) | gather(word >> 4) << 16).to_le_bytes();
+        }
+    }
+}
+
+/// u8 [n, rows] → [rows, n]
+fn restore(from: &[u8], to: &mut [u8], rows: usize) {
+    let n = from.len() / rows;
+    for (row, to) in to.chunks_exact_mut(n.max(1)).enumerate() {
+        to.iter_mut().zip(from[row..].iter().step_by(rows)).for_each(|(to, from)| *to = *from);
     }
 }
 

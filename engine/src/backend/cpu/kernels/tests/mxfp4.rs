@@ -166,6 +166,11 @@ proptest! {
                     prop_assert_eq!(w.element(row, k) as f64, case.weight(row, k));
                 }
             }
+            let mut back = Vec::new();
+            kernels.ungroup(&to, n, Grouped::Blocks, &mut back);
+            prop_assert_eq!(&back, &case.blocks);
+            kernels.ungroup(&scales, n, Grouped::Scales, &mut back);
+            prop_assert_eq!(&back, &case.scales);
         }
     }
 }

@@ -1,0 +1,107 @@
+//! Weights that a device still holds when their group is gone, or while it runs: read back as the checkpoint has them,
+//! for the next group's slices or for a peer that lacks them. What comes of them and what must be fetched is decided
+//! slice by slice, so that a change of plan moves no byte that is here already.
+
+use super::rectangle::ByteRuns;
+use super::{FILL_BYTES, WeightError, WeightSink};
+use flotilla_shared::TensorSlice;
+use flotilla_shared::tensor::TensorId;
+use std::ops::Range;
+
+/// What is on a device.
+pub trait Kept: Send + Sync {
+    /// The slices that can be had back exactly.
+    fn kept(&self) -> Vec<TensorSlice>;
+
+    /// Fills `out` with the bytes of `part`, which lies in a kept slice, from byte `offset` on.
+    ///
+    /// # Panics
+    /// If it does not.
+    fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError>;
+
+    /// Gives a tensor's memory back, where the device can.
+    fn forget(&mut self, tensor: TensorId);
+}
+
+/// A wanted slice: what of it is kept, and what must come from elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    pub slice: TensorSlice,
+    pub kept: Option<TensorSlice>,
+    /// Rectangles.
+    pub lacking: Vec<TensorSlice>,
+}
+
+impl Need {
+    /// Of each wanted slice, in their order.
+    pub fn of(wanted: &[TensorSlice], kept: &[TensorSlice]) -> Vec<Need> {
+        let need = |slice: &TensorSlice| {
+            let held = kept.iter().find(|held| held.tensor == slice.tensor);
+            let lacking = held.map_or_else(|| vec![slice.clone()], |held| slice.without(held));
+            Need { slice: slice.clone(), kept: held.and_then(|held| slice.common(held)), lacking }
+        };
+        wanted.iter().map(need).collect()
+    }
+
+    pub fn lacking_bytes(&self) -> u64 {
+        self.lacking.iter().map(|part| part.bytes() as u64).sum()
+    }
+
+    /// Fills slice number `index` of a sink with what is kept of it, and with `lacking`: the bytes of each rectangle, in
+    /// their order.
+    pub fn fill(
+        &self,
+        sink: &mut dyn WeightSink,
+        index: usize,
+        kept: &dyn Kept,
+        lacking: &[Vec<u8>],
+    ) -> Result<(), WeightError> {
+        assert_eq!(lacking.len(), self.lacking.len(), "{}: bytes of each rectangle", self.slice);
+        let runs = |part: &TensorSlice| ByteRuns::within(part, &self.slice);
+        let of_kept = self.kept.as_ref().map(|part| (part, runs(part)));
+        let of_lacking: Vec<(ByteRuns, &[u8])> =
+            self.lacking.iter().map(runs).zip(lacking.iter().map(Vec::as_slice)).collect();
+        let mut room = Vec::new();
+        for start in (0..self.slice.bytes()).step_by(FILL_BYTES) {
+            let chunk = start..self.slice.bytes().min(start + FILL_BYTES);
+            sink.fill(index, chunk.clone(), &mut |out| {
+                for (runs, bytes) in &of_lacking {
+                    runs.meet(chunk.clone(), |at, range| {
+                        let len = range.len();
+                        out[range].copy_from_slice(&bytes[at..at + len]);
+                    });
+                }
+                let Some((part, runs)) = &of_kept else { return Ok(()) };
+                copy_kept(kept, part, runs, chunk.clone(), out, &mut room)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Those bytes of a kept part that lie in the chunk: they follow each other in the part.
+fn copy_kept(
+    kept: &dyn Kept,
+    part: &TensorSlice,
+    runs: &ByteRuns,
+    chunk: Range<usize>,
+    out: &mut [u8],
+    room: &mut Vec<u8>,
+) -> Result<(), WeightError> {
+    let (mut first, mut len) = (None, 0);
+    runs.meet(chunk.clone(), |at, range| {
+        first.get_or_insert(at);
+        len += range.len();
+    });
+    let Some(first) = first else { return Ok(()) };
+    if len == out.len() {
+        return kept.read_back(part, first, out);
+    }
+    room.resize(len, 0);
+    kept.read_back(part, first, room)?;
+    runs.meet(chunk, |at, range| {
+        let len = range.len();
+        out[range].copy_from_slice(&room[at - first..at - first + len]);
+    });
+    Ok(())
+}

@@ -1,0 +1,100 @@
+//! What a group leaves on a CPU is what the next one needs: every byte comes back, and only what is not there is fetched.
+
+use crate::small;
+use flotilla_engine::backend::cpu::kernels::Isa;
+use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings, CpuWeights, DenseWidth};
+use flotilla_engine::weights::{Kept, Need, RankWeights, WeightSink, WeightSource};
+use flotilla_shared::tensor::{LayerTensor, TensorId};
+use flotilla_shared::{Assignment, Epoch, KvBlocks, Plan, Rank, TensorSlice, WeightOrigin};
+
+/// A rank's weights after a group that computed with them.
+fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
+    let spec = small::spec();
+    let mut weights = RankWeights::new(&spec, plan, Rank(rank)).unwrap();
+    weights.load_from(&small::synthetic(), &mut |_, _| {}).unwrap();
+    let assignment = Assignment {
+        epoch: Epoch(1),
+        rank: Rank(rank),
+        plan: plan.clone(),
+        weights: WeightOrigin::Stream,
+        kv_blocks: KvBlocks::plain(2),
+        step_tokens_max: 4,
+        sampleable: vec![0..spec.vocab as u32],
+        peers: vec![String::new(); plan.rank_count()],
+        links: Default::default(),
+        group_key: [0; 32],
+        spec,
+    };
+    CpuBackend::new(settings, &assignment, weights).into_weights()
+}
+
+fn read(part: &TensorSlice) -> Vec<u8> {
+    let mut bytes = vec![0; part.bytes()];
+    small::synthetic().read(part, 0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Fills what `wanted` needs from what is kept and, for the rest, from the source; returns what the rest is.
+fn refill(mut kept: CpuWeights, wanted: Vec<TensorSlice>) -> u64 {
+    let needs = Need::of(&wanted, &kept.kept());
+    let mut weights = RankWeights::for_slices(wanted).unwrap();
+    for (index, need) in needs.iter().enumerate() {
+        let lacking: Vec<Vec<u8>> = need.lacking.iter().map(read).collect();
+        need.fill(&mut weights, index, &kept, &lacking).unwrap();
+        kept.forget(need.slice.tensor);
+    }
+    weights.tensors().for_each(|held| assert_eq!(held.bytes(), read(held.slice()), "{}", held.slice()));
+    needs.iter().map(Need::lacking_bytes).sum()
+}
+
+#[test]
+fn a_change_of_plan_fetches_what_is_not_kept() {
+    let spec = small::spec();
+    let plans = [&[1.0][..], &[1.0, 1.0], &[2.0, 1.0, 1.0], &[1.0, 3.0]]
+        .map(|shares| Plan::with_shares(&spec, shares));
+    for isa in Isa::available() {
+        let settings = CpuSettings { isa: Some(isa), threads: 2, ..CpuSettings::default() };
+        for from in &plans {
+            for to in &plans {
+                let (old, new) = (from.rank_count() as u16 - 1, to.rank_count() as u16 - 1);
+                let (held, wanted) = (from.slices(&spec, Rank(old)), to.slices(&spec, Rank(new)));
+                let common =
+                    wanted.iter().filter_map(|slice| held.iter().find_map(|held| slice.common(held)));
+                let common: u64 = common.map(|part| part.bytes() as u64).sum();
+                let lacking = to.bytes(&spec, Rank(new)).weights() - common;
+                assert_eq!(refill(left_by(from, old, &settings), wanted), lacking);
+            }
+        }
+    }
+}
+
+/// Rounded weights are not the model's any more.
+#[test]
+fn what_was_rounded_is_not_kept() {
+    let plan = Plan::with_shares(&small::spec(), &[1.0]);
+    let kept = left_by(&plan, 0, &CpuSettings { dense: DenseWidth::Int8, ..CpuSettings::default() });
+    let has = |tensor| kept.kept().iter().any(|slice| slice.tensor == tensor);
+    assert!(!has(TensorId::Unembed) && !has(TensorId::Layer(0, LayerTensor::QWeight)));
+    assert!(has(TensorId::Embed) && has(TensorId::Layer(1, LayerTensor::GateUpBlocks)));
+    refill(kept, plan.slices(&small::spec(), Rank(0)));
+}
+
+#[test]
+fn parts_are_read_back_from_any_byte_on() {
+    let spec = small::spec();
+    let plan = Plan::with_shares(&spec, &[1.0, 2.0]);
+    let kept = left_by(&plan, 1, &CpuSettings::default());
+    for held in kept.kept() {
+        let mut part = held.clone();
+        part.ranges
+            .iter_mut()
+            .filter(|range| range.len() > 2)
+            .for_each(|range| *range = range.start + 1..range.end - 1);
+        let expected = read(&part);
+        for offset in [0, 1, expected.len() / 2, expected.len() - 1] {
+            let mut out = vec![0; expected.len() - offset];
+            kept.read_back(&part, offset, &mut out).unwrap();
+            assert_eq!(out, expected[offset..], "{part} from {offset}");
+        }
+    }
+}
