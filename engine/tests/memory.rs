@@ -9,7 +9,9 @@ use flotilla_engine::cuda::Card;
 use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::Demand;
 use flotilla_shared::step::BLOCK_TOKENS;
-use flotilla_shared::{Assignment, BackendKind, Epoch, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin};
+use flotilla_shared::{
+    Assignment, BackendKind, Epoch, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin, WeightsId,
+};
 use serde_json::json;
 use support::TestCard;
 
@@ -134,6 +136,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         spec: spec.clone(),
         plan: plan.clone(),
         weights: WeightOrigin::Synthetic { seed: 1 },
+        weights_id: WeightsId([0; 32]),
         kv_blocks: demand.kv_blocks,
         step_tokens_max: demand.step_tokens_max as u32,
         sampleable: vec![0..spec.vocab as u32],

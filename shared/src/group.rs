@@ -6,6 +6,7 @@ use crate::plan::Plan;
 use crate::spec::{LayerKind, ModelSpec};
 use crate::step::BLOCK_TOKENS;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::ops::Range;
 
 /// A worker's part in one epoch of a group: everything that it needs to load and to step.
@@ -16,6 +17,8 @@ pub struct Assignment {
     pub spec: ModelSpec,
     pub plan: Plan,
     pub weights: WeightOrigin,
+    /// Which weights these are.
+    pub weights_id: WeightsId,
     /// KV blocks that every rank holds for its heads.
     pub kv_blocks: KvBlocks,
     /// Rows of one step at most.
@@ -71,6 +74,23 @@ pub enum WeightOrigin {
     Stream,
     /// Each worker makes its own from the seed.
     Synthetic { seed: u64 },
+}
+
+/// Which weights: equal where all bytes are, on any host.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WeightsId(pub [u8; 32]);
+
+/// The first 8 bytes in hexadecimal: enough to tell apart what one host meets.
+impl fmt::Display for WeightsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0[..8].iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for WeightsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WeightsId({self})")
+    }
 }
 
 /// Progress of a worker's loading.

@@ -15,7 +15,7 @@ pub mod step;
 pub mod tensor;
 pub mod units;
 
-pub use group::{Assignment, KvBlocks, Loading, WeightOrigin};
+pub use group::{Assignment, KvBlocks, Loading, WeightOrigin, WeightsId};
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use inventory::{BackendKind, Inventory, KvDtype};
 pub use links::{LinkChoice, LinkKind, Links, Reach, WireFormat};

@@ -10,7 +10,7 @@ use anyhow::Result;
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
 use flotilla_coordinator::group::Group;
 use flotilla_engine::backend::cpu::DenseWidth;
-use flotilla_engine::weights::Synthetic;
+use flotilla_engine::weights::{Synthetic, WeightSource};
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{
@@ -97,12 +97,14 @@ pub async fn measure(
         };
         (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)
     } else {
+        let source = Synthetic::new(spec.clone(), SEED);
         let assignment = Assignment {
             epoch: Epoch(1),
             rank: Rank(0),
             spec: spec.clone(),
             plan: Plan::with_shares(spec, &vec![1.0; ranks]),
             weights: WeightOrigin::Stream,
+            weights_id: source.identity()?,
             kv_blocks,
             step_tokens_max: STEP_ROWS as u32,
             sampleable: vec![0..spec.vocab as TokenId],
@@ -119,7 +121,6 @@ pub async fn measure(
             Ok(device)
         };
         let devices = (0..ranks).map(device);
-        let source = Synthetic::new(spec.clone(), SEED);
         let group = LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)?;
         (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)
     };

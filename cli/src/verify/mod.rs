@@ -170,6 +170,7 @@ async fn verify(
             spec: spec.clone(),
             plan: Plan::with_shares(spec, &vec![1.0; formation.ranks]),
             weights: WeightOrigin::Stream,
+            weights_id: checkpoint.identity()?,
             kv_blocks: formation.kv_blocks,
             step_tokens_max: STEP_ROWS as u32,
             sampleable: formation.sampleable,

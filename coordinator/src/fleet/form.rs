@@ -3,12 +3,12 @@
 use super::remote::RemoteGroup;
 use super::service::{Fleet, Serving, Worker};
 use crate::board::Board;
-use flotilla_engine::weights::WeightSource;
+use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;
 use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
 use flotilla_shared::{
     Assignment, Demand, Epoch, Inventory, KvBlocks, LinkChoice, Links, Loading, ModelSpec, Plan, PlanError,
-    Rank, Reach, TokenId, WeightOrigin, WireFormat,
+    Rank, Reach, TokenId, WeightOrigin, WeightsId, WireFormat,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,6 +23,18 @@ pub enum Weights {
     Stream(Arc<dyn WeightSource>),
     /// Made by each worker.
     Synthetic { seed: u64 },
+}
+
+impl Weights {
+    /// Which weights they are; asks the source, which may read a little of every tensor.
+    async fn identity(&self, spec: &ModelSpec) -> Result<WeightsId, WeightError> {
+        let source = match self {
+            Weights::Stream(source) => source.clone(),
+            Weights::Synthetic { seed } => return Synthetic::new(spec.clone(), *seed).identity(),
+        };
+        let asked = tokio::task::spawn_blocking(move || source.identity()).await;
+        asked.expect("a source does not panic")
+    }
 }
 
 /// What group is wanted.
@@ -61,6 +73,8 @@ pub enum Progress {
 pub enum FormError {
     #[error(transparent)]
     Plan(#[from] PlanError),
+    #[error("the model cannot be read: {0}")]
+    Weights(#[from] WeightError),
     #[error("rank {rank} ({name}): {reason}")]
     Worker { rank: Rank, name: String, reason: String },
 }
@@ -80,6 +94,7 @@ impl Fleet {
         let plan =
             Plan::tensor_parallel(&formation.spec, &inventories, Demand { kv_blocks, step_tokens_max })?;
         let demand = Demand { kv_blocks, step_tokens_max };
+        let weights_id = formation.weights.identity(&formation.spec).await?;
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, demand);
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
@@ -101,6 +116,7 @@ impl Fleet {
                 spec: formation.spec.clone(),
                 plan: plan.clone(),
                 weights: origin,
+                weights_id,
                 kv_blocks,
                 step_tokens_max: formation.step_tokens_max as u32,
                 sampleable: formation.sampleable.clone(),

@@ -20,7 +20,7 @@ use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{
     Assignment, BackendKind, BlockId, Demand, Epoch, LayerKind, ModelSpec, Plan, Rank, Sampling, TokenId,
-    WeightOrigin,
+    WeightOrigin, WeightsId,
 };
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -172,6 +172,7 @@ impl Runner {
             spec: spec.clone(),
             plan: plan.clone(),
             weights: WeightOrigin::Synthetic { seed: 1 },
+            weights_id: WeightsId([0; 32]),
             kv_blocks: KvBlocks::plain(kv_blocks as u32),
             step_tokens_max: course.long_prompt as u32,
             sampleable: all.clone(),

@@ -8,7 +8,11 @@ mod checkpoint;
 mod config;
 mod error;
 mod held;
+<<<<<<< HEAD
 mod kept;
+=======
+mod identity;
+>>>>>>> weights
 mod rectangle;
 mod shard;
 mod sink;
@@ -30,7 +34,7 @@ pub(crate) use {
 };
 
 use flotilla_shared::tensor::TensorId;
-use flotilla_shared::{ModelSpec, TensorSlice};
+use flotilla_shared::{ModelSpec, TensorSlice, WeightsId};
 
 /// A model whose slices can be read in any order, as the bytes that a checkpoint holds.
 pub trait WeightSource: Send + Sync {
@@ -41,6 +45,11 @@ pub trait WeightSource: Send + Sync {
     /// # Panics
     /// If `offset + out.len()` is past the slice's end: a mistake of ours, not of the checkpoint.
     fn read(&self, slice: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError>;
+
+    /// The same for equal weights on any host, and another for others.
+    fn identity(&self) -> Result<WeightsId, WeightError> {
+        identity::of_content(self)
+    }
 }
 
 /// Whether `slice` lies in its tensor of this model: to be asked of slices that others name, since

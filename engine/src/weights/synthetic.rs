@@ -7,10 +7,10 @@
 //! equally likely; nothing here could be cached or skipped by an engine that is fast on easy numbers.
 
 use super::rectangle::ByteRuns;
-use super::{WeightError, WeightSource};
+use super::{WeightError, WeightSource, identity};
 use flotilla_shared::sampling::mix;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{ModelSpec, TensorSlice};
+use flotilla_shared::{ModelSpec, TensorSlice, WeightsId};
 use half::bf16;
 
 /// A model that exists only as its seed.
@@ -79,6 +79,10 @@ impl WeightSource for Synthetic {
         let draw = &self.draws[draw];
         runs.visit(offset, out.len(), |start, range| draw.fill(key, start, &mut out[range]));
         Ok(())
+    }
+
+    fn identity(&self) -> Result<WeightsId, WeightError> {
+        Ok(identity::of_seed(&self.spec, self.seed))
     }
 }
 

@@ -12,7 +12,7 @@ use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
 use flotilla_engine::model::forward;
 use flotilla_engine::sample::{Candidate, Chosen, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
-use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin};
+use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin, WeightsId};
 use flotilla_shared::{KvBlocks, KvDtype};
 use std::ops::Range;
 use std::path::Path;
@@ -97,6 +97,7 @@ impl Subject {
             spec: spec.clone(),
             plan: plan.clone(),
             weights: WeightOrigin::Stream,
+            weights_id: WeightsId([0; 32]),
             kv_blocks: KV_BLOCKS,
             step_tokens_max: settings.rows_max as u32,
             sampleable: settings.sampleable.clone(),

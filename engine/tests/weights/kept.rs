@@ -5,7 +5,7 @@ use flotilla_engine::backend::cpu::kernels::Isa;
 use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings, CpuWeights, DenseWidth};
 use flotilla_engine::weights::{Kept, Need, RankWeights, WeightSink, WeightSource};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{Assignment, Epoch, KvBlocks, Plan, Rank, TensorSlice, WeightOrigin};
+use flotilla_shared::{Assignment, Epoch, KvBlocks, Plan, Rank, TensorSlice, WeightOrigin, WeightsId};
 
 /// A rank's weights after a group that computed with them.
 fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
@@ -17,6 +17,7 @@ fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
         rank: Rank(rank),
         plan: plan.clone(),
         weights: WeightOrigin::Stream,
+        weights_id: WeightsId([0; 32]),
         kv_blocks: KvBlocks::plain(2),
         step_tokens_max: 4,
         sampleable: vec![0..spec.vocab as u32],

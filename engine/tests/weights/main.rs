@@ -2,6 +2,7 @@
 
 mod golden;
 mod kept;
+mod identity;
 mod malformed;
 mod rank;
 mod small;

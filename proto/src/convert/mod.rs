@@ -7,7 +7,7 @@ mod step;
 pub use links::ready;
 
 use crate::wire;
-use flotilla_shared::group::{Assignment, Loading, WeightOrigin};
+use flotilla_shared::group::{Assignment, Loading, WeightOrigin, WeightsId};
 use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::{
@@ -60,15 +60,16 @@ fn to_range(range: &Range<usize>) -> Option<wire::Range> {
     Some(wire::Range { start: range.start as u64, end: range.end as u64 })
 }
 
+fn exactly_32(bytes: &[u8], field: &'static str) -> Result<[u8; 32], WireError> {
+    bytes.try_into().map_err(|_| wrong(field, format!("has {} bytes, expected 32", bytes.len())))
+}
+
 /// The digest of a chunk: absent, or exactly 32 bytes.
 pub fn slice_digest(digest: &[u8]) -> Result<Option<[u8; 32]>, WireError> {
     if digest.is_empty() {
         return Ok(None);
     }
-    let exact = digest.try_into();
-    exact
-        .map(Some)
-        .map_err(|_| wrong("SliceChunk.digest", format!("has {} bytes, expected 32", digest.len())))
+    exactly_32(digest, "SliceChunk.digest").map(Some)
 }
 
 fn to_backend(kind: BackendKind) -> wire::Backend {
@@ -298,6 +299,7 @@ impl From<&Assignment> for wire::Assignment {
                 .collect(),
             peers: assignment.peers.clone(),
             group_key: assignment.group_key.to_vec().into(),
+            weights_id: assignment.weights_id.0.to_vec().into(),
             links: Some((&assignment.links).into()),
         }
     }
@@ -340,9 +342,8 @@ impl TryFrom<wire::Assignment> for Assignment {
             step_tokens_max: wire.step_tokens_max,
             peers: wire.peers,
             links: links::links(wire.links, ranks)?,
-            group_key: wire.group_key.as_ref().try_into().map_err(|_| {
-                wrong("Assignment.group_key", format!("has {} bytes, expected 32", wire.group_key.len()))
-            })?,
+            group_key: exactly_32(&wire.group_key, "Assignment.group_key")?,
+            weights_id: WeightsId(exactly_32(&wire.weights_id, "Assignment.weights_id")?),
         })
     }
 }
@@ -373,6 +374,7 @@ mod tests {
                         wire: if epoch % 3 == 0 { WireFormat::Int8 } else { WireFormat::F32 },
                     },
                     group_key,
+                    weights_id: WeightsId(group_key.map(|byte| !byte)),
                     spec,
                 }
             })
@@ -420,10 +422,11 @@ mod tests {
             peers: vec!["a:1".into(), "b:1".into()],
             links: Links::default(),
             group_key: [7; 32],
+            weights_id: WeightsId([8; 32]),
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);
-        let cases: [(&str, Spoil); 13] = [
+        let cases: [(&str, Spoil); 14] = [
             ("Assignment.kv_blocks", |a| a.kv_blocks = None),
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),
@@ -432,6 +435,7 @@ mod tests {
             ("Assignment.rank", |a| drop(a.peers.pop())),
             ("Links.hosts", |a| a.links.as_mut().unwrap().hosts = vec![0]),
             ("Assignment.group_key", |a| a.group_key = vec![1].into()),
+            ("Assignment.weights_id", |a| a.weights_id = vec![1; 33].into()),
             ("Assignment.sampleable", |a| a.sampleable[0].end = 1 << 40),
             ("RankShare.backend", |a| a.stages[0].ranks[0].backend = 9),
             ("RankShare.kv", |a| a.stages[0].ranks[0].kv = 3),

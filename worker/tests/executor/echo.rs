@@ -7,7 +7,7 @@ use flotilla_engine::sample::Shard;
 use flotilla_shared::step::{Admission, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, KvBlocks, LayerKind, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan,
-    WeightOrigin,
+    WeightOrigin, WeightsId,
 };
 use flotilla_worker::Executor;
 
@@ -84,6 +84,7 @@ pub fn executor() -> Executor<Echo, Solo> {
         rank: Rank(0),
         plan: Plan::with_shares(&spec, &[1.0]),
         weights: WeightOrigin::Stream,
+        weights_id: WeightsId([0; 32]),
         kv_blocks: KvBlocks { full: 4, window: 3 },
         step_tokens_max: 40,
         sampleable: vec![0..VOCAB as u32],

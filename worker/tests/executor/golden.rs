@@ -8,7 +8,7 @@ use flotilla_shared::sampling::mix;
 use flotilla_shared::step::{Admission, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, KvBlocks, Plan, Rank, Sampling, SequenceId, StepId, StepPlan, TokenId,
-    WeightOrigin,
+    WeightOrigin, WeightsId,
 };
 use flotilla_worker::device::on_cpu;
 use std::path::Path;
@@ -53,6 +53,7 @@ fn decode_on(
         rank: Rank(rank as u16),
         plan: Plan::with_shares(&spec, &vec![1.0; ranks]),
         weights: WeightOrigin::Stream,
+        weights_id: WeightsId([0; 32]),
         kv_blocks: KvBlocks::plain(KV_BLOCKS),
         step_tokens_max: 32,
         sampleable: vec![0..spec.vocab as TokenId],
