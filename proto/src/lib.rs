@@ -5,7 +5,7 @@
 
 mod convert;
 
-pub use convert::{Hello, WireError, ready, slice_digest};
+pub use convert::{Hello, WireError, ready, released, released_from, slice_digest};
 
 /// Generated from `flotilla/v1/worker.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::all)]

@@ -5,6 +5,7 @@
 
 pub mod activations;
 pub mod group;
+pub mod held;
 pub mod ids;
 pub mod inventory;
 pub mod links;
@@ -16,6 +17,7 @@ pub mod tensor;
 pub mod units;
 
 pub use group::{Assignment, KvBlocks, Loading, WeightOrigin, WeightsId};
+pub use held::Held;
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use inventory::{BackendKind, Inventory, KvDtype};
 pub use links::{LinkChoice, LinkKind, Links, Reach, WireFormat};

@@ -8,11 +8,8 @@ mod checkpoint;
 mod config;
 mod error;
 mod held;
-<<<<<<< HEAD
-mod kept;
-=======
 mod identity;
->>>>>>> weights
+mod kept;
 mod rectangle;
 mod shard;
 mod sink;

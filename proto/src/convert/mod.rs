@@ -1,9 +1,11 @@
 //! Wire to domain and back. Everything that arrives is checked here: what is missing, out of range or
 //! too long is an error that names the message and the field.
 
+mod held;
 mod links;
 mod step;
 
+pub use held::{released, released_from};
 pub use links::ready;
 
 use crate::wire;
@@ -11,7 +13,8 @@ use flotilla_shared::group::{Assignment, Loading, WeightOrigin, WeightsId};
 use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::{
-    BackendKind, Epoch, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, Rank, RankShare, Stage,
+    BackendKind, Epoch, Held, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, Rank, RankShare,
+    Stage,
 };
 use std::ops::Range;
 use thiserror::Error;
@@ -25,6 +28,8 @@ pub struct Hello {
     pub collective_address: String,
     /// Where it runs, as far as sharing memory goes.
     pub host: String,
+    /// What it has of a group before.
+    pub held: Option<Held>,
 }
 
 /// Why a message is refused.
@@ -121,6 +126,7 @@ impl From<&Hello> for wire::Hello {
             }),
             collective_address: hello.collective_address.clone(),
             host: hello.host.clone(),
+            held: hello.held.as_ref().map(Into::into),
         }
     }
 }
@@ -157,6 +163,7 @@ impl TryFrom<wire::Hello> for Hello {
             },
             collective_address: hello.collective_address,
             host: hello.host,
+            held: hello.held.map(Held::try_from).transpose()?,
         })
     }
 }
@@ -403,6 +410,12 @@ mod tests {
                 },
                 collective_address: "127.0.0.1:9".into(),
                 host: "here".into(),
+                held: (numbers.2 % 3 > 0).then(|| {
+                    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+                    let plan = Plan::with_shares(&spec, &[1.0, f64::from(numbers.2)]);
+                    let (stage, share) = plan.share(Rank(1));
+                    Held { weights: WeightsId([9; 32]), layers: stage.layers.clone(), share: share.clone() }
+                }),
             };
             prop_assert_eq!(Hello::try_from(wire::Hello::from(&hello)).unwrap(), hello);
         }
