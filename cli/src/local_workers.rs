@@ -8,7 +8,7 @@ use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::process::{Child, Command};
-use tokio::sync::Notify;
+use tokio::sync::mpsc;
 use tracing::warn;
 
 /// Children that end with this value.
@@ -57,15 +57,19 @@ impl LocalWorkers {
     }
 
     /// Starts every worker again that ends while `may_restart`; resolves with the end of one that may not.
-    /// Whenever `lost` is told that the group is gone, workers that still run are ended too: one of them
-    /// hangs, and the others have nothing left to do.
-    pub async fn supervise(&mut self, may_restart: &AtomicBool, lost: &Notify) -> anyhow::Error {
+    /// A worker that `lost` names is ended first: it hangs, if it still runs.
+    pub async fn supervise(
+        &mut self,
+        may_restart: &AtomicBool,
+        mut lost: mpsc::UnboundedReceiver<String>,
+    ) -> anyhow::Error {
         loop {
             let (index, error) = tokio::select! {
                 death = self.first_death() => death,
-                () = lost.notified() => {
+                Some(lost) = lost.recv() => {
+                    let index = (0..self.children.len()).find(|index| name(*index) == lost);
                     // A child that cannot be killed has ended already.
-                    self.children.iter_mut().for_each(|child| drop(child.start_kill()));
+                    index.into_iter().for_each(|index| drop(self.children[index].start_kill()));
                     continue;
                 }
             };
@@ -96,7 +100,9 @@ impl WorkerSettings {
         let program = program.context("cannot find this program's own file")?;
         let mut command = Command::new(program);
         command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
-        command.args(["--name", &format!("worker-{index:02}"), "--threads", &self.threads.to_string()]);
+        // It ends with this process.
+        command.args(["--rejoin-timeout", "0"]);
+        command.args(["--name", &name(index), "--threads", &self.threads.to_string()]);
         let device = self.devices[index % self.devices.len()];
         command
             .args(["--device", &device.to_string()])
@@ -112,6 +118,10 @@ impl WorkerSettings {
         // A group of its own: Ctrl-C is for this process, which lets answers under way end first.
         command.process_group(0).kill_on_drop(true).spawn().context("cannot start a worker process")
     }
+}
+
+fn name(index: usize) -> String {
+    format!("worker-{index:02}")
 }
 
 /// A join token for this run alone.

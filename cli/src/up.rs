@@ -11,7 +11,7 @@ use flotilla_coordinator::fleet::Fleet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
-use tokio::sync::Notify;
+use tokio::sync::mpsc;
 
 /// Part of free memory that the workers may take together.
 const MEMORY_OFFERED: f64 = 0.9;
@@ -73,7 +73,9 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     // A worker that ends before the first group stood would end again: then its message is the answer.
     let stood = Arc::new(AtomicBool::new(false));
     let stands = stood.clone();
-    let lost = Notify::new();
+    let (lose, lost) = mpsc::unbounded_channel();
+    let on_lost =
+        move |name: Option<&str>| name.into_iter().for_each(|name| drop(lose.send(name.to_owned())));
     let each = match args.device.as_slice() {
         [DeviceChoice::Cpu] => format!("{threads} threads each"),
         devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
@@ -100,8 +102,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         }
     };
     tokio::select! {
-        served = serve(&args.serve, door, fleet, ranks, on_ready, || lost.notify_one(), ctrl_c()) => served,
-        died = workers.supervise(&stood, &lost) => Err(died),
+        served = serve(&args.serve, door, fleet, ranks, on_ready, on_lost, ctrl_c()) => served,
+        died = workers.supervise(&stood, lost) => Err(died),
     }
 }
 

@@ -50,6 +50,9 @@ pub struct WorkerArgs {
     /// Seconds to keep trying to reach the coordinator
     #[arg(long, default_value_t = 30)]
     join_timeout: u64,
+    /// Seconds to keep the weights and try to reach a coordinator again when the link to it is lost; 0 ends the worker
+    #[arg(long, default_value_t = 600)]
+    rejoin_timeout: u64,
     /// Seconds that one exchange may wait for another worker
     #[arg(long, default_value_t = 30)]
     collective_timeout: u64,
@@ -94,6 +97,7 @@ impl WorkerArgs {
             collective_listen: self.collective_listen,
             device,
             join_timeout: Duration::from_secs(self.join_timeout),
+            rejoin_timeout: Duration::from_secs(self.rejoin_timeout),
             collective_timeout: Duration::from_secs(self.collective_timeout),
         })
     }

@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::Demand;
@@ -18,6 +18,16 @@ struct Facts {
     started: Instant,
     model: Mutex<Option<Arc<ModelSpec>>>,
     group: Mutex<Option<Group>>,
+    reforms: Mutex<Reforms>,
+}
+
+/// Groups that were formed in another's place.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reforms {
+    pub count: u64,
+    /// From the loss until the next group stood, of all together and of the last.
+    pub seconds: f64,
+    pub last_seconds: f64,
 }
 
 /// The group that is being formed, or that stands, or that was there last.
@@ -45,7 +55,8 @@ pub struct Member {
 impl Default for Board {
     fn default() -> Board {
         let started = Instant::now();
-        Board(Arc::new(Facts { started, model: Mutex::default(), group: Mutex::default() }))
+        let (model, group, reforms) = Default::default();
+        Board(Arc::new(Facts { started, model, group, reforms }))
     }
 }
 
@@ -98,6 +109,17 @@ impl Board {
                 .zip(ranks)
                 .for_each(|(member, reach)| member.reach = Some(reach.clone()));
         }
+    }
+
+    /// A group stands where another was lost so long ago.
+    pub fn reformed(&self, after: Duration) {
+        let (mut reforms, seconds) = (lock(&self.0.reforms), after.as_secs_f64());
+        *reforms =
+            Reforms { count: reforms.count + 1, seconds: reforms.seconds + seconds, last_seconds: seconds };
+    }
+
+    pub fn reforms(&self) -> Reforms {
+        *lock(&self.0.reforms)
     }
 
     pub fn spec(&self) -> Option<Arc<ModelSpec>> {

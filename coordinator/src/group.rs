@@ -28,4 +28,7 @@ pub enum GroupError {
     Disagree { step: StepId, ranks: (Rank, Rank), difference: String },
     #[error("{0}")]
     Abandoned(GroupFault),
+    /// Nothing is wrong with it.
+    #[error("more workers have come, and form a larger group")]
+    Outgrown,
 }

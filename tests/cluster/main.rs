@@ -5,6 +5,7 @@ mod links;
 mod loss;
 mod malformed;
 mod refusals;
+mod regroup;
 mod scheduling;
 mod serving;
 mod signals;

@@ -2,7 +2,7 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, greedy, greedy_text};
-use crate::support::server::{Coordinator, Up, expect_gone, is_alive, send_signal};
+use crate::support::server::{Coordinator, TOKEN, Up, expect_gone, is_alive, send_signal};
 use std::time::Duration;
 
 #[tokio::test]
@@ -42,11 +42,12 @@ async fn workers_end_when_up_is_killed() {
     expect_gone(&up.workers).await;
 }
 
+/// Those that are not to wait for another one.
 #[tokio::test]
-async fn workers_end_with_their_coordinator() {
+async fn workers_end_with_their_coordinator_if_they_are_told() {
     let model = endless().await;
     let mut coordinator = Coordinator::start(model.path(), 2, &[]).await;
-    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let mut workers = ["a", "b"].map(|name| coordinator.worker_with(name, TOKEN, &["--rejoin-timeout", "0"]));
     Client::new(&coordinator.url).health(200).await;
     send_signal("TERM", coordinator.process.id().into());
     let ended = tokio::time::timeout(Duration::from_secs(20), coordinator.process.ended()).await;

@@ -172,9 +172,26 @@ pub struct Coordinator {
 
 impl Coordinator {
     pub async fn start(model: &Path, workers: usize, more: &[&str]) -> Coordinator {
-        let (listen, workers) = (format!("127.0.0.1:{}", free_port()), workers.to_string());
-        let args = ["coordinator", "--model", text(model), "--listen", &listen, "--workers", &workers];
-        let doors = ["--worker-listen", "127.0.0.1:0", "--join-token", TOKEN];
+        let listen = format!("127.0.0.1:{}", free_port());
+        Self::start_at(&listen, "127.0.0.1:0", model, workers, more).await
+    }
+
+    /// Another in its place, which has ended.
+    pub async fn again(self, model: &Path, workers: usize, more: &[&str]) -> Coordinator {
+        let address = |url: &str| url.trim_start_matches("http://").to_owned();
+        Self::start_at(&address(&self.url), &address(&self.workers_at), model, workers, more).await
+    }
+
+    async fn start_at(
+        listen: &str,
+        worker_listen: &str,
+        model: &Path,
+        workers: usize,
+        more: &[&str],
+    ) -> Coordinator {
+        let workers = workers.to_string();
+        let args = ["coordinator", "--model", text(model), "--listen", listen, "--workers", &workers];
+        let doors = ["--worker-listen", worker_listen, "--join-token", TOKEN];
         let mut process = Running::start(&[&args[..], &doors, more].concat());
         let address = process.hear("workers on ").await;
         Coordinator { process, url: format!("http://{listen}"), workers_at: format!("http://{address}") }
@@ -185,7 +202,11 @@ impl Coordinator {
     }
 
     pub fn worker_with_token(&self, name: &str, token: &str) -> Running {
+        self.worker_with(name, token, &[])
+    }
+
+    pub fn worker_with(&self, name: &str, token: &str, more: &[&str]) -> Running {
         let args = ["worker", "--coordinator", &self.workers_at, "--join-token", token, "--name", name];
-        Running::start(&[&args[..], &["--threads", "1", "--collective-timeout", "10"]].concat())
+        Running::start(&[&args[..], &["--threads", "1", "--collective-timeout", "10"], more].concat())
     }
 }

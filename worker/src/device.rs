@@ -2,7 +2,7 @@
 //! two differ in nothing but speed and rounding.
 
 use crate::executor::Executor;
-use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
+use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings, CpuWeights};
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights};
 use flotilla_engine::collective::card::{CardCollective, CardSettings, SumChoice, Wire};
 use flotilla_engine::collective::{Collective, CollectiveError};
@@ -62,6 +62,16 @@ pub fn on_cpu<L: Collective>(
     link: L,
 ) -> Executor<CpuBackend, L> {
     Executor::new(assignment, CpuBackend::new(cpu, assignment, weights), link)
+}
+
+/// The same over weights of a group before.
+pub fn again_on_cpu<L: Collective>(
+    cpu: &CpuSettings,
+    assignment: &Assignment,
+    weights: CpuWeights,
+    link: L,
+) -> Executor<CpuBackend, L> {
+    Executor::new(assignment, CpuBackend::again(cpu, assignment, weights), link)
 }
 
 /// Agrees with the other ranks on how cards sum, and takes all memory of the rank. `deadline` is the longest

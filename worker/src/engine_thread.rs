@@ -1,7 +1,8 @@
 //! The one OS thread that owns the engine. The async side hands it steps and hears their outcomes, in the
-//! same order; while it runs one, the next may lie there already.
+//! same order; while it runs one, the next may lie there already. When it ends, what is kept comes back.
 
 use crate::executor::{Executor, StepError};
+use crate::stock::{Leaves, OnDevice};
 use flotilla_engine::backend::Backend;
 use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_shared::{StepOutcome, StepPlan};
@@ -11,38 +12,44 @@ use tokio::sync::{mpsc, oneshot};
 type Outcome = Result<StepOutcome, StepError>;
 
 /// Handle to the thread; dropping it ends the thread after its step.
-#[derive(Debug)]
 pub struct EngineThread {
     steps: mpsc::UnboundedSender<StepPlan>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
+    left: oneshot::Receiver<Option<OnDevice>>,
 }
+
+/// Why an engine was not built, and the weights that it would have had, if they are as good as before.
+pub type NotBuilt<E> = (E, Option<Box<OnDevice>>);
 
 impl EngineThread {
     /// Starts the thread, builds the executor on it, and returns once that is done.
     ///
     /// `build` may block: it loads pages, and forms the collective with the other ranks.
     pub async fn start<B, C, E>(
-        build: impl FnOnce() -> Result<Executor<B, C>, E> + Send + 'static,
-    ) -> Result<EngineThread, E>
+        build: impl FnOnce() -> Result<Executor<B, C>, NotBuilt<E>> + Send + 'static,
+    ) -> Result<EngineThread, NotBuilt<E>>
     where
-        B: Backend + 'static,
+        B: Backend + Leaves + 'static,
         C: Collective + AllReduce<B::Activations> + 'static,
         E: Send + 'static,
     {
         let (steps, inbox) = mpsc::unbounded_channel();
         let (outbox, outcomes) = mpsc::unbounded_channel();
         let (built, on_built) = oneshot::channel();
+        let (leave, left) = oneshot::channel();
         let body = move || match build() {
             Ok(executor) => {
                 // The receiver is gone only when the worker is going.
                 let _ = built.send(Ok(()));
-                execute_all(executor, inbox, &outbox);
+                let backend = execute_all(executor, inbox, &outbox);
+                drop(outbox);
+                let _ = leave.send(backend.leave());
             }
             Err(error) => drop(built.send(Err(error))),
         };
         std::thread::Builder::new().name("engine".into()).spawn(body).expect("the system gives a thread");
         on_built.await.expect("the engine thread answers before it ends")?;
-        Ok(EngineThread { steps, outcomes })
+        Ok(EngineThread { steps, outcomes, left })
     }
 
     /// Lays a step behind those that are there. Of a thread that is gone, [`EngineThread::outcome`] tells.
@@ -54,6 +61,14 @@ impl EngineThread {
     pub async fn outcome(&mut self) -> Option<Outcome> {
         self.outcomes.recv().await
     }
+
+    /// Ends the thread after its step, and gives back what it held. A step that waits for other ranks must be
+    /// aborted by its collective.
+    pub async fn end(self) -> Option<OnDevice> {
+        drop((self.steps, self.outcomes));
+        // A thread that panicked leaves nothing.
+        self.left.await.ok().flatten()
+    }
 }
 
 /// Until the other side is gone, or a step fails: what follows a failed step could not be right.
@@ -61,7 +76,8 @@ fn execute_all<B, C>(
     mut executor: Executor<B, C>,
     mut inbox: mpsc::UnboundedReceiver<StepPlan>,
     outbox: &mpsc::UnboundedSender<Outcome>,
-) where
+) -> B
+where
     B: Backend,
     C: Collective + AllReduce<B::Activations>,
 {
@@ -72,7 +88,8 @@ fn execute_all<B, C>(
             .map(|outcome| StepOutcome { compute_us: start.elapsed().as_micros() as u64, ..outcome });
         let failed = outcome.is_err();
         if outbox.send(outcome).is_err() || failed {
-            return;
+            break;
         }
     }
+    executor.into_backend()
 }

@@ -4,10 +4,18 @@
 
 pub mod device;
 mod engine_thread;
+mod error;
 pub mod executor;
 mod link;
 mod load;
+mod member;
+mod obtain;
+mod session;
+mod settings;
+mod stock;
 
 pub use device::{CardUse, Device};
+pub use error::WorkerError;
 pub use executor::{Executor, StepError};
-pub use link::{Settings, WorkerError, run};
+pub use session::run;
+pub use settings::Settings;

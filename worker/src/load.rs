@@ -1,7 +1,8 @@
 //! Fills a rank's weights from the coordinator's stream: every slice is checksummed, and a broken
 //! stream is taken up again where it broke.
 
-use crate::link::{Client, WorkerError};
+use crate::error::WorkerError;
+use crate::link::Client;
 use flotilla_engine::weights::WeightSink;
 use flotilla_proto::{slice_digest, wire};
 use flotilla_shared::{Assignment, Loading, TensorSlice};

@@ -19,7 +19,7 @@ use flotilla_shared::{
 };
 use flotilla_worker::Device;
 use serde::Serialize;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Rows of one step at most, as served.
@@ -68,7 +68,7 @@ pub async fn measure(
     let start = Instant::now();
     let (load_seconds, rates) = if args.processes {
         let token = random_token();
-        let mut fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
         let settings = WorkerSettings {
             coordinator: fleet.address(),
             token,
@@ -87,6 +87,7 @@ pub async fn measure(
             sampleable: vec![0..spec.vocab as TokenId],
             links: args.links.collective,
             wire: args.links.collective_wire,
+            regroup_grace: Duration::ZERO,
             board: Default::default(),
         };
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: ranks });

@@ -13,6 +13,7 @@ use flotilla_scheduler::Settings;
 use flotilla_shared::KvBlocks;
 use flotilla_shared::step::BLOCK_TOKENS;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// Fewer leave little room for words.
 const KV_TOKENS_HINT: usize = 512;
@@ -42,6 +43,9 @@ pub struct ServeArgs {
     /// Requests that may wait; one more gets 429
     #[arg(long, default_value_t = 1024)]
     pub queue: usize,
+    /// Seconds that a lost worker is waited for before the group goes on with those that are left
+    #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
+    regroup_grace: f64,
     #[command(flatten)]
     links: LinkArgs,
     #[command(flatten)]
@@ -61,6 +65,7 @@ impl ServeArgs {
             sampleable: model.sampleable(),
             links: self.links.collective,
             wire: self.links.collective_wire,
+            regroup_grace: Duration::from_secs_f64(self.regroup_grace),
             board: Default::default(),
         }
     }
@@ -92,6 +97,11 @@ impl ServeArgs {
             ..Settings::default()
         })
     }
+}
+
+fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
+    seconds.ok_or_else(|| format!("expected seconds from 0 to 86400, found {text:?}"))
 }
 
 /// `YYYY-MM-DD`, as text: it only reaches the prompt.

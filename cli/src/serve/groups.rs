@@ -1,23 +1,30 @@
-//! Groups, one after the other: formed of whoever has joined, served until lost, formed again.
+//! Groups, one after the other: formed of whoever has joined, served until lost or outgrown, formed again.
 
 use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
 use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteGroup};
+use flotilla_coordinator::group::GroupError;
 use flotilla_shared::Epoch;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
-use tracing::warn;
+use tracing::{info, warn};
 
-/// Forms a group, and another one whenever it is lost; returns only what no new worker can mend.
+/// Between two groups that did not come to be.
+const FORM_PAUSE: Duration = Duration::from_millis(200);
+
+/// Forms a group, and another one whenever it is lost; returns only what no new worker can mend. `on_lost` is told the
+/// name of the worker that was lost, if one was.
 pub async fn keep_formed(
-    mut fleet: Fleet,
+    fleet: Fleet,
     formation: Formation,
     groups: FleetHandle<RemoteGroup>,
     mut driver: DriverHandle,
     on_ready: impl FnOnce(),
-    on_lost: impl Fn(),
+    on_lost: impl Fn(Option<&str>),
 ) -> FormError {
     let mut on_ready = Some(on_ready);
     let mut epoch = Epoch(0);
+    let mut lost_at: Option<Instant> = None;
     loop {
         epoch.0 += 1;
         let (progress, seen) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
@@ -25,36 +32,41 @@ pub async fn keep_formed(
             formed = fleet.form(epoch, &formation, &progress) => formed,
             never = show_progress(seen, &groups, &formation.board) => match never {},
         };
-        let loss = match formed {
-            Ok(group) => {
-                let loss = group.loss();
-                groups.formed(epoch, formation.kv_blocks, group);
-                loss
-            }
+        let group = match formed {
+            Ok(group) => group,
             Err(FormError::Worker { rank, name, reason }) => {
-                warn!(%rank, name, reason, "a worker failed while the group was forming, waiting for others");
-                continue;
-            }
-            // After a loss, other workers may come that are large enough.
-            Err(error) if epoch.0 > 1 => {
-                warn!(%error, "no group can be formed of these workers, waiting for others");
+                warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
+                tokio::time::sleep(FORM_PAUSE).await;
                 continue;
             }
             Err(error) => return error,
         };
+        if let Some(lost_at) = lost_at.take() {
+            let seconds = lost_at.elapsed().as_secs_f64();
+            info!(%epoch, ranks = group.plan().rank_count(), seconds, "a group stands again");
+            formation.board.reformed(lost_at.elapsed());
+        }
+        let (loss, ranks) = (group.loss(), group.plan().rank_count());
+        groups.formed(epoch, formation.kv_blocks, group);
         tokio::pin!(loss);
-        let error = tokio::select! {
-            error = &mut loss => error,
-            () = driver.ready() => {
-                if let Some(on_ready) = on_ready.take() {
-                    on_ready();
-                }
-                // However a group ends, its links close and its workers leave; in a step the driver
-                // hears of it first, between steps nobody asks the workers anything.
-                loss.await
+        let ready = async {
+            driver.ready().await;
+            if let Some(on_ready) = on_ready.take() {
+                on_ready();
             }
+            std::future::pending::<()>().await
         };
-        groups.lost(epoch, error);
-        on_lost();
+        let lost = tokio::select! {
+            // In a step the driver hears of it first, between steps nobody asks the workers anything.
+            lost = &mut loss => lost,
+            () = fleet.grown(&formation, ranks) => Some((GroupError::Outgrown, String::new())),
+            () = ready => None,
+        };
+        lost_at = Some(Instant::now());
+        let name = lost.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty());
+        on_lost(name);
+        if let Some((error, _)) = lost {
+            groups.lost(epoch, error);
+        }
     }
 }

@@ -50,7 +50,7 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let fleet = Fleet::listen(args.worker_listen, &args.join_token).await?;
         eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
-        serve(&args.serve, door, fleet, args.workers.into(), ready, || {}, ctrl_c()).await
+        serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, ctrl_c()).await
     })
 }
 
@@ -61,14 +61,14 @@ pub struct Ready {
 }
 
 /// Forms a group of `ranks` workers and serves until `shutdown`; `on_ready` is told once, when the first
-/// group stands, and `on_lost` whenever one is lost.
+/// group stands, and `on_lost` whenever one is lost, with the name of the worker that was, if it was one.
 pub async fn serve(
     args: &ServeArgs,
     Door { model, front, listener }: Door,
     fleet: Fleet,
     ranks: usize,
     on_ready: impl FnOnce(&Ready) + Send + 'static,
-    on_lost: impl Fn(),
+    on_lost: impl Fn(Option<&str>),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let url = format!("{}://{}", front.scheme(), listener.local_addr()?);

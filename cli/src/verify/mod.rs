@@ -141,13 +141,14 @@ async fn verify(
         sampleable: vec![0..spec.vocab as TokenId],
         links: args.links.collective,
         wire: args.links.collective_wire,
+        regroup_grace: Default::default(),
         board: Default::default(),
     };
     let epoch = Epoch(1);
     if args.processes {
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
         let token = crate::local_workers::random_token();
-        let mut fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
         let settings = WorkerSettings {
             coordinator: fleet.address(),
             token,

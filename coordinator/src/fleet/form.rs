@@ -1,17 +1,20 @@
 //! From waiting workers to a group that can step: plan, assign, load, ready.
 
+use super::gather::{Gathered, gather, grown};
 use super::remote::RemoteGroup;
-use super::service::{Fleet, Serving, Worker};
+use super::service::{Fleet, Serving};
+use super::worker::Worker;
 use crate::board::Board;
 use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;
-use flotilla_proto::wire::{ToWorker, from_worker, to_worker};
+use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_shared::{
     Assignment, Demand, Epoch, Inventory, KvBlocks, LinkChoice, Links, Loading, ModelSpec, Plan, PlanError,
     Rank, Reach, TokenId, WeightOrigin, WeightsId, WireFormat,
 };
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -52,6 +55,8 @@ pub struct Formation {
     /// How the workers reach each other, and what travels between hosts.
     pub links: LinkChoice,
     pub wire: WireFormat,
+    /// After a loss, so long a worker that is started again is waited for before fewer will do.
+    pub regroup_grace: Duration,
     /// Where the group is shown.
     pub board: Board,
 }
@@ -79,23 +84,28 @@ pub enum FormError {
     Worker { rank: Rank, name: String, reason: String },
 }
 
+impl Formation {
+    pub fn demand(&self) -> Demand {
+        Demand { kv_blocks: self.kv_blocks, step_tokens_max: self.step_tokens_max }
+    }
+}
+
 impl Fleet {
-    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step.
+    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step. After the first
+    /// epoch fewer workers may do.
     pub async fn form(
-        &mut self,
+        &self,
         epoch: Epoch,
         formation: &Formation,
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
-        let workers = self.gather(formation.ranks, progress).await;
+        let weights_id = formation.weights.identity(&formation.spec).await?;
+        let again = epoch > Epoch(1);
+        let Gathered { mut workers, plan } =
+            gather(&self.pool, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
-        let Formation { kv_blocks, step_tokens_max, .. } = *formation;
-        let plan =
-            Plan::tensor_parallel(&formation.spec, &inventories, Demand { kv_blocks, step_tokens_max })?;
-        let demand = Demand { kv_blocks, step_tokens_max };
-        let weights_id = formation.weights.identity(&formation.spec).await?;
-        formation.board.planned(epoch, &formation.spec, &plan, &inventories, demand);
+        formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {
@@ -103,52 +113,25 @@ impl Fleet {
                 WeightOrigin::Stream
             }
         };
-        let peers: Vec<String> =
-            workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
-        let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
-        let links = Links::between(hosts, formation.links, formation.wire);
-        let group_key = random_key();
-        let mut members = Vec::new();
-        for (worker, share) in workers.into_iter().zip(plan.ranks()) {
-            let assignment = Assignment {
-                epoch,
-                rank: share.rank,
-                spec: formation.spec.clone(),
-                plan: plan.clone(),
-                weights: origin,
-                weights_id,
-                kv_blocks,
-                step_tokens_max: formation.step_tokens_max as u32,
-                sampleable: formation.sampleable.clone(),
-                peers: peers.clone(),
-                links: links.clone(),
-                group_key,
-            };
-            let message = to_worker::Message::Assignment((&assignment).into());
-            // A worker that is gone is noticed while it should load.
-            let _ = worker.hears.send(Ok(ToWorker { message: Some(message) }));
-            members.push(worker);
-        }
-        let reached = self.load(epoch, &mut members, &plan, progress).await?;
-        say_how_linked(&members, &reached);
-        formation.board.linked(&reached);
+        assign(epoch, formation, &plan, origin, weights_id, &workers);
+        let reached = self.load(epoch, &mut workers, &plan, progress).await;
         self.serve_weights(None);
+        let reached = match reached {
+            Ok(reached) => reached,
+            Err(error) => {
+                workers.into_iter().for_each(|worker| worker.go_home(epoch, self.pool.clone()));
+                return Err(error);
+            }
+        };
+        say_how_linked(&workers, &reached);
+        formation.board.linked(&reached);
         progress.send_replace(Progress::Ready);
-        Ok(RemoteGroup::new(plan, members))
+        Ok(RemoteGroup::new(epoch, plan, workers, self.pool.clone()))
     }
 
-    async fn gather(&mut self, wanted: usize, progress: &watch::Sender<Progress>) -> Vec<Worker> {
-        let mut workers: Vec<Worker> = Vec::new();
-        loop {
-            workers.retain(Worker::is_here);
-            progress.send_replace(Progress::Waiting { joined: workers.len(), wanted });
-            if workers.len() == wanted {
-                // Rank order does not depend on who was faster.
-                workers.sort_by(|a, b| a.hello.inventory.name.cmp(&b.hello.inventory.name));
-                return workers;
-            }
-            workers.push(self.next_worker().await);
-        }
+    /// Resolves when a group of so many ranks could have as many as are wanted.
+    pub async fn grown(&self, formation: &Formation, ranks: usize) {
+        grown(&self.pool, formation, ranks).await;
     }
 
     /// Until every rank says Ready; says how each reaches the others.
@@ -161,7 +144,7 @@ impl Fleet {
     ) -> Result<Vec<Reach>, FormError> {
         progress.send_replace(Progress::Loading(vec![Loading::default(); workers.len()]));
         let waits = workers.iter_mut().zip(plan.ranks()).map(|(worker, share)| async move {
-            let name = worker.hello.inventory.name.clone();
+            let name = worker.name().to_owned();
             let ready = until_ready(epoch, worker, |loading| {
                 progress.send_modify(|progress| {
                     if let Progress::Loading(ranks) = progress {
@@ -174,9 +157,40 @@ impl Fleet {
         let result = futures::future::try_join_all(waits).await;
         if let Err(error) = &result {
             warn!(%error, "group could not form");
-            self.serve_weights(None);
         }
         result
+    }
+}
+
+/// Tells every worker its part. One that is gone is noticed while it should load.
+fn assign(
+    epoch: Epoch,
+    formation: &Formation,
+    plan: &Plan,
+    origin: WeightOrigin,
+    weights_id: WeightsId,
+    workers: &[Worker],
+) {
+    let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
+    let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
+    let links = Links::between(hosts, formation.links, formation.wire);
+    let group_key = random_key();
+    for (worker, share) in workers.iter().zip(plan.ranks()) {
+        let assignment = Assignment {
+            epoch,
+            rank: share.rank,
+            spec: formation.spec.clone(),
+            plan: plan.clone(),
+            weights: origin,
+            kv_blocks: formation.kv_blocks,
+            step_tokens_max: formation.step_tokens_max as u32,
+            sampleable: formation.sampleable.clone(),
+            peers: peers.clone(),
+            links: links.clone(),
+            group_key,
+            weights_id,
+        };
+        worker.tell(to_worker::Message::Assignment((&assignment).into()));
     }
 }
 
@@ -191,7 +205,10 @@ async fn until_ready(
             Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => {
                 return ready.try_into().map_err(|error: WireError| error.to_string());
             }
-            Some(Ok(from_worker::Message::Failed(failed))) => return Err(failed.reason),
+            Some(Ok(from_worker::Message::Failed(failed))) => {
+                worker.failures += u32::from(!failed.blames_another);
+                return Err(failed.reason);
+            }
             Some(Ok(_)) => return Err("it sent something else than Loading or Ready".into()),
             Some(Err(reason)) => return Err(reason),
             None => return Err("it is gone".into()),

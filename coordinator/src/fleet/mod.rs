@@ -2,9 +2,13 @@
 //! by a plan, load, and step. The only folder of this crate that speaks gRPC.
 
 mod form;
+mod gather;
+mod pool;
 mod remote;
 mod service;
+mod worker;
 
 pub use form::{FormError, Formation, Progress, Weights};
+pub use pool::Pool;
 pub use remote::{RemoteGroup, join};
 pub use service::{Fleet, FleetError};

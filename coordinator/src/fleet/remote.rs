@@ -1,18 +1,24 @@
 //! A formed group: steps out to every rank, every rank's outcomes back, compared and put together.
 
-use super::service::Worker;
+use super::pool::Pool;
+use super::worker::Worker;
 use crate::group::{Group, GroupError};
 use flotilla_proto::wire::{self, ToWorker, from_worker, to_worker};
-use flotilla_shared::{Plan, Rank, StepId, StepOutcome, StepPlan};
+use flotilla_shared::{Epoch, Plan, Rank, StepId, StepOutcome, StepPlan};
 use std::collections::VecDeque;
 use std::future::Future;
+use tokio::sync::watch;
 
 /// Workers that hold one copy of the model together.
-#[derive(Debug)]
 pub struct RemoteGroup {
+    epoch: Epoch,
     plan: Plan,
     /// In rank order.
     workers: Vec<Worker>,
+    /// Where they go when the group is over.
+    pool: Pool,
+    /// Dropped with the group.
+    over: watch::Sender<()>,
     /// Sent and not answered, oldest first.
     steps: VecDeque<StepId>,
     /// What came so far of the oldest.
@@ -20,30 +26,45 @@ pub struct RemoteGroup {
 }
 
 impl RemoteGroup {
-    pub(super) fn new(plan: Plan, workers: Vec<Worker>) -> Self {
+    pub(super) fn new(epoch: Epoch, plan: Plan, workers: Vec<Worker>, pool: Pool) -> Self {
         let answers = workers.iter().map(|_| None).collect();
-        RemoteGroup { plan, workers, steps: VecDeque::new(), answers }
+        let over = watch::Sender::new(());
+        RemoteGroup { epoch, plan, workers, pool, over, steps: VecDeque::new(), answers }
     }
 
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
-    /// Resolves when a worker leaves, whether or not a step is in flight.
-    pub fn loss(&self) -> impl Future<Output = GroupError> + Send + use<> {
+    /// Resolves when a worker leaves, whether or not a step is in flight, or when the group is given up: then there is
+    /// no error but that of whoever gave it up.
+    pub fn loss(&self) -> impl Future<Output = Option<(GroupError, String)>> + Send + use<> {
         let ends = self.workers.iter().enumerate().map(|(rank, worker)| {
-            let (rank, mut ended) = (Rank(rank as u16), worker.ended.clone());
+            let (rank, mut ended, name) = (Rank(rank as u16), worker.ended.clone(), worker.name().to_owned());
             Box::pin(async move {
                 let reason = match ended.wait_for(Option::is_some).await {
                     Ok(reason) => reason.clone().unwrap_or_default(),
                     // Its stream's task is gone without a word: nobody listens to it any more.
                     Err(_) => "it is no longer listened to".into(),
                 };
-                GroupError::Lost { rank, reason }
+                (GroupError::Lost { rank, reason }, name)
             })
         });
         let first = futures::future::select_all(ends);
-        async move { first.await.0 }
+        let mut over = self.over.subscribe();
+        async move {
+            tokio::select! {
+                (lost, ..) = first => Some(lost),
+                _ = over.changed() => None,
+            }
+        }
+    }
+}
+
+/// However a group ends, its workers are let go, and keep their weights.
+impl Drop for RemoteGroup {
+    fn drop(&mut self) {
+        self.workers.drain(..).for_each(|worker| worker.go_home(self.epoch, self.pool.clone()));
     }
 }
 
@@ -79,9 +100,11 @@ async fn outcome(rank: Rank, step: StepId, worker: &mut Worker) -> Result<StepOu
     let lost = |reason: String| GroupError::Lost { rank, reason };
     match worker.says.recv().await {
         Some(Ok(from_worker::Message::Outcome(outcome))) => {
+            worker.failures = 0;
             StepOutcome::try_from(outcome).map_err(|error| lost(error.to_string()))
         }
         Some(Ok(from_worker::Message::Failed(failed))) => {
+            worker.failures += u32::from(!failed.blames_another);
             Err(GroupError::Refused { rank, step, reason: failed.reason })
         }
         Some(Ok(_)) => Err(lost("it answered a step with something else than its outcome".into())),

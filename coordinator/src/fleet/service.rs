@@ -1,5 +1,7 @@
 //! The gRPC side: who may join, what a joined worker is, and the streams of slices.
 
+use super::pool::{Pool, WAITING_MAX};
+use super::worker::Worker;
 use flotilla_engine::weights::{SliceReader, WeightSource};
 use flotilla_proto::wire::fleet_server::{Fleet as FleetRpc, FleetServer};
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker};
@@ -15,8 +17,6 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceive
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
-/// Workers that may wait for a group; one more is turned away.
-const WAITING_MAX: usize = 256;
 /// Time for a worker to say Hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages of one worker that are not yet heard; more stay on its side of the link.
@@ -31,23 +31,6 @@ pub enum FleetError {
     Listen { address: SocketAddr, error: std::io::Error },
 }
 
-/// A worker that has said Hello: its inventory and both directions of its conversation.
-#[derive(Debug)]
-pub struct Worker {
-    pub hello: Hello,
-    pub says: mpsc::Receiver<Result<from_worker::Message, String>>,
-    pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
-    /// Why its stream ended, once it has.
-    pub ended: watch::Receiver<Option<String>>,
-}
-
-impl Worker {
-    /// Whether its stream still stands, as far as is known.
-    pub fn is_here(&self) -> bool {
-        !self.hears.is_closed()
-    }
-}
-
 /// What the workers of the current epoch may fetch.
 pub struct Serving {
     pub epoch: Epoch,
@@ -58,7 +41,7 @@ pub struct Serving {
 /// The door for workers.
 pub struct Fleet {
     address: SocketAddr,
-    joined: mpsc::Receiver<Worker>,
+    pub(super) pool: Pool,
     serving: Arc<Mutex<Option<Arc<Serving>>>>,
 }
 
@@ -68,9 +51,9 @@ impl Fleet {
         let failed = |error| FleetError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let (join, joined) = mpsc::channel(WAITING_MAX);
+        let pool = Pool::default();
         let serving = Arc::new(Mutex::new(None));
-        let service = FleetService { join, serving: serving.clone() };
+        let service = FleetService { pool: pool.clone(), serving: serving.clone() };
         let server = FleetServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -95,7 +78,7 @@ impl Fleet {
                 warn!(%error, "the worker port closed");
             }
         });
-        Ok(Fleet { address, joined, serving })
+        Ok(Fleet { address, pool, serving })
     }
 
     /// Where workers dial.
@@ -103,9 +86,9 @@ impl Fleet {
         self.address
     }
 
-    /// The next worker that joins.
-    pub(super) async fn next_worker(&mut self) -> Worker {
-        self.joined.recv().await.expect("the service outlives its fleet")
+    /// Workers that are in no group.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
     }
 
     pub(super) fn serve_weights(&self, serving: Option<Serving>) {
@@ -120,7 +103,7 @@ fn refuse_token() -> Status {
 }
 
 struct FleetService {
-    join: mpsc::Sender<Worker>,
+    pool: Pool,
     serving: Arc<Mutex<Option<Arc<Serving>>>>,
 }
 
@@ -136,15 +119,16 @@ impl FleetRpc for FleetService {
         let from = request.remote_addr();
         let mut stream = request.into_inner();
         let hello = receive_hello(&mut stream).await?;
-        info!(worker = hello.inventory.name, device = hello.inventory.device, ?from, "worker joined");
+        let held = hello.held.as_ref().map(|held| held.weights.to_string());
+        info!(worker = hello.inventory.name, device = hello.inventory.device, ?from, held, "worker joined");
         let (hears, outbox) = mpsc::unbounded_channel();
         let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
         tokio::spawn(forward(stream, inbox, end));
-        let worker = Worker { hello, says, hears, ended };
-        self.join
-            .try_send(worker)
-            .map_err(|_| Status::resource_exhausted(format!("{WAITING_MAX} workers wait already")))?;
+        let worker = Worker { hello, says, hears, ended, failures: 0 };
+        if !self.pool.enter(worker) {
+            return Err(Status::resource_exhausted(format!("{WAITING_MAX} workers wait already")));
+        }
         Ok(Response::new(UnboundedReceiverStream::new(outbox)))
     }
 

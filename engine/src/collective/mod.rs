@@ -22,7 +22,8 @@ pub use solo::Solo;
 pub use threads::ThreadsCollective;
 
 use flotilla_shared::Rank;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Sums activations over the ranks where a backend keeps them. Every rank of the group calls the same
@@ -75,6 +76,43 @@ impl AbortHandle {
 
     pub fn abort(&self) {
         (self.0)();
+    }
+}
+
+/// Ends a group at any moment of its life, from another thread: while its ranks still meet, and later through the
+/// [`AbortHandle`] that it is given then. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Stop(Arc<StopState>);
+
+#[derive(Default)]
+struct StopState {
+    asked: AtomicBool,
+    group: Mutex<Option<AbortHandle>>,
+}
+
+impl Stop {
+    pub fn stop(&self) {
+        self.0.asked.store(true, Ordering::SeqCst);
+        if let Some(group) = self.group().as_ref() {
+            group.abort();
+        }
+    }
+
+    pub fn is_asked(&self) -> bool {
+        self.0.asked.load(Ordering::SeqCst)
+    }
+
+    /// From now on stopping aborts this group, which may be at once.
+    pub fn watch_over(&self, group: AbortHandle) {
+        let mut held = self.group();
+        if self.is_asked() {
+            group.abort();
+        }
+        *held = Some(group);
+    }
+
+    fn group(&self) -> MutexGuard<'_, Option<AbortHandle>> {
+        self.0.group.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,7 +3,7 @@
 //! The bytes are the checkpoint's. A backend that wants another order makes it in place ([`RankWeights::both_mut`]), or takes
 //! a tensor out ([`RankWeights::take`]) and drops it, so that a rank never holds its share twice.
 
-use super::{WeightError, WeightSink};
+use super::{ByteRuns, Kept, WeightError, WeightSink};
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{Dtype, ModelSpec, Plan, Rank, TensorSlice};
 use half::bf16;
@@ -76,6 +76,25 @@ impl RankWeights {
     /// Of all slices that are held.
     pub fn bytes_held(&self) -> u64 {
         self.tensors().map(|tensor| tensor.len as u64).sum()
+    }
+}
+
+impl Kept for RankWeights {
+    fn kept(&self) -> Vec<TensorSlice> {
+        self.tensors().map(|held| held.slice.clone()).collect()
+    }
+
+    fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
+        let held = self.get(part.tensor).unwrap_or_else(|| panic!("{part} is not kept"));
+        ByteRuns::within(part, &held.slice).visit(offset, out.len(), |start, range| {
+            let len = range.len();
+            out[range].copy_from_slice(&held.bytes()[start..start + len]);
+        });
+        Ok(())
+    }
+
+    fn forget(&mut self, tensor: TensorId) {
+        drop(self.take(tensor));
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who is let into a group over TCP, and who is not.
 
-use crate::groups::{EPOCH, KEY, PATIENT, connect, listeners};
-use flotilla_engine::collective::{AllReduce, CollectiveError, ProcessCollective};
+use crate::groups::{self, EPOCH, KEY, PATIENT, connect, listeners};
+use flotilla_engine::collective::{AllReduce, Collective, CollectiveError, ProcessCollective, Stop};
 use flotilla_shared::{Epoch, Rank};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -167,4 +167,27 @@ fn a_mirror_does_not_get_in() {
         "{error}"
     );
     assert!(mirror.join().unwrap().is_empty());
+}
+
+/// Whoever waits for a rank that never comes can be told to stop, and so can who is in its group.
+#[test]
+fn a_meeting_that_is_stopped_ends_at_once() {
+    let (mut listeners, peers) = listeners(2);
+    let stop = Stop::default();
+    let waits = {
+        let (stop, listener) = (stop.clone(), listeners.remove(0));
+        thread::spawn(move || {
+            ProcessCollective::connect_unless(&stop, Rank(0), listener, &peers, &KEY, EPOCH, PATIENT)
+        })
+    };
+    thread::sleep(Duration::from_millis(50));
+    let start = Instant::now();
+    stop.stop();
+    assert_eq!(waits.join().unwrap().err(), Some(CollectiveError::Aborted));
+    assert!(start.elapsed() < PATIENT / 2, "{:?}", start.elapsed());
+    // Stopped before it begins.
+    let (mut listeners, peers) = groups::listeners(1);
+    let mut group = connect(0, listeners.remove(0), &peers, PATIENT).unwrap();
+    stop.watch_over(group.abort_handle());
+    assert_eq!(group.barrier(), Err(CollectiveError::Aborted));
 }

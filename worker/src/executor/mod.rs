@@ -9,7 +9,7 @@ pub use error::StepError;
 
 use flotilla_engine::backend::Backend;
 use flotilla_engine::batch::Batch;
-use flotilla_engine::collective::{AllReduce, Collective};
+use flotilla_engine::collective::{AbortHandle, AllReduce, Collective};
 use flotilla_engine::model::forward;
 use flotilla_engine::sample::{Sampleable, Sampler};
 use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork};
@@ -56,6 +56,15 @@ where
     /// What the steps are computed with.
     pub fn backend(&self) -> &B {
         &self.backend
+    }
+
+    pub fn into_backend(self) -> B {
+        self.backend
+    }
+
+    /// Ends the group from another thread.
+    pub fn abort_handle(&self) -> AbortHandle {
+        self.collective.abort_handle()
     }
 
     /// Runs one step. `compute_us` is left to the caller, who has a clock.

@@ -6,7 +6,7 @@
 //! start later, or still be ending the epoch before.
 
 use super::handshake::{HANDSHAKE_MAX, Identity, Member, Refusal};
-use crate::collective::CollectiveError;
+use crate::collective::{CollectiveError, Stop};
 use flotilla_shared::{Epoch, Rank};
 use std::collections::BTreeMap;
 use std::io;
@@ -25,6 +25,7 @@ const ACCEPT_TICK: Duration = Duration::from_millis(2);
 
 /// Meets all other ranks; returns their streams in rank order.
 pub(super) fn meet(
+    stop: &Stop,
     rank: Rank,
     listener: TcpListener,
     peers: &[String],
@@ -44,7 +45,7 @@ pub(super) fn meet(
         let (meeting, address, sender) = (Arc::clone(&meeting), address.clone(), sender.clone());
         thread::spawn(move || meeting.dial(Rank(peer as u16), &address, &sender));
     }
-    let result = collect(&meeting, &listener, &sender, &arrivals, deadline);
+    let result = collect(stop, &meeting, &listener, &sender, &arrivals, deadline);
     meeting.over.store(true, Ordering::Relaxed);
     // The flag is the socket's, so that a clone of the listener has it too.
     let _ = listener.set_nonblocking(false);
@@ -53,6 +54,7 @@ pub(super) fn meet(
 
 /// Takes what the dialing and accepting threads bring until all ranks are there.
 fn collect(
+    stop: &Stop,
     meeting: &Arc<Meeting>,
     listener: &TcpListener,
     sender: &Sender<Arrival>,
@@ -70,6 +72,9 @@ fn collect(
             reasons.retain(|rank, _| !streams.contains_key(rank));
             let missing = reasons.into_iter().collect();
             return Err(CollectiveError::NotFormed { epoch: us.epoch, missing, waited: deadline });
+        }
+        if stop.is_asked() {
+            return Err(CollectiveError::Aborted);
         }
         accept_all(meeting, listener, sender);
         match arrivals.recv_timeout(ACCEPT_TICK) {

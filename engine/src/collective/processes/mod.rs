@@ -20,7 +20,7 @@ mod sharing;
 mod slots;
 mod sums;
 
-use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation};
+use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation, Stop};
 use flotilla_shared::{Epoch, Links, Rank, Reach, WireFormat};
 use frame::Length;
 use link::{GATHER_BYTES_MAX, Inbox};
@@ -58,12 +58,26 @@ impl ProcessCollective {
         epoch: Epoch,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
+        Self::connect_unless(&Stop::default(), rank, listener, peers, group_key, epoch, deadline)
+    }
+
+    /// The same, unless it is stopped before; `stop` then has the group's abort handle.
+    pub fn connect_unless(
+        stop: &Stop,
+        rank: Rank,
+        listener: TcpListener,
+        peers: &[String],
+        group_key: &[u8; 32],
+        epoch: Epoch,
+        deadline: Duration,
+    ) -> Result<Self, CollectiveError> {
         assert!(rank.index() < peers.len(), "rank {rank} of {}", peers.len());
-        let streams = formation::meet(rank, listener, peers, group_key, epoch, deadline)?;
+        let streams = formation::meet(stop, rank, listener, peers, group_key, epoch, deadline)?;
         let mesh = Mesh::new(rank, epoch, streams, deadline)?;
         let (any_share, all_share, wire) = (false, false, WireFormat::F32);
         let mut group =
             ProcessCollective { mesh, any_share, all_share, wire, buffers: Buffers::default(), failed: None };
+        stop.watch_over(group.abort_handle());
         // Nobody computes before everybody is there.
         group.barrier()?;
         Ok(group)

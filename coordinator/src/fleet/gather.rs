@@ -1,0 +1,110 @@
+//! Who forms the next group: as many as are wanted; after a loss, when nobody comes soon, those that are left, if
+//! the model fits on them.
+
+use super::form::{FormError, Formation, Progress};
+use super::pool::Pool;
+use super::worker::Worker;
+use flotilla_shared::held::seats;
+use flotilla_shared::{Held, Inventory, Plan, PlanError, WeightsId};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until};
+
+/// Between two looks at who still is there.
+const TICK: Duration = Duration::from_millis(500);
+
+/// Workers in the order of their ranks, and what each gets.
+pub struct Gathered {
+    pub workers: Vec<Worker>,
+    pub plan: Plan,
+}
+
+/// Waits until a group can be formed. `again`: there was one before, so that fewer will do, and whoever does not fit
+/// may be followed by others.
+pub async fn gather(
+    pool: &Pool,
+    formation: &Formation,
+    weights: WeightsId,
+    again: bool,
+    progress: &watch::Sender<Progress>,
+) -> Result<Gathered, FormError> {
+    let wanted = formation.ranks;
+    let settled = Instant::now() + formation.regroup_grace;
+    loop {
+        let arrival = pool.arrival();
+        progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
+        let least = if again && Instant::now() >= settled { 1 } else { wanted };
+        for count in (least..=wanted).rev() {
+            match take(pool, formation, weights, count) {
+                Some(Ok(gathered)) => return Ok(gathered),
+                Some(Err(error)) if !again => return Err(error.into()),
+                Some(Err(error)) => tracing::debug!(%error, count, "no group of these workers"),
+                None => {}
+            }
+        }
+        let look_again = Instant::now() + TICK;
+        let look_again = if Instant::now() < settled { look_again.min(settled) } else { look_again };
+        tokio::select! {
+            () = arrival => {}
+            () = sleep_until(look_again) => {}
+        }
+    }
+}
+
+/// So many workers with a plan for them; none, if there are fewer. Whoever a plan does not fit waits on.
+fn take(
+    pool: &Pool,
+    formation: &Formation,
+    weights: WeightsId,
+    count: usize,
+) -> Option<Result<Gathered, PlanError>> {
+    // Those first that hold what is wanted, then by name: the order does not depend on who was faster.
+    let prefers = |worker: &Worker| {
+        let holds = worker.held().is_some_and(|held| held.weights == weights);
+        (!holds, worker.name().to_owned())
+    };
+    let mut workers = pool.take(count, prefers)?;
+    workers.sort_by(|a, b| a.name().cmp(b.name()));
+    let seated = seat(formation, weights, workers);
+    Some(seated.map_err(|(error, workers)| {
+        // There was room for them just now; whoever has taken it since may have it.
+        workers.into_iter().for_each(|worker| _ = pool.enter(worker));
+        error
+    }))
+}
+
+/// Gives each worker the rank for which it holds most.
+fn seat(
+    formation: &Formation,
+    weights: WeightsId,
+    workers: Vec<Worker>,
+) -> Result<Gathered, (PlanError, Vec<Worker>)> {
+    let cut = |workers: &[Worker]| {
+        let inventories: Vec<Inventory> =
+            workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
+        Plan::tensor_parallel(&formation.spec, &inventories, formation.demand())
+    };
+    let plan = match cut(&workers) {
+        Ok(plan) => plan,
+        Err(error) => return Err((error, workers)),
+    };
+    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
+    let order = seats(&formation.spec, &plan, weights, &held);
+    let mut workers: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
+    let workers: Vec<Worker> = order.into_iter().filter_map(|worker| workers[worker].take()).collect();
+    // Unequal workers have other shares in another order.
+    match cut(&workers) {
+        Ok(plan) => Ok(Gathered { workers, plan }),
+        Err(error) => Err((error, workers)),
+    }
+}
+
+/// Resolves when a group of `ranks` workers could have as many as are wanted.
+pub async fn grown(pool: &Pool, formation: &Formation, ranks: usize) {
+    while ranks + pool.count() < formation.ranks || ranks == formation.ranks {
+        let arrival = pool.arrival();
+        if ranks + pool.count() < formation.ranks || ranks == formation.ranks {
+            arrival.await;
+        }
+    }
+}

@@ -1,0 +1,73 @@
+//! Workers that are here and in no group. Whoever joins comes here, and whoever is let go comes back.
+
+use super::worker::Worker;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Workers that may wait for a group; one more is turned away.
+pub const WAITING_MAX: usize = 256;
+
+/// Cheap to clone; all clones are one pool.
+#[derive(Clone)]
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
+    waiting: Mutex<Vec<Worker>>,
+    /// Counts arrivals.
+    arrivals: watch::Sender<u64>,
+}
+
+impl Default for Pool {
+    fn default() -> Pool {
+        Pool(Arc::new(Shared { waiting: Mutex::default(), arrivals: watch::channel(0).0 }))
+    }
+}
+
+impl Pool {
+    /// Takes a worker in, unless too many wait: then its link is closed.
+    #[must_use]
+    pub fn enter(&self, worker: Worker) -> bool {
+        let mut waiting = self.waiting();
+        waiting.retain(Worker::is_here);
+        if waiting.len() == WAITING_MAX {
+            return false;
+        }
+        waiting.push(worker);
+        drop(waiting);
+        self.0.arrivals.send_modify(|arrivals| *arrivals += 1);
+        true
+    }
+
+    /// How many wait that still are here, as far as is known.
+    pub fn count(&self) -> usize {
+        let mut waiting = self.waiting();
+        waiting.retain(Worker::is_here);
+        waiting.len()
+    }
+
+    /// Takes `count` of them, those that `prefers` puts first; none, if there are fewer.
+    pub fn take<K: Ord>(&self, count: usize, prefers: impl Fn(&Worker) -> K) -> Option<Vec<Worker>> {
+        let mut waiting = self.waiting();
+        waiting.retain(Worker::is_here);
+        if waiting.len() < count {
+            return None;
+        }
+        waiting.sort_by_key(prefers);
+        Some(waiting.drain(..count).collect())
+    }
+
+    /// Resolves when somebody has come since it was made.
+    pub fn arrival(&self) -> impl Future<Output = ()> + use<> {
+        let mut arrivals = self.0.arrivals.subscribe();
+        let shared = self.0.clone();
+        async move {
+            // The sender lives as long as the pool.
+            let _ = arrivals.changed().await;
+            drop(shared);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Worker>> {
+        self.0.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,96 @@
+//! A worker that has said Hello: what it brings, and both directions of its conversation.
+
+use super::pool::Pool;
+use flotilla_proto::wire::{Dissolve, ToWorker, from_worker, to_worker};
+use flotilla_proto::{Hello, released_from};
+use flotilla_shared::{Epoch, Held};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+use tracing::{info, warn};
+
+/// Time for a worker to leave a group that is over: a step on a slow processor may still run.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(75);
+/// Times in a row that a worker may fail by its own fault before it is sent away.
+const FAILURES_MAX: u32 = 3;
+/// Between a worker's own failure and its next group, for each failure before.
+const FAILURE_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub struct Worker {
+    pub hello: Hello,
+    pub says: mpsc::Receiver<Result<from_worker::Message, String>>,
+    pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
+    /// Why its stream ended, once it has.
+    pub ended: watch::Receiver<Option<String>>,
+    /// Failures of its own since it last was in a group that stood.
+    pub failures: u32,
+}
+
+impl Worker {
+    pub fn name(&self) -> &str {
+        &self.hello.inventory.name
+    }
+
+    /// Whether its stream still stands, as far as is known.
+    pub fn is_here(&self) -> bool {
+        !self.hears.is_closed() && self.ended.borrow().is_none()
+    }
+
+    pub fn held(&self) -> Option<&Held> {
+        self.hello.held.as_ref()
+    }
+
+    /// Tells it what to do. A worker that is gone is noticed by whoever listens to it.
+    pub fn tell(&self, message: to_worker::Message) {
+        let _ = self.hears.send(Ok(ToWorker { message: Some(message) }));
+    }
+
+    /// Lets it go from the group of this epoch, and puts it into the pool once it has left.
+    pub fn go_home(self, epoch: Epoch, pool: Pool) {
+        self.tell(to_worker::Message::Dissolve(Dissolve { epoch: epoch.0 }));
+        // Without a runtime the process ends, and its links with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(self.leave(epoch, pool));
+        }
+    }
+
+    async fn leave(mut self, epoch: Epoch, pool: Pool) {
+        let name = self.name().to_owned();
+        match tokio::time::timeout(RELEASE_TIMEOUT, self.released(epoch)).await {
+            Err(_) => return warn!(name, %epoch, "a worker does not leave its group, and is sent away"),
+            Ok(Err(reason)) => return info!(name, %epoch, reason, "a worker is gone"),
+            Ok(Ok(())) => {}
+        }
+        if self.failures >= FAILURES_MAX {
+            warn!(name, failures = self.failures, "a worker fails again and again, and is sent away");
+            let _ = self.hears.send(Err(Status::failed_precondition(format!(
+                "it failed {} times in a row\nhint: its log says why",
+                self.failures
+            ))));
+            return;
+        }
+        tokio::time::sleep(FAILURE_PAUSE * self.failures).await;
+        if !pool.enter(self) {
+            warn!(name, "too many workers wait already, one is sent away");
+        }
+    }
+
+    /// Passes over what it said before it heard that the group is over.
+    async fn released(&mut self, epoch: Epoch) -> Result<(), String> {
+        loop {
+            match self.says.recv().await {
+                Some(Ok(from_worker::Message::Released(released))) => {
+                    let held = released_from(released, epoch).map_err(|error| error.to_string())?;
+                    if let Some(held) = held {
+                        self.hello.held = held;
+                        return Ok(());
+                    }
+                }
+                Some(Ok(_)) => {}
+                Some(Err(reason)) => return Err(reason),
+                None => return Err("it is gone".into()),
+            }
+        }
+    }
+}

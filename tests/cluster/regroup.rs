@@ -1,0 +1,110 @@
+//! After a loss: the group stands again on a spare, on what is left, or under a coordinator that was started anew; who
+//! survived keeps its weights, and no stream loses a token.
+
+use crate::support::checkpoint::endless;
+use crate::support::client::{COMPLETIONS, Client, Stream, greedy, greedy_text};
+use crate::support::server::{Coordinator, send_signal};
+use std::time::Duration;
+use tokio::time::timeout;
+
+const PROMPT: &str = "Once upon a time";
+const TOKENS: usize = 900;
+
+/// The rest of a stream of which `begun` came already must make it what it is undisturbed.
+async fn expect_whole(stream: Stream, begun: String, undisturbed: &str) {
+    let rest = timeout(Duration::from_secs(60), stream.rest()).await.expect("the stream ends");
+    assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")));
+    assert_eq!(begun + &rest.text, undisturbed);
+}
+
+#[tokio::test]
+async fn a_spare_takes_the_place_of_whoever_dies() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    let mut spare = coordinator.worker("c");
+    spare.hear("joined the coordinator").await;
+    let undisturbed = greedy_text(&client, PROMPT, TOKENS).await;
+    let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
+    let begun = stream.text_of(100).await;
+    // The first by name: the other must not be moved to its rank.
+    workers[0].kill().await;
+    expect_whole(stream, begun, &undisturbed).await;
+    assert_eq!(client.health(200).await["epoch"], 2);
+    workers[1].hear("weights are here still").await;
+    spare.hear("weights are here ").await;
+}
+
+#[tokio::test]
+async fn those_that_are_left_go_on_and_take_a_new_one_in() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 3, &["--regroup-grace", "0.2"]).await;
+    let mut workers = ["a", "b", "c"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    let undisturbed = greedy_text(&client, PROMPT, TOKENS).await;
+    let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
+    let begun = stream.text_of(100).await;
+    workers[1].kill().await;
+    expect_whole(stream, begun, &undisturbed).await;
+    let (_, cluster) = client.get("/v1/cluster").await;
+    assert_eq!((cluster["workers"].as_array().map(Vec::len), &cluster["epoch"]), (Some(2), &2.into()));
+
+    let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
+    let begun = stream.text_of(20).await;
+    let _new = coordinator.worker("d");
+    expect_whole(stream, begun, &undisturbed).await;
+    client.health(200).await;
+    let (_, cluster) = client.get("/v1/cluster").await;
+    assert_eq!((cluster["workers"].as_array().map(Vec::len), &cluster["epoch"]), (Some(3), &3.into()));
+    assert!(!workers[0].has_ended() && !workers[2].has_ended());
+}
+
+/// Silence is a loss after 5 s; whoever was silent comes back as one who waits.
+#[tokio::test]
+async fn a_worker_that_hangs_is_replaced_and_comes_back() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    let mut spare = coordinator.worker("c");
+    spare.hear("joined the coordinator").await;
+    let undisturbed = greedy_text(&client, PROMPT, TOKENS).await;
+    let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
+    let begun = stream.text_of(100).await;
+    send_signal("STOP", workers[1].id().into());
+    expect_whole(stream, begun, &undisturbed).await;
+    send_signal("CONT", workers[1].id().into());
+    workers[1].hear("the coordinator is lost, trying to join it again").await;
+    // It is the spare now.
+    spare.kill().await;
+    client.health(503).await;
+    assert_eq!(client.health(200).await["epoch"], 3);
+    assert_eq!(greedy_text(&client, PROMPT, TOKENS).await, undisturbed);
+    workers[1].hear("weights are here still").await;
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_started_anew_finds_its_workers_with_their_weights() {
+    let model = endless().await;
+    let mut coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    let undisturbed = greedy_text(&client, PROMPT, 60).await;
+    for signal in ["TERM", "KILL"] {
+        send_signal(signal, coordinator.process.id().into());
+        coordinator.process.ended().await;
+        coordinator = coordinator.again(model.path(), 2, &[]).await;
+        client.health(200).await;
+        assert_eq!(greedy_text(&client, PROMPT, 60).await, undisturbed);
+    }
+    for worker in &mut workers {
+        assert!(!worker.has_ended(), "{}", worker.said());
+        let kept = worker.said().matches("weights are here still").count();
+        assert_eq!(kept, 2, "{}", worker.said());
+    }
+}

@@ -1,0 +1,82 @@
+//! Why a worker ended, or left a group.
+
+use crate::device::BuildError;
+use crate::executor::StepError;
+use flotilla_engine::collective::CollectiveError;
+use flotilla_engine::cuda::CudaError;
+use flotilla_engine::weights::WeightError;
+use flotilla_proto::WireError;
+use std::net::SocketAddr;
+use thiserror::Error;
+use tonic::Status;
+
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    #[error(
+        "cannot listen for other workers on {address}: {error}\nhint: choose another --collective-listen"
+    )]
+    Listen { address: SocketAddr, error: std::io::Error },
+    #[error("coordinator address {0} is not a URL\nhint: it looks like http://host:7070")]
+    Address(String),
+    #[error("the join token has characters that a header cannot carry\nhint: use letters and digits")]
+    Token,
+    #[error(
+        "cannot reach the coordinator at {coordinator}: {error}\nhint: is it running, and is this its worker port?"
+    )]
+    Unreachable { coordinator: String, error: String },
+    #[error("the coordinator refused: {0}")]
+    Refused(String),
+    #[error("the coordinator closed the link")]
+    Closed,
+    #[error("the link to the coordinator broke: {0}")]
+    LinkBroke(String),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error("weights: {0}")]
+    Weights(String),
+    #[error("weights: {0}")]
+    Source(#[from] WeightError),
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    #[error(transparent)]
+    Card(#[from] CudaError),
+    #[error("step failed: {0}")]
+    Step(#[from] StepError),
+    #[error("the engine thread ended without an answer")]
+    EngineGone,
+    #[error("the engine thread hangs: it did not leave its group within {0:?}")]
+    EngineHangs(std::time::Duration),
+}
+
+impl WorkerError {
+    /// Whether another rank is at fault, or whoever told this one to stop.
+    pub fn blames_another(&self) -> bool {
+        matches!(self, WorkerError::Collective(_) | WorkerError::Step(StepError::Collective(_)))
+    }
+
+    /// Whether the conversation with the coordinator is over, and another may go better.
+    pub fn is_of_the_link(&self) -> bool {
+        matches!(self, WorkerError::Closed | WorkerError::LinkBroke(_) | WorkerError::Unreachable { .. })
+    }
+}
+
+impl From<BuildError> for WorkerError {
+    fn from(error: BuildError) -> Self {
+        match error {
+            BuildError::Card(error) => error.into(),
+            BuildError::Collective(error) => error.into(),
+        }
+    }
+}
+
+impl From<Status> for WorkerError {
+    fn from(status: Status) -> Self {
+        use tonic::Code::{FailedPrecondition, InvalidArgument, ResourceExhausted, Unauthenticated};
+        match status.code() {
+            Unauthenticated | FailedPrecondition | InvalidArgument | ResourceExhausted => {
+                WorkerError::Refused(status.message().into())
+            }
+            code => WorkerError::LinkBroke(format!("{code:?}: {}", status.message())),
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! One worker in one epoch of a group: it gets its weights, meets the other ranks, executes steps, and gives its
+//! weights back, however that ended.
+
+use crate::device::{Device, again_on_cpu, on_card, on_cpu};
+use crate::engine_thread::{EngineThread, NotBuilt};
+use crate::error::WorkerError;
+use crate::link::{Client, Link, Order, Says, unexpected};
+use crate::obtain::obtain;
+use crate::settings::Settings;
+use crate::stock::{OnDevice, Stock, share_of};
+use flotilla_engine::collective::{CollectiveError, ProcessCollective, Stop};
+use flotilla_shared::step::STEPS_AHEAD_MAX;
+use flotilla_shared::{Assignment, Epoch, Reach};
+use std::net::TcpListener;
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// The longest step that is waited for when the group is over.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub struct Member<'a> {
+    pub settings: &'a Settings,
+    pub listener: &'a TcpListener,
+    pub assignment: Box<Assignment>,
+}
+
+/// How a membership ended.
+pub enum Parted {
+    /// By order.
+    Dissolved,
+    /// By a fault, here or elsewhere in the group.
+    Failed(WorkerError),
+    /// There is nobody to obey, or nothing to obey with.
+    LinkLost(WorkerError),
+}
+
+impl Parted {
+    /// What is left of the group's life after this order, which is none that a member expects.
+    fn by(order: Result<Order, WorkerError>, epoch: Epoch) -> Parted {
+        match order {
+            Ok(Order::Dissolve(dissolved)) if dissolved == epoch => Parted::Dissolved,
+            Ok(Order::Dissolve(_)) => Parted::LinkLost(unexpected("Dissolve of another epoch")),
+            Ok(Order::Assign(_)) => Parted::LinkLost(unexpected("a second Assignment")),
+            Ok(Order::Step(_)) => Parted::LinkLost(unexpected("a Step before this worker was ready")),
+            Err(error) => Parted::LinkLost(error),
+        }
+    }
+}
+
+impl Member<'_> {
+    /// Until the group is over; gives back the weights that can be kept.
+    pub async fn serve(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
+        let (epoch, held) = (self.assignment.epoch, share_of(&self.assignment));
+        let stop = Stop::default();
+        let (client, says) = (link.client.clone(), link.says.clone());
+        let mut build = Box::pin(self.build(client, says, stock, stop.clone()));
+        let mut parted = None;
+        let built = tokio::select! {
+            built = &mut build => built,
+            // Whoever leaves while this worker loads ends its part too: it must not wait for peers in vain.
+            order = link.order() => {
+                parted = Some(Parted::by(order, epoch));
+                stop.stop();
+                build.await
+            }
+        };
+        let (parted, left) = match (built, parted) {
+            (Ok((engine, _)), Some(parted)) => end(engine, parted).await,
+            (Ok((engine, reach)), None) => run(link, epoch, engine, &reach, &stop).await,
+            (Err((_, left)), Some(parted)) => (parted, left.map(|left| *left)),
+            (Err((error, left)), None) => (Parted::Failed(error), left.map(|left| *left)),
+        };
+        (parted, left.map(|on| Stock { held, on }))
+    }
+
+    /// Weights, then an engine over them that has met the others.
+    async fn build(
+        self,
+        client: Client,
+        says: Says,
+        stock: Option<Stock>,
+        stop: Stop,
+    ) -> Result<(EngineThread, Reach), NotBuilt<WorkerError>> {
+        let Member { settings, listener, assignment } = self;
+        let (device, deadline) = (settings.device.clone(), settings.collective_timeout);
+        let tell = move |loading| says.loading(loading);
+        let weights = obtain(client, &device, &assignment, stock, &stop, tell).await?;
+        let listener = match listener.try_clone() {
+            Ok(listener) => listener,
+            Err(error) => {
+                return Err((
+                    WorkerError::Listen { address: settings.collective_listen, error },
+                    Some(weights.into()),
+                ));
+            }
+        };
+        let (reached, on_reached) = std::sync::mpsc::channel();
+        let meeting =
+            Meeting { assignment: assignment.clone(), listener, stop: stop.clone(), deadline, reached };
+        let built = match (device, weights) {
+            (Device::Cpu(cpu), weights) => {
+                EngineThread::start(move || match meeting.meet() {
+                    Ok(group) => Ok(match weights {
+                        OnDevice::Loaded(weights) => on_cpu(&cpu, &assignment, weights, group),
+                        OnDevice::Cpu(weights) => again_on_cpu(&cpu, &assignment, weights, group),
+                        OnDevice::Card(_) => unreachable!("a worker has one device"),
+                    }),
+                    Err(error) => Err((error.into(), Some(weights.into()))),
+                })
+                .await?
+            }
+            (Device::Card(card), OnDevice::Card(weights)) => {
+                EngineThread::start(move || match meeting.meet() {
+                    Ok(group) => {
+                        let executor = on_card(&card, &assignment, weights, group, deadline);
+                        let executor = executor.map_err(|error| (error.into(), None))?;
+                        stop.watch_over(executor.abort_handle());
+                        Ok(executor)
+                    }
+                    Err(error) => Err((error.into(), Some(OnDevice::Card(weights).into()))),
+                })
+                .await?
+            }
+            (Device::Card(_), _) => unreachable!("a worker has one device"),
+        };
+        // An engine that was built is linked.
+        Ok((built, on_reached.try_recv().unwrap_or_default()))
+    }
+}
+
+/// What it takes to meet the other ranks, on the engine's thread.
+struct Meeting {
+    assignment: Box<Assignment>,
+    listener: TcpListener,
+    stop: Stop,
+    deadline: Duration,
+    reached: Sender<Reach>,
+}
+
+impl Meeting {
+    fn meet(self) -> Result<ProcessCollective, CollectiveError> {
+        let Assignment { rank, epoch, peers, group_key, links, .. } = &*self.assignment;
+        let (stop, listener, deadline) = (&self.stop, self.listener, self.deadline);
+        let mut group =
+            ProcessCollective::connect_unless(stop, *rank, listener, peers, group_key, *epoch, deadline)?;
+        let _ = self.reached.send(group.link(links)?);
+        Ok(group)
+    }
+}
+
+/// Steps go to the engine as they come, and outcomes back as they are done.
+async fn run(
+    link: &mut Link,
+    epoch: Epoch,
+    mut engine: EngineThread,
+    reach: &Reach,
+    stop: &Stop,
+) -> (Parted, Option<OnDevice>) {
+    link.says.ready(epoch, reach);
+    match &reach.not_shared {
+        Some(reason) => warn!(reason, "this host's workers share no memory, they talk by TCP"),
+        None => info!(by_memory = reach.by_memory.len(), "linked"),
+    }
+    info!(%epoch, "ready");
+    let parted = execute_steps(link, epoch, &mut engine).await;
+    // A step may wait for a rank that is gone.
+    stop.stop();
+    end(engine, parted).await
+}
+
+/// A thread that does not end holds its memory and its device: the process must.
+async fn end(engine: EngineThread, parted: Parted) -> (Parted, Option<OnDevice>) {
+    match tokio::time::timeout(END_TIMEOUT, engine.end()).await {
+        Ok(left) => (parted, left),
+        Err(_) => (Parted::LinkLost(WorkerError::EngineHangs(END_TIMEOUT)), None),
+    }
+}
+
+async fn execute_steps(link: &mut Link, epoch: Epoch, engine: &mut EngineThread) -> Parted {
+    let mut in_flight = 0;
+    loop {
+        tokio::select! {
+            order = link.order() => match order {
+                Ok(Order::Step(_)) if in_flight == STEPS_AHEAD_MAX => {
+                    return Parted::LinkLost(unexpected(&format!("a Step while {in_flight} are not answered")));
+                }
+                Ok(Order::Step(plan)) => {
+                    in_flight += 1;
+                    engine.submit(plan);
+                }
+                order => return Parted::by(order, epoch),
+            },
+            outcome = engine.outcome() => {
+                in_flight -= 1;
+                match outcome {
+                    Some(Ok(outcome)) => link.says.outcome(outcome),
+                    Some(Err(error)) => return Parted::Failed(error.into()),
+                    None => return Parted::Failed(WorkerError::EngineGone),
+                }
+            }
+        }
+    }
+}

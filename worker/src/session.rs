@@ -1,0 +1,96 @@
+//! A worker's life: it joins, is a member of one group after the other, and keeps its weights from each to the next;
+//! when the coordinator is lost it keeps them too, and joins whoever answers there next. Only ever one conversation
+//! is open, and only what is said in it is obeyed: two coordinators never command one worker.
+
+use crate::error::WorkerError;
+use crate::link::{Link, Order, unexpected};
+use crate::member::{Member, Parted};
+use crate::settings::Settings;
+use crate::stock::Stock;
+use flotilla_shared::Epoch;
+use std::net::TcpListener;
+use std::time::Duration;
+use tracing::{info, warn};
+
+/// For last words to leave before the process does.
+const PARTING: Duration = Duration::from_millis(100);
+
+/// Joins, loads and executes steps until the coordinator is gone for good, or refuses this worker.
+pub async fn run(settings: Settings) -> Result<(), WorkerError> {
+    let listener = TcpListener::bind(settings.collective_listen)
+        .map_err(|error| WorkerError::Listen { address: settings.collective_listen, error })?;
+    let mut stock = None;
+    let mut patience = settings.join_timeout;
+    loop {
+        let held = stock.as_ref().map(|stock: &Stock| stock.held.clone());
+        let mut link = Link::join(&settings, &listener, held, patience).await?;
+        info!(coordinator = settings.coordinator, "joined the coordinator");
+        let mut session = Session { settings: &settings, listener: &listener, stock };
+        let error = session.converse(&mut link).await;
+        stock = session.stock;
+        if !error.is_of_the_link() {
+            tokio::time::sleep(PARTING).await;
+            return Err(error);
+        }
+        if settings.rejoin_timeout.is_zero() {
+            info!(%error, "the conversation is over");
+            return Ok(());
+        }
+        warn!(%error, keeps_weights = stock.is_some(), "the coordinator is lost, trying to join it again");
+        patience = settings.rejoin_timeout;
+    }
+}
+
+struct Session<'a> {
+    settings: &'a Settings,
+    listener: &'a TcpListener,
+    stock: Option<Stock>,
+}
+
+impl Session<'_> {
+    /// One group after the other; says why there is no other.
+    async fn converse(&mut self, link: &mut Link) -> WorkerError {
+        loop {
+            if let Err(error) = self.join_a_group(link).await {
+                return error;
+            }
+        }
+    }
+
+    async fn join_a_group(&mut self, link: &mut Link) -> Result<(), WorkerError> {
+        let assignment = match link.order().await? {
+            Order::Assign(assignment) => assignment,
+            Order::Step(_) => return Err(unexpected("Step before Assignment")),
+            Order::Dissolve(_) => return Err(unexpected("Dissolve before Assignment")),
+        };
+        let epoch = assignment.epoch;
+        info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), %epoch, "assigned");
+        let member = Member { settings: self.settings, listener: self.listener, assignment };
+        let (parted, stock) = member.serve(link, self.stock.take()).await;
+        self.stock = stock;
+        match parted {
+            Parted::Dissolved => {}
+            Parted::Failed(error) => {
+                warn!(%error, %epoch, "this worker cannot go on in its group");
+                link.says.failed(epoch, &error);
+                until_dissolved(link, epoch).await?;
+            }
+            Parted::LinkLost(error) => return Err(error),
+        }
+        info!(%epoch, keeps_weights = self.stock.is_some(), "the group is over");
+        link.says.released(epoch, self.stock.as_ref().map(|stock| &stock.held));
+        Ok(())
+    }
+}
+
+/// Steps may still come that were sent before the coordinator knew.
+async fn until_dissolved(link: &mut Link, epoch: Epoch) -> Result<(), WorkerError> {
+    loop {
+        match link.order().await? {
+            Order::Step(_) => {}
+            Order::Dissolve(dissolved) if dissolved == epoch => return Ok(()),
+            Order::Dissolve(_) => return Err(unexpected("Dissolve of another epoch")),
+            Order::Assign(_) => return Err(unexpected("Assignment before Dissolve")),
+        }
+    }
+}

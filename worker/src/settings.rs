@@ -1,0 +1,26 @@
+//! What a worker is told on its command line.
+
+use crate::device::Device;
+use flotilla_shared::Inventory;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// `http://host:port` of the coordinator's worker port.
+    pub coordinator: String,
+    /// The secret that admits workers.
+    pub join_token: String,
+    pub inventory: Inventory,
+    /// Where the collective listens.
+    pub collective_listen: SocketAddr,
+    /// The host by which the other workers dial this one.
+    pub advertise_host: String,
+    pub device: Device,
+    /// How long to try to reach the coordinator.
+    pub join_timeout: Duration,
+    /// How long to keep the weights and try to reach it again when it is lost; zero ends the worker at once.
+    pub rejoin_timeout: Duration,
+    /// How long one collective operation may wait for another rank.
+    pub collective_timeout: Duration,
+}

@@ -1,0 +1,69 @@
+//! The weights that a worker keeps from group to group, on its device. A part that is the same again is taken as it
+//! is; of another part comes what is here already, and only the rest is fetched.
+
+use flotilla_engine::backend::cpu::{CpuBackend, CpuWeights};
+use flotilla_engine::backend::cuda::{CudaBackend, CudaWeights};
+use flotilla_engine::weights::{RankWeights, WeightSink};
+use flotilla_shared::{Assignment, Held, TensorSlice};
+
+/// Weights, and whose share they are.
+pub struct Stock {
+    pub held: Held,
+    pub on: OnDevice,
+}
+
+/// Where and how they lie.
+pub enum OnDevice {
+    /// Whole, in the checkpoint's order.
+    Loaded(RankWeights),
+    /// As products read them.
+    Cpu(CpuWeights),
+    Card(CudaWeights),
+}
+
+/// A backend that ends and leaves its weights behind.
+pub trait Leaves {
+    /// Nothing, if the device failed.
+    fn leave(self) -> Option<OnDevice>;
+}
+
+impl Leaves for CpuBackend {
+    fn leave(self) -> Option<OnDevice> {
+        Some(OnDevice::Cpu(self.into_weights()))
+    }
+}
+
+impl Leaves for CudaBackend {
+    fn leave(self) -> Option<OnDevice> {
+        self.into_weights().map(OnDevice::Card)
+    }
+}
+
+/// Whose share an assignment is.
+pub fn share_of(assignment: &Assignment) -> Held {
+    let (stage, share) = assignment.plan.share(assignment.rank);
+    Held { weights: assignment.weights_id, layers: stage.layers.clone(), share: share.clone() }
+}
+
+impl Stock {
+    /// Whether they are of the model that is assigned.
+    pub fn is_of(&self, assignment: &Assignment) -> bool {
+        self.held.weights == assignment.weights_id
+    }
+
+    /// Whether they are all that is assigned, and nothing else.
+    pub fn is_all_of(&self, assignment: &Assignment) -> bool {
+        self.is_of(assignment)
+            && self.on.slices() == assignment.plan.slices(&assignment.spec, assignment.rank)
+    }
+}
+
+impl OnDevice {
+    fn slices(&self) -> &[TensorSlice] {
+        match self {
+            OnDevice::Loaded(weights) => weights.slices(),
+            OnDevice::Cpu(weights) => weights.slices(),
+            OnDevice::Card(weights) => weights.slices(),
+        }
+    }
+}
