@@ -1,19 +1,19 @@
 //! The worker's conversation with its coordinator: hello, assignment, loading, ready, steps. The only
-//! file of this crate that speaks gRPC, with `load.rs`.
+//! file of this crate that speaks gRPC, with `load/coordinator.rs`.
 
 use crate::device::{BuildError, Device, on_card, on_cpu};
 use crate::engine_thread::EngineThread;
 use crate::executor::StepError;
-use crate::load::stream_weights;
+use crate::load::load;
 use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::{CollectiveError, ProcessCollective, host};
 use flotilla_engine::cuda::CudaError;
-use flotilla_engine::weights::{RankWeights, Synthetic, WeightError, WeightSink};
+use flotilla_engine::weights::{RankWeights, WeightError};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, ready, wire};
 use flotilla_shared::step::STEPS_AHEAD_MAX;
-use flotilla_shared::{Assignment, Inventory, Loading, Reach, StepPlan, TensorSlice, WeightOrigin};
+use flotilla_shared::{Assignment, Inventory, Loading, Reach, StepPlan};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 use thiserror::Error;
@@ -134,7 +134,7 @@ async fn serve(settings: &Settings, link: &mut Link, listener: TcpListener) -> R
     info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), "assigned");
     let (epoch, rank) = (assignment.epoch, assignment.rank);
     let (mut engine, reach) = tokio::select! {
-        engine = prepare(settings, &mut link.client, &link.says, assignment, listener) => engine?,
+        engine = prepare(settings, &link.says, assignment, listener) => engine?,
         // Whoever leaves while this worker loads ends its part too: it must not wait for peers in vain.
         early = link.hears.message() => return Err(too_early(early?)),
     };
@@ -181,7 +181,6 @@ fn too_early(message: Option<wire::ToWorker>) -> WorkerError {
 
 async fn prepare(
     settings: &Settings,
-    client: &mut Client,
     says: &mpsc::UnboundedSender<wire::FromWorker>,
     assignment: Assignment,
     listener: TcpListener,
@@ -197,17 +196,22 @@ async fn prepare(
             Ok::<_, CollectiveError>(group)
         }
     };
+    let says = says.clone();
+    let tell = move |loading: Loading| {
+        let message = from_worker::Message::Loading(loading.into());
+        let _ = says.send(wire::FromWorker { message: Some(message) });
+    };
     let engine = match settings.device.clone() {
         Device::Cpu(cpu) => {
             let weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank)?;
-            let weights = load(client, says.clone(), &assignment, weights).await?;
+            let weights = load(settings, &assignment, weights, tell).await?;
             let build = move || Ok::<_, WorkerError>(on_cpu(&cpu, &assignment, weights, collective()?));
             EngineThread::start(build).await?
         }
         Device::Card(card) => {
             let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
             let weights = CudaWeights::new(&card.card, slices)?;
-            let weights = load(client, says.clone(), &assignment, weights).await?;
+            let weights = load(settings, &assignment, weights, tell).await?;
             let build =
                 move || Ok::<_, WorkerError>(on_card(&card, &assignment, weights, collective()?, deadline)?);
             EngineThread::start(build).await?
@@ -217,47 +221,10 @@ async fn prepare(
     Ok((engine, on_reached.try_recv().unwrap_or_default()))
 }
 
-async fn load<W: WeightSink + 'static>(
-    client: &mut Client,
-    says: mpsc::UnboundedSender<wire::FromWorker>,
-    assignment: &Assignment,
-    mut weights: W,
-) -> Result<W, WorkerError> {
-    let start = Instant::now();
-    let mut last_report = start;
-    let mut report = move |loading: Loading| {
-        const REPORT_EVERY: Duration = Duration::from_millis(200);
-        let done = loading.bytes_done == loading.bytes_total;
-        if done || last_report.elapsed() >= REPORT_EVERY {
-            last_report = Instant::now();
-            let message = from_worker::Message::Loading(loading.into());
-            let _ = says.send(wire::FromWorker { message: Some(message) });
-        }
-    };
-    match assignment.weights {
-        WeightOrigin::Stream => {
-            stream_weights(client, assignment, &mut weights, &mut report).await?;
-        }
-        WeightOrigin::Synthetic { seed } => {
-            let source = Synthetic::new(assignment.spec.clone(), seed);
-            let made = move || {
-                weights.make_from(&source, &mut |bytes_done, bytes_total| {
-                    report(Loading { bytes_done, bytes_total })
-                })?;
-                Ok::<_, WeightError>(weights)
-            };
-            weights = tokio::task::spawn_blocking(made).await.expect("making weights does not panic")?;
-        }
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    let bytes: usize = weights.slices().iter().map(TensorSlice::bytes).sum();
-    info!(bytes, seconds, "weights are here");
-    Ok(weights)
-}
-
 /// Both directions of the conversation.
 struct Link {
-    client: Client,
+    /// Its connection is the conversation's.
+    _client: Client,
     says: mpsc::UnboundedSender<wire::FromWorker>,
     hears: Streaming<wire::ToWorker>,
 }
@@ -277,7 +244,7 @@ impl Link {
         let hello = from_worker::Message::Hello((&hello).into());
         let _ = says.send(wire::FromWorker { message: Some(hello) });
         let hears = client.join(UnboundedReceiverStream::new(outbox)).await?.into_inner();
-        Ok(Link { client, says, hears })
+        Ok(Link { _client: client, says, hears })
     }
 
     fn say(&self, message: from_worker::Message) {
@@ -314,7 +281,7 @@ fn unexpected(what: &str) -> WorkerError {
 }
 
 /// Connects, trying again while the coordinator may still be starting.
-async fn dial(settings: &Settings) -> Result<Client, WorkerError> {
+pub(crate) async fn dial(settings: &Settings) -> Result<Client, WorkerError> {
     let token = format!("Bearer {}", settings.join_token).parse().map_err(|_| WorkerError::Token)?;
     if !settings.coordinator.starts_with("http://") {
         return Err(WorkerError::Address(settings.coordinator.clone()));

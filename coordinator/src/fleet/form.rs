@@ -1,7 +1,8 @@
 //! From waiting workers to a group that can step: plan, assign, load, ready.
 
 use super::remote::RemoteGroup;
-use super::service::{Fleet, Serving, Worker};
+use super::service::{Fleet, Worker};
+use super::weights::Serving;
 use crate::board::Board;
 use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;

@@ -2,8 +2,10 @@
 //! by a plan, load, and step. The only folder of this crate that speaks gRPC.
 
 mod form;
+mod rate;
 mod remote;
 mod service;
+mod weights;
 
 pub use form::{FormError, Formation, Progress, Weights};
 pub use remote::{RemoteGroup, join};
