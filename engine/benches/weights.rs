@@ -1,7 +1,7 @@
 //! How fast weights are made from a seed, and streamed with their digest: one thread.
 //! `cargo bench -p flotilla-engine --bench weights`
 
-use flotilla_engine::weights::{SliceReader, Synthetic, WeightSource};
+use flotilla_engine::weights::{Extent, Synthetic, WeightSource, read_chunk};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{ModelSpec, TensorSlice};
 use std::time::Instant;
@@ -29,7 +29,11 @@ fn main() {
         println!("{name}: {:.2} GB/s", bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
     }
     let (slice, start) = (whole(GateUpBlocks), Instant::now());
-    let chunks = SliceReader::new(&model, &slice).take(200);
-    let bytes: usize = chunks.map(|chunk| chunk.expect("a seed can always be read").bytes.len()).sum();
-    println!("blocks, streamed with digest: {:.2} GB/s", bytes as f64 / start.elapsed().as_secs_f64() / 1e9);
+    let chunks = Extent::whole(0, &slice).chunks().take(200);
+    let read = |chunk| read_chunk(&model, &slice, chunk).expect("a seed can always be read").0.len();
+    let bytes: usize = chunks.map(read).sum();
+    println!(
+        "blocks, in chunks with digests: {:.2} GB/s",
+        bytes as f64 / start.elapsed().as_secs_f64() / 1e9
+    );
 }

@@ -5,7 +5,7 @@
 
 mod convert;
 
-pub use convert::{Hello, WireError, ready, released, released_from, slice_digest};
+pub use convert::{Hello, WireError, chunk_digest, ready, released, released_from};
 
 /// Generated from `flotilla/v1/worker.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
@@ -18,6 +18,3 @@ pub const PROTOCOL: u32 = 5;
 
 /// Bytes of one message at most, both ways.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
-
-/// Bytes of weights in one chunk.
-pub const CHUNK_BYTES: usize = 1 << 20;

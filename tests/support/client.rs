@@ -77,15 +77,26 @@ impl Client {
         }
     }
 
-    pub async fn stream(&self, path: &str, mut body: Value) -> Stream {
+    pub async fn stream(&self, path: &str, body: Value) -> Stream {
+        let stream = self.try_stream(path, body.clone()).await.expect("the server answers");
+        stream.unwrap_or_else(|status| panic!("status {status}: {body}"))
+    }
+
+    /// The stream, or the status of a refusal, which must say when to come again if it says to.
+    pub async fn try_stream(&self, path: &str, mut body: Value) -> Result<Result<Stream, u16>, String> {
         body["stream"] = json!(true);
         let response = self.http.post(format!("{}{path}", self.url)).json(&body).send().await;
-        let response = response.expect("the server answers");
-        assert_eq!(response.status().as_u16(), 200, "{body}");
-        Stream {
+        let response = response.map_err(|error| error.to_string())?;
+        let status = response.status().as_u16();
+        if status != 200 {
+            let says_when = response.headers().contains_key("retry-after");
+            assert!(says_when || ![429, 503].contains(&status), "{status} without Retry-After");
+            return Ok(Err(status));
+        }
+        Ok(Ok(Stream {
             bytes: response.bytes_stream().map(|part| part.map(|part| part.to_vec())).boxed(),
             line: Vec::new(),
-        }
+        }))
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod checkpoint;
 pub mod client;
 pub mod program;
+pub mod relay;
 pub mod report;
 pub mod server;
 

@@ -76,7 +76,8 @@ impl Says {
 
 /// Both directions of the conversation.
 pub struct Link {
-    pub client: Client,
+    /// Its connection is the conversation's.
+    _client: Client,
     pub says: Says,
     hears: Streaming<wire::ToWorker>,
 }
@@ -103,7 +104,7 @@ impl Link {
         let says = Says(says);
         says.say(from_worker::Message::Hello((&hello).into()));
         let hears = client.join(UnboundedReceiverStream::new(outbox)).await?.into_inner();
-        Ok(Link { client, says, hears })
+        Ok(Link { _client: client, says, hears })
     }
 
     /// The next order. May be dropped and asked for again.

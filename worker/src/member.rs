@@ -4,7 +4,7 @@
 use crate::device::{Device, again_on_cpu, on_card, on_cpu};
 use crate::engine_thread::{EngineThread, NotBuilt};
 use crate::error::WorkerError;
-use crate::link::{Client, Link, Order, Says, unexpected};
+use crate::link::{Link, Order, Says, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock, share_of};
@@ -53,8 +53,8 @@ impl Member<'_> {
     pub async fn serve(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
         let (epoch, held) = (self.assignment.epoch, share_of(&self.assignment));
         let stop = Stop::default();
-        let (client, says) = (link.client.clone(), link.says.clone());
-        let mut build = Box::pin(self.build(client, says, stock, stop.clone()));
+        let says = link.says.clone();
+        let mut build = Box::pin(self.build(says, stock, stop.clone()));
         let mut parted = None;
         let built = tokio::select! {
             built = &mut build => built,
@@ -77,7 +77,6 @@ impl Member<'_> {
     /// Weights, then an engine over them that has met the others.
     async fn build(
         self,
-        client: Client,
         says: Says,
         stock: Option<Stock>,
         stop: Stop,
@@ -85,7 +84,7 @@ impl Member<'_> {
         let Member { settings, listener, assignment } = self;
         let (device, deadline) = (settings.device.clone(), settings.collective_timeout);
         let tell = move |loading| says.loading(loading);
-        let weights = obtain(client, &device, &assignment, stock, &stop, tell).await?;
+        let weights = obtain(settings, &assignment, stock, &stop, tell).await?;
         let listener = match listener.try_clone() {
             Ok(listener) => listener,
             Err(error) => {

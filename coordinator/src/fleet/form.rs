@@ -2,7 +2,8 @@
 
 use super::gather::{Gathered, gather, grown};
 use super::remote::RemoteGroup;
-use super::service::{Fleet, Serving};
+use super::service::Fleet;
+use super::weights::Serving;
 use super::worker::Worker;
 use crate::board::Board;
 use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};

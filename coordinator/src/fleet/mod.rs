@@ -4,8 +4,10 @@
 mod form;
 mod gather;
 mod pool;
+mod rate;
 mod remote;
 mod service;
+mod weights;
 mod worker;
 
 pub use form::{FormError, Formation, Progress, Weights};

@@ -1,19 +1,18 @@
-//! The gRPC side: who may join, what a joined worker is, and the streams of slices.
+//! The gRPC side: who may join, and what a joined worker is. The streams of slices are in `weights.rs`.
 
 use super::pool::{Pool, WAITING_MAX};
+use super::weights::{Chunks, Counter, Serving};
 use super::worker::Worker;
-use flotilla_engine::weights::{SliceReader, WeightSource};
 use flotilla_proto::wire::fleet_server::{Fleet as FleetRpc, FleetServer};
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, wire};
-use flotilla_shared::{Epoch, Plan, Rank, TensorSlice};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
@@ -21,8 +20,6 @@ use tracing::{info, warn};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Messages of one worker that are not yet heard; more stay on its side of the link.
 const MESSAGES_AHEAD: usize = 16;
-/// Chunks on their way to one worker.
-const CHUNKS_AHEAD: usize = 4;
 
 /// Why workers cannot be received.
 #[derive(Debug, Error)]
@@ -31,29 +28,31 @@ pub enum FleetError {
     Listen { address: SocketAddr, error: std::io::Error },
 }
 
-/// What the workers of the current epoch may fetch.
-pub struct Serving {
-    pub epoch: Epoch,
-    pub plan: Plan,
-    pub source: Arc<dyn WeightSource>,
-}
-
 /// The door for workers.
 pub struct Fleet {
     address: SocketAddr,
     pub(super) pool: Pool,
-    serving: Arc<Mutex<Option<Arc<Serving>>>>,
+    counter: Arc<Counter>,
 }
 
 impl Fleet {
     /// Listens for workers that know `join_token`.
     pub async fn listen(address: SocketAddr, join_token: &str) -> Result<Fleet, FleetError> {
+        Fleet::listen_at_rate(address, join_token, None).await
+    }
+
+    /// The same; weights go to the workers, all together, at `weight_rate_max` bytes a second at most.
+    pub async fn listen_at_rate(
+        address: SocketAddr,
+        join_token: &str,
+        weight_rate_max: Option<u64>,
+    ) -> Result<Fleet, FleetError> {
         let failed = |error| FleetError::Listen { address, error };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let pool = Pool::default();
-        let serving = Arc::new(Mutex::new(None));
-        let service = FleetService { pool: pool.clone(), serving: serving.clone() };
+        let counter = Arc::new(Counter::new(weight_rate_max));
+        let service = FleetService { pool: pool.clone(), counter: counter.clone() };
         let server = FleetServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -78,7 +77,7 @@ impl Fleet {
                 warn!(%error, "the worker port closed");
             }
         });
-        Ok(Fleet { address, pool, serving })
+        Ok(Fleet { address, pool, counter })
     }
 
     /// Where workers dial.
@@ -92,7 +91,7 @@ impl Fleet {
     }
 
     pub(super) fn serve_weights(&self, serving: Option<Serving>) {
-        *self.serving.lock().expect("no holder panics") = serving.map(Arc::new);
+        self.counter.serve(serving);
     }
 }
 
@@ -104,13 +103,13 @@ fn refuse_token() -> Status {
 
 struct FleetService {
     pool: Pool,
-    serving: Arc<Mutex<Option<Arc<Serving>>>>,
+    counter: Arc<Counter>,
 }
 
 #[tonic::async_trait]
 impl FleetRpc for FleetService {
     type JoinStream = UnboundedReceiverStream<Result<ToWorker, Status>>;
-    type FetchStream = ReceiverStream<Result<wire::SliceChunk, Status>>;
+    type FetchStream = Chunks;
 
     async fn join(
         &self,
@@ -136,30 +135,7 @@ impl FleetRpc for FleetService {
         &self,
         request: Request<wire::FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
-        let request = request.into_inner();
-        let serving = self.serving.lock().expect("no holder panics").clone();
-        let serving = serving.filter(|serving| serving.epoch.0 == request.epoch).ok_or_else(|| {
-            Status::failed_precondition(format!("epoch {} has no weights to fetch", request.epoch))
-        })?;
-        if request.rank as usize >= serving.plan.rank_count() {
-            return Err(Status::invalid_argument(format!("the plan has no rank {}", request.rank)));
-        }
-        let slices = serving.plan.slices(serving.source.spec(), Rank(request.rank as u16));
-        let first = request.slice as usize;
-        match slices.get(first) {
-            Some(slice) if request.offset < slice.bytes() as u64 => {}
-            _ => {
-                return Err(Status::invalid_argument(format!(
-                    "there is no byte {} in slice {first}",
-                    request.offset
-                )));
-            }
-        }
-        let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
-        tokio::task::spawn_blocking(move || {
-            send_slices(&*serving.source, &slices, first, request.offset as usize, &chunks);
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        self.counter.fetch(request.into_inner()).map(Response::new)
     }
 }
 
@@ -202,32 +178,4 @@ async fn forward(
     };
     ended.send_replace(Some(end.clone()));
     let _ = inbox.send(Err(end)).await;
-}
-
-/// Reads slices and sends them chunk by chunk; ends early when the worker is gone.
-fn send_slices(
-    source: &dyn WeightSource,
-    slices: &[TensorSlice],
-    first: usize,
-    mut offset: usize,
-    chunks: &mpsc::Sender<Result<wire::SliceChunk, Status>>,
-) {
-    for (index, slice) in slices.iter().enumerate().skip(first) {
-        let mut reader = SliceReader::resume(source, slice, std::mem::take(&mut offset));
-        while let Some(chunk) = reader.next() {
-            let message = match chunk {
-                Ok(chunk) => Ok(wire::SliceChunk {
-                    slice: index as u32,
-                    offset: chunk.offset as u64,
-                    data: chunk.bytes.into(),
-                    digest: reader.digest().map_or_else(Default::default, |digest| digest.0.to_vec().into()),
-                }),
-                Err(error) => Err(Status::data_loss(error.to_string())),
-            };
-            let failed = message.is_err();
-            if chunks.blocking_send(message).is_err() || failed {
-                return;
-            }
-        }
-    }
 }

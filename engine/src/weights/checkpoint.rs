@@ -13,6 +13,7 @@ use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorInfo, TensorSlice};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
@@ -86,6 +87,12 @@ impl WeightSource for Checkpoint {
             out[range].copy_from_slice(&tensor[start..start + len]);
         });
         Ok(())
+    }
+
+    fn will_read(&self, slice: &TensorSlice, bytes: Range<usize>) {
+        let span = ByteRuns::new(slice, &self.spec).span(bytes);
+        let location = &self.tensors[&slice.tensor];
+        self.shards[location.shard].will_read(location.start + span.start..location.start + span.end);
     }
 }
 

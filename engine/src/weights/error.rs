@@ -1,7 +1,7 @@
 //! Why weights cannot be read or written. Each message says which file, which tensor, what was
 //! expected and what was found, and ends with a hint.
 
-use super::stream::Digest;
+use super::chunk::Digest;
 use flotilla_shared::units::Bytes;
 use flotilla_shared::{SpecError, TensorSlice};
 use std::io;
@@ -76,9 +76,9 @@ pub enum WeightError {
     Memory { slice: TensorSlice, bytes: usize, source: io::Error },
 
     #[error(
-        "{slice} arrived damaged: blake3 is {found}, expected {expected}\nhint: read this slice again; if it recurs, check the memory and the disk of the sender"
+        "{slice}: the chunk at byte {offset} arrived damaged {times} times: blake3 is {found}, expected {expected}\nhint: check the memory of both machines and the network between them"
     )]
-    Damaged { slice: TensorSlice, expected: Digest, found: Digest },
+    Damaged { slice: TensorSlice, offset: usize, times: u32, expected: Digest, found: Digest },
 
     /// A source that lives elsewhere (a stream) failed in its own way.
     #[error(transparent)]

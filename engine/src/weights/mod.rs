@@ -5,6 +5,7 @@
 //! pads. A backend that wants another layout makes it from [`RankWeights`].
 
 mod checkpoint;
+mod chunk;
 mod config;
 mod error;
 mod held;
@@ -13,17 +14,16 @@ mod kept;
 mod rectangle;
 mod shard;
 mod sink;
-mod stream;
 mod synthetic;
 mod write;
 
 pub use checkpoint::Checkpoint;
+pub use chunk::{CHUNK_BYTES, Digest, Extent, read_chunk};
 pub use config::{GenerationConfig, config_like};
 pub use error::{ShardFault, WeightError};
 pub use held::{HeldTensor, RankWeights};
 pub use kept::{Kept, Need};
 pub use sink::{FILL_BYTES, WeightSink};
-pub use stream::{Chunk, Digest, SliceReader, slice_digest};
 pub use synthetic::Synthetic;
 pub use write::{SHARD_BYTES_MAX, Written, write_checkpoint};
 pub(crate) use {
@@ -32,6 +32,7 @@ pub(crate) use {
 
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorSlice, WeightsId};
+use std::ops::Range;
 
 /// A model whose slices can be read in any order, as the bytes that a checkpoint holds.
 pub trait WeightSource: Send + Sync {
@@ -42,6 +43,9 @@ pub trait WeightSource: Send + Sync {
     /// # Panics
     /// If `offset + out.len()` is past the slice's end: a mistake of ours, not of the checkpoint.
     fn read(&self, slice: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError>;
+
+    /// Says that these bytes of `slice` will be read soon: a source may begin to bring them.
+    fn will_read(&self, _slice: &TensorSlice, _bytes: Range<usize>) {}
 
     /// The same for equal weights on any host, and another for others.
     fn identity(&self) -> Result<WeightsId, WeightError> {
@@ -58,7 +62,6 @@ pub fn lies_within(slice: &TensorSlice, spec: &ModelSpec) -> bool {
         return false;
     }
     let shape = slice.tensor.shape(spec);
-    let inside =
-        |(range, &size): (&std::ops::Range<usize>, &usize)| range.start <= range.end && range.end <= size;
+    let inside = |(range, &size): (&Range<usize>, &usize)| range.start <= range.end && range.end <= size;
     slice.ranges.len() == shape.len() && slice.ranges.iter().zip(&shape).all(inside)
 }

@@ -99,6 +99,12 @@ impl ByteRuns {
         }
     }
 
+    /// From the first to the last byte of the tensor that bytes `bytes` of the slice, at least one, lie at.
+    pub(super) fn span(&self, bytes: Range<usize>) -> Range<usize> {
+        let at = |byte: usize| self.start(byte / self.run_bytes) + byte % self.run_bytes;
+        at(bytes.start)..at(bytes.end - 1) + 1
+    }
+
     /// All runs, those at equal distances together; of a plan's slice that is one comb.
     pub(crate) fn combs(&self) -> Vec<Comb> {
         let (mut run_count, mut stride) = (1, self.run_bytes);
@@ -145,6 +151,10 @@ mod tests {
                     bytes[range].iter_mut().enumerate().for_each(|(i, byte)| *byte = start + i);
                 });
                 assert_eq!(bytes, expected[offset..offset + len], "{offset} + {len}");
+                if len > 0 {
+                    let span = runs.span(offset..offset + len);
+                    assert_eq!(span, expected[offset]..expected[offset + len - 1] + 1);
+                }
             }
         }
     }

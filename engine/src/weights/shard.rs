@@ -9,6 +9,7 @@ use memmap2::{Advice, Mmap};
 use safetensors::tensor::TensorInfo;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The longest header that is read; that of gpt-oss-120b in one file has 0.1 MB.
@@ -33,6 +34,12 @@ impl Shard {
 
     pub(super) fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Lets the kernel begin to read: the disk is asked for much at once, and not only when it is touched.
+    pub(super) fn will_read(&self, bytes: Range<usize>) {
+        // Advice: where it is not taken, reading is only slower.
+        let _ = self.map.advise_range(Advice::WillNeed, bytes.start, bytes.len());
     }
 }
 

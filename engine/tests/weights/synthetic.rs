@@ -2,8 +2,8 @@
 
 use crate::small;
 use flotilla_engine::weights::{
-    Checkpoint, GenerationConfig, SliceReader, Synthetic, WeightError, WeightSource, config_like,
-    slice_digest, write_checkpoint,
+    CHUNK_BYTES, Checkpoint, Extent, GenerationConfig, Synthetic, WeightError, WeightSource, config_like,
+    read_chunk, write_checkpoint,
 };
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{ModelSpec, TensorSlice};
@@ -132,48 +132,19 @@ fn a_config_like_the_published_with_other_layers() {
     assert!(error.contains("num_hidden_layers is 0"), "{error}");
 }
 
-/// Fails from a byte on, as a disk or a stream would.
-struct Failing(Synthetic, usize);
-
-impl WeightSource for Failing {
-    fn spec(&self) -> &ModelSpec {
-        self.0.spec()
-    }
-
-    fn read(&self, slice: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
-        if offset + out.len() > self.1 {
-            return Err(WeightError::Source("the cable is cut".into()));
-        }
-        self.0.read(slice, offset, out)
-    }
-}
-
 #[test]
-fn a_slice_streams_in_chunks_with_one_digest() {
+fn chunks_are_the_slice_each_with_its_digest() {
     let model = Synthetic::new(ModelSpec::published("gpt-oss-20b").unwrap(), 1);
-    let tensor = TensorId::Layer(0, LayerTensor::RouterWeight);
     let slice = TensorSlice::cut(TensorId::Embed, model.spec(), 0, 1000..1437);
     let expected = read(&model, &slice);
-    let digest = slice_digest(&model, &slice).unwrap();
-    assert_eq!(digest.0, *blake3::hash(&expected).as_bytes());
-    assert_eq!(digest.to_string(), blake3::hash(&expected).to_hex().as_str());
-    assert_ne!(digest, slice_digest(&model, &TensorSlice::whole(tensor, model.spec())).unwrap());
-    for resume in [0, 1, 1 << 20, (1 << 20) + 5, expected.len() - 1, expected.len()] {
-        let mut reader = SliceReader::resume(&model, &slice, resume);
-        let mut got = expected[..resume].to_vec();
-        for chunk in reader.by_ref() {
-            let chunk = chunk.unwrap();
-            assert_eq!(chunk.offset, got.len());
-            assert!((1..=1 << 20).contains(&chunk.bytes.len()));
-            got.extend(chunk.bytes);
-        }
-        assert_eq!(got, expected, "from {resume}");
-        assert_eq!(reader.digest(), Some(digest), "from {resume}");
+    let mut got = Vec::new();
+    for chunk in Extent::whole(0, &slice).chunks() {
+        assert_eq!(chunk.start, got.len());
+        let (bytes, digest) = read_chunk(&model, &slice, chunk).unwrap();
+        assert!((1..=CHUNK_BYTES).contains(&bytes.len()));
+        assert_eq!(digest.0, *blake3::hash(&bytes).as_bytes());
+        assert_eq!(digest.to_string(), blake3::hash(&bytes).to_hex().as_str());
+        got.extend(bytes);
     }
-
-    let failing = Failing(model, 2 << 20);
-    let mut reader = SliceReader::new(&failing, &slice);
-    assert_eq!(reader.by_ref().filter(Result::is_ok).count(), 2);
-    assert!(reader.next().is_none() && reader.digest().is_none(), "ends after its error");
-    assert_eq!(slice_digest(&failing, &slice).unwrap_err().to_string(), "the cable is cut");
+    assert_eq!(got, expected);
 }

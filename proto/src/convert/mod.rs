@@ -69,12 +69,9 @@ fn exactly_32(bytes: &[u8], field: &'static str) -> Result<[u8; 32], WireError> 
     bytes.try_into().map_err(|_| wrong(field, format!("has {} bytes, expected 32", bytes.len())))
 }
 
-/// The digest of a chunk: absent, or exactly 32 bytes.
-pub fn slice_digest(digest: &[u8]) -> Result<Option<[u8; 32]>, WireError> {
-    if digest.is_empty() {
-        return Ok(None);
-    }
-    exactly_32(digest, "SliceChunk.digest").map(Some)
+/// The digest of a chunk: exactly 32 bytes.
+pub fn chunk_digest(digest: &[u8]) -> Result<[u8; 32], WireError> {
+    exactly_32(digest, "SliceChunk.digest")
 }
 
 fn to_backend(kind: BackendKind) -> wire::Backend {

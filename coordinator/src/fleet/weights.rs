@@ -1,0 +1,182 @@
+//! The streams of slices: what the workers of the forming group may fetch, read and digested off the async
+//! threads, all of them together no faster than they may.
+
+use super::rate::Throttle;
+use flotilla_engine::weights::{Extent, WeightError, WeightSource, read_chunk};
+use flotilla_proto::wire;
+use flotilla_shared::{Epoch, Plan, Rank, TensorSlice};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+/// Chunks on their way in one stream.
+const CHUNKS_AHEAD: usize = 4;
+/// Extents of one request at most.
+const EXTENTS_MAX: usize = 4096;
+
+pub(super) type Chunks = ReceiverStream<Result<wire::SliceChunk, Status>>;
+
+/// What the workers of the current epoch may fetch.
+pub struct Serving {
+    pub epoch: Epoch,
+    pub plan: Plan,
+    pub source: Arc<dyn WeightSource>,
+}
+
+/// Weights for whoever may have them.
+#[derive(Default)]
+pub(super) struct Counter {
+    serving: Mutex<Option<Arc<Serving>>>,
+    throttle: Option<Throttle>,
+}
+
+impl Counter {
+    /// Sends so many bytes a second at most, over all workers.
+    pub(super) fn new(bytes_per_second_max: Option<u64>) -> Counter {
+        Counter { serving: Mutex::default(), throttle: bytes_per_second_max.map(Throttle::new) }
+    }
+
+    pub(super) fn serve(&self, serving: Option<Serving>) {
+        *self.serving.lock().expect("no holder panics") = serving.map(Arc::new);
+    }
+
+    fn serving(&self, epoch: u64) -> Result<Arc<Serving>, Status> {
+        let serving = self.serving.lock().expect("no holder panics").clone();
+        let serving = serving.filter(|serving| serving.epoch.0 == epoch);
+        serving.ok_or_else(|| Status::failed_precondition(format!("epoch {epoch} has no weights to fetch")))
+    }
+
+    /// The chunks that are asked for, as they are read.
+    pub(super) fn fetch(self: &Arc<Self>, request: wire::FetchRequest) -> Result<Chunks, Status> {
+        let serving = self.serving(request.epoch)?;
+        if request.rank as usize >= serving.plan.rank_count() {
+            return Err(Status::invalid_argument(format!("the plan has no rank {}", request.rank)));
+        }
+        let slices = serving.plan.slices(serving.source.spec(), Rank(request.rank as u16));
+        let extents = checked(&request.extents, &slices)?;
+        let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
+        let counter = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let sent = counter.send(&*serving.source, &slices, &extents, &chunks);
+            if let Err(error) = sent {
+                let _ = chunks.blocking_send(Err(Status::data_loss(error.to_string())));
+            }
+        });
+        Ok(ReceiverStream::new(stream))
+    }
+
+    /// Reads chunks and sends them one by one; ends early when the worker is gone.
+    fn send(
+        &self,
+        source: &dyn WeightSource,
+        slices: &[TensorSlice],
+        extents: &[Extent],
+        chunks: &mpsc::Sender<Result<wire::SliceChunk, Status>>,
+    ) -> Result<(), WeightError> {
+        let announce = |extent: Option<&Extent>| {
+            if let Some(Extent { slice, bytes }) = extent {
+                source.will_read(&slices[*slice], bytes.clone());
+            }
+        };
+        announce(extents.first());
+        for (number, extent) in extents.iter().enumerate() {
+            announce(extents.get(number + 1));
+            for chunk in extent.chunks() {
+                if let Some(throttle) = &self.throttle {
+                    throttle.pass(chunk.len());
+                }
+                let message = message(source, slices, extent.slice, chunk)?;
+                if chunks.blocking_send(Ok(message)).is_err() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn message(
+    source: &dyn WeightSource,
+    slices: &[TensorSlice],
+    slice: usize,
+    chunk: Range<usize>,
+) -> Result<wire::SliceChunk, WeightError> {
+    let offset = chunk.start as u64;
+    let (bytes, digest) = read_chunk(source, &slices[slice], chunk)?;
+    Ok(wire::SliceChunk { slice: slice as u32, offset, data: bytes.into(), digest: digest.0.to_vec().into() })
+}
+
+/// The extents as ours, each of which lies in its slice.
+fn checked(extents: &[wire::Extent], slices: &[TensorSlice]) -> Result<Vec<Extent>, Status> {
+    if extents.len() > EXTENTS_MAX {
+        return Err(Status::invalid_argument(format!(
+            "{} extents at once, at most {EXTENTS_MAX}",
+            extents.len()
+        )));
+    }
+    let check = |wire: &wire::Extent| {
+        let slice = slices.get(wire.slice as usize);
+        let extent = Extent { slice: wire.slice as usize, bytes: wire.start as usize..wire.end as usize };
+        let good = slice.is_some_and(|slice| extent.fits(slice.bytes()));
+        good.then_some(extent).ok_or_else(|| {
+            let wire::Extent { slice, start, end } = wire;
+            Status::invalid_argument(format!("bytes {start}..{end} are no chunks of slice {slice}"))
+        })
+    };
+    extents.iter().map(check).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_engine::weights::{CHUNK_BYTES, Digest, Synthetic};
+    use flotilla_shared::ModelSpec;
+    use tokio_stream::StreamExt;
+
+    fn counter() -> (Arc<Counter>, Vec<TensorSlice>) {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let plan = Plan::with_shares(&spec, &[1.0, 1.0]);
+        let slices = plan.slices(&spec, Rank(1));
+        let counter = Arc::new(Counter::default());
+        let source = Arc::new(Synthetic::new(spec, 1));
+        counter.serve(Some(Serving { epoch: Epoch(3), plan, source }));
+        (counter, slices)
+    }
+
+    fn request(extents: &[(u32, u64, u64)]) -> wire::FetchRequest {
+        let extents = extents.iter().map(|&(slice, start, end)| wire::Extent { slice, start, end });
+        wire::FetchRequest { epoch: 3, rank: 1, extents: extents.collect() }
+    }
+
+    #[tokio::test]
+    async fn the_chunks_that_are_asked_for_come_in_order_with_their_digests() {
+        let (counter, slices) = counter();
+        let mib = CHUNK_BYTES as u64;
+        let last = slices[1].bytes() as u64;
+        let mut chunks = counter.fetch(request(&[(0, mib, 3 * mib), (1, 0, last)])).unwrap();
+        let mut got = Vec::new();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.unwrap();
+            assert_eq!(chunk.digest, Digest::of(&chunk.data).0.to_vec());
+            got.push((chunk.slice, chunk.offset, chunk.data.len() as u64));
+        }
+        assert_eq!(got, [(0, mib, mib), (0, 2 * mib, mib), (1, 0, last)]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused() {
+        let (counter, slices) = counter();
+        let count = slices.len() as u32;
+        let refused = |request| counter.fetch(request).unwrap_err().message().to_owned();
+        assert!(refused(request(&[(count, 0, 1)])).contains("no chunks of slice"));
+        assert!(refused(request(&[(0, 5, 9)])).contains("bytes 5..9 are no chunks of slice 0"));
+        assert!(refused(request(&[(0, 0, u64::MAX)])).contains("no chunks"));
+        assert!(refused(request(&vec![(0, 0, 1 << 20); EXTENTS_MAX + 1])).contains("at most 4096"));
+        assert!(refused(wire::FetchRequest { rank: 2, ..request(&[]) }).contains("no rank 2"));
+        assert!(refused(wire::FetchRequest { epoch: 2, ..request(&[]) }).contains("epoch 2"));
+        counter.serve(None);
+        assert!(refused(request(&[])).contains("epoch 3 has no weights"));
+    }
+}

@@ -1,0 +1,81 @@
+//! Fills a rank's weights. Places that may have them are asked in turn, each for what those before it did not
+//! have: what this worker keeps on disk, then the coordinator. Every chunk is checked against its digest before it is copied.
+
+mod coordinator;
+mod filler;
+mod wanted;
+
+use crate::error::WorkerError;
+use crate::settings::Settings;
+use filler::Filler;
+use flotilla_engine::weights::{Synthetic, WeightError, WeightSink};
+use flotilla_shared::{Assignment, Loading, TensorSlice, WeightOrigin};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tracing::info;
+use wanted::Wanted;
+
+/// What is asked for at once, and kept as one file: so many bytes of a slice, from a multiple of it on.
+pub const PART_BYTES: usize = 16 << 20;
+
+/// Reports at most so often, and at the end.
+const REPORT_EVERY: Duration = Duration::from_millis(200);
+
+/// Fills `weights` with what the assignment says; `tell` is told how far it is.
+pub async fn load<W: WeightSink + 'static>(
+    settings: &Settings,
+    assignment: &Assignment,
+    weights: W,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> Result<W, WorkerError> {
+    let start = Instant::now();
+    let report = every(REPORT_EVERY, tell);
+    let weights = match assignment.weights {
+        WeightOrigin::Stream => bring(settings, assignment, weights, report).await?,
+        WeightOrigin::Synthetic { seed } => {
+            make(Synthetic::new(assignment.spec.clone(), seed), weights, report).await?
+        }
+    };
+    let seconds = start.elapsed().as_secs_f64();
+    let bytes: usize = weights.slices().iter().map(TensorSlice::bytes).sum();
+    info!(bytes, seconds, "weights are here");
+    Ok(weights)
+}
+
+/// Asks one place after the other.
+async fn bring<W: WeightSink + 'static>(
+    settings: &Settings,
+    assignment: &Assignment,
+    weights: W,
+    report: impl FnMut(Loading) + Send + 'static,
+) -> Result<W, WorkerError> {
+    let wanted = Arc::new(Mutex::new(Wanted::all(weights.slices())));
+    let filler = Filler::start(weights, report);
+    let brought = coordinator::fetch(settings, assignment, &wanted, filler.chunks()).await;
+    filler.finish(brought).await
+}
+
+async fn make<W: WeightSink + 'static>(
+    source: Synthetic,
+    mut weights: W,
+    mut report: impl FnMut(Loading) + Send + 'static,
+) -> Result<W, WorkerError> {
+    let made = move || {
+        let mut report = |bytes_done, bytes_total| report(Loading { bytes_done, bytes_total });
+        weights.make_from(&source, &mut report)?;
+        Ok::<_, WeightError>(weights)
+    };
+    Ok(tokio::task::spawn_blocking(made).await.expect("making weights does not panic")?)
+}
+
+/// Passes on a report every `pause`, and the last.
+fn every(pause: Duration, tell: impl Fn(Loading) + Send + 'static) -> impl FnMut(Loading) + Send + 'static {
+    let mut last = Instant::now();
+    move |loading: Loading| {
+        let done = loading.bytes_done == loading.bytes_total;
+        if done || last.elapsed() >= pause {
+            last = Instant::now();
+            tell(loading);
+        }
+    }
+}
