@@ -22,7 +22,7 @@ const MEMORY_OFFERED: f64 = 0.9;
 pub struct UpArgs {
     #[command(flatten)]
     serve: ServeArgs,
-    /// Worker processes; the model is cut over them [default: one a card, or 2 on the CPU]
+    /// Worker processes of each copy; the model is cut over them [default: one a card, or 2 on the CPU]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
     /// What the workers compute with, in turn: cpu, or cards as cuda:0,cuda:1
@@ -53,9 +53,10 @@ pub fn run(args: UpArgs) -> Result<()> {
 
 async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<()> {
     let ranks = args.ranks();
-    let threads = args.threads.map_or(machine::cores() / ranks, usize::from).max(1);
+    let workers = ranks * args.serve.replicas.first();
+    let threads = args.threads.map_or(machine::cores() / workers, usize::from).max(1);
     let memory =
-        machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / ranks as u64);
+        machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / workers as u64);
     // Before the workers begin to read weights for nothing.
     let door = Door::open(&args.serve, model).await?;
     let token = random_token();
@@ -69,7 +70,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         cpu: args.cpu.clone(),
         sums: args.sums,
     };
-    let mut workers = LocalWorkers::spawn(ranks, settings)?;
+    let mut processes = LocalWorkers::spawn(workers, settings)?;
     // A worker that ends before the first group stood would end again: then its message is the answer.
     let stood = Arc::new(AtomicBool::new(false));
     let stands = stood.clone();
@@ -80,7 +81,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         [DeviceChoice::Cpu] => format!("{threads} threads each"),
         devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
     };
-    eprintln!("{} on {ranks} workers of {each}, processes {:?}", door.model.name, workers.ids());
+    eprintln!("{} on {workers} workers of {each}, processes {:?}", door.model.name, processes.ids());
     // A question without a key, and without trust in a certificate, has no answer.
     let greets = door.model.is_demo && args.serve.front.is_plain();
     let front = args.serve.front.clone();
@@ -103,7 +104,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     };
     tokio::select! {
         served = serve(&args.serve, door, fleet, ranks, on_ready, on_lost, ctrl_c()) => served,
-        died = workers.supervise(&stood, lost) => Err(died),
+        died = processes.supervise(&stood, lost) => Err(died),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is known of the cluster, for those who look at it: the metrics and the page of the cluster. It
 //! is written by whoever forms groups and read by the API; nothing is decided by it.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,15 +10,19 @@ use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::Demand;
 use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare, Reach};
 
-/// Cheap to clone; all clones are one board.
+/// Cheap to clone; all clones are one board, on which each replica has a place.
 #[derive(Clone, Debug)]
-pub struct Board(Arc<Facts>);
+pub struct Board {
+    facts: Arc<Facts>,
+    replica: usize,
+}
 
 #[derive(Debug)]
 struct Facts {
     started: Instant,
     model: Mutex<Option<Arc<ModelSpec>>>,
-    group: Mutex<Option<Group>>,
+    /// By replica.
+    groups: Mutex<BTreeMap<usize, Group>>,
     reforms: Mutex<Reforms>,
 }
 
@@ -55,15 +60,20 @@ pub struct Member {
 impl Default for Board {
     fn default() -> Board {
         let started = Instant::now();
-        let (model, group, reforms) = Default::default();
-        Board(Arc::new(Facts { started, model, group, reforms }))
+        let (model, groups, reforms) = Default::default();
+        Board { facts: Arc::new(Facts { started, model, groups, reforms }), replica: 0 }
     }
 }
 
 impl Board {
+    /// The same board, for that replica to write on.
+    pub fn of_replica(&self, replica: usize) -> Board {
+        Board { facts: self.facts.clone(), replica }
+    }
+
     /// The model that is to be served.
     pub fn model(&self, spec: &ModelSpec) {
-        *lock(&self.0.model) = Some(Arc::new(spec.clone()));
+        *lock(&self.facts.model) = Some(Arc::new(spec.clone()));
     }
 
     /// A group is going to be these workers, in the order of their ranks.
@@ -90,19 +100,20 @@ impl Board {
             }
         });
         let members = members.collect();
-        *lock(&self.0.group) = Some(Group { epoch, kv_blocks: demand.kv_blocks, members });
+        let group = Group { epoch, kv_blocks: demand.kv_blocks, members };
+        lock(&self.facts.groups).insert(self.replica, group);
     }
 
     /// How far each rank has loaded.
     pub fn loading(&self, ranks: &[Loading]) {
-        if let Some(group) = lock(&self.0.group).as_mut() {
+        if let Some(group) = lock(&self.facts.groups).get_mut(&self.replica) {
             group.members.iter_mut().zip(ranks).for_each(|(member, loading)| member.loading = *loading);
         }
     }
 
     /// How each rank reaches the others.
     pub fn linked(&self, ranks: &[Reach]) {
-        if let Some(group) = lock(&self.0.group).as_mut() {
+        if let Some(group) = lock(&self.facts.groups).get_mut(&self.replica) {
             group
                 .members
                 .iter_mut()
@@ -113,25 +124,26 @@ impl Board {
 
     /// A group stands where another was lost so long ago.
     pub fn reformed(&self, after: Duration) {
-        let (mut reforms, seconds) = (lock(&self.0.reforms), after.as_secs_f64());
+        let (mut reforms, seconds) = (lock(&self.facts.reforms), after.as_secs_f64());
         *reforms =
             Reforms { count: reforms.count + 1, seconds: reforms.seconds + seconds, last_seconds: seconds };
     }
 
     pub fn reforms(&self) -> Reforms {
-        *lock(&self.0.reforms)
+        *lock(&self.facts.reforms)
     }
 
     pub fn spec(&self) -> Option<Arc<ModelSpec>> {
-        lock(&self.0.model).clone()
+        lock(&self.facts.model).clone()
     }
 
-    pub fn group(&self) -> Option<Group> {
-        lock(&self.0.group).clone()
+    /// Of each replica that has one, with its number.
+    pub fn groups(&self) -> Vec<(usize, Group)> {
+        lock(&self.facts.groups).iter().map(|(replica, group)| (*replica, group.clone())).collect()
     }
 
     pub fn uptime_s(&self) -> f64 {
-        self.0.started.elapsed().as_secs_f64()
+        self.facts.started.elapsed().as_secs_f64()
     }
 }
 

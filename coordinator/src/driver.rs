@@ -5,12 +5,11 @@
 
 mod guides;
 mod handle;
+mod rescue;
 mod stats;
 
 use std::collections::BTreeMap;
 use std::future::pending;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Scheduler, Usage};
@@ -24,13 +23,17 @@ use handle::{Admission, Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
+pub use rescue::Replicas;
+use rescue::WeakReplicas;
 pub use stats::Stats;
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct Settings {
     /// How long requests in flight wait for another group when theirs is lost; then they fail. Zero
     /// fails them at once.
     pub regroup_wait: Duration,
+    /// All that serve the model: where sequences go on whose group is lost here.
+    pub replicas: Replicas,
 }
 
 /// Starts the driver on the current runtime: without a group, and so not ready.
@@ -40,9 +43,11 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     let loading = Readiness::Loading { reason: "no workers have joined yet".to_owned() };
     let (readiness_in, readiness) = watch::channel(loading);
     let (stats_in, stats) = watch::channel(Stats::default());
+    let replicas = settings.replicas.downgrade();
     let driver = Driver {
         scheduler,
-        settings,
+        regroup_wait: settings.regroup_wait,
+        replicas: replicas.clone(),
         commands,
         news,
         seat: Seat::Empty,
@@ -56,13 +61,13 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         started: now(),
     };
     tokio::spawn(driver.run());
-    let sequences = Arc::new(AtomicU64::new(1));
-    (DriverHandle { commands: commands_in, readiness, stats, sequences }, FleetHandle { news: news_in })
+    (DriverHandle::new(commands_in, readiness, stats, replicas), FleetHandle { news: news_in })
 }
 
 struct Driver<G> {
     scheduler: Scheduler,
-    settings: Settings,
+    regroup_wait: Duration,
+    replicas: WeakReplicas,
     commands: mpsc::UnboundedReceiver<Command>,
     news: mpsc::UnboundedReceiver<News<G>>,
     seat: Seat<G>,
@@ -104,6 +109,7 @@ enum Happened<G> {
     Guided(Guided),
     DeadlineCame,
     WaitedTooLong,
+    LookForReplica,
 }
 
 impl<G: Group> Driver<G> {
@@ -126,6 +132,7 @@ impl<G: Group> Driver<G> {
     /// gone.
     async fn wait(&mut self) -> Option<Happened<G>> {
         let give_up = self.orphaned.as_ref().map(|orphaned| orphaned.give_up);
+        let look = give_up.map(|_| now() + rescue::LOOK_EVERY);
         let deadline = self.scheduler.wakes_at().map(|deadline| self.started + deadline);
         tokio::select! {
             biased;
@@ -135,6 +142,7 @@ impl<G: Group> Driver<G> {
             guided = self.guides.come_back() => Some(Happened::Guided(guided)),
             () = passed(deadline) => Some(Happened::DeadlineCame),
             () = passed(give_up) => Some(Happened::WaitedTooLong),
+            () = passed(look) => Some(Happened::LookForReplica),
         }
     }
 
@@ -151,6 +159,7 @@ impl<G: Group> Driver<G> {
             Happened::Guided(guided) => self.guided(guided),
             Happened::DeadlineCame => self.tell(Event::Tick),
             Happened::WaitedTooLong => self.give_up(),
+            Happened::LookForReplica => self.rescue(),
         }
     }
 
@@ -173,6 +182,7 @@ impl<G: Group> Driver<G> {
         match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Cancel(sequence) => self.cancel(sequence),
+            Command::Adopt(moving) => self.adopt(moving),
         }
     }
 
@@ -226,7 +236,10 @@ impl<G: Group> Driver<G> {
     fn guided(&mut self, guided: Guided) {
         let sequence = guided.sequence;
         match self.guides.settle(guided) {
-            Settled::Ready => self.tell(Event::Masked(sequence)),
+            Settled::Ready => {
+                self.tell(Event::Masked(sequence));
+                self.rescue();
+            }
             Settled::Lost => self.fail(sequence, Failure::GuideLost),
             Settled::Exhausted(exhausted) => self.fail(sequence, Failure::FormExhausted(exhausted)),
             Settled::Ended => {}
@@ -259,7 +272,23 @@ impl<G: Group> Driver<G> {
         self.seat = Seat::Empty;
         self.readiness.send_replace(Readiness::Lost { error: error.clone() });
         self.tell(Event::GroupLost { epoch });
-        self.orphaned = Some(Orphaned { error, give_up: now() + self.settings.regroup_wait });
+        self.orphan(error);
+        self.rescue();
+    }
+
+    fn is_seated(&self) -> bool {
+        matches!(self.seat, Seat::Taken { .. })
+    }
+
+    fn orphan(&mut self, error: GroupError) {
+        self.orphaned = Some(Orphaned { error, give_up: now() + self.regroup_wait });
+    }
+
+    /// Sequences that came from another replica when this one had just lost its group too.
+    fn orphan_those_who_came(&mut self) {
+        if self.orphaned.is_none() {
+            self.orphan(GroupError::Outgrown);
+        }
     }
 
     fn give_up(&mut self) {

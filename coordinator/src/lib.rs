@@ -9,5 +9,6 @@ pub mod group;
 pub mod guide;
 pub mod harmony;
 pub mod keys;
+pub mod router;
 pub mod service;
 pub mod tokenizer;

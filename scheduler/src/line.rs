@@ -68,6 +68,12 @@ impl Line {
         self.queues.entry((sequence.priority, sequence.client)).or_default().push_back(sequence);
     }
 
+    /// Takes in one that ran, or waited, elsewhere: among those who come back.
+    pub fn adopt(&mut self, sequence: Sequence) {
+        self.clients.entry(sequence.client).or_default().sequences += 1;
+        self.resume(sequence);
+    }
+
     /// Comes back from the group: by its arrival among those who did.
     pub fn resume(&mut self, sequence: Sequence) {
         self.count += 1;

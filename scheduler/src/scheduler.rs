@@ -216,6 +216,35 @@ impl Scheduler {
         }
     }
 
+    pub(crate) fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Out of the line and off all accounts; it has not ended.
+    pub(crate) fn take_waiting(&mut self, id: SequenceId) -> Option<Sequence> {
+        let sequence = self.line.remove(id)?;
+        self.ids.remove(&id);
+        self.line.leave(sequence.client);
+        Some(sequence)
+    }
+
+    pub(crate) fn take_over(&mut self, now: Duration, mut sequence: Sequence) {
+        self.now = now;
+        self.arrival_last.0 += 1;
+        sequence.arrival = self.arrival_last;
+        self.ids.insert(sequence.id);
+        self.deadline_next = self.deadline_next.into_iter().chain(sequence.deadline).min();
+        let (id, end) = (sequence.id, sequence.end(self.length_max()));
+        self.line.adopt(sequence);
+        if let Some(reason) = end {
+            self.end_early(id, reason);
+        }
+        #[cfg(debug_assertions)]
+        if self.checked {
+            self.check();
+        }
+    }
+
     fn mask_arrived(&mut self, id: SequenceId) {
         let running = self.group.iter_mut().flat_map(|group| &mut group.running);
         if let Some(sequence) = running.chain(self.line.iter_mut()).find(|sequence| sequence.id == id) {

@@ -6,6 +6,7 @@ mod loss;
 mod malformed;
 mod refusals;
 mod regroup;
+mod replicas;
 mod scheduling;
 mod serving;
 mod signals;

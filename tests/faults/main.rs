@@ -80,6 +80,9 @@ async fn run(seed: u64, fleet: &mut Fleet, requests: &Requests, told: &mut Told)
     fleet.mend().await;
     let epoch_now = client.health(200).await["epoch"].as_u64();
     eprintln!("{seed}: {:.1?} {fault:?}", start.elapsed());
+    if start.elapsed().as_secs() > 5 {
+        eprintln!("SLOW {}", fleet.said());
+    }
     told.reforms += epoch_now.zip(epoch).map_or(0, |(now, before)| now - before);
     Ok(())
 }

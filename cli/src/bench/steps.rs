@@ -93,7 +93,7 @@ pub async fn measure(
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: ranks });
         let mut workers = LocalWorkers::spawn(ranks, settings)?;
         let group = tokio::select! {
-            group = fleet.form(Epoch(1), &formation, &progress) => group?,
+            group = fleet.form(Epoch(1), &formation, false, &progress) => group?,
             (_, died) = workers.first_death() => return Err(died),
         };
         (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)

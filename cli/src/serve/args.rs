@@ -2,6 +2,7 @@
 //! those of the front in [`super::front`].
 
 use super::front::FrontArgs;
+use super::replicas::ReplicaCount;
 use super::steps::StepArgs;
 use crate::links::LinkArgs;
 use crate::model::{Model, ModelArgs};
@@ -43,6 +44,9 @@ pub struct ServeArgs {
     /// Requests that may wait; one more gets 429
     #[arg(long, default_value_t = 1024)]
     pub queue: usize,
+    /// Copies of the model, each on workers of its own: a number, or auto for as many as the workers make
+    #[arg(long, default_value_t = ReplicaCount::Exactly(1))]
+    pub replicas: ReplicaCount,
     /// Seconds that a lost worker is waited for before the group goes on with those that are left
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     regroup_grace: f64,

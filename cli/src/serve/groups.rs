@@ -1,10 +1,10 @@
-//! Groups, one after the other: formed of whoever has joined, served until lost or outgrown, formed again.
+//! The groups of one replica, one after the other: formed of whoever has joined, served until lost or outgrown, formed
+//! again.
 
 use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
 use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
-use flotilla_shared::Epoch;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -12,61 +12,73 @@ use tracing::{info, warn};
 /// Between two groups that did not come to be.
 const FORM_PAUSE: Duration = Duration::from_millis(200);
 
-/// Forms a group, and another one whenever it is lost; returns only what no new worker can mend. `on_lost` is told the
-/// name of the worker that was lost, if one was.
-pub async fn keep_formed(
-    fleet: Fleet,
-    formation: Formation,
-    groups: FleetHandle<RemoteGroup>,
-    mut driver: DriverHandle,
-    on_ready: impl FnOnce(),
-    on_lost: impl Fn(Option<&str>),
-) -> FormError {
-    let mut on_ready = Some(on_ready);
-    let mut epoch = Epoch(0);
-    let mut lost_at: Option<Instant> = None;
-    loop {
-        epoch.0 += 1;
-        let (progress, seen) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
-        let formed = tokio::select! {
-            formed = fleet.form(epoch, &formation, &progress) => formed,
-            never = show_progress(seen, &groups, &formation.board) => match never {},
-        };
-        let group = match formed {
-            Ok(group) => group,
-            Err(FormError::Worker { rank, name, reason }) => {
-                warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
-                tokio::time::sleep(FORM_PAUSE).await;
-                continue;
+/// One replica: what it is formed by, and who is told.
+pub struct Replica<'a> {
+    pub fleet: &'a Fleet,
+    pub formation: Formation,
+    pub groups: FleetHandle<RemoteGroup>,
+    pub driver: DriverHandle,
+    /// Ranks of the group that stands; 0 while none does.
+    pub ranks: watch::Sender<usize>,
+    /// It is not the first of this coordinator: nobody waits for its workers.
+    pub is_more: bool,
+}
+
+impl Replica<'_> {
+    /// Forms a group, and another one whenever it is lost; returns only what no new worker can mend. `on_lost` is told
+    /// the name of the worker that was lost, if one was.
+    pub async fn keep_formed(mut self, on_ready: impl Fn(), on_lost: impl Fn(Option<&str>)) -> FormError {
+        let mut lost_at: Option<Instant> = None;
+        loop {
+            let group = match self.form(lost_at.is_some() || self.is_more).await {
+                Ok(group) => group,
+                Err(FormError::Worker { rank, name, reason }) => {
+                    warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
+                    tokio::time::sleep(FORM_PAUSE).await;
+                    continue;
+                }
+                Err(error) => return error,
+            };
+            if let Some(lost_at) = lost_at {
+                let (epoch, ranks) = (group.epoch(), group.plan().rank_count());
+                let seconds = lost_at.elapsed().as_secs_f64();
+                info!(%epoch, ranks, seconds, "a group stands again");
+                self.formation.board.reformed(lost_at.elapsed());
             }
-            Err(error) => return error,
-        };
-        if let Some(lost_at) = lost_at.take() {
-            let seconds = lost_at.elapsed().as_secs_f64();
-            info!(%epoch, ranks = group.plan().rank_count(), seconds, "a group stands again");
-            formation.board.reformed(lost_at.elapsed());
+            let lost = self.serve(group, &on_ready).await;
+            lost_at = Some(Instant::now());
+            on_lost(lost.as_deref());
         }
-        let (loss, ranks) = (group.loss(), group.plan().rank_count());
-        groups.formed(epoch, formation.kv_blocks, group);
-        tokio::pin!(loss);
+    }
+
+    async fn form(&self, again: bool) -> Result<RemoteGroup, FormError> {
+        let epoch = self.fleet.next_epoch();
+        let (progress, seen) = watch::channel(Progress::Waiting { joined: 0, wanted: self.formation.ranks });
+        tokio::select! {
+            formed = self.fleet.form(epoch, &self.formation, again, &progress) => formed,
+            never = show_progress(seen, &self.groups, &self.formation.board) => match never {},
+        }
+    }
+
+    /// Until the group is lost or outgrown; says which worker is to blame, if one is.
+    async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn()) -> Option<String> {
+        let (loss, epoch, ranks) = (group.loss(), group.epoch(), group.plan().rank_count());
+        self.groups.formed(epoch, self.formation.kv_blocks, group);
+        self.ranks.send_replace(ranks);
         let ready = async {
-            driver.ready().await;
-            if let Some(on_ready) = on_ready.take() {
-                on_ready();
-            }
+            self.driver.ready().await;
+            on_ready();
             std::future::pending::<()>().await
         };
         let lost = tokio::select! {
             // In a step the driver hears of it first, between steps nobody asks the workers anything.
-            lost = &mut loss => lost,
-            () = fleet.grown(&formation, ranks) => Some((GroupError::Outgrown, String::new())),
+            lost = loss => lost,
+            () = self.fleet.grown(&self.formation, ranks) => Some((GroupError::Outgrown, None)),
             () = ready => None,
         };
-        lost_at = Some(Instant::now());
-        let name = lost.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty());
-        on_lost(name);
-        if let Some((error, _)) = lost {
-            groups.lost(epoch, error);
-        }
+        self.ranks.send_replace(0);
+        let (error, name) = lost?;
+        self.groups.lost(epoch, error);
+        name
     }
 }

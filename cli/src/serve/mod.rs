@@ -5,6 +5,7 @@ mod args;
 mod door;
 mod front;
 mod groups;
+mod replicas;
 mod steps;
 
 use crate::local_workers::TOKEN_VARIABLE;
@@ -12,11 +13,14 @@ use anyhow::{Context, Result, ensure};
 pub use args::ServeArgs;
 use clap::Args;
 pub use door::Door;
-use flotilla_coordinator::driver;
+use flotilla_coordinator::driver::{self, Replicas};
 use flotilla_coordinator::fleet::Fleet;
+use flotilla_coordinator::router::ReplicaRouter;
 use flotilla_coordinator::service;
 use flotilla_scheduler::Scheduler;
 use flotilla_shared::plan::RANKS_MAX;
+use replicas::keep_replicas;
+use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -60,14 +64,14 @@ pub struct Ready {
     pub url: String,
 }
 
-/// Forms a group of `ranks` workers and serves until `shutdown`; `on_ready` is told once, when the first
+/// Forms groups of `ranks` workers, one a replica, and serves until `shutdown`; `on_ready` is told once, when the first
 /// group stands, and `on_lost` whenever one is lost, with the name of the worker that was, if it was one.
 pub async fn serve(
     args: &ServeArgs,
     Door { model, front, listener }: Door,
     fleet: Fleet,
     ranks: usize,
-    on_ready: impl FnOnce(&Ready) + Send + 'static,
+    on_ready: impl FnOnce(&Ready),
     on_lost: impl Fn(Option<&str>),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
@@ -76,8 +80,13 @@ pub async fn serve(
     formation.board.model(&model.spec);
     let scheduler = args.scheduler(&model, formation.kv_blocks);
     let context_max = scheduler.context_max;
-    let (driver, seats) =
-        driver::start(Scheduler::new(scheduler)?, driver::Settings { regroup_wait: REGROUP_WAIT });
+    // Said now, if they are wrong.
+    Scheduler::new(scheduler.clone())?;
+    let replicas = Replicas::default();
+    let start = || {
+        let settings = driver::Settings { regroup_wait: REGROUP_WAIT, replicas: replicas.clone() };
+        driver::start(Scheduler::new(scheduler.clone()).expect("they were good just now"), settings)
+    };
     let name = args.served_name.clone().unwrap_or_else(|| model.name.clone());
     let ready = Ready { model: name.clone(), url };
     let mut settings = service::Settings {
@@ -90,11 +99,18 @@ pub async fn serve(
     if let Some(date) = args.current_date.clone() {
         settings.current_date = Arc::new(move || date.clone());
     }
-    let group =
-        groups::keep_formed(fleet, formation, seats, driver.clone(), move || on_ready(&ready), on_lost);
+    let on_ready = Cell::new(Some(on_ready));
+    let first_ready = || {
+        if let Some(on_ready) = on_ready.take() {
+            on_ready(&ready);
+        }
+    };
+    let groups = keep_replicas(&fleet, &formation, args.replicas, &replicas, start, &first_ready, &on_lost);
     tokio::select! {
-        () = service::serve(listener, settings, driver, shutdown) => Ok(()),
-        error = group => Err(error.into()),
+        // First, so that there is a replica to ask.
+        biased;
+        error = groups => Err(error.into()),
+        () = service::serve(listener, settings, ReplicaRouter::new(replicas.clone()), shutdown) => Ok(()),
     }
 }
 

@@ -160,7 +160,7 @@ async fn verify(
         };
         let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
         let group = tokio::select! {
-            group = fleet.form(epoch, &formation, &progress) => group?,
+            group = fleet.form(epoch, &formation, false, &progress) => group?,
             (_, died) = workers.first_death() => return Err(died),
         };
         verify_all(&mut Verifier::new(group, epoch, spec, args.rounding()), prompts).await

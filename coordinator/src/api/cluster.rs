@@ -15,17 +15,22 @@ use crate::board::{Group, Member};
 use crate::driver::{Readiness, Stats};
 
 pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
-    let readiness = api.driver.readiness();
+    let readiness = api.replicas.readiness();
     let (stats, spec) = (api.stats(), api.settings.board.spec());
-    let group = api.settings.board.group();
+    let groups = api.settings.board.groups();
     let epoch = match &readiness {
         Readiness::Ready { epoch } => Some(epoch.0),
-        _ => group.as_ref().map(|group| group.epoch.0),
+        _ => groups.iter().map(|(_, group)| group.epoch.0).max(),
     };
-    let workers = match (&spec, &group) {
-        (Some(spec), Some(group)) => workers(spec, group, &readiness),
-        _ => Vec::new(),
-    };
+    let of_each = api.replicas.each();
+    let workers = spec.iter().flat_map(|spec| {
+        groups.iter().flat_map(|(replica, group)| {
+            let readiness = of_each.get(*replica).unwrap_or(&readiness);
+            workers(spec, *replica, group, readiness)
+        })
+    });
+    let workers: Vec<Value> = workers.collect();
+    let reforms = api.settings.board.reforms();
     Json(json!({
         "object": "cluster",
         "status": status(&readiness),
@@ -34,6 +39,8 @@ pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
         "uptime_seconds": api.settings.board.uptime_s(),
         "epoch": epoch,
         "model": model(&api, spec.as_deref()),
+        "replicas": of_each.iter().map(|readiness| json!({"status": status(readiness)})).collect::<Vec<_>>(),
+        "reforms": {"count": reforms.count, "last_seconds": reforms.last_seconds},
         "workers": workers,
         "kv": kv(&stats),
         "load": {
@@ -81,19 +88,20 @@ fn weights_bytes(spec: &ModelSpec) -> u64 {
     plan.ranks().map(|share| plan.bytes(spec, share.rank).weights()).sum()
 }
 
-fn workers(spec: &ModelSpec, group: &Group, readiness: &Readiness) -> Vec<Value> {
+fn workers(spec: &ModelSpec, replica: usize, group: &Group, readiness: &Readiness) -> Vec<Value> {
     let state = match readiness {
         Readiness::Ready { epoch } if *epoch == group.epoch => "ready",
         Readiness::Loading { .. } => "loading",
         _ => "waiting",
     };
     let size = group.members.len();
-    group.members.iter().map(|member| worker(spec, member, size, state)).collect()
+    group.members.iter().map(|member| worker(spec, replica, member, size, state)).collect()
 }
 
-fn worker(spec: &ModelSpec, member: &Member, size: usize, state: &str) -> Value {
+fn worker(spec: &ModelSpec, replica: usize, member: &Member, size: usize, state: &str) -> Value {
     let (inventory, share) = (&member.inventory, &member.share);
     json!({
+        "replica": replica,
         "rank": share.rank.0,
         "name": inventory.name,
         "device": inventory.device,

@@ -113,7 +113,7 @@ pub async fn generate(
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),
         };
-        let tokens = api.driver.submit(generation).await?;
+        let tokens = api.replicas.submit(generation).await?;
         let choice = Choice::new(api, tokens, reader(), prompt.len(), log.clone());
         streams.push(choice.updates(index));
     }

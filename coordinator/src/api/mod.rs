@@ -42,9 +42,10 @@ use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use flotilla_shared::TokenId;
 
-use crate::driver::{DriverHandle, Stats};
+use crate::driver::Stats;
 use crate::guide::Guides;
 use crate::harmony::Harmony;
+use crate::router::ReplicaRouter;
 use crate::service::Settings;
 use body::Bodies;
 pub use body::BodyLimits;
@@ -59,7 +60,7 @@ pub use responses::StoreLimits;
 pub struct Api {
     settings: Settings,
     harmony: Harmony,
-    driver: DriverHandle,
+    replicas: ReplicaRouter,
     guides: Guides,
     ids: Ids,
     desks: Desks,
@@ -71,13 +72,13 @@ pub struct Api {
 }
 
 impl Api {
-    pub fn new(settings: Settings, harmony: Harmony, driver: DriverHandle) -> Api {
+    pub fn new(settings: Settings, harmony: Harmony, replicas: ReplicaRouter) -> Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
         Api {
             guides: Guides::within(harmony.clone(), settings.limits.compile_time),
             harmony,
-            driver,
+            replicas,
             ids: Ids::default(),
             desks: Desks::default(),
             bodies: Bodies::new(settings.limits.body),
@@ -91,7 +92,7 @@ impl Api {
 
     /// How busy the driver is, and what it has done.
     fn stats(&self) -> Stats {
-        self.driver.stats()
+        self.replicas.stats()
     }
 
     fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {

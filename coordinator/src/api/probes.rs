@@ -14,7 +14,7 @@ use crate::driver::Readiness;
 /// 200 while requests are served; else 503, and why not. As vLLM's: a server whose workers are lost is not
 /// healthy. (This process is alive if it answers at all.)
 pub async fn health(State(api): State<Arc<Api>>) -> Result<Json<Value>, ApiError> {
-    match api.driver.readiness() {
+    match api.replicas.readiness() {
         Readiness::Ready { epoch } => {
             Ok(Json(json!({"status": "ready", "model": api.settings.model_name, "epoch": epoch.0})))
         }

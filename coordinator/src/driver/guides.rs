@@ -57,6 +57,13 @@ pub enum Settled {
     Ended,
 }
 
+/// What a sequence that goes elsewhere has of a guide.
+pub enum Taken {
+    None,
+    Away,
+    Here(Ready),
+}
+
 pub struct Guides {
     /// `None` while it is away.
     guides: BTreeMap<SequenceId, Option<Ready>>,
@@ -74,6 +81,15 @@ impl Guides {
 
     pub fn begin(&mut self, sequence: SequenceId, ready: Ready) {
         self.guides.insert(sequence, Some(ready));
+    }
+
+    /// The guide of a sequence that goes elsewhere, unless it is away just now.
+    pub fn take(&mut self, sequence: SequenceId) -> Taken {
+        match self.guides.get(&sequence) {
+            None => Taken::None,
+            Some(None) => Taken::Away,
+            Some(Some(_)) => self.guides.remove(&sequence).flatten().map_or(Taken::None, Taken::Here),
+        }
     }
 
     pub fn end(&mut self, sequence: SequenceId) {

@@ -1,7 +1,6 @@
 //! The driver from outside: clients submit and read tokens, the fleet brings groups. All of it is
 //! channels; nothing here decides.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -12,6 +11,7 @@ use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guides::Ready;
+use super::rescue::{Moving, WeakReplicas};
 use super::stats::Stats;
 use crate::group::GroupError;
 use crate::guide::{Exhausted, Guide};
@@ -110,6 +110,8 @@ pub(super) type Admission = oneshot::Sender<Result<(), Refusal>>;
 pub(super) enum Command {
     Submit(Box<Submission>),
     Cancel(SequenceId),
+    /// From another replica.
+    Adopt(Box<Moving>),
 }
 
 pub(super) struct Submission {
@@ -130,20 +132,46 @@ pub(super) enum News<G> {
 /// The clients' side. Cheap to clone; when the last one is dropped, the driver ends.
 #[derive(Clone)]
 pub struct DriverHandle {
-    pub(super) commands: mpsc::UnboundedSender<Command>,
-    pub(super) readiness: watch::Receiver<Readiness>,
-    pub(super) stats: watch::Receiver<Stats>,
-    pub(super) sequences: Arc<AtomicU64>,
+    commands: mpsc::UnboundedSender<Command>,
+    readiness: watch::Receiver<Readiness>,
+    stats: watch::Receiver<Stats>,
+    /// A sequence may move to one of them.
+    replicas: WeakReplicas,
 }
 
+/// Ids of sequences, unique over all replicas of this process.
+static SEQUENCES: AtomicU64 = AtomicU64::new(1);
+
 impl DriverHandle {
+    pub(super) fn new(
+        commands: mpsc::UnboundedSender<Command>,
+        readiness: watch::Receiver<Readiness>,
+        stats: watch::Receiver<Stats>,
+        replicas: WeakReplicas,
+    ) -> DriverHandle {
+        DriverHandle { commands, readiness, stats, replicas }
+    }
+
+    /// Sequences that run or wait.
+    pub fn busy(&self) -> usize {
+        let load = self.stats().load;
+        load.sequences_running + load.sequences_waiting
+    }
+
+    pub(super) fn send(&self, command: Command) -> Result<(), Box<Moving>> {
+        match self.commands.send(command) {
+            Err(mpsc::error::SendError(Command::Adopt(moving))) => Err(moving),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until the scheduler has taken the sequence in, not for its first token. Dropping the
     /// stream, or this future, cancels the sequence.
     ///
     /// Channels are unbounded, so that no client can stall another, and yet hold little: a caller waits
     /// here with one command, and events end with `tokens_max`.
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
-        let sequence = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed));
+        let sequence = SequenceId(SEQUENCES.fetch_add(1, Ordering::Relaxed));
         let Generation { prompt, sampling, tokens_max, stop_tokens, client, priority, salt, .. } = generation;
         let request = Request {
             sequence,
@@ -166,7 +194,8 @@ impl DriverHandle {
         let submission = Submission { request, timeout, guide, events: events_in, admission };
         let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
-        let stream = TokenStream { events, sequence, commands: self.commands.clone(), done: false };
+        let (commands, replicas) = (self.commands.clone(), self.replicas.clone());
+        let stream = TokenStream { events, sequence, commands, replicas, done: false };
         admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
     }
 
@@ -215,6 +244,7 @@ pub struct TokenStream {
     events: mpsc::UnboundedReceiver<TokenEvent>,
     sequence: SequenceId,
     commands: mpsc::UnboundedSender<Command>,
+    replicas: WeakReplicas,
     done: bool,
 }
 
@@ -237,6 +267,10 @@ impl Drop for TokenStream {
         if !self.done {
             // The driver may be gone already, and the sequence with it.
             let _ = self.commands.send(Command::Cancel(self.sequence));
+            // Wherever it has moved to. Others know nothing of it.
+            for driver in self.replicas.all() {
+                let _ = driver.commands.send(Command::Cancel(self.sequence));
+            }
         }
     }
 }

@@ -14,6 +14,20 @@ pub struct Stats {
     pub compute_us: u64,
 }
 
+/// Of two replicas together; a step is as long as the longer one's.
+impl std::ops::Add for Stats {
+    type Output = Stats;
+
+    fn add(self, other: Stats) -> Stats {
+        Stats {
+            load: self.load + other.load,
+            counters: self.counters + other.counters,
+            step_compute_us: self.step_compute_us.max(other.step_compute_us),
+            compute_us: self.compute_us + other.compute_us,
+        }
+    }
+}
+
 impl Stats {
     pub(super) fn computed(&mut self, compute_us: u64) {
         self.step_compute_us = compute_us;

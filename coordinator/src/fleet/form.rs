@@ -92,16 +92,16 @@ impl Formation {
 }
 
 impl Fleet {
-    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step. After the first
-    /// epoch fewer workers may do.
+    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step. `again`: in the place
+    /// of a group that was; then fewer workers may do.
     pub async fn form(
         &self,
         epoch: Epoch,
         formation: &Formation,
+        again: bool,
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
-        let again = epoch > Epoch(1);
         let Gathered { mut workers, plan } =
             gather(&self.pool, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
@@ -110,13 +110,13 @@ impl Fleet {
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {
-                self.serve_weights(Some(Serving { epoch, plan: plan.clone(), source: source.clone() }));
+                self.serve_weights(Serving { epoch, plan: plan.clone(), source: source.clone() });
                 WeightOrigin::Stream
             }
         };
         assign(epoch, formation, &plan, origin, weights_id, &workers);
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
-        self.serve_weights(None);
+        self.close_weights(epoch);
         let reached = match reached {
             Ok(reached) => reached,
             Err(error) => {

@@ -32,13 +32,17 @@ impl RemoteGroup {
         RemoteGroup { epoch, plan, workers, pool, over, steps: VecDeque::new(), answers }
     }
 
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
     /// Resolves when a worker leaves, whether or not a step is in flight, or when the group is given up: then there is
     /// no error but that of whoever gave it up.
-    pub fn loss(&self) -> impl Future<Output = Option<(GroupError, String)>> + Send + use<> {
+    pub fn loss(&self) -> impl Future<Output = Option<(GroupError, Option<String>)>> + Send + use<> {
         let ends = self.workers.iter().enumerate().map(|(rank, worker)| {
             let (rank, mut ended, name) = (Rank(rank as u16), worker.ended.clone(), worker.name().to_owned());
             Box::pin(async move {
@@ -47,7 +51,7 @@ impl RemoteGroup {
                     // Its stream's task is gone without a word: nobody listens to it any more.
                     Err(_) => "it is no longer listened to".into(),
                 };
-                (GroupError::Lost { rank, reason }, name)
+                (GroupError::Lost { rank, reason }, Some(name))
             })
         });
         let first = futures::future::select_all(ends);

@@ -6,8 +6,10 @@ use super::worker::Worker;
 use flotilla_proto::wire::fleet_server::{Fleet as FleetRpc, FleetServer};
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, wire};
+use flotilla_shared::Epoch;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -33,6 +35,7 @@ pub struct Fleet {
     address: SocketAddr,
     pub(super) pool: Pool,
     counter: Arc<Counter>,
+    epochs: AtomicU64,
 }
 
 impl Fleet {
@@ -77,7 +80,7 @@ impl Fleet {
                 warn!(%error, "the worker port closed");
             }
         });
-        Ok(Fleet { address, pool, counter })
+        Ok(Fleet { address, pool, counter, epochs: AtomicU64::new(0) })
     }
 
     /// Where workers dial.
@@ -90,8 +93,18 @@ impl Fleet {
         &self.pool
     }
 
-    pub(super) fn serve_weights(&self, serving: Option<Serving>) {
+    /// What the workers of its epoch may fetch from now on.
+    pub(super) fn serve_weights(&self, serving: Serving) {
         self.counter.serve(serving);
+    }
+
+    pub(super) fn close_weights(&self, epoch: Epoch) {
+        self.counter.close(epoch);
+    }
+
+    /// Of the next group: they rise, over all groups of this coordinator.
+    pub fn next_epoch(&self) -> Epoch {
+        Epoch(self.epochs.fetch_add(1, Ordering::Relaxed) + 1)
     }
 }
 

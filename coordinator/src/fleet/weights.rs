@@ -5,6 +5,7 @@ use super::rate::Throttle;
 use flotilla_engine::weights::{Extent, WeightError, WeightSource, read_chunk};
 use flotilla_proto::wire;
 use flotilla_shared::{Epoch, Plan, Rank, TensorSlice};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
@@ -18,7 +19,7 @@ const EXTENTS_MAX: usize = 4096;
 
 pub(super) type Chunks = ReceiverStream<Result<wire::SliceChunk, Status>>;
 
-/// What the workers of the current epoch may fetch.
+/// What the workers of an epoch may fetch while they load.
 pub struct Serving {
     pub epoch: Epoch,
     pub plan: Plan,
@@ -28,7 +29,7 @@ pub struct Serving {
 /// Weights for whoever may have them.
 #[derive(Default)]
 pub(super) struct Counter {
-    serving: Mutex<Option<Arc<Serving>>>,
+    serving: Mutex<BTreeMap<Epoch, Arc<Serving>>>,
     throttle: Option<Throttle>,
 }
 
@@ -38,13 +39,16 @@ impl Counter {
         Counter { serving: Mutex::default(), throttle: bytes_per_second_max.map(Throttle::new) }
     }
 
-    pub(super) fn serve(&self, serving: Option<Serving>) {
-        *self.serving.lock().expect("no holder panics") = serving.map(Arc::new);
+    pub(super) fn serve(&self, serving: Serving) {
+        self.serving.lock().expect("no holder panics").insert(serving.epoch, Arc::new(serving));
+    }
+
+    pub(super) fn close(&self, epoch: Epoch) {
+        self.serving.lock().expect("no holder panics").remove(&epoch);
     }
 
     fn serving(&self, epoch: u64) -> Result<Arc<Serving>, Status> {
-        let serving = self.serving.lock().expect("no holder panics").clone();
-        let serving = serving.filter(|serving| serving.epoch.0 == epoch);
+        let serving = self.serving.lock().expect("no holder panics").get(&Epoch(epoch)).cloned();
         serving.ok_or_else(|| Status::failed_precondition(format!("epoch {epoch} has no weights to fetch")))
     }
 
@@ -141,7 +145,7 @@ mod tests {
         let slices = plan.slices(&spec, Rank(1));
         let counter = Arc::new(Counter::default());
         let source = Arc::new(Synthetic::new(spec, 1));
-        counter.serve(Some(Serving { epoch: Epoch(3), plan, source }));
+        counter.serve(Serving { epoch: Epoch(3), plan, source });
         (counter, slices)
     }
 
@@ -176,7 +180,7 @@ mod tests {
         assert!(refused(request(&vec![(0, 0, 1 << 20); EXTENTS_MAX + 1])).contains("at most 4096"));
         assert!(refused(wire::FetchRequest { rank: 2, ..request(&[]) }).contains("no rank 2"));
         assert!(refused(wire::FetchRequest { epoch: 2, ..request(&[]) }).contains("epoch 2"));
-        counter.serve(None);
+        counter.close(Epoch(3));
         assert!(refused(request(&[])).contains("epoch 3 has no weights"));
     }
 }

@@ -1,4 +1,4 @@
-//! The service as one thing: the API over a driver, a listener, a way to stop. Who forms groups and gives
+//! The service as one thing: the API over drivers, a listener, a way to stop. Who forms groups and gives
 //! them to the driver is not its business.
 
 mod connections;
@@ -14,10 +14,10 @@ use tokio::net::TcpListener;
 
 use crate::api::{Api, BodyLimits, Origins, StoreLimits, routers};
 use crate::board::Board;
-use crate::driver::DriverHandle;
 use crate::guide::COMPILE_TIME_MAX;
 use crate::harmony::Harmony;
 use crate::keys::Keyring;
+use crate::router::ReplicaRouter;
 pub use connections::ConnectionLimits;
 pub use tls::{Tls, TlsError};
 
@@ -106,12 +106,12 @@ impl Settings {
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,
-    driver: DriverHandle,
+    router: impl Into<ReplicaRouter>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
     let (limits, tls) = (settings.limits, settings.tls.clone());
     let harmony = settings.harmony.clone();
-    let (all, reserve) = routers(Api::new(settings, harmony, driver));
+    let (all, reserve) = routers(Api::new(settings, harmony, router.into()));
     let routers = connections::Routers { all, reserve };
     connections::run(listener, routers, tls, limits.connections, limits.drain, shutdown).await;
 }

@@ -80,7 +80,7 @@ async fn a_group_can_be_lost_while_it_rests() {
 
 #[tokio::test]
 async fn with_patience_a_stream_goes_on_in_the_next_group() {
-    let driver = driver::Settings { regroup_wait: Duration::from_secs(600) };
+    let driver = driver::Settings { regroup_wait: Duration::from_secs(600), ..Default::default() };
     let server = Server::start_with(Setup { driver, ..Setup::default() }).await;
     let said: String = (0..200).map(|number| format!(" {number}")).collect();
     let mut body = user(&thinks_and_says("Count.", &said));

@@ -1,0 +1,105 @@
+//! Sequences that are moved: when a replica's group is lost and another replica serves, they go on there, with their
+//! tokens, their guide, and whoever listens.
+
+use super::handle::Command;
+use super::{Driver, DriverHandle, Readiness, Stream};
+use crate::driver::guides::{Ready, Taken};
+use crate::group::Group;
+use flotilla_scheduler::Traveller;
+use flotilla_shared::SequenceId;
+use std::sync::{Arc, RwLock, Weak};
+use std::time::Duration;
+
+/// Between two looks for a replica that serves, while sequences wait.
+pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// All replicas of one server, as they come. Cheap to clone; all clones are one fleet of them.
+#[derive(Clone, Default)]
+pub struct Replicas(Arc<RwLock<Vec<DriverHandle>>>);
+
+impl Replicas {
+    pub fn add(&self, driver: DriverHandle) {
+        self.0.write().expect("no holder panics").push(driver);
+    }
+
+    /// In the order in which they came.
+    pub fn all(&self) -> Vec<DriverHandle> {
+        self.0.read().expect("no holder panics").clone()
+    }
+
+    pub(super) fn downgrade(&self) -> WeakReplicas {
+        WeakReplicas(Arc::downgrade(&self.0))
+    }
+}
+
+/// Held by what the replicas' own handles hold, so that none of them keeps itself alive.
+#[derive(Clone, Default)]
+pub(super) struct WeakReplicas(Weak<RwLock<Vec<DriverHandle>>>);
+
+impl WeakReplicas {
+    pub fn all(&self) -> Vec<DriverHandle> {
+        let replicas = self.0.upgrade().map(Replicas);
+        replicas.map_or_else(Vec::new, |replicas| replicas.all())
+    }
+
+    /// The one with the least to do of those that serve.
+    fn idlest(&self) -> Option<DriverHandle> {
+        let all = self.all().into_iter();
+        let serve = all.filter(|driver| matches!(driver.readiness(), Readiness::Ready { .. }));
+        serve.min_by_key(DriverHandle::busy)
+    }
+}
+
+/// A sequence on its way from one driver to another.
+pub(super) struct Moving {
+    pub traveller: Traveller,
+    pub guide: Option<Ready>,
+    pub stream: Stream,
+}
+
+impl<G: Group> Driver<G> {
+    /// Moves whatever waits to a replica that serves, if there is one. A sequence whose guide is away follows when it
+    /// is back.
+    pub(super) fn rescue(&mut self) {
+        if self.is_seated() || self.streams.is_empty() {
+            return;
+        }
+        let Some(other) = self.replicas.idlest() else { return };
+        let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
+        let before = sequences.len();
+        for sequence in sequences {
+            let guide = match self.guides.take(sequence) {
+                Taken::Away => continue,
+                Taken::None => None,
+                Taken::Here(ready) => Some(ready),
+            };
+            let traveller = self.scheduler.depart(sequence);
+            let (Some(traveller), Some(stream)) = (traveller, self.streams.remove(&sequence)) else {
+                continue;
+            };
+            let moving = Box::new(Moving { traveller, guide, stream });
+            if let Err(moving) = other.send(Command::Adopt(moving)) {
+                // It has ended meanwhile.
+                self.adopt(moving);
+            }
+        }
+        let moved = before - self.streams.len();
+        if moved > 0 {
+            tracing::info!(moved, left = self.streams.len(), "sequences go on in another replica");
+        }
+    }
+
+    pub(super) fn adopt(&mut self, moving: Box<Moving>) {
+        let Moving { traveller, guide, stream } = *moving;
+        let sequence = traveller.id();
+        if let Some(guide) = guide {
+            self.guides.begin(sequence, guide);
+        }
+        self.streams.insert(sequence, stream);
+        let now = super::now() - self.started;
+        self.scheduler.adopt(now, traveller);
+        if !self.is_seated() {
+            self.orphan_those_who_came();
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Copies of the model: requests go where their prompt is known or where there is least to do, and from a copy that is
+//! lost to one that stands.
+
+use crate::support::checkpoint::endless;
+use crate::support::client::{COMPLETIONS, Client, greedy, greedy_text};
+use crate::support::server::{Coordinator, Up};
+use serde_json::{Value, json};
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+async fn cluster(client: &Client) -> Value {
+    client.get("/v1/cluster").await.1
+}
+
+/// Waits until so many replicas are ready.
+async fn replicas_ready(client: &Client, count: usize) {
+    let ready = async {
+        loop {
+            let cluster = cluster(client).await;
+            let replicas = cluster["replicas"].as_array().expect("a list");
+            if replicas.iter().filter(|replica| replica["status"] == "ready").count() == count {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), ready).await.expect("they become ready");
+}
+
+#[tokio::test]
+async fn a_lost_replica_moves_its_requests() {
+    let model = endless().await;
+    let more = ["--replicas", "2", "--regroup-grace", "60"];
+    let coordinator = Coordinator::start(model.path(), 1, &more).await;
+    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    replicas_ready(&client, 2).await;
+    let form = json!({
+        "messages": [{ "role": "user", "content": "Numbers" }],
+        "max_tokens": 300,
+        "temperature": 0,
+        "response_format": { "type": "json_schema", "json_schema": { "name": "n", "schema": {
+            "type": "array", "items": { "type": "integer" }, "minItems": 40, "maxItems": 40 } } },
+    });
+    let mut undisturbed = Vec::new();
+    let prompts: Vec<String> = (0..6).map(|number| format!("Story number {number}")).collect();
+    for prompt in &prompts {
+        undisturbed.push(greedy_text(&client, prompt, 400).await);
+    }
+    let numbers =
+        client.expect("/v1/chat/completions", form.clone()).await["choices"][0]["message"]["content"].clone();
+    let mut streams = Vec::new();
+    for prompt in &prompts {
+        let mut stream = client.stream(COMPLETIONS, greedy(prompt, 400)).await;
+        let begun = stream.text_of(20).await;
+        streams.push((stream, begun));
+    }
+    let kept = tokio::spawn({
+        let client = client.clone();
+        async move {
+            client.expect("/v1/chat/completions", form).await["choices"][0]["message"]["content"].clone()
+        }
+    });
+    sleep(Duration::from_millis(30)).await;
+    workers[0].kill().await;
+    // The other serves on: new requests are taken all the while.
+    assert_eq!(client.health(200).await["status"], "ready");
+    assert_eq!(greedy_text(&client, &prompts[0], 400).await, undisturbed[0]);
+    for ((stream, begun), undisturbed) in streams.into_iter().zip(&undisturbed) {
+        let rest = timeout(Duration::from_secs(60), stream.rest()).await.expect("the stream ends");
+        assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")));
+        assert_eq!(&(begun + &rest.text), undisturbed);
+    }
+    assert_eq!(kept.await.unwrap(), numbers);
+    replicas_ready(&client, 1).await;
+    let _again = coordinator.worker("c");
+    replicas_ready(&client, 2).await;
+}
+
+#[tokio::test]
+async fn as_many_replicas_as_the_fleet_holds() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 1, &["--replicas", "auto"]).await;
+    let client = Client::new(&coordinator.url);
+    let _first = coordinator.worker("a");
+    replicas_ready(&client, 1).await;
+    let mut others = ["b", "c"].map(|name| coordinator.worker(name));
+    replicas_ready(&client, 3).await;
+    let workers = cluster(&client).await["workers"].as_array().expect("a list").len();
+    assert_eq!(workers, 3);
+    others[0].kill().await;
+    replicas_ready(&client, 2).await;
+    greedy_text(&client, "Once", 20).await;
+}
+
+/// What was computed for a prompt is found by the next that begins alike, whichever replica has it.
+#[tokio::test]
+async fn prompts_that_begin_alike_go_to_the_same_replica() {
+    let model = endless().await;
+    let up = Up::start(model.path(), &["--workers", "1", "--replicas", "2"]).await;
+    let client = Client::new(&up.url);
+    replicas_ready(&client, 2).await;
+    let story = "once there were many words of many kinds ".repeat(30);
+    let mut cached = Vec::new();
+    for number in 0..6 {
+        let answer = client.expect(COMPLETIONS, greedy(&format!("{story}{number}"), 5)).await;
+        cached.push(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().expect("a count"));
+    }
+    assert_eq!(cached[0], 0);
+    assert!(cached[1..].iter().all(|cached| *cached > 100), "{cached:?}");
+}
