@@ -36,9 +36,9 @@ impl Fault {
             36..48 => Fault::Terminate,
             48..58 => Fault::KillTwo,
             58..72 => Fault::KillTwice,
-            72..86 => Fault::Cut,
-            86..90 => Fault::Silence,
-            90..94 => Fault::Hang,
+            72..90 => Fault::Cut,
+            90..92 => Fault::Silence,
+            92..94 => Fault::Hang,
             _ => Fault::Slow,
         }
     }

@@ -64,7 +64,7 @@ struct Told {
 }
 
 async fn run(seed: u64, fleet: &mut Fleet, requests: &Requests, told: &mut Told) -> Result<(), String> {
-    let (start, mut dice) = (Instant::now(), Dice::new(seed));
+    let mut dice = Dice::new(seed);
     let client = fleet.client();
     let epoch = client.health(200).await["epoch"].as_u64();
     let count = 4 + dice.below(3);
@@ -79,10 +79,6 @@ async fn run(seed: u64, fleet: &mut Fleet, requests: &Requests, told: &mut Told)
     }
     fleet.mend().await;
     let epoch_now = client.health(200).await["epoch"].as_u64();
-    eprintln!("{seed}: {:.1?} {fault:?}", start.elapsed());
-    if start.elapsed().as_secs() > 5 {
-        eprintln!("SLOW {}", fleet.said());
-    }
     told.reforms += epoch_now.zip(epoch).map_or(0, |(now, before)| now - before);
     Ok(())
 }

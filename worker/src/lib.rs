@@ -10,6 +10,7 @@ mod link;
 mod load;
 mod member;
 mod obtain;
+mod patchwork;
 mod session;
 mod settings;
 mod stock;

@@ -3,6 +3,7 @@
 
 mod held;
 mod links;
+mod slice;
 mod step;
 
 pub use held::{released, released_from};

@@ -1,0 +1,116 @@
+//! A rank's weights of which some are kept from a group before: what lacks is loaded as rectangles, and a slice is put
+//! together, and its kept part given back, as soon as all of it is here. So a rank never holds much more than its share.
+
+use flotilla_engine::weights::{Kept, Need, RankWeights, WeightError, WeightSink};
+use flotilla_shared::TensorSlice;
+use std::ops::Range;
+
+pub struct Patchwork {
+    kept: Box<dyn Kept>,
+    weights: RankWeights,
+    /// One a slice.
+    needs: Vec<Need>,
+    /// All rectangles that lack, in the order of the slices, and which need each is of.
+    lacking: Vec<TensorSlice>,
+    of: Vec<usize>,
+    /// The bytes of each that came, until its slice is whole.
+    came: Vec<Vec<u8>>,
+    /// Bytes that each need still lacks.
+    left: Vec<u64>,
+}
+
+impl Patchwork {
+    /// Takes the memory for `slices`, and at once from `kept` what is there whole.
+    pub fn new(slices: Vec<TensorSlice>, kept: Box<dyn Kept>) -> Result<Patchwork, WeightError> {
+        let needs = Need::of(&slices, &kept.kept());
+        let numbered = needs.iter().enumerate();
+        let pairs = numbered.flat_map(|(at, need)| need.lacking.iter().map(move |part| (at, part.clone())));
+        let (of, lacking): (Vec<usize>, Vec<TensorSlice>) = pairs.unzip();
+        let mut patchwork = Patchwork {
+            kept,
+            weights: RankWeights::for_slices(slices)?,
+            left: needs.iter().map(Need::lacking_bytes).collect(),
+            came: vec![Vec::new(); lacking.len()],
+            needs,
+            lacking,
+            of,
+        };
+        for at in 0..patchwork.needs.len() {
+            if patchwork.left[at] == 0 {
+                patchwork.put_together(at)?;
+            }
+        }
+        Ok(patchwork)
+    }
+
+    /// Of the rectangles that lack.
+    pub fn lacking_bytes(&self) -> u64 {
+        self.needs.iter().map(Need::lacking_bytes).sum()
+    }
+
+    /// The weights, once everything was filled.
+    pub fn into_weights(self) -> RankWeights {
+        assert!(self.left.iter().all(|left| *left == 0), "some slices are not whole");
+        self.weights
+    }
+
+    fn put_together(&mut self, at: usize) -> Result<(), WeightError> {
+        let first = self.of.partition_point(|of| *of < at);
+        let own = first..self.of.partition_point(|of| *of <= at);
+        self.needs[at].fill(&mut self.weights, at, &*self.kept, &self.came[own.clone()])?;
+        self.came[own].fill_with(Vec::new);
+        self.kept.forget(self.needs[at].slice.tensor);
+        Ok(())
+    }
+}
+
+impl WeightSink for Patchwork {
+    fn slices(&self) -> &[TensorSlice] {
+        &self.lacking
+    }
+
+    fn fill(
+        &mut self,
+        index: usize,
+        range: Range<usize>,
+        write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
+    ) -> Result<(), WeightError> {
+        let bytes = &mut self.came[index];
+        // Zeroed pages of the system: taken when they are written.
+        bytes.resize(self.lacking[index].bytes(), 0);
+        write(&mut bytes[range.clone()])?;
+        let at = self.of[index];
+        self.left[at] -= range.len() as u64;
+        if self.left[at] == 0 { self.put_together(at) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_engine::weights::{Synthetic, WeightSource};
+    use flotilla_shared::{ModelSpec, Plan, Rank};
+
+    /// From the middle of three ranks to one of two.
+    #[test]
+    fn what_is_kept_and_what_comes_are_the_weights() {
+        let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        (spec.hidden, spec.intermediate, spec.vocab, spec.experts) = (64, 160, 203, 6);
+        (spec.q_heads, spec.kv_heads, spec.head_dim) = (16, 8, 4);
+        spec.layers.truncate(2);
+        let source = Synthetic::new(spec.clone(), 11);
+        let plans = [Plan::with_shares(&spec, &[1.0; 3]), Plan::with_shares(&spec, &[1.0; 2])];
+        let mut old = RankWeights::new(&spec, &plans[0], Rank(1)).unwrap();
+        old.load_from(&source, &mut |_, _| {}).unwrap();
+        let wanted = plans[1].slices(&spec, Rank(0));
+        let all: u64 = wanted.iter().map(|slice| slice.bytes() as u64).sum();
+        let mut patchwork = Patchwork::new(wanted, Box::new(old)).unwrap();
+        assert!(patchwork.lacking_bytes() > 0 && patchwork.lacking_bytes() < all);
+        patchwork.load_from(&source, &mut |_, _| {}).unwrap();
+        for held in patchwork.into_weights().tensors() {
+            let mut expected = vec![0; held.bytes().len()];
+            source.read(held.slice(), 0, &mut expected).unwrap();
+            assert_eq!(held.bytes(), expected, "{}", held.slice());
+        }
+    }
+}
