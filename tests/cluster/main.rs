@@ -4,6 +4,7 @@ mod clients;
 mod links;
 mod loss;
 mod malformed;
+mod memory;
 mod refusals;
 mod regroup;
 mod replicas;
