@@ -44,7 +44,8 @@ pub struct WorkerArgs {
     /// Where to listen for the other workers
     #[arg(long, default_value = "127.0.0.1:0")]
     collective_listen: SocketAddr,
-    /// Host by which the other workers reach this one [default: the host of --collective-listen]
+    /// Host by which the other workers reach this one, or host:port where it is behind another
+    /// [default: the host of --collective-listen]
     #[arg(long)]
     advertise_host: Option<String>,
     /// Seconds to keep trying to reach the coordinator

@@ -21,6 +21,11 @@ pub enum Fault {
     Silence,
     /// The process stands still, for longer than anybody waits.
     Hang,
+    /// The links to the other workers break, and come back.
+    PeersCut,
+    /// Nothing passes on them, for longer than a sum may take.
+    PeersSilent,
+    PeersSlow,
     /// Every message comes late, and nothing may end because of it.
     Slow,
 }
@@ -40,6 +45,16 @@ impl Fault {
             90..92 => Fault::Silence,
             92..94 => Fault::Hang,
             _ => Fault::Slow,
+        }
+    }
+
+    /// Of the links between workers.
+    pub fn thrown_between(dice: &mut Dice) -> Fault {
+        match dice.below(10) {
+            0..5 => Fault::PeersCut,
+            5..6 => Fault::PeersSilent,
+            6..8 => Fault::PeersSlow,
+            _ => Fault::Kill,
         }
     }
 
@@ -76,6 +91,22 @@ impl Fault {
                 fleet.signal(victim, "STOP");
                 sleep(SILENCE).await;
                 fleet.signal(victim, "CONT");
+            }
+            Fault::PeersCut => {
+                fleet.between_all(Weather::Cut);
+                sleep(Duration::from_millis(20 + dice.below(300))).await;
+                fleet.between_all(Weather::Fair);
+            }
+            Fault::PeersSilent => {
+                fleet.between_all(Weather::Silent);
+                sleep(SILENCE).await;
+                fleet.between_all(Weather::Cut);
+                fleet.between_all(Weather::Fair);
+            }
+            Fault::PeersSlow => {
+                fleet.between_all(Weather::Slow(Duration::from_millis(1 + dice.below(4))));
+                sleep(Duration::from_millis(dice.below(500))).await;
+                fleet.between_all(Weather::Fair);
             }
             Fault::Slow => {
                 fleet.relay(victim).set(Weather::Slow(Duration::from_millis(5 + dice.below(30))));

@@ -1,8 +1,9 @@
 //! A coordinator and three workers, each behind a relay of its own; who has ended is started again.
 
 use crate::support::client::Client;
-use crate::support::relay::Relay;
-use crate::support::server::{Coordinator, Running, TOKEN, send_signal};
+use crate::support::relay::{Relay, Weather};
+use crate::support::server::{Coordinator, Running, TOKEN, free_port, send_signal};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 use tokio::time::sleep;
@@ -12,14 +13,25 @@ pub const WORKERS: usize = 3;
 
 pub struct Fleet {
     coordinator: Coordinator,
-    workers: Vec<(Running, Relay)>,
+    workers: Vec<Member>,
     starts: usize,
 }
 
+struct Member {
+    process: Running,
+    /// On its way to the coordinator.
+    relay: Relay,
+    /// Before its door for the other workers, and that door.
+    peers: Relay,
+    listen: SocketAddr,
+}
+
 impl Fleet {
-    pub async fn start(model: &Path) -> Fleet {
+    /// `links`: how the workers reach each other.
+    pub async fn start(model: &Path, links: &str) -> Fleet {
         // Never fewer than two: other sums have other last bits.
-        let coordinator = Coordinator::start(model, 2, &["--regroup-grace", "60"]).await;
+        let more = ["--regroup-grace", "60", "--collective", links];
+        let coordinator = Coordinator::start(model, 2, &more).await;
         let mut fleet = Fleet { coordinator, workers: Vec::new(), starts: 0 };
         for _ in 0..WORKERS {
             let worker = fleet.worker().await;
@@ -34,27 +46,31 @@ impl Fleet {
     }
 
     pub fn relay(&self, worker: usize) -> &Relay {
-        &self.workers[worker].1
+        &self.workers[worker].relay
+    }
+
+    /// On all links between workers.
+    pub fn between_all(&self, weather: Weather) {
+        self.workers.iter().for_each(|worker| worker.peers.set(weather));
     }
 
     pub fn signal(&mut self, worker: usize, signal: &str) {
-        let process = &mut self.workers[worker].0;
+        let process = &mut self.workers[worker].process;
         if !process.has_ended() {
             send_signal(signal, process.id().into());
         }
     }
 
     pub async fn kill(&mut self, worker: usize) {
-        self.workers[worker].0.kill().await;
+        self.workers[worker].process.kill().await;
     }
 
     /// Starts another in place of each that has ended, without waiting for it.
     pub fn restart_ended(&mut self) {
-        for at in 0..self.workers.len() {
-            if self.workers[at].0.has_ended() {
+        for worker in &mut self.workers {
+            if worker.process.has_ended() {
                 self.starts += 1;
-                let at_relay = self.workers[at].1.address;
-                self.workers[at].0 = start(&format!("worker-{}", self.starts), at_relay);
+                worker.process = start(self.starts, &worker.relay, &worker.peers, worker.listen);
             }
         }
     }
@@ -65,11 +81,12 @@ impl Fleet {
         self.restart_ended();
     }
 
-    async fn worker(&mut self) -> (Running, Relay) {
+    async fn worker(&mut self) -> Member {
         let target = self.coordinator.workers_at.trim_start_matches("http://").parse().expect("an address");
-        let relay = Relay::to(target).await;
+        let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let (relay, peers) = (Relay::to(target).await, Relay::to(listen).await);
         self.starts += 1;
-        (start(&format!("worker-{}", self.starts), relay.address), relay)
+        Member { process: start(self.starts, &relay, &peers, listen), relay, peers, listen }
     }
 
     /// For whoever looks for what went wrong: the last lines of all.
@@ -79,13 +96,15 @@ impl Fleet {
             format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(40)..].join("\n"))
         };
         let workers = self.workers.iter().enumerate();
-        let workers = workers.map(|(at, (worker, _))| last(&format!("worker {at}"), worker.said()));
+        let workers = workers.map(|(at, worker)| last(&format!("worker {at}"), worker.process.said()));
         last("coordinator", self.coordinator.process.said()) + &workers.collect::<String>()
     }
 }
 
-fn start(name: &str, coordinator: std::net::SocketAddr) -> Running {
-    let coordinator = format!("http://{coordinator}");
-    let args = ["worker", "--coordinator", &coordinator, "--join-token", TOKEN, "--name", name];
-    Running::start(&[&args[..], &["--threads", "1", "--collective-timeout", "10"]].concat())
+fn start(number: usize, coordinator: &Relay, peers: &Relay, listen: SocketAddr) -> Running {
+    let (coordinator, name) = (format!("http://{}", coordinator.address), format!("worker-{number}"));
+    let (listen, advertise) = (listen.to_string(), peers.address.to_string());
+    let args = ["worker", "--coordinator", &coordinator, "--join-token", TOKEN, "--name", &name];
+    let doors = ["--collective-listen", &listen, "--advertise-host", &advertise];
+    Running::start(&[&args[..], &doors, &["--threads", "1", "--collective-timeout", "3"]].concat())
 }

@@ -22,6 +22,7 @@ use tokio::time::{Instant, timeout};
 
 /// As many as CI has time for.
 const RUNS: u64 = 200;
+const RUNS_BETWEEN: u64 = 40;
 /// A run that takes longer has a stream that hangs.
 const RUN_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -30,46 +31,66 @@ fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{variable} is {text:?}, not a number")))
 }
 
+/// Of workers and of their links to the coordinator; the workers share memory.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_fault_costs_a_token() {
+    let told = runs("auto", Fault::thrown, number("FLOTILLA_FAULT_RUNS").unwrap_or(RUNS)).await;
+    // Faults that nobody noticed would be no faults.
+    assert!(told.runs < RUNS || told.reforms > RUNS / 2, "{told:?}");
+}
+
+/// Of the links between workers, while all of them reach the coordinator.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_fault_between_workers_costs_a_token() {
+    let told = runs("tcp", Fault::thrown_between, RUNS_BETWEEN).await;
+    assert!(told.runs < RUNS_BETWEEN || told.reforms > RUNS_BETWEEN / 4, "{told:?}");
+}
+
+async fn runs(links: &str, fault: fn(&mut Dice) -> Fault, count: u64) -> Told {
     let model = endless().await;
-    let mut fleet = Fleet::start(model.path()).await;
+    let mut fleet = Fleet::start(model.path(), links).await;
     let requests = Requests::answered_undisturbed(&fleet.client()).await;
     let seeds = match number("FLOTILLA_FAULT_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 1..number("FLOTILLA_FAULT_RUNS").unwrap_or(RUNS) + 1,
+        None => 1..count + 1,
     };
-    let (start, runs) = (Instant::now(), seeds.end - seeds.start);
-    let mut told = Told::default();
+    let start = Instant::now();
+    let mut told = Told { runs: seeds.end - seeds.start, ..Told::default() };
     for seed in seeds {
-        let outcome = timeout(RUN_TIMEOUT, run(seed, &mut fleet, &requests, &mut told)).await;
+        let outcome = timeout(RUN_TIMEOUT, run(seed, fault, &mut fleet, &requests, &mut told)).await;
         let problem = outcome.unwrap_or_else(|_| Err(format!("not over after {RUN_TIMEOUT:?}")));
         if let Err(problem) = problem {
             let command = format!("FLOTILLA_FAULT_SEED={seed} cargo test -p flotilla-cli --test faults");
             panic!("seed {seed} fails: {problem}\nto run it again: {command}\n{}", fleet.said());
         }
     }
-    eprintln!("{runs} runs in {:.0?}: {told:?}", start.elapsed());
-    // Faults that nobody noticed would be no faults.
-    assert!(runs < RUNS || told.reforms > runs / 2, "{told:?}");
+    eprintln!("{links}: {told:?} in {:.0?}", start.elapsed());
+    told
 }
 
 /// What happened in all runs.
 #[derive(Debug, Default)]
 struct Told {
+    runs: u64,
     streams: u64,
     reforms: u64,
     /// Told to come again, while no group stood.
     refused: u64,
 }
 
-async fn run(seed: u64, fleet: &mut Fleet, requests: &Requests, told: &mut Told) -> Result<(), String> {
+async fn run(
+    seed: u64,
+    fault: fn(&mut Dice) -> Fault,
+    fleet: &mut Fleet,
+    requests: &Requests,
+    told: &mut Told,
+) -> Result<(), String> {
     let mut dice = Dice::new(seed);
     let client = fleet.client();
     let epoch = client.health(200).await["epoch"].as_u64();
     let count = 4 + dice.below(3);
     let asked: Vec<Asked> = (0..count).map(|_| requests.pick(&mut dice)).collect();
-    let fault = Fault::thrown(&mut dice);
+    let fault = fault(&mut dice);
     let name = format!("{fault:?} against {asked:?}");
     let streams = asked.into_iter().map(|asked| requests::stream(client.clone(), asked));
     let (answers, ()) = tokio::join!(futures::future::join_all(streams), fault.strike(fleet, &mut dice));

@@ -97,7 +97,7 @@ impl Link {
             protocol: PROTOCOL,
             version: env!("CARGO_PKG_VERSION").into(),
             inventory: settings.inventory.clone(),
-            collective_address: format!("{}:{port}", settings.advertise_host),
+            collective_address: advertised(&settings.advertise_host, port),
             host: host(),
             held,
         };
@@ -120,6 +120,18 @@ impl Link {
             Some(to_worker::Message::Dissolve(dissolve)) => Ok(Order::Dissolve(Epoch(dissolve.epoch))),
             None => Err(WireError { field: "ToWorker.message", problem: "is missing".into() }.into()),
         }
+    }
+}
+
+/// `host`, or `host:port`; an IPv6 address stands in brackets if it has a port.
+fn advertised(host: &str, port: u16) -> String {
+    let has_port = host.rsplit_once(':').is_some_and(|(host, port)| {
+        port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
+    });
+    match has_port {
+        true => host.to_owned(),
+        false if host.contains(':') && !host.starts_with('[') => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
     }
 }
 
@@ -159,4 +171,23 @@ pub async fn dial(settings: &Settings, patience: Duration) -> Result<Client, Wor
     };
     let client = FleetClient::with_interceptor(channel, JoinToken(token));
     Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::advertised;
+
+    #[test]
+    fn a_port_is_added_where_there_is_none() {
+        for (host, address) in [
+            ("gpu-3", "gpu-3:7000"),
+            ("10.0.0.3", "10.0.0.3:7000"),
+            ("gateway:9100", "gateway:9100"),
+            ("fe80::1", "[fe80::1]:7000"),
+            ("[fe80::1]", "[fe80::1]:7000"),
+            ("[fe80::1]:9100", "[fe80::1]:9100"),
+        ] {
+            assert_eq!(advertised(host, 7000), address);
+        }
+    }
 }

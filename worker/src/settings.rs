@@ -14,7 +14,7 @@ pub struct Settings {
     pub inventory: Inventory,
     /// Where the collective listens.
     pub collective_listen: SocketAddr,
-    /// The host by which the other workers dial this one.
+    /// The host by which the other workers dial this one, with its port if that is another than the one it listens on.
     pub advertise_host: String,
     pub device: Device,
     /// How long to try to reach the coordinator.

@@ -207,7 +207,7 @@ async fn until_ready(
                 return ready.try_into().map_err(|error: WireError| error.to_string());
             }
             Some(Ok(from_worker::Message::Failed(failed))) => {
-                worker.failures += u32::from(!failed.blames_another);
+                worker.failed(failed.blames_another);
                 return Err(failed.reason);
             }
             Some(Ok(_)) => return Err("it sent something else than Loading or Ready".into()),

@@ -13,6 +13,9 @@ use tokio::time::{Instant, sleep_until};
 /// Between two looks at who still is there.
 const TICK: Duration = Duration::from_millis(500);
 
+/// From so many on, others go first.
+const DISPUTES_MAX: u32 = 2;
+
 /// Workers in the order of their ranks, and what each gets.
 pub struct Gathered {
     pub workers: Vec<Worker>,
@@ -61,7 +64,8 @@ fn take(
     // Those first that hold what is wanted, then by name: the order does not depend on who was faster.
     let prefers = |worker: &Worker| {
         let holds = worker.held().is_some_and(|held| held.weights == weights);
-        (!holds, worker.name().to_owned())
+        // Two that do not reach each other would form a group again and again.
+        (worker.disputes >= DISPUTES_MAX, !holds, worker.name().to_owned())
     };
     let mut workers = pool.take(count, prefers)?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));

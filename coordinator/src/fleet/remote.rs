@@ -104,11 +104,11 @@ async fn outcome(rank: Rank, step: StepId, worker: &mut Worker) -> Result<StepOu
     let lost = |reason: String| GroupError::Lost { rank, reason };
     match worker.says.recv().await {
         Some(Ok(from_worker::Message::Outcome(outcome))) => {
-            worker.failures = 0;
+            worker.did_well();
             StepOutcome::try_from(outcome).map_err(|error| lost(error.to_string()))
         }
         Some(Ok(from_worker::Message::Failed(failed))) => {
-            worker.failures += u32::from(!failed.blames_another);
+            worker.failed(failed.blames_another);
             Err(GroupError::Refused { rank, step, reason: failed.reason })
         }
         Some(Ok(_)) => Err(lost("it answered a step with something else than its outcome".into())),

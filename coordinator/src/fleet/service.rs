@@ -137,7 +137,7 @@ impl FleetRpc for FleetService {
         let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
         tokio::spawn(forward(stream, inbox, end));
-        let worker = Worker { hello, says, hears, ended, failures: 0 };
+        let worker = Worker { hello, says, hears, ended, failures: 0, disputes: 0 };
         if !self.pool.enter(worker) {
             return Err(Status::resource_exhausted(format!("{WAITING_MAX} workers wait already")));
         }

@@ -25,6 +25,8 @@ pub struct Worker {
     pub ended: watch::Receiver<Option<String>>,
     /// Failures of its own since it last was in a group that stood.
     pub failures: u32,
+    /// Groups in a row that ended because it and another could not reach each other.
+    pub disputes: u32,
 }
 
 impl Worker {
@@ -35,6 +37,19 @@ impl Worker {
     /// Whether its stream still stands, as far as is known.
     pub fn is_here(&self) -> bool {
         !self.hears.is_closed() && self.ended.borrow().is_none()
+    }
+
+    /// What it says of a failure counts against it: its own at once, one that it blames on another when it is repeated.
+    pub fn failed(&mut self, blames_another: bool) {
+        match blames_another {
+            true => self.disputes += 1,
+            false => self.failures += 1,
+        }
+    }
+
+    /// A step was answered.
+    pub fn did_well(&mut self) {
+        (self.failures, self.disputes) = (0, 0);
     }
 
     pub fn held(&self) -> Option<&Held> {
@@ -87,6 +102,7 @@ impl Worker {
                         return Ok(());
                     }
                 }
+                Some(Ok(from_worker::Message::Failed(failed))) => self.failed(failed.blames_another),
                 Some(Ok(_)) => {}
                 Some(Err(reason)) => return Err(reason),
                 None => return Err("it is gone".into()),
