@@ -89,6 +89,7 @@ impl PlanArgs {
             device: "any".into(),
             memory_bytes: memory.get(rank).or(memory.first()).map_or(u64::MAX, |gb| (gb * 1e9) as u64),
             bandwidth: *share,
+            compute: 0.0,
             threads: 1,
         });
         Ok(devices.collect())
