@@ -26,7 +26,7 @@ fn look() {
             match choose(&spec, &fleet, goal, demand) {
                 Ok(c) => {
                     let shape: Vec<String> = c.plan.stages.iter().map(|s| format!("{}x{}", s.layers.len(), s.ranks.len())).collect();
-                    println!("{name} {aim:?}: {:?} {} m={} {:.2} ms {:.1} tok/s  runner {:?}  out {} in {:?}", c.kind, shape.join(" "), c.decode.micro_batches, c.decode.token_s*1e3, c.decode.tokens_per_s, c.runner_up.map(|r| format!("{:?} {:.2}ms {}", r.kind, r.decode.token_s*1e3, r.lost)), c.left_out.len(), t.elapsed());
+                    println!("{name} {aim:?}: {:?} {} m={} {:.2} ms {:.1} tok/s  runner {:?}  out {} in {:?}", c.kind, shape.join(" "), c.decode.micro_batches, c.decode.token_s*1e3, c.decode.tokens_per_s, c.runner_up.as_ref().map(|r| format!("{:?} {:.2}ms {}", r.kind, r.decode.token_s*1e3, r.lost)), c.left_out.len(), t.elapsed());
                 }
                 Err(e) => println!("{name} {aim:?}: {e} {:?}", t.elapsed()),
             }

@@ -8,6 +8,8 @@ use crate::fleet::{Fleet, Rates};
 use flotilla_shared::plan::Placement;
 use flotilla_shared::{LayerKind, ModelSpec, RankShare, Stage};
 use serde::Serialize;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 
 /// What a rank holds, in whole units.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -91,12 +93,22 @@ pub(crate) struct StageModel<'a> {
     pub work: Work,
     /// Experts that the step touches.
     pub touched: f64,
+    /// Expected maxima that are known: by the experts of each rank, and the bits of what one takes it.
+    whole_s: RefCell<BTreeMap<Vec<(usize, u64)>, f64>>,
 }
 
 impl<'a> StageModel<'a> {
     pub fn new(spec: &'a ModelSpec, fleet: &'a Fleet, work: Work) -> StageModel<'a> {
         let touched = distinct_experts(spec.experts, spec.experts_per_token, work.rows);
-        StageModel { spec, fleet, rates: fleet.rates(), sizes: Sizes::of(spec), work, touched }
+        StageModel {
+            spec,
+            fleet,
+            rates: fleet.rates(),
+            sizes: Sizes::of(spec),
+            work,
+            touched,
+            whole_s: RefCell::default(),
+        }
     }
 
     /// Attention of one layer with so many kv heads: their weights, and the keys and values that are seen.
@@ -155,7 +167,10 @@ impl<'a> StageModel<'a> {
     /// The experts of one layer, without the router, where ranks hold them whole.
     pub fn whole_s(&self, devices: &[usize], counts: &[usize]) -> f64 {
         let unit_s: Vec<f64> = devices.iter().map(|&device| self.expert_s(device)).collect();
-        self.fleet.costs.whole_factor * slowest_whole_s(counts, &unit_s, self.touched)
+        let key = counts.iter().zip(&unit_s).map(|(&count, unit_s)| (count, unit_s.to_bits())).collect();
+        let mut known = self.whole_s.borrow_mut();
+        let slowest_s = *known.entry(key).or_insert_with(|| slowest_whole_s(counts, &unit_s, self.touched));
+        self.fleet.costs.whole_factor * slowest_s
     }
 
     /// All-reduces of the stage, and the gathering of tokens.

@@ -43,18 +43,18 @@ pub fn all_reduce_s(fleet: &Fleet, ranks: &Spread, values: usize) -> f64 {
     if size < 2 {
         return 0.0;
     }
-    let (r, bytes) = (size as f64, 4.0 * values as f64);
     let alone = ranks.0.len() == 1;
     let whole = values <= if alone { WHOLE_WITHIN_MAX } else { WHOLE_BETWEEN_MAX / size };
-    let (rounds, each) = if whole { (1.0, bytes) } else { (2.0, bytes / r) };
-    let most = ranks.counts().max().unwrap_or(0) as f64;
-    let within = rounds * (fleet.within.latency_s + (most - 1.0) * each / fleet.within.bytes_per_s);
+    let bytes = 4.0 * values as f64;
+    let (rounds, each) = if whole { (1.0, bytes) } else { (2.0, bytes / size as f64) };
+    let neighbours = ranks.counts().max().unwrap_or(1) - 1;
+    let within = fleet.within.round_s(neighbours, neighbours as f64 * each);
     if alone {
-        return within;
+        return rounds * within;
     }
-    let leaving = ranks.counts().map(|own| own as f64 * (r - own as f64)).fold(0.0, f64::max);
-    let between = rounds * (fleet.between.latency_s + leaving * each / fleet.between.bytes_per_s);
-    if most > 1.0 { between.max(within) } else { between }
+    let leaving = ranks.counts().map(|own| own * (size - own)).max().unwrap_or(0);
+    let between = fleet.between.round_s(size - 1, leaving as f64 * each);
+    rounds * if neighbours > 0 { between.max(within) } else { between }
 }
 
 /// Every rank's best tokens to every rank: 8 bytes a row.
@@ -68,8 +68,8 @@ pub fn hand_over_s(fleet: &Fleet, from: &Spread, to: &Spread, values: usize) -> 
     let bytes = 4.0 * values as f64;
     let copies = to.0.iter().filter(|(host, _)| !from.has(*host)).map(|(_, count)| *count).max();
     match copies {
-        None => fleet.within.latency_s + bytes / fleet.within.bytes_per_s,
-        Some(copies) => fleet.between.latency_s + copies as f64 * bytes / fleet.between.bytes_per_s,
+        None => fleet.within.round_s(1, bytes),
+        Some(copies) => fleet.between.round_s(1, copies as f64 * bytes),
     }
 }
 
@@ -99,12 +99,11 @@ mod tests {
         let fleet = fleet();
         assert_eq!(all_reduce_s(&fleet, &Spread::of([0]), 1 << 20), 0.0);
         let ranks = Spread::of([0, 1, 0, 1]);
+        let start = fleet.between.round_s(3, 0.0);
         // Whole: each host of two ranks sends 2 · 2 vectors.
-        let whole = all_reduce_s(&fleet, &ranks, 1024) - fleet.between.latency_s;
-        let whole = whole * fleet.between.bytes_per_s;
+        let whole = (all_reduce_s(&fleet, &ranks, 1024) - start) * fleet.between.bytes_per_s;
         assert!((whole - 4.0 * 4096.0).abs() < 1.0, "{whole}");
-        let pieces = all_reduce_s(&fleet, &ranks, 1 << 20) - 2.0 * fleet.between.latency_s;
-        let pieces = pieces * fleet.between.bytes_per_s;
+        let pieces = (all_reduce_s(&fleet, &ranks, 1 << 20) - 2.0 * start) * fleet.between.bytes_per_s;
         assert!((pieces - 2.0 * 4.0 * f64::from(1 << 20)).abs() < 16.0, "{pieces}");
     }
 
@@ -113,8 +112,8 @@ mod tests {
         let fleet = fleet();
         let (here, there) = (Spread::of([0, 0]), Spread::of([1; 4]));
         assert!(hand_over_s(&fleet, &here, &here, 2880) < 10e-6);
-        let one = hand_over_s(&fleet, &here, &Spread::of([1]), 2880) - fleet.between.latency_s;
-        let four = hand_over_s(&fleet, &here, &there, 2880) - fleet.between.latency_s;
+        let one = hand_over_s(&fleet, &here, &Spread::of([1]), 2880) - fleet.between.round_s(1, 0.0);
+        let four = hand_over_s(&fleet, &here, &there, 2880) - fleet.between.round_s(1, 0.0);
         assert!((four / one - 4.0).abs() < 1e-9);
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Cutter<'a> {
     pub layers: Layers,
     /// By rank.
     pub devices: &'a [usize],
+    /// How these devices would share if memory were no limit: slices, found out before.
+    pub free: Option<&'a [Units]>,
 }
 
 impl Cutter<'_> {
@@ -63,6 +65,10 @@ impl Cutter<'_> {
     fn cut_as(&self, placement: Placement) -> Option<StageCutting> {
         if self.is_hopeless() {
             return None;
+        }
+        if let Some(free) = self.free.filter(|free| placement == Placement::Slices && self.fit(free)) {
+            let time = self.model.stage(self.devices, free, placement, self.layers);
+            return Some(StageCutting { units: free.to_vec(), placement, time });
         }
         let cuts = ORDERS.iter().filter_map(|order| self.fill(order, placement, None));
         let mut best: Option<StageCutting> = None;
@@ -118,6 +124,36 @@ impl Cutter<'_> {
         let experts = weights * self.model.sizes.block_bytes;
         let memory = self.devices.iter().map(|&device| self.model.fleet.devices[device].memory_bytes);
         memory.fold(0, u64::saturating_add) < experts
+    }
+
+    fn fit(&self, units: &[Units]) -> bool {
+        let mut ranks = units.iter().zip(self.devices);
+        ranks.all(|(&units, &device)| {
+            self.room(device).needed(units) <= self.model.fleet.devices[device].memory_bytes
+        })
+    }
+
+    fn room(&self, device: usize) -> Room<'_> {
+        let Cutter { model, demand, layers, .. } = *self;
+        Room { model, demand, layers, device }
+    }
+
+    /// Units by rank as if memory were no limit.
+    pub fn share_freely(&self) -> Vec<Units> {
+        let mut units = vec![self.nothing(Placement::Slices); self.devices.len()];
+        for kind in ORDERS[0] {
+            let whole = self.whole(kind, Placement::Slices);
+            let takers = self.devices.iter().map(|&device| {
+                let (base_s, unit_s) = self.unit_s(kind, Placement::Slices, device, whole);
+                Taker { base_s, unit_s, most: whole }
+            });
+            let counts = level(whole, &takers.collect::<Vec<_>>()).expect("there is room without a limit");
+            units
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(units, count)| *units = with(kind, Placement::Slices, *units, count));
+        }
+        units
     }
 
     /// Units by rank, and whether memory was in the way; `heads` are given or found.
@@ -184,8 +220,7 @@ impl Cutter<'_> {
     }
 
     fn most(&self, rank: usize, units: Units, kind: Kind, whole: usize, placement: Placement) -> usize {
-        let Cutter { model, demand, layers, .. } = *self;
-        let room = Room { model, demand, layers, device: self.devices[rank] };
+        let room = self.room(self.devices[rank]);
         room.most(units, whole, |units, count| with(kind, placement, units, count))
     }
 

@@ -6,9 +6,14 @@
 use crate::fleet::Fleet;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-/// Moves beyond which devices stand in a row.
-const MOVES_MAX: usize = 8000;
+/// Moves beyond which hosts that are alike are used in their order, and beyond which devices stand in a row.
+const MOVES_FREE_MAX: usize = 1000;
+const MOVES_MAX: usize = 7000;
+
+/// Runs of these lengths, and to the end of a host or of the row.
+const RUNS: [usize; 14] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48];
 
 /// Devices of one kind in one host.
 #[derive(Clone, Debug)]
@@ -39,6 +44,8 @@ pub(crate) struct Lattice {
     pub groups: Vec<Group>,
     /// By state; the first is where nothing is used.
     pub moves: Vec<Vec<Move>>,
+    /// By state: devices of each class that may still be used.
+    pub left: Vec<Vec<usize>>,
     /// One group of each number of alike ones.
     pub alike: Vec<usize>,
     /// Stages are runs of devices in a row.
@@ -61,6 +68,11 @@ fn traits(fleet: &Fleet, device: usize) -> Traits {
 }
 
 impl Lattice {
+    /// Devices as those of a group: of each class the first.
+    pub fn devices(&self, group: &Group) -> Vec<usize> {
+        group.classes.iter().map(|&class| self.classes[class].devices[0]).collect()
+    }
+
     /// Over `devices` of the fleet, all of one backend.
     pub fn new(fleet: &Fleet, devices: &[usize]) -> Lattice {
         let mut by_traits: BTreeMap<(u16, Reverse<Traits>), Vec<usize>> = BTreeMap::new();
@@ -72,8 +84,13 @@ impl Lattice {
         let classes: Vec<Class> = by_traits.into_values().map(|devices| Class { devices }).collect();
         let mut builder = Builder { kinds, lattice: Lattice { classes, ..Lattice::default() }, ..Builder::default() };
         let counts: Vec<usize> = builder.lattice.classes.iter().map(|class| class.devices.len()).collect();
-        let moves = counts.iter().fold(1usize, |moves, n| moves.saturating_mul((n + 1) * (n + 2) / 2));
-        if moves <= MOVES_MAX { builder.by_counts(&counts) } else { builder.by_runs(&counts) }
+        let states = builder
+            .states(&counts, false, MOVES_FREE_MAX)
+            .or_else(|| builder.states(&counts, true, MOVES_MAX));
+        match states {
+            Some(states) => builder.by_counts(&counts, &states),
+            None => builder.by_runs(&counts),
+        }
         builder.lattice
     }
 
@@ -89,20 +106,69 @@ struct Builder {
 }
 
 impl Builder {
+    /// How many of each class can be used, from none to all, in rising order; `None` if they have too many moves.
+    ///
+    /// `in_order`: of hosts that are alike, a later one is never used more than an earlier one.
+    fn states(&self, counts: &[usize], in_order: bool, moves_max: usize) -> Option<Vec<Vec<usize>>> {
+        let mut states: Vec<Vec<usize>> = vec![vec![]];
+        for host in self.hosts_of_classes() {
+            let choices = counts[host.clone()].iter().fold(1usize, |n, count| n.saturating_mul(count + 1));
+            if choices > moves_max {
+                return None;
+            }
+            let twin = self.twin(counts, &host).filter(|_| in_order);
+            let mut longer = Vec::new();
+            for state in states {
+                for of_host in vectors(&counts[host.clone()]) {
+                    if twin.as_ref().is_none_or(|twin| of_host.as_slice() <= &state[twin.clone()]) {
+                        longer.push([state.as_slice(), &of_host].concat());
+                    }
+                }
+            }
+            if longer.len() * longer.len() > 20 * moves_max {
+                return None;
+            }
+            states = longer;
+        }
+        let moves = states.iter().map(|to| states.iter().filter(|from| is_within(from, to)).count());
+        (moves.sum::<usize>() <= moves_max).then_some(states)
+    }
+
+    /// The classes of each host: they lie behind each other.
+    fn hosts_of_classes(&self) -> Vec<Range<usize>> {
+        let mut hosts: Vec<Range<usize>> = Vec::new();
+        for class in 0..self.kinds.len() {
+            match hosts.last_mut() {
+                Some(last) if self.kinds[last.start].0 == self.kinds[class].0 => last.end = class + 1,
+                _ => hosts.push(class..class + 1),
+            }
+        }
+        hosts
+    }
+
+    /// The nearest host before that has the same devices.
+    fn twin(&self, counts: &[usize], host: &Range<usize>) -> Option<Range<usize>> {
+        let devices = |host: &Range<usize>| -> Vec<(Traits, usize)> {
+            host.clone().map(|class| (self.kinds[class].1, counts[class])).collect()
+        };
+        let before = self.hosts_of_classes().into_iter().take_while(|other| other.start < host.start);
+        before.filter(|other| devices(other) == devices(host)).last()
+    }
+
     /// Every choice of devices can follow every other.
-    fn by_counts(&mut self, counts: &[usize]) {
-        let vectors: Vec<Vec<usize>> = vectors(counts);
-        let number = |vector: &[usize]| vector.iter().zip(counts).fold(0, |at, (n, of)| at * (of + 1) + n);
-        let groups: Vec<usize> = vectors[1..].iter().map(|vector| self.group(vector)).collect();
-        for from in &vectors {
+    fn by_counts(&mut self, counts: &[usize], states: &[Vec<usize>]) {
+        let mut groups: BTreeMap<Vec<usize>, usize> = BTreeMap::new();
+        for (at, from) in states.iter().enumerate() {
             let mut moves = Vec::new();
-            for (taken, &group) in vectors[1..].iter().zip(&groups) {
-                let to: Vec<usize> = from.iter().zip(taken).map(|(a, b)| a + b).collect();
-                if to.iter().zip(counts).all(|(n, of)| n <= of) {
-                    moves.push(Move { to: number(&to), group: Some(group) });
+            for (to, after) in states.iter().enumerate().skip(at + 1) {
+                if is_within(from, after) {
+                    let taken: Vec<usize> = after.iter().zip(from).map(|(after, n)| after - n).collect();
+                    let group = *groups.entry(taken).or_insert_with_key(|taken| self.group(taken));
+                    moves.push(Move { to, group: Some(group) });
                 }
             }
             self.lattice.moves.push(moves);
+            self.lattice.left.push(counts.iter().zip(from).map(|(of, n)| of - n).collect());
         }
     }
 
@@ -115,12 +181,18 @@ impl Builder {
             let mut taken = vec![0; counts.len()];
             for to in from + 1..=row.len() {
                 taken[row[to - 1]] += 1;
-                moves.push(Move { to, group: Some(self.group(&taken)) });
+                let is_host_end = to == row.len() || self.kinds[row[to]].0 != self.kinds[row[to - 1]].0;
+                if is_host_end || RUNS.contains(&(to - from)) {
+                    moves.push(Move { to, group: Some(self.group(&taken)) });
+                }
             }
             if from < row.len() {
                 moves.push(Move { to: from + 1, group: None });
             }
             self.lattice.moves.push(moves);
+            let mut left = vec![0; counts.len()];
+            row[from..].iter().for_each(|&class| left[class] += 1);
+            self.lattice.left.push(left);
         }
     }
 
@@ -149,6 +221,10 @@ impl Builder {
         self.lattice.groups.push(Group { classes: by_host.concat(), alike, hosts });
         number
     }
+}
+
+fn is_within(from: &[usize], to: &[usize]) -> bool {
+    from.iter().zip(to).all(|(from, to)| from <= to)
 }
 
 /// Every vector of counts up to `counts`, in the order of their numbers.
@@ -207,7 +283,7 @@ mod tests {
     fn many_kinds_stand_in_a_row() {
         let kinds: Vec<(u64, u16)> = (0..20).map(|n| (10 + n, (n / 4) as u16)).collect();
         let lattice = Lattice::new(&fleet(&kinds), &(0..20).collect::<Vec<_>>());
-        assert_eq!((lattice.moves.len(), lattice.groups.len()), (21, 210));
+        assert_eq!(lattice.moves.len(), 21);
         for (from, moves) in lattice.moves.iter().enumerate() {
             assert!(moves.iter().all(|step| step.to > from));
         }

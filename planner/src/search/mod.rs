@@ -5,6 +5,7 @@
 //! predicted by the model that anybody can ask.
 
 mod cut;
+mod floor;
 mod lattice;
 mod level;
 mod room;
@@ -22,7 +23,7 @@ use lattice::Lattice;
 use route::{Route, Routes, Rules, members};
 use table::StageTable;
 
-/// Numbers of micro-batches that are tried, up to twice the devices.
+/// Numbers of micro-batches that are tried, up to twice the devices; the powers of two alone where those are many.
 const MICRO_BATCHES: [usize; 16] = [1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24, 32, 48, 64, 128];
 
 /// Batches for which a plan's decoding is predicted, and the longest prompt.
@@ -103,7 +104,7 @@ impl Search<'_> {
         let most = if self.goal.stages_max == 1 { 1 } else { sequences.min(2 * devices.len()) };
         let mut bounds = [f64::INFINITY; Kind::COUNT];
         let mut best: [Option<Finalist>; Kind::COUNT] = [const { None }; Kind::COUNT];
-        for micro_batches in MICRO_BATCHES.into_iter().filter(|&count| count <= most.max(1)) {
+        for micro_batches in micro_batches(most.max(1), lattice.in_a_row) {
             let work = Work::decode(sequences.div_ceil(micro_batches), self.goal.context);
             let model = StageModel::new(self.spec, self.fleet, work);
             let mut table = StageTable::new(&model, self.demand, &lattice);
@@ -146,6 +147,10 @@ impl Search<'_> {
         let kind = Kind::of(plan.stages.len(), several);
         fits.then_some(Finalist { kind, plan, devices, decode })
     }
+}
+
+fn micro_batches(most: usize, few: bool) -> impl Iterator<Item = usize> {
+    MICRO_BATCHES.into_iter().filter(move |count| *count <= most && (!few || count.is_power_of_two()))
 }
 
 /// Whole units are shares that come out as they are.

@@ -53,19 +53,28 @@ impl Room<'_> {
         activation_bytes(self.model.spec, &share, self.demand)
     }
 
-    fn fits(&self, units: Units) -> bool {
-        self.needed(units) <= self.model.fleet.devices[self.device].memory_bytes
-    }
-
     /// The most of one kind, up to `whole`, beside `units` of the others.
     pub fn most(&self, units: Units, whole: usize, with: impl Fn(Units, usize) -> Units) -> usize {
-        if self.fits(with(units, whole)) {
+        let needed = |count| self.needed(with(units, count));
+        let memory = self.model.fleet.devices[self.device].memory_bytes;
+        let all = needed(whole);
+        if all <= memory {
             return whole;
         }
-        let (mut fits, mut too_many) = (0, whole);
+        let one = needed(1);
+        if one > memory {
+            return 0;
+        }
+        // What is needed grows nearly evenly from the first unit on: it is close to where a line meets the memory.
+        let part = (memory - one) as f64 / (all - one) as f64;
+        let guess = 1 + (part * (whole - 1) as f64) as usize;
+        let (mut fits, mut too_many, mut stride) = (1, whole, 1);
+        if needed(guess) <= memory { fits = guess } else { too_many = guess }
         while too_many - fits > 1 {
-            let middle = fits + (too_many - fits) / 2;
-            if self.fits(with(units, middle)) { fits = middle } else { too_many = middle }
+            let near = if fits == guess { fits + stride } else { too_many.saturating_sub(stride) };
+            let middle = near.clamp(fits + 1, too_many - 1);
+            if needed(middle) <= memory { fits = middle } else { too_many = middle }
+            stride *= 4;
         }
         fits
     }

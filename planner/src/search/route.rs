@@ -8,8 +8,12 @@ use super::lattice::{Group, Lattice};
 use super::table::StageTable;
 use crate::choice::Kind;
 
+/// Plans that take so many times the time of the best are of no interest.
+pub(crate) const INTEREST: f64 = 3.0;
+
 /// Labels of a cell at most.
-const LABELS_MAX: usize = 12;
+const LABELS_MAX: usize = 6;
+const LABELS_IN_A_ROW_MAX: usize = 4;
 
 /// A stage of a route: which group, and how many layers.
 #[derive(Clone, Copy, Debug)]
@@ -34,8 +38,6 @@ struct Label {
 /// The best complete route of one kind.
 #[derive(Clone, Debug)]
 pub(crate) struct Route {
-    /// Seconds until every micro-batch has made one step.
-    pub period_s: f64,
     pub legs: Vec<Leg>,
 }
 
@@ -57,6 +59,10 @@ pub(crate) struct Routes<'a, 'b> {
     cells: Vec<Vec<usize>>,
     layer_count: usize,
     best: [Option<Route>; Kind::COUNT],
+    /// Seconds until every micro-batch has made one step, of the best by kind.
+    bounds: [f64; Kind::COUNT],
+    /// What takes longer is not even a runner-up.
+    of_interest_s: f64,
 }
 
 impl<'a, 'b> Routes<'a, 'b> {
@@ -68,7 +74,19 @@ impl<'a, 'b> Routes<'a, 'b> {
         let layer_count = table.layer_count();
         let cells = vec![Vec::new(); lattice.moves.len() * (layer_count + 1)];
         let best = [const { None }; Kind::COUNT];
-        let mut routes = Routes { lattice, table, rules, labels: vec![], cells, layer_count, best };
+        let bounds = rules.bounds;
+        let of_interest_s = INTEREST * bounds.iter().copied().fold(f64::INFINITY, f64::min);
+        let mut routes = Routes {
+            lattice,
+            table,
+            rules,
+            labels: vec![],
+            cells,
+            layer_count,
+            best,
+            bounds,
+            of_interest_s,
+        };
         for state in 0..lattice.moves.len() {
             routes.leave(state);
         }
@@ -103,7 +121,9 @@ impl<'a, 'b> Routes<'a, 'b> {
         for layers in 1..self.layer_count {
             for at in self.cells[self.cell(state, layers)].clone() {
                 let cell = self.cell(to, layers);
-                self.keep(cell, at);
+                if self.makes_room(cell, &self.labels[at].clone()) {
+                    self.cells[cell].push(at);
+                }
             }
         }
     }
@@ -123,32 +143,44 @@ impl<'a, 'b> Routes<'a, 'b> {
         let first_group = old.map_or(group, |old| old.first_group);
         let bound = self.bound(several, stages);
         let micro_batches = self.rules.micro_batches as f64;
-        for end in done + 1..=self.layer_count {
-            let stage_s = self.table.stage_s(&lattice.groups[group], done, end);
-            let (sum_s, slowest_s) = (sum_s + stage_s, slowest_s.max(stage_s));
-            let least = sum_s.max(micro_batches * slowest_s);
+        if sum_s + self.table.rest_s(self.layer_count - done) >= bound {
+            return;
+        }
+        let rest = self.table.rest_layers_max(to, bound / micro_batches);
+        for end in (done + 1).max(self.layer_count - rest)..=self.layer_count {
+            let rest_s = self.table.rest_s(self.layer_count - end);
+            let sums = |stage_s: f64| sum_s + stage_s + rest_s >= bound;
+            let slowest = |stage_s: f64| micro_batches * slowest_s.max(stage_s) >= bound;
             // More layers take longer, and do not fit where fewer did not.
-            if least >= bound {
+            let floor_s = self.table.floor_s(&lattice.groups[group], done, end);
+            if slowest(floor_s) {
                 break;
             }
+            if sums(floor_s) {
+                continue;
+            }
+            let stage_s = self.table.stage_s(&lattice.groups[group], done, end);
+            if slowest(stage_s) {
+                break;
+            }
+            if sums(stage_s) {
+                continue;
+            }
+            let (sum_s, slowest_s) = (sum_s + stage_s, slowest_s.max(stage_s));
             let leg = Leg { group, layers: end - done };
             let label = Label { sum_s, slowest_s, stages, several, first_group, leg, before };
             if end == self.layer_count {
                 self.complete(label);
             } else if stages < self.rules.stages_max {
-                self.labels.push(label);
                 let cell = self.cell(to, end);
-                self.keep(cell, self.labels.len() - 1);
+                self.add(cell, label);
             }
         }
     }
 
     /// What a route must beat that has so many stages, or more.
     fn bound(&self, several: bool, stages: usize) -> f64 {
-        let of = |kind: Kind| {
-            let best = self.best[kind as usize].as_ref().map_or(f64::INFINITY, |route| route.period_s);
-            best.min(self.rules.bounds[kind as usize])
-        };
+        let of = |kind: Kind| self.bounds[kind as usize].min(self.of_interest_s);
         let many = if several { of(Kind::Both) } else { of(Kind::Pipeline).max(of(Kind::Both)) };
         match (stages, several) {
             (1, true) => many.max(of(Kind::Tensor)),
@@ -166,11 +198,11 @@ impl<'a, 'b> Routes<'a, 'b> {
         };
         let period_s =
             (label.sum_s + return_s).max(self.rules.micro_batches as f64 * label.slowest_s);
-        let best = &mut self.best[kind as usize];
-        let bound = best.as_ref().map_or(f64::INFINITY, |best| best.period_s);
-        if period_s >= bound.min(self.rules.bounds[kind as usize]) {
+        if period_s >= self.bounds[kind as usize].min(self.of_interest_s) {
             return;
         }
+        self.bounds[kind as usize] = period_s;
+        self.of_interest_s = self.of_interest_s.min(INTEREST * period_s);
         let mut legs = vec![label.leg];
         let mut before = label.before;
         while let Some(at) = before {
@@ -178,23 +210,35 @@ impl<'a, 'b> Routes<'a, 'b> {
             before = self.labels[at].before;
         }
         legs.reverse();
-        *best = Some(Route { period_s, legs });
+        self.best[kind as usize] = Some(Route { legs });
     }
 
-    /// Puts a label into a cell, unless one there is as good; those that it makes useless go.
-    fn keep(&mut self, cell: usize, at: usize) {
-        let new = self.labels[at];
-        if self.cells[cell].iter().any(|&old| self.makes_useless(&self.labels[old], &new)) {
-            return;
+    fn add(&mut self, cell: usize, label: Label) {
+        if self.makes_room(cell, &label) {
+            self.cells[cell].push(self.labels.len());
+            self.labels.push(label);
+        }
+    }
+
+    /// Whether a cell wants a label: none there is as good. Those that it makes useless go, and the worst where there
+    /// are too many.
+    fn makes_room(&mut self, cell: usize, new: &Label) -> bool {
+        if self.cells[cell].iter().any(|&old| self.makes_useless(&self.labels[old], new)) {
+            return false;
         }
         let mut kept = std::mem::take(&mut self.cells[cell]);
-        kept.retain(|&old| !self.makes_useless(&new, &self.labels[old]));
-        kept.push(at);
-        if kept.len() > LABELS_MAX {
-            kept.sort_by(|&a, &b| self.labels[a].sum_s.total_cmp(&self.labels[b].sum_s));
-            kept.truncate(LABELS_MAX);
+        kept.retain(|&old| !self.makes_useless(new, &self.labels[old]));
+        let most = if self.lattice.in_a_row { LABELS_IN_A_ROW_MAX } else { LABELS_MAX };
+        let worth = |label: &Label| label.sum_s + self.rules.micro_batches as f64 * label.slowest_s;
+        let by_worth = |&(_, a): &(usize, f64), &(_, b): &(usize, f64)| a.total_cmp(&b);
+        let worst = kept.iter().map(|&old| worth(&self.labels[old])).enumerate().max_by(by_worth);
+        let worst = worst.filter(|_| kept.len() >= most);
+        let wanted = worst.is_none_or(|(_, worst)| worth(new) < worst);
+        if let Some((at, _)) = worst.filter(|_| wanted) {
+            kept.swap_remove(at);
         }
         self.cells[cell] = kept;
+        wanted
     }
 
     fn makes_useless(&self, a: &Label, b: &Label) -> bool {
