@@ -7,6 +7,7 @@
 //! Letters: T rows of a step, R ranks of a stage, H hidden, D head_dim, E experts, K experts per token, V vocabulary.
 #![forbid(unsafe_code)]
 
+mod capacity;
 pub mod choice;
 pub mod fleet;
 pub mod goal;
@@ -14,9 +15,10 @@ pub mod link;
 pub mod model;
 mod search;
 
-pub use choice::{Choice, Kind, LeftOut, Lost, Part, RunnerUp};
+pub use capacity::kv_tokens_max;
+pub use choice::{Choice, Kind, LeftOut, Lost, Part, RunnerUp, parts};
 pub use fleet::{Costs, Fleet, KindCosts, Rates};
 pub use goal::{Aim, Goal};
 pub use link::Link;
-pub use model::{Prediction, StageTime, StepTime, Work, predict_step};
+pub use model::{Decode, Prediction, StageTime, StepTime, Work, predict_decode, predict_step};
 pub use search::choose;

@@ -82,9 +82,11 @@ impl Odds {
     fn all_within(&self, unit_s: &[f64], limit_s: f64) -> f64 {
         let most: Vec<usize> = unit_s
             .iter()
-            .map(|&unit| {
-                if unit > 0.0 { (limit_s / unit * (1.0 + 1e-12)).floor() as usize } else { self.drawn }
-            })
+            .map(
+                |&unit| {
+                    if unit > 0.0 { (limit_s / unit * (1.0 + 1e-12)).floor() as usize } else { self.drawn }
+                },
+            )
             .collect();
         self.chance(&most) / self.whole
     }

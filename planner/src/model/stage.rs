@@ -156,11 +156,7 @@ impl<'a> StageModel<'a> {
             attention_s: layers.full as f64 * attention(LayerKind::Full)
                 + layers.window as f64 * attention(LayerKind::Window),
             experts_s: count * experts,
-            vocabulary_s: if layers.last {
-                units.vocab as f64 * self.vocabulary_row_s(device)
-            } else {
-                0.0
-            },
+            vocabulary_s: if layers.last { units.vocab as f64 * self.vocabulary_row_s(device) } else { 0.0 },
         }
     }
 

@@ -168,8 +168,9 @@ impl Cutter<'_> {
         for &kind in order {
             let counts = match (kind, heads) {
                 (Kind::Heads, Some(heads)) => {
-                    let fit =
-                        |rank: usize| heads[rank] <= self.most(rank, units[rank], kind, heads[rank], placement);
+                    let fit = |rank: usize| {
+                        heads[rank] <= self.most(rank, units[rank], kind, heads[rank], placement)
+                    };
                     if !(0..heads.len()).all(fit) {
                         return None;
                     }
@@ -177,7 +178,10 @@ impl Cutter<'_> {
                 }
                 _ => self.share_out(kind, placement, &units, &mut bound)?,
             };
-            units.iter_mut().zip(counts).for_each(|(units, count)| *units = with(kind, placement, *units, count));
+            units
+                .iter_mut()
+                .zip(counts)
+                .for_each(|(units, count)| *units = with(kind, placement, *units, count));
         }
         Some((units, bound))
     }

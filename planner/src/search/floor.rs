@@ -31,8 +31,7 @@ impl Floor {
         };
         let stage_s = beside(0, false, false);
         let layer_bytes = (spec.experts * spec.intermediate_blocks()) as f64 * model.sizes.block_bytes as f64;
-        let memory: f64 =
-            devices.iter().map(|&device| model.fleet.devices[device].memory_bytes as f64).sum();
+        let memory: f64 = devices.iter().map(|&device| model.fleet.devices[device].memory_bytes as f64).sum();
         Floor {
             full_s: attention(LayerKind::Full) + experts,
             window_s: attention(LayerKind::Window) + experts,

@@ -82,7 +82,8 @@ impl Lattice {
         }
         let kinds: Vec<(u16, Traits)> = by_traits.keys().map(|(host, kind)| (*host, kind.0)).collect();
         let classes: Vec<Class> = by_traits.into_values().map(|devices| Class { devices }).collect();
-        let mut builder = Builder { kinds, lattice: Lattice { classes, ..Lattice::default() }, ..Builder::default() };
+        let mut builder =
+            Builder { kinds, lattice: Lattice { classes, ..Lattice::default() }, ..Builder::default() };
         let counts: Vec<usize> = builder.lattice.classes.iter().map(|class| class.devices.len()).collect();
         let states = builder
             .states(&counts, false, MOVES_FREE_MAX)
@@ -93,7 +94,6 @@ impl Lattice {
         }
         builder.lattice
     }
-
 }
 
 #[derive(Default)]

@@ -69,11 +69,19 @@ impl Room<'_> {
         let part = (memory - one) as f64 / (all - one) as f64;
         let guess = 1 + (part * (whole - 1) as f64) as usize;
         let (mut fits, mut too_many, mut stride) = (1, whole, 1);
-        if needed(guess) <= memory { fits = guess } else { too_many = guess }
+        if needed(guess) <= memory {
+            fits = guess
+        } else {
+            too_many = guess
+        }
         while too_many - fits > 1 {
             let near = if fits == guess { fits + stride } else { too_many.saturating_sub(stride) };
             let middle = near.clamp(fits + 1, too_many - 1);
-            if needed(middle) <= memory { fits = middle } else { too_many = middle }
+            if needed(middle) <= memory {
+                fits = middle
+            } else {
+                too_many = middle
+            }
             stride *= 4;
         }
         fits

@@ -12,8 +12,8 @@ use crate::choice::Kind;
 pub(crate) const INTEREST: f64 = 3.0;
 
 /// Labels of a cell at most.
-const LABELS_MAX: usize = 6;
-const LABELS_IN_A_ROW_MAX: usize = 4;
+const LABELS_MAX: usize = 8;
+const LABELS_IN_A_ROW_MAX: usize = 16;
 
 /// A stage of a route: which group, and how many layers.
 #[derive(Clone, Copy, Debug)]
@@ -76,17 +76,8 @@ impl<'a, 'b> Routes<'a, 'b> {
         let best = [const { None }; Kind::COUNT];
         let bounds = rules.bounds;
         let of_interest_s = INTEREST * bounds.iter().copied().fold(f64::INFINITY, f64::min);
-        let mut routes = Routes {
-            lattice,
-            table,
-            rules,
-            labels: vec![],
-            cells,
-            layer_count,
-            best,
-            bounds,
-            of_interest_s,
-        };
+        let mut routes =
+            Routes { lattice, table, rules, labels: vec![], cells, layer_count, best, bounds, of_interest_s };
         for state in 0..lattice.moves.len() {
             routes.leave(state);
         }
@@ -191,13 +182,9 @@ impl<'a, 'b> Routes<'a, 'b> {
 
     fn complete(&mut self, label: Label) {
         let kind = Kind::of(label.stages, label.several);
-        let return_s = if label.stages == 1 {
-            0.0
-        } else {
-            self.table.return_s(label.leg.group, label.first_group)
-        };
-        let period_s =
-            (label.sum_s + return_s).max(self.rules.micro_batches as f64 * label.slowest_s);
+        let return_s =
+            if label.stages == 1 { 0.0 } else { self.table.return_s(label.leg.group, label.first_group) };
+        let period_s = (label.sum_s + return_s).max(self.rules.micro_batches as f64 * label.slowest_s);
         if period_s >= self.bounds[kind as usize].min(self.of_interest_s) {
             return;
         }

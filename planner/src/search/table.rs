@@ -52,13 +52,15 @@ impl<'a> StageTable<'a> {
                 shapes[start * (count + 1) + end] = number;
             }
         }
-        let spread =
-            |group: &Group| Spread::of(lattice.devices(group).iter().map(|&device| model.fleet.hosts[device]));
+        let spread = |group: &Group| {
+            Spread::of(lattice.devices(group).iter().map(|&device| model.fleet.hosts[device]))
+        };
         let spreads: Vec<Spread> = lattice.groups.iter().map(spread).collect();
         let times_s = vec![f64::NAN; lattice.alike.len() * layers.len()];
-        let floors = lattice.alike.iter().map(|&group| {
-            Floor::of(model, &lattice.devices(&lattice.groups[group]), &spreads[group])
-        });
+        let floors = lattice
+            .alike
+            .iter()
+            .map(|&group| Floor::of(model, &lattice.devices(&lattice.groups[group]), &spreads[group]));
         let floors: Vec<Floor> = floors.collect();
         let least = |of: fn(&Floor) -> f64| floors.iter().map(of).fold(f64::INFINITY, f64::min);
         let (least_layer_s, least_vocabulary_s) = (least(Floor::least_layer_s), least(Floor::vocabulary_s));
