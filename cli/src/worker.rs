@@ -89,6 +89,7 @@ impl WorkerArgs {
                 device: describe(&device),
                 memory_bytes: self.memory_bytes.map_or_else(|| memory_offered(&device), Ok)?,
                 bandwidth: self.bandwidth.unwrap_or(0.0),
+                compute: 0.0,
                 threads,
             },
             advertise_host: self.advertise_host.unwrap_or_else(|| match self.collective_listen.ip() {

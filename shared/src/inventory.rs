@@ -46,6 +46,8 @@ pub struct Inventory {
     pub memory_bytes: u64,
     /// Bytes a second that decode can read, relative to the others': the plan's target. Zero is unknown.
     pub bandwidth: f64,
+    /// Operations a second that prefill can do, a multiply-add being two. Zero is unknown.
+    pub compute: f64,
     /// Threads that compute.
     pub threads: u16,
 }

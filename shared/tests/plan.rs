@@ -1,6 +1,6 @@
 //! Every element of every tensor is owned exactly once, for any shape, any number of ranks, any shares.
 
-use flotilla_shared::plan::{ExpertShare, apportion};
+use flotilla_shared::plan::{ExpertShare, Placement, StageCut, apportion};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
@@ -56,9 +56,19 @@ fn owners(spec: &ModelSpec, plan: &Plan, tensor: TensorId) -> Vec<usize> {
     owners
 }
 
+fn stage_of(plan: &Plan, tensor: TensorId) -> usize {
+    match tensor {
+        TensorId::Embed => 0,
+        TensorId::Layer(layer, _) => {
+            plan.stages.iter().position(|stage| stage.layers.contains(&(layer as usize))).unwrap()
+        }
+        TensorId::FinalNorm | TensorId::Unembed => plan.stages.len() - 1,
+    }
+}
+
 fn check_ownership(spec: &ModelSpec, plan: &Plan) -> Result<(), TestCaseError> {
     for tensor in TensorId::all(spec) {
-        let expected = if tensor.replicated() { plan.rank_count() } else { 1 };
+        let expected = if tensor.replicated() { plan.stages[stage_of(plan, tensor)].ranks.len() } else { 1 };
         let owners = owners(spec, plan, tensor);
         prop_assert!(
             owners.iter().all(|n| *n == expected),
@@ -91,6 +101,30 @@ proptest! {
     }
 
     #[test]
+    fn stages_are_cut_each_by_its_own_shares(
+        spec in spec(),
+        first in 1usize..3,
+        shares in prop::collection::vec((shares(), shares(), shares(), any::<bool>()), 2),
+    ) {
+        let layers = [first.min(spec.layer_count()), spec.layer_count().saturating_sub(first)];
+        let cuts = layers.into_iter().zip(shares).filter(|(layers, _)| *layers > 0);
+        let cuts = cuts.map(|(layers, (kv_heads, experts, vocab, whole))| {
+            let ranks = kv_heads.len().min(experts.len()).min(vocab.len());
+            let placement = if whole { Placement::Whole } else { Placement::Slices };
+            let of = |shares: Vec<f64>| shares[..ranks].to_vec();
+            StageCut { layers, placement, kv_heads: of(kv_heads), experts: of(experts), vocab: of(vocab) }
+        });
+        let plan = Plan::with_stages(&spec, &cuts.collect::<Vec<_>>());
+        check_ownership(&spec, &plan)?;
+        let embedding = |plan: &Plan, rank| plan.bytes(&spec, rank).embedding > 0;
+        for (at, stage) in plan.stages.iter().enumerate() {
+            for share in &stage.ranks {
+                prop_assert_eq!(embedding(&plan, share.rank), at == 0 && !share.vocab.is_empty());
+            }
+        }
+    }
+
+    #[test]
     fn units_go_where_the_shares_say(units in 0usize..2000, shares in shares()) {
         let ranges = apportion(units, &shares);
         let total: f64 = shares.iter().sum();
@@ -116,7 +150,7 @@ proptest! {
             Ok(plan) => {
                 check_ownership(&spec, &plan)?;
                 for (share, device) in plan.ranks().zip(&devices) {
-                    prop_assert!(plan.bytes(&spec, share.rank).total(&spec, share, demand) <= device.memory_bytes);
+                    prop_assert!(plan.total_bytes(&spec, share.rank, demand) <= device.memory_bytes);
                 }
             }
             Err(error) => prop_assert!(!error.to_string().is_empty()),
@@ -132,6 +166,7 @@ fn device(memory_bytes: u64, bandwidth: f64) -> Inventory {
         device: "cpu".into(),
         memory_bytes,
         bandwidth,
+        compute: 0.0,
         threads: 1,
     }
 }
@@ -202,4 +237,25 @@ fn one_rank_adds_each_bias_of_a_partial_sum() {
         });
         assert_eq!(holders.map(|share| share.rank).collect::<Vec<_>>(), [Rank(0)], "{bias:?}");
     }
+}
+
+#[test]
+fn a_stage_without_layers_is_refused() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let cuts = [StageCut::even(24, &[1.0]), StageCut::even(0, &[1.0])];
+    let error = Plan::with_stages(&spec, &cuts).check(&spec).unwrap_err();
+    assert_eq!(error, "has a stage 1 without layers");
+    let too_many = [StageCut::even(20, &[1.0]), StageCut::even(5, &[1.0])];
+    assert!(Plan::with_stages(&spec, &too_many).check(&spec).is_err());
+}
+
+#[test]
+fn only_the_last_stage_has_room_for_logits() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 512 };
+    let plan = Plan::with_stages(&spec, &[StageCut::even(12, &[1.0]), StageCut::even(12, &[1.0])]);
+    let activations = |rank| plan.activation_bytes(&spec, Rank(rank), demand);
+    assert_eq!(activations(1) - activations(0), 4 * 64 * spec.vocab as u64);
+    let kv = |rank| plan.bytes(&spec, Rank(rank)).kv(demand.kv_blocks);
+    assert_eq!(kv(0) + kv(1), Plan::with_shares(&spec, &[1.0]).bytes(&spec, Rank(0)).kv(demand.kv_blocks));
 }

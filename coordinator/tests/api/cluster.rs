@@ -17,6 +17,7 @@ fn worker(name: &str) -> Inventory {
         device: "cpu avx2".to_owned(),
         memory_bytes: 32 << 30,
         bandwidth: 0.0,
+        compute: 0.0,
         threads: 2,
     }
 }

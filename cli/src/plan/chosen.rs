@@ -1,0 +1,202 @@
+//! `flotilla plan --devices`: the fastest plan that is found, its predicted speed, and what it beat.
+
+use super::devices::Devices;
+use super::table::{PARTS, parts, placement, range};
+use super::{PlanArgs, cut, svg};
+use anyhow::{Context, Result};
+use flotilla_planner::{Aim, Choice, Costs, Decode, Fleet, Goal, Link, choose, kv_tokens_max};
+use flotilla_shared::plan::Placement;
+use flotilla_shared::units::Bytes;
+use flotilla_shared::{BackendKind, Demand, KvBlocks, ModelSpec, Plan, RankShare, Stage};
+use serde_json::json;
+
+/// A choice with what it was made for.
+pub struct Chosen<'a> {
+    pub model: &'a str,
+    pub spec: &'a ModelSpec,
+    pub fleet: Fleet,
+    pub goal: Goal,
+    pub demand: Demand,
+    pub choice: Choice,
+    /// Tokens of cache that fit in all.
+    pub kv_tokens_max: usize,
+}
+
+pub fn run(args: &PlanArgs, spec: &ModelSpec, devices: &Devices) -> Result<()> {
+    let chosen = chosen(args, spec, devices)?;
+    if let Some(path) = &args.svg {
+        std::fs::write(path, svg::picture(&chosen))
+            .with_context(|| format!("cannot write {}\nhint: --svg takes a file's path", path.display()))?;
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&chosen.document())?);
+    } else {
+        chosen.print();
+    }
+    Ok(())
+}
+
+fn chosen<'a>(args: &'a PlanArgs, spec: &'a ModelSpec, devices: &Devices) -> Result<Chosen<'a>> {
+    let fleet = fleet(args, devices);
+    let stages_max = args.stages_max.unwrap_or(usize::MAX);
+    let goal = Goal { aim: args.goal.0, context: args.context, stages_max };
+    let sequences = args.sequences.max(goal.aim.sequences());
+    let kv_tokens = args.kv_tokens.unwrap_or(goal.aim.sequences().saturating_mul(args.context));
+    let kv_blocks = KvBlocks::for_tokens(kv_tokens, spec.window, sequences, args.step_tokens);
+    let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens };
+    let choice = choose(spec, &fleet, goal, demand)?;
+    let memory = choice.devices.iter().map(|&device| fleet.devices[device].memory_bytes);
+    let memory: Vec<u64> = memory.collect();
+    let kv_tokens_max = kv_tokens_max(spec, &choice.plan, &memory, sequences, args.step_tokens);
+    Ok(Chosen { model: &args.model, spec, fleet, goal, demand, choice, kv_tokens_max })
+}
+
+fn fleet(args: &PlanArgs, devices: &Devices) -> Fleet {
+    let mut inventories = Vec::new();
+    for (device, _) in &devices.0 {
+        let mut device = device.clone();
+        if device.backend == BackendKind::Cpu {
+            device.kv = args.kv_dtype;
+        }
+        inventories.push(device);
+    }
+    let all_cpus = inventories.iter().all(|device| device.backend == BackendKind::Cpu);
+    let usual = Link::preset(if all_cpus { "shm" } else { "pcie4" });
+    Fleet {
+        devices: inventories,
+        hosts: devices.0.iter().map(|(_, host)| *host).collect(),
+        within: args.link.unwrap_or(usual),
+        between: args.between,
+        costs: Costs::default(),
+    }
+}
+
+impl Chosen<'_> {
+    fn document(&self) -> serde_json::Value {
+        let mut document = cut::document(self.spec, &self.choice.plan, self.demand);
+        let Choice { kind, devices, decode, prediction, left_out, runner_up, .. } = &self.choice;
+        let chosen = json!({
+            "kind": kind, "devices": devices, "goal": self.goal, "fleet": self.fleet, "predicted_at_goal": decode,
+            "predicted": prediction, "left_out": left_out, "runner_up": runner_up, "kv_tokens_max": self.kv_tokens_max,
+        });
+        if let (Some(document), serde_json::Value::Object(chosen)) = (document.as_object_mut(), chosen) {
+            document.extend(chosen);
+        }
+        document
+    }
+
+    fn print(&self) {
+        println!("{}", self.head());
+        let (mut at, stages) = (0, &self.choice.plan.stages);
+        for (number, stage) in stages.iter().enumerate() {
+            println!("\nstage {number}: {}", self.stage(stage));
+            println!("{:<5} {:<24} {PARTS}  of memory", "rank", "device");
+            for share in &stage.ranks {
+                println!("{}", self.rank(share, self.choice.devices[at]));
+                at += 1;
+            }
+        }
+        println!("\nKV cache: {}", self.cache());
+        for left_out in &self.choice.left_out {
+            println!("left out: {}: {}", self.device(left_out.device), left_out.reason);
+        }
+        println!("\npredicted, not measured (docs/planning.md says what is counted):");
+        self.speeds().iter().for_each(|line| println!("  {line}"));
+        println!("\n{}", self.runner_up());
+    }
+
+    pub fn head(&self) -> String {
+        let weights: u64 = self
+            .choice
+            .plan
+            .ranks()
+            .map(|share| self.choice.plan.bytes(self.spec, share.rank).weights())
+            .sum();
+        let goal = match self.goal.aim {
+            Aim::Latency => "one sequence".to_owned(),
+            Aim::Throughput { clients } => format!("{clients} sequences"),
+        };
+        format!(
+            "{}: {} layers, {} experts, {} of weights fit on {} of {} devices: {}, fastest for {goal} at {} tokens",
+            self.model,
+            self.spec.layer_count(),
+            self.spec.experts,
+            Bytes(weights),
+            self.choice.devices.len(),
+            self.fleet.devices.len(),
+            self.choice.kind,
+            self.goal.context,
+        )
+    }
+
+    pub fn stage(&self, stage: &Stage) -> String {
+        let whole = stage.ranks.iter().any(|share| placement(self.spec, share) == Placement::Whole);
+        let experts = if whole { ", experts whole (so \"blocks\" are experts)" } else { "" };
+        format!("layers {} ({}){experts}", range(&stage.layers), stage.layers.len())
+    }
+
+    /// A device and its host.
+    pub fn device(&self, device: usize) -> String {
+        format!("{} on host {}", self.fleet.devices[device].device, self.fleet.hosts[device])
+    }
+
+    fn rank(&self, share: &RankShare, device: usize) -> String {
+        let plan: &Plan = &self.choice.plan;
+        let used = plan.total_bytes(self.spec, share.rank, self.demand) as f64;
+        let part = 100.0 * used / self.fleet.devices[device].memory_bytes as f64;
+        let parts = parts(self.spec, plan, share, self.demand);
+        format!("{:<5} {:<24} {parts}  {part:>7.0} %", share.rank, self.device(device))
+    }
+
+    pub fn cache(&self) -> String {
+        format!(
+            "{} tokens were asked for, {} fit",
+            self.demand.kv_blocks.full as usize * flotilla_shared::step::BLOCK_TOKENS,
+            self.kv_tokens_max
+        )
+    }
+
+    pub fn speeds(&self) -> Vec<String> {
+        let prefill = &self.choice.prediction.prefill;
+        let mut lines = vec![format!(
+            "prompt of {:>4}: {:>9.1} tokens/s, {:.2} s",
+            prefill.tokens, prefill.tokens_per_s, prefill.seconds
+        )];
+        let sequences = self.goal.aim.sequences();
+        let mut decodes: Vec<&Decode> = self.choice.prediction.decode.iter().collect();
+        if !decodes.iter().any(|decode| decode.sequences == sequences) {
+            decodes.push(&self.choice.decode);
+        }
+        lines.extend(decodes.into_iter().map(|decode| {
+            let batches = match decode.micro_batches {
+                1 => String::new(),
+                batches => format!(", in {batches} micro-batches"),
+            };
+            let Decode { sequences, tokens_per_s, token_s, .. } = decode;
+            let ms = 1e3 * token_s;
+            format!("decode of {sequences:>4}: {tokens_per_s:>9.1} tokens/s, {ms:.2} ms a token{batches}")
+        }));
+        let parts = flotilla_planner::parts(&self.choice.decode);
+        let parts = parts.map(|(part, seconds)| format!("{part} {:.2} ms", 1e3 * seconds));
+        lines.push(format!("a token of {sequences}: {}", parts.join(", ")));
+        lines
+    }
+
+    pub fn runner_up(&self) -> String {
+        match &self.choice.runner_up {
+            None => "second best: no plan of another kind fits and takes less than 3 times as long".into(),
+            Some(other) => {
+                let stages = other.plan.stages.iter();
+                let stages = stages.map(|stage| format!("{}x{}", stage.layers.len(), stage.ranks.len()));
+                let stages: Vec<String> = stages.collect();
+                format!(
+                    "second best: {} (layers x ranks: {}), {:.2} ms a token: {}",
+                    other.kind,
+                    stages.join(" + "),
+                    1e3 * other.decode.token_s,
+                    other.lost
+                )
+            }
+        }
+    }
+}

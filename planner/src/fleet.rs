@@ -1,0 +1,119 @@
+//! What there is: devices, the hosts that they are in, the links between them, and what computing costs beside bytes.
+
+use crate::link::Link;
+use flotilla_shared::{BackendKind, Inventory};
+use serde::Serialize;
+
+/// Devices and how they are joined.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Fleet {
+    pub devices: Vec<Inventory>,
+    /// By device: devices of equal number are in one host.
+    pub hosts: Vec<u16>,
+    /// Between devices of one host.
+    pub within: Link,
+    /// Between hosts.
+    pub between: Link,
+    pub costs: Costs,
+}
+
+/// What is not in a device's own numbers, for each kind of device.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Costs {
+    pub cpu: KindCosts,
+    pub cuda: KindCosts,
+    /// Times the expected maximum of whole-expert placement: that expectation takes routing for uniform, which it is not.
+    pub whole_factor: f64,
+}
+
+/// What one kind of device makes of its rates, and what it takes beside them.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct KindCosts {
+    /// Part of the bandwidth at which weights and cache are read.
+    pub read_share: f64,
+    /// Part of the compute rate that prefill reaches.
+    pub compute_share: f64,
+    /// Of one layer, beside bytes and operations: its ops' starts.
+    pub layer_s: f64,
+    /// Of one step of a stage: its plan, its batch, sampling.
+    pub step_s: f64,
+    /// Bytes a second of a device that does not say.
+    pub bandwidth_default: f64,
+    /// Operations for each byte of bandwidth of a device that does not say.
+    pub compute_per_byte: f64,
+}
+
+/// CPUs: `read_share` and `compute_per_byte` are of the measured 20b on two cores (docs/performance.md: 0.79 to 0.80 of
+/// the bound, a prompt of 512 at 48 tokens a second with 30.5 GB/s). Cards: as predicted there; nothing was measured.
+impl Default for Costs {
+    fn default() -> Costs {
+        let cpu = KindCosts {
+            read_share: 0.8,
+            compute_share: 0.9,
+            layer_s: 40e-6,
+            step_s: 100e-6,
+            bandwidth_default: 30e9,
+            compute_per_byte: 13.0,
+        };
+        let cuda = KindCosts {
+            read_share: 0.8,
+            compute_share: 0.4,
+            layer_s: 25e-6,
+            step_s: 100e-6,
+            bandwidth_default: 500e9,
+            compute_per_byte: 75.0,
+        };
+        Costs { cpu, cuda, whole_factor: 1.05 }
+    }
+}
+
+impl Costs {
+    pub fn of(&self, kind: BackendKind) -> &KindCosts {
+        match kind {
+            BackendKind::Cpu => &self.cpu,
+            BackendKind::Cuda => &self.cuda,
+        }
+    }
+}
+
+/// What a device really does in a second.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Rates {
+    pub bytes_per_s: f64,
+    pub ops_per_s: f64,
+}
+
+impl Rates {
+    /// A roofline: what is read and what is computed go on at once.
+    pub fn time_s(self, bytes: f64, ops: f64) -> f64 {
+        (bytes / self.bytes_per_s).max(ops / self.ops_per_s)
+    }
+}
+
+/// Bandwidths below this are no rates but shares, as `--bandwidth` takes them.
+const RELATIVE_BELOW: f64 = 1e6;
+
+impl Fleet {
+    /// The rates of every device. Bandwidths are taken as they are where every device knows its own, as relative to the
+    /// usual one where they are shares, and as equal where one is unknown.
+    pub fn rates(&self) -> Vec<Rates> {
+        let known = |device: &Inventory| device.bandwidth.is_finite() && device.bandwidth > 0.0;
+        let all_known = self.devices.iter().all(known);
+        let total: f64 = self.devices.iter().map(|device| device.bandwidth).sum();
+        let mean = total / self.devices.len() as f64;
+        let rates = self.devices.iter().map(|device| {
+            let costs = self.costs.of(device.backend);
+            let bandwidth = match device.bandwidth {
+                _ if !all_known => costs.bandwidth_default,
+                share if mean < RELATIVE_BELOW => costs.bandwidth_default * share / mean,
+                bandwidth => bandwidth,
+            };
+            let compute = match device.compute {
+                compute if compute.is_finite() && compute > 0.0 => compute,
+                _ => costs.compute_per_byte * bandwidth,
+            };
+            Rates { bytes_per_s: bandwidth * costs.read_share, ops_per_s: compute * costs.compute_share }
+        });
+        rates.collect()
+    }
+}

@@ -1,0 +1,19 @@
+//! What a step of a plan takes: a roofline of each phase, sums over ranks, hand-over between stages, fixed costs.
+//! Each phase of a layer waits for its slowest rank.
+
+mod plan;
+mod routing;
+mod sizes;
+mod stage;
+mod step;
+mod sums;
+mod work;
+
+pub use plan::{Decode, Prediction, Prefill, predict_decode, predict_prefill, predict_step};
+pub use routing::{distinct_experts, slowest_whole_s};
+pub(crate) use sizes::Sizes;
+pub(crate) use stage::{Layers, StageModel, Units};
+pub use stage::{RankTime, StageTime};
+pub use step::StepTime;
+pub use sums::{Spread, all_reduce_s, hand_over_s};
+pub use work::Work;
