@@ -108,8 +108,12 @@ impl WorkerSettings {
             .args(["--device", &device.to_string()])
             .args(self.cpu.to_args(index, self.threads))
             .args(self.sums.to_args());
-        if let Some(bytes) = self.memory_bytes.filter(|_| device == DeviceChoice::Cpu) {
-            command.args(["--memory-bytes", &bytes.to_string()]);
+        if device == DeviceChoice::Cpu {
+            // All share one memory, and measure it at once: they would only find how the system takes turns.
+            command.args(["--bandwidth", "1"]);
+            self.memory_bytes.into_iter().for_each(|bytes| {
+                command.args(["--memory-bytes", &bytes.to_string()]);
+            });
         }
         command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());
         if std::env::var_os(crate::LOG_VARIABLE).is_none() {

@@ -5,10 +5,12 @@ use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use anyhow::{Context, Result};
 use clap::Args;
+use flotilla_engine::backend::cpu::measure::Bench;
 use flotilla_shared::Inventory;
 use flotilla_worker::{Device, Settings};
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tracing::info;
 
 /// Part of free memory that a worker offers when it is not told.
 const MEMORY_OFFERED: f64 = 0.9;
@@ -38,7 +40,7 @@ pub struct WorkerArgs {
     /// Bytes for weights, KV cache and activations [default: 0.9 of the free memory]
     #[arg(long)]
     memory_bytes: Option<u64>,
-    /// Memory read rate relative to the other workers'; shares follow it [default: equal shares]
+    /// Memory read rate, in bytes a second or relative to the other workers'; shares follow it [default: measured]
     #[arg(long)]
     bandwidth: Option<f64>,
     /// Where to listen for the other workers
@@ -78,6 +80,7 @@ impl WorkerArgs {
     fn settings(self) -> Result<Settings> {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
         let device = self.device.open(threads.into(), &self.cpu, self.sums)?;
+        let rates = self.bandwidth.map_or_else(|| Rates::measure(&device, threads.into()), Rates::told);
         let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
         Ok(Settings {
             coordinator: self.coordinator,
@@ -88,8 +91,8 @@ impl WorkerArgs {
                 kv: device.kv_dtype(),
                 device: describe(&device),
                 memory_bytes: self.memory_bytes.map_or_else(|| memory_offered(&device), Ok)?,
-                bandwidth: self.bandwidth.unwrap_or(0.0),
-                compute: 0.0,
+                bandwidth: rates.bandwidth,
+                compute: rates.compute,
                 threads,
             },
             advertise_host: self.advertise_host.unwrap_or_else(|| match self.collective_listen.ip() {
@@ -102,6 +105,40 @@ impl WorkerArgs {
             rejoin_timeout: Duration::from_secs(self.rejoin_timeout),
             collective_timeout: Duration::from_secs(self.collective_timeout),
         })
+    }
+}
+
+/// What a device does in a second; 0 where it is not known.
+struct Rates {
+    bandwidth: f64,
+    compute: f64,
+}
+
+impl Rates {
+    fn told(bandwidth: f64) -> Rates {
+        Rates { bandwidth, compute: 0.0 }
+    }
+
+    /// Takes a quarter of a second on a processor; of a card only what it reads is measured.
+    fn measure(device: &Device, threads: usize) -> Rates {
+        const BYTES: usize = 128 << 20;
+        const ROWS: usize = 64;
+        let start = Instant::now();
+        let rates = match device {
+            Device::Cpu(_) => Bench::new(threads, BYTES, true).ok().map(|bench| {
+                let bandwidth = (0..3).map(|_| bench.read()).fold(0.0, f64::max);
+                // Each weight of two bytes is multiplied and added for each row.
+                Rates { bandwidth, compute: bench.bf16(ROWS) * ROWS as f64 }
+            }),
+            Device::Card(card) => {
+                let read = flotilla_engine::cuda::measure::read(&card.card).ok();
+                read.map(|rate| Rates::told(rate.bytes_per_second()))
+            }
+        };
+        let rates = rates.unwrap_or(Rates::told(0.0));
+        let (bandwidth, compute) = (rates.bandwidth, rates.compute);
+        info!(bandwidth, compute, seconds = start.elapsed().as_secs_f64(), "measured");
+        rates
     }
 }
 

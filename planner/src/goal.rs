@@ -1,6 +1,7 @@
 //! What is wanted of a plan.
 
 use serde::Serialize;
+use std::str::FromStr;
 
 /// What must be short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -19,6 +20,22 @@ impl Aim {
             Aim::Latency => 1,
             Aim::Throughput { clients } => clients.max(1),
         }
+    }
+}
+
+/// `latency`, or `throughput:N`.
+impl FromStr for Aim {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Aim, String> {
+        if text == "latency" {
+            return Ok(Aim::Latency);
+        }
+        let clients = text.strip_prefix("throughput:").and_then(|clients| clients.parse().ok());
+        let clients = clients.filter(|clients| (1..=4096).contains(clients));
+        clients.map(|clients| Aim::Throughput { clients }).ok_or_else(|| {
+            format!("expected latency or throughput:N with 1 to 4096 sequences, found {text:?}")
+        })
     }
 }
 

@@ -5,6 +5,7 @@ mod links;
 mod loss;
 mod malformed;
 mod memory;
+mod planning;
 mod refusals;
 mod regroup;
 mod replicas;

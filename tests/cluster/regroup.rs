@@ -99,6 +99,9 @@ async fn a_coordinator_that_is_started_anew_finds_its_workers_with_their_weights
         send_signal(signal, coordinator.process.id().into());
         coordinator.process.ended().await;
         coordinator = coordinator.again(model.path(), 2, &[]).await;
+        for worker in &mut workers {
+            worker.hear_again("joined the coordinator", 2 + usize::from(signal == "KILL")).await;
+        }
         client.health(200).await;
         assert_eq!(greedy_text(&client, PROMPT, 60).await, undisturbed);
     }

@@ -2,7 +2,7 @@
 
 use crate::support::client::Client;
 use crate::support::relay::{Relay, Weather};
-use crate::support::server::{Coordinator, Running, TOKEN, free_port, send_signal};
+use crate::support::server::{Coordinator, EQUAL, Running, TOKEN, free_port, send_signal};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -106,5 +106,5 @@ fn start(number: usize, coordinator: &Relay, peers: &Relay, listen: SocketAddr) 
     let (listen, advertise) = (listen.to_string(), peers.address.to_string());
     let args = ["worker", "--coordinator", &coordinator, "--join-token", TOKEN, "--name", &name];
     let doors = ["--collective-listen", &listen, "--advertise-host", &advertise];
-    Running::start(&[&args[..], &doors, &["--threads", "1", "--collective-timeout", "3"]].concat())
+    Running::start(&[&args[..], &doors, &["--threads", "1", "--collective-timeout", "3"], &EQUAL].concat())
 }

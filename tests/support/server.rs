@@ -13,6 +13,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 /// How long a process may take to say or do what it should. Only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(120);
+/// Told instead of measured: equal shares, and a start at once.
+pub const EQUAL: [&str; 2] = ["--bandwidth", "1"];
 pub const TOKEN: &str = "a-token-of-these-tests";
 
 /// A running `flotilla ARGS`, killed when dropped.
@@ -58,6 +60,17 @@ impl Running {
             }
             let ended = self.child.try_wait().expect("it can be waited for");
             assert!(ended.is_none() && Instant::now() < deadline, "no {mark:?}, {ended:?}: {said}");
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Waits until `mark` was said so many times.
+    pub async fn hear_again(&mut self, mark: &str, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.said().matches(mark).count() < times {
+            let ended = self.child.try_wait().expect("it can be waited for");
+            let said = self.said();
+            assert!(ended.is_none() && Instant::now() < deadline, "{mark:?} too seldom, {ended:?}: {said}");
             sleep(Duration::from_millis(10)).await;
         }
     }
@@ -207,6 +220,6 @@ impl Coordinator {
 
     pub fn worker_with(&self, name: &str, token: &str, more: &[&str]) -> Running {
         let args = ["worker", "--coordinator", &self.workers_at, "--join-token", token, "--name", name];
-        Running::start(&[&args[..], &["--threads", "1", "--collective-timeout", "10"], more].concat())
+        Running::start(&[&args[..], &["--threads", "1", "--collective-timeout", "10"], &EQUAL, more].concat())
     }
 }

@@ -7,13 +7,14 @@ use crate::link::{Link, Order, unexpected};
 use crate::member::{Member, Parted};
 use crate::settings::Settings;
 use crate::stock::Stock;
-use flotilla_shared::Epoch;
+use flotilla_shared::{Epoch, Held};
 use std::net::TcpListener;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
 /// For last words to leave before the process does.
 const PARTING: Duration = Duration::from_millis(100);
+const REJOIN_PAUSE: Duration = Duration::from_millis(300);
 
 /// Joins, loads and executes steps until the coordinator is gone for good, or refuses this worker.
 pub async fn run(settings: Settings) -> Result<(), WorkerError> {
@@ -23,7 +24,7 @@ pub async fn run(settings: Settings) -> Result<(), WorkerError> {
     let mut patience = settings.join_timeout;
     loop {
         let held = stock.as_ref().map(|stock: &Stock| stock.held.clone());
-        let mut link = Link::join(&settings, &listener, held, patience).await?;
+        let mut link = join(&settings, &listener, held, patience).await?;
         info!(coordinator = settings.coordinator, "joined the coordinator");
         let mut session = Session { settings: &settings, listener: &listener, stock };
         let error = session.converse(&mut link).await;
@@ -38,6 +39,26 @@ pub async fn run(settings: Settings) -> Result<(), WorkerError> {
         }
         warn!(%error, keeps_weights = stock.is_some(), "the coordinator is lost, trying to join it again");
         patience = settings.rejoin_timeout;
+    }
+}
+
+/// Tries for as long as `patience`: a coordinator that is just starting, or ending, may answer and be gone.
+async fn join(
+    settings: &Settings,
+    listener: &TcpListener,
+    held: Option<Held>,
+    patience: Duration,
+) -> Result<Link, WorkerError> {
+    let start = Instant::now();
+    loop {
+        let left = patience.saturating_sub(start.elapsed());
+        match Link::join(settings, listener, held.clone(), left).await {
+            Err(error) if error.is_of_the_link() && start.elapsed() < patience => {
+                warn!(%error, "the coordinator did not let this worker join, trying again");
+                tokio::time::sleep(REJOIN_PAUSE).await;
+            }
+            joined => return joined,
+        }
     }
 }
 

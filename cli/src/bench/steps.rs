@@ -87,6 +87,7 @@ pub async fn measure(
             sampleable: vec![0..spec.vocab as TokenId],
             links: args.links.collective,
             wire: args.links.collective_wire,
+            planning: Default::default(),
             regroup_grace: Duration::ZERO,
             board: Default::default(),
         };

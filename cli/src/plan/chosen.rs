@@ -39,7 +39,7 @@ pub fn run(args: &PlanArgs, spec: &ModelSpec, devices: &Devices) -> Result<()> {
 fn chosen<'a>(args: &'a PlanArgs, spec: &'a ModelSpec, devices: &Devices) -> Result<Chosen<'a>> {
     let fleet = fleet(args, devices);
     let stages_max = args.stages_max.unwrap_or(usize::MAX);
-    let goal = Goal { aim: args.goal.0, context: args.context, stages_max };
+    let goal = Goal { aim: args.goal, context: args.context, stages_max };
     let sequences = args.sequences.max(goal.aim.sequences());
     let kv_tokens = args.kv_tokens.unwrap_or(goal.aim.sequences().saturating_mul(args.context));
     let kv_blocks = KvBlocks::for_tokens(kv_tokens, spec.window, sequences, args.step_tokens);

@@ -11,10 +11,9 @@ use crate::model::config_text;
 use anyhow::{Context, Result};
 use clap::Args;
 use devices::Devices;
-use flotilla_planner::Link;
+use flotilla_planner::{Aim, Link};
 use flotilla_shared::{BackendKind, KvDtype, ModelSpec};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 /// Print how a model is cut over devices: bytes by rank, and, of --devices, the fastest way and its predicted speed.
 #[derive(Debug, Args)]
@@ -79,25 +78,6 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     match &args.devices {
         Some(devices) => chosen::run(args, &spec, devices),
         None => cut::run(args, &spec),
-    }
-}
-
-/// `--goal`
-#[derive(Clone, Copy, Debug)]
-struct Aim(flotilla_planner::Aim);
-
-impl FromStr for Aim {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Aim, String> {
-        if text == "latency" {
-            return Ok(Aim(flotilla_planner::Aim::Latency));
-        }
-        let clients = text.strip_prefix("throughput:").and_then(|clients| clients.parse().ok());
-        let clients = clients.filter(|clients| (1..=4096).contains(clients));
-        clients.map(|clients| Aim(flotilla_planner::Aim::Throughput { clients })).ok_or_else(|| {
-            format!("expected latency or throughput:N with 1 to 4096 sequences, found {text:?}")
-        })
     }
 }
 

@@ -2,6 +2,7 @@
 //! those of the front in [`super::front`].
 
 use super::front::FrontArgs;
+use super::planning::PlanningArgs;
 use super::replicas::ReplicaCount;
 use super::steps::StepArgs;
 use crate::links::LinkArgs;
@@ -51,6 +52,8 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     regroup_grace: f64,
     #[command(flatten)]
+    planning: PlanningArgs,
+    #[command(flatten)]
     links: LinkArgs,
     #[command(flatten)]
     steps: StepArgs,
@@ -69,6 +72,7 @@ impl ServeArgs {
             sampleable: model.sampleable(),
             links: self.links.collective,
             wire: self.links.collective_wire,
+            planning: self.planning.planning(),
             regroup_grace: Duration::from_secs_f64(self.regroup_grace),
             board: Default::default(),
         }

@@ -18,8 +18,8 @@ pub struct Replica<'a> {
     pub formation: Formation,
     pub groups: FleetHandle<RemoteGroup>,
     pub driver: DriverHandle,
-    /// Ranks of the group that stands; 0 while none does.
-    pub ranks: watch::Sender<usize>,
+    /// Workers from which the group that stands was chosen; 0 while none does.
+    pub considered: watch::Sender<usize>,
     /// It is not the first of this coordinator: nobody waits for its workers.
     pub is_more: bool,
 }
@@ -62,9 +62,9 @@ impl Replica<'_> {
 
     /// Until the group is lost or outgrown; says which worker is to blame, if one is.
     async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn()) -> Option<String> {
-        let (loss, epoch, ranks) = (group.loss(), group.epoch(), group.plan().rank_count());
+        let (loss, epoch, considered) = (group.loss(), group.epoch(), group.considered());
         self.groups.formed(epoch, self.formation.kv_blocks, group);
-        self.ranks.send_replace(ranks);
+        self.considered.send_replace(considered);
         let ready = async {
             self.driver.ready().await;
             on_ready();
@@ -73,10 +73,10 @@ impl Replica<'_> {
         let lost = tokio::select! {
             // In a step the driver hears of it first, between steps nobody asks the workers anything.
             lost = loss => lost,
-            () = self.fleet.grown(&self.formation, ranks) => Some((GroupError::Outgrown, None)),
+            () = self.fleet.grown(&self.formation, considered) => Some((GroupError::Outgrown, None)),
             () = ready => None,
         };
-        self.ranks.send_replace(0);
+        self.considered.send_replace(0);
         let (error, name) = lost?;
         self.groups.lost(epoch, error);
         name

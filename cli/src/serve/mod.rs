@@ -5,6 +5,7 @@ mod args;
 mod door;
 mod front;
 mod groups;
+mod planning;
 mod replicas;
 mod steps;
 

@@ -72,12 +72,12 @@ pub async fn keep_replicas(
     let mut standing: Vec<watch::Receiver<usize>> = Vec::new();
     let more = |number: usize, standing: &mut Vec<watch::Receiver<usize>>| {
         let (driver, groups) = start();
-        let (ranks, stands) = watch::channel(0);
+        let (considered, stands) = watch::channel(0);
         replicas.add(driver.clone());
         standing.push(stands);
         let formation = Formation { board: formation.board.of_replica(number), ..formation.clone() };
         let is_more = number >= count.first();
-        Replica { fleet, formation, groups, driver, ranks, is_more }.keep_formed(on_ready, on_lost)
+        Replica { fleet, formation, groups, driver, considered, is_more }.keep_formed(on_ready, on_lost)
     };
     for number in 0..count.first() {
         running.push(more(number, &mut standing));
@@ -87,7 +87,7 @@ pub async fn keep_replicas(
             Some(error) = running.next() => return error,
             () = tokio::time::sleep(LOOK_EVERY), if count == ReplicaCount::Auto => {
                 // Who was lost goes before who is new.
-                let all_stand = standing.iter().all(|ranks| *ranks.borrow() == formation.ranks);
+                let all_stand = standing.iter().all(|considered| *considered.borrow() == formation.ranks);
                 let number = standing.len();
                 if all_stand && number < REPLICAS_MAX && fleet.pool().count() >= formation.ranks {
                     info!(replica = number, "one more replica");

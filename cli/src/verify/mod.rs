@@ -141,6 +141,7 @@ async fn verify(
         sampleable: vec![0..spec.vocab as TokenId],
         links: args.links.collective,
         wire: args.links.collective_wire,
+        planning: Default::default(),
         regroup_grace: Default::default(),
         board: Default::default(),
     };

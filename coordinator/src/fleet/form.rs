@@ -1,6 +1,7 @@
 //! From waiting workers to a group that can step: plan, assign, load, ready.
 
 use super::gather::{Gathered, gather, grown};
+use super::planning::Planning;
 use super::remote::RemoteGroup;
 use super::service::Fleet;
 use super::weights::Serving;
@@ -46,8 +47,9 @@ impl Weights {
 pub struct Formation {
     pub spec: ModelSpec,
     pub weights: Weights,
-    /// Workers of the group.
+    /// Workers to choose from; all of them are ranks, unless a plan leaves some out.
     pub ranks: usize,
+    pub planning: Planning,
     /// Blocks of KV cache, over all sequences.
     pub kv_blocks: KvBlocks,
     pub step_tokens_max: usize,
@@ -102,7 +104,7 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
-        let Gathered { mut workers, plan } =
+        let Gathered { mut workers, plan, considered } =
             gather(&self.pool, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
@@ -127,12 +129,12 @@ impl Fleet {
         say_how_linked(&workers, &reached);
         formation.board.linked(&reached);
         progress.send_replace(Progress::Ready);
-        Ok(RemoteGroup::new(epoch, plan, workers, self.pool.clone()))
+        Ok(RemoteGroup::new(epoch, plan, considered, workers, self.pool.clone()))
     }
 
-    /// Resolves when a group of so many ranks could have as many as are wanted.
-    pub async fn grown(&self, formation: &Formation, ranks: usize) {
-        grown(&self.pool, formation, ranks).await;
+    /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer.
+    pub async fn grown(&self, formation: &Formation, considered: usize) {
+        grown(&self.pool, formation, considered).await;
     }
 
     /// Until every rank says Ready; says how each reaches the others.

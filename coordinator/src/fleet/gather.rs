@@ -2,10 +2,10 @@
 //! the model fits on them.
 
 use super::form::{FormError, Formation, Progress};
+use super::planning::{Planned, plan};
 use super::pool::Pool;
 use super::worker::Worker;
-use flotilla_shared::held::seats;
-use flotilla_shared::{Held, Inventory, Plan, PlanError, WeightsId};
+use flotilla_shared::{Plan, PlanError, WeightsId};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -20,6 +20,8 @@ const DISPUTES_MAX: u32 = 2;
 pub struct Gathered {
     pub workers: Vec<Worker>,
     pub plan: Plan,
+    /// How many there were to choose from.
+    pub considered: usize,
 }
 
 /// Waits until a group can be formed. `again`: there was one before, so that fewer will do, and whoever does not fit
@@ -69,46 +71,26 @@ fn take(
     };
     let mut workers = pool.take(count, prefers)?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));
-    let seated = seat(formation, weights, workers);
-    Some(seated.map_err(|(error, workers)| {
-        // There was room for them just now; whoever has taken it since may have it.
-        workers.into_iter().for_each(|worker| _ = pool.enter(worker));
-        error
-    }))
-}
-
-/// Gives each worker the rank for which it holds most.
-fn seat(
-    formation: &Formation,
-    weights: WeightsId,
-    workers: Vec<Worker>,
-) -> Result<Gathered, (PlanError, Vec<Worker>)> {
-    let cut = |workers: &[Worker]| {
-        let inventories: Vec<Inventory> =
-            workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
-        Plan::tensor_parallel(&formation.spec, &inventories, formation.demand())
-    };
-    let plan = match cut(&workers) {
-        Ok(plan) => plan,
-        Err(error) => return Err((error, workers)),
-    };
-    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
-    let order = seats(&formation.spec, &plan, weights, &held);
-    let mut workers: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
-    let workers: Vec<Worker> = order.into_iter().filter_map(|worker| workers[worker].take()).collect();
-    // Unequal workers have other shares in another order.
-    match cut(&workers) {
-        Ok(plan) => Ok(Gathered { workers, plan }),
-        Err(error) => Err((error, workers)),
-    }
-}
-
-/// Resolves when a group of `ranks` workers could have as many as are wanted.
-pub async fn grown(pool: &Pool, formation: &Formation, ranks: usize) {
-    while ranks + pool.count() < formation.ranks || ranks == formation.ranks {
-        let arrival = pool.arrival();
-        if ranks + pool.count() < formation.ranks || ranks == formation.ranks {
-            arrival.await;
+    let planned = plan(formation.planning, &formation.spec, formation.demand(), weights, workers);
+    Some(match planned {
+        Ok(Planned { plan, workers, left_out }) => {
+            pool.put_back(left_out);
+            Ok(Gathered { workers, plan, considered: count })
         }
+        Err((error, workers)) => {
+            pool.put_back(workers);
+            Err(error)
+        }
+    })
+}
+
+/// Resolves when a group for which there were so many workers could be chosen from as many as are wanted.
+pub async fn grown(pool: &Pool, formation: &Formation, considered: usize) {
+    loop {
+        let arrival = pool.arrival();
+        if considered < formation.ranks && considered + pool.count() >= formation.ranks {
+            return;
+        }
+        arrival.await;
     }
 }

@@ -3,6 +3,7 @@
 
 mod form;
 mod gather;
+mod planning;
 mod pool;
 mod rate;
 mod remote;
@@ -11,6 +12,7 @@ mod weights;
 mod worker;
 
 pub use form::{FormError, Formation, Progress, Weights};
+pub use planning::Planning;
 pub use pool::Pool;
 pub use remote::{RemoteGroup, join};
 pub use service::{Fleet, FleetError};

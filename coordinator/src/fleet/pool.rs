@@ -38,6 +38,11 @@ impl Pool {
         true
     }
 
+    /// Takes in those that were taken out just now, of which nobody needs to hear.
+    pub fn put_back(&self, workers: Vec<Worker>) {
+        self.waiting().extend(workers);
+    }
+
     /// How many wait that still are here, as far as is known.
     pub fn count(&self) -> usize {
         let mut waiting = self.waiting();

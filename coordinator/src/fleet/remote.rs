@@ -13,6 +13,7 @@ use tokio::sync::watch;
 pub struct RemoteGroup {
     epoch: Epoch,
     plan: Plan,
+    considered: usize,
     /// In rank order.
     workers: Vec<Worker>,
     /// Where they go when the group is over.
@@ -26,14 +27,19 @@ pub struct RemoteGroup {
 }
 
 impl RemoteGroup {
-    pub(super) fn new(epoch: Epoch, plan: Plan, workers: Vec<Worker>, pool: Pool) -> Self {
+    pub(super) fn new(epoch: Epoch, plan: Plan, considered: usize, workers: Vec<Worker>, pool: Pool) -> Self {
         let answers = workers.iter().map(|_| None).collect();
         let over = watch::Sender::new(());
-        RemoteGroup { epoch, plan, workers, pool, over, steps: VecDeque::new(), answers }
+        RemoteGroup { epoch, plan, considered, workers, pool, over, steps: VecDeque::new(), answers }
     }
 
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Workers that there were to choose from.
+    pub fn considered(&self) -> usize {
+        self.considered
     }
 
     pub fn plan(&self) -> &Plan {

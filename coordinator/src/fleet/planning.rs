@@ -1,0 +1,169 @@
+//! How the model is cut over the workers that are there: over all of them alike, or as is fastest.
+
+use super::worker::Worker;
+use flotilla_planner::{Fleet, Goal, Link, choose};
+use flotilla_shared::held::seats;
+use flotilla_shared::{Demand, Held, Inventory, ModelSpec, Plan, PlanError, WeightsId};
+use std::collections::BTreeMap;
+use tracing::info;
+
+/// Bandwidths and compute rates that differ by less are taken for equal: measured ones always differ a little, and
+/// equal workers should have equal shares, and keep them.
+const EQUAL_WITHIN: f64 = 1.25;
+
+/// How plans are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Planning {
+    /// Every layer over all workers, by their bandwidth.
+    #[default]
+    Tensor,
+    /// By the cost model: stages, ranks, shares and the placement of experts, over all workers or some.
+    Fastest { goal: Goal, within: Option<Link>, between: Link },
+}
+
+/// Workers with a plan for them, in the order of its ranks, and those that it leaves out.
+pub(super) struct Planned {
+    pub plan: Plan,
+    pub workers: Vec<Worker>,
+    pub left_out: Vec<Worker>,
+}
+
+/// Cuts the model over `workers`; if it does not fit they come back.
+pub(super) fn plan(
+    planning: Planning,
+    spec: &ModelSpec,
+    demand: Demand,
+    weights: WeightsId,
+    workers: Vec<Worker>,
+) -> Result<Planned, (PlanError, Vec<Worker>)> {
+    match planning {
+        Planning::Tensor => over_all(spec, demand, weights, workers),
+        Planning::Fastest { goal, within, between } => {
+            let devices = leveled(inventories(&workers));
+            let usual = match devices.iter().all(|device| device.backend == Default::default()) {
+                true => Link::preset("shm"),
+                false => Link::preset("pcie4"),
+            };
+            let within = within.unwrap_or(usual);
+            let fleet = Fleet { hosts: hosts(&workers), devices, within, between, costs: Default::default() };
+            match choose(spec, &fleet, goal, demand) {
+                Err(error) => Err((error, workers)),
+                Ok(choice) => {
+                    let (kind, token_ms) = (choice.kind, 1e3 * choice.decode.token_s);
+                    info!(%kind, predicted_token_ms = token_ms, left_out = choice.left_out.len(), "planned");
+                    Ok(picked(spec, weights, choice.plan, &choice.devices, workers))
+                }
+            }
+        }
+    }
+}
+
+fn inventories(workers: &[Worker]) -> Vec<Inventory> {
+    workers.iter().map(|worker| worker.hello.inventory.clone()).collect()
+}
+
+/// Each worker gets the rank for which it holds most.
+fn over_all(
+    spec: &ModelSpec,
+    demand: Demand,
+    weights: WeightsId,
+    workers: Vec<Worker>,
+) -> Result<Planned, (PlanError, Vec<Worker>)> {
+    let cut = |workers: &[Worker]| Plan::tensor_parallel(spec, &leveled(inventories(workers)), demand);
+    let plan = match cut(&workers) {
+        Ok(plan) => plan,
+        Err(error) => return Err((error, workers)),
+    };
+    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
+    let order = seats(spec, &plan, weights, &held);
+    let Planned { workers, .. } = picked(spec, weights, plan, &order, workers);
+    // Unequal workers have other shares in another order.
+    match cut(&workers) {
+        Ok(plan) => Ok(Planned { plan, workers, left_out: Vec::new() }),
+        Err(error) => Err((error, workers)),
+    }
+}
+
+/// Those that a plan names, in the order of its ranks. Equal ones change places where one holds what the other is to have.
+fn picked(
+    spec: &ModelSpec,
+    weights: WeightsId,
+    plan: Plan,
+    order: &[usize],
+    workers: Vec<Worker>,
+) -> Planned {
+    let mut all: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
+    let workers: Vec<Worker> = order.iter().filter_map(|&worker| all[worker].take()).collect();
+    let left_out = all.into_iter().flatten().collect();
+    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
+    let better = seats(spec, &plan, weights, &held);
+    let same = |a: &Worker, b: &Worker| {
+        let (a, b) = (&a.hello, &b.hello);
+        let rates = |inventory: &Inventory| (inventory.backend, inventory.memory_bytes, inventory.kv);
+        let close = |a: f64, b: f64| a == b || (a.max(b) / a.min(b)) < EQUAL_WITHIN;
+        a.host == b.host
+            && rates(&a.inventory) == rates(&b.inventory)
+            && close(a.inventory.bandwidth, b.inventory.bandwidth)
+            && close(a.inventory.compute, b.inventory.compute)
+    };
+    if !better.iter().zip(&workers).all(|(&other, worker)| same(&workers[other], worker)) {
+        return Planned { plan, workers, left_out };
+    }
+    let mut all: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
+    let workers = better.into_iter().filter_map(|worker| all[worker].take()).collect();
+    Planned { plan, workers, left_out }
+}
+
+/// Devices that are about alike are alike.
+fn leveled(mut devices: Vec<Inventory>) -> Vec<Inventory> {
+    level(&mut devices, |device| &mut device.bandwidth);
+    level(&mut devices, |device| &mut device.compute);
+    devices
+}
+
+/// Neighbours by their rate that differ little get the mean of their run.
+fn level(devices: &mut [Inventory], rate: fn(&mut Inventory) -> &mut f64) {
+    let mut order: Vec<usize> = (0..devices.len()).collect();
+    let rates: Vec<f64> = devices.iter_mut().map(|device| *rate(device)).collect();
+    order.sort_by(|&a, &b| rates[a].total_cmp(&rates[b]));
+    for run in order.chunk_by(|&a, &b| rates[a] > 0.0 && rates[b] / rates[a] < EQUAL_WITHIN) {
+        let mean = run.iter().map(|&device| rates[device]).sum::<f64>() / run.len() as f64;
+        run.iter().for_each(|&device| *rate(&mut devices[device]) = mean);
+    }
+}
+
+/// Workers of one host have one number.
+fn hosts(workers: &[Worker]) -> Vec<u16> {
+    let mut numbers = BTreeMap::new();
+    let number = |worker: &Worker| {
+        let next = numbers.len() as u16;
+        *numbers.entry(worker.hello.host.clone()).or_insert(next)
+    };
+    workers.iter().map(number).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_shared::BackendKind;
+
+    #[test]
+    fn what_differs_little_is_equal() {
+        let device = |bandwidth: f64| Inventory {
+            name: "a".into(),
+            backend: BackendKind::Cpu,
+            kv: Default::default(),
+            device: "cpu".into(),
+            memory_bytes: 1,
+            bandwidth,
+            compute: 0.0,
+            threads: 1,
+        };
+        let bandwidths = |rates: &[f64]| -> Vec<f64> {
+            leveled(rates.iter().map(|&rate| device(rate)).collect()).iter().map(|it| it.bandwidth).collect()
+        };
+        assert_eq!(bandwidths(&[29e9, 31e9, 100e9, 90e9]), [30e9, 30e9, 95e9, 95e9]);
+        assert_eq!(bandwidths(&[0.0, 0.0, 5.0]), [0.0, 0.0, 5.0]);
+        assert_eq!(bandwidths(&[24.0, 16.0, 12.0]), [24.0, 16.0, 12.0]);
+    }
+}

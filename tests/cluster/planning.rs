@@ -1,0 +1,47 @@
+//! Workers measure themselves, and plans are made of what they found.
+
+use crate::support::checkpoint::endless;
+use crate::support::client::{Client, greedy_text};
+use crate::support::server::{Coordinator, Running, TOKEN};
+
+/// As a user starts one.
+fn plain_worker(coordinator: &Coordinator, name: &str) -> Running {
+    let at = ["worker", "--coordinator", &coordinator.workers_at, "--join-token", TOKEN];
+    Running::start(&[&at[..], &["--name", name, "--threads", "1"]].concat())
+}
+
+#[tokio::test]
+async fn workers_that_measure_about_the_same_have_equal_shares() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let mut workers = ["a", "b"].map(|name| plain_worker(&coordinator, name));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    for worker in &mut workers {
+        let bandwidth: f64 = worker.hear("measured bandwidth=").await.parse().expect("a number");
+        assert!(bandwidth > 1e8, "{bandwidth} bytes a second");
+    }
+    let (_, cluster) = client.get("/v1/cluster").await;
+    assert_eq!(cluster["workers"][0]["vocab"][1], cluster["workers"][1]["vocab"][0]);
+    greedy_text(&client, "Once", 20).await;
+}
+
+/// Over a slow link a model this small is fastest on one of them; the other waits, and takes its place.
+#[tokio::test]
+async fn the_fastest_plan_may_leave_workers_out() {
+    let model = endless().await;
+    let more = ["--plan", "auto", "--goal", "latency", "--link-within", "1gbe", "--regroup-grace", "0.2"];
+    let coordinator = Coordinator::start(model.path(), 2, &more).await;
+    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    let (_, cluster) = client.get("/v1/cluster").await;
+    let ranks = cluster["workers"].as_array().expect("a list");
+    assert_eq!(ranks.len(), 1, "{cluster}");
+    let used = usize::from(ranks[0]["name"] == "b");
+    let text = greedy_text(&client, "Once", 20).await;
+    workers[used].kill().await;
+    client.health(503).await;
+    assert_eq!(client.health(200).await["epoch"], 2);
+    assert_eq!(greedy_text(&client, "Once", 20).await, text);
+}
