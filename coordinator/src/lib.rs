@@ -5,6 +5,8 @@ pub mod api;
 pub mod board;
 pub mod driver;
 pub mod fleet;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod group;
 pub mod guide;
 pub mod harmony;

@@ -5,6 +5,8 @@ pub mod backend;
 pub mod batch;
 pub mod collective;
 pub mod cuda;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod model;
 pub mod sample;
 pub mod weights;

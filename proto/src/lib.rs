@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 
 pub use convert::{Hello, WireError, chunk_digest, ready, released, released_from};
 

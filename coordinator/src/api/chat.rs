@@ -1,6 +1,6 @@
 //! `POST /v1/chat/completions`: messages in, a message out, in between harmony.
 
-mod request;
+pub(super) mod request;
 pub(super) mod tools;
 mod wording;
 

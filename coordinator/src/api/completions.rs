@@ -75,7 +75,7 @@ impl Prompt {
     }
 }
 
-struct Request {
+pub(super) struct Request {
     options: Options,
     prompts: Vec<Prompt>,
     /// The prompt is given back before its continuation.
@@ -84,7 +84,7 @@ struct Request {
     show_specials: bool,
 }
 
-fn read(body: Value) -> fields::Result<Request> {
+pub(super) fn read(body: Value) -> fields::Result<Request> {
     let mut fields = Node::body(body).object()?;
     let prompts = prompts(fields.require("prompt")?)?;
     let mut options = Options::read(&mut fields)?;

@@ -57,6 +57,14 @@ use metrics::Metrics;
 pub use responses::StoreLimits;
 
 /// What every endpoint works with.
+/// For fuzzers: a body as each endpoint reads it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_body(body: serde_json::Value) {
+    let _ = chat::request::ChatRequest::read(body.clone());
+    let _ = completions::read(body.clone());
+    let _ = responses::request::ResponsesRequest::read(body);
+}
+
 pub struct Api {
     settings: Settings,
     harmony: Harmony,

@@ -26,6 +26,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use processes::fuzz_frame;
+
 /// Sums activations over the ranks where a backend keeps them. Every rank of the group calls the same
 /// operations in the same order.
 pub trait AllReduce<Activations: ?Sized>: Send {

@@ -34,6 +34,12 @@ use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorSlice, WeightsId};
 use std::ops::Range;
 
+/// For fuzzers: a file of tensors, of which none may reach out of it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_shard(file: &[u8]) {
+    shard::fuzz(file);
+}
+
 /// A model whose slices can be read in any order, as the bytes that a checkpoint holds.
 pub trait WeightSource: Send + Sync {
     fn spec(&self) -> &ModelSpec;

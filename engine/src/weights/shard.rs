@@ -89,6 +89,16 @@ fn header(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, ShardFault> {
     Ok(tensors.into_iter().map(|(name, info)| (name, in_file(info))).collect())
 }
 
+/// For fuzzers.
+#[cfg(any(test, fuzzing))]
+pub(super) fn fuzz(file: &[u8]) {
+    let Ok(tensors) = header(file) else { return };
+    for info in tensors.values() {
+        let (start, end) = info.data_offsets;
+        assert!(start <= end && end <= file.len(), "{info:?} reaches out of {} bytes", file.len());
+    }
+}
+
 /// Bytes of all tensors, which come in order of their offsets, without hole or overlap.
 fn contiguous(tensors: &[(String, TensorInfo)]) -> Result<usize, ShardFault> {
     let mut end_before = 0;

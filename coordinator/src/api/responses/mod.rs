@@ -10,7 +10,7 @@ mod input;
 mod item;
 mod listing;
 mod output;
-mod request;
+pub(super) mod request;
 mod store;
 mod tools;
 

@@ -33,6 +33,17 @@ use sums::Buffers;
 
 const _: () = assert!(cfg!(target_endian = "little"), "floats go over the wire as they lie in memory");
 
+/// For fuzzers: a header that is compared with what is expected.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz_frame(bytes: &[u8]) {
+    let Some((header, _)) = bytes.split_first_chunk() else { return };
+    let frame = frame::Frame { epoch: Epoch(7), sequence: 9, operation: Operation::AllGather };
+    let _ = frame::heard(header, Rank(1), &frame);
+    if let Ok(length) = frame.check(header, Rank(1), Length::AtMost(64)) {
+        assert!(length <= 64);
+    }
+}
+
 /// One rank of a group of processes.
 pub struct ProcessCollective {
     mesh: Mesh,
