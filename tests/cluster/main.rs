@@ -12,3 +12,4 @@ mod serving;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
+mod weights;
