@@ -1,5 +1,6 @@
 //! Worker processes of this machine: this binary again, with the coordinator's address and token.
 
+use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
@@ -31,6 +32,7 @@ pub struct WorkerSettings {
     pub devices: Vec<DeviceChoice>,
     pub cpu: CpuArgs,
     pub sums: SumArgs,
+    pub cache: CacheArgs,
 }
 
 /// The join token travels by environment: a command line can be read by every user of the machine.
@@ -107,7 +109,8 @@ impl WorkerSettings {
         command
             .args(["--device", &device.to_string()])
             .args(self.cpu.to_args(index, self.threads))
-            .args(self.sums.to_args());
+            .args(self.sums.to_args())
+            .args(self.cache.to_args());
         if device == DeviceChoice::Cpu {
             // All share one memory, and measure it at once: they would only find how the system takes turns.
             command.args(["--bandwidth", "1"]);

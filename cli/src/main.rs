@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod cache;
 mod chat;
 mod device;
 mod doctor;

@@ -1,5 +1,6 @@
 //! `flotilla up`: coordinator and workers on this machine, from one command.
 
+use crate::cache::CacheArgs;
 use crate::chat;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
@@ -32,6 +33,8 @@ pub struct UpArgs {
     cpu: CpuArgs,
     #[command(flatten)]
     sums: SumArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Threads of each worker [default: the cores, shared out]
     #[arg(long)]
     threads: Option<u16>,
@@ -60,7 +63,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     // Before the workers begin to read weights for nothing.
     let door = Door::open(&args.serve, model).await?;
     let token = random_token();
-    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+    let fleet = Fleet::listen_at_rate(([127, 0, 0, 1], 0).into(), &token, args.serve.weight_rate()).await?;
     let settings = WorkerSettings {
         coordinator: fleet.address(),
         token,
@@ -69,6 +72,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         devices: args.device.clone(),
         cpu: args.cpu.clone(),
         sums: args.sums,
+        cache: args.cache.clone(),
     };
     let mut processes = LocalWorkers::spawn(workers, settings)?;
     // A worker that ends before the first group stood would end again: then its message is the answer.

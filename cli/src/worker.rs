@@ -1,5 +1,6 @@
 //! `flotilla worker`: one rank on this machine.
 
+use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
@@ -34,6 +35,8 @@ pub struct WorkerArgs {
     cpu: CpuArgs,
     #[command(flatten)]
     sums: SumArgs,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Threads that compute, on the CPU [default: all cores]
     #[arg(long)]
     threads: Option<u16>,
@@ -63,7 +66,10 @@ pub struct WorkerArgs {
 
 pub fn run(args: WorkerArgs) -> Result<()> {
     let settings = args.settings()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(machine::cores().clamp(2, 4))
+        .enable_all()
+        .build();
     let runtime = runtime.context("cannot start the async runtime")?;
     let result = runtime.block_on(async {
         tokio::select! {
@@ -101,6 +107,7 @@ impl WorkerArgs {
             }),
             collective_listen: self.collective_listen,
             device,
+            weight_cache: self.cache.settings(),
             join_timeout: Duration::from_secs(self.join_timeout),
             rejoin_timeout: Duration::from_secs(self.rejoin_timeout),
             collective_timeout: Duration::from_secs(self.collective_timeout),

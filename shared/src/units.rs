@@ -1,6 +1,7 @@
 //! Quantities as people read them.
 
 use std::fmt;
+use std::str::FromStr;
 
 /// A count of bytes, printed in powers of 1000 as disks and links are sold: `13.76 GB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,6 +20,34 @@ impl fmt::Display for Bytes {
     }
 }
 
+/// A number of bytes as people write it: `500MB`, `1.5 GB`, `64GiB`, or plain.
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Bytes, String> {
+        const UNITS: [(&str, u64); 9] = [
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+            ("TiB", 1 << 40),
+            ("kB", 1_000),
+            ("MB", 1_000_000),
+            ("GB", 1_000_000_000),
+            ("TB", 1_000_000_000_000),
+            ("B", 1),
+        ];
+        let with_unit = UNITS.iter().find_map(|&(unit, size)| Some((text.strip_suffix(unit)?, size)));
+        let (number, size) = with_unit.unwrap_or((text, 1));
+        let count: f64 = number.trim().parse().unwrap_or(f64::NAN);
+        let bytes = count * size as f64;
+        // Beyond it an f64 does not count bytes any more.
+        let possible = (0.0..9e15).contains(&bytes) && bytes.fract() == 0.0;
+        possible
+            .then_some(Bytes(bytes as u64))
+            .ok_or_else(|| format!("expected bytes such as 500MB, found {text:?}"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Bytes;
@@ -29,5 +58,23 @@ mod tests {
         assert_eq!(Bytes(999).to_string(), "999 B");
         assert_eq!(Bytes(13_761_264_768).to_string(), "13.76 GB");
         assert_eq!(format!("{:>10}", Bytes(5_800)), "   5.80 kB");
+    }
+
+    #[test]
+    fn bytes_are_read_as_they_are_written() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1234", 1234),
+            ("5B", 5),
+            ("500MB", 500_000_000),
+            ("1.5 GB", 1_500_000_000),
+            ("64GiB", 64 << 30),
+            ("2KiB", 2048),
+        ] {
+            assert_eq!(text.parse(), Ok(Bytes(bytes)), "{text}");
+        }
+        for text in ["", "GB", "-1", "1.5", "1e30", "5 XB", "500mb", "inf", "NaN"] {
+            assert!(text.parse::<Bytes>().is_err(), "{text}");
+        }
     }
 }

@@ -14,3 +14,4 @@ mod serving;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
+mod weights;

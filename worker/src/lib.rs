@@ -2,6 +2,7 @@
 //! slices, and then executes steps. The shell is async; one OS thread owns the engine.
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod device;
 mod engine_thread;
 mod error;
@@ -15,6 +16,7 @@ mod session;
 mod settings;
 mod stock;
 
+pub use cache::CacheSettings;
 pub use device::{CardUse, Device};
 pub use error::WorkerError;
 pub use executor::{Executor, StepError};

@@ -90,7 +90,7 @@ impl Link {
         held: Option<Held>,
         patience: Duration,
     ) -> Result<Link, WorkerError> {
-        let mut client = dial(settings, patience).await?;
+        let mut client = dial(settings, patience, Purpose::Conversation).await?;
         let (says, outbox) = mpsc::unbounded_channel();
         let port = listener.local_addr().map_or(0, |address| address.port());
         let hello = Hello {
@@ -140,19 +140,32 @@ pub fn unexpected(what: &str) -> WorkerError {
     WireError { field: "ToWorker.message", problem: format!("is {what}") }.into()
 }
 
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Conversation,
+    /// Long frames, and pings that may wait behind them on a slow link.
+    Weights,
+}
+
 /// Connects, trying again while the coordinator may still be starting.
-pub async fn dial(settings: &Settings, patience: Duration) -> Result<Client, WorkerError> {
+pub async fn dial(settings: &Settings, patience: Duration, purpose: Purpose) -> Result<Client, WorkerError> {
     let token = format!("Bearer {}", settings.join_token).parse().map_err(|_| WorkerError::Token)?;
     if !settings.coordinator.starts_with("http://") {
         return Err(WorkerError::Address(settings.coordinator.clone()));
     }
+    let (frame_bytes, ping_s, answer_s) = match purpose {
+        Purpose::Conversation => (16 << 10, 2, 3),
+        Purpose::Weights => (1 << 20, 10, 20),
+    };
     let endpoint = Endpoint::from_shared(settings.coordinator.clone())
         .map_err(|_| WorkerError::Address(settings.coordinator.clone()))?
         .tcp_nodelay(true)
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
-        .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(3))
+        .max_frame_size(frame_bytes)
+        .http2_keep_alive_interval(Duration::from_secs(ping_s))
+        .keep_alive_timeout(Duration::from_secs(answer_s))
         .keep_alive_while_idle(true)
         .connect_timeout(Duration::from_secs(5));
     let start = Instant::now();

@@ -1,5 +1,6 @@
 //! What a worker is told on its command line.
 
+use crate::cache::CacheSettings;
 use crate::device::Device;
 use flotilla_shared::Inventory;
 use std::net::SocketAddr;
@@ -17,6 +18,8 @@ pub struct Settings {
     /// The host by which the other workers dial this one, with its port if that is another than the one it listens on.
     pub advertise_host: String,
     pub device: Device,
+    /// Where weights are kept from one load to the next; `None`: nowhere.
+    pub weight_cache: Option<CacheSettings>,
     /// How long to try to reach the coordinator.
     pub join_timeout: Duration,
     /// How long to keep the weights and try to reach it again when it is lost; zero ends the worker at once.

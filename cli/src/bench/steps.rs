@@ -77,6 +77,7 @@ pub async fn measure(
             devices: vec![DeviceChoice::Cpu],
             cpu: args.cpu.clone(),
             sums: SumArgs::default(),
+            cache: Default::default(),
         };
         let formation = Formation {
             spec: spec.clone(),

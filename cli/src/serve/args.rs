@@ -14,6 +14,7 @@ use flotilla_coordinator::harmony::chat::shortest_prompt;
 use flotilla_scheduler::Settings;
 use flotilla_shared::KvBlocks;
 use flotilla_shared::step::BLOCK_TOKENS;
+use flotilla_shared::units::Bytes;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -51,6 +52,9 @@ pub struct ServeArgs {
     /// Seconds that a lost worker is waited for before the group goes on with those that are left
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     regroup_grace: f64,
+    /// Bytes of weights a second to all workers together, such as 500MB/s [default: as fast as it goes]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    weight_rate: Option<Bytes>,
     #[command(flatten)]
     planning: PlanningArgs,
     #[command(flatten)]
@@ -76,6 +80,10 @@ impl ServeArgs {
             regroup_grace: Duration::from_secs_f64(self.regroup_grace),
             board: Default::default(),
         }
+    }
+
+    pub fn weight_rate(&self) -> Option<u64> {
+        self.weight_rate.map(|rate| rate.0)
     }
 
     fn kv_blocks(&self, model: &Model) -> KvBlocks {
@@ -110,6 +118,14 @@ impl ServeArgs {
 fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
     seconds.ok_or_else(|| format!("expected seconds from 0 to 86400, found {text:?}"))
+}
+
+/// `500MB/s`, or without `/s`.
+fn parse_rate(text: &str) -> std::result::Result<Bytes, String> {
+    match text.strip_suffix("/s").unwrap_or(text).parse() {
+        Ok(Bytes(0)) => Err("expected more than nothing".into()),
+        parsed => parsed,
+    }
 }
 
 /// `YYYY-MM-DD`, as text: it only reaches the prompt.

@@ -52,7 +52,8 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(async {
         let door = Door::open(&args.serve, model).await?;
-        let fleet = Fleet::listen(args.worker_listen, &args.join_token).await?;
+        let fleet =
+            Fleet::listen_at_rate(args.worker_listen, &args.join_token, args.serve.weight_rate()).await?;
         eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
         serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, ctrl_c()).await

@@ -158,6 +158,7 @@ async fn verify(
             devices: args.device.clone(),
             cpu: args.cpu(),
             sums: args.sums,
+            cache: Default::default(),
         };
         let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
         let group = tokio::select! {

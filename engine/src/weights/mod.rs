@@ -23,12 +23,11 @@ pub use config::{GenerationConfig, config_like};
 pub use error::{ShardFault, WeightError};
 pub use held::{HeldTensor, RankWeights};
 pub use kept::{Kept, Need};
+pub use rectangle::ByteRuns;
 pub use sink::{FILL_BYTES, WeightSink};
 pub use synthetic::Synthetic;
 pub use write::{SHARD_BYTES_MAX, Written, write_checkpoint};
-pub(crate) use {
-    rectangle::ByteRuns, rectangle::Comb, synthetic::Draw, synthetic::PALETTE, synthetic::Recipe,
-};
+pub(crate) use {rectangle::Comb, synthetic::Draw, synthetic::PALETTE, synthetic::Recipe};
 
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorSlice, WeightsId};

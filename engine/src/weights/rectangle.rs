@@ -1,12 +1,12 @@
-//! A slice as contiguous runs of its tensor's bytes, reachable from any byte of the slice: what a
-//! source needs to copy or to make a chunk from the middle of a rectangle.
+//! A slice as contiguous runs of its tensor's bytes, or of those of a larger slice, reachable from any byte of
+//! the slice: what a source needs to copy or to make a chunk from the middle of a rectangle.
 
 use super::lies_within;
 use flotilla_shared::{ModelSpec, TensorSlice};
 use std::ops::Range;
 
 /// The same runs as [`TensorSlice::runs`], in bytes, without walking those before the wanted one.
-pub(crate) struct ByteRuns {
+pub struct ByteRuns {
     /// Each outer dimension: its range, and the bytes from one index to the next.
     outer: Vec<(Range<usize>, usize)>,
     /// First byte of the run within the innermost cut dimension.
@@ -38,7 +38,7 @@ impl ByteRuns {
     ///
     /// # Panics
     /// If the part does not lie in it.
-    pub(crate) fn within(part: &TensorSlice, slice: &TensorSlice) -> Self {
+    pub fn within(part: &TensorSlice, slice: &TensorSlice) -> Self {
         assert!(slice.covers(part), "{part} does not lie in {slice}");
         let shifted = part.ranges.iter().zip(&slice.ranges);
         let ranges = shifted.map(|(part, whole)| part.start - whole.start..part.end - whole.start).collect();
@@ -67,7 +67,7 @@ impl ByteRuns {
     ///
     /// # Panics
     /// If the chunk ends past the slice.
-    pub(crate) fn visit(&self, offset: usize, len: usize, mut visit: impl FnMut(usize, Range<usize>)) {
+    pub fn visit(&self, offset: usize, len: usize, mut visit: impl FnMut(usize, Range<usize>)) {
         let slice_bytes = self.run_bytes * self.run_count;
         let end = offset.checked_add(len).filter(|&end| end <= slice_bytes);
         assert!(end.is_some(), "bytes {offset} + {len} of a slice of {slice_bytes}");

@@ -4,12 +4,13 @@
 use super::PART_BYTES;
 use super::filler::Checked;
 use super::wanted::Wanted;
+use crate::cache::Keeper;
 use crate::error::WorkerError;
-use crate::link::{Client, dial};
+use crate::link::{Client, Purpose, dial};
 use crate::settings::Settings;
 use flotilla_engine::weights::{Digest, Extent};
 use flotilla_proto::{chunk_digest, wire};
-use flotilla_shared::Assignment;
+use flotilla_shared::{Assignment, TensorSlice};
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,8 +27,7 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// Bytes of one request.
 const REQUEST_BYTES: usize = 2 * PART_BYTES;
 
-type Chunks = mpsc::Sender<Checked<Bytes>>;
-type Bytes = tonic::codegen::Bytes;
+type Chunks = mpsc::Sender<Checked>;
 
 /// Fetches everything that is wanted.
 pub async fn fetch(
@@ -35,19 +35,27 @@ pub async fn fetch(
     assignment: &Assignment,
     wanted: &Arc<Mutex<Wanted>>,
     chunks: Chunks,
+    keeper: Option<Keeper>,
 ) -> Result<(), WorkerError> {
+    let slices = Arc::new(assignment.plan.slices(&assignment.spec, assignment.rank));
+    let keeper = keeper.map(Arc::new);
+    if wanted.lock().expect("no holder panics").is_empty() {
+        return Ok(());
+    }
     let mut streams = JoinSet::new();
     for _ in 0..STREAMS {
         let stream = Stream {
-            client: dial(settings, settings.join_timeout).await?,
+            client: dial(settings, settings.join_timeout, Purpose::Weights).await?,
             epoch: assignment.epoch.0,
             rank: assignment.rank.0.into(),
             wanted: wanted.clone(),
             chunks: chunks.clone(),
+            slices: slices.clone(),
+            keeper: keeper.clone(),
         };
         streams.spawn(stream.run());
     }
-    drop(chunks);
+    drop((chunks, keeper));
     // The first error ends the others, as they are dropped.
     while let Some(ended) = streams.join_next().await {
         ended.expect("a stream does not panic")?;
@@ -61,6 +69,8 @@ struct Stream {
     rank: u32,
     wanted: Arc<Mutex<Wanted>>,
     chunks: Chunks,
+    slices: Arc<Vec<TensorSlice>>,
+    keeper: Option<Arc<Keeper>>,
 }
 
 impl Stream {
@@ -103,6 +113,10 @@ impl Stream {
                 );
                 self.wanted().put_back_damaged(extent, expected, found)?;
                 continue;
+            }
+            if let Some(keeper) = &self.keeper {
+                let slice = &self.slices[extent.slice];
+                keeper.keep(extent.slice, slice, extent.bytes.start, &chunk.data, found);
             }
             let checked = Checked { slice: extent.slice, offset: extent.bytes.start, bytes: chunk.data };
             let sent = self.chunks.send(checked).await;

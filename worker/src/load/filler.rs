@@ -1,6 +1,7 @@
 //! The one thread that puts chunks where the rank's weights lie. Whoever brings them, many at a time, has
 //! checked them, and goes on to the next while this copies.
 
+use bytes::Bytes;
 use flotilla_engine::weights::{WeightError, WeightSink};
 use flotilla_shared::{Loading, TensorSlice};
 use tokio::sync::mpsc;
@@ -10,27 +11,27 @@ use tokio::task::JoinHandle;
 const CHUNKS_AHEAD: usize = 16;
 
 /// Some bytes of a slice, as they should be.
-pub struct Checked<B> {
+pub struct Checked {
     pub slice: usize,
     pub offset: usize,
-    pub bytes: B,
+    pub bytes: Bytes,
 }
 
-pub struct Filler<W, B> {
-    chunks: mpsc::Sender<Checked<B>>,
+pub struct Filler<W> {
+    chunks: mpsc::Sender<Checked>,
     filled: JoinHandle<Result<W, WeightError>>,
 }
 
-impl<W: WeightSink + 'static, B: AsRef<[u8]> + Send + 'static> Filler<W, B> {
+impl<W: WeightSink + 'static> Filler<W> {
     /// `report` is told after each chunk.
-    pub fn start(weights: W, report: impl FnMut(Loading) + Send + 'static) -> Filler<W, B> {
+    pub fn start(weights: W, report: impl FnMut(Loading) + Send + 'static) -> Filler<W> {
         let (chunks, inbox) = mpsc::channel(CHUNKS_AHEAD);
         let filled = tokio::task::spawn_blocking(move || fill(weights, inbox, report));
         Filler { chunks, filled }
     }
 
     /// Where chunks go; closed when the memory could not be written.
-    pub fn chunks(&self) -> mpsc::Sender<Checked<B>> {
+    pub fn chunks(&self) -> mpsc::Sender<Checked> {
         self.chunks.clone()
     }
 
@@ -43,18 +44,17 @@ impl<W: WeightSink + 'static, B: AsRef<[u8]> + Send + 'static> Filler<W, B> {
     }
 }
 
-fn fill<W: WeightSink, B: AsRef<[u8]>>(
+fn fill<W: WeightSink>(
     mut weights: W,
-    mut chunks: mpsc::Receiver<Checked<B>>,
+    mut chunks: mpsc::Receiver<Checked>,
     mut report: impl FnMut(Loading),
 ) -> Result<W, WeightError> {
     let bytes_total = weights.slices().iter().map(TensorSlice::bytes).sum::<usize>() as u64;
     let mut loading = Loading { bytes_done: 0, bytes_total };
     report(loading);
     while let Some(Checked { slice, offset, bytes }) = chunks.blocking_recv() {
-        let bytes = bytes.as_ref();
         weights.fill(slice, offset..offset + bytes.len(), &mut |out| {
-            out.copy_from_slice(bytes);
+            out.copy_from_slice(&bytes);
             Ok(())
         })?;
         loading.bytes_done += bytes.len() as u64;

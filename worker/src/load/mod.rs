@@ -3,8 +3,10 @@
 
 mod coordinator;
 mod filler;
+mod kept;
 mod wanted;
 
+use crate::cache::WeightCache;
 use crate::error::WorkerError;
 use crate::settings::Settings;
 use filler::Filler;
@@ -49,9 +51,16 @@ async fn bring<W: WeightSink + 'static>(
     weights: W,
     report: impl FnMut(Loading) + Send + 'static,
 ) -> Result<W, WorkerError> {
-    let wanted = Arc::new(Mutex::new(Wanted::all(weights.slices())));
+    let slices = weights.slices().to_vec();
+    let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
     let filler = Filler::start(weights, report);
-    let brought = coordinator::fetch(settings, assignment, &wanted, filler.chunks()).await;
+    let cache = settings.weight_cache.as_ref();
+    let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
+    if let Some(cache) = &cache {
+        kept::read(cache, &assignment.spec, &slices, &wanted, filler.chunks()).await;
+    }
+    let keeper = cache.and_then(|cache| cache.keeper());
+    let brought = coordinator::fetch(settings, assignment, &wanted, filler.chunks(), keeper).await;
     filler.finish(brought).await
 }
 

@@ -25,6 +25,10 @@ impl Wanted {
         Wanted { slices: slices.to_vec(), parts, damaged: BTreeMap::new() }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
     /// The next parts, of about `bytes` together; none when nothing is missing that nobody has in hand.
     pub fn take(&mut self, bytes: usize) -> Vec<Extent> {
         let (mut taken, mut sum) = (Vec::new(), 0);

@@ -1,0 +1,89 @@
+//! Room on the disk: the limit holds over all files of the folder, whoever wrote them, and what was used
+//! longest ago goes first. What was used since this load began stays: it is the present group's.
+
+use super::CacheSettings;
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+use tracing::info;
+
+/// The folder is looked through again when so much was written, for others write too.
+const LOOK_AGAIN_BYTES: u64 = 256 << 20;
+
+/// Ending of files that are being written.
+pub(super) const UNFINISHED: &str = "tmp";
+
+#[derive(Debug)]
+pub(super) struct Room {
+    dir: PathBuf,
+    bytes_max: u64,
+    since: SystemTime,
+    /// As last seen, with what was written since then.
+    bytes: u64,
+    written: u64,
+    looked: bool,
+}
+
+struct Found {
+    path: PathBuf,
+    bytes: u64,
+    used: SystemTime,
+}
+
+impl Room {
+    pub(super) fn new(settings: &CacheSettings, since: SystemTime) -> Room {
+        let CacheSettings { dir, bytes_max } = settings.clone();
+        Room { dir, bytes_max, since, bytes: 0, written: 0, looked: false }
+    }
+
+    /// Makes room for `bytes` more, and takes them; `false` if there is none that may be made.
+    pub(super) fn take(&mut self, bytes: u64) -> bool {
+        if !self.looked || self.written >= LOOK_AGAIN_BYTES || self.bytes + bytes > self.bytes_max {
+            self.look(bytes);
+        }
+        let there_is = self.bytes + bytes <= self.bytes_max;
+        if there_is {
+            self.bytes += bytes;
+            self.written += bytes;
+        }
+        there_is
+    }
+
+    /// Counts what is there, and removes what was used longest ago until `wanted` more fit.
+    fn look(&mut self, wanted: u64) {
+        let mut files = self.files();
+        files.sort_by_key(|file| file.used);
+        (self.looked, self.written) = (true, 0);
+        self.bytes = files.iter().map(|file| file.bytes).sum();
+        let old = files.iter().filter(|file| file.used < self.since);
+        for file in old {
+            if self.bytes + wanted <= self.bytes_max {
+                return;
+            }
+            if fs::remove_file(&file.path).is_ok() {
+                info!(file = %file.path.display(), "made room in the weight cache");
+                self.bytes -= file.bytes;
+            }
+        }
+    }
+
+    /// Removes unfinished files that nobody has written to for `idle`.
+    pub(super) fn drop_abandoned(&self, idle: Duration) {
+        let unfinished = |file: &Found| file.path.extension().is_some_and(|end| end == UNFINISHED);
+        let idle = |file: &Found| file.used.elapsed().is_ok_and(|elapsed| elapsed > idle);
+        for file in self.files().iter().filter(|file| unfinished(file) && idle(file)) {
+            let _ = fs::remove_file(&file.path);
+        }
+    }
+
+    /// Of all weights. What vanishes meanwhile is not there.
+    fn files(&self) -> Vec<Found> {
+        let folders = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        let found = |file: fs::DirEntry| {
+            let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
+            Some(Found { path: file.path(), bytes: metadata.len(), used: metadata.modified().ok()? })
+        };
+        files.filter_map(found).collect()
+    }
+}

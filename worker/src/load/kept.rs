@@ -1,0 +1,91 @@
+//! The disk as a place of weights: what an earlier load kept in the cache, read by several threads.
+
+use super::filler::Checked;
+use super::wanted::Wanted;
+use crate::cache::{Gather, Kept, WeightCache};
+use bytes::Bytes;
+use flotilla_engine::weights::Extent;
+use flotilla_shared::units;
+use flotilla_shared::{ModelSpec, TensorSlice};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::sync::mpsc;
+use tracing::info;
+
+/// Threads that read and digest.
+const READERS: usize = 4;
+
+type Chunks = mpsc::Sender<Checked>;
+
+/// Brings what is kept; the rest stays wanted.
+pub async fn read(
+    cache: &Arc<WeightCache>,
+    spec: &ModelSpec,
+    slices: &[TensorSlice],
+    wanted: &Arc<Mutex<Wanted>>,
+    chunks: Chunks,
+) {
+    let (cache, spec, slices, wanted) = (cache.clone(), spec.clone(), slices.to_vec(), wanted.clone());
+    let read = move || {
+        let kept = cache.kept(&spec);
+        if kept.is_empty() {
+            return;
+        }
+        let mut parts = lock(&wanted).take_all().into_iter();
+        let readers = Readers { kept: &kept, slices: &slices, chunks: &chunks };
+        let missing = readers.read(&Mutex::new(&mut parts));
+        let bytes = |parts: &[Extent]| parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
+        let total: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
+        let found = total - bytes(&missing);
+        info!(bytes = %units::Bytes(found), of = %units::Bytes(total), "read from the weight cache");
+        lock(&wanted).put_back(missing);
+    };
+    tokio::task::spawn_blocking(read).await.expect("reading the cache does not panic");
+}
+
+struct Readers<'a> {
+    kept: &'a Kept,
+    slices: &'a [TensorSlice],
+    chunks: &'a Chunks,
+}
+
+impl Readers<'_> {
+    /// Reads all `parts`; what is left of them, in their order, could not be read.
+    fn read(&self, parts: &Mutex<&mut std::vec::IntoIter<Extent>>) -> Vec<Extent> {
+        let next = || lock(parts).next();
+        let work =
+            || -> Vec<Extent> { std::iter::from_fn(next).filter_map(|part| self.part(part)).collect() };
+        let mut missing: Vec<Extent> = std::thread::scope(|scope| {
+            let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(work)).collect();
+            let missing =
+                |reader: std::thread::ScopedJoinHandle<'_, _>| reader.join().expect("it does not panic");
+            readers.into_iter().flat_map(missing).collect()
+        });
+        missing.sort_by_key(|part| (part.slice, part.bytes.start));
+        missing
+    }
+
+    /// What could not be read of a part.
+    fn part(&self, mut part: Extent) -> Option<Extent> {
+        let slice = &self.slices[part.slice];
+        for kept in self.kept.around(slice) {
+            let mut gather = Gather::new(kept, slice);
+            for chunk in part.chunks() {
+                let Some(bytes) = gather.read(chunk.clone()) else { break };
+                let checked = Checked { slice: part.slice, offset: chunk.start, bytes: Bytes::from(bytes) };
+                if self.chunks.blocking_send(checked).is_err() {
+                    // The memory could not be written: the load fails, and says so.
+                    return Some(part);
+                }
+                part.bytes.start = chunk.end;
+            }
+            if part.bytes.is_empty() {
+                return None;
+            }
+        }
+        Some(part)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().expect("no holder panics")
+}
