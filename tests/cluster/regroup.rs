@@ -51,6 +51,11 @@ async fn those_that_are_left_go_on_and_take_a_new_one_in() {
     expect_whole(stream, begun, &undisturbed).await;
     let (_, cluster) = client.get("/v1/cluster").await;
     assert_eq!((cluster["workers"].as_array().map(Vec::len), &cluster["epoch"]), (Some(2), &2.into()));
+    // Of their new shares they fetched only what they lacked.
+    for survivor in [0, 2] {
+        let kept: u64 = workers[survivor].hear("some weights are here still bytes=").await.parse().unwrap();
+        assert!(kept > 0);
+    }
 
     let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
     let begun = stream.text_of(20).await;

@@ -103,7 +103,9 @@ impl Member<'_> {
                     Ok(group) => Ok(match weights {
                         OnDevice::Loaded(weights) => on_cpu(&cpu, &assignment, weights, group),
                         OnDevice::Cpu(weights) => again_on_cpu(&cpu, &assignment, weights, group),
-                        OnDevice::Card(_) => unreachable!("a worker has one device"),
+                        OnDevice::Card(_) | OnDevice::Pieces(_) => {
+                            unreachable!("what was obtained is whole, and here")
+                        }
                     }),
                     Err(error) => Err((error.into(), Some(weights.into()))),
                 })

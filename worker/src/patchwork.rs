@@ -54,6 +54,14 @@ impl Patchwork {
         self.weights
     }
 
+    /// Of a load that was broken off: the slices that are whole, and what is kept of the others.
+    pub fn into_parts(mut self) -> (RankWeights, Box<dyn Kept>) {
+        for (need, _) in self.needs.iter().zip(&self.left).filter(|(_, left)| **left > 0) {
+            drop(self.weights.take(need.slice.tensor));
+        }
+        (self.weights, self.kept)
+    }
+
     fn put_together(&mut self, at: usize) -> Result<(), WeightError> {
         let first = self.of.partition_point(|of| *of < at);
         let own = first..self.of.partition_point(|of| *of <= at);

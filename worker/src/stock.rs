@@ -3,7 +3,7 @@
 
 use flotilla_engine::backend::cpu::{CpuBackend, CpuWeights};
 use flotilla_engine::backend::cuda::{CudaBackend, CudaWeights};
-use flotilla_engine::weights::{RankWeights, WeightSink};
+use flotilla_engine::weights::{Kept, RankWeights, Several, WeightSink};
 use flotilla_shared::{Assignment, Held, TensorSlice};
 
 /// Weights, and whose share they are.
@@ -19,6 +19,8 @@ pub enum OnDevice {
     /// As products read them.
     Cpu(CpuWeights),
     Card(CudaWeights),
+    /// What a load that was broken off has left, in the host's memory.
+    Pieces(Several),
 }
 
 /// A backend that ends and leaves its weights behind.
@@ -53,17 +55,31 @@ impl Stock {
 
     /// Whether they are all that is assigned, and nothing else.
     pub fn is_all_of(&self, assignment: &Assignment) -> bool {
-        self.is_of(assignment)
-            && self.on.slices() == assignment.plan.slices(&assignment.spec, assignment.rank)
+        let slices = || assignment.plan.slices(&assignment.spec, assignment.rank);
+        self.is_of(assignment) && self.on.whole().is_some_and(|own| own == slices())
     }
 }
 
 impl OnDevice {
-    fn slices(&self) -> &[TensorSlice] {
+    /// The slices of one load that came to its end.
+    fn whole(&self) -> Option<&[TensorSlice]> {
         match self {
-            OnDevice::Loaded(weights) => weights.slices(),
-            OnDevice::Cpu(weights) => weights.slices(),
-            OnDevice::Card(weights) => weights.slices(),
+            OnDevice::Loaded(weights) => {
+                (weights.tensors().count() == weights.slices().len()).then(|| weights.slices())
+            }
+            OnDevice::Cpu(weights) => Some(weights.slices()),
+            OnDevice::Card(weights) => Some(weights.slices()),
+            OnDevice::Pieces(_) => None,
+        }
+    }
+
+    /// For weights in the host's memory, which can be read back while others are taken.
+    pub fn into_kept(self) -> Option<Box<dyn Kept>> {
+        match self {
+            OnDevice::Loaded(weights) => Some(Box::new(weights)),
+            OnDevice::Cpu(weights) => Some(Box::new(weights)),
+            OnDevice::Pieces(pieces) => Some(Box::new(pieces)),
+            OnDevice::Card(_) => None,
         }
     }
 }

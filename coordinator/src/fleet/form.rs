@@ -112,7 +112,7 @@ impl Fleet {
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {
-                self.serve_weights(Serving { epoch, plan: plan.clone(), source: source.clone() });
+                self.serve_weights(Serving { epoch, source: source.clone() });
                 WeightOrigin::Stream
             }
         };

@@ -2,9 +2,9 @@
 //! threads, all of them together no faster than they may.
 
 use super::rate::Throttle;
-use flotilla_engine::weights::{Extent, WeightError, WeightSource, read_chunk};
+use flotilla_engine::weights::{Extent, WeightError, WeightSource, lies_within, read_chunk};
 use flotilla_proto::wire;
-use flotilla_shared::{Epoch, Plan, Rank, TensorSlice};
+use flotilla_shared::{Epoch, ModelSpec, TensorSlice};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -22,7 +22,6 @@ pub(super) type Chunks = ReceiverStream<Result<wire::SliceChunk, Status>>;
 /// What the workers of an epoch may fetch while they load.
 pub struct Serving {
     pub epoch: Epoch,
-    pub plan: Plan,
     pub source: Arc<dyn WeightSource>,
 }
 
@@ -55,10 +54,7 @@ impl Counter {
     /// The chunks that are asked for, as they are read.
     pub(super) fn fetch(self: &Arc<Self>, request: wire::FetchRequest) -> Result<Chunks, Status> {
         let serving = self.serving(request.epoch)?;
-        if request.rank as usize >= serving.plan.rank_count() {
-            return Err(Status::invalid_argument(format!("the plan has no rank {}", request.rank)));
-        }
-        let slices = serving.plan.slices(serving.source.spec(), Rank(request.rank as u16));
+        let slices = slices(request.slices, serving.source.spec())?;
         let extents = checked(&request.extents, &slices)?;
         let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
         let counter = self.clone();
@@ -112,6 +108,22 @@ fn message(
     Ok(wire::SliceChunk { slice: slice as u32, offset, data: bytes.into(), digest: digest.0.to_vec().into() })
 }
 
+/// The slices as ours, each of which lies in its tensor.
+fn slices(slices: Vec<wire::Slice>, spec: &ModelSpec) -> Result<Vec<TensorSlice>, Status> {
+    let invalid = |what: String| Status::invalid_argument(what);
+    if slices.len() > EXTENTS_MAX {
+        return Err(invalid(format!("{} slices at once, at most {EXTENTS_MAX}", slices.len())));
+    }
+    let check = |slice: wire::Slice| {
+        let slice = TensorSlice::try_from(slice).map_err(|error| invalid(error.to_string()))?;
+        match lies_within(&slice, spec) && !slice.is_empty() {
+            true => Ok(slice),
+            false => Err(invalid(format!("{slice} does not lie in the model"))),
+        }
+    };
+    slices.into_iter().map(check).collect()
+}
+
 /// The extents as ours, each of which lies in its slice.
 fn checked(extents: &[wire::Extent], slices: &[TensorSlice]) -> Result<Vec<Extent>, Status> {
     if extents.len() > EXTENTS_MAX {
@@ -136,22 +148,24 @@ fn checked(extents: &[wire::Extent], slices: &[TensorSlice]) -> Result<Vec<Exten
 mod tests {
     use super::*;
     use flotilla_engine::weights::{CHUNK_BYTES, Digest, Synthetic};
-    use flotilla_shared::ModelSpec;
+    use flotilla_shared::{Plan, Rank};
     use tokio_stream::StreamExt;
 
     fn counter() -> (Arc<Counter>, Vec<TensorSlice>) {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
         let plan = Plan::with_shares(&spec, &[1.0, 1.0]);
         let slices = plan.slices(&spec, Rank(1));
+        let slices = slices[..3].to_vec();
         let counter = Arc::new(Counter::default());
         let source = Arc::new(Synthetic::new(spec, 1));
-        counter.serve(Serving { epoch: Epoch(3), plan, source });
+        counter.serve(Serving { epoch: Epoch(3), source });
         (counter, slices)
     }
 
     fn request(extents: &[(u32, u64, u64)]) -> wire::FetchRequest {
         let extents = extents.iter().map(|&(slice, start, end)| wire::Extent { slice, start, end });
-        wire::FetchRequest { epoch: 3, rank: 1, extents: extents.collect() }
+        let slices = counter().1.iter().map(wire::Slice::from).collect();
+        wire::FetchRequest { epoch: 3, slices, extents: extents.collect() }
     }
 
     #[tokio::test]
@@ -178,7 +192,10 @@ mod tests {
         assert!(refused(request(&[(0, 5, 9)])).contains("bytes 5..9 are no chunks of slice 0"));
         assert!(refused(request(&[(0, 0, u64::MAX)])).contains("no chunks"));
         assert!(refused(request(&vec![(0, 0, 1 << 20); EXTENTS_MAX + 1])).contains("at most 4096"));
-        assert!(refused(wire::FetchRequest { rank: 2, ..request(&[]) }).contains("no rank 2"));
+        let outside = wire::Slice { tensor: 0, ranges: vec![wire::Range { start: 0, end: 1 << 40 }; 2] };
+        let of = |slice| wire::FetchRequest { slices: vec![slice], ..request(&[]) };
+        assert!(refused(of(outside)).contains("does not lie in the model"));
+        assert!(refused(of(wire::Slice { tensor: 23, ranges: vec![] })).contains("Slice.tensor"));
         assert!(refused(wire::FetchRequest { epoch: 2, ..request(&[]) }).contains("epoch 2"));
         counter.close(Epoch(3));
         assert!(refused(request(&[])).contains("epoch 3 has no weights"));

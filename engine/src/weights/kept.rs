@@ -23,6 +23,30 @@ pub trait Kept: Send + Sync {
     fn forget(&mut self, tensor: TensorId);
 }
 
+/// What several loads have left, as one.
+pub struct Several(pub Vec<Box<dyn Kept>>);
+
+impl Kept for Several {
+    fn kept(&self) -> Vec<TensorSlice> {
+        self.0.iter().flat_map(|kept| kept.kept()).collect()
+    }
+
+    fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
+        let has = |kept: &dyn Kept| kept.kept().iter().any(|held| held.covers(part));
+        let kept = self
+            .0
+            .iter()
+            .map(|kept| &**kept)
+            .find(|kept| has(*kept))
+            .unwrap_or_else(|| panic!("{part} is not kept"));
+        kept.read_back(part, offset, out)
+    }
+
+    fn forget(&mut self, tensor: TensorId) {
+        self.0.iter_mut().for_each(|kept| kept.forget(tensor));
+    }
+}
+
 /// A wanted slice: what of it is kept, and what must come from elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Need {
@@ -36,7 +60,8 @@ impl Need {
     /// Of each wanted slice, in their order.
     pub fn of(wanted: &[TensorSlice], kept: &[TensorSlice]) -> Vec<Need> {
         let need = |slice: &TensorSlice| {
-            let held = kept.iter().find(|held| held.tensor == slice.tensor);
+            let common = |held: &&TensorSlice| slice.common(held).map_or(0, |common| common.bytes());
+            let held = kept.iter().filter(|held| held.tensor == slice.tensor).max_by_key(common);
             let lacking = held.map_or_else(|| vec![slice.clone()], |held| slice.without(held));
             Need { slice: slice.clone(), kept: held.and_then(|held| slice.common(held)), lacking }
         };

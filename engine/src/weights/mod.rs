@@ -22,7 +22,7 @@ pub use chunk::{CHUNK_BYTES, Digest, Extent, read_chunk};
 pub use config::{GenerationConfig, config_like};
 pub use error::{ShardFault, WeightError};
 pub use held::{HeldTensor, RankWeights};
-pub use kept::{Kept, Need};
+pub use kept::{Kept, Need, Several};
 pub use rectangle::ByteRuns;
 pub use sink::{FILL_BYTES, WeightSink};
 pub use synthetic::Synthetic;

@@ -33,11 +33,11 @@ type Chunks = mpsc::Sender<Checked>;
 pub async fn fetch(
     settings: &Settings,
     assignment: &Assignment,
+    slices: Arc<Vec<TensorSlice>>,
     wanted: &Arc<Mutex<Wanted>>,
     chunks: Chunks,
     keeper: Option<Keeper>,
 ) -> Result<(), WorkerError> {
-    let slices = Arc::new(assignment.plan.slices(&assignment.spec, assignment.rank));
     let keeper = keeper.map(Arc::new);
     if wanted.lock().expect("no holder panics").is_empty() {
         return Ok(());
@@ -47,7 +47,6 @@ pub async fn fetch(
         let stream = Stream {
             client: dial(settings, settings.join_timeout, Purpose::Weights).await?,
             epoch: assignment.epoch.0,
-            rank: assignment.rank.0.into(),
             wanted: wanted.clone(),
             chunks: chunks.clone(),
             slices: slices.clone(),
@@ -66,7 +65,6 @@ pub async fn fetch(
 struct Stream {
     client: Client,
     epoch: u64,
-    rank: u32,
     wanted: Arc<Mutex<Wanted>>,
     chunks: Chunks,
     slices: Arc<Vec<TensorSlice>>,
@@ -88,7 +86,7 @@ impl Stream {
                 continue;
             };
             retries = if parts.bytes_left() < before { 0 } else { retries + 1 };
-            self.wanted().put_back(parts.0);
+            self.wanted().put_back(parts.left);
             if retries > RETRIES_MAX || !matches!(error, WorkerError::LinkBroke(_)) {
                 return Err(error);
             }
@@ -99,7 +97,7 @@ impl Stream {
 
     /// One request; `parts` loses what came.
     async fn request(&mut self, parts: &mut Parts) -> Result<(), WorkerError> {
-        let request = wire::FetchRequest { epoch: self.epoch, rank: self.rank, extents: parts.to_wire() };
+        let request = parts.request(self.epoch, &self.slices);
         let mut stream = self.client.fetch(request).await?.into_inner();
         while let Some(chunk) = stream.next().await {
             let chunk = chunk?;
@@ -134,28 +132,41 @@ impl Stream {
 }
 
 /// What of a request is still to come.
-struct Parts(VecDeque<Extent>);
+struct Parts {
+    left: VecDeque<Extent>,
+    /// The slices that it is of, by their numbers in the request.
+    slices: Vec<usize>,
+}
 
 impl Parts {
     fn new(parts: Vec<Extent>) -> Parts {
-        Parts(parts.into())
+        let mut slices: Vec<usize> = parts.iter().map(|part| part.slice).collect();
+        slices.sort_unstable();
+        slices.dedup();
+        Parts { left: parts.into(), slices }
     }
 
     fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.left.is_empty()
     }
 
     fn bytes_left(&self) -> usize {
-        self.0.iter().map(|part| part.bytes.len()).sum()
+        self.left.iter().map(|part| part.bytes.len()).sum()
     }
 
-    fn to_wire(&self) -> Vec<wire::Extent> {
+    /// `slices`: all that are wanted.
+    fn request(&self, epoch: u64, slices: &[TensorSlice]) -> wire::FetchRequest {
+        let number = |slice| self.slices.binary_search(&slice).expect("it is of the request") as u32;
         let to_wire = |part: &Extent| wire::Extent {
-            slice: part.slice as u32,
+            slice: number(part.slice),
             start: part.bytes.start as u64,
             end: part.bytes.end as u64,
         };
-        self.0.iter().map(to_wire).collect()
+        wire::FetchRequest {
+            epoch,
+            slices: self.slices.iter().map(|&slice| (&slices[slice]).into()).collect(),
+            extents: self.left.iter().map(to_wire).collect(),
+        }
     }
 
     /// What `chunk` is and the digest that it says it has; it must be the one that comes next.
@@ -166,17 +177,17 @@ impl Parts {
             let came = format!("{} bytes from byte {offset} of slice {slice} came", data.len());
             WorkerError::Weights(format!("{came}, {next}"))
         };
-        let part = self.0.front_mut().ok_or_else(|| odd("and nothing more was asked for".into()))?;
+        let part = self.left.front_mut().ok_or_else(|| odd("and nothing more was asked for".into()))?;
         let next = part.chunks().next().expect("a part is not empty");
-        let came = (chunk.slice as usize, chunk.offset as usize, chunk.data.len());
-        if came != (part.slice, next.start, next.len()) {
-            let (slice, Extent { bytes, .. }) = (part.slice, Extent { slice: 0, bytes: next });
-            return Err(odd(format!("bytes {bytes:?} of slice {slice} come next")));
+        let slice = self.slices.get(chunk.slice as usize).copied();
+        if (slice, chunk.offset as usize, chunk.data.len()) != (Some(part.slice), next.start, next.len()) {
+            let number = self.slices.binary_search(&part.slice).expect("it is of the request");
+            return Err(odd(format!("bytes {next:?} of slice {number} come next")));
         }
         let extent = Extent { slice: part.slice, bytes: next };
         part.bytes.start = extent.bytes.end;
         if part.bytes.is_empty() {
-            self.0.pop_front();
+            self.left.pop_front();
         }
         Ok((extent, digest))
     }
@@ -201,26 +212,28 @@ mod tests {
     #[test]
     fn parts_are_done_when_their_chunks_came_in_order() {
         let mut parts = parts();
-        for (slice, offset, bytes) in [(1, CHUNK_BYTES, CHUNK_BYTES), (1, 2 * CHUNK_BYTES, 7), (2, 0, 9)] {
+        // In the request they are slices 0 and 1.
+        for (slice, offset, bytes) in [(0, CHUNK_BYTES, CHUNK_BYTES), (0, 2 * CHUNK_BYTES, 7), (1, 0, 9)] {
             let (extent, digest) = parts.next(&chunk(slice, offset, bytes)).unwrap();
-            assert_eq!((extent.slice, extent.bytes), (slice as usize, offset..offset + bytes));
+            assert_eq!((extent.slice, extent.bytes), (slice as usize + 1, offset..offset + bytes));
             assert_eq!(digest, Digest::of(&vec![0; bytes]));
         }
         assert!(parts.is_empty());
-        let error = parts.next(&chunk(2, 0, 9)).unwrap_err().to_string();
+        let error = parts.next(&chunk(1, 0, 9)).unwrap_err().to_string();
         assert!(error.contains("nothing more was asked for"), "{error}");
     }
 
     #[test]
     fn chunks_that_do_not_follow_are_refused() {
-        let shorter = wire::SliceChunk { digest: vec![0; 3].into(), ..chunk(1, CHUNK_BYTES, CHUNK_BYTES) };
+        let shorter = wire::SliceChunk { digest: vec![0; 3].into(), ..chunk(0, CHUNK_BYTES, CHUNK_BYTES) };
         let cases = [
             (
-                "from byte 0 of slice 1 came, bytes 1048576..2097152 of slice 1 come next",
-                chunk(1, 0, CHUNK_BYTES),
+                "from byte 0 of slice 0 came, bytes 1048576..2097152 of slice 0 come next",
+                chunk(0, 0, CHUNK_BYTES),
             ),
-            ("5 bytes from byte 1048576 of slice 1 came", chunk(1, CHUNK_BYTES, 5)),
-            ("of slice 2 came", chunk(2, CHUNK_BYTES, CHUNK_BYTES)),
+            ("5 bytes from byte 1048576 of slice 0 came", chunk(0, CHUNK_BYTES, 5)),
+            ("of slice 1 came", chunk(1, CHUNK_BYTES, CHUNK_BYTES)),
+            ("of slice 7 came", chunk(7, CHUNK_BYTES, CHUNK_BYTES)),
             ("SliceChunk.digest has 3 bytes, expected 32", shorter),
         ];
         for (words, chunk) in cases {

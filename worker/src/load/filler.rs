@@ -19,7 +19,14 @@ pub struct Checked {
 
 pub struct Filler<W> {
     chunks: mpsc::Sender<Checked>,
-    filled: JoinHandle<Result<W, WeightError>>,
+    filled: JoinHandle<(Filled<W>, Result<(), WeightError>)>,
+}
+
+/// What was filled so far.
+pub struct Filled<W> {
+    pub weights: W,
+    /// By slice: whether all of it is there.
+    pub whole: Vec<bool>,
 }
 
 impl<W: WeightSink + 'static> Filler<W> {
@@ -37,31 +44,46 @@ impl<W: WeightSink + 'static> Filler<W> {
 
     /// The weights, once nobody holds a sender any more; `brought` is how bringing ended, which an error of
     /// the memory explains.
-    pub async fn finish<E: From<WeightError>>(self, brought: Result<(), E>) -> Result<W, E> {
+    pub async fn finish<E: From<WeightError>>(self, brought: Result<(), E>) -> (Filled<W>, Result<(), E>) {
         drop(self.chunks);
-        let weights = self.filled.await.expect("filling does not panic")?;
-        brought.map(|()| weights)
+        let (filled, result) = self.filled.await.expect("filling does not panic");
+        (filled, result.map_err(E::from).and(brought))
     }
 }
 
 fn fill<W: WeightSink>(
     mut weights: W,
+    chunks: mpsc::Receiver<Checked>,
+    report: impl FnMut(Loading),
+) -> (Filled<W>, Result<(), WeightError>) {
+    let sizes: Vec<usize> = weights.slices().iter().map(TensorSlice::bytes).collect();
+    let mut came = vec![0; sizes.len()];
+    let result = take_all(&mut weights, &sizes, &mut came, chunks, report);
+    let whole = sizes.iter().zip(&came).map(|(size, came)| size == came).collect();
+    (Filled { weights, whole }, result)
+}
+
+/// Every chunk comes once.
+fn take_all(
+    weights: &mut impl WeightSink,
+    sizes: &[usize],
+    came: &mut [usize],
     mut chunks: mpsc::Receiver<Checked>,
     mut report: impl FnMut(Loading),
-) -> Result<W, WeightError> {
-    let bytes_total = weights.slices().iter().map(TensorSlice::bytes).sum::<usize>() as u64;
-    let mut loading = Loading { bytes_done: 0, bytes_total };
+) -> Result<(), WeightError> {
+    let mut loading = Loading { bytes_done: 0, bytes_total: sizes.iter().sum::<usize>() as u64 };
     report(loading);
     while let Some(Checked { slice, offset, bytes }) = chunks.blocking_recv() {
         weights.fill(slice, offset..offset + bytes.len(), &mut |out| {
             out.copy_from_slice(&bytes);
             Ok(())
         })?;
+        came[slice] += bytes.len();
         loading.bytes_done += bytes.len() as u64;
         report(loading);
     }
-    if loading.bytes_done == bytes_total {
-        weights.finish()?;
+    match loading.bytes_done == loading.bytes_total {
+        true => weights.finish(),
+        false => Ok(()),
     }
-    Ok(weights)
 }

@@ -9,8 +9,10 @@ mod wanted;
 use crate::cache::WeightCache;
 use crate::error::WorkerError;
 use crate::settings::Settings;
+pub use filler::Filled;
 use filler::Filler;
-use flotilla_engine::weights::{Synthetic, WeightError, WeightSink};
+use flotilla_engine::collective::{CollectiveError, Stop};
+use flotilla_engine::weights::{Synthetic, WeightSink};
 use flotilla_shared::{Assignment, Loading, TensorSlice, WeightOrigin};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -20,28 +22,35 @@ use wanted::Wanted;
 /// What is asked for at once, and kept as one file: so many bytes of a slice, from a multiple of it on.
 pub const PART_BYTES: usize = 16 << 20;
 
+/// Between two looks whether to stop.
+const STOP_TICK: Duration = Duration::from_millis(20);
+
 /// Reports at most so often, and at the end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
-/// Fills `weights` with what the assignment says; `tell` is told how far it is.
+/// Fills `weights` with what the assignment says, unless it is stopped; `tell` is told how far it is. Also of a load
+/// that failed it says what is whole.
 pub async fn load<W: WeightSink + 'static>(
     settings: &Settings,
     assignment: &Assignment,
     weights: W,
+    stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
-) -> Result<W, WorkerError> {
+) -> (Filled<W>, Result<(), WorkerError>) {
     let start = Instant::now();
     let report = every(REPORT_EVERY, tell);
-    let weights = match assignment.weights {
-        WeightOrigin::Stream => bring(settings, assignment, weights, report).await?,
+    let (filled, result) = match assignment.weights {
+        WeightOrigin::Stream => bring(settings, assignment, weights, stop, report).await,
         WeightOrigin::Synthetic { seed } => {
-            make(Synthetic::new(assignment.spec.clone(), seed), weights, report).await?
+            make(Synthetic::new(assignment.spec.clone(), seed), weights, report).await
         }
     };
-    let seconds = start.elapsed().as_secs_f64();
-    let bytes: usize = weights.slices().iter().map(TensorSlice::bytes).sum();
-    info!(bytes, seconds, "weights are here");
-    Ok(weights)
+    if result.is_ok() {
+        let seconds = start.elapsed().as_secs_f64();
+        let bytes: usize = filled.weights.slices().iter().map(TensorSlice::bytes).sum();
+        info!(bytes, seconds, "weights are here");
+    }
+    (filled, result)
 }
 
 /// Asks one place after the other.
@@ -49,32 +58,48 @@ async fn bring<W: WeightSink + 'static>(
     settings: &Settings,
     assignment: &Assignment,
     weights: W,
+    stop: &Stop,
     report: impl FnMut(Loading) + Send + 'static,
-) -> Result<W, WorkerError> {
-    let slices = weights.slices().to_vec();
+) -> (Filled<W>, Result<(), WorkerError>) {
+    let slices = Arc::new(weights.slices().to_vec());
     let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
     let filler = Filler::start(weights, report);
-    let cache = settings.weight_cache.as_ref();
-    let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
-    if let Some(cache) = &cache {
-        kept::read(cache, &assignment.spec, &slices, &wanted, filler.chunks()).await;
-    }
-    let keeper = cache.and_then(|cache| cache.keeper());
-    let brought = coordinator::fetch(settings, assignment, &wanted, filler.chunks(), keeper).await;
+    let chunks = filler.chunks();
+    let bring = async {
+        let cache = settings.weight_cache.as_ref();
+        let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
+        if let Some(cache) = &cache {
+            kept::read(cache, &assignment.spec, &slices, &wanted, chunks.clone()).await;
+        }
+        let keeper = cache.and_then(|cache| cache.keeper());
+        coordinator::fetch(settings, assignment, slices.clone(), &wanted, chunks, keeper).await
+    };
+    let brought = tokio::select! {
+        brought = bring => brought,
+        () = stopped(stop) => Err(CollectiveError::Aborted.into()),
+    };
     filler.finish(brought).await
 }
 
+async fn stopped(stop: &Stop) {
+    while !stop.is_asked() {
+        tokio::time::sleep(STOP_TICK).await;
+    }
+}
+
+/// Goes on to its end, which is not far: nothing comes over a link.
 async fn make<W: WeightSink + 'static>(
     source: Synthetic,
     mut weights: W,
     mut report: impl FnMut(Loading) + Send + 'static,
-) -> Result<W, WorkerError> {
+) -> (Filled<W>, Result<(), WorkerError>) {
     let made = move || {
         let mut report = |bytes_done, bytes_total| report(Loading { bytes_done, bytes_total });
-        weights.make_from(&source, &mut report)?;
-        Ok::<_, WeightError>(weights)
+        let made = weights.make_from(&source, &mut report);
+        let whole = vec![made.is_ok(); weights.slices().len()];
+        (Filled { weights, whole }, made.map_err(WorkerError::from))
     };
-    Ok(tokio::task::spawn_blocking(made).await.expect("making weights does not panic")?)
+    tokio::task::spawn_blocking(made).await.expect("making weights does not panic")
 }
 
 /// Passes on a report every `pause`, and the last.

@@ -108,7 +108,7 @@ mod tests {
         let (expected, found) = (Digest([1; 32]), Digest([2; 32]));
         for _ in 0..2 {
             wanted.put_back_damaged(chunk.clone(), expected, found).unwrap();
-            assert_eq!(wanted.take(1), [chunk.clone()]);
+            assert_eq!(wanted.take(1), std::slice::from_ref(&chunk));
         }
         let error = wanted.put_back_damaged(chunk, expected, found).unwrap_err().to_string();
         assert!(error.contains("model.embed_tokens.weight[0..6000, 0..2880]"), "{error}");
