@@ -88,11 +88,13 @@ impl Chosen<'_> {
     fn print(&self) {
         println!("{}", self.head());
         let (mut at, stages) = (0, &self.choice.plan.stages);
+        let names = self.choice.devices.iter().map(|&device| self.device(device).len());
+        let wide = names.max().unwrap_or(0);
         for (number, stage) in stages.iter().enumerate() {
             println!("\nstage {number}: {}", self.stage(stage));
-            println!("{:<5} {:<24} {PARTS}  of memory", "rank", "device");
+            println!("{:<5} {:<wide$} {PARTS}  of memory", "rank", "device");
             for share in &stage.ranks {
-                println!("{}", self.rank(share, self.choice.devices[at]));
+                println!("{}", self.rank(share, self.choice.devices[at], wide));
                 at += 1;
             }
         }
@@ -140,12 +142,12 @@ impl Chosen<'_> {
         format!("{} on host {}", self.fleet.devices[device].device, self.fleet.hosts[device])
     }
 
-    fn rank(&self, share: &RankShare, device: usize) -> String {
+    fn rank(&self, share: &RankShare, device: usize, wide: usize) -> String {
         let plan: &Plan = &self.choice.plan;
         let used = plan.total_bytes(self.spec, share.rank, self.demand) as f64;
         let part = 100.0 * used / self.fleet.devices[device].memory_bytes as f64;
         let parts = parts(self.spec, plan, share, self.demand);
-        format!("{:<5} {:<24} {parts}  {part:>7.0} %", share.rank, self.device(device))
+        format!("{:<5} {:<wide$} {parts}  {part:>7.0} %", share.rank.index(), self.device(device))
     }
 
     pub fn cache(&self) -> String {

@@ -31,7 +31,7 @@ pub fn run(args: &PlanArgs, spec: &ModelSpec) -> Result<()> {
     );
     println!("{:<5} {PARTS}", "rank");
     for share in plan.ranks() {
-        println!("{:<5} {}", share.rank, parts(spec, &plan, share, demand));
+        println!("{:<5} {}", share.rank.index(), parts(spec, &plan, share, demand));
     }
     println!("KV cache: {kv_tokens} tokens, {} bytes an element", kv(args).element_bytes());
     Ok(())

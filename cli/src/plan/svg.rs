@@ -13,7 +13,7 @@ const MARGIN: usize = 24;
 const GAP: usize = 12;
 const BOXES_A_ROW: usize = 4;
 const BOX_WIDTH: usize = (WIDTH - 2 * MARGIN - (BOXES_A_ROW - 1) * GAP) / BOXES_A_ROW;
-const BOX_HEIGHT: usize = 122;
+const BOX_HEIGHT: usize = 140;
 const LINE: usize = 18;
 
 /// Parts of a rank's memory, in the order of the bar; each has a class of colour.
@@ -119,8 +119,9 @@ impl Page {
             inside,
             y + 20,
             "stage",
-            &short(&format!("rank {}: {}", share.rank, chosen.device(device))),
+            &format!("Rank {}, host {}", share.rank, chosen.fleet.hosts[device]),
         );
+        self.text(inside, y + 38, "dim", &short(&chosen.fleet.devices[device].device));
         let (what, experts) = match placement(chosen.spec, share) {
             Placement::Slices => ("blocks", &share.experts.blocks),
             Placement::Whole => ("experts", &share.experts.experts),
@@ -130,15 +131,15 @@ impl Page {
         let vocabulary = if has_vocabulary { range(&share.vocab) } else { "none".into() };
         self.text(
             inside,
-            y + 72,
+            y + 90,
             "",
             &format!("kv heads {}, {what} {}", range(&share.kv_heads), range(experts)),
         );
-        self.text(inside, y + 90, "", &format!("vocabulary {vocabulary}"));
-        self.bar(chosen, share, device, inside, y + 30);
+        self.text(inside, y + 108, "", &format!("vocabulary {vocabulary}"));
+        self.bar(chosen, share, device, inside, y + 48);
         let used = chosen.choice.plan.total_bytes(chosen.spec, share.rank, chosen.demand);
         let memory = chosen.fleet.devices[device].memory_bytes;
-        self.text(inside, y + 110, "dim", &format!("{} of {}", Bytes(used), Bytes(memory)));
+        self.text(inside, y + 127, "dim", &format!("{} of {}", Bytes(used), Bytes(memory)));
     }
 
     fn bar(&mut self, chosen: &Chosen, share: &RankShare, device: usize, x: usize, y: usize) {

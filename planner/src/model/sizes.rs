@@ -32,8 +32,10 @@ pub(crate) struct Sizes {
 impl Sizes {
     pub fn of(spec: &ModelSpec) -> Sizes {
         use LayerTensor::*;
+        let of =
+            |tensor: TensorId| (tensor.shape(spec).iter().product::<usize>() * tensor.dtype().bytes()) as u64;
         let bytes = |tensors: &[LayerTensor]| -> u64 {
-            tensors.iter().map(|&tensor| TensorId::Layer(0, tensor).info(spec).bytes()).sum()
+            tensors.iter().map(|&tensor| of(TensorId::Layer(0, tensor))).sum()
         };
         let (h, d, group) = (spec.hidden as u64, spec.head_dim as u64, spec.group() as u64);
         let attention = [QWeight, QBias, KWeight, KBias, VWeight, VBias, OWeight, Sinks];
@@ -50,8 +52,8 @@ impl Sizes {
             router_macs: (spec.experts * spec.hidden) as u64,
             replicated_bytes: router + bytes(&[AttentionNorm, MlpNorm]),
             bias_bytes: bytes(&[OBias, DownBias]),
-            row_bytes: TensorId::Embed.info(spec).bytes() / spec.vocab as u64,
-            final_norm_bytes: TensorId::FinalNorm.info(spec).bytes(),
+            row_bytes: of(TensorId::Embed) / spec.vocab as u64,
+            final_norm_bytes: of(TensorId::FinalNorm),
         }
     }
 }

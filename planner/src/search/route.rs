@@ -188,7 +188,8 @@ impl<'a, 'b> Routes<'a, 'b> {
         if period_s >= self.bounds[kind as usize].min(self.of_interest_s) {
             return;
         }
-        self.bounds[kind as usize] = period_s;
+        // Of equal ones the last stays: it begins with the first host.
+        self.bounds[kind as usize] = period_s * (1.0 + 1e-9);
         self.of_interest_s = self.of_interest_s.min(INTEREST * period_s);
         let mut legs = vec![label.leg];
         let mut before = label.before;
