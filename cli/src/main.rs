@@ -1,8 +1,9 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`, `certs`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod certs;
 mod chat;
 mod device;
 mod doctor;
@@ -16,6 +17,7 @@ mod plan;
 mod progress;
 mod serve;
 mod synth;
+mod tls;
 mod up;
 mod verify;
 mod worker;
@@ -46,6 +48,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Doctor(doctor::DoctorArgs),
     Key(key::KeyArgs),
+    Certs(certs::CertsArgs),
 }
 
 /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -110,6 +113,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Chat(args) => chat::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),
+        Command::Certs(args) => certs::run(&args).map(done),
     }
 }
 

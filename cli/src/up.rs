@@ -59,7 +59,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     // Before the workers begin to read weights for nothing.
     let door = Door::open(&args.serve, model).await?;
     let token = random_token();
-    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None).await?;
     let settings = WorkerSettings {
         coordinator: fleet.address(),
         token,

@@ -11,3 +11,4 @@ mod serving;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;

@@ -96,6 +96,23 @@ fn certificates(file: &File) -> Result<Chain, TlsError> {
     if chain.is_empty() { Err(TlsError::NoCertificate { file: file.clone() }) } else { Ok(chain) }
 }
 
+/// Whether an authority of `ca` signed it.
+pub fn check_signed(ca: &File, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    let roots = authority(ca)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    let looked_at = ParsedCertificate::try_from(certificate).and_then(|parsed| {
+        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], UnixTime::now(), algorithms)
+    });
+    match looked_at {
+        Err(RustlsError::InvalidCertificate(error @ (BadSignature | UnknownIssuer))) => {
+            Err(TlsError::Authority { file: ca.clone(), error: error.to_string() })
+        }
+        // Whatever else there is to say of it is not the authority's.
+        _ => Ok(()),
+    }
+}
+
 /// The dates are looked at before the issuer, of which nothing is known here, so that this is all that it tells.
 fn check_dates(certificate: &CertificateDer<'static>, file: &File) -> Result<(), TlsError> {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};

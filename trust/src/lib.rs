@@ -10,7 +10,7 @@ mod server;
 mod watched;
 
 pub use client::{ClientFiles, ClientTls, NotAName};
-pub use file::{File, TlsError};
+pub use file::{File, TlsError, check_signed};
 pub use refusal::Refusal;
 pub use server::{ServerFiles, ServerTls, Versions};
 pub use tokio_rustls::{client::TlsStream as ToServer, server::TlsStream as ToClient};

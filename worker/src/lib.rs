@@ -13,6 +13,7 @@ mod obtain;
 mod session;
 mod settings;
 mod stock;
+mod tls;
 
 pub use device::{CardUse, Device};
 pub use error::WorkerError;

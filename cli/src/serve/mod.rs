@@ -8,6 +8,7 @@ mod groups;
 mod steps;
 
 use crate::local_workers::TOKEN_VARIABLE;
+use crate::tls::FleetTlsArgs;
 use anyhow::{Context, Result, ensure};
 pub use args::ServeArgs;
 use clap::Args;
@@ -39,6 +40,8 @@ pub struct CoordinatorArgs {
     /// Secret that admits workers
     #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
     join_token: String,
+    #[command(flatten)]
+    tls: FleetTlsArgs,
 }
 
 pub fn run(args: CoordinatorArgs) -> Result<()> {
@@ -47,8 +50,10 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(async {
         let door = Door::open(&args.serve, model).await?;
-        let fleet = Fleet::listen(args.worker_listen, &args.join_token).await?;
-        eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
+        let tls = args.tls.open()?;
+        let how = if tls.is_some() { " over TLS" } else { "" };
+        let fleet = Fleet::listen(args.worker_listen, &args.join_token, tls).await?;
+        eprintln!("waiting for {} workers on {}{how}", args.workers, fleet.address());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
         serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, ctrl_c()).await
     })
