@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_coordinator::keys;
+use flotilla_trust::audit::{self, Act};
 use std::io::IsTerminal;
 
 /// Make an API key and print its entry for the key file. The key itself is shown once, on stderr:
@@ -25,6 +26,7 @@ pub fn run(args: &KeyArgs) -> Result<()> {
     let gap = if std::io::stdout().is_terminal() { "\n" } else { "" };
     eprintln!("the key of {}, shown this once:\n{secret}{gap}", args.name);
     println!("{entry}");
+    audit::done(Act::MakeKey, &args.name, "an entry, which counts once it is in a server's key file");
     Ok(())
 }
 

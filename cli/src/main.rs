@@ -1,9 +1,10 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`, `certs`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
 mod bench;
 mod cache;
+mod certs;
 mod chat;
 mod device;
 mod doctor;
@@ -17,6 +18,7 @@ mod plan;
 mod progress;
 mod serve;
 mod synth;
+mod tls;
 mod up;
 mod verify;
 mod worker;
@@ -47,6 +49,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Doctor(doctor::DoctorArgs),
     Key(key::KeyArgs),
+    Certs(certs::CertsArgs),
 }
 
 /// What is logged, as tracing-subscriber's `EnvFilter` reads it.
@@ -111,6 +114,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Chat(args) => chat::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),
+        Command::Certs(args) => certs::run(&args).map(done),
     }
 }
 

@@ -63,7 +63,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     // Before the workers begin to read weights for nothing.
     let door = Door::open(&args.serve, model).await?;
     let token = random_token();
-    let fleet = Fleet::listen_at_rate(([127, 0, 0, 1], 0).into(), &token, args.serve.weight_rate()).await?;
+    let local = ([127, 0, 0, 1], 0).into();
+    let fleet = Fleet::listen(local, &token, None, args.serve.weight_rate()).await?;
     let settings = WorkerSettings {
         coordinator: fleet.address(),
         token,

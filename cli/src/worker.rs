@@ -4,6 +4,7 @@ use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
+use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_engine::backend::cpu::measure::Bench;
@@ -25,6 +26,8 @@ pub struct WorkerArgs {
     /// The coordinator's join token
     #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
     join_token: String,
+    #[command(flatten)]
+    tls: WorkerTlsArgs,
     /// Name in logs and plans; ranks follow the order of names [default: host and process id]
     #[arg(long)]
     name: Option<String>,
@@ -89,6 +92,7 @@ impl WorkerArgs {
         let rates = self.bandwidth.map_or_else(|| Rates::measure(&device, threads.into()), Rates::told);
         let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
         Ok(Settings {
+            tls: self.tls.open(&self.coordinator)?,
             coordinator: self.coordinator,
             join_token: self.join_token,
             inventory: Inventory {

@@ -14,4 +14,5 @@ mod serving;
 mod signals;
 #[path = "../support/mod.rs"]
 mod support;
+mod tls;
 mod weights;

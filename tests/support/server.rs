@@ -52,10 +52,15 @@ impl Running {
 
     /// Waits for a line with `mark`, and gives what stands behind it, up to the next space.
     pub async fn hear(&mut self, mark: &str) -> String {
+        self.hear_after(0, mark).await
+    }
+
+    /// The same, in what it said after the first `bytes`.
+    pub async fn hear_after(&mut self, bytes: usize, mark: &str) -> String {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let said = self.said();
-            if let Some((_, behind)) = said.split_once(mark) {
+            if let Some((_, behind)) = said[bytes..].split_once(mark) {
                 return behind.split_whitespace().next().unwrap_or_default().to_owned();
             }
             let ended = self.child.try_wait().expect("it can be waited for");

@@ -6,6 +6,7 @@ use flotilla_engine::collective::CollectiveError;
 use flotilla_engine::cuda::CudaError;
 use flotilla_engine::weights::WeightError;
 use flotilla_proto::WireError;
+use flotilla_trust::Refusal;
 use std::net::SocketAddr;
 use thiserror::Error;
 use tonic::Status;
@@ -24,6 +25,8 @@ pub enum WorkerError {
         "cannot reach the coordinator at {coordinator}: {error}\nhint: is it running, and is this its worker port?"
     )]
     Unreachable { coordinator: String, error: String },
+    #[error("no TLS with the coordinator at {coordinator}: {refusal}")]
+    Tls { coordinator: String, refusal: Refusal },
     #[error("the coordinator refused: {0}")]
     Refused(String),
     #[error("the coordinator closed the link")]
@@ -69,6 +72,19 @@ impl From<BuildError> for WorkerError {
     }
 }
 
+/// What lies under a status that the transport made: what the other side said when it closed the connection, say.
+fn causes(status: &Status) -> String {
+    let (mut text, mut cause) = (String::new(), std::error::Error::source(status));
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !status.message().contains(&words) && !text.contains(&words) {
+            text += &format!(": {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 impl From<Status> for WorkerError {
     fn from(status: Status) -> Self {
         use tonic::Code::{FailedPrecondition, InvalidArgument, ResourceExhausted, Unauthenticated};
@@ -76,7 +92,7 @@ impl From<Status> for WorkerError {
             Unauthenticated | FailedPrecondition | InvalidArgument | ResourceExhausted => {
                 WorkerError::Refused(status.message().into())
             }
-            code => WorkerError::LinkBroke(format!("{code:?}: {}", status.message())),
+            code => WorkerError::LinkBroke(format!("{code:?}: {}{}", status.message(), causes(&status))),
         }
     }
 }

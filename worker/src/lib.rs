@@ -15,6 +15,7 @@ mod patchwork;
 mod session;
 mod settings;
 mod stock;
+mod tls;
 
 pub use cache::CacheSettings;
 pub use device::{CardUse, Device};

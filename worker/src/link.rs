@@ -3,6 +3,7 @@
 
 use crate::error::WorkerError;
 use crate::settings::Settings;
+use crate::tls::{Connector, refusal};
 use flotilla_engine::collective::host;
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
@@ -20,6 +21,8 @@ use tracing::warn;
 
 /// Between two tries to reach the coordinator.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
+/// The coordinator logs each try that it refuses.
+const RETRY_PAUSE_TLS: Duration = Duration::from_secs(1);
 
 /// Carries the join token with every call.
 #[derive(Clone, Debug)]
@@ -148,18 +151,44 @@ pub enum Purpose {
     Weights,
 }
 
-/// Connects, trying again while the coordinator may still be starting.
+/// Connects, trying again while the coordinator may still be starting, or certificates be renewed.
 pub async fn dial(settings: &Settings, patience: Duration, purpose: Purpose) -> Result<Client, WorkerError> {
     let token = format!("Bearer {}", settings.join_token).parse().map_err(|_| WorkerError::Token)?;
-    if !settings.coordinator.starts_with("http://") {
-        return Err(WorkerError::Address(settings.coordinator.clone()));
+    let endpoint = endpoint(settings, purpose)?;
+    let start = Instant::now();
+    let mut told = String::new();
+    let channel = loop {
+        let error = match connect(&endpoint, settings).await {
+            Ok(channel) => break channel,
+            Err(error) => error,
+        };
+        if start.elapsed() >= patience {
+            return Err(error);
+        }
+        // The same is said once.
+        let words = error.to_string();
+        if words != told {
+            warn!(error = words, coordinator = settings.coordinator, "not reachable yet");
+            told = words;
+        }
+        tokio::time::sleep(if settings.tls.is_some() { RETRY_PAUSE_TLS } else { RETRY_PAUSE }).await;
+    };
+    let client = FleetClient::with_interceptor(channel, JoinToken(token));
+    Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+fn endpoint(settings: &Settings, purpose: Purpose) -> Result<Endpoint, WorkerError> {
+    let scheme = if settings.tls.is_some() { "https://" } else { "http://" };
+    let unfit = || WorkerError::Address(settings.coordinator.clone());
+    if !settings.coordinator.starts_with(scheme) {
+        return Err(unfit());
     }
     let (frame_bytes, ping_s, answer_s) = match purpose {
         Purpose::Conversation => (16 << 10, 2, 3),
         Purpose::Weights => (1 << 20, 10, 20),
     };
-    let endpoint = Endpoint::from_shared(settings.coordinator.clone())
-        .map_err(|_| WorkerError::Address(settings.coordinator.clone()))?
+    let endpoint = Endpoint::from_shared(settings.coordinator.clone()).map_err(|_| unfit())?;
+    Ok(endpoint
         .tcp_nodelay(true)
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
@@ -167,23 +196,22 @@ pub async fn dial(settings: &Settings, patience: Duration, purpose: Purpose) -> 
         .http2_keep_alive_interval(Duration::from_secs(ping_s))
         .keep_alive_timeout(Duration::from_secs(answer_s))
         .keep_alive_while_idle(true)
-        .connect_timeout(Duration::from_secs(5));
-    let start = Instant::now();
-    let channel = loop {
-        match endpoint.connect().await {
-            Ok(channel) => break channel,
-            Err(error) if start.elapsed() < patience => {
-                warn!(%error, coordinator = settings.coordinator, "not reachable yet");
-                tokio::time::sleep(RETRY_PAUSE).await;
-            }
-            Err(error) => {
-                let error = std::error::Error::source(&error).map_or(error.to_string(), |e| e.to_string());
-                return Err(WorkerError::Unreachable { coordinator: settings.coordinator.clone(), error });
-            }
-        }
+        .connect_timeout(Duration::from_secs(5)))
+}
+
+async fn connect(endpoint: &Endpoint, settings: &Settings) -> Result<Channel, WorkerError> {
+    let connected = match &settings.tls {
+        None => endpoint.connect().await,
+        Some(tls) => endpoint.connect_with_connector(Connector(tls.clone())).await,
     };
-    let client = FleetClient::with_interceptor(channel, JoinToken(token));
-    Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
+    let coordinator = || settings.coordinator.clone();
+    connected.map_err(|error| match refusal(&error) {
+        Some(refusal) => WorkerError::Tls { coordinator: coordinator(), refusal: refusal.clone() },
+        None => {
+            let error = std::error::Error::source(&error).map_or(error.to_string(), |e| e.to_string());
+            WorkerError::Unreachable { coordinator: coordinator(), error }
+        }
+    })
 }
 
 #[cfg(test)]

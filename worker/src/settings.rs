@@ -3,13 +3,16 @@
 use crate::cache::CacheSettings;
 use crate::device::Device;
 use flotilla_shared::Inventory;
+use flotilla_trust::ClientTls;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// `http://host:port` of the coordinator's worker port.
+    /// `http://host:port` of the coordinator's worker port, or `https://`.
     pub coordinator: String,
+    /// With `https://`, and only then.
+    pub tls: Option<ClientTls>,
     /// The secret that admits workers.
     pub join_token: String,
     pub inventory: Inventory,

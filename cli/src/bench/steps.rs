@@ -68,7 +68,7 @@ pub async fn measure(
     let start = Instant::now();
     let (load_seconds, rates) = if args.processes {
         let token = random_token();
-        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
         let settings = WorkerSettings {
             coordinator: fleet.address(),
             token,

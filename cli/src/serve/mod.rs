@@ -10,6 +10,7 @@ mod replicas;
 mod steps;
 
 use crate::local_workers::TOKEN_VARIABLE;
+use crate::tls::FleetTlsArgs;
 use anyhow::{Context, Result, ensure};
 pub use args::ServeArgs;
 use clap::Args;
@@ -44,6 +45,8 @@ pub struct CoordinatorArgs {
     /// Secret that admits workers
     #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
     join_token: String,
+    #[command(flatten)]
+    tls: FleetTlsArgs,
 }
 
 pub fn run(args: CoordinatorArgs) -> Result<()> {
@@ -52,9 +55,11 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(async {
         let door = Door::open(&args.serve, model).await?;
+        let tls = args.tls.open()?;
+        let how = if tls.is_some() { " over TLS" } else { "" };
         let fleet =
-            Fleet::listen_at_rate(args.worker_listen, &args.join_token, args.serve.weight_rate()).await?;
-        eprintln!("waiting for {} workers on {}", args.workers, fleet.address());
+            Fleet::listen(args.worker_listen, &args.join_token, tls, args.serve.weight_rate()).await?;
+        eprintln!("waiting for {} workers on {}{how}", args.workers, fleet.address());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
         serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, ctrl_c()).await
     })

@@ -149,7 +149,7 @@ async fn verify(
     if args.processes {
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
         let token = crate::local_workers::random_token();
-        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token).await?;
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
         let settings = WorkerSettings {
             coordinator: fleet.address(),
             token,

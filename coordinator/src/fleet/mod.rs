@@ -3,6 +3,7 @@
 
 mod form;
 mod gather;
+mod listener;
 mod planning;
 mod pool;
 mod rate;

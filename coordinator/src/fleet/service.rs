@@ -1,5 +1,6 @@
 //! The gRPC side: who may join, and what a joined worker is. The streams of slices are in `weights.rs`.
 
+use super::listener::incoming;
 use super::pool::{Pool, WAITING_MAX};
 use super::weights::{Chunks, Counter, Serving};
 use super::worker::Worker;
@@ -7,6 +8,8 @@ use flotilla_proto::wire::fleet_server::{Fleet as FleetRpc, FleetServer};
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, wire};
 use flotilla_shared::Epoch;
+use flotilla_trust::ServerTls;
+use flotilla_trust::audit::{self, Act};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +17,7 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{info, warn};
 
@@ -39,15 +42,12 @@ pub struct Fleet {
 }
 
 impl Fleet {
-    /// Listens for workers that know `join_token`.
-    pub async fn listen(address: SocketAddr, join_token: &str) -> Result<Fleet, FleetError> {
-        Fleet::listen_at_rate(address, join_token, None).await
-    }
-
-    /// The same; weights go to the workers, all together, at `weight_rate_max` bytes a second at most.
-    pub async fn listen_at_rate(
+    /// Listens for workers that know `join_token`, and, with `tls`, show a certificate. Weights go to the workers, all
+    /// together, at `weight_rate_max` bytes a second at most.
+    pub async fn listen(
         address: SocketAddr,
         join_token: &str,
+        tls: Option<ServerTls>,
         weight_rate_max: Option<u64>,
     ) -> Result<Fleet, FleetError> {
         let failed = |error| FleetError::Listen { address, error };
@@ -64,17 +64,16 @@ impl Fleet {
         let admit = move |request: Request<()>| {
             let given = request.metadata().get("authorization");
             let given = given.map(|value| blake3::hash(value.as_encoded_bytes()));
-            if given == Some(expected) { Ok(request) } else { Err(refuse_token()) }
+            if given == Some(expected) { Ok(request) } else { Err(refuse_token(request.remote_addr())) }
         };
         let server = tonic::service::interceptor::InterceptedService::new(server, admit);
         let serve = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(2)))
             .http2_keepalive_timeout(Some(Duration::from_secs(3)))
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(server)
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(incoming(listener, tls));
         tokio::spawn(async move {
             if let Err(error) = serve.await {
                 warn!(%error, "the worker port closed");
@@ -108,10 +107,15 @@ impl Fleet {
     }
 }
 
-fn refuse_token() -> Status {
+fn refuse_token(from: Option<SocketAddr>) -> Status {
+    audit::refused(Act::AdmitWorker, address(from), "wrong or missing join token");
     Status::unauthenticated(
         "wrong or missing join token\nhint: give the worker the coordinator's --join-token",
     )
+}
+
+fn address(from: Option<SocketAddr>) -> String {
+    from.map_or_else(|| "a worker".into(), |from| from.to_string())
 }
 
 struct FleetService {
@@ -128,19 +132,27 @@ impl FleetRpc for FleetService {
         &self,
         request: Request<Streaming<FromWorker>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
-        let from = request.remote_addr();
+        let from = address(request.remote_addr());
         let mut stream = request.into_inner();
-        let hello = receive_hello(&mut stream).await?;
+        let refused = |status: &Status| audit::refused(Act::AdmitWorker, &from, status.message());
+        let hello = receive_hello(&mut stream).await.inspect_err(refused)?;
         let held = hello.held.as_ref().map(|held| held.weights.to_string());
-        info!(worker = hello.inventory.name, device = hello.inventory.device, ?from, held, "worker joined");
+        let (who, device) = (format!("{} at {from}", hello.inventory.name), hello.inventory.device.clone());
+        info!(worker = hello.inventory.name, device, from, held, "worker joined");
         let (hears, outbox) = mpsc::unbounded_channel();
         let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
-        tokio::spawn(forward(stream, inbox, end));
         let worker = Worker { hello, says, hears, ended, failures: 0, disputes: 0 };
         if !self.pool.enter(worker) {
-            return Err(Status::resource_exhausted(format!("{WAITING_MAX} workers wait already")));
+            let full = Status::resource_exhausted(format!("{WAITING_MAX} workers wait already"));
+            refused(&full);
+            return Err(full);
         }
+        audit::done(Act::AdmitWorker, &who, &device);
+        tokio::spawn(async move {
+            let end = forward(stream, inbox, end).await;
+            audit::done(Act::WorkerLeft, who, end);
+        });
         Ok(Response::new(UnboundedReceiverStream::new(outbox)))
     }
 
@@ -176,7 +188,7 @@ async fn forward(
     mut stream: Streaming<FromWorker>,
     inbox: mpsc::Sender<Result<from_worker::Message, String>>,
     ended: watch::Sender<Option<String>>,
-) {
+) -> String {
     let end: String = loop {
         match stream.message().await {
             Ok(Some(FromWorker { message: Some(message) })) => {
@@ -190,5 +202,6 @@ async fn forward(
         }
     };
     ended.send_replace(Some(end.clone()));
-    let _ = inbox.send(Err(end)).await;
+    let _ = inbox.send(Err(end.clone())).await;
+    end
 }

@@ -149,7 +149,7 @@ impl Door {
                 return None;
             }
             let stream = Unstalled::new(stream, write_wait);
-            tls.0.accept(stream).await.inspect_err(|error| tracing::debug!(%error, "no TLS")).ok()
+            tls.0.accept(stream).await.inspect_err(|refusal| tracing::debug!(%refusal, "no TLS")).ok()
         });
         if let Ok(Some(stream)) = shaken.await {
             self.speak(stream).await;

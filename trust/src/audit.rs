@@ -1,0 +1,81 @@
+//! The audit log: one line for each act that changes who is served, by whom, or with what. Always the same fields:
+//! `act`, `who`, `outcome` and `what`; never a secret, and never a word of a prompt. Its target is `flotilla::audit`,
+//! so that `FLOTILLA_LOG=warn,flotilla::audit=info` gives it alone.
+
+use std::fmt;
+
+/// What was done, or tried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// `who`: the worker's name and address.
+    AdmitWorker,
+    WorkerLeft,
+    /// `who`: the group's epoch.
+    FormGroup,
+    DissolveGroup,
+    /// `who`: the files.
+    ReadKeys,
+    ReadCertificates,
+    /// `who`: why the process ends.
+    Drain,
+    /// `who`: for whom.
+    MakeKey,
+    MakeCertificate,
+}
+
+impl Act {
+    const ALL: [Act; 9] = [
+        Act::AdmitWorker,
+        Act::WorkerLeft,
+        Act::FormGroup,
+        Act::DissolveGroup,
+        Act::ReadKeys,
+        Act::ReadCertificates,
+        Act::Drain,
+        Act::MakeKey,
+        Act::MakeCertificate,
+    ];
+
+    /// As the log has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Act::AdmitWorker => "admit-worker",
+            Act::WorkerLeft => "worker-left",
+            Act::FormGroup => "form-group",
+            Act::DissolveGroup => "dissolve-group",
+            Act::ReadKeys => "read-keys",
+            Act::ReadCertificates => "read-certificates",
+            Act::Drain => "drain",
+            Act::MakeKey => "make-key",
+            Act::MakeCertificate => "make-certificate",
+        }
+    }
+
+    pub fn all() -> impl Iterator<Item = Act> {
+        Act::ALL.into_iter()
+    }
+}
+
+/// It was done. Strings are logged in quotes and escaped: what others say of themselves stays on its line.
+pub fn done(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
+    let (act, who, what) = (act.as_str(), who.to_string(), what.to_string());
+    tracing::info!(target: "flotilla::audit", act, who, outcome = "done", what, "audit");
+}
+
+/// It begins, and may take its time.
+pub fn begun(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
+    let (act, who, what) = (act.as_str(), who.to_string(), what.to_string());
+    tracing::info!(target: "flotilla::audit", act, who, outcome = "begun", what, "audit");
+}
+
+/// It was not to be, and why.
+pub fn refused(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
+    let (act, who, what) = (act.as_str(), who.to_string(), what.to_string());
+    tracing::warn!(target: "flotilla::audit", act, who, outcome = "refused", what, "audit");
+}
+
+/// It went wrong, and things stay as they were.
+pub fn failed(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
+    let (act, who, what) = (act.as_str(), who.to_string(), what.to_string());
+    tracing::warn!(target: "flotilla::audit", act, who, outcome = "failed", what, "audit");
+}

@@ -1,0 +1,130 @@
+//! Certificates, keys and authorities, read from PEM files, each with the flag that named it.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use tokio_rustls::rustls::client::verify_server_cert_signed_by_trust_anchor;
+use tokio_rustls::rustls::crypto::CryptoProvider;
+use tokio_rustls::rustls::crypto::ring::default_provider;
+use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::rustls::{CertificateError, Error as RustlsError, RootCertStore};
+
+/// A file and the flag by which it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    pub flag: &'static str,
+    pub path: PathBuf,
+}
+
+impl File {
+    pub fn new(flag: &'static str, path: impl Into<PathBuf>) -> File {
+        File { flag, path: path.into() }
+    }
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+/// Why files cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    #[error(
+        "cannot read certificates from {file}: {error}\n\
+         hint: {} is a PEM file, the certificate itself first, then those that signed it", file.flag
+    )]
+    Certificates { file: File, error: PemError },
+    #[error("{file} holds no certificate\nhint: {} is a PEM file with -----BEGIN CERTIFICATE-----", file.flag)]
+    NoCertificate { file: File },
+    #[error(
+        "cannot read a private key from {file}: {error}\n\
+         hint: {} is a PEM file with -----BEGIN PRIVATE KEY-----, not encrypted", file.flag
+    )]
+    Key { file: File, error: PemError },
+    #[error(
+        "the certificate in {cert} and the key in {key} do not serve: {error}\nhint: they must belong together"
+    )]
+    Unfit { cert: File, key: File, error: RustlsError },
+    #[error("the certificate in {file} {}\nhint: renew it, or look at this machine's clock", dates(error))]
+    Dates { file: File, error: CertificateError },
+    #[error("{file} holds no authority that can be used: {error}\nhint: {} is the authority's certificate", file.flag)]
+    Authority { file: File, error: String },
+}
+
+fn dates(error: &CertificateError) -> &'static str {
+    match error {
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => "is not valid yet",
+        _ => "has expired",
+    }
+}
+
+pub type Chain = Vec<CertificateDer<'static>>;
+
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(default_provider())
+}
+
+/// A certificate chain that is valid today, and its key.
+pub fn identity(cert: &File, key: &File) -> Result<(Chain, PrivateKeyDer<'static>), TlsError> {
+    let chain = certificates(cert)?;
+    check_dates(&chain[0], cert)?;
+    let private = PrivateKeyDer::from_pem_file(&key.path)
+        .map_err(|error| TlsError::Key { file: key.clone(), error })?;
+    Ok((chain, private))
+}
+
+/// Those whose certificates are believed.
+pub fn authority(file: &File) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        roots
+            .add(certificate)
+            .map_err(|error| TlsError::Authority { file: file.clone(), error: error.to_string() })?;
+    }
+    Ok(Arc::new(roots))
+}
+
+fn certificates(file: &File) -> Result<Chain, TlsError> {
+    let unread = |error| TlsError::Certificates { file: file.clone(), error };
+    let chain = CertificateDer::pem_file_iter(&file.path).map_err(unread)?;
+    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(unread)?;
+    if chain.is_empty() { Err(TlsError::NoCertificate { file: file.clone() }) } else { Ok(chain) }
+}
+
+/// Whether an authority of `ca` signed it.
+pub fn check_signed(ca: &File, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
+    use CertificateError::{BadSignature, UnknownIssuer};
+    let roots = authority(ca)?;
+    let algorithms = provider().signature_verification_algorithms.all;
+    let looked_at = ParsedCertificate::try_from(certificate).and_then(|parsed| {
+        verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], UnixTime::now(), algorithms)
+    });
+    match looked_at {
+        Err(RustlsError::InvalidCertificate(error @ (BadSignature | UnknownIssuer))) => {
+            Err(TlsError::Authority { file: ca.clone(), error: error.to_string() })
+        }
+        // Whatever else there is to say of it is not the authority's.
+        _ => Ok(()),
+    }
+}
+
+/// The dates are looked at before the issuer, of which nothing is known here, so that this is all that it tells.
+fn check_dates(certificate: &CertificateDer<'static>, file: &File) -> Result<(), TlsError> {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    let nobody = RootCertStore::empty();
+    let algorithms = provider().signature_verification_algorithms.all;
+    let looked_at = ParsedCertificate::try_from(certificate).and_then(|parsed| {
+        verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], UnixTime::now(), algorithms)
+    });
+    match looked_at {
+        Err(RustlsError::InvalidCertificate(
+            error @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
+        )) => Err(TlsError::Dates { file: file.clone(), error }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,16 @@
+//! Who is trusted, and what was done: TLS from files that may change, refusals in words, and the audit log.
+//! rustls with ring, the one provider of the whole program.
+#![forbid(unsafe_code)]
+
+pub mod audit;
+mod client;
+mod file;
+mod refusal;
+mod server;
+mod watched;
+
+pub use client::{ClientFiles, ClientTls, NotAName};
+pub use file::{File, TlsError, check_signed};
+pub use refusal::Refusal;
+pub use server::{ServerFiles, ServerTls, Versions};
+pub use tokio_rustls::{client::TlsStream as ToServer, server::TlsStream as ToClient};
