@@ -9,7 +9,7 @@ use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::{AllReduce, CollectiveError, Solo};
 use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
-use flotilla_engine::model::forward;
+use flotilla_engine::model::{Part, forward};
 use flotilla_engine::sample::{Candidate, Chosen, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin, WeightsId};
@@ -178,7 +178,7 @@ impl Ranked {
     pub fn forward(&mut self, model: &Model, batch: &Batch) -> Result<(), BackendError> {
         let mut alone = Alone;
         on!(self, backend => {
-            let run = backend.run(batch, |backend| forward(model.spec(), backend, &mut alone, batch));
+            let run = forward(&Part::whole(model.spec()), backend, &mut alone, batch);
             run.expect("a sum of one rank's does not fail");
             backend.finish()
         })
