@@ -12,7 +12,7 @@ use clap::Args;
 use flotilla_coordinator::fleet::Formation;
 use flotilla_coordinator::harmony::chat::shortest_prompt;
 use flotilla_scheduler::Settings;
-use flotilla_shared::KvBlocks;
+use flotilla_shared::{KvBlocks, Plan};
 use flotilla_shared::step::BLOCK_TOKENS;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -51,6 +51,9 @@ pub struct ServeArgs {
     /// Seconds that a lost worker is waited for before the group goes on with those that are left
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     regroup_grace: f64,
+    /// Stages that the model's layers are cut into, of about equal numbers of workers
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    stages: usize,
     #[command(flatten)]
     planning: PlanningArgs,
     #[command(flatten)]
@@ -62,11 +65,24 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// Each stage has a layer and a worker at least.
+    pub fn check_stages(&self, model: &Model, ranks: usize) -> Result<()> {
+        let most = ranks.min(model.spec.layer_count());
+        ensure!(
+            (1..=most).contains(&self.stages),
+            "--stages is {}, of {ranks} workers and {} layers\nhint: give 1 to {most}",
+            self.stages,
+            model.spec.layer_count()
+        );
+        Ok(())
+    }
+
     pub fn formation(&self, model: &Model, ranks: usize) -> Formation {
         Formation {
             spec: model.spec.clone(),
             weights: model.weights.clone(),
             ranks,
+            plan: (self.stages > 1).then(|| Plan::even(&model.spec, ranks, self.stages)),
             kv_blocks: self.kv_blocks(model),
             step_tokens_max: self.step_tokens,
             sampleable: model.sampleable(),

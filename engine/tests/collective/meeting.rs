@@ -177,7 +177,8 @@ fn a_meeting_that_is_stopped_ends_at_once() {
     let waits = {
         let (stop, listener) = (stop.clone(), listeners.remove(0));
         thread::spawn(move || {
-            ProcessCollective::connect_unless(&stop, Rank(0), listener, &peers, &KEY, EPOCH, PATIENT)
+            let peers = Peers { addresses: &peers, stages: &[2] };
+            ProcessCollective::connect_unless(&stop, Rank(0), listener, peers, &KEY, EPOCH, PATIENT)
         })
     };
     thread::sleep(Duration::from_millis(50));

@@ -184,6 +184,21 @@ impl Ranked {
         })
     }
 
+    /// What a stage of one rank does: begins with what is carried, if it is not the first, and leaves what it hands on.
+    pub fn forward_part(
+        &mut self,
+        part: &Part,
+        carried: &mut Vec<f32>,
+        batch: &Batch,
+    ) -> Result<(), BackendError> {
+        let mut carry = Carry(carried);
+        on!(self, backend => {
+            let run = forward(part, &mut **backend, &mut carry, batch);
+            run.expect("nothing that is carried is lost");
+            backend.finish()
+        })
+    }
+
     pub fn logits(&mut self, row: usize) -> Vec<f32> {
         on!(self, backend => backend.logits(row).unwrap().to_vec())
     }
@@ -282,6 +297,25 @@ struct Alone;
 
 impl<A: ?Sized> AllReduce<A> for Alone {
     fn all_reduce(&mut self, _: &mut A) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+}
+
+/// The only rank of a stage, which hands on by leaving it here.
+struct Carry<'a>(&'a mut Vec<f32>);
+
+impl<A: ?Sized + Sums> AllReduce<A> for Carry<'_> {
+    fn all_reduce(&mut self, _: &mut A) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn hand_on(&mut self, x: &mut A) -> Result<(), CollectiveError> {
+        *self.0 = x.read();
+        Ok(())
+    }
+
+    fn take_over(&mut self, x: &mut A) -> Result<(), CollectiveError> {
+        x.write(self.0);
         Ok(())
     }
 }
