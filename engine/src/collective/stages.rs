@@ -39,9 +39,6 @@ impl Seat {
         Seat { stage: stage.expect("a rank is of a stage"), stages, rank }
     }
 
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
 
     /// The ranks that it sums with, and itself.
     pub fn ranks(&self) -> Range<usize> {
