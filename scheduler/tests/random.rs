@@ -248,7 +248,7 @@ proptest! {
         stages in 1..4usize,
         happenings in prop::collection::vec(happening(), 1..150),
     ) {
-        let mut world = World { stages, ..World::new(settings) };
+        let mut world = World::of_stages(settings, stages);
         world.form_group(kv_blocks);
         for happening in &happenings {
             world.happen(happening);

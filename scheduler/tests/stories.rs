@@ -40,7 +40,7 @@ fn cached(world: &World, id: u64) -> usize {
 // Stages.
 
 fn staged(settings: Settings, stages: usize) -> World {
-    let mut world = World { stages, ..World::new(settings) };
+    let mut world = World::of_stages(settings, stages);
     world.form_group(PLENTY);
     world
 }

@@ -120,7 +120,7 @@ impl Life {
             link_us: chance.skewed(8000),
             faults_left: chance.skewed(4),
             blocks: blocks(&mut chance, &settings),
-            world: World { stages, ..World::new(settings) },
+            world: World::of_stages(settings, stages),
             chance,
             told,
             now_us: 0,

@@ -1,7 +1,7 @@
 //! Who is let into a group over TCP, and who is not.
 
 use crate::groups::{self, EPOCH, KEY, PATIENT, connect, listeners};
-use flotilla_engine::collective::{AllReduce, Collective, CollectiveError, ProcessCollective, Stop};
+use flotilla_engine::collective::{AllReduce, Collective, CollectiveError, Peers, ProcessCollective, Stop};
 use flotilla_shared::{Epoch, Rank};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -238,10 +238,15 @@ pub struct World {
 
 impl World {
     pub fn new(settings: Settings) -> World {
+        World::of_stages(settings, 1)
+    }
+
+    /// A world whose groups have so many stages.
+    pub fn of_stages(settings: Settings, stages: usize) -> World {
         World {
             scheduler: Scheduler::new(settings.clone()).unwrap(),
             settings,
-            stages: 1,
+            stages,
             now: Duration::ZERO,
             tick: Duration::from_millis(1),
             epoch_last: 0,
