@@ -178,7 +178,7 @@ impl Ranked {
     pub fn forward(&mut self, model: &Model, batch: &Batch) -> Result<(), BackendError> {
         let mut alone = Alone;
         on!(self, backend => {
-            let run = forward(&Part::whole(model.spec()), backend, &mut alone, batch);
+            let run = forward(&Part::whole(model.spec()), &mut **backend, &mut alone, batch);
             run.expect("a sum of one rank's does not fail");
             backend.finish()
         })
