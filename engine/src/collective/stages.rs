@@ -59,6 +59,26 @@ impl Seat {
         Operation::HandOver { stage: (self.stage as u16).wrapping_sub(1) }
     }
 
+    /// The ranks of other stages that this one has something to say to, or hears something of; rising.
+    pub fn partners(&self) -> Vec<usize> {
+        let (is_first, is_last) = (self.stage == 0, self.stage + 1 == self.stages.len());
+        let mut partners = Vec::new();
+        if !is_first {
+            partners.push(self.giver());
+        }
+        if !is_last {
+            partners.extend(self.takers().map(|(rank, _)| rank));
+        }
+        match (is_first, is_last) {
+            (true, false) => partners.push(self.teller()),
+            (false, true) => partners.extend(self.listeners()),
+            _ => {}
+        }
+        partners.sort_unstable();
+        partners.dedup();
+        partners
+    }
+
     /// Who hands x on to this rank.
     fn giver(&self) -> usize {
         let before = &self.stages[self.stage.checked_sub(1).expect("a stage after the first")];
@@ -181,6 +201,10 @@ mod tests {
                     let giver = &seats[seat.giver()];
                     assert_eq!(giver.stage + 1, seat.stage);
                     assert!(giver.takers().any(|taker| taker == (seat.rank, seat.place())), "{seat:?}");
+                }
+                for partner in seat.partners() {
+                    assert!(seats[partner].partners().contains(&seat.rank), "{seat:?}");
+                    assert!(!seat.ranks().contains(&partner), "{seat:?}");
                 }
                 let takers = |seat: &&Seat| seat.stage + 1 < sizes.len();
                 let given = seats.iter().filter(takers).flat_map(|from| from.takers());

@@ -64,14 +64,9 @@ impl Mesh {
         epoch: Epoch,
         streams: Vec<(Rank, TcpStream)>,
         deadline: Duration,
+        spin: Duration,
     ) -> Result<Self, CollectiveError> {
         Streams::prepare(&streams)?;
-        // Over loopback a peer has this rank's address.
-        let is_here = |(_, stream): &&(Rank, TcpStream)| {
-            let (theirs, ours) = (stream.peer_addr(), stream.local_addr());
-            theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs.ip() == ours.ip()))
-        };
-        let spin = spin(1 + streams.iter().filter(is_here).count());
         let position = streams.iter().filter(|(peer, _)| *peer < rank).count();
         let link = |(slot, (peer, _)): (usize, &(Rank, TcpStream))| {
             Link::new(*peer, slot + usize::from(slot >= position), slot)
@@ -303,6 +298,16 @@ impl Mesh {
         }
         self.streams.close();
     }
+}
+
+/// How long a rank with links to all others looks before it sleeps.
+pub(super) fn spin_among(streams: &[(Rank, TcpStream)]) -> Duration {
+    // Over loopback a peer has this rank's address.
+    let is_here = |(_, stream): &&(Rank, TcpStream)| {
+        let (theirs, ours) = (stream.peer_addr(), stream.local_addr());
+        theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs.ip() == ours.ip()))
+    };
+    spin(1 + streams.iter().filter(is_here).count())
 }
 
 /// For `ranks` on this machine: who spins on a core that a peer needs only delays it.

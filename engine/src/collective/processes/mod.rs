@@ -5,6 +5,8 @@
 //! latency. A long one is summed piece by piece, each rank one piece for all: two messages deep, with
 //! less to move. Both sum each element in rank order, so the bits are the same, over whichever links.
 //!
+//! Ranks of other stages are met too, and have links of their own ([`neighbours`]).
+//!
 //! In memory ([`slots`]) a rank writes its part once and the others read it where it lies; the link beside it
 //! rings who sleeps, and its end tells of a peer's. Members prove that they hold the group's key when they
 //! meet ([`handshake`]); afterwards nothing is encrypted nor signed. A network that is not trusted needs a
@@ -17,6 +19,8 @@ mod handshake;
 mod link;
 mod mesh;
 mod neighbours;
+mod pairs;
+mod pipe;
 mod sharing;
 mod slots;
 mod sums;
@@ -28,6 +32,7 @@ use frame::Length;
 use link::{GATHER_BYTES_MAX, Inbox};
 use mesh::{Mesh, Outgoing};
 use neighbours::Neighbours;
+use pipe::Pipe;
 use slots::{SHOWN_BYTES_MAX, Slots};
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -96,11 +101,13 @@ impl ProcessCollective {
         assert_eq!(peers.stages.iter().sum::<usize>(), addresses.len(), "ranks of all stages");
         let seat = Seat::new(peers.stages, rank.index());
         let streams = formation::meet(stop, rank, listener, addresses, group_key, epoch, deadline)?;
+        // Ranks of all stages may be of one machine.
+        let spin = mesh::spin_among(&streams);
         let (own, others) = streams.into_iter().partition(|(peer, _)| seat.ranks().contains(&peer.index()));
         let mut group = ProcessCollective {
             seat,
-            mesh: Mesh::new(rank, epoch, own, deadline)?,
-            neighbours: Neighbours::new(epoch, others, deadline)?,
+            mesh: Mesh::new(rank, epoch, own, deadline, spin)?,
+            neighbours: Neighbours::new(epoch, others, deadline, spin)?,
             any_share: false,
             all_share: false,
             wire: WireFormat::F32,
@@ -117,14 +124,23 @@ impl ProcessCollective {
     /// Links the ranks as planned: every rank calls it once, with the same `links`. Ranks that are to share
     /// memory and cannot go on by TCP, all of their host; the answer says why.
     pub fn link(&mut self, links: &Links) -> Result<Reach, CollectiveError> {
-        self.link_with(links, &Slots::open)
+        self.link_with(links, &Slots::open, &Pipe::open)
     }
 
-    fn link_with(&mut self, links: &Links, open: sharing::Open<'_>) -> Result<Reach, CollectiveError> {
+    fn link_with(
+        &mut self,
+        links: &Links,
+        open: sharing::Open<'_>,
+        open_pipe: pairs::Open<'_>,
+    ) -> Result<Reach, CollectiveError> {
         let shared = sharing::share(self, links, open).inspect_err(|error| self.end(error.clone()))?;
         (self.any_share, self.all_share) = (shared.any, shared.all);
         self.wire = links.wire;
-        Ok(shared.reach)
+        let why_not = pairs::share(self, links, open_pipe).inspect_err(|error| self.end(error.clone()))?;
+        let Reach { mut by_memory, not_shared } = shared.reach;
+        by_memory.extend(self.neighbours.by_memory());
+        by_memory.sort_unstable();
+        Ok(Reach { by_memory, not_shared: not_shared.or(why_not) })
     }
 
     /// How long an operation may take from now on.

@@ -87,6 +87,7 @@ fn hosts(links: &Links, ranks: Range<usize>) -> Vec<Vec<Rank>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::collective::processes::pipe::Pipe;
     use crate::collective::AllReduce;
     use flotilla_shared::{Epoch, WireFormat};
     use std::net::TcpListener;
@@ -105,10 +106,14 @@ mod tests {
                 let mut group =
                     ProcessCollective::connect(us, listener, &peers, &[1; 32], Epoch(1), deadline)?;
                 let reach =
-                    group.link_with(&links, &|invitation, members, us| match blind.contains(&us.0) {
-                        true => Err(io::Error::other("another container")),
-                        false => Slots::open(invitation, members, us),
-                    })?;
+                    group.link_with(
+                        &links,
+                        &|invitation, members, us| match blind.contains(&us.0) {
+                            true => Err(io::Error::other("another container")),
+                            false => Slots::open(invitation, members, us),
+                        },
+                        &Pipe::open,
+                    )?;
                 let mut x = vec![us.0 as f32; 70_000];
                 group.all_reduce(&mut x)?;
                 Ok((reach, x[69_999]))
