@@ -101,6 +101,11 @@ async fn the_demo_model_answers_as_expected() {
             faults.extend(case.fault(&answer["choices"][0]).map(|fault| format!("{case:?}\n{fault}")));
         }
         let count = faults.len();
-        assert!(faults.is_empty(), "{workers} workers in {stages} stages, {count} of {}:\n{}", cases.len(), faults.join("\n\n"));
+        assert!(
+            faults.is_empty(),
+            "{workers} workers in {stages} stages, {count} of {}:\n{}",
+            cases.len(),
+            faults.join("\n\n")
+        );
     }
 }

@@ -140,13 +140,7 @@ impl Group {
     /// A step with few rows costs about as much as one with all: where most of what runs waits for tokens that
     /// are in flight, the step waits too; and where most are guided, it waits for their masks, but not long,
     /// for how long a mask takes is up to whoever wrote the grammar.
-    fn is_worth_a_step(
-        &mut self,
-        now: Duration,
-        settings: &Settings,
-        length_max: usize,
-        lane: Lane,
-    ) -> bool {
+    fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize, lane: Lane) -> bool {
         let knows_tokens = settings.speculation.is_some();
         let (mut waiting, mut ready, mut ready_unguided) = (0, 0, 0);
         let (mut guided, mut masks_lacking) = (0, 0);

@@ -178,12 +178,7 @@ async fn end(engine: EngineThread, parted: Parted) -> (Parted, Option<OnDevice>)
     }
 }
 
-async fn execute_steps(
-    link: &mut Link,
-    epoch: Epoch,
-    steps_max: usize,
-    engine: &mut EngineThread,
-) -> Parted {
+async fn execute_steps(link: &mut Link, epoch: Epoch, steps_max: usize, engine: &mut EngineThread) -> Parted {
     let mut in_flight = 0;
     loop {
         tokio::select! {

@@ -12,8 +12,8 @@ use clap::Args;
 use flotilla_coordinator::fleet::Formation;
 use flotilla_coordinator::harmony::chat::shortest_prompt;
 use flotilla_scheduler::Settings;
-use flotilla_shared::{KvBlocks, Plan};
 use flotilla_shared::step::BLOCK_TOKENS;
+use flotilla_shared::{KvBlocks, Plan};
 use std::net::SocketAddr;
 use std::time::Duration;
 

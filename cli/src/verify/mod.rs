@@ -100,7 +100,8 @@ impl VerifyArgs {
             );
             return Ok(Plan::even(spec, ranks, self.stages));
         };
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         let plan: Plan = serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         if let Err(fault) = plan.check(spec) {
             bail!("the plan in {} {fault}\nhint: `flotilla plan --json` writes one", path.display());

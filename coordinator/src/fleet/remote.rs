@@ -245,8 +245,16 @@ mod tests {
             (spoiled(|all| all[3].sampled[0].token = 9), "ranks 2 and 3", "token: 9"),
             (spoiled(|all| all[3].sampled.clear()), "ranks 2 and 3", "[] against"),
             (spoiled(|all| all[3].step = StepId(8)), "ranks 2 and 3", "step 8"),
-            (spoiled(|all| all[2..].iter_mut().for_each(|one| one.captured.clear())), "ranks 0 and 2", "0 rows"),
-            (spoiled(|all| all[2..].iter_mut().for_each(|one| one.step = StepId(8))), "ranks 0 and 2", "step 8"),
+            (
+                spoiled(|all| all[2..].iter_mut().for_each(|one| one.captured.clear())),
+                "ranks 0 and 2",
+                "0 rows",
+            ),
+            (
+                spoiled(|all| all[2..].iter_mut().for_each(|one| one.step = StepId(8))),
+                "ranks 0 and 2",
+                "step 8",
+            ),
             (
                 spoiled(|all| (0..2).for_each(|at| all[at].sampled = all[2].sampled.clone())),
                 "ranks 0 and 2",

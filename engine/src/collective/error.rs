@@ -14,7 +14,9 @@ pub enum Operation {
     AllGather,
     Barrier,
     /// Of x, from this stage to the next.
-    HandOver { stage: u16 },
+    HandOver {
+        stage: u16,
+    },
     /// What was sampled, from the last stage to the first.
     Tokens,
 }
@@ -25,7 +27,9 @@ impl fmt::Display for Operation {
             Operation::AllReduce => f.write_str("all-reduce"),
             Operation::AllGather => f.write_str("all-gather"),
             Operation::Barrier => f.write_str("barrier"),
-            Operation::HandOver { stage } => write!(f, "the hand-over from stage {stage} to stage {}", stage + 1),
+            Operation::HandOver { stage } => {
+                write!(f, "the hand-over from stage {stage} to stage {}", stage + 1)
+            }
             Operation::Tokens => f.write_str("the return of tokens to stage 0"),
         }
     }

@@ -39,7 +39,6 @@ impl Seat {
         Seat { stage: stage.expect("a rank is of a stage"), stages, rank }
     }
 
-
     /// The ranks that it sums with, and itself.
     pub fn ranks(&self) -> Range<usize> {
         self.stages[self.stage].clone()
@@ -113,12 +112,7 @@ pub(super) trait Courier: Collective {
     fn deliver(&mut self, to: usize, operation: Operation, bytes: &[u8]) -> Result<(), CollectiveError>;
 
     /// Waits until they fill `into`.
-    fn collect(
-        &mut self,
-        from: usize,
-        operation: Operation,
-        into: &mut [u8],
-    ) -> Result<(), CollectiveError>;
+    fn collect(&mut self, from: usize, operation: Operation, into: &mut [u8]) -> Result<(), CollectiveError>;
 
     /// The next of what is there, up to [`TOKENS_BYTES_MAX`], into `out`; whether there was something. With
     /// `wait`, waits for it.

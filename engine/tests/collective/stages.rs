@@ -96,7 +96,11 @@ fn errors_when(
                 group.take_over(&mut x)?;
             }
             group.all_reduce(&mut x)?;
-            if is_last { group.tell(b"token")? } else { group.hand_on(&mut x)? }
+            if is_last {
+                group.tell(b"token")?
+            } else {
+                group.hand_on(&mut x)?
+            }
             if stage == 0 {
                 group.hear(true, &mut Vec::new())?;
             }
@@ -144,7 +148,9 @@ fn a_stage_that_hangs_is_named_at_the_deadline_with_what_was_awaited() {
         // Whoever waits for it, or for one who does.
         for (rank, error) in late {
             let words = match rank.0 {
-                0 | 1 => ["rank 3 is silent: the return of tokens to stage 0", "rank 4 is silent: the return"],
+                0 | 1 => {
+                    ["rank 3 is silent: the return of tokens to stage 0", "rank 4 is silent: the return"]
+                }
                 _ => ["rank 2 is silent: the hand-over from stage 1 to stage 2 waited for"; 2],
             };
             assert!(words.iter().any(|words| error.to_string().starts_with(words)), "{kind:?}: {error}");

@@ -404,7 +404,8 @@ impl World {
         // A turn comes once a round. One that is moved to another lane may miss it, once more if it is moved again.
         let turns = if self.stages == 1 { 1 } else { 3 * self.stages };
         let before = self.plans.len().checked_sub(turns).filter(|_| is_certain);
-        let Some((before, since)) = before.map(|at| self.plans[at..].split_first().expect("one at least")) else {
+        let Some((before, since)) = before.map(|at| self.plans[at..].split_first().expect("one at least"))
+        else {
             return;
         };
         let worked = |id: &SequenceId| {
@@ -415,7 +416,8 @@ impl World {
         };
         for id in before.work.iter().filter(|work| work.sample).map(|work| work.sequence) {
             let client = &self.clients[&id];
-            let is_over = client.end.is_some() || client.request.guided || worked(&id) || self.has_all_tokens(id);
+            let is_over =
+                client.end.is_some() || client.request.guided || worked(&id) || self.has_all_tokens(id);
             assert!(works(&id) || plan.release.contains(&id) || is_over, "the decode of {id} missed a step");
         }
     }

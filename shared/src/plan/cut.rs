@@ -133,12 +133,7 @@ impl Plan {
     }
 
     /// This plan on `devices`, one a rank, if they have the memory.
-    pub fn fitting(
-        self,
-        spec: &ModelSpec,
-        devices: &[Inventory],
-        demand: Demand,
-    ) -> Result<Plan, PlanError> {
+    pub fn fitting(self, spec: &ModelSpec, devices: &[Inventory], demand: Demand) -> Result<Plan, PlanError> {
         let plan = self.on(devices);
         let fits = |(share, device): (&RankShare, &Inventory)| {
             plan.total_bytes(spec, share.rank, demand) <= device.memory_bytes

@@ -75,8 +75,7 @@ impl Group {
         (self.steps.push(steps), self.outcomes.push(outcomes));
         let (checkpoint, assignment) = (checkpoint.clone(), assignment(checkpoint.spec(), &self.plan, rank));
         std::thread::spawn(move || {
-            let mut weights =
-                RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank).unwrap();
+            let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank).unwrap();
             weights.load_from(&*checkpoint, &mut |_, _| {}).unwrap();
             let mut executor = on_cpu(&CpuSettings::default(), &assignment, weights, join());
             for plan in inbox {
@@ -119,8 +118,7 @@ fn connect(
     let (us, deadline) = (Rank(rank as u16), Duration::from_secs(20));
     let addressed = Peers { addresses: peers, stages };
     let stop = Stop::default();
-    let group =
-        ProcessCollective::connect_unless(&stop, us, listener, addressed, &[1; 32], EPOCH, deadline);
+    let group = ProcessCollective::connect_unless(&stop, us, listener, addressed, &[1; 32], EPOCH, deadline);
     let hosts = if let Kind::Shm = kind { vec![0; peers.len()] } else { Vec::new() };
     let links = Links { hosts, must_share: true, wire: WireFormat::F32 };
     let mut group = group.unwrap();

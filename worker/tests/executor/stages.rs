@@ -77,7 +77,8 @@ fn generate(kind: Kind, plan: &Plan, vocab: usize) -> BTreeMap<u64, Vec<TokenId>
 
 /// Layers and shares of each stage.
 fn cut(plan: &[(usize, &[f64])], placement: Placement) -> Vec<StageCut> {
-    let stage = |(layers, shares): &(usize, &[f64])| StageCut { placement, ..StageCut::even(*layers, shares) };
+    let stage =
+        |(layers, shares): &(usize, &[f64])| StageCut { placement, ..StageCut::even(*layers, shares) };
     plan.iter().map(stage).collect()
 }
 

@@ -54,7 +54,13 @@ pub struct Experts {
 }
 
 impl Experts {
-    pub fn new(spec: &ModelSpec, stage: &Stage, share: &RankShare, rows: usize, precision: Precision) -> Self {
+    pub fn new(
+        spec: &ModelSpec,
+        stage: &Stage,
+        share: &RankShare,
+        rows: usize,
+        precision: Precision,
+    ) -> Self {
         let routes = rows * spec.experts_per_token;
         let own = share.experts.experts.len();
         Experts {

@@ -114,7 +114,8 @@ impl CpuBackend {
         let kernels = settings.isa.map_or_else(Kernels::detect, Kernels::new);
         let threads = Threads::pinned(settings.threads, &settings.pin);
         let (kv_heads, blocks) = (share.kv_heads.len(), assignment.kv_blocks);
-        let mut kv = KvCache::new(settings.kv, &spec.layers, &stage.layers, blocks, (kv_heads, spec.head_dim));
+        let mut kv =
+            KvCache::new(settings.kv, &spec.layers, &stage.layers, blocks, (kv_heads, spec.head_dim));
         if settings.touch_kv {
             kv.touch();
         }

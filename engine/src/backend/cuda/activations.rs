@@ -7,8 +7,8 @@ use super::sample::ROW_WORDS;
 use super::{Kernels, Shapes};
 use crate::cuda::{Card, CudaError, DeviceSum};
 use cudarc::driver::CudaSlice;
-use flotilla_shared::activations::LOGIT_ROWS;
 use flotilla_shared::ModelSpec;
+use flotilla_shared::activations::LOGIT_ROWS;
 
 /// What a step computes with, beside weights and cache. Letters as in [`crate::model`].
 pub(super) struct Activations {

@@ -331,11 +331,12 @@ impl Streams {
 
     /// For messages that leave at once, and without waiting.
     pub(super) fn prepare(streams: &[(Rank, TcpStream)]) -> Result<(), CollectiveError> {
-        let set_up = |stream: &TcpStream| stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
-        streams.iter().try_for_each(|(_, stream)| set_up(stream)).map_err(|error| CollectiveError::System {
-            doing: "set up a socket",
-            reason: error.to_string(),
-        })
+        let set_up =
+            |stream: &TcpStream| stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
+        streams
+            .iter()
+            .try_for_each(|(_, stream)| set_up(stream))
+            .map_err(|error| CollectiveError::System { doing: "set up a socket", reason: error.to_string() })
     }
 
     /// One for each socket.

@@ -312,12 +312,7 @@ impl Courier for ProcessCollective {
         self.neighbours.send(to, operation, bytes)
     }
 
-    fn collect(
-        &mut self,
-        from: usize,
-        operation: Operation,
-        into: &mut [u8],
-    ) -> Result<(), CollectiveError> {
+    fn collect(&mut self, from: usize, operation: Operation, into: &mut [u8]) -> Result<(), CollectiveError> {
         let at = self.neighbours.at(from);
         self.neighbours.next_length(at, operation, Length::Exactly(into.len() as u64), true)?;
         self.neighbours.read(at, operation, into)

@@ -94,13 +94,20 @@ mod tests {
                 let peers = Peers { addresses: &addresses, stages: &[1, 2, 1] };
                 let (us, stop, patience) = (Rank(rank as u16), Stop::default(), Duration::from_secs(20));
                 let mut group = ProcessCollective::connect_unless(
-                    &stop, us, listener, peers, &[1; 32], Epoch(1), patience,
+                    &stop,
+                    us,
+                    listener,
+                    peers,
+                    &[1; 32],
+                    Epoch(1),
+                    patience,
                 )?;
                 let links = Links { hosts: vec![0; 4], must_share, wire: WireFormat::F32 };
-                let reach = group.link_with(&links, &Slots::open, &|invitation| match blind.contains(&us.0) {
-                    true => Err(io::Error::other("another container")),
-                    false => Pipe::open(invitation),
-                })?;
+                let reach =
+                    group.link_with(&links, &Slots::open, &|invitation| match blind.contains(&us.0) {
+                        true => Err(io::Error::other("another container")),
+                        false => Pipe::open(invitation),
+                    })?;
                 // Longer than a ring, and in pieces where there are two to take it.
                 let mut x = vec![us.0 as f32; 700_000];
                 match us.0 {

@@ -51,8 +51,7 @@ pub(super) fn share(
     let why_not: Vec<Option<String>> = gather(group, &slots.as_ref().err())?;
     drop(file);
     let fault = |members: &[Rank]| {
-        let said =
-            |rank: &Rank| why_not[place(rank)].as_ref().map(|reason| format!("rank {rank}: {reason}"));
+        let said = |rank: &Rank| why_not[place(rank)].as_ref().map(|reason| format!("rank {rank}: {reason}"));
         members.iter().find_map(said)
     };
     let faults: Vec<Option<String>> = hosts.iter().map(|members| fault(members)).collect();
@@ -87,8 +86,8 @@ fn hosts(links: &Links, ranks: Range<usize>) -> Vec<Vec<Rank>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::collective::processes::pipe::Pipe;
     use crate::collective::AllReduce;
+    use crate::collective::processes::pipe::Pipe;
     use flotilla_shared::{Epoch, WireFormat};
     use std::net::TcpListener;
     use std::time::Duration;
@@ -105,15 +104,14 @@ mod tests {
                 let (us, deadline) = (Rank(rank as u16), Duration::from_secs(20));
                 let mut group =
                     ProcessCollective::connect(us, listener, &peers, &[1; 32], Epoch(1), deadline)?;
-                let reach =
-                    group.link_with(
-                        &links,
-                        &|invitation, members, us| match blind.contains(&us.0) {
-                            true => Err(io::Error::other("another container")),
-                            false => Slots::open(invitation, members, us),
-                        },
-                        &Pipe::open,
-                    )?;
+                let reach = group.link_with(
+                    &links,
+                    &|invitation, members, us| match blind.contains(&us.0) {
+                        true => Err(io::Error::other("another container")),
+                        false => Slots::open(invitation, members, us),
+                    },
+                    &Pipe::open,
+                )?;
                 let mut x = vec![us.0 as f32; 70_000];
                 group.all_reduce(&mut x)?;
                 Ok((reach, x[69_999]))

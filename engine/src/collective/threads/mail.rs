@@ -42,8 +42,12 @@ impl ThreadsCollective {
 
     fn wait_for_mail(&self, from: usize, operation: Operation) -> Result<(), CollectiveError> {
         let peer = Rank(from as u16);
-        let late = |waited: Duration| {
-            CollectiveError::Deadline { peer, missing: vec![peer], size: self.size(), operation, waited }
+        let late = |waited: Duration| CollectiveError::Deadline {
+            peer,
+            missing: vec![peer],
+            size: self.size(),
+            operation,
+            waited,
         };
         self.wait_until(Instant::now(), || self.has_mail(from, operation), late)
     }
@@ -62,12 +66,7 @@ impl Courier for ThreadsCollective {
         Ok(())
     }
 
-    fn collect(
-        &mut self,
-        from: usize,
-        operation: Operation,
-        into: &mut [u8],
-    ) -> Result<(), CollectiveError> {
+    fn collect(&mut self, from: usize, operation: Operation, into: &mut [u8]) -> Result<(), CollectiveError> {
         self.wait_for_mail(from, operation)?;
         let bytes = self.open_mail(from, operation)?;
         if bytes.len() != into.len() {

@@ -78,7 +78,8 @@ impl Shared {
 
     /// Whether a rank has ended the group, or has left.
     pub fn is_broken(&self) -> bool {
-        self.has_ended.load(Ordering::SeqCst) || self.slots.iter().any(|slot| slot.left.load(Ordering::SeqCst))
+        self.has_ended.load(Ordering::SeqCst)
+            || self.slots.iter().any(|slot| slot.left.load(Ordering::SeqCst))
     }
 
     /// The contribution of a rank that has published its operation.
