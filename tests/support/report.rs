@@ -78,7 +78,7 @@ pub async fn expect_golden_plan(dir: &Path, plan: &Plan, ranks: Ranks) {
     serde_json::to_writer(&file, plan).expect("a plan can be written");
     let path = file.path().to_str().expect("test paths are UTF-8").to_owned();
     let mut args = vec!["verify".to_owned(), dir.to_str().expect("test paths are UTF-8").to_owned()];
-    args.extend(["--json", "--plan", &path].map(str::to_owned));
+    args.extend(["--json", "--plan-file", &path].map(str::to_owned));
     if let Ranks::Processes(_) = ranks {
         args.push("--processes".to_owned());
     }

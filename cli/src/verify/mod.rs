@@ -42,11 +42,11 @@ pub struct VerifyArgs {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX as i64))]
     ranks: u16,
     /// Stages that the ranks are cut into
-    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "plan")]
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "plan_file")]
     stages: usize,
     /// Cut the model as this file says, a plan as JSON, instead of by --ranks and --stages
     #[arg(long, value_name = "FILE", conflicts_with = "ranks")]
-    plan: Option<PathBuf>,
+    plan_file: Option<PathBuf>,
     /// Ranks as processes over gRPC and their own links, instead of threads
     #[arg(long)]
     processes: bool,
@@ -90,7 +90,7 @@ impl VerifyArgs {
 
     /// How the model is cut.
     fn cut(&self, spec: &ModelSpec) -> Result<Plan> {
-        let Some(path) = &self.plan else {
+        let Some(path) = &self.plan_file else {
             let (ranks, layers) = (usize::from(self.ranks), spec.layer_count());
             let most = ranks.min(layers);
             ensure!(
