@@ -84,6 +84,17 @@ async fn smoke_on_two_processes_with_a_card_each() {
     golden("smoke", &["--device", "cuda:0,cuda:1", "--ranks", "2", "--processes"]).await;
 }
 
+/// One rank a stage: its steps are recorded, and what is handed on is not.
+#[tokio::test]
+async fn stages_of_one_rank() {
+    golden("smoke", &["--device", "cuda:0", "--ranks", "3", "--stages", "3"]).await;
+}
+
+#[tokio::test]
+async fn stages_of_two_ranks_that_sum_among_themselves() {
+    golden("smoke", &["--device", "cuda:0", "--ranks", "4", "--stages", "2", "--sum", "host"]).await;
+}
+
 #[tokio::test]
 async fn the_demo_model_answers_from_two_cards() {
     let Some(environment) = emulated() else { return };

@@ -91,8 +91,8 @@ async fn the_demo_model_answers_as_expected() {
     // The date is part of every prompt, so the answers belong to one.
     let date = &cases[0].current_date;
     assert!(cases.iter().all(|case| case.current_date == *date), "one server tells one date");
-    for workers in ["1", "2", "3"] {
-        let more = ["--workers", workers, "--current-date", date];
+    for (workers, stages) in [("1", "1"), ("2", "1"), ("3", "1"), ("4", "2"), ("3", "3")] {
+        let more = ["--workers", workers, "--stages", stages, "--current-date", date];
         let up = Up::start(&repository("demo/model"), &more).await;
         let client = Client::new(&up.url);
         let mut faults = Vec::new();
@@ -101,6 +101,11 @@ async fn the_demo_model_answers_as_expected() {
             faults.extend(case.fault(&answer["choices"][0]).map(|fault| format!("{case:?}\n{fault}")));
         }
         let count = faults.len();
-        assert!(faults.is_empty(), "{workers} workers, {count} of {}:\n{}", cases.len(), faults.join("\n\n"));
+        assert!(
+            faults.is_empty(),
+            "{workers} workers in {stages} stages, {count} of {}:\n{}",
+            cases.len(),
+            faults.join("\n\n")
+        );
     }
 }

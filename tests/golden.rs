@@ -3,12 +3,14 @@
 
 mod support;
 
+use flotilla_shared::plan::{Placement, StageCut};
+use flotilla_shared::{ModelSpec, Plan};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
 use support::checkpoint::edit_tensor;
 use support::program::run;
-use support::report::{Ranks, Report, expect_golden, verify, verify_with};
+use support::report::{Ranks, Report, expect_golden, expect_golden_plan, verify, verify_with};
 use support::repository;
 use tempfile::TempDir;
 
@@ -53,6 +55,65 @@ async fn stress_as_processes() {
 #[tokio::test]
 async fn long_as_processes() {
     check_all("long", &[2], Ranks::Processes).await;
+}
+
+/// Of a plan by hand: layers of each stage, and shares of each rank.
+fn plan(name: &str, stages: &[(usize, &[f64])], placement: Placement) -> Plan {
+    let config = fs::read_to_string(set(name).join("config.json")).unwrap();
+    let spec = ModelSpec::from_config_json(&config).unwrap();
+    let cut = |(layers, shares): &(usize, &[f64])| StageCut { placement, ..StageCut::even(*layers, shares) };
+    let plan = Plan::with_stages(&spec, &stages.iter().map(cut).collect::<Vec<_>>());
+    plan.check(&spec).unwrap();
+    plan
+}
+
+/// Two and three stages, uneven in layers, in ranks and in shares, by slices and by whole experts.
+async fn check_plans(name: &str, layers: usize, plans: &[&[(usize, &[f64])]], kind: impl Fn(u16) -> Ranks) {
+    for stages in plans {
+        let mut stages = stages.to_vec();
+        // The last takes what is left.
+        let before: usize = stages[..stages.len() - 1].iter().map(|(layers, _)| layers).sum();
+        stages.last_mut().unwrap().0 = layers - before;
+        for placement in [Placement::Slices, Placement::Whole] {
+            let plan = plan(name, &stages, placement);
+            println!("{name}, {placement:?}, {stages:?}");
+            expect_golden_plan(&set(name), &plan, kind(plan.rank_count() as u16)).await;
+        }
+    }
+}
+
+const TWO_AND_THREE_STAGES: [&[(usize, &[f64])]; 6] = [
+    &[(1, &[1.0]), (0, &[1.0])],
+    &[(3, &[1.0, 2.0]), (0, &[1.0])],
+    &[(1, &[1.0]), (0, &[3.0, 1.0, 1.0])],
+    &[(2, &[1.0, 0.0]), (0, &[1.0, 1.0])],
+    &[(1, &[1.0]), (1, &[1.0, 1.0, 2.0]), (0, &[2.0, 1.0])],
+    &[(1, &[1.0, 1.0, 1.0]), (2, &[1.0]), (0, &[1.0])],
+];
+
+#[tokio::test]
+async fn stages_as_threads() {
+    check_plans("smoke", 4, &TWO_AND_THREE_STAGES, Ranks::Threads).await;
+    check_plans("stress", 6, &TWO_AND_THREE_STAGES, Ranks::Threads).await;
+    check_plans("long", 4, &TWO_AND_THREE_STAGES[3..5], Ranks::Threads).await;
+}
+
+#[tokio::test]
+async fn stages_as_processes() {
+    check_plans("smoke", 4, &TWO_AND_THREE_STAGES[1..5], Ranks::Processes).await;
+    check_plans("stress", 6, &TWO_AND_THREE_STAGES[4..5], Ranks::Processes).await;
+}
+
+#[tokio::test]
+async fn whole_experts_as_threads() {
+    for name in ["smoke", "stress"] {
+        for ranks in [2, 3, 5] {
+            let config = fs::read_to_string(set(name).join("config.json")).unwrap();
+            let layers = ModelSpec::from_config_json(&config).unwrap().layer_count();
+            let plan = plan(name, &[(layers, &vec![1.0; ranks])], Placement::Whole);
+            expect_golden_plan(&set(name), &plan, Ranks::Threads(ranks as u16)).await;
+        }
+    }
 }
 
 /// As it is served: whole numbers for the experts' activations, and a cache of f16, each alone and with dense weights as

@@ -8,7 +8,7 @@ use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::threads::{self, ThreadsCollective};
 use flotilla_engine::collective::{AllReduce, Collective};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
-use flotilla_shared::{Assignment, Rank, StepId, StepOutcome, StepPlan};
+use flotilla_shared::{Assignment, Plan, Rank, StepId, StepOutcome, StepPlan};
 use flotilla_worker::device::{Device, on_card, on_cpu};
 use flotilla_worker::{Executor, StepError};
 use std::time::Duration;
@@ -18,6 +18,7 @@ type Job = (StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>);
 
 /// Dropping it ends the threads.
 pub struct LocalGroup {
+    plan: Plan,
     ranks: Vec<mpsc::UnboundedSender<Job>>,
     step: StepId,
     answers: Vec<oneshot::Receiver<Result<StepOutcome, StepError>>>,
@@ -29,7 +30,8 @@ const DEADLINE: Duration = Duration::from_secs(60);
 impl LocalGroup {
     /// Loads every rank from `source`; `assignment` is rank 0's, the others differ in their rank only.
     pub fn start(source: &dyn WeightSource, assignment: &Assignment, devices: Vec<Device>) -> Result<Self> {
-        let links = threads::group(assignment.plan.rank_count());
+        let plan = assignment.plan.clone();
+        let links = threads::stages(&plan.stage_sizes());
         let (built, on_built) = std::sync::mpsc::channel();
         let mut ranks = Vec::new();
         for (rank, (link, device)) in links.into_iter().zip(devices).enumerate() {
@@ -44,7 +46,7 @@ impl LocalGroup {
         for _ in &ranks {
             on_built.recv()??;
         }
-        Ok(LocalGroup { ranks, step: StepId(0), answers: Vec::new() })
+        Ok(LocalGroup { plan, ranks, step: StepId(0), answers: Vec::new() })
     }
 }
 
@@ -92,6 +94,10 @@ where
 }
 
 impl Group for LocalGroup {
+    fn stages(&self) -> usize {
+        self.plan.stages.len()
+    }
+
     fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
         self.step = plan.step;
         for (rank, jobs) in self.ranks.iter().enumerate() {
@@ -112,6 +118,6 @@ impl Group for LocalGroup {
             let outcome = on_answer.await.map_err(died)?;
             outcome.map_err(|error| GroupError::Refused { rank, step, reason: error.to_string() })
         });
-        join(futures::future::try_join_all(answers.collect::<Vec<_>>()).await?)
+        join(&self.plan, futures::future::try_join_all(answers.collect::<Vec<_>>()).await?)
     }
 }

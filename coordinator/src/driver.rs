@@ -257,11 +257,12 @@ impl<G: Group> Driver<G> {
             return tracing::error!(%epoch, "a group formed in a past epoch, and is not used");
         }
         tracing::info!(%epoch, ?kv_blocks, sequences = self.streams.len(), "group formed");
+        let stages = group.stages();
         self.seat = Seat::Taken { group, steps_in_flight: 0 };
         self.epoch = Some(epoch);
         self.orphaned = None;
         self.readiness.send_replace(Readiness::Ready { epoch });
-        self.tell(Event::GroupFormed { epoch, kv_blocks });
+        self.tell(Event::GroupFormed { epoch, kv_blocks, stages });
     }
 
     fn unseat(&mut self, error: GroupError) {

@@ -7,6 +7,11 @@ use flotilla_scheduler::GroupFault;
 use flotilla_shared::{Rank, StepId, StepOutcome, StepPlan};
 
 pub trait Group: Send + 'static {
+    /// Stages that a step passes, one after the other.
+    fn stages(&self) -> usize {
+        1
+    }
+
     /// Sends one step to every rank, behind those that are under way: they are carried out in this order.
     /// After an error the group is not asked again.
     fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError>;

@@ -7,7 +7,7 @@ mod support;
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights, weight_bytes};
 use flotilla_engine::cuda::Card;
 use flotilla_shared::KvBlocks;
-use flotilla_shared::plan::Demand;
+use flotilla_shared::plan::{Demand, StageCut};
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{
     Assignment, BackendKind, Epoch, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin, WeightsId,
@@ -31,6 +31,8 @@ const PARTS_MAX: usize = 128;
 struct Case {
     name: &'static str,
     spec: ModelSpec,
+    /// Layers of each stage, which all have the same shares.
+    layers: &'static [usize],
     shares: &'static [f64],
     ranks: &'static [u16],
     demand: Demand,
@@ -59,6 +61,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "20b's widths, whole",
             spec: wide.clone(),
+            layers: &[2],
             shares: &[1.0],
             ranks: &[0],
             demand: demand(4096, 512),
@@ -66,6 +69,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "20b's widths, the last of 4",
             spec: wide.clone(),
+            layers: &[2],
             shares: &[1.0; 4],
             ranks: &[3],
             demand: demand(4096, 512),
@@ -73,6 +77,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "20b's widths, long steps",
             spec: wide,
+            layers: &[2],
             shares: &[1.0],
             ranks: &[0],
             demand: demand(1000, 2048),
@@ -80,6 +85,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "the demo's shape",
             spec: demo.clone(),
+            layers: &[4],
             shares: &[1.0],
             ranks: &[0],
             demand: demand(4096, 256),
@@ -87,6 +93,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "the demo's shape, uneven",
             spec: demo.clone(),
+            layers: &[4],
             shares: &[3.0, 1.0],
             ranks: &[0, 1],
             demand: demand(160, 32),
@@ -94,6 +101,7 @@ fn cases() -> Vec<Case> {
         Case {
             name: "a rank that has norms alone",
             spec: demo,
+            layers: &[2],
             shares: &[1.0, 0.0],
             ranks: &[1],
             demand: demand(4096, 256),
@@ -125,9 +133,11 @@ fn what_is_planned_is_what_is_taken() {
 }
 
 fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
-    let Case { name, spec, shares, demand, .. } = case;
-    let mut plan = Plan::with_shares(spec, shares);
-    plan.stages[0].ranks.iter_mut().for_each(|share| share.backend = BackendKind::Cuda);
+    let Case { name, spec, layers, shares, demand, .. } = case;
+    let stages: Vec<StageCut> = layers.iter().map(|&layers| StageCut::even(layers, shares)).collect();
+    let mut plan = Plan::with_stages(spec, &stages);
+    let ranks = plan.stages.iter_mut().flat_map(|stage| &mut stage.ranks);
+    ranks.for_each(|share| share.backend = BackendKind::Cuda);
     let planned = plan.total_bytes(spec, rank, *demand);
     let assignment = Assignment {
         epoch: Epoch(1),

@@ -42,7 +42,7 @@ impl Bench {
         let settings = Settings { sequences_max, waiting_max, prefix_cache, ..Settings::default() };
         let mut scheduler = Scheduler::new(settings).expect("settings that work");
         let kv_blocks = KvBlocks { full: 400_000, window: 40_000 };
-        scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks });
+        scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks, stages: 1 });
         Bench { scheduler, answers: VecDeque::new(), took: Duration::ZERO }
     }
 

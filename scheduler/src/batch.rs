@@ -2,6 +2,7 @@
 //! like has been.
 
 use crate::event::ClientId;
+use crate::lanes::Lane;
 use crate::sequence::{Seat, Sequence};
 use flotilla_shared::step::SequenceWork;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
@@ -16,7 +17,7 @@ pub struct Spares {
 }
 
 /// More than are ever in use at once.
-const PLANS_MAX: usize = 4;
+const PLANS_MAX: usize = 64;
 const WORKS_MAX: usize = 1024;
 
 impl Spares {
@@ -69,6 +70,8 @@ pub struct Sample {
 
 pub struct Batch<'a> {
     pub now: Duration,
+    /// Whose sequences decode.
+    pub lane: Lane,
     pub rows_free: usize,
     pub plan: StepPlan,
     pub samples: Vec<Sample>,

@@ -14,10 +14,12 @@ impl Scheduler {
         self.check_line();
         self.check_waiting();
         if let Some(group) = &self.group {
-            let Settings { sequences_max, steps_in_flight_max, .. } = self.settings;
+            let Settings { sequences_max, .. } = self.settings;
+            let steps_in_flight_max = group.lanes.steps_in_flight_max(&self.settings);
             assert!(group.running.len() <= sequences_max, "more sequences than sequences_max");
             assert!(group.in_flight.len() <= steps_in_flight_max, "more steps than steps_in_flight_max");
             group.check_running(&self.settings);
+            group.check_lanes(&self.settings);
             group.check_blocks();
         }
     }
@@ -51,6 +53,12 @@ impl Scheduler {
         for admission in &plan.admit {
             assert!(working.contains(&admission.sequence), "{} admitted for nothing", admission.sequence);
         }
+        let group = self.group.as_ref().expect("a plan is a group's");
+        let lane = group.in_flight.back().expect("a plan is in flight").lane;
+        for work in plan.work.iter().filter(|work| work.ahead) {
+            let sequence = group.running.iter().find(|sequence| sequence.id == work.sequence);
+            assert_eq!(sequence.map(|it| it.lane), Some(lane), "{} decodes in another's step", work.sequence);
+        }
     }
 }
 
@@ -63,6 +71,18 @@ impl Group {
             let owed = self.in_flight.iter().flat_map(|step| &step.samples).filter(samples).count();
             assert_eq!(sequence.pending, owed, "{id} has tokens pending that no step owes");
             assert!(!sequence.drafting || owed == 1, "{id} drafts in no step");
+        }
+    }
+
+    /// Lanes know what is in them, are as full as each other, and run ahead no further than one would alone.
+    fn check_lanes(&self, settings: &Settings) {
+        for (lane, running) in self.lanes.running() {
+            let count = self.running.iter().filter(|sequence| sequence.lane == lane).count();
+            assert_eq!(running, count, "sequences of {lane:?}");
+            assert_eq!(self.lanes.fuller_than(lane), None, "{lane:?} has less to do than another");
+            let in_flight = self.in_flight.iter().filter(|step| step.lane == lane).count();
+            assert_eq!(self.lanes.in_flight(lane), in_flight, "steps of {lane:?} in flight");
+            assert!(in_flight <= settings.steps_in_flight_max, "{in_flight} steps of {lane:?}");
         }
     }
 

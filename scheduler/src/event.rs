@@ -43,8 +43,10 @@ pub enum Event {
     GroupFormed {
         epoch: Epoch,
         kv_blocks: KvBlocks,
+        /// Into which the model is cut, one behind the other: 1 at least. So many steps run at once.
+        stages: usize,
     },
-    /// The group is gone; its step in flight will not come back.
+    /// The group is gone; its steps in flight will not come back.
     GroupLost {
         epoch: Epoch,
     },
@@ -55,7 +57,7 @@ pub enum Event {
     Masked(SequenceId),
     /// Time has passed: a deadline may have come. See [`crate::Scheduler::wakes_at`].
     Tick,
-    /// The step in flight is done. Of any other step it is stale, and ignored.
+    /// The oldest step in flight is done. Of any other step it is stale, and ignored.
     Stepped(StepOutcome),
 }
 

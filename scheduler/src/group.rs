@@ -1,5 +1,6 @@
 //! One epoch of a group: what its workers hold, and the next step for them. It dies with the epoch, and
-//! with it every block, table and step in flight.
+//! with it every block, table and step in flight. Who decodes in which step where there are several stages is told in
+//! `lanes.rs`.
 //!
 //! Steps are carried out in the order in which they are planned. So a block may be given to another
 //! sequence while a step that reads it is in flight, and is found by its name from the moment that its rows
@@ -9,6 +10,7 @@ use crate::batch::{Batch, Sample, Spares};
 use crate::cache::{BlockHash, KvCache, Prefix, blocks_for};
 use crate::drafts::{Speculation, propose};
 use crate::event::{ClientId, GroupFault};
+use crate::lanes::{Lane, Lanes};
 use crate::line::Line;
 use crate::load::Counters;
 use crate::sequence::{Seat, Sequence};
@@ -33,8 +35,7 @@ pub struct Group {
     /// Oldest first.
     pub in_flight: VecDeque<InFlight>,
     pub spares: Spares,
-    /// Set while a step waits for masks.
-    masks_until: Option<Duration>,
+    pub lanes: Lanes,
     // Lists that are used again from step to step.
     served: Vec<(ClientId, usize)>,
     shorter: Vec<(usize, usize)>,
@@ -42,7 +43,8 @@ pub struct Group {
 }
 
 impl Group {
-    pub fn new(epoch: Epoch, kv_blocks: KvBlocks, settings: &Settings) -> Group {
+    pub fn new(epoch: Epoch, kv_blocks: KvBlocks, stages: usize, settings: &Settings) -> Group {
+        let lanes = Lanes::new(stages);
         Group {
             epoch,
             cache: KvCache::new(kv_blocks, settings.window_tokens, settings.prefix_cache),
@@ -50,9 +52,9 @@ impl Group {
             seat_last: Seat(0),
             releases: Vec::new(),
             step_last: StepId(0),
-            in_flight: VecDeque::with_capacity(settings.steps_in_flight_max),
+            in_flight: VecDeque::with_capacity(lanes.steps_in_flight_max(settings)),
             spares: Spares::default(),
-            masks_until: None,
+            lanes,
             served: Vec::new(),
             shorter: Vec::new(),
             drafts: Vec::new(),
@@ -72,19 +74,44 @@ impl Group {
         line: &mut Line,
         counters: &mut Counters,
     ) -> Option<StepPlan> {
-        if self.in_flight.len() >= settings.steps_in_flight_max {
+        if self.in_flight.len() >= self.lanes.steps_in_flight_max(settings) {
             return None;
         }
         let length_max = self.length_max(settings);
-        if !self.is_worth_a_step(now, settings, length_max)
-            || !self.make_room(settings, length_max, line, counters)
-        {
-            return None;
+        for _ in 0..self.lanes.count() {
+            let lane = self.lanes.turn();
+            let has_room = self.lanes.in_flight(lane) < settings.steps_in_flight_max;
+            if has_room && self.is_worth_a_step(now, settings, length_max, lane) {
+                // Whoever lacks blocks keeps its turn until nothing is in flight, and then takes another's.
+                if !self.make_room(settings, length_max, lane, line, counters) {
+                    return None;
+                }
+                let plan = self.plan_lane(now, settings, length_max, lane, line, counters);
+                if plan.is_some() {
+                    self.lanes.pass();
+                    return plan;
+                }
+            }
+            self.lanes.pass();
         }
+        None
+    }
+
+    /// A step in which those of `lane` decode.
+    fn plan_lane(
+        &mut self,
+        now: Duration,
+        settings: &Settings,
+        length_max: usize,
+        lane: Lane,
+        line: &mut Line,
+        counters: &mut Counters,
+    ) -> Option<StepPlan> {
         let (plan, samples) = (self.spares.plan(), self.spares.samples());
         let (mut served, mut spares) = (std::mem::take(&mut self.served), std::mem::take(&mut self.spares));
         let mut batch = Batch {
             now,
+            lane,
             rows_free: settings.tokens_per_step_max,
             plan,
             samples,
@@ -104,7 +131,8 @@ impl Group {
         self.step_last.0 += 1;
         (plan.epoch, plan.step) = (self.epoch, self.step_last);
         plan.release.append(&mut self.releases);
-        self.in_flight.push_back(InFlight { step: plan.step, samples });
+        self.lanes.begin_step(lane);
+        self.in_flight.push_back(InFlight { step: plan.step, lane, samples });
         counters.steps += 1;
         Some(plan)
     }
@@ -112,11 +140,11 @@ impl Group {
     /// A step with few rows costs about as much as one with all: where most of what runs waits for tokens that
     /// are in flight, the step waits too; and where most are guided, it waits for their masks, but not long,
     /// for how long a mask takes is up to whoever wrote the grammar.
-    fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize) -> bool {
+    fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize, lane: Lane) -> bool {
         let knows_tokens = settings.speculation.is_some();
         let (mut waiting, mut ready, mut ready_unguided) = (0, 0, 0);
         let (mut guided, mut masks_lacking) = (0, 0);
-        for sequence in &self.running {
+        for sequence in self.running.iter().filter(|sequence| sequence.takes_part(lane)) {
             let waits = sequence.waits(length_max, knows_tokens);
             let goes = sequence.is_ready(length_max, knows_tokens);
             (waiting, ready) = (waiting + usize::from(waits), ready + usize::from(goes));
@@ -125,30 +153,40 @@ impl Group {
             masks_lacking += usize::from(waits && sequence.lacks_mask());
         }
         let waits_for_masks = masks_lacking > 0 && guided > ready_unguided;
-        if !self.in_flight.is_empty() || !waits_for_masks || ready == 0 {
-            self.masks_until = None;
-            return !waits_for_masks && (self.in_flight.is_empty() || waiting <= ready);
+        let is_idle = self.lanes.in_flight(lane) == 0;
+        let masks_until = self.lanes.masks_until(lane);
+        if !is_idle || !waits_for_masks || ready == 0 {
+            *masks_until = None;
+            return !waits_for_masks && (is_idle || waiting <= ready);
         }
-        let is_over = *self.masks_until.get_or_insert(now + MASKS_WAIT) <= now;
+        let is_over = *masks_until.get_or_insert(now + MASKS_WAIT) <= now;
         if is_over {
-            self.masks_until = None;
+            *masks_until = None;
         }
         is_over
     }
 
     /// When who is ready goes on without those whose masks are late.
     pub fn wakes_at(&self) -> Option<Duration> {
-        self.masks_until
+        self.lanes.wakes_at()
+    }
+
+    /// The oldest step in flight, if it is that one, is back.
+    pub fn take_oldest(&mut self, epoch: Epoch, step: StepId) -> Option<InFlight> {
+        let oldest = self.in_flight.pop_front_if(|oldest| (self.epoch, oldest.step) == (epoch, step))?;
+        self.lanes.end_step(oldest.lane);
+        Some(oldest)
     }
 
     // Blocks.
 
-    /// Blocks for a row of each sequence that decodes, and of the first. Where they run out, the lowest in
+    /// Blocks for a row of each sequence of the lane that decodes, and of the first. Where they run out, the lowest in
     /// rank gives its own, once nothing is in flight; until then there is no step.
     fn make_room(
         &mut self,
         settings: &Settings,
         length_max: usize,
+        lane: Lane,
         line: &mut Line,
         counters: &mut Counters,
     ) -> bool {
@@ -156,7 +194,7 @@ impl Group {
             self.cache.pass(&mut sequence.tables, sequence.computed);
         }
         loop {
-            let (full, window) = self.blocks_needed(settings, length_max);
+            let (full, window) = self.blocks_needed(settings, length_max, lane);
             if full <= self.cache.full.free_count() && window <= self.cache.window.free_count() {
                 return true;
             }
@@ -167,11 +205,12 @@ impl Group {
         }
     }
 
-    fn blocks_needed(&self, settings: &Settings, length_max: usize) -> (usize, usize) {
+    fn blocks_needed(&self, settings: &Settings, length_max: usize, lane: Lane) -> (usize, usize) {
         let knows_tokens = settings.speculation.is_some();
         let (mut full, mut window) = (0, 0);
         for (at, sequence) in self.running.iter().enumerate() {
-            if (at == 0 || sequence.decodes()) && sequence.is_ready(length_max, knows_tokens) {
+            let has_row = (at == 0 || sequence.decodes()) && sequence.takes_part(lane);
+            if has_row && sequence.is_ready(length_max, knows_tokens) {
                 let blocks = blocks_for(sequence.computed + 1);
                 full += blocks.saturating_sub(sequence.tables.full.len());
                 window += blocks.saturating_sub(sequence.tables.window_end());
@@ -193,7 +232,7 @@ impl Group {
 
     // Rows.
 
-    /// One row each, and guesses after it while rows are left.
+    /// One row each of the step's lane, and guesses after it while rows are left.
     fn add_decodes(
         &mut self,
         settings: &Settings,
@@ -201,9 +240,11 @@ impl Group {
         batch: &mut Batch,
         counters: &mut Counters,
     ) {
-        let speculation = settings.speculation;
-        let decodes =
-            |sequence: &Sequence| sequence.decodes() && sequence.is_ready(length_max, speculation.is_some());
+        let (speculation, lane) = (settings.speculation, batch.lane);
+        let decodes = |sequence: &Sequence| {
+            let is_due = sequence.lane == lane && sequence.decodes();
+            is_due && sequence.is_ready(length_max, speculation.is_some())
+        };
         let mut left = 0;
         for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
             left += 1;
@@ -318,6 +359,7 @@ impl Group {
         counters.prefix_cached_tokens += cached as u64;
         self.seat_last.0 += 1;
         sequence.sit(self.seat_last, cached, batch.now);
+        sequence.lane = self.lanes.join(batch.lane);
         self.running.push(sequence);
         self.add_rows(self.running.len() - 1, batch);
     }
@@ -361,7 +403,20 @@ impl Group {
             self.releases.push(sequence.id);
         }
         sequence.start_over();
+        self.lanes.leave(sequence.lane);
+        self.even_out(sequence.lane);
         sequence
+    }
+
+    /// After one has left `lane`: the last of a lane that has two more goes over, so that the stages have equal
+    /// work. Its next row may have to wait for the step before, this once.
+    fn even_out(&mut self, lane: Lane) {
+        if let Some(fuller) = self.lanes.fuller_than(lane)
+            && let Some(last) = self.running.iter_mut().rfind(|sequence| sequence.lane == fuller)
+        {
+            last.lane = lane;
+            self.lanes.move_one(fuller, lane);
+        }
     }
 
     pub fn find(&self, seat: Seat) -> Option<usize> {
@@ -393,6 +448,7 @@ fn guess(
 /// A step that the workers run or will, and the tokens that it owes.
 pub struct InFlight {
     pub step: StepId,
+    pub lane: Lane,
     pub samples: Vec<Sample>,
 }
 

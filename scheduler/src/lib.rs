@@ -11,7 +11,8 @@
 //!
 //! let mut scheduler = Scheduler::new(Settings::default())?;
 //! let sequence = SequenceId(1);
-//! scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(1024) });
+//! let kv_blocks = KvBlocks::plain(1024);
+//! scheduler.handle(Duration::ZERO, Event::GroupFormed { epoch: Epoch(1), kv_blocks, stages: 1 });
 //! scheduler.handle(
 //!     Duration::ZERO,
 //!     Event::Arrived(Request {
@@ -69,6 +70,12 @@
 //! *here* first, for a mask or for guesses, sits out one step. What was planned for a sequence that turns out
 //! to have ended is ignored when it comes back. Nobody is preempted while a step is in flight.
 //!
+//! # Stages
+//!
+//! Where the model is cut into stages, one behind the other, a step passes through all of them, and as many steps
+//! run at once. Sequences are dealt into as many lanes, and steps go round the lanes: `lanes.rs` tells why. Each
+//! lane runs ahead as the one lane of one stage does.
+//!
 //! # When the group is lost
 //!
 //! All that runs goes back to the line, and the steps in flight are forgotten. A token is either emitted and
@@ -88,6 +95,7 @@ mod check;
 mod drafts;
 pub mod event;
 mod group;
+mod lanes;
 mod line;
 mod load;
 mod moves;

@@ -61,7 +61,7 @@ impl Scheduler {
     pub fn handle(&mut self, now: Duration, event: Event) {
         self.now = now;
         match event {
-            Event::GroupFormed { epoch, kv_blocks } => self.form_group(epoch, kv_blocks),
+            Event::GroupFormed { epoch, kv_blocks, stages } => self.form_group(epoch, kv_blocks, stages),
             Event::GroupLost { epoch } => self.lose_group(epoch),
             Event::Arrived(request) => self.arrive(request),
             Event::Cancelled(sequence) => self.end_early(sequence, FinishReason::Cancelled),
@@ -124,14 +124,14 @@ impl Scheduler {
 
     // The group.
 
-    fn form_group(&mut self, epoch: Epoch, kv_blocks: KvBlocks) {
+    fn form_group(&mut self, epoch: Epoch, kv_blocks: KvBlocks, stages: usize) {
         if Some(epoch) <= self.epoch_last {
             tracing::error!(%epoch, epoch_last = ?self.epoch_last, "a group formed in a past epoch, refused");
             return;
         }
         self.epoch_last = Some(epoch);
         self.disband();
-        let group = Group::new(epoch, kv_blocks, &self.settings);
+        let group = Group::new(epoch, kv_blocks, stages, &self.settings);
         let capacity_tokens = group.cache.capacity_tokens();
         self.group = Some(group);
         if !KvCache::can_serve(kv_blocks, self.settings.window_tokens) {
@@ -289,10 +289,7 @@ impl Scheduler {
 
     fn apply(&mut self, outcome: StepOutcome) {
         let StepOutcome { epoch, step, sampled, .. } = outcome;
-        let in_flight = self.group.as_mut().and_then(|group| {
-            let next = group.in_flight.front().map(|it| it.step);
-            if (group.epoch, next) == (epoch, Some(step)) { group.in_flight.pop_front() } else { None }
-        });
+        let in_flight = self.group.as_mut().and_then(|group| group.take_oldest(epoch, step));
         let Some(in_flight) = in_flight else {
             return tracing::debug!(%epoch, %step, "stale outcome ignored");
         };

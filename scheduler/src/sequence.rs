@@ -3,6 +3,7 @@
 
 use crate::cache::{BlockHash, Tables};
 use crate::event::{ClientId, FinishReason, Request, Usage};
+use crate::lanes::Lane;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
 use flotilla_shared::{Sampling, SequenceId, TokenId};
 use std::time::Duration;
@@ -43,6 +44,8 @@ pub struct Sequence {
     queued: Option<Duration>,
     // What the group holds of it.
     pub seat: Seat,
+    /// In whose steps it decodes.
+    pub lane: Lane,
     /// Positions in the workers' cache once the steps in flight are back.
     pub computed: usize,
     /// Tokens that are being sampled: not known here yet.
@@ -78,6 +81,7 @@ impl Sequence {
             cached_count: None,
             queued: None,
             seat: Seat::default(),
+            lane: Lane::default(),
             computed: 0,
             pending: 0,
             drafting: false,
@@ -97,6 +101,11 @@ impl Sequence {
     /// Whether its next row is a decode: also the first of a prompt of one token.
     pub fn decodes(&self) -> bool {
         self.rows_lacking() == 1
+    }
+
+    /// Whether a step of `lane` is for rows of it: rows of prompts go into every one.
+    pub fn takes_part(&self, lane: Lane) -> bool {
+        self.lane == lane || self.rows_lacking() > 1
     }
 
     /// Whether rows of it can go into the next step. Not while what they depend on is still to come (a mask,

@@ -24,7 +24,7 @@ pub struct Settings {
     pub window_tokens: usize,
     /// Steps that workers are sent before they have answered the first of them. Default 2: while one runs,
     /// the next is there, and the way to the coordinator and back costs nothing as long as it is shorter than
-    /// a step.
+    /// a step. With several stages, one more for each stage after the first.
     pub steps_in_flight_max: usize,
     /// Whether prompts that begin alike share what was computed. Default yes.
     pub prefix_cache: bool,

@@ -36,10 +36,19 @@ fn settle(scheduler: &mut Scheduler, answers: &mut VecDeque<StepOutcome>) -> u64
 
 #[test]
 fn a_step_of_decodes_allocates_nothing() {
+    count(1);
+}
+
+#[test]
+fn nor_does_one_of_several_stages() {
+    count(3);
+}
+
+fn count(stages: usize) {
     let mut scheduler = Scheduler::new(Settings::default()).unwrap();
     scheduler.leave_unchecked();
     let now = Duration::ZERO;
-    scheduler.handle(now, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(20_000) });
+    scheduler.handle(now, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(20_000), stages });
     for id in 0..SEQUENCES {
         let (sequence, prompt) = (SequenceId(id), vec![id as u32; 100]);
         let request = Request { sequence, prompt, tokens_max: 4000, ..Request::default() };

@@ -172,7 +172,7 @@ impl World {
             Happening::PastGroup => {
                 let past = Epoch(self.epoch().0.saturating_sub(1));
                 self.tell(Event::GroupLost { epoch: past });
-                self.tell(Event::GroupFormed { epoch: past, kv_blocks: KvBlocks::plain(1) });
+                self.tell(Event::GroupFormed { epoch: past, kv_blocks: KvBlocks::plain(1), stages: 1 });
             }
             Happening::Poll => self.settle_actions(),
         }
@@ -245,9 +245,11 @@ proptest! {
     fn every_life_comes_to_its_end(
         settings in settings(),
         kv_blocks in 1..12usize,
+        stages in 1..4usize,
         happenings in prop::collection::vec(happening(), 1..150),
     ) {
-        let mut world = World::with_blocks(settings, kv_blocks);
+        let mut world = World::of_stages(settings, stages);
+        world.form_group(kv_blocks);
         for happening in &happenings {
             world.happen(happening);
         }

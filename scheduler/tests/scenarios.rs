@@ -359,7 +359,7 @@ fn a_group_of_a_past_epoch_is_refused() {
     let mut world = World::with_blocks(small(), PLENTY);
     world.arrive(request(1, 5, 5));
     world.step();
-    world.tell(Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(3) });
+    world.tell(Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(3), stages: 1 });
     assert_eq!(world.scheduler.load().kv_blocks, PLENTY);
     world.run_to_end();
 }

@@ -1,4 +1,4 @@
-//! What came after the plain line, one story each: one step ahead, shared beginnings, windows, clients that
+//! What came after the plain line, one story each: stages, one step ahead, shared beginnings, windows, clients that
 //! share a group, masks, guesses and deadlines. The world checks in every story that no token is lost,
 //! repeated or computed from another's blocks.
 
@@ -35,6 +35,79 @@ fn cached(world: &World, id: u64) -> usize {
         Some(End::Finished(_, usage)) => usage.cached_tokens,
         _ => panic!("{id} has not finished"),
     }
+}
+
+// Stages.
+
+fn staged(settings: Settings, stages: usize) -> World {
+    let mut world = World::of_stages(settings, stages);
+    world.form_group(PLENTY);
+    world
+}
+
+fn working(plan: &flotilla_shared::StepPlan) -> Vec<u64> {
+    plan.work.iter().map(|work| work.sequence.0).collect()
+}
+
+/// As many steps in flight as there are stages, of different sequences, and one ahead.
+#[test]
+fn what_decodes_goes_round_so_that_no_stage_waits() {
+    for stages in [2, 3] {
+        let mut world = staged(Settings { sequences_max: 8, ..small() }, stages);
+        (1..=6).for_each(|id| world.arrive(request(id, 1, 30)));
+        world.settle_actions();
+        // Until all have had their prompts, and their lanes.
+        (0..12).for_each(|_| _ = world.step());
+        assert_eq!(world.in_flight.len(), stages + 1);
+        let mut round: Vec<Vec<u64>> = world.in_flight.iter().map(|(plan, _)| working(plan)).collect();
+        assert_eq!(round[0], round[stages], "the same lane, one step ahead");
+        round.truncate(stages);
+        assert!(round.iter().all(|lane| lane.len() == 6 / stages), "{round:?}");
+        let mut all = round.concat();
+        all.sort_unstable();
+        assert_eq!(all, [1, 2, 3, 4, 5, 6]);
+        world.run_to_end();
+    }
+}
+
+/// Chunks follow each other: none waits for what comes of the one before.
+#[test]
+fn a_long_prompt_fills_all_stages() {
+    let mut world = staged(small(), 3);
+    world.arrive(request(1, 60, 2));
+    world.settle_actions();
+    assert_eq!(world.in_flight.len(), 4);
+    assert!(world.in_flight.iter().all(|(plan, _)| plan.token_count() == 8));
+    world.run_to_end();
+}
+
+/// Nobody decodes faster alone: one lane's next step is ahead, and no more.
+#[test]
+fn one_sequence_alone_runs_one_step_ahead() {
+    let mut world = staged(small(), 3);
+    world.arrive(request(1, 4, 20));
+    world.settle_actions();
+    assert_eq!(world.in_flight.len(), 2);
+    world.run_to_end();
+    assert_eq!(world.plans.len(), 20);
+}
+
+/// When others end, who is left is dealt anew.
+#[test]
+fn lanes_stay_even_when_sequences_end() {
+    let mut world = staged(Settings { sequences_max: 8, ..small() }, 2);
+    (1..=8).for_each(|id| world.arrive(request(id, 1, 40)));
+    world.settle_actions();
+    (0..10).for_each(|_| _ = world.step());
+    let of_first = working(&world.in_flight[0].0);
+    assert_eq!(of_first.len(), 4);
+    // All of one lane but one leave.
+    of_first.iter().skip(1).for_each(|&id| world.cancel(id));
+    (0..4).for_each(|_| _ = world.step());
+    let lanes: Vec<usize> = world.in_flight.iter().take(2).map(|(plan, _)| plan.work.len()).collect();
+    assert_eq!(lanes.iter().sum::<usize>(), 5, "{lanes:?}");
+    assert!(lanes.iter().all(|lane| (2..=3).contains(lane)), "{lanes:?}");
+    world.run_to_end();
 }
 
 // One step ahead.

@@ -10,8 +10,13 @@ use std::sync::Arc;
 /// Positions in one KV block.
 pub const BLOCK_TOKENS: usize = 16;
 
-/// Steps that workers may be sent before they have answered the first of them.
+/// Steps that workers may be sent before they have answered the first of them, where there is one stage.
 pub const STEPS_AHEAD_MAX: usize = 4;
+
+/// The same where the model is cut into `stages`: one step more runs in each stage after the first.
+pub const fn steps_ahead_max(stages: usize) -> usize {
+    STEPS_AHEAD_MAX + stages.saturating_sub(1)
+}
 
 /// What every rank of the group does next. Order: release, then admit, then work.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -114,7 +119,8 @@ impl StepPlan {
     }
 }
 
-/// What a rank answers. `sampled` is the same on every rank; `captured` is the rank's own part.
+/// What a rank answers. `sampled` is the same on every rank of the last stage, and empty on others; `captured` is the
+/// rank's own part.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutcome {
     pub epoch: Epoch,
@@ -151,8 +157,8 @@ pub struct Logprobs {
 pub struct CapturedRow {
     pub sequence: SequenceId,
     pub position: u32,
-    /// f32 [V/R]: this rank's part of the vocabulary.
+    /// f32 [V/R]: this rank's part of the vocabulary; empty but on the last stage.
     pub logits: Vec<f32>,
-    /// [L, K]: chosen experts, in falling order of their logit.
+    /// [L, K]: chosen experts of the stage's layers, in falling order of their logit.
     pub experts: Vec<u16>,
 }

@@ -21,8 +21,18 @@ async fn supervise(coordinator: &Coordinator, workers: &mut [Running]) {
 /// The stream goes on where it stood: no token lost, none twice, whatever the rank that dies.
 #[tokio::test]
 async fn a_worker_killed_in_mid_stream_costs_no_token() {
+    kill_in_mid_stream(&[]).await;
+}
+
+/// The first stage is killed, and the last.
+#[tokio::test]
+async fn a_stage_killed_in_mid_stream_costs_no_token() {
+    kill_in_mid_stream(&["--stages", "2"]).await;
+}
+
+async fn kill_in_mid_stream(flags: &[&str]) {
     let model = endless().await;
-    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let coordinator = Coordinator::start(model.path(), 2, flags).await;
     let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
     let client = Client::new(&coordinator.url);
     assert_eq!(client.health(200).await["epoch"], 1);

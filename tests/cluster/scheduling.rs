@@ -30,8 +30,14 @@ async fn conversation(client: &Client) -> Vec<(String, u64)> {
 async fn what_is_shared_ahead_or_guessed_is_what_would_have_come() {
     let model = endless().await;
     let plain = ["--no-prefix-cache", "--steps-ahead", "0"];
-    let ways: [&[&str]; 4] =
-        [&plain, &[], &["--speculation", "4"], &["--kv-tokens", "1536", "--workers", "3"]];
+    let ways: [&[&str]; 6] = [
+        &plain,
+        &[],
+        &["--speculation", "4"],
+        &["--kv-tokens", "1536", "--workers", "3"],
+        &["--workers", "4", "--stages", "2"],
+        &["--workers", "3", "--stages", "3", "--speculation", "4"],
+    ];
     let mut told = vec![];
     for flags in ways {
         let up = Up::start(model.path(), flags).await;
@@ -44,5 +50,31 @@ async fn what_is_shared_ahead_or_guessed_is_what_would_have_come() {
     for way in [1, 2] {
         let found = cached(way);
         assert!(found[0] == 0 && found[1..].iter().all(|&count| count > 100), "{found:?}");
+    }
+}
+
+/// Several at once, in lanes: each is answered as it would have been alone.
+#[tokio::test]
+async fn what_runs_in_lanes_of_stages_is_what_would_have_come_alone() {
+    let model = endless().await;
+    let ask = async |client: &Client, which: u64| {
+        let prompt = format!("number {which} of many words ").repeat(1 + 3 * which as usize);
+        let mut asked = greedy(&prompt, 40 + 7 * which as usize);
+        if which % 2 == 1 {
+            (asked["temperature"], asked["seed"]) = (0.8.into(), which.into());
+        }
+        let mut answer = client.expect(COMPLETIONS, asked).await;
+        answer["choices"][0]["text"].take()
+    };
+    let up = Up::start(model.path(), &["--workers", "1", "--steps-ahead", "0"]).await;
+    let alone = Client::new(&up.url);
+    for (workers, stages) in [("2", "2"), ("4", "3")] {
+        let staged = Up::start(model.path(), &["--workers", workers, "--stages", stages]).await;
+        let client = Client::new(&staged.url);
+        let together = futures::future::join_all((0..8).map(|which| ask(&client, which))).await;
+        for (which, text) in (0..).zip(together) {
+            assert!(text.as_str().is_some_and(|text| text.len() > 40), "{text}");
+            assert_eq!(text, ask(&alone, which).await, "{which} over {stages} stages");
+        }
     }
 }

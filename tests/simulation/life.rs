@@ -92,8 +92,8 @@ pub struct Life {
     order: u64,
     users: Vec<User>,
     link_us: u64,
-    /// When the workers have done all that they were sent.
-    busy_until_us: u64,
+    /// When the workers of each stage have done all that they were sent.
+    busy_until_us: Vec<u64>,
     steps_known: usize,
     /// Of the group.
     blocks: KvBlocks,
@@ -107,6 +107,7 @@ impl Life {
     pub fn new(seed: u64, told: bool) -> Life {
         let mut chance = Chance(mix(seed));
         let settings = settings(&mut chance);
+        let stages = 1 + chance.below(3) as usize;
         let users = 1 + chance.below(6);
         let users = (0..users).map(|_| User {
             client: ClientId(chance.below(3)),
@@ -119,14 +120,14 @@ impl Life {
             link_us: chance.skewed(8000),
             faults_left: chance.skewed(4),
             blocks: blocks(&mut chance, &settings),
-            world: World::new(settings),
+            world: World::of_stages(settings, stages),
             chance,
             told,
             now_us: 0,
             due: BinaryHeap::new(),
             order: 0,
             users,
-            busy_until_us: 0,
+            busy_until_us: vec![0; stages],
             steps_known: 0,
             masks_under_way: false,
             deadline_set: None,
@@ -201,9 +202,13 @@ impl Life {
             self.steps_known += 1;
             self.result.steps += 1;
             let took_us = 3000 + 200 * rows + self.chance.skewed(2000);
-            self.busy_until_us = self.busy_until_us.max(self.now_us + self.link_us) + took_us;
+            let mut done_us = self.now_us + self.link_us;
+            for busy_until_us in &mut self.busy_until_us {
+                done_us = done_us.max(*busy_until_us) + took_us / self.world.stages as u64;
+                *busy_until_us = done_us;
+            }
             let epoch = self.world.epoch().0;
-            self.at(self.busy_until_us + self.link_us, Due::StepIsBack(epoch));
+            self.at(done_us + self.link_us, Due::StepIsBack(epoch));
         }
         if !self.world.masks_due.is_empty() && !self.masks_under_way {
             self.masks_under_way = true;
@@ -280,7 +285,8 @@ impl Life {
 
     fn form_group(&mut self) {
         self.world.form_group_of(self.blocks);
-        (self.steps_known, self.busy_until_us) = (0, self.now_us);
+        self.steps_known = 0;
+        self.busy_until_us.fill(self.now_us);
         self.say(&format!("a group of {:?}", self.blocks));
         if self.faults_left > 0 {
             self.faults_left -= 1;

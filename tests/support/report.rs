@@ -2,6 +2,7 @@
 //! see a verify that compares nothing.
 
 use super::program::{Ran, run};
+use flotilla_shared::Plan;
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use std::path::Path;
@@ -9,6 +10,7 @@ use std::path::Path;
 #[derive(Debug, Deserialize)]
 pub struct Report {
     pub ranks: u16,
+    pub stages: usize,
     pub processes: bool,
     pub activations: String,
     pub pass: bool,
@@ -67,13 +69,30 @@ pub async fn verify_with(dir: &Path, ranks: Ranks, flags: &[&str]) -> Ran {
 
 /// Verify passes, and every figure of its report is one that may pass.
 pub async fn expect_golden(dir: &Path, ranks: Ranks) {
-    let ran = verify(dir, ranks).await;
+    judge(dir, ranks, 1, verify(dir, ranks).await);
+}
+
+/// The same where the model is cut as `plan` says.
+pub async fn expect_golden_plan(dir: &Path, plan: &Plan, ranks: Ranks) {
+    let file = tempfile::NamedTempFile::new().expect("a file for a plan");
+    serde_json::to_writer(&file, plan).expect("a plan can be written");
+    let path = file.path().to_str().expect("test paths are UTF-8").to_owned();
+    let mut args = vec!["verify".to_owned(), dir.to_str().expect("test paths are UTF-8").to_owned()];
+    args.extend(["--json", "--plan-file", &path].map(str::to_owned));
+    if let Ranks::Processes(_) = ranks {
+        args.push("--processes".to_owned());
+    }
+    judge(dir, ranks, plan.stages.len(), run(args).await);
+}
+
+fn judge(dir: &Path, ranks: Ranks, stages: usize, ran: Ran) {
     let report: Report = serde_json::from_str(ran.expect_status(0).stdout.as_str()).expect("a report");
     let told = match (report.ranks, report.processes) {
         (count, false) => Ranks::Threads(count),
         (count, true) => Ranks::Processes(count),
     };
-    assert_eq!((told, report.activations.as_str(), report.pass), (ranks, "f32", true), "{report:#?}");
+    assert_eq!((told, report.stages), (ranks, stages), "{report:#?}");
+    assert_eq!((report.activations.as_str(), report.pass), ("f32", true), "{report:#?}");
     let golden = std::fs::read_to_string(dir.join("golden.json")).expect("golden.json can be read");
     let golden: Golden = serde_json::from_str(&golden).expect("golden.json has prompts");
     let tensors = std::fs::read(dir.join("golden.safetensors")).expect("golden.safetensors can be read");

@@ -8,8 +8,8 @@ use crate::link::{Link, Order, Says, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock, share_of};
-use flotilla_engine::collective::{CollectiveError, ProcessCollective, Stop};
-use flotilla_shared::step::STEPS_AHEAD_MAX;
+use flotilla_engine::collective::{CollectiveError, Peers, ProcessCollective, Stop};
+use flotilla_shared::step::steps_ahead_max;
 use flotilla_shared::{Assignment, Epoch, Reach};
 use std::net::TcpListener;
 use std::sync::mpsc::Sender;
@@ -52,6 +52,7 @@ impl Member<'_> {
     /// Until the group is over; gives back the weights that can be kept.
     pub async fn serve(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
         let (epoch, held) = (self.assignment.epoch, share_of(&self.assignment));
+        let steps_max = steps_ahead_max(self.assignment.plan.stages.len());
         let stop = Stop::default();
         let says = link.says.clone();
         let mut build = Box::pin(self.build(says, stock, stop.clone()));
@@ -67,7 +68,7 @@ impl Member<'_> {
         };
         let (parted, left) = match (built, parted) {
             (Ok((engine, _)), Some(parted)) => end(engine, parted).await,
-            (Ok((engine, reach)), None) => run(link, epoch, engine, &reach, &stop).await,
+            (Ok((engine, reach)), None) => run(link, (epoch, steps_max), engine, &reach, &stop).await,
             (Err((_, left)), Some(parted)) => (parted, left.map(|left| *left)),
             (Err((error, left)), None) => (Parted::Failed(error), left.map(|left| *left)),
         };
@@ -143,6 +144,7 @@ impl Meeting {
     fn meet(self) -> Result<ProcessCollective, CollectiveError> {
         let Assignment { rank, epoch, peers, group_key, links, .. } = &*self.assignment;
         let (stop, listener, deadline) = (&self.stop, self.listener, self.deadline);
+        let peers = Peers { addresses: peers, stages: &self.assignment.plan.stage_sizes() };
         let mut group =
             ProcessCollective::connect_unless(stop, *rank, listener, peers, group_key, *epoch, deadline)?;
         let _ = self.reached.send(group.link(links)?);
@@ -153,7 +155,7 @@ impl Meeting {
 /// Steps go to the engine as they come, and outcomes back as they are done.
 async fn run(
     link: &mut Link,
-    epoch: Epoch,
+    (epoch, steps_max): (Epoch, usize),
     mut engine: EngineThread,
     reach: &Reach,
     stop: &Stop,
@@ -164,7 +166,7 @@ async fn run(
         None => info!(by_memory = reach.by_memory.len(), "linked"),
     }
     info!(%epoch, "ready");
-    let parted = execute_steps(link, epoch, &mut engine).await;
+    let parted = execute_steps(link, epoch, steps_max, &mut engine).await;
     // A step may wait for a rank that is gone.
     stop.stop();
     end(engine, parted).await
@@ -178,12 +180,12 @@ async fn end(engine: EngineThread, parted: Parted) -> (Parted, Option<OnDevice>)
     }
 }
 
-async fn execute_steps(link: &mut Link, epoch: Epoch, engine: &mut EngineThread) -> Parted {
+async fn execute_steps(link: &mut Link, epoch: Epoch, steps_max: usize, engine: &mut EngineThread) -> Parted {
     let mut in_flight = 0;
     loop {
         tokio::select! {
             order = link.order() => match order {
-                Ok(Order::Step(_)) if in_flight == STEPS_AHEAD_MAX => {
+                Ok(Order::Step(_)) if in_flight == steps_max => {
                     return Parted::LinkLost(unexpected(&format!("a Step while {in_flight} are not answered")));
                 }
                 Ok(Order::Step(plan)) => {

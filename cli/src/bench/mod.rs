@@ -37,6 +37,9 @@ pub struct EngineArgs {
     /// Numbers of ranks to measure, one after the other
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     ranks: Vec<usize>,
+    /// Stages that the ranks are cut into
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    stages: usize,
     /// Threads of all ranks together [default: all cores]
     #[arg(long)]
     threads: Option<usize>,
@@ -74,8 +77,13 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     let What::Engine(args) = &args.what;
     ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
     ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
+    ensure!(
+        args.stages > 0 && args.ranks.iter().all(|ranks| args.stages <= *ranks),
+        "--stages must be at least 1, and not more than --ranks"
+    );
     let config = config_text(&args.like, args.layers)?;
     let spec = ModelSpec::from_config_json(&config).with_context(|| format!("in {}", args.like))?;
+    ensure!(args.stages <= spec.layer_count(), "--stages must not be more than the model's layers");
     let threads = args.threads.unwrap_or_else(machine::cores).max(1);
     let kernels = if args.no_kernels { None } else { Some(kernels::measure(threads, args.rounds)?) };
     let read = kernels.as_ref().map(|kernels| kernels.read_huge);

@@ -12,9 +12,9 @@ use clap::Args;
 use flotilla_coordinator::fleet::Formation;
 use flotilla_coordinator::harmony::chat::shortest_prompt;
 use flotilla_scheduler::Settings;
-use flotilla_shared::KvBlocks;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::units::Bytes;
+use flotilla_shared::{KvBlocks, Plan};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -55,6 +55,9 @@ pub struct ServeArgs {
     /// Bytes of weights a second to all workers together, such as 500MB/s [default: as fast as it goes]
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     weight_rate: Option<Bytes>,
+    /// Stages that the model's layers are cut into, of about equal numbers of workers
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    stages: usize,
     #[command(flatten)]
     planning: PlanningArgs,
     #[command(flatten)]
@@ -66,11 +69,24 @@ pub struct ServeArgs {
 }
 
 impl ServeArgs {
+    /// Each stage has a layer and a worker at least.
+    pub fn check_stages(&self, model: &Model, ranks: usize) -> Result<()> {
+        let most = ranks.min(model.spec.layer_count());
+        ensure!(
+            (1..=most).contains(&self.stages),
+            "--stages is {}, of {ranks} workers and {} layers\nhint: give 1 to {most}",
+            self.stages,
+            model.spec.layer_count()
+        );
+        Ok(())
+    }
+
     pub fn formation(&self, model: &Model, ranks: usize) -> Formation {
         Formation {
             spec: model.spec.clone(),
             weights: model.weights.clone(),
             ranks,
+            plan: (self.stages > 1).then(|| Plan::even(&model.spec, ranks, self.stages)),
             kv_blocks: self.kv_blocks(model),
             step_tokens_max: self.step_tokens,
             sampleable: model.sampleable(),

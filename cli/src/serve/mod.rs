@@ -83,6 +83,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let url = format!("{}://{}", front.scheme(), listener.local_addr()?);
+    args.check_stages(&model, ranks)?;
     let formation = args.formation(&model, ranks);
     formation.board.model(&model.spec);
     let scheduler = args.scheduler(&model, formation.kv_blocks);

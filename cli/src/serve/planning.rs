@@ -38,13 +38,10 @@ impl PlanningArgs {
         match self.plan {
             PlanKind::Tensor => Planning::Tensor,
             PlanKind::Auto => Planning::Fastest {
-                goal: Goal { aim: self.goal, context: self.goal_context, stages_max: STAGES_MAX },
+                goal: Goal { aim: self.goal, context: self.goal_context, stages_max: usize::MAX },
                 within: self.link_within,
                 between: self.link_between,
             },
         }
     }
 }
-
-/// What the engine runs.
-const STAGES_MAX: usize = 1;

@@ -7,7 +7,7 @@ use crate::device::{CpuArgs, DeviceChoice, SumArgs, kv_dtype};
 use crate::links::LinkArgs;
 use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use deviation::{Activations, Deviation, Row};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
@@ -41,6 +41,12 @@ pub struct VerifyArgs {
     /// Tensor-parallel ranks
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX as i64))]
     ranks: u16,
+    /// Stages that the ranks are cut into
+    #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "plan_file")]
+    stages: usize,
+    /// Cut the model as this file says, a plan as JSON, instead of by --ranks and --stages
+    #[arg(long, value_name = "FILE", conflicts_with = "ranks")]
+    plan_file: Option<PathBuf>,
     /// Ranks as processes over gRPC and their own links, instead of threads
     #[arg(long)]
     processes: bool,
@@ -82,6 +88,27 @@ impl VerifyArgs {
         }
     }
 
+    /// How the model is cut.
+    fn cut(&self, spec: &ModelSpec) -> Result<Plan> {
+        let Some(path) = &self.plan_file else {
+            let (ranks, layers) = (usize::from(self.ranks), spec.layer_count());
+            let most = ranks.min(layers);
+            ensure!(
+                (1..=most).contains(&self.stages),
+                "--stages is {}, of {ranks} ranks and {layers} layers\nhint: give 1 to {most}",
+                self.stages
+            );
+            return Ok(Plan::even(spec, ranks, self.stages));
+        };
+        let text =
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let plan: Plan = serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        if let Err(fault) = plan.check(spec) {
+            bail!("the plan in {} {fault}\nhint: `flotilla plan --json` writes one", path.display());
+        }
+        Ok(plan)
+    }
+
     fn cpu(&self) -> CpuArgs {
         CpuArgs { activations: Some(self.activations), dense: self.dense, kv_dtype: self.kv_dtype, pin: None }
     }
@@ -90,7 +117,8 @@ impl VerifyArgs {
 #[derive(Serialize)]
 struct Report {
     checkpoint: String,
-    ranks: u16,
+    ranks: usize,
+    stages: usize,
     processes: bool,
     activations: Activations,
     pass: bool,
@@ -102,11 +130,13 @@ pub fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let checkpoint = Arc::new(Checkpoint::open(&args.dir)?);
     let spec = checkpoint.spec().clone();
     let prompts = golden::read(&args.dir, spec.layer_count(), spec.experts_per_token, spec.vocab)?;
+    let plan = args.cut(&spec)?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let prompts = runtime.block_on(verify(args, checkpoint, &spec, &prompts))?;
+    let prompts = runtime.block_on(verify(args, checkpoint, &spec, &plan, &prompts))?;
     let report = Report {
         checkpoint: args.dir.display().to_string(),
-        ranks: args.ranks,
+        ranks: plan.rank_count(),
+        stages: plan.stages.len(),
         processes: args.processes,
         activations: args.rounding(),
         pass: prompts.iter().all(|prompt| prompt.faults.is_empty()),
@@ -124,6 +154,7 @@ async fn verify(
     args: &VerifyArgs,
     checkpoint: Arc<Checkpoint>,
     spec: &ModelSpec,
+    plan: &Plan,
     prompts: &[GoldenPrompt],
 ) -> Result<Vec<Deviation>> {
     let is_cpu = |device: &&DeviceChoice| **device == DeviceChoice::Cpu;
@@ -131,11 +162,13 @@ async fn verify(
     {
         bail!("cpu and {card} cannot be ranks of one group\nhint: give cards only, or cpu alone");
     }
+    let ranks = plan.rank_count();
     let rows_max = prompts.iter().map(|prompt| prompt.sequence().len() + 1).max().unwrap_or(1);
     let formation = Formation {
         spec: spec.clone(),
         weights: Weights::Stream(checkpoint.clone()),
-        ranks: args.ranks.into(),
+        ranks,
+        plan: Some(plan.clone()),
         kv_blocks: KvBlocks::plain(rows_max.div_ceil(BLOCK_TOKENS) as u32),
         step_tokens_max: STEP_ROWS,
         sampleable: vec![0..spec.vocab as TokenId],
@@ -171,7 +204,7 @@ async fn verify(
             epoch,
             rank: Rank(0),
             spec: spec.clone(),
-            plan: Plan::with_shares(spec, &vec![1.0; formation.ranks]),
+            plan: plan.clone(),
             weights: WeightOrigin::Stream,
             weights_id: checkpoint.identity()?,
             kv_blocks: formation.kv_blocks,
@@ -348,7 +381,8 @@ fn sorted(experts: &[u16]) -> Vec<u16> {
 
 fn print_table(report: &Report) {
     let kind = if report.processes { "processes over TCP" } else { "threads" };
-    println!("{}: {} ranks as {kind}", report.checkpoint, report.ranks);
+    let stages = if report.stages > 1 { format!(" in {} stages", report.stages) } else { String::new() };
+    println!("{}: {} ranks{stages} as {kind}", report.checkpoint, report.ranks);
     println!(
         "{:<6} {:>6} {:>10} {:>10} {:>10} {:>10} {:>13}",
         "prompt", "rows", "max abs", "mean KL", "max KL", "greedy", "expert sets"

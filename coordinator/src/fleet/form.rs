@@ -50,6 +50,8 @@ pub struct Formation {
     /// Workers to choose from; all of them are ranks, unless a plan leaves some out.
     pub ranks: usize,
     pub planning: Planning,
+    /// How the model is cut over just so many workers; as `planning` says over others, or if absent.
+    pub plan: Option<Plan>,
     /// Blocks of KV cache, over all sequences.
     pub kv_blocks: KvBlocks,
     pub step_tokens_max: usize,

@@ -2,7 +2,7 @@
 //! the model fits on them.
 
 use super::form::{FormError, Formation, Progress};
-use super::planning::{Planned, plan};
+use super::planning::{Planned, given, plan};
 use super::pool::Pool;
 use super::worker::Worker;
 use flotilla_shared::{Plan, PlanError, WeightsId};
@@ -71,7 +71,11 @@ fn take(
     };
     let mut workers = pool.take(count, prefers)?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));
-    let planned = plan(formation.planning, &formation.spec, formation.demand(), weights, workers);
+    let (spec, demand) = (&formation.spec, formation.demand());
+    let planned = match formation.plan.as_ref().filter(|plan| plan.rank_count() == count) {
+        Some(fixed) => given(fixed, spec, demand, weights, workers),
+        None => plan(formation.planning, spec, demand, weights, workers),
+    };
     Some(match planned {
         Ok(Planned { plan, workers, left_out }) => {
             pool.put_back(left_out);

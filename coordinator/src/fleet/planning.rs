@@ -58,6 +58,23 @@ pub(super) fn plan(
     }
 }
 
+/// As `plan` says, over just as many workers as it has ranks.
+pub(super) fn given(
+    plan: &Plan,
+    spec: &ModelSpec,
+    demand: Demand,
+    weights: WeightsId,
+    workers: Vec<Worker>,
+) -> Result<Planned, (PlanError, Vec<Worker>)> {
+    match plan.clone().fitting(spec, &inventories(&workers), demand) {
+        Err(error) => Err((error, workers)),
+        Ok(plan) => {
+            let order: Vec<usize> = (0..workers.len()).collect();
+            Ok(picked(spec, weights, plan, &order, workers))
+        }
+    }
+}
+
 fn inventories(workers: &[Worker]) -> Vec<Inventory> {
     workers.iter().map(|worker| worker.hello.inventory.clone()).collect()
 }

@@ -10,7 +10,7 @@ use flotilla_engine::batch::{Batch, Table};
 use flotilla_engine::collective::card::{CardSettings, SumChoice, Wire};
 use flotilla_engine::collective::{AllReduce, CardCollective, Solo};
 use flotilla_engine::cuda::{CudaError, DeviceSum};
-use flotilla_engine::model::forward;
+use flotilla_engine::model::{Part, forward};
 use flotilla_engine::sample::{SampleRow, Sampleable, Shard};
 use flotilla_engine::weights::{Synthetic, WeightSink};
 use flotilla_shared::KvBlocks;
@@ -262,7 +262,7 @@ impl Runner {
         let rows: Vec<SampleRow> = (0..batch.logit_rows.len()).map(row).collect();
         let start = Instant::now();
         let on_card = elapsed(card, || {
-            let ran = backend.run(batch, |backend| forward(spec, backend, group, batch));
+            let ran = forward(&Part::whole(spec), backend, group, batch);
             ran.map_err(|error| failed("run a step", error))?;
             AllReduce::<DeviceSum>::settle(group).map_err(|error| failed("run a step", error))
         })?;

@@ -25,7 +25,7 @@ pub enum Norm {
     Final,
 }
 
-/// One rank's part of every layer. Letters as in [`crate::model`]; a suffix `/R` is a rank's part.
+/// One rank's part of every layer of its stage. Layers are numbered as the model's. Letters as in [`crate::model`]; a suffix `/R` is a rank's part.
 ///
 /// The backend holds x, the residual stream, and h, its normed copy, whole and alike on every rank;
 /// ops marked *partial* leave a sum over ranks to the caller. Ops may only be started when they return:
@@ -44,6 +44,12 @@ pub trait Backend: Shard {
 
     /// x = 0; y = E[token] where this rank has the row, else 0. Partial y: f32 [T, H].
     fn embed(&mut self, batch: &Batch) -> &mut Self::Activations;
+
+    /// x = 0; y is for what the stage before hands on, in the place of an embedding: f32 [T, H].
+    fn enter(&mut self, batch: &Batch) -> &mut Self::Activations;
+
+    /// x + y, whole, for the next stage, after the last of this one's layers: f32 [T, H]. Neither x nor y is of use after it.
+    fn leave(&mut self, batch: &Batch) -> &mut Self::Activations;
 
     /// x += y; h = x / rms(x) · w. The same bits on every rank and every machine.
     fn add_norm(&mut self, norm: Norm, batch: &Batch);
@@ -72,6 +78,6 @@ pub trait Backend: Shard {
         Ok(())
     }
 
-    /// u16 [L, K]: the experts that a row of the last batch took, if the batch kept its routing.
+    /// u16 [L of the stage, K]: the experts that a row of the last batch took, if the batch kept its routing.
     fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError>;
 }

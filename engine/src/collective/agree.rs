@@ -34,8 +34,9 @@ pub(super) fn agree<T>(
     mine: Result<T, String>,
 ) -> Result<Result<T, String>, CollectiveError> {
     let reasons: Vec<Option<String>> = gather(link, &mine.as_ref().err())?;
-    let said =
-        |(rank, reason): (usize, Option<String>)| reason.map(|reason| format!("rank {rank}: {reason}"));
+    let said = |(place, reason): (usize, Option<String>)| {
+        reason.map(|reason| format!("rank {}: {reason}", link.member(place)))
+    };
     let said: Vec<String> = reasons.into_iter().enumerate().filter_map(said).collect();
     Ok(if said.is_empty() { mine } else { Err(said.join("; ")) })
 }

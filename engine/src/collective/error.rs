@@ -13,15 +13,25 @@ pub enum Operation {
     AllReduce,
     AllGather,
     Barrier,
+    /// Of x, from this stage to the next.
+    HandOver {
+        stage: u16,
+    },
+    /// What was sampled, from the last stage to the first.
+    Tokens,
 }
 
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Operation::AllReduce => "all-reduce",
-            Operation::AllGather => "all-gather",
-            Operation::Barrier => "barrier",
-        })
+        match self {
+            Operation::AllReduce => f.write_str("all-reduce"),
+            Operation::AllGather => f.write_str("all-gather"),
+            Operation::Barrier => f.write_str("barrier"),
+            Operation::HandOver { stage } => {
+                write!(f, "the hand-over from stage {stage} to stage {}", stage + 1)
+            }
+            Operation::Tokens => f.write_str("the return of tokens to stage 0"),
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Three ways to reach the others: none ([`Solo`]), threads of one process ([`threads`]), and processes, by
 //! memory and by TCP ([`ProcessCollective`]). A rank whose values are in a card's memory has a
-//! [`CardCollective`] around one of them. After an error a group is of no more use: every later operation repeats it, and
+//! [`CardCollective`] around one of them. Where a model is cut into stages too, a group is the ranks of one stage, and
+//! its neighbours are reached by the same ways ([`stages`]). After an error a group is of no more use: every later operation repeats it, and
 //! the other ranks' operations end with errors too, in bounded time.
 
 mod agree;
@@ -12,12 +13,13 @@ mod error;
 mod memory;
 mod processes;
 mod solo;
+mod stages;
 pub mod threads;
 
 pub use card::CardCollective;
 pub use error::{CollectiveError, Operation};
 pub use memory::host;
-pub use processes::ProcessCollective;
+pub use processes::{Peers, ProcessCollective};
 pub use solo::Solo;
 pub use threads::ThreadsCollective;
 
@@ -29,8 +31,8 @@ use std::time::Duration;
 #[cfg(any(test, fuzzing))]
 pub(crate) use processes::fuzz_frame;
 
-/// Sums activations over the ranks where a backend keeps them. Every rank of the group calls the same
-/// operations in the same order.
+/// Sums activations over the ranks where a backend keeps them, and passes them from stage to stage. Every rank of
+/// a group calls the same operations in the same order.
 pub trait AllReduce<Activations: ?Sized>: Send {
     /// x: f32 [n], the rank's partial sum in, the whole sum out: ((x₀ + x₁) + x₂) + … on every rank.
     fn all_reduce(&mut self, x: &mut Activations) -> Result<(), CollectiveError>;
@@ -39,13 +41,46 @@ pub trait AllReduce<Activations: ?Sized>: Send {
     fn settle(&mut self) -> Result<(), CollectiveError> {
         Ok(())
     }
+
+    /// x: f32 [n], whole, to the next stage. Returns once it is on its way.
+    fn hand_on(&mut self, _x: &mut Activations) -> Result<(), CollectiveError> {
+        stages::is_alone()
+    }
+
+    /// x: f32 [n], whole, from the stage before, which hands on as much.
+    fn take_over(&mut self, _x: &mut Activations) -> Result<(), CollectiveError> {
+        stages::is_alone()
+    }
 }
 
 /// What a rank needs of the others besides sums: bytes in the host's memory, and an end in bounded time.
 pub trait Collective: AllReduce<[f32]> {
     fn rank(&self) -> Rank;
 
+    /// Ranks that it sums with, and itself: those of its stage.
     fn size(&self) -> usize;
+
+    /// Its place among them; they are numbered one after the other.
+    fn place(&self) -> usize {
+        self.rank().index()
+    }
+
+    /// Who is at a place among them.
+    fn member(&self, place: usize) -> Rank {
+        Rank((self.rank().index() - self.place() + place) as u16)
+    }
+
+    /// From the last of several stages to the first: a step's tokens, as the caller writes them. Does not wait for
+    /// anybody.
+    fn tell(&mut self, _tokens: &[u8]) -> Result<(), CollectiveError> {
+        stages::is_alone()
+    }
+
+    /// On the first of several stages: what the last told next, into `out`; whether it has. With `wait`, waits
+    /// for it.
+    fn hear(&mut self, _wait: bool, _out: &mut Vec<u8>) -> Result<bool, CollectiveError> {
+        stages::is_alone()
+    }
 
     /// Every rank's bytes, in rank order, behind each other in `out`. Lengths may differ by rank.
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError>;

@@ -1,6 +1,8 @@
 //! Groups of every kind, each rank on its own thread.
 
-use flotilla_engine::collective::{Collective, CollectiveError, ProcessCollective, Solo, threads};
+use flotilla_engine::collective::{
+    Collective, CollectiveError, Peers, ProcessCollective, Solo, Stop, threads,
+};
 use flotilla_shared::{Epoch, Links, Rank, WireFormat};
 use std::net::TcpListener;
 use std::thread;
@@ -73,12 +75,33 @@ pub fn run_linked<T: Send + 'static>(
     links: Links,
     body: impl Fn(Box<dyn Collective>) -> T + Clone + Send + 'static,
 ) -> Vec<T> {
+    run_cut(kind, &[n], deadline, links, body)
+}
+
+/// The same in stages of so many ranks each.
+pub fn run_stages<T: Send + 'static>(
+    kind: Kind,
+    stages: &[usize],
+    deadline: Duration,
+    body: impl Fn(Box<dyn Collective>) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    run_cut(kind, stages, deadline, kind.links(stages.iter().sum()), body)
+}
+
+fn run_cut<T: Send + 'static>(
+    kind: Kind,
+    stages: &[usize],
+    deadline: Duration,
+    links: Links,
+    body: impl Fn(Box<dyn Collective>) -> T + Clone + Send + 'static,
+) -> Vec<T> {
+    let n = stages.iter().sum();
     let (listeners, peers) = listeners(if kind == Kind::Threads { 0 } else { n });
     let mut members: Vec<Option<Box<dyn Collective>>> = match kind {
         Kind::Tcp | Kind::Shm | Kind::Mixed => (0..n).map(|_| None).collect(),
         Kind::Threads if n == 1 => vec![Some(Box::new(Solo::new()))],
         Kind::Threads => {
-            let group = threads::group_with_deadline(n, deadline);
+            let group = threads::stages_with_deadline(stages, deadline);
             group.into_iter().map(|member| Some(Box::new(member) as Box<dyn Collective>)).collect()
         }
     };
@@ -87,10 +110,15 @@ pub fn run_linked<T: Send + 'static>(
         .map(|rank| {
             let (body, peers, member) = (body.clone(), peers.clone(), members[rank].take());
             let listener = listeners.get_mut(rank).and_then(Option::take);
-            let links = links.clone();
+            let (links, stages) = (links.clone(), stages.to_vec());
             thread::spawn(move || {
                 body(member.unwrap_or_else(|| {
-                    let mut group = connect(rank, listener.unwrap(), &peers, PATIENT).unwrap();
+                    let (us, listener) = (Rank(rank as u16), listener.unwrap());
+                    let peers = Peers { addresses: &peers, stages: &stages };
+                    let stop = Stop::default();
+                    let group =
+                        ProcessCollective::connect_unless(&stop, us, listener, peers, &KEY, EPOCH, PATIENT);
+                    let mut group = group.unwrap();
                     group.link(&links).unwrap();
                     group.set_deadline(deadline);
                     Box::new(group)

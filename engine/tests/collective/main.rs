@@ -5,4 +5,5 @@ mod failures;
 mod groups;
 mod meeting;
 mod processes;
+mod stages;
 mod sums;

@@ -1,7 +1,7 @@
 //! Who is let into a group over TCP, and who is not.
 
 use crate::groups::{self, EPOCH, KEY, PATIENT, connect, listeners};
-use flotilla_engine::collective::{AllReduce, Collective, CollectiveError, ProcessCollective, Stop};
+use flotilla_engine::collective::{AllReduce, Collective, CollectiveError, Peers, ProcessCollective, Stop};
 use flotilla_shared::{Epoch, Rank};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -177,7 +177,8 @@ fn a_meeting_that_is_stopped_ends_at_once() {
     let waits = {
         let (stop, listener) = (stop.clone(), listeners.remove(0));
         thread::spawn(move || {
-            ProcessCollective::connect_unless(&stop, Rank(0), listener, &peers, &KEY, EPOCH, PATIENT)
+            let peers = Peers { addresses: &peers, stages: &[2] };
+            ProcessCollective::connect_unless(&stop, Rank(0), listener, peers, &KEY, EPOCH, PATIENT)
         })
     };
     thread::sleep(Duration::from_millis(50));

@@ -14,6 +14,7 @@ mod model;
 mod planted;
 mod reference;
 mod route;
+mod stages;
 mod subject;
 mod vocabulary;
 mod whole;

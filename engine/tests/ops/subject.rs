@@ -9,7 +9,7 @@ use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::{AllReduce, CollectiveError, Solo};
 use flotilla_engine::cuda::{Card, DeviceSum, keep_in, search_first};
-use flotilla_engine::model::forward;
+use flotilla_engine::model::{Part, forward};
 use flotilla_engine::sample::{Candidate, Chosen, SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Epoch, Plan, TokenId, WeightOrigin, WeightsId};
@@ -178,8 +178,23 @@ impl Ranked {
     pub fn forward(&mut self, model: &Model, batch: &Batch) -> Result<(), BackendError> {
         let mut alone = Alone;
         on!(self, backend => {
-            let run = backend.run(batch, |backend| forward(model.spec(), backend, &mut alone, batch));
+            let run = forward(&Part::whole(model.spec()), &mut **backend, &mut alone, batch);
             run.expect("a sum of one rank's does not fail");
+            backend.finish()
+        })
+    }
+
+    /// What a stage of one rank does: begins with what is carried, if it is not the first, and leaves what it hands on.
+    pub fn forward_part(
+        &mut self,
+        part: &Part,
+        carried: &mut Vec<f32>,
+        batch: &Batch,
+    ) -> Result<(), BackendError> {
+        let mut carry = Carry(carried);
+        on!(self, backend => {
+            let run = forward(part, &mut **backend, &mut carry, batch);
+            run.expect("nothing that is carried is lost");
             backend.finish()
         })
     }
@@ -282,6 +297,25 @@ struct Alone;
 
 impl<A: ?Sized> AllReduce<A> for Alone {
     fn all_reduce(&mut self, _: &mut A) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+}
+
+/// The only rank of a stage, which hands on by leaving it here.
+struct Carry<'a>(&'a mut Vec<f32>);
+
+impl<A: ?Sized + Sums> AllReduce<A> for Carry<'_> {
+    fn all_reduce(&mut self, _: &mut A) -> Result<(), CollectiveError> {
+        Ok(())
+    }
+
+    fn hand_on(&mut self, x: &mut A) -> Result<(), CollectiveError> {
+        *self.0 = x.read();
+        Ok(())
+    }
+
+    fn take_over(&mut self, x: &mut A) -> Result<(), CollectiveError> {
+        x.write(self.0);
         Ok(())
     }
 }

@@ -216,6 +216,8 @@ pub enum End {
 pub struct World {
     pub scheduler: Scheduler,
     pub settings: Settings,
+    /// Of the groups to come.
+    pub stages: usize,
     now: Duration,
     /// How much later each event comes than the one before.
     tick: Duration,
@@ -236,9 +238,15 @@ pub struct World {
 
 impl World {
     pub fn new(settings: Settings) -> World {
+        World::of_stages(settings, 1)
+    }
+
+    /// A world whose groups have so many stages.
+    pub fn of_stages(settings: Settings, stages: usize) -> World {
         World {
             scheduler: Scheduler::new(settings.clone()).unwrap(),
             settings,
+            stages,
             now: Duration::ZERO,
             tick: Duration::from_millis(1),
             epoch_last: 0,
@@ -293,7 +301,7 @@ impl World {
         self.forget_group();
         self.workers = Some(Workers::new(epoch, kv_blocks, self.settings.window_tokens));
         self.capacity_tokens = self.capacity_tokens.min(kv_blocks.full as usize * BLOCK_TOKENS);
-        self.tell(Event::GroupFormed { epoch, kv_blocks });
+        self.tell(Event::GroupFormed { epoch, kv_blocks, stages: self.stages });
     }
 
     pub fn lose_group(&mut self) {
@@ -372,7 +380,8 @@ impl World {
     }
 
     fn see_step(&mut self, plan: StepPlan) {
-        assert!(self.in_flight.len() < self.settings.steps_in_flight_max, "a step too many in flight");
+        let steps_max = self.settings.steps_in_flight_max + self.stages - 1;
+        assert!(self.in_flight.len() < steps_max, "a step too many in flight");
         let tokens_max = self.settings.tokens_per_step_max;
         assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
         self.check_who_works(&plan);
@@ -384,16 +393,31 @@ impl World {
     }
 
     /// Nobody who has ended, and everybody who decodes: a long prompt holds up nobody's next token. Who is
-    /// guided, or guesses, may have to sit out a step.
+    /// guided, or guesses, may have to sit out a step; and where there are stages, who decodes waits for its turn.
     fn check_who_works(&self, plan: &StepPlan) {
         let works = |id: &SequenceId| plan.work.iter().any(|work| work.sequence == *id);
         for work in &plan.work {
             assert_eq!(self.clients[&work.sequence].end, None, "{} has ended, and works", work.sequence);
         }
-        let Some(before) = self.plans.last().filter(|_| self.settings.speculation.is_none()) else { return };
+        let is_certain = self.settings.speculation.is_none()
+            && (self.stages == 1 || !self.clients.values().any(|client| client.request.guided));
+        // A turn comes once a round. One that is moved to another lane may miss it, once more if it is moved again.
+        let turns = if self.stages == 1 { 1 } else { 3 * self.stages };
+        let before = self.plans.len().checked_sub(turns).filter(|_| is_certain);
+        let Some((before, since)) = before.map(|at| self.plans[at..].split_first().expect("one at least"))
+        else {
+            return;
+        };
+        let worked = |id: &SequenceId| {
+            let is_in = |plan: &StepPlan| {
+                plan.release.contains(id) || plan.work.iter().any(|work| work.sequence == *id)
+            };
+            since.iter().any(is_in)
+        };
         for id in before.work.iter().filter(|work| work.sample).map(|work| work.sequence) {
             let client = &self.clients[&id];
-            let is_over = client.end.is_some() || client.request.guided || self.has_all_tokens(id);
+            let is_over =
+                client.end.is_some() || client.request.guided || worked(&id) || self.has_all_tokens(id);
             assert!(works(&id) || plan.release.contains(&id) || is_over, "the decode of {id} missed a step");
         }
     }

@@ -124,6 +124,23 @@ impl Plan {
         Plan { stages: stages.collect() }
     }
 
+    /// Cuts into `stages` stages of about equal numbers of layers and of ranks, which have equal shares.
+    pub fn even(spec: &ModelSpec, ranks: usize, stages: usize) -> Plan {
+        let stages = vec![1.0; stages];
+        let cuts = apportion(spec.layer_count(), &stages).into_iter().zip(apportion(ranks, &stages));
+        let cuts = cuts.map(|(layers, ranks)| StageCut::even(layers.len(), &vec![1.0; ranks.len()]));
+        Plan::with_stages(spec, &cuts.collect::<Vec<_>>())
+    }
+
+    /// This plan on `devices`, one a rank, if they have the memory.
+    pub fn fitting(self, spec: &ModelSpec, devices: &[Inventory], demand: Demand) -> Result<Plan, PlanError> {
+        let plan = self.on(devices);
+        let fits = |(share, device): (&RankShare, &Inventory)| {
+            plan.total_bytes(spec, share.rank, demand) <= device.memory_bytes
+        };
+        if plan.ranks().zip(devices).all(fits) { Ok(plan) } else { Err(Plan::misfit(spec, devices, demand)) }
+    }
+
     /// The same plan on the backends of `devices`, with their caches, one a rank.
     pub fn on(mut self, devices: &[Inventory]) -> Plan {
         let ranks = self.stages.iter_mut().flat_map(|stage| &mut stage.ranks);

@@ -130,6 +130,11 @@ impl Plan {
         self.ranks().count()
     }
 
+    /// Ranks of each stage.
+    pub fn stage_sizes(&self) -> Vec<usize> {
+        self.stages.iter().map(|stage| stage.ranks.len()).collect()
+    }
+
     /// The stage and the share of a rank.
     ///
     /// # Panics

@@ -23,6 +23,10 @@ pub enum StepError {
     Work { sequence: SequenceId, problem: String },
     #[error("sequence {0}: nothing can be sampled, for no logit is a number, or the mask allows no token")]
     NoToken(SequenceId),
+    #[error("the last stage told tokens that cannot be read\nhint: the ranks do not run the same version")]
+    Unreadable,
+    #[error("sequence {0}: the last stage did not tell the token that its rows begin with")]
+    Untold(SequenceId),
     #[error(transparent)]
     Sample(SampleError),
     #[error(transparent)]

@@ -14,14 +14,25 @@ pub(super) struct Held {
     sampling: Arc<Sampling>,
     /// What penalties count, where there are any.
     history: Option<Arc<History>>,
-    /// The token that was sampled after the last row, if one was.
-    last: Option<TokenId>,
+    last: Last,
     /// Positions that are in the cache.
     length: usize,
+    /// So many of these, the last, are guesses that another stage judges: the next work tells what is left.
+    guessed: usize,
     pub full: BlockTable,
     pub window: BlockTable,
     /// The step that it had work in last.
     worked: StepId,
+}
+
+/// The token that was sampled after the last row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Last {
+    /// None was.
+    Nothing,
+    Token(TokenId),
+    /// By another stage, in that step.
+    Elsewhere(StepId),
 }
 
 /// The blocks of one kind of layer, less those at the beginning that are gone.
@@ -59,8 +70,9 @@ impl Held {
         Ok(Held {
             history: admission.sampling.has_penalties().then(history),
             sampling: admission.sampling.clone().into(),
-            last: None,
+            last: Last::Nothing,
             length,
+            guessed: 0,
             full: BlockTable::default(),
             window: BlockTable::default(),
             worked: StepId(0),
@@ -80,6 +92,7 @@ impl Held {
         kv_blocks: KvBlocks,
     ) -> Result<TokenId, String> {
         let first = self.first_token(work)?;
+        self.settle_guesses(work);
         self.check(work, spec)?;
         self.check_drafts(work)?;
         self.check_gone(work.window_gone as usize, spec.window)?;
@@ -100,7 +113,7 @@ impl Held {
             }
         }
         self.length += work.tokens.len();
-        self.last = None;
+        self.last = Last::Nothing;
         Ok(first)
     }
 
@@ -128,7 +141,7 @@ impl Held {
         for (index, chosen) in chosen.enumerate() {
             let Chosen { token, logprobs } = chosen.ok_or(StepError::NoToken(work.sequence))?;
             sampled.push(Sampled { sequence: work.sequence, token, logprobs });
-            self.last = Some(token);
+            self.last = Last::Token(token);
             if let Some(history) = &mut self.history {
                 Arc::make_mut(history).generate(token);
             }
@@ -140,10 +153,38 @@ impl Held {
         Ok(sampled)
     }
 
+    /// Another stage chooses the tokens after the last rows, which are those of `work`.
+    pub fn is_sampled_elsewhere(&mut self, work: &SequenceWork) {
+        self.last = Last::Elsewhere(self.worked);
+        self.guessed = work.drafts as usize;
+    }
+
+    /// The step whose tokens this stage has not heard, if its next rows run ahead.
+    pub fn awaited(&self) -> Option<StepId> {
+        if let Last::Elsewhere(step) = self.last { Some(step) } else { None }
+    }
+
+    /// The token that was sampled in `step`, the last of them if there are several.
+    pub fn hear(&mut self, step: StepId, token: TokenId) {
+        if self.worked == step && self.last != Last::Nothing {
+            self.last = Last::Token(token);
+        }
+    }
+
+    /// Of guesses that another stage has judged: where the next rows begin says how many were right.
+    fn settle_guesses(&mut self, work: &SequenceWork) {
+        let guessed = std::mem::take(&mut self.guessed);
+        if (self.length - guessed..self.length).contains(&(work.position as usize)) {
+            self.length = work.position as usize;
+        }
+    }
+
     fn first_token(&self, work: &SequenceWork) -> Result<TokenId, String> {
         match (work.ahead, self.last) {
-            (true, None) => Err("no token was sampled for its rows to begin with".into()),
-            (true, Some(last)) => Ok(last),
+            (true, Last::Nothing) => Err("no token was sampled for its rows to begin with".into()),
+            (true, Last::Token(last)) => Ok(last),
+            // Of a stage that begins with what another hands on.
+            (true, Last::Elsewhere(_)) => Ok(0),
             (false, _) => work.tokens.first().copied().ok_or("work without tokens".into()),
         }
     }

@@ -1,16 +1,20 @@
 //! Obeys step plans: keeps the sequences that the coordinator admitted, lays their rows out as a batch,
 //! runs the forward, samples, and answers. It decides nothing; what does not fit what it holds is
 //! refused before anything is computed.
+//!
+//! Ranks of every stage do this with every step, one step after the other. Tokens are chosen on the last stage; the
+//! first needs those of rows that run ahead, and hears them from there ([`tokens`]).
 
 mod error;
 mod held;
+mod tokens;
 
 pub use error::StepError;
 
 use flotilla_engine::backend::Backend;
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::{AbortHandle, AllReduce, Collective};
-use flotilla_engine::model::forward;
+use flotilla_engine::model::{Part, forward};
 use flotilla_engine::sample::{Sampleable, Sampler};
 use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork};
 use flotilla_shared::{Assignment, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepOutcome, StepPlan};
@@ -21,6 +25,7 @@ use std::collections::BTreeMap;
 #[derive(Debug)]
 pub struct Executor<B, C> {
     spec: ModelSpec,
+    part: Part,
     epoch: Epoch,
     next_step: StepId,
     kv_blocks: KvBlocks,
@@ -30,6 +35,10 @@ pub struct Executor<B, C> {
     sampler: Sampler,
     sequences: BTreeMap<SequenceId, Held>,
     batch: Batch,
+    /// What is told, or heard, of tokens.
+    told: Vec<u8>,
+    /// The last step of which tokens were heard.
+    heard: StepId,
 }
 
 impl<B, C> Executor<B, C>
@@ -38,9 +47,10 @@ where
     C: Collective + AllReduce<B::Activations>,
 {
     pub fn new(assignment: &Assignment, backend: B, collective: C) -> Self {
-        let (_, share) = assignment.plan.share(assignment.rank);
+        let (stage, share) = assignment.plan.share(assignment.rank);
         Executor {
             spec: assignment.spec.clone(),
+            part: Part::of(&assignment.spec, stage),
             epoch: assignment.epoch,
             next_step: StepId(1),
             kv_blocks: assignment.kv_blocks,
@@ -50,6 +60,8 @@ where
             sampler: Sampler::new(Sampleable::new(share.vocab.clone(), &assignment.sampleable)),
             sequences: BTreeMap::new(),
             batch: Batch::default(),
+            told: Vec::new(),
+            heard: StepId(0),
         }
     }
 
@@ -71,11 +83,12 @@ where
     pub fn execute(&mut self, plan: &StepPlan) -> Result<StepOutcome, StepError> {
         self.expect_step(plan)?;
         self.update_sequences(plan)?;
+        self.hear_tokens(plan)?;
         self.lay_out(plan)?;
-        let (spec, collective, batch) = (&self.spec, &mut self.collective, &self.batch);
-        self.backend.run(batch, |backend| forward(spec, backend, collective, batch))?;
+        forward(&self.part, &mut self.backend, &mut self.collective, &self.batch)?;
         AllReduce::<B::Activations>::settle(&mut self.collective)?;
-        let sampled = self.sample(plan)?;
+        let sampled = if self.part.is_last { self.sample(plan)? } else { self.expect_samples(plan) };
+        self.tell_tokens(plan, &sampled)?;
         let captured = self.capture(plan)?;
         self.backend.finish()?;
         Ok(StepOutcome { epoch: plan.epoch, step: plan.step, sampled, captured, compute_us: 0 })
@@ -154,6 +167,15 @@ where
         Ok(sampled)
     }
 
+    /// Tokens of `plan` will be sampled elsewhere.
+    fn expect_samples(&mut self, plan: &StepPlan) -> Vec<Sampled> {
+        for work in plan.work.iter().filter(|work| work.sample) {
+            let held = self.sequences.get_mut(&work.sequence).expect("its rows were computed");
+            held.is_sampled_elsewhere(work);
+        }
+        Vec::new()
+    }
+
     fn capture(&mut self, plan: &StepPlan) -> Result<Vec<CapturedRow>, StepError> {
         let mut captured = Vec::new();
         let (mut row, mut logit_index) = (0, 0);
@@ -162,7 +184,10 @@ where
                 captured.push(CapturedRow {
                     sequence: work.sequence,
                     position: work.position + offset as u32,
-                    logits: self.backend.logits(logit_index + offset)?.to_vec(),
+                    logits: match self.part.is_last {
+                        true => self.backend.logits(logit_index + offset)?.to_vec(),
+                        false => Vec::new(),
+                    },
                     experts: self.backend.routing(row + offset)?,
                 });
             }

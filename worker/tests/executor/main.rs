@@ -2,5 +2,7 @@
 
 mod echo;
 mod golden;
+mod group;
 mod guesses;
+mod stages;
 mod steps;

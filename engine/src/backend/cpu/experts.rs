@@ -8,7 +8,7 @@ use crate::batch::Batch;
 use flotilla_shared::plan::ExpertShare;
 use flotilla_shared::spec::MXFP4_BLOCK;
 use flotilla_shared::tensor::LayerTensor;
-use flotilla_shared::{ModelSpec, RankShare};
+use flotilla_shared::{ModelSpec, RankShare, Stage};
 use std::ops::Range;
 
 /// One row's choice of one expert.
@@ -46,7 +46,7 @@ pub struct Experts {
     h: Activations,
     /// [T · K, I/R], by route in `by_expert`.
     act: Activations,
-    /// u16 [L, T, K], if the batch keeps its routing.
+    /// u16 [L of the stage, T, K], if the batch keeps its routing.
     kept: Vec<u16>,
     kept_rows: usize,
     layer_count: usize,
@@ -54,7 +54,13 @@ pub struct Experts {
 }
 
 impl Experts {
-    pub fn new(spec: &ModelSpec, share: &RankShare, rows: usize, precision: Precision) -> Self {
+    pub fn new(
+        spec: &ModelSpec,
+        stage: &Stage,
+        share: &RankShare,
+        rows: usize,
+        precision: Precision,
+    ) -> Self {
         let routes = rows * spec.experts_per_token;
         let own = share.experts.experts.len();
         Experts {
@@ -68,7 +74,7 @@ impl Experts {
             act: Activations::with_room(precision, routes, share.experts.intermediate()),
             kept: Vec::new(),
             kept_rows: 0,
-            layer_count: spec.layer_count(),
+            layer_count: stage.layers.len(),
             per_token: spec.experts_per_token,
         }
     }
@@ -96,7 +102,7 @@ impl Experts {
         self.kept_rows = if batch.keep_routing { batch.rows() } else { 0 };
     }
 
-    /// u16 [L, K] of one row of the last batch.
+    /// u16 [L of the stage, K] of one row of the last batch.
     pub fn kept_routing(&self, row: usize) -> Vec<u16> {
         let of_layer =
             |layer: usize| &self.kept[(layer * self.kept_rows + row) * self.per_token..][..self.per_token];

@@ -12,6 +12,7 @@ use crate::batch::Table;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{BlockId, KvBlocks, KvDtype, LayerKind};
 use memmap2::MmapMut;
+use std::ops::Range;
 
 const _: () = assert!(KV_BLOCK == BLOCK_TOKENS);
 
@@ -23,7 +24,7 @@ const HUGE_PAGE_BYTES: usize = 2 << 20;
 #[derive(Debug)]
 pub struct KvCache {
     bytes: MmapMut,
-    /// Where each layer begins.
+    /// Where each of the model's layers begins; those of other stages have nothing there.
     layers: Vec<usize>,
     dtype: KvDtype,
     kv_heads: usize,
@@ -31,22 +32,24 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// Zeroed pages: the system gives them when they are first written.
+    /// For the layers `held` of the model's. Zeroed pages: the system gives them when they are first written.
     ///
     /// # Panics
     /// If the system does not even give addresses; as any other allocation.
     pub fn new(
         dtype: KvDtype,
         layers: &[LayerKind],
+        held: &Range<usize>,
         blocks: KvBlocks,
-        kv_heads: usize,
-        head_dim: usize,
+        (kv_heads, head_dim): (usize, usize),
     ) -> Self {
         let of_block = 2 * kv_heads * BLOCK_TOKENS * head_dim * dtype.element_bytes();
         let (mut begins, mut len) = (Vec::new(), 0);
-        for kind in layers {
+        for (layer, kind) in layers.iter().enumerate() {
             begins.push(len);
-            len += blocks.of(*kind) as usize * of_block;
+            if held.contains(&layer) {
+                len += blocks.of(*kind) as usize * of_block;
+            }
         }
         let bytes = MmapMut::map_anon(len.max(1));
         let bytes = bytes.unwrap_or_else(|error| panic!("no memory for {len} bytes of KV cache: {error}"));
@@ -126,7 +129,7 @@ mod tests {
         let (heads, d) = (3, 6);
         for dtype in [KvDtype::F16, KvDtype::F32] {
             let kinds = [LayerKind::Window, LayerKind::Full, LayerKind::Window];
-            let mut kv = KvCache::new(dtype, &kinds, KvBlocks { full: 5, window: 2 }, heads, d);
+            let mut kv = KvCache::new(dtype, &kinds, &(0..3), KvBlocks { full: 5, window: 2 }, (heads, d));
             let tables = [[1, 0], [4, 2], [0, 1]].map(|ids| ids.map(BlockId));
             // Whole numbers that f16 holds exactly, each of its own.
             let value = |layer: usize, position: usize, at: usize| ((layer * 32 + position) * 18 + at) as f32;

@@ -109,13 +109,13 @@ impl CpuBackend {
     ) -> Self {
         let spec = assignment.spec.clone();
         let (stage, share) = assignment.plan.share(assignment.rank);
-        assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
         let rows = assignment.step_tokens_max as usize;
         let room = |columns| DenseRoom::new(settings.dense, settings.activations, rows, columns);
         let kernels = settings.isa.map_or_else(Kernels::detect, Kernels::new);
         let threads = Threads::pinned(settings.threads, &settings.pin);
         let (kv_heads, blocks) = (share.kv_heads.len(), assignment.kv_blocks);
-        let mut kv = KvCache::new(settings.kv, &spec.layers, blocks, kv_heads, spec.head_dim);
+        let mut kv =
+            KvCache::new(settings.kv, &spec.layers, &stage.layers, blocks, (kv_heads, spec.head_dim));
         if settings.touch_kv {
             kv.touch();
         }
@@ -130,7 +130,7 @@ impl CpuBackend {
             y: vec![0.0; rows * spec.hidden],
             normed: room(spec.hidden),
             attention: Attention::new(&spec, share, rows, settings.threads.max(1), &room),
-            experts: Experts::new(&spec, share, rows, settings.activations),
+            experts: Experts::new(&spec, stage, share, rows, settings.activations),
             logits: Vec::new(),
             share: share.clone(),
             spec,
@@ -155,6 +155,20 @@ impl Backend for CpuBackend {
         self.rope.set_positions(&batch.positions);
         self.experts.begin(batch);
         self.embed_rows(batch)
+    }
+
+    fn enter(&mut self, batch: &Batch) -> &mut [f32] {
+        self.rope.set_positions(&batch.positions);
+        self.experts.begin(batch);
+        let filled = batch.rows() * self.spec.hidden;
+        self.x[..filled].fill(0.0);
+        &mut self.y[..filled]
+    }
+
+    fn leave(&mut self, batch: &Batch) -> &mut [f32] {
+        let filled = batch.rows() * self.spec.hidden;
+        self.kernels.add_assign(&mut self.x[..filled], &self.y[..filled]);
+        &mut self.x[..filled]
     }
 
     fn add_norm(&mut self, norm: Norm, batch: &Batch) {

@@ -7,8 +7,8 @@ use super::sample::ROW_WORDS;
 use super::{Kernels, Shapes};
 use crate::cuda::{Card, CudaError, DeviceSum};
 use cudarc::driver::CudaSlice;
+use flotilla_shared::ModelSpec;
 use flotilla_shared::activations::LOGIT_ROWS;
-use flotilla_shared::{ModelSpec, RankShare};
 
 /// What a step computes with, beside weights and cache. Letters as in [`crate::model`].
 pub(super) struct Activations {
@@ -26,11 +26,11 @@ pub(super) struct Activations {
     pub(super) q: CudaSlice<u16>,
     pub(super) attended: CudaSlice<u16>,
     pub(super) partials: Option<Partials>,
-    /// u16 [L, T, K]
+    /// u16 [L of the stage, T, K]
     pub(super) chosen: CudaSlice<u16>,
     pub(super) routes: Routes,
     pub(super) experts: Option<ExpertBuffers>,
-    /// f32 [logit rows, V/R]
+    /// f32 [logit rows, V/R]; of the last stage.
     pub(super) logits: CudaSlice<f32>,
     /// What sampling reads and writes: u32 [n][`ROW_WORDS`], [1], [n][2].
     pub(super) picks: CudaSlice<u32>,
@@ -42,7 +42,7 @@ impl Activations {
     pub(super) fn new(
         card: &Card,
         spec: &ModelSpec,
-        share: &RankShare,
+        (layer_count, logit_width): (usize, usize),
         shapes: &Shapes,
         kernels: &Kernels,
         t: usize,
@@ -63,10 +63,10 @@ impl Activations {
             q: card.zeros(t * q_width)?,
             attended: card.zeros(t * q_width)?,
             partials: partials.transpose()?,
-            chosen: card.zeros(spec.layer_count() * t * spec.experts_per_token)?,
+            chosen: card.zeros(layer_count * t * spec.experts_per_token)?,
             routes: Routes::new(card, &shapes.route, t)?,
             experts: experts.transpose()?,
-            logits: card.zeros(t.min(LOGIT_ROWS) * share.vocab.len().max(1))?,
+            logits: card.zeros(t.min(LOGIT_ROWS) * logit_width.max(1))?,
             picks: card.zeros(LOGIT_ROWS * ROW_WORDS)?,
             pick_count: card.zeros(1)?,
             bests: card.zeros(LOGIT_ROWS * 2)?,

@@ -104,6 +104,8 @@ struct Kernels {
 pub struct CudaBackend {
     spec: ModelSpec,
     share: RankShare,
+    /// Of the model's layers, those of its stage.
+    layers: Range<usize>,
     rows_max: usize,
     card: Card,
     weights: CudaWeights,
@@ -128,14 +130,16 @@ impl CudaBackend {
     ) -> Result<Self, CudaError> {
         let spec = assignment.spec.clone();
         let (stage, share) = assignment.plan.share(assignment.rank);
-        assert!(stage.layers == (0..spec.layer_count()), "one stage holds every layer");
+        let layers = stage.layers.clone();
+        // Only the last stage has logits.
+        let logits = if layers.end == spec.layer_count() { share.vocab.clone() } else { 0..0 };
         let card = weights.card().clone();
         let shapes = Shapes::of(&spec, share);
         let rows_max = assignment.step_tokens_max as usize;
-        let kernels = Kernels::new(&card, &spec, share, &shapes, &assignment.sampleable, rows_max)?;
+        let kernels = Kernels::new(&card, &spec, &shapes, logits.clone(), &assignment.sampleable, rows_max)?;
         let kv_heads = share.kv_heads.len();
         let caches = if kv_heads > 0 {
-            kv::caches(&card, &spec.layers, assignment.kv_blocks, kv_heads, spec.head_dim)?
+            kv::caches(&card, &spec.layers[layers.clone()], assignment.kv_blocks, kv_heads, spec.head_dim)?
         } else {
             Vec::new()
         };
@@ -144,13 +148,14 @@ impl CudaBackend {
             rows_max,
             caches,
             batch: DeviceBatch::new(&card, &spec, shapes.attention, rows_max, blocks_max)?,
-            a: Activations::new(&card, &spec, share, &shapes, &kernels, rows_max)?,
+            a: Activations::new(&card, &spec, (layers.len(), logits.len()), &shapes, &kernels, rows_max)?,
             graphs: settings.graphs.then(Graphs::default),
             row: Vec::new(),
-            host: HostLogits::new(share.vocab.len()),
+            host: HostLogits::new(logits.len()),
             failed: None,
             kernels,
             share: share.clone(),
+            layers,
             spec,
             card,
             weights,
@@ -178,6 +183,13 @@ impl CudaBackend {
         &mut self.a.y
     }
 
+    /// Of a layer, in `chosen`.
+    fn choices(&self, layer: usize) -> Range<usize> {
+        let of_layer = self.rows_max * self.spec.experts_per_token;
+        let start = (layer - self.layers.start) * of_layer;
+        start..start + of_layer
+    }
+
     fn zero_y(&mut self) -> Result<(), CudaError> {
         let mut y = self.a.y.values.slice_mut(..self.batch.t() * self.spec.hidden);
         self.card.stream().memset_zeros(&mut y).map_err(CudaError::doing("clear a sum"))
@@ -188,14 +200,13 @@ impl Kernels {
     fn new(
         card: &Card,
         spec: &ModelSpec,
-        share: &RankShare,
         shapes: &Shapes,
+        vocab: Range<usize>,
         sampleable: &[Range<TokenId>],
         rows_max: usize,
     ) -> Result<Self, CudaError> {
         let limit = spec.swiglu_limit;
         let experts = shapes.experts.as_ref().map(|shape| ExpertKernels::new(card, shape, limit, rows_max));
-        let vocab = share.vocab.clone();
         let sample = (!vocab.is_empty()).then(|| SampleKernels::new(card, vocab, sampleable, LOGIT_ROWS));
         Ok(Kernels {
             norm: NormKernels::new(card, spec.hidden, spec.norm_eps as f32)?,
@@ -227,6 +238,24 @@ impl Backend for CudaBackend {
             s.kernels.norm.embed(t, &rows, &tokens, &table, vocab, &mut x, &mut y)
         });
         self.sum()
+    }
+
+    fn enter(&mut self, batch: &Batch) -> &mut DeviceSum {
+        self.a.y.len = batch.rows() * self.spec.hidden;
+        self.attempt(|s| {
+            let mut x = s.a.x.slice_mut(..s.a.y.len);
+            s.card.stream().memset_zeros(&mut x).map_err(CudaError::doing("clear what a stage begins with"))
+        });
+        &mut self.a.y
+    }
+
+    fn leave(&mut self, batch: &Batch) -> &mut DeviceSum {
+        self.attempt(|s| {
+            let mut y = s.a.y.values.as_view_mut();
+            s.kernels.norm.add(batch.rows(), &s.batch.rows(), &s.a.x.as_view(), &mut y)
+        });
+        self.a.y.len = batch.rows() * self.spec.hidden;
+        &mut self.a.y
     }
 
     fn add_norm(&mut self, norm: Norm, _: &Batch) {
@@ -262,7 +291,7 @@ impl Backend for CudaBackend {
             let linear = Linear::new(weight, Some(bias), kernels.shape().qkv_width(), s.spec.hidden);
             let mut qkv = s.a.qkv.as_view_mut();
             s.kernels.dense.product(t, &rows, &s.a.h.as_view(), &linear, &mut qkv)?;
-            let cache = &mut s.caches[layer];
+            let cache = &mut s.caches[layer - s.layers.start];
             let (step, rotation) = (s.batch.step_rows(s.spec.layers[layer]), s.batch.rotation());
             let mut cache = CacheMut { keys: cache.keys.as_view_mut(), values: cache.values.as_view_mut() };
             let mut q = s.a.q.as_view_mut();
@@ -275,7 +304,7 @@ impl Backend for CudaBackend {
             let (Some(kernels), Some(partials)) = (&s.kernels.attention, &mut s.a.partials) else {
                 return Ok(());
             };
-            let cache = &s.caches[layer];
+            let cache = &s.caches[layer - s.layers.start];
             let kind = s.spec.layers[layer];
             let window = (kind == LayerKind::Window).then_some(s.spec.window as u32);
             let sinks = s.weights.layer_bf16(layer, LayerTensor::Sinks).expect("a rank with heads has sinks");
@@ -314,14 +343,15 @@ impl Backend for CudaBackend {
             let (t, rows) = (s.batch.t(), s.batch.rows());
             let weight = s.weights.layer_bf16(layer, LayerTensor::RouterWeight).expect("on every rank");
             let bias = s.weights.layer_bf16(layer, LayerTensor::RouterBias).expect("on every rank");
-            let choices = s.rows_max * s.spec.experts_per_token;
-            let mut chosen = s.a.chosen.slice_mut(layer * choices..(layer + 1) * choices);
+            let choices = s.choices(layer);
+            let mut chosen = s.a.chosen.slice_mut(choices);
             let h = s.a.h32.as_view();
             s.kernels.route.route(t, &rows, &h, &weight, &bias, &mut chosen, &mut s.a.routes)
         });
     }
 
     fn experts(&mut self, layer: usize, _: &Batch) -> &mut DeviceSum {
+        let choices = self.choices(layer);
         self.attempt(|s| {
             use LayerTensor::{DownBias, DownBlocks, DownScales, GateUpBias, GateUpBlocks, GateUpScales};
             let (Some(kernels), Some(buffers)) = (&s.kernels.experts, &mut s.a.experts) else {
@@ -337,8 +367,7 @@ impl Backend for CudaBackend {
                 down: product(DownBlocks, DownScales, DownBias),
             };
             let (t, rows) = (s.batch.t(), s.batch.rows());
-            let choices = s.rows_max * s.spec.experts_per_token;
-            let chosen = s.a.chosen.slice(layer * choices..(layer + 1) * choices);
+            let chosen = s.a.chosen.slice(choices.clone());
             let mut y = s.a.y.values.as_view_mut();
             kernels.run(t, &rows, &s.a.routes, &chosen, &weights, buffers, &mut y)
         });
@@ -375,8 +404,8 @@ impl Backend for CudaBackend {
         let mut routing = Vec::new();
         self.attempt(|s| {
             let per_token = s.spec.experts_per_token;
-            for layer in 0..s.spec.layer_count() {
-                let first = (layer * s.rows_max + row) * per_token;
+            for layer in s.layers.clone() {
+                let first = s.choices(layer).start + row * per_token;
                 let mut experts = vec![0; per_token];
                 let copied =
                     s.card.stream().memcpy_dtoh(&s.a.chosen.slice(first..first + per_token), &mut experts);

@@ -4,6 +4,7 @@
 //   add_norm_attention  x += y; h = x / rms(x) · w      h: act [T, H]
 //   add_norm_mlp        the same                        h: f32 [T, H] for the router, which makes the experts' f16
 //   norm_final          the same for the logit rows     h: act [logit rows, H]
+//   add                 y += x: what a stage hands on
 //
 // x, y: f32 [T, H]; w: bf16 [H]; E: bf16 [V, H]. HIDDEN is H, a multiple of 32.
 //
@@ -40,7 +41,7 @@ struct Quad {
     uint2 w;  // four bf16
 };
 
-__device__ __forceinline__ float4 add(float4 a, float4 b) {
+__device__ __forceinline__ float4 plus(float4 a, float4 b) {
     return make_float4(__fadd_rn(a.x, b.x), __fadd_rn(a.y, b.y), __fadd_rn(a.z, b.z), __fadd_rn(a.w, b.w));
 }
 
@@ -75,7 +76,7 @@ struct Part {
         for (unsigned i = 0; i < SHARE; ++i) {
             const unsigned quad = threadIdx.x + i * THREADS;
             if (quad < QUADS) {
-                quads[i].x = add(quads[i].x, added[i]);
+                quads[i].x = plus(quads[i].x, added[i]);
                 reinterpret_cast<float4*>(x)[quad] = quads[i].x;
                 reinterpret_cast<float4*>(row)[quad] = quads[i].x;
             }
@@ -192,4 +193,15 @@ norm_final(const unsigned* __restrict__ logit_row_count, const unsigned* __restr
     part.load(x + from, y + from, w);
     const float factor = add_and_factor(part, x + from, eps);
     store_act(h + static_cast<unsigned long long>(i) * HIDDEN, part, factor);
+}
+
+// Grid: T.
+extern "C" __global__ void __launch_bounds__(THREADS)
+add(const unsigned* __restrict__ rows, const float* __restrict__ x, float* __restrict__ y) {
+    if (blockIdx.x >= *rows) return;
+    const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * QUADS;
+    for (unsigned quad = threadIdx.x; quad < QUADS; quad += THREADS) {
+        float4* sum = reinterpret_cast<float4*>(y) + at + quad;
+        *sum = plus(reinterpret_cast<const float4*>(x)[at + quad], *sum);
+    }
 }

@@ -1,4 +1,4 @@
-//! Launches `norm.cu`: embedding, and x += y with RMSNorm.
+//! Launches `norm.cu`: embedding, x += y with RMSNorm, and what a stage hands on.
 //! Letters as in [`crate::model`]; T is the launch's rows, of which those at and past `*rows` are skipped.
 
 use super::dense::aligned;
@@ -24,6 +24,7 @@ pub struct NormKernels {
     add_norm_attention: CudaFunction,
     add_norm_mlp: CudaFunction,
     norm_final: CudaFunction,
+    add: CudaFunction,
 }
 
 /// What is added to what, and the weight of the norm that follows. x, y: f32 [T, H]; weight: bf16 [H].
@@ -51,6 +52,7 @@ impl NormKernels {
             add_norm_attention: module.kernel("add_norm_attention")?,
             add_norm_mlp: module.kernel("add_norm_mlp")?,
             norm_final: module.kernel("norm_final")?,
+            add: module.kernel("add")?,
         })
     }
 
@@ -129,6 +131,23 @@ impl NormKernels {
         launch.arg(logit_row_count).arg(logit_rows).arg(x).arg(y).arg(weight).arg(&self.eps).arg(h);
         // SAFETY: the arguments are those of the kernel; the caller's logit rows are rows of x.
         unsafe { launch.launch(blocks(n)) }?;
+        Ok(())
+    }
+
+    /// y += x. x, y: f32 [T, H].
+    pub fn add(
+        &self,
+        t: usize,
+        rows: &CudaView<'_, u32>,
+        x: &CudaView<'_, f32>,
+        y: &mut CudaViewMut<'_, f32>,
+    ) -> Result<(), CudaError> {
+        assert!(!rows.is_empty() && x.len() >= t * self.hidden && y.len() >= t * self.hidden);
+        assert!(aligned(x, 16, &self.stream), "x is read 16 bytes at a time");
+        let mut launch = self.stream.launch_builder(&self.add);
+        launch.arg(rows).arg(x).arg(y);
+        // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
+        unsafe { launch.launch(blocks(t)) }?;
         Ok(())
     }
 

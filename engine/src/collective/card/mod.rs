@@ -74,6 +74,8 @@ pub struct CardCollective<L: Collective> {
     deadline: Duration,
     failed: Option<CollectiveError>,
     report: StartReport,
+    /// What is handed on, on its way from one card to another.
+    handed: Vec<f32>,
 }
 
 enum Way {
@@ -165,6 +167,7 @@ impl<L: Collective> CardCollective<L> {
             deadline: settings.deadline / 2,
             failed: None,
             report: StartReport::default(),
+            handed: Vec::new(),
         };
         if this.link.size() > 1 {
             this.agree_on_a_way(settings, host_source)?;
@@ -282,7 +285,7 @@ impl<L: Collective> CardCollective<L> {
         source: &Source,
         in_card: bool,
     ) -> Result<Result<Way, String>, CollectiveError> {
-        let (rank, size) = (self.link.rank(), self.link.size());
+        let (rank, size) = (Rank(self.link.place() as u16), self.link.size());
         let card = in_card.then_some(&self.card);
         let made = (rank == Rank(0)).then(|| host::create(size, self.elements_max, card));
         let invitation = made.as_ref().map(|made| made.as_ref().map(|made| &made.2).map_err(Clone::clone));
@@ -308,7 +311,7 @@ impl<L: Collective> CardCollective<L> {
     }
 
     fn make_nccl(&mut self, wire: Wire) -> Result<Result<Way, String>, CollectiveError> {
-        let (rank, size) = (self.link.rank(), self.link.size());
+        let (rank, size) = (Rank(self.link.place() as u16), self.link.size());
         let nccl = Nccl::open().map_err(|error| error.to_string());
         // The id lets any process in that has it: it goes to members only, by the link that they proved
         // themselves on.
@@ -342,7 +345,7 @@ impl<L: Collective> CardCollective<L> {
 
     /// Sums what tells right from wrong, by itself: says nothing over the link, unless the way does.
     fn check(&mut self, exactness: Exactness, y: &mut DeviceSum) -> Result<Finding, String> {
-        let (rank, size) = (self.link.rank().index(), self.link.size());
+        let (rank, size) = (self.link.place(), self.link.size());
         let mut hasher = blake3::Hasher::new();
         let mut fault = None;
         let lengths = check::lengths(self.elements_max);
@@ -379,6 +382,12 @@ impl<L: Collective> CardCollective<L> {
             Ok(Latency { elements, time: times[times.len() / 2] })
         };
         lengths.into_iter().map(latency).collect()
+    }
+
+    /// A copy between the card and memory that is used again.
+    fn wait_for_copy(&self) -> Result<(), CollectiveError> {
+        let operation = Operation::AllReduce;
+        self.card.synchronize().map_err(|error| CollectiveError::Card { operation, error })
     }
 
     fn scratch(&self) -> Result<DeviceSum, String> {
@@ -519,9 +528,32 @@ impl<L: Collective> AllReduce<DeviceSum> for CardCollective<L> {
         self.run(|this| {
             this.try_settle().map_err(|trouble| {
                 let behind = if let Way::Host(host) = &this.way { host.behind() } else { Vec::new() };
+                // Who is behind there is a place.
+                let behind = behind.into_iter().map(|place| this.link.member(place.index())).collect();
                 this.abort_way();
                 this.blame(trouble, behind)
             })
+        })
+    }
+
+    fn hand_on(&mut self, x: &mut DeviceSum) -> Result<(), CollectiveError> {
+        AllReduce::<DeviceSum>::settle(self)?;
+        self.run(|this| {
+            this.handed.resize(x.len, 0.0);
+            let copied = x.stream.memcpy_dtoh(&x.values.slice(..x.len), &mut this.handed);
+            copied.map_err(|error| failed("copy from the card", error))?;
+            this.wait_for_copy()?;
+            this.link.hand_on(&mut this.handed)
+        })
+    }
+
+    fn take_over(&mut self, x: &mut DeviceSum) -> Result<(), CollectiveError> {
+        self.run(|this| {
+            this.handed.resize(x.len, 0.0);
+            this.link.take_over(&mut this.handed)?;
+            let copied = x.stream.memcpy_htod(&this.handed, &mut x.values.slice_mut(..x.len));
+            copied.map_err(|error| failed("copy to the card", error))?;
+            this.wait_for_copy()
         })
     }
 }
@@ -534,6 +566,14 @@ impl<L: Collective> AllReduce<[f32]> for CardCollective<L> {
     fn settle(&mut self) -> Result<(), CollectiveError> {
         self.run(|this| this.link.settle())
     }
+
+    fn hand_on(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(|this| this.link.hand_on(x))
+    }
+
+    fn take_over(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(|this| this.link.take_over(x))
+    }
 }
 
 impl<L: Collective> Collective for CardCollective<L> {
@@ -543,6 +583,18 @@ impl<L: Collective> Collective for CardCollective<L> {
 
     fn size(&self) -> usize {
         self.link.size()
+    }
+
+    fn place(&self) -> usize {
+        self.link.place()
+    }
+
+    fn tell(&mut self, tokens: &[u8]) -> Result<(), CollectiveError> {
+        self.run(|this| this.link.tell(tokens))
+    }
+
+    fn hear(&mut self, wait: bool, out: &mut Vec<u8>) -> Result<bool, CollectiveError> {
+        self.run(|this| this.link.hear(wait, out))
     }
 
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {

@@ -7,7 +7,7 @@
 //! | 4 | operation |
 //! | 5..8 | zero |
 //! | 8..16 | epoch |
-//! | 16..24 | sequence number of the message in its epoch |
+//! | 16..24 | sequence number of the message in its epoch; between stages, on its link |
 //! | 24..32 | bytes that follow; in "gives up": none, but the culprit's rank + 1, or 0; in "rings": none |
 
 use crate::collective::{CollectiveError, Operation};
@@ -26,6 +26,8 @@ enum Kind {
     Barrier = 3,
     /// Wakes a peer that sleeps beside the memory in which something is shown; comes at any time.
     Rings = 4,
+    HandOver = 5,
+    Tokens = 6,
     GivesUp = 255,
 }
 
@@ -35,6 +37,8 @@ impl From<Operation> for Kind {
             Operation::AllReduce => Kind::AllReduce,
             Operation::AllGather => Kind::AllGather,
             Operation::Barrier => Kind::Barrier,
+            Operation::HandOver { .. } => Kind::HandOver,
+            Operation::Tokens => Kind::Tokens,
         }
     }
 }

@@ -16,6 +16,8 @@ pub(super) const GATHER_BYTES_MAX: u64 = 64 << 20;
 
 pub(super) struct Link {
     peer: Rank,
+    /// Among the ranks of the group.
+    position: usize,
     slot: usize,
     /// Of its slot, where it shares memory with this rank. Its socket then has only bells and last words.
     place: Option<usize>,
@@ -48,9 +50,10 @@ pub(super) enum Inbox<'a> {
 }
 
 impl Link {
-    pub(super) fn new(peer: Rank, slot: usize) -> Self {
+    pub(super) fn new(peer: Rank, position: usize, slot: usize) -> Self {
         Link {
             peer,
+            position,
             slot,
             place: None,
             out: 0..0,
@@ -69,6 +72,11 @@ impl Link {
 
     pub(super) fn peer(&self) -> Rank {
         self.peer
+    }
+
+    /// Place among the ranks of the group.
+    pub(super) fn position(&self) -> usize {
+        self.position
     }
 
     /// Place among the links.

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 pub(super) struct Mesh {
     rank: Rank,
+    /// Among the ranks of the group.
+    position: usize,
     epoch: Epoch,
     /// In rank order, without this rank.
     links: Vec<Link>,
@@ -56,34 +58,28 @@ pub(super) struct Streams {
 }
 
 impl Mesh {
-    /// `streams`: one for each other rank, in rank order.
+    /// `streams`: one for each other rank of the group, in rank order.
     pub(super) fn new(
         rank: Rank,
         epoch: Epoch,
         streams: Vec<(Rank, TcpStream)>,
         deadline: Duration,
+        spin: Duration,
     ) -> Result<Self, CollectiveError> {
-        for (_, stream) in &streams {
-            stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true)).map_err(|error| {
-                CollectiveError::System { doing: "set up a socket", reason: error.to_string() }
-            })?;
-        }
-        // Over loopback a peer has this rank's address.
-        let is_here = |(_, stream): &&(Rank, TcpStream)| {
-            let (theirs, ours) = (stream.peer_addr(), stream.local_addr());
-            theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs.ip() == ours.ip()))
+        Streams::prepare(&streams)?;
+        let position = streams.iter().filter(|(peer, _)| *peer < rank).count();
+        let link = |(slot, (peer, _)): (usize, &(Rank, TcpStream))| {
+            Link::new(*peer, slot + usize::from(slot >= position), slot)
         };
-        let spin = spin(1 + streams.iter().filter(is_here).count());
-        let links = streams.iter().enumerate().map(|(slot, (peer, _))| Link::new(*peer, slot)).collect();
-        let sockets: Vec<TcpStream> = streams.into_iter().map(|(_, stream)| stream).collect();
-        let poll =
-            sockets.iter().map(|socket| libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 });
+        let links = streams.iter().enumerate().map(link).collect();
+        let streams = Streams::new(streams);
         Ok(Mesh {
             rank,
+            position,
             epoch,
             links,
-            poll: poll.collect(),
-            streams: Arc::new(Streams { aborted: AtomicBool::new(false), sockets }),
+            poll: streams.to_poll(),
+            streams: Arc::new(streams),
             frame: Frame { epoch, sequence: 0, operation: Operation::Barrier },
             slots: None,
             deadline,
@@ -118,6 +114,10 @@ impl Mesh {
 
     pub(super) fn rank(&self) -> Rank {
         self.rank
+    }
+
+    pub(super) fn position(&self) -> usize {
+        self.position
     }
 
     pub(super) fn links(&self) -> &[Link] {
@@ -272,13 +272,7 @@ impl Mesh {
 
     /// Whether a peer has closed its link, or this rank's abort handle has; does not wait.
     pub(super) fn is_broken(&mut self) -> bool {
-        const GONE: libc::c_short = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
-        for (socket, poll) in self.streams.sockets.iter().zip(&mut self.poll) {
-            (poll.fd, poll.events, poll.revents) = (socket.as_raw_fd(), libc::POLLRDHUP, 0);
-        }
-        // SAFETY: as in `sleep`.
-        let ready = unsafe { libc::poll(self.poll.as_mut_ptr(), self.poll.len() as libc::nfds_t, 0) };
-        ready > 0 && self.poll.iter().any(|poll| poll.revents & GONE != 0)
+        self.streams.is_any_closed(&mut self.poll)
     }
 
     fn late(&self, waited: Duration) -> CollectiveError {
@@ -306,6 +300,16 @@ impl Mesh {
     }
 }
 
+/// How long a rank with links to all others looks before it sleeps.
+pub(super) fn spin_among(streams: &[(Rank, TcpStream)]) -> Duration {
+    // Over loopback a peer has this rank's address.
+    let is_here = |(_, stream): &&(Rank, TcpStream)| {
+        let (theirs, ours) = (stream.peer_addr(), stream.local_addr());
+        theirs.is_ok_and(|theirs| ours.is_ok_and(|ours| theirs.ip() == ours.ip()))
+    };
+    spin(1 + streams.iter().filter(is_here).count())
+}
+
 /// For `ranks` on this machine: who spins on a core that a peer needs only delays it.
 fn spin(ranks: usize) -> Duration {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -320,20 +324,60 @@ impl Drop for Mesh {
 }
 
 impl Streams {
+    pub(super) fn new(streams: Vec<(Rank, TcpStream)>) -> Streams {
+        let sockets = streams.into_iter().map(|(_, stream)| stream).collect();
+        Streams { aborted: AtomicBool::new(false), sockets }
+    }
+
+    /// For messages that leave at once, and without waiting.
+    pub(super) fn prepare(streams: &[(Rank, TcpStream)]) -> Result<(), CollectiveError> {
+        let set_up =
+            |stream: &TcpStream| stream.set_nodelay(true).and_then(|()| stream.set_nonblocking(true));
+        streams
+            .iter()
+            .try_for_each(|(_, stream)| set_up(stream))
+            .map_err(|error| CollectiveError::System { doing: "set up a socket", reason: error.to_string() })
+    }
+
+    /// One for each socket.
+    pub(super) fn to_poll(&self) -> Vec<libc::pollfd> {
+        let poll = |socket: &TcpStream| libc::pollfd { fd: socket.as_raw_fd(), events: 0, revents: 0 };
+        self.sockets.iter().map(poll).collect()
+    }
+
+    pub(super) fn sockets(&self) -> &[TcpStream] {
+        &self.sockets
+    }
+
+    pub(super) fn is_aborted(&self) -> bool {
+        self.aborted.load(Ordering::SeqCst)
+    }
+
     pub(super) fn abort(&self) {
         self.aborted.store(true, Ordering::SeqCst);
         self.close();
     }
 
-    fn close(&self) {
+    pub(super) fn close(&self) {
         for socket in &self.sockets {
             // One that is closed already is what is wanted.
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
+    /// Whether a peer has closed its link, or this rank has. `poll`: one for each socket.
+    pub(super) fn is_any_closed(&self, poll: &mut [libc::pollfd]) -> bool {
+        const GONE: libc::c_short = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR | libc::POLLNVAL;
+        for (socket, poll) in self.sockets.iter().zip(&mut *poll) {
+            (poll.fd, poll.events, poll.revents) = (socket.as_raw_fd(), libc::POLLRDHUP, 0);
+        }
+        // SAFETY: the pointer and the length are those of one vector, which nobody else uses.
+        let ready = unsafe { libc::poll(poll.as_mut_ptr(), poll.len() as libc::nfds_t, 0) };
+        ready > 0 && poll.iter().any(|poll| poll.revents & GONE != 0)
+    }
+
     /// A link that this rank's own abort closed is nobody's fault.
-    fn cause(&self, error: CollectiveError) -> CollectiveError {
+    pub(super) fn cause(&self, error: CollectiveError) -> CollectiveError {
         if self.aborted.load(Ordering::SeqCst) { CollectiveError::Aborted } else { error }
     }
 }

@@ -5,6 +5,8 @@
 //! latency. A long one is summed piece by piece, each rank one piece for all: two messages deep, with
 //! less to move. Both sum each element in rank order, so the bits are the same, over whichever links.
 //!
+//! Ranks of other stages are met too, and have links of their own ([`neighbours`]).
+//!
 //! In memory ([`slots`]) a rank writes its part once and the others read it where it lies; the link beside it
 //! rings who sleeps, and its end tells of a peer's. Members prove that they hold the group's key when they
 //! meet ([`handshake`]); afterwards nothing is encrypted nor signed. A network that is not trusted needs a
@@ -16,15 +18,21 @@ mod frame;
 mod handshake;
 mod link;
 mod mesh;
+mod neighbours;
+mod pairs;
+mod pipe;
 mod sharing;
 mod slots;
 mod sums;
 
+use super::stages::{self, Seat};
 use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation, Stop};
 use flotilla_shared::{Epoch, Links, Rank, Reach, WireFormat};
 use frame::Length;
 use link::{GATHER_BYTES_MAX, Inbox};
 use mesh::{Mesh, Outgoing};
+use neighbours::Neighbours;
+use pipe::Pipe;
 use slots::{SHOWN_BYTES_MAX, Slots};
 use std::net::TcpListener;
 use std::sync::Arc;
@@ -46,13 +54,28 @@ pub(crate) fn fuzz_frame(bytes: &[u8]) {
 
 /// One rank of a group of processes.
 pub struct ProcessCollective {
+    seat: Seat,
+    /// With the ranks of this one's stage.
     mesh: Mesh,
+    /// Links to those of other stages.
+    neighbours: Neighbours,
     /// Whether some ranks of the group share memory, and whether all do.
     any_share: bool,
     all_share: bool,
     wire: WireFormat,
     buffers: Buffers,
+    /// Of an x that is gathered.
+    pieces: Vec<u8>,
     failed: Option<CollectiveError>,
+}
+
+/// All ranks that meet.
+#[derive(Clone, Copy, Debug)]
+pub struct Peers<'a> {
+    /// `host:port` of each.
+    pub addresses: &'a [String],
+    /// So many of each stage, which are numbered through.
+    pub stages: &'a [usize],
 }
 
 impl ProcessCollective {
@@ -69,25 +92,40 @@ impl ProcessCollective {
         epoch: Epoch,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
+        let peers = Peers { addresses: peers, stages: &[peers.len()] };
         Self::connect_unless(&Stop::default(), rank, listener, peers, group_key, epoch, deadline)
     }
 
-    /// The same, unless it is stopped before; `stop` then has the group's abort handle.
+    /// The same, of ranks that may be cut into stages, unless it is stopped before; `stop` then has the group's abort
+    /// handle. The ranks of this one's stage are the group; all others are met too, and prove themselves like them.
     pub fn connect_unless(
         stop: &Stop,
         rank: Rank,
         listener: TcpListener,
-        peers: &[String],
+        peers: Peers<'_>,
         group_key: &[u8; 32],
         epoch: Epoch,
         deadline: Duration,
     ) -> Result<Self, CollectiveError> {
-        assert!(rank.index() < peers.len(), "rank {rank} of {}", peers.len());
-        let streams = formation::meet(stop, rank, listener, peers, group_key, epoch, deadline)?;
-        let mesh = Mesh::new(rank, epoch, streams, deadline)?;
-        let (any_share, all_share, wire) = (false, false, WireFormat::F32);
-        let mut group =
-            ProcessCollective { mesh, any_share, all_share, wire, buffers: Buffers::default(), failed: None };
+        let addresses = peers.addresses;
+        assert!(rank.index() < addresses.len(), "rank {rank} of {}", addresses.len());
+        assert_eq!(peers.stages.iter().sum::<usize>(), addresses.len(), "ranks of all stages");
+        let seat = Seat::new(peers.stages, rank.index());
+        let streams = formation::meet(stop, rank, listener, addresses, group_key, epoch, deadline)?;
+        // Ranks of all stages may be of one machine.
+        let spin = mesh::spin_among(&streams);
+        let (own, others) = streams.into_iter().partition(|(peer, _)| seat.ranks().contains(&peer.index()));
+        let mut group = ProcessCollective {
+            seat,
+            mesh: Mesh::new(rank, epoch, own, deadline, spin)?,
+            neighbours: Neighbours::new(epoch, others, deadline, spin)?,
+            any_share: false,
+            all_share: false,
+            wire: WireFormat::F32,
+            buffers: Buffers::default(),
+            pieces: Vec::new(),
+            failed: None,
+        };
         stop.watch_over(group.abort_handle());
         // Nobody computes before everybody is there.
         group.barrier()?;
@@ -97,24 +135,35 @@ impl ProcessCollective {
     /// Links the ranks as planned: every rank calls it once, with the same `links`. Ranks that are to share
     /// memory and cannot go on by TCP, all of their host; the answer says why.
     pub fn link(&mut self, links: &Links) -> Result<Reach, CollectiveError> {
-        self.link_with(links, &Slots::open)
+        self.link_with(links, &Slots::open, &Pipe::open)
     }
 
-    fn link_with(&mut self, links: &Links, open: sharing::Open<'_>) -> Result<Reach, CollectiveError> {
+    fn link_with(
+        &mut self,
+        links: &Links,
+        open: sharing::Open<'_>,
+        open_pipe: pairs::Open<'_>,
+    ) -> Result<Reach, CollectiveError> {
         let shared = sharing::share(self, links, open).inspect_err(|error| self.end(error.clone()))?;
         (self.any_share, self.all_share) = (shared.any, shared.all);
         self.wire = links.wire;
-        Ok(shared.reach)
+        let why_not = pairs::share(self, links, open_pipe).inspect_err(|error| self.end(error.clone()))?;
+        let Reach { mut by_memory, not_shared } = shared.reach;
+        by_memory.extend(self.neighbours.by_memory());
+        by_memory.sort_unstable();
+        Ok(Reach { by_memory, not_shared: not_shared.or(why_not) })
     }
 
     /// How long an operation may take from now on.
     pub fn set_deadline(&mut self, deadline: Duration) {
         self.mesh.set_deadline(deadline);
+        self.neighbours.set_deadline(deadline);
     }
 
     /// How long an operation looks for the others before it sleeps.
     pub fn set_spin(&mut self, spin: Duration) {
         self.mesh.set_spin(spin);
+        self.neighbours.set_spin(spin);
     }
 
     fn try_all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
@@ -130,7 +179,7 @@ impl ProcessCollective {
             self.gather_round(operation, mine, round)?;
         }
         out.clear();
-        let (below, above) = self.mesh.links().split_at(self.rank().index());
+        let (below, above) = self.mesh.links().split_at(self.place());
         below.iter().for_each(|link| out.extend_from_slice(link.received()));
         out.extend_from_slice(mine);
         above.iter().for_each(|link| out.extend_from_slice(link.received()));
@@ -171,6 +220,12 @@ impl ProcessCollective {
         self.mesh.exchange(Operation::Barrier, &Outgoing::plain(&[]), Inbox::Ranges(&mut []))
     }
 
+    /// Tells all ranks, of all stages.
+    fn give_up(&self, culprit: Option<Rank>) {
+        self.mesh.give_up(culprit);
+        self.neighbours.give_up(culprit);
+    }
+
     /// Runs an operation unless one has failed before; the first error ends the group.
     fn run(
         &mut self,
@@ -180,7 +235,7 @@ impl ProcessCollective {
             return Err(error.clone());
         }
         attempt(self).inspect_err(|error| {
-            self.mesh.give_up(error.culprit());
+            self.give_up(error.culprit());
             self.failed = Some(error.clone());
         })
     }
@@ -189,6 +244,17 @@ impl ProcessCollective {
 impl AllReduce<[f32]> for ProcessCollective {
     fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
         self.run(|this| this.sum(x))
+    }
+
+    fn hand_on(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(|this| stages::hand_on(this, x))
+    }
+
+    fn take_over(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let result = self.run(|this| stages::take_over(this, x, &mut pieces));
+        self.pieces = pieces;
+        result
     }
 }
 
@@ -201,6 +267,23 @@ impl Collective for ProcessCollective {
         self.mesh.links().len() + 1
     }
 
+    fn place(&self) -> usize {
+        self.seat.place()
+    }
+
+    fn tell(&mut self, tokens: &[u8]) -> Result<(), CollectiveError> {
+        self.run(|this| stages::tell(this, tokens))
+    }
+
+    fn hear(&mut self, wait: bool, out: &mut Vec<u8>) -> Result<bool, CollectiveError> {
+        let mut heard = false;
+        self.run(|this| {
+            heard = stages::hear(this, wait, out)?;
+            Ok(())
+        })?;
+        Ok(heard)
+    }
+
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
         self.run(|this| this.try_all_gather(mine, out))
     }
@@ -210,18 +293,18 @@ impl Collective for ProcessCollective {
     }
 
     fn is_broken(&mut self) -> bool {
-        self.failed.is_some() || self.mesh.is_broken()
+        self.failed.is_some() || self.mesh.is_broken() || self.neighbours.is_broken()
     }
 
     fn end(&mut self, error: CollectiveError) {
         if self.failed.is_none() {
-            self.mesh.give_up(error.culprit());
+            self.give_up(error.culprit());
             self.failed = Some(error);
         }
     }
 
     fn abort_handle(&self) -> AbortHandle {
-        let streams = Arc::clone(self.mesh.streams());
-        AbortHandle::new(move || streams.abort())
+        let streams = [self.mesh.streams(), self.neighbours.streams()].map(Arc::clone);
+        AbortHandle::new(move || streams.iter().for_each(|streams| streams.abort()))
     }
 }

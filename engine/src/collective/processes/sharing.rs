@@ -9,6 +9,7 @@ use crate::collective::memory::Invitation;
 use crate::collective::{Collective, CollectiveError};
 use flotilla_shared::{Links, Rank, Reach};
 use std::io;
+use std::ops::Range;
 
 /// Opens what a rank is invited to; tests fail here.
 pub(super) type Open<'a> = &'a dyn Fn(&Invitation, Vec<Rank>, Rank) -> io::Result<Slots>;
@@ -28,7 +29,9 @@ pub(super) fn share(
     links: &Links,
     open: Open<'_>,
 ) -> Result<Shared, CollectiveError> {
-    let (us, hosts) = (group.rank(), hosts(links, group.size()));
+    let (us, hosts) = (group.rank(), hosts(links, group.seat.ranks()));
+    let first_of_stage = group.seat.ranks().start;
+    let place = |rank: &Rank| rank.index() - first_of_stage;
     let members = hosts.iter().find(|members| members.contains(&us)).cloned().unwrap_or_default();
     let made = (members.first() == Some(&us)).then(|| Slots::create(members.clone(), us));
     let (mut slots, file, invitation) = match made {
@@ -38,7 +41,7 @@ pub(super) fn share(
     };
     let invitations: Vec<Option<Result<Invitation, String>>> = gather(group, &invitation)?;
     if let Some(&first) = members.first().filter(|&&first| first != us) {
-        slots = match invitations.get(first.index()).cloned().flatten() {
+        slots = match invitations.get(place(&first)).cloned().flatten() {
             Some(Ok(invitation)) => open(&invitation, members.clone(), us)
                 .map_err(|error| format!("cannot open the memory of rank {first}: {error}")),
             Some(Err(reason)) => Err(format!("rank {first} cannot make memory: {reason}")),
@@ -48,8 +51,7 @@ pub(super) fn share(
     let why_not: Vec<Option<String>> = gather(group, &slots.as_ref().err())?;
     drop(file);
     let fault = |members: &[Rank]| {
-        let said =
-            |rank: &Rank| why_not[rank.index()].as_ref().map(|reason| format!("rank {rank}: {reason}"));
+        let said = |rank: &Rank| why_not[place(rank)].as_ref().map(|reason| format!("rank {rank}: {reason}"));
         members.iter().find_map(said)
     };
     let faults: Vec<Option<String>> = hosts.iter().map(|members| fault(members)).collect();
@@ -69,10 +71,10 @@ pub(super) fn share(
     Ok(Shared { reach, any, all: any && hosts[0].len() == group.size() })
 }
 
-/// Ranks that are to share memory, those of each host; none alone.
-fn hosts(links: &Links, size: usize) -> Vec<Vec<Rank>> {
+/// Of `ranks`, those that are to share memory, those of each host; none alone.
+fn hosts(links: &Links, ranks: Range<usize>) -> Vec<Vec<Rank>> {
     let mut hosts: Vec<(u16, Vec<Rank>)> = Vec::new();
-    for (rank, &host) in links.hosts.iter().enumerate().take(size) {
+    for (rank, &host) in links.hosts.iter().enumerate().filter(|(rank, _)| ranks.contains(rank)) {
         match hosts.iter_mut().find(|(number, _)| *number == host) {
             Some((_, members)) => members.push(Rank(rank as u16)),
             None => hosts.push((host, vec![Rank(rank as u16)])),
@@ -85,6 +87,7 @@ fn hosts(links: &Links, size: usize) -> Vec<Vec<Rank>> {
 mod tests {
     use super::*;
     use crate::collective::AllReduce;
+    use crate::collective::processes::pipe::Pipe;
     use flotilla_shared::{Epoch, WireFormat};
     use std::net::TcpListener;
     use std::time::Duration;
@@ -101,11 +104,14 @@ mod tests {
                 let (us, deadline) = (Rank(rank as u16), Duration::from_secs(20));
                 let mut group =
                     ProcessCollective::connect(us, listener, &peers, &[1; 32], Epoch(1), deadline)?;
-                let reach =
-                    group.link_with(&links, &|invitation, members, us| match blind.contains(&us.0) {
+                let reach = group.link_with(
+                    &links,
+                    &|invitation, members, us| match blind.contains(&us.0) {
                         true => Err(io::Error::other("another container")),
                         false => Slots::open(invitation, members, us),
-                    })?;
+                    },
+                    &Pipe::open,
+                )?;
                 let mut x = vec![us.0 as f32; 70_000];
                 group.all_reduce(&mut x)?;
                 Ok((reach, x[69_999]))

@@ -91,11 +91,11 @@ impl ProcessCollective {
 
     /// x: f32 [n]
     fn sum_pieces(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
-        let (n, size, rank) = (x.len(), self.size(), self.rank().index());
+        let (n, size, rank) = (x.len(), self.size(), self.place());
         let mine = piece(n, rank, size);
         self.buffers.parts.resize(mine.len() * (size - 1), 0.0);
         for link in self.mesh.links_mut() {
-            let (theirs, at) = (piece(n, link.peer().index(), size), mine.len() * link.slot());
+            let (theirs, at) = (piece(n, link.position(), size), mine.len() * link.slot());
             link.give(in_bytes(&theirs), bytes(n), bytes(at)..bytes(at + mine.len()));
         }
         let inbox = Inbox::Ranges(bytemuck::cast_slice_mut(&mut self.buffers.parts));
@@ -105,7 +105,7 @@ impl ProcessCollective {
 
     /// x: f32 [n]; each piece is coded for itself.
     fn sum_pieces_coded(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
-        let (n, size, rank) = (x.len(), self.size(), self.rank().index());
+        let (n, size, rank) = (x.len(), self.size(), self.place());
         let each = coded::bytes(piece(n, rank, size).len());
         self.buffers.code.clear();
         let coded: Vec<Range<usize>> = (0..size)
@@ -117,7 +117,7 @@ impl ProcessCollective {
             .collect();
         self.buffers.coded_parts.resize(each * (size - 1), 0);
         for link in self.mesh.links_mut() {
-            let (of, at) = (link.peer().index(), each * link.slot());
+            let (of, at) = (link.position(), each * link.slot());
             match link.place() {
                 Some(_) => link.look(in_bytes(&piece(n, of, size)), Length::Exactly(bytes(n) as u64)),
                 None => link.expect(coded[of].clone(), at..at + each),
@@ -130,21 +130,21 @@ impl ProcessCollective {
 
     /// Sums this rank's piece of x, gives it to all, and takes theirs.
     fn spread_piece(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
-        let (n, size, rank) = (x.len(), self.size(), self.rank().index());
+        let (n, size, rank) = (x.len(), self.size(), self.place());
         let mine = piece(n, rank, size);
         add(&self.mesh, &mut x[mine.clone()], n, mine.clone(), &self.buffers.parts);
         // The peers' sums land in x while this rank's are on their way out of it.
         self.buffers.sums.clear();
         self.buffers.sums.extend_from_slice(&x[mine.clone()]);
         for link in self.mesh.links_mut() {
-            let theirs = in_bytes(&piece(n, link.peer().index(), size));
+            let theirs = in_bytes(&piece(n, link.position(), size));
             link.give(0..bytes(mine.len()), theirs.len(), theirs);
         }
         let out = Outgoing::plain(bytemuck::cast_slice(&self.buffers.sums));
         let inbox = Inbox::Ranges(bytemuck::cast_slice_mut(x));
         self.mesh.exchange(Operation::AllReduce, &out, inbox)?;
         for link in self.mesh.links() {
-            let theirs = piece(n, link.peer().index(), size);
+            let theirs = piece(n, link.position(), size);
             if let Some(shown) = self.mesh.shown(link, bytes(theirs.len())) {
                 x[theirs].copy_from_slice(bytemuck::cast_slice(shown));
             }
@@ -171,7 +171,7 @@ impl ProcessCollective {
 
 /// x: elements `range` of this rank's part of `n`, which becomes their sum. `parts`: of the peers on the wire.
 fn add(mesh: &Mesh, x: &mut [f32], n: usize, range: Range<usize>, parts: &[f32]) {
-    let (length, mine) = (x.len(), mesh.rank().index());
+    let (length, mine) = (x.len(), mesh.position());
     let part = |of: usize| {
         let slot = if of < mine { of } else { of - 1 };
         match mesh.shown(&mesh.links()[slot], bytes(n)) {

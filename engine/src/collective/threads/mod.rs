@@ -6,13 +6,17 @@
 //! who waits in operation k for all the others knows that they are done with reading operation k − 1.
 //!
 //! Long vectors are summed piece by piece, each rank one piece for all, with a second wait; the sums are
-//! the same, bit by bit.
+//! the same, bit by bit. What passes between stages goes by [`mail`].
 
+mod mail;
+mod shared;
+
+use super::stages::{self, Seat};
 use super::{AbortHandle, AllReduce, Collective, CollectiveError, Operation, SPIN, piece, sum_in_rank_order};
 use flotilla_shared::Rank;
-use std::cell::UnsafeCell;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use shared::{Elements, Shared, Side, lock};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Vectors longer than this are summed piece by piece: reading all of every rank costs more by then
@@ -22,138 +26,54 @@ const WHOLE_ELEMENTS_MAX: usize = 16 << 10;
 /// One rank of a group of threads.
 pub struct ThreadsCollective {
     rank: usize,
+    seat: Seat,
     shared: Arc<Shared>,
     /// Operations begun.
     operations: usize,
     /// Publications made; more than one in an operation on long vectors.
     published: u64,
     failed: Option<CollectiveError>,
+    /// Of an x that is gathered.
+    pieces: Vec<u8>,
 }
 
 /// A group of `n` ranks; an operation waits for as long as it takes.
 pub fn group(n: usize) -> Vec<ThreadsCollective> {
-    members(n, None)
+    members(&[n], None)
 }
 
 /// A group of `n` ranks, of which each operation must end within `deadline`.
 pub fn group_with_deadline(n: usize, deadline: Duration) -> Vec<ThreadsCollective> {
-    members(n, Some(deadline))
+    members(&[n], Some(deadline))
 }
 
-fn members(n: usize, deadline: Option<Duration>) -> Vec<ThreadsCollective> {
+/// Stages of so many ranks each, which are numbered through.
+pub fn stages(sizes: &[usize]) -> Vec<ThreadsCollective> {
+    members(sizes, None)
+}
+
+/// The same, with a deadline for each operation.
+pub fn stages_with_deadline(sizes: &[usize], deadline: Duration) -> Vec<ThreadsCollective> {
+    members(sizes, Some(deadline))
+}
+
+fn members(sizes: &[usize], deadline: Option<Duration>) -> Vec<ThreadsCollective> {
+    let n: usize = sizes.iter().sum();
     assert!(n > 0 && n <= usize::from(u16::MAX), "a group of {n} ranks");
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let shared = Arc::new(Shared {
-        slots: (0..n).map(|_| Slot::default()).collect(),
-        ended: Mutex::new(None),
-        has_ended: AtomicBool::new(false),
-        sleepers: AtomicUsize::new(0),
-        sleep: Mutex::new(()),
-        wake: Condvar::new(),
-        deadline,
-        // Who spins on a core that a peer needs only delays it.
-        spin: if n <= cores { SPIN } else { Duration::ZERO },
-    });
+    // Who spins on a core that a peer needs only delays it.
+    let spin = if n <= cores { SPIN } else { Duration::ZERO };
+    let shared = Arc::new(Shared::new(n, deadline, spin));
     let member = |rank| ThreadsCollective {
         rank,
+        seat: Seat::new(sizes, rank),
         shared: Arc::clone(&shared),
         operations: 0,
         published: 0,
         failed: None,
+        pieces: Vec::new(),
     };
     (0..n).map(member).collect()
-}
-
-struct Shared {
-    slots: Vec<Slot>,
-    /// Which rank ended the group first, and why.
-    ended: Mutex<Option<(Rank, CollectiveError)>>,
-    has_ended: AtomicBool,
-    sleepers: AtomicUsize,
-    sleep: Mutex<()>,
-    wake: Condvar,
-    deadline: Option<Duration>,
-    spin: Duration,
-}
-
-/// What a rank shows the others. Aligned so that two ranks' counters share no cache line.
-#[derive(Default)]
-#[repr(align(128))]
-struct Slot {
-    published: AtomicU64,
-    left: AtomicBool,
-    sides: [UnsafeCell<Side>; 2],
-}
-
-/// One operation's contribution of one rank.
-#[derive(Default)]
-struct Side {
-    operation: Option<Operation>,
-    /// Elements of `floats` or `bytes` that count.
-    len: usize,
-    floats: Vec<f32>,
-    /// Into `floats`: the owner writes its piece of the sums through it while the others read the rest.
-    data: Elements,
-    bytes: Vec<u8>,
-}
-
-struct Elements(*mut f32);
-
-impl Default for Elements {
-    fn default() -> Self {
-        Elements(std::ptr::null_mut())
-    }
-}
-
-// SAFETY: all but the sides are atomics and locks. A side is written by its owner only, between the end
-// of the operation before and its publication, when nobody reads it: readers of the same side, two
-// operations ago, have published their next one since, and the owner waited for that. From publication
-// on it is read by all; elements of `data` are written then by the owner only, in its own piece, which
-// the others read after its second publication only. Publications are release and acquire.
-unsafe impl Sync for Shared {}
-// SAFETY: as above; nothing in it belongs to a thread.
-unsafe impl Send for Shared {}
-
-impl Shared {
-    /// The contribution of a rank that has published its operation.
-    ///
-    /// # Safety
-    /// The rank's publication was seen by this thread, and this thread has not published its next one.
-    unsafe fn side(&self, rank: usize, side: usize) -> &Side {
-        // SAFETY: nobody writes to a published side (see `impl Sync`).
-        unsafe { &*self.slots[rank].sides[side].get() }
-    }
-
-    fn wake_all(&self) {
-        if self.sleepers.load(Ordering::SeqCst) > 0 {
-            drop(lock(&self.sleep));
-            self.wake.notify_all();
-        }
-    }
-
-    fn end(&self, rank: Rank, error: CollectiveError) {
-        lock(&self.ended).get_or_insert((rank, error));
-        self.has_ended.store(true, Ordering::SeqCst);
-        self.wake_all();
-    }
-
-    /// Why the group ended, as `rank` sees it.
-    fn ended_for(&self, rank: Rank, operation: Operation) -> Option<CollectiveError> {
-        if !self.has_ended.load(Ordering::SeqCst) {
-            return None;
-        }
-        let ended = lock(&self.ended);
-        let (by, error) = ended.as_ref()?;
-        Some(match *by == rank {
-            true => error.clone(),
-            false => CollectiveError::PeerGaveUp { peer: *by, operation, blamed: error.culprit() },
-        })
-    }
-}
-
-/// Nothing that could panic is done under these locks.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl ThreadsCollective {
@@ -179,14 +99,25 @@ impl ThreadsCollective {
     /// Waits until all ranks have published as often as this one.
     fn wait(&self, operation: Operation) -> Result<(), CollectiveError> {
         let start = Instant::now();
-        for peer in (0..self.size()).filter(|&peer| peer != self.rank) {
-            while !self.has_published(peer, operation)? {
-                if start.elapsed() >= self.shared.spin {
-                    self.sleep_until_published(peer, operation, start)?;
-                    break;
-                }
-                std::hint::spin_loop();
+        for peer in self.seat.ranks().filter(|&peer| peer != self.rank) {
+            let late = |waited| self.late(operation, waited);
+            self.wait_until(start, || self.has_published(peer, operation), late)?;
+        }
+        Ok(())
+    }
+
+    /// Looks for a while, then sleeps between looks.
+    fn wait_until(
+        &self,
+        start: Instant,
+        is_there: impl Fn() -> Result<bool, CollectiveError>,
+        late: impl Fn(Duration) -> CollectiveError,
+    ) -> Result<(), CollectiveError> {
+        while !is_there()? {
+            if start.elapsed() >= self.shared.spin {
+                return self.sleep_until(start, is_there, late);
             }
+            std::hint::spin_loop();
         }
         Ok(())
     }
@@ -198,6 +129,11 @@ impl ThreadsCollective {
         if slot.published.load(Ordering::SeqCst) >= self.published {
             return Ok(true);
         }
+        self.expect_more(peer, left, operation).map(|()| false)
+    }
+
+    /// Whether more may come from a peer, which had or had not `left`.
+    fn expect_more(&self, peer: usize, left: bool, operation: Operation) -> Result<(), CollectiveError> {
         if let Some(ended) = self.shared.ended_for(self.rank(), operation) {
             return Err(ended);
         }
@@ -205,21 +141,21 @@ impl ThreadsCollective {
             let (peer, reason) = (Rank(peer as u16), "its thread has ended".to_owned());
             return Err(CollectiveError::PeerLost { peer, operation, reason });
         }
-        Ok(false)
+        Ok(())
     }
 
-    fn sleep_until_published(
+    fn sleep_until(
         &self,
-        peer: usize,
-        operation: Operation,
         start: Instant,
+        is_there: impl Fn() -> Result<bool, CollectiveError>,
+        late: impl Fn(Duration) -> CollectiveError,
     ) -> Result<(), CollectiveError> {
         let shared = &*self.shared;
         let mut guard = lock(&shared.sleep);
         // Announced before the last look: who publishes after that look sees a sleeper.
         shared.sleepers.fetch_add(1, Ordering::SeqCst);
         let result = loop {
-            match self.has_published(peer, operation) {
+            match is_there() {
                 Ok(false) => {}
                 Ok(true) => break Ok(()),
                 Err(error) => break Err(error),
@@ -229,7 +165,7 @@ impl ThreadsCollective {
                 Some(Some(left)) => {
                     shared.wake.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
                 }
-                Some(None) => break Err(self.late(operation, start.elapsed())),
+                Some(None) => break Err(late(start.elapsed())),
             };
         };
         shared.sleepers.fetch_sub(1, Ordering::SeqCst);
@@ -239,14 +175,15 @@ impl ThreadsCollective {
     fn late(&self, operation: Operation, waited: Duration) -> CollectiveError {
         let is_late =
             |&rank: &usize| self.shared.slots[rank].published.load(Ordering::SeqCst) < self.published;
-        let missing: Vec<Rank> = (0..self.size()).filter(is_late).map(|rank| Rank(rank as u16)).collect();
+        let missing = self.seat.ranks().filter(is_late).map(|rank| Rank(rank as u16));
+        let missing: Vec<Rank> = missing.collect();
         let peer = missing.first().copied().unwrap_or(self.rank());
         CollectiveError::Deadline { peer, missing, size: self.size(), operation, waited }
     }
 
     /// That all do the same, as far as can be seen; `len` is `None` where lengths may differ.
     fn compare(&self, side: usize, operation: Operation, len: Option<usize>) -> Result<(), CollectiveError> {
-        for rank in 0..self.size() {
+        for rank in self.seat.ranks() {
             // SAFETY: all have published this operation, this rank has not published its next.
             let theirs = unsafe { self.shared.side(rank, side) };
             let mismatch = |field, expected: String, found: String| {
@@ -270,40 +207,42 @@ impl ThreadsCollective {
 
     fn try_all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
         let operation = Operation::AllReduce;
-        let (n, size, rank) = (x.len(), self.size(), self.rank);
+        let (n, size, place) = (x.len(), self.size(), self.place());
+        let ranks = self.seat.ranks();
         let side = self.contribute(operation, n, |mine| {
             mine.floats.clear();
             mine.floats.extend_from_slice(x);
         });
         self.wait(operation)?;
         self.compare(side, operation, Some(n))?;
+        // Of the rank at a place.
         let elements = |of: usize, range: std::ops::Range<usize>| {
             // SAFETY: all have published this operation, with `n` elements, and this rank has not
             // published its next; `range` is written, if at all, before the publication awaited last.
             unsafe {
-                let data = self.shared.side(of, side).data.0;
+                let data = self.shared.side(ranks.start + of, side).data.0;
                 std::slice::from_raw_parts(data.add(range.start), range.len())
             }
         };
         if n <= WHOLE_ELEMENTS_MAX || size <= 2 {
-            sum_in_rank_order(x, rank, size, |of| elements(of, 0..n));
+            sum_in_rank_order(x, place, size, |of| elements(of, 0..n));
             return Ok(());
         }
-        let mine = piece(n, rank, size);
-        sum_in_rank_order(&mut x[mine.clone()], rank, size, |of| elements(of, mine.clone()));
+        let mine = piece(n, place, size);
+        sum_in_rank_order(&mut x[mine.clone()], place, size, |of| elements(of, mine.clone()));
         // SAFETY: a rank reads its own piece of the others' slots only, until the next publication; so
         // this piece of this slot is read by nobody but this thread.
         unsafe {
-            let data = self.shared.side(rank, side).data.0;
+            let data = self.shared.side(self.rank, side).data.0;
             data.add(mine.start).copy_from_nonoverlapping(x[mine.clone()].as_ptr(), mine.len());
         }
         self.publish();
         self.wait(operation)?;
-        for of in (0..size).filter(|&of| of != rank) {
+        for of in (0..size).filter(|&of| of != place) {
             let theirs = piece(n, of, size);
             // SAFETY: as above; the piece was written before the publication that was just awaited.
             let sums = unsafe {
-                let data = self.shared.side(of, side).data.0;
+                let data = self.shared.side(ranks.start + of, side).data.0;
                 std::slice::from_raw_parts(data.add(theirs.start), theirs.len())
             };
             x[theirs].copy_from_slice(sums);
@@ -320,7 +259,7 @@ impl ThreadsCollective {
         self.wait(operation)?;
         self.compare(side, operation, None)?;
         out.clear();
-        for rank in 0..self.size() {
+        for rank in self.seat.ranks() {
             // SAFETY: all have published this operation, this rank has not published its next.
             out.extend_from_slice(unsafe { &self.shared.side(rank, side).bytes });
         }
@@ -358,6 +297,17 @@ impl AllReduce<[f32]> for ThreadsCollective {
     fn all_reduce(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
         self.run(Operation::AllReduce, |this| this.try_all_reduce(x))
     }
+
+    fn hand_on(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        self.run(self.seat.hands_on(), |this| stages::hand_on(this, x))
+    }
+
+    fn take_over(&mut self, x: &mut [f32]) -> Result<(), CollectiveError> {
+        let mut pieces = std::mem::take(&mut self.pieces);
+        let result = self.run(self.seat.takes_over(), |this| stages::take_over(this, x, &mut pieces));
+        self.pieces = pieces;
+        result
+    }
 }
 
 impl Collective for ThreadsCollective {
@@ -366,7 +316,24 @@ impl Collective for ThreadsCollective {
     }
 
     fn size(&self) -> usize {
-        self.shared.slots.len()
+        self.seat.ranks().len()
+    }
+
+    fn place(&self) -> usize {
+        self.seat.place()
+    }
+
+    fn tell(&mut self, tokens: &[u8]) -> Result<(), CollectiveError> {
+        self.run(Operation::Tokens, |this| stages::tell(this, tokens))
+    }
+
+    fn hear(&mut self, wait: bool, out: &mut Vec<u8>) -> Result<bool, CollectiveError> {
+        let mut heard = false;
+        self.run(Operation::Tokens, |this| {
+            heard = stages::hear(this, wait, out)?;
+            Ok(())
+        })?;
+        Ok(heard)
     }
 
     fn all_gather(&mut self, mine: &[u8], out: &mut Vec<u8>) -> Result<(), CollectiveError> {
@@ -378,8 +345,7 @@ impl Collective for ThreadsCollective {
     }
 
     fn is_broken(&mut self) -> bool {
-        self.shared.has_ended.load(Ordering::SeqCst)
-            || self.shared.slots.iter().any(|slot| slot.left.load(Ordering::SeqCst))
+        self.shared.is_broken()
     }
 
     fn end(&mut self, error: CollectiveError) {
