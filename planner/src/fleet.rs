@@ -53,7 +53,7 @@ impl Default for Costs {
             layer_s: 40e-6,
             step_s: 100e-6,
             bandwidth_default: 30e9,
-            compute_per_byte: 13.0,
+            compute_per_byte: 10.8,
         };
         let cuda = KindCosts {
             read_share: 0.8,
@@ -84,9 +84,12 @@ pub struct Rates {
 }
 
 impl Rates {
-    /// A roofline: what is read and what is computed go on at once.
+    /// A roofline with a round corner: what is read and what is computed go on at once, and hinder each other where
+    /// they take equally long. MXFP4 on two cores, 2 / 4 / 8 tokens: 22.1 / 18.6 / 9.8 GB/s measured, 21.4 / 16.4 / 10.0
+    /// so, 24.5 / 22 / 11 with a sharp one (docs/performance.md, "The engine on two cores").
     pub fn time_s(self, bytes: f64, ops: f64) -> f64 {
-        (bytes / self.bytes_per_s).max(ops / self.ops_per_s)
+        let (read_s, compute_s) = (bytes / self.bytes_per_s, ops / self.ops_per_s);
+        (read_s * read_s + compute_s * compute_s).sqrt()
     }
 }
 

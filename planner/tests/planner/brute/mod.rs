@@ -40,7 +40,12 @@ impl Brute<'_> {
 
     /// Layers by stage, in steps that are the longer the more stages there are.
     fn layers(&self, stages: usize) -> Vec<Vec<usize>> {
-        let step = [1, 1, 1, 2, 3][stages];
+        let step = match (stages, self.fleet.devices.len() > 4) {
+            (1 | 2, _) => 1,
+            (3, false) => 2,
+            (4, false) => 3,
+            _ => 4,
+        };
         let parts = compositions(self.spec.layer_count() / step, stages);
         parts.into_iter().map(|parts| parts.iter().map(|part| part * step).collect()).collect()
     }

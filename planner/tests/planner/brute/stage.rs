@@ -147,6 +147,9 @@ fn best_counts(kv_heads: usize, devices: &[Device]) -> Option<[Vec<usize>; 3]> {
     let rows = priced(PARTS, |device| &device.vocab);
     let mut best: Option<(f64, [Vec<usize>; 3])> = None;
     for (heads_s, heads) in &heads {
+        if best.as_ref().is_some_and(|(least, _)| heads_s + parts[0].0 + rows[0].0 >= *least) {
+            break;
+        }
         for (parts_s, parts) in &parts {
             let bound = best.as_ref().map_or(f64::INFINITY, |(least, _)| *least);
             if heads_s + parts_s + rows[0].0 >= bound {
