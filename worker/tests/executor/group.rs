@@ -72,7 +72,8 @@ impl Group {
     ) {
         let (steps, inbox) = channel::<StepPlan>();
         let (outbox, outcomes) = channel();
-        (self.steps.push(steps), self.outcomes.push(outcomes));
+        self.steps.push(steps);
+        self.outcomes.push(outcomes);
         let (checkpoint, assignment) = (checkpoint.clone(), assignment(checkpoint.spec(), &self.plan, rank));
         std::thread::spawn(move || {
             let mut weights = RankWeights::new(&assignment.spec, &assignment.plan, assignment.rank).unwrap();
