@@ -14,6 +14,7 @@ mod local_group;
 mod local_workers;
 mod machine;
 mod model;
+mod origin;
 mod plan;
 mod progress;
 mod serve;

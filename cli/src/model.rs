@@ -1,11 +1,13 @@
-//! Which model: a checkpoint folder, or a shape whose weights are made from a seed.
+//! Which model: a checkpoint in a folder or on a server, or a shape whose weights are made from a seed.
 
+use crate::origin::Origin;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Weights;
 use flotilla_coordinator::harmony::Harmony;
-use flotilla_coordinator::tokenizer::Tokenizer;
-use flotilla_engine::weights::{Checkpoint, GenerationConfig, WeightSource, config_like};
+use flotilla_coordinator::mirror::Mirror;
+use flotilla_coordinator::tokenizer::{Tokenizer, TokenizerError};
+use flotilla_engine::weights::{Checkpoint, Files, Folder, GenerationConfig, WeightSource, config_like};
 use flotilla_shared::{ModelSpec, TokenId};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,11 +15,15 @@ use std::sync::Arc;
 
 /// The demo model's folder, from the root of the repository.
 const DEMO: &str = "demo/model";
+const TOKENIZER: &str = "tokenizer.json";
+/// The published one has 28 MB.
+const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 
 #[derive(Clone, Debug, Args)]
 pub struct ModelArgs {
-    /// Checkpoint folder as published on Hugging Face [default: the demo model]
-    #[arg(long)]
+    /// Checkpoint as published on Hugging Face: a folder, a name such as openai/gpt-oss-20b that Hugging Face's tools
+    /// have downloaded, or the http(s) URL of such a folder [default: the demo model]
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// `synthetic:SEED`: workers make random weights of this shape, no file is read
     #[arg(long, value_parser = parse_synthetic)]
@@ -49,29 +55,31 @@ pub struct Model {
 
 impl ModelArgs {
     pub fn open(&self) -> Result<Model> {
-        let dir = match &self.model {
-            Some(dir) => dir.clone(),
+        let given = match &self.model {
+            Some(given) => given.clone(),
             None => demo_dir()?,
         };
         if let Some(synthetic) = self.weights {
-            return open_synthetic(&dir, synthetic.seed);
+            return open_synthetic(&given, synthetic.seed);
         }
-        ensure!(
-            dir.is_dir() || ModelSpec::published(&dir.to_string_lossy()).is_none(),
-            "there is no folder {}\nhint: download the published checkpoint and give its folder, or add --weights \
-             synthetic:1 for random weights of that shape",
-            dir.display()
-        );
-        let checkpoint = Checkpoint::open(&dir)?;
-        Ok(Model {
-            name: name_of(&dir),
-            spec: checkpoint.spec().clone(),
-            eos_token_ids: GenerationConfig::read(&dir, checkpoint.spec())?.eos_token_ids,
-            harmony: open_tokenizer(&dir, checkpoint.spec().vocab)?,
-            weights: Weights::Stream(Arc::new(checkpoint)),
-            is_demo: self.model.is_none(),
-        })
+        match Origin::find(&given)? {
+            Origin::Folder { dir, name } => open(&Folder(dir), name, self.model.is_none()),
+            Origin::Mirror { url, name } => open(&Mirror::new(&url)?, name, false),
+        }
     }
+}
+
+/// The checkpoint that these files are.
+fn open(files: &dyn Files, name: String, is_demo: bool) -> Result<Model> {
+    let checkpoint = Checkpoint::open_in(files)?;
+    Ok(Model {
+        name,
+        spec: checkpoint.spec().clone(),
+        eos_token_ids: checkpoint.eos_token_ids().to_vec(),
+        harmony: open_tokenizer(files, checkpoint.spec().vocab)?,
+        weights: Weights::Stream(Arc::new(checkpoint)),
+        is_demo,
+    })
 }
 
 /// `dir` is a folder with config.json and tokenizer.json (weights are not looked at), or a published name.
@@ -90,17 +98,22 @@ fn open_synthetic(dir: &Path, seed: u64) -> Result<Model> {
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let spec = ModelSpec::from_config_json(&text).with_context(|| format!("in {}", path.display()))?;
     let eos_token_ids = GenerationConfig::read(dir, &spec)?.eos_token_ids;
-    let harmony = open_tokenizer(dir, spec.vocab)?;
+    let harmony = open_tokenizer(&Folder(dir.to_owned()), spec.vocab)?;
     Ok(Model { name, spec, weights, harmony, eos_token_ids, is_demo: false })
 }
 
-/// The folder's tokenizer, which must be of a model with `vocab` ids.
-fn open_tokenizer(dir: &Path, vocab: usize) -> Result<Harmony> {
-    let tokenizer = Tokenizer::from_file(dir.join("tokenizer.json"))?;
+/// Their tokenizer, which must be of a model with `vocab` ids.
+fn open_tokenizer(files: &dyn Files, vocab: usize) -> Result<Harmony> {
+    let path = files.path(TOKENIZER);
+    let text = files
+        .text(TOKENIZER, TOKENIZER_BYTES_MAX)
+        .with_context(|| format!("cannot load tokenizer {}", path.display()))?;
+    let tokenizer = Tokenizer::from_json(text.as_bytes());
+    let tokenizer = tokenizer.map_err(|fault| TokenizerError { path, fault })?;
     ensure!(
         tokenizer.vocab_size() <= vocab,
         "{}: tokenizer.json has ids up to {}, the model's vocabulary ends at {vocab}\nhint: they are not of one model",
-        dir.display(),
+        files.path("").display(),
         tokenizer.vocab_size()
     );
     Ok(Harmony::new(Arc::new(tokenizer))?)
@@ -125,7 +138,8 @@ pub fn config_text(like: &str, layers: Option<usize>) -> Result<String> {
     Ok(config_like(like, layers)?)
 }
 
-fn name_of(dir: &Path) -> String {
+/// The folder's own name, wherever it is called from.
+pub fn name_of(dir: &Path) -> String {
     let absolute = dir.canonicalize().unwrap_or_else(|_| dir.into());
     if absolute.ends_with(DEMO) {
         return "flotilla-demo".into();

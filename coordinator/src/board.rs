@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::pace::Pace;
 use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::Demand;
 use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare, Reach};
@@ -41,6 +42,8 @@ pub struct Group {
     pub epoch: Epoch,
     pub kv_blocks: KvBlocks,
     pub members: Vec<Member>,
+    /// Of all members together.
+    pub loading: Pace,
 }
 
 /// A worker and what it holds.
@@ -52,7 +55,7 @@ pub struct Member {
     pub weights_bytes: u64,
     pub kv_bytes: u64,
     pub activation_bytes: u64,
-    pub loading: Loading,
+    pub loading: Pace,
     /// Once it is linked to the others.
     pub reach: Option<Reach>,
 }
@@ -95,20 +98,30 @@ impl Board {
                 weights_bytes: bytes.weights(),
                 kv_bytes: bytes.kv(demand.kv_blocks),
                 activation_bytes: activation_bytes(spec, share, demand),
-                loading: Loading::default(),
+                loading: Pace::default(),
                 reach: None,
             }
         });
         let members = members.collect();
-        let group = Group { epoch, kv_blocks: demand.kv_blocks, members };
+        let group = Group { epoch, kv_blocks: demand.kv_blocks, members, loading: Pace::default() };
         lock(&self.facts.groups).insert(self.replica, group);
     }
 
     /// How far each rank has loaded.
     pub fn loading(&self, ranks: &[Loading]) {
+        let now = self.uptime();
         if let Some(group) = lock(&self.facts.groups).get_mut(&self.replica) {
-            group.members.iter_mut().zip(ranks).for_each(|(member, loading)| member.loading = *loading);
+            for (member, loading) in group.members.iter_mut().zip(ranks) {
+                member.loading.see(now, loading.bytes_done, loading.bytes_total);
+            }
+            let sum = |part: fn(&Loading) -> u64| ranks.iter().map(part).sum();
+            group.loading.see(now, sum(|rank| rank.bytes_done), sum(|rank| rank.bytes_total));
         }
+    }
+
+    /// Of this replica's group, how far it is.
+    pub fn pace(&self) -> Option<Pace> {
+        lock(&self.facts.groups).get(&self.replica).map(|group| group.loading.clone())
     }
 
     /// How each rank reaches the others.
@@ -142,8 +155,13 @@ impl Board {
         lock(&self.facts.groups).iter().map(|(replica, group)| (*replica, group.clone())).collect()
     }
 
+    /// What the times of a pace are counted from the start of.
+    pub fn uptime(&self) -> Duration {
+        self.facts.started.elapsed()
+    }
+
     pub fn uptime_s(&self) -> f64 {
-        self.facts.started.elapsed().as_secs_f64()
+        self.uptime().as_secs_f64()
     }
 }
 

@@ -11,6 +11,8 @@ pub mod group;
 pub mod guide;
 pub mod harmony;
 pub mod keys;
+pub mod mirror;
+pub mod pace;
 pub mod router;
 pub mod service;
 pub mod tokenizer;

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
@@ -13,6 +14,7 @@ use serde_json::{Value, json};
 use super::Api;
 use crate::board::{Group, Member};
 use crate::driver::{Readiness, Stats};
+use crate::pace::Pace;
 
 pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
     let readiness = api.replicas.readiness();
@@ -22,11 +24,11 @@ pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
         Readiness::Ready { epoch } => Some(epoch.0),
         _ => groups.iter().map(|(_, group)| group.epoch.0).max(),
     };
-    let of_each = api.replicas.each();
+    let (of_each, now) = (api.replicas.each(), api.settings.board.uptime());
     let workers = spec.iter().flat_map(|spec| {
         groups.iter().flat_map(|(replica, group)| {
             let readiness = of_each.get(*replica).unwrap_or(&readiness);
-            workers(spec, *replica, group, readiness)
+            workers(spec, *replica, group, readiness, now)
         })
     });
     let workers: Vec<Value> = workers.collect();
@@ -41,6 +43,7 @@ pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
         "model": model(&api, spec.as_deref()),
         "replicas": of_each.iter().map(|readiness| json!({"status": status(readiness)})).collect::<Vec<_>>(),
         "reforms": {"count": reforms.count, "last_seconds": reforms.last_seconds},
+        "loading": groups.iter().map(|(_, group)| loading(&group.loading, now)).collect::<Vec<_>>(),
         "workers": workers,
         "kv": kv(&stats),
         "load": {
@@ -88,17 +91,41 @@ fn weights_bytes(spec: &ModelSpec) -> u64 {
     plan.ranks().map(|share| plan.bytes(spec, share.rank).weights()).sum()
 }
 
-fn workers(spec: &ModelSpec, replica: usize, group: &Group, readiness: &Readiness) -> Vec<Value> {
+/// How far it is, and, while it is on its way, how fast it goes and how long it still takes.
+fn loading(pace: &Pace, now: Duration) -> Value {
+    let rate = pace.bytes_per_second(now).filter(|_| pace.bytes_done() < pace.bytes_total());
+    json!({
+        "bytes_done": pace.bytes_done(),
+        "bytes_total": pace.bytes_total(),
+        "bytes_per_second": rate,
+        "seconds_left": pace.seconds_left(now),
+    })
+}
+
+fn workers(
+    spec: &ModelSpec,
+    replica: usize,
+    group: &Group,
+    readiness: &Readiness,
+    now: Duration,
+) -> Vec<Value> {
     let state = match readiness {
         Readiness::Ready { epoch } if *epoch == group.epoch => "ready",
         Readiness::Loading { .. } => "loading",
         _ => "waiting",
     };
     let size = group.members.len();
-    group.members.iter().map(|member| worker(spec, replica, member, size, state)).collect()
+    group.members.iter().map(|member| worker(spec, replica, member, size, state, now)).collect()
 }
 
-fn worker(spec: &ModelSpec, replica: usize, member: &Member, size: usize, state: &str) -> Value {
+fn worker(
+    spec: &ModelSpec,
+    replica: usize,
+    member: &Member,
+    size: usize,
+    state: &str,
+    now: Duration,
+) -> Value {
     let (inventory, share) = (&member.inventory, &member.share);
     json!({
         "replica": replica,
@@ -111,10 +138,7 @@ fn worker(spec: &ModelSpec, replica: usize, member: &Member, size: usize, state:
         "weights_bytes": member.weights_bytes,
         "kv_bytes": member.kv_bytes,
         "activation_bytes": member.activation_bytes,
-        "loading": {
-            "bytes_done": member.loading.bytes_done,
-            "bytes_total": member.loading.bytes_total,
-        },
+        "loading": loading(&member.loading, now),
         "layers": ends(&member.layers),
         "kv_heads": ends(&share.kv_heads),
         "experts": ends(&share.experts.experts),

@@ -4,17 +4,19 @@
 //!
 //! Not relied on: `__metadata__`, the index's total_size, the names of shards, layers lying in one file.
 
-use super::WeightSource;
 use super::config::{GenerationConfig, read_json, read_spec};
 use super::error::WeightError;
+use super::files::{Files, Folder};
 use super::rectangle::ByteRuns;
 use super::shard::Shard;
+use super::{WeightSource, identity};
 use flotilla_shared::tensor::TensorId;
-use flotilla_shared::{ModelSpec, TensorInfo, TensorSlice};
+use flotilla_shared::{ModelSpec, TensorInfo, TensorSlice, WeightsId};
 use serde::Deserialize;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
+use std::sync::OnceLock;
 
 const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
@@ -25,6 +27,8 @@ pub struct Checkpoint {
     generation: GenerationConfig,
     shards: Vec<Shard>,
     tensors: HashMap<TensorId, Location>,
+    /// Once it was asked for: far away, that is a thousand requests.
+    identity: OnceLock<WeightsId>,
 }
 
 struct Location {
@@ -43,24 +47,28 @@ struct Index {
 impl Checkpoint {
     /// Opens and checks the folder `dir`.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self, WeightError> {
-        let dir = dir.as_ref();
-        let spec = read_spec(dir)?;
-        let generation = GenerationConfig::read(dir, &spec)?;
+        Self::open_in(&Folder(dir.as_ref().to_owned()))
+    }
+
+    /// Opens and checks what lies elsewhere.
+    pub fn open_in(files: &dyn Files) -> Result<Self, WeightError> {
+        let spec = read_spec(files)?;
+        let generation = GenerationConfig::read_in(files, &spec)?;
         let expected: BTreeMap<String, TensorInfo> = TensorId::all(&spec)
             .map(|tensor| tensor.info(&spec))
             .map(|info| (info.name.clone(), info))
             .collect();
-        let index = read_index(dir, &expected)?;
-        let mut files: Vec<&str> = index.values().map(String::as_str).collect();
-        files.sort_unstable();
-        files.dedup();
+        let index = read_index(files, &expected)?;
+        let mut names: Vec<&str> = index.values().map(String::as_str).collect();
+        names.sort_unstable();
+        names.dedup();
         if index.is_empty() {
-            files.push(SINGLE);
+            names.push(SINGLE);
         }
-        let open = |file: &str| Shard::open(dir.join(file));
-        let shards = files.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let open = |name: &str| Shard::open(files, name);
+        let shards = names.into_iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let tensors = locate(&shards, &expected, &index)?;
-        Ok(Checkpoint { spec, generation, shards, tensors })
+        Ok(Checkpoint { spec, generation, shards, tensors, identity: OnceLock::new() })
     }
 
     pub fn generation(&self) -> &GenerationConfig {
@@ -81,34 +89,49 @@ impl WeightSource for Checkpoint {
     fn read(&self, slice: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
         let runs = ByteRuns::new(slice, &self.spec);
         let location = &self.tensors[&slice.tensor];
-        let tensor = &self.shards[location.shard].bytes()[location.start..];
+        let file = &*self.shards[location.shard].bytes;
+        let mut read = Ok(());
         runs.visit(offset, out.len(), |start, range| {
-            let len = range.len();
-            out[range].copy_from_slice(&tensor[start..start + len]);
+            if read.is_ok() {
+                read = file.read(location.start + start, &mut out[range]);
+            }
         });
-        Ok(())
+        read
+    }
+
+    fn identity(&self) -> Result<WeightsId, WeightError> {
+        if let Some(known) = self.identity.get() {
+            return Ok(*known);
+        }
+        let read = |sample: identity::Sample, out: &mut [u8]| {
+            let location = &self.tensors[&sample.tensor];
+            self.shards[location.shard].bytes.read_alone(location.start + sample.offset, out)
+        };
+        let identity = identity::of_content(&self.spec, read)?;
+        Ok(*self.identity.get_or_init(|| identity))
     }
 
     fn will_read(&self, slice: &TensorSlice, bytes: Range<usize>) {
         let span = ByteRuns::new(slice, &self.spec).span(bytes);
         let location = &self.tensors[&slice.tensor];
-        self.shards[location.shard].will_read(location.start + span.start..location.start + span.end);
+        let span = location.start + span.start..location.start + span.end;
+        self.shards[location.shard].bytes.will_read(span);
     }
 }
 
 /// The index's weight_map, its names and files checked; empty where the folder has one file only.
 fn read_index(
-    dir: &Path,
+    files: &dyn Files,
     expected: &BTreeMap<String, TensorInfo>,
 ) -> Result<BTreeMap<String, String>, WeightError> {
-    let path = dir.join(INDEX);
-    if !path.exists() {
-        if !dir.join(SINGLE).exists() {
-            return Err(WeightError::NoWeights { dir: dir.to_owned() });
+    let path = files.path(INDEX);
+    if !files.exists(INDEX)? {
+        if !files.exists(SINGLE)? {
+            return Err(WeightError::NoWeights { dir: files.path("") });
         }
         return Ok(BTreeMap::new());
     }
-    let Index { weight_map } = read_json(&path, "an index of safetensors files")?;
+    let Index { weight_map } = read_json(files, INDEX, "an index of safetensors files")?;
     for (tensor, file) in &weight_map {
         if !is_plain_file_name(file) {
             return Err(WeightError::OutsideFolder {

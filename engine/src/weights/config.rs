@@ -2,6 +2,7 @@
 //! generation_config.json, which gives the tokens that end a turn.
 
 use super::error::WeightError;
+use super::files::{Files, Folder};
 use flotilla_shared::spec::PUBLISHED;
 use flotilla_shared::{LayerKind, ModelSpec};
 use serde::Deserialize;
@@ -34,8 +35,14 @@ impl GenerationConfig {
 
     /// Reads the folder's generation_config.json; a folder need not have one.
     pub fn read(dir: &Path, spec: &ModelSpec) -> Result<Self, WeightError> {
-        let path = dir.join("generation_config.json");
-        if !path.exists() {
+        Self::read_in(&Folder(dir.to_owned()), spec)
+    }
+
+    /// The same of files that lie elsewhere.
+    pub fn read_in(files: &dyn Files, spec: &ModelSpec) -> Result<Self, WeightError> {
+        const NAME: &str = "generation_config.json";
+        let path = files.path(NAME);
+        if !files.exists(NAME)? {
             return Ok(GenerationConfig { eos_token_ids: Vec::new() });
         }
         #[derive(Deserialize)]
@@ -48,7 +55,8 @@ impl GenerationConfig {
             One(u32),
             Many(Vec<u32>),
         }
-        let file: File = read_json(&path, "a generation config (eos_token_id: a number or a list of them)")?;
+        let file: File =
+            read_json(files, NAME, "a generation config (eos_token_id: a number or a list of them)")?;
         let eos_token_ids = match file.eos_token_id {
             None => Vec::new(),
             Some(OneOrMany::One(id)) => vec![id],
@@ -80,7 +88,7 @@ pub fn config_like(like: &str, layers: Option<usize>) -> Result<String, WeightEr
         None if !path.exists() => {
             return Err(WeightError::UnknownModel { name: like.to_owned() });
         }
-        None => read_text(path)?,
+        None => read_text(path, TEXT_BYTES_MAX)?,
     };
     let refused = |source| WeightError::Config { path: path.to_owned(), source };
     let spec = ModelSpec::from_config_json(&text).map_err(refused)?;
@@ -95,9 +103,9 @@ pub fn config_like(like: &str, layers: Option<usize>) -> Result<String, WeightEr
     Ok(text)
 }
 
-pub(super) fn read_spec(dir: &Path) -> Result<ModelSpec, WeightError> {
-    let path = dir.join("config.json");
-    let text = read_text(&path)?;
+pub(super) fn read_spec(files: &dyn Files) -> Result<ModelSpec, WeightError> {
+    let path = files.path("config.json");
+    let text = files.text("config.json", TEXT_BYTES_MAX)?;
     let spec = ModelSpec::from_config_json(&text)
         .map_err(|source| WeightError::Config { path: path.clone(), source })?;
     // Layers are named by 16 bits, in tensor ids and on the wire.
@@ -114,31 +122,25 @@ pub(super) fn read_spec(dir: &Path) -> Result<ModelSpec, WeightError> {
 }
 
 pub(super) fn read_json<T: for<'de> Deserialize<'de>>(
-    path: &Path,
+    files: &dyn Files,
+    name: &str,
     what: &'static str,
 ) -> Result<T, WeightError> {
-    serde_json::from_str(&read_text(path)?).map_err(|source| WeightError::Json {
-        path: path.to_owned(),
-        what,
-        source,
-    })
+    let text = files.text(name, TEXT_BYTES_MAX)?;
+    serde_json::from_str(&text).map_err(|source| WeightError::Json { path: files.path(name), what, source })
 }
 
-fn read_text(path: &Path) -> Result<String, WeightError> {
+pub(super) fn read_text(path: &Path, bytes_max: u64) -> Result<String, WeightError> {
     let failed = |source| WeightError::Io { doing: "read", path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for its other end.
     let metadata = fs::metadata(path).map_err(failed)?;
     if !metadata.is_file() {
         return Err(WeightError::NotAFile { path: path.to_owned() });
     }
-    if metadata.len() > TEXT_BYTES_MAX {
-        return Err(WeightError::TooLong {
-            path: path.to_owned(),
-            found: metadata.len(),
-            max: TEXT_BYTES_MAX,
-        });
+    if metadata.len() > bytes_max {
+        return Err(WeightError::TooLong { path: path.to_owned(), found: metadata.len(), max: bytes_max });
     }
     let mut text = String::new();
-    File::open(path).and_then(|file| file.take(TEXT_BYTES_MAX).read_to_string(&mut text)).map_err(failed)?;
+    File::open(path).and_then(|file| file.take(bytes_max).read_to_string(&mut text)).map_err(failed)?;
     Ok(text)
 }

@@ -5,29 +5,67 @@
 //! trained apart differ there. Two folders that differ in a few other bytes only (one was damaged, or edited
 //! by hand) are taken for the same; damage on the way is for the digests of blocks to find.
 
-use super::{WeightError, WeightSource};
+use super::WeightError;
 use flotilla_shared::tensor::TensorId;
-use flotilla_shared::{ModelSpec, TensorSlice, WeightsId};
+use flotilla_shared::{ModelSpec, WeightsId};
 
 /// Bytes of a tensor that are looked at.
 const SAMPLE_BYTES: usize = 4 << 10;
 /// Places of a tensor that they lie at, the first at its beginning and the last at its end.
 const SAMPLES: usize = 4;
 
-/// Of the shape, and of every tensor's name, dtype, shape and samples.
-pub(super) fn of_content(source: &(impl WeightSource + ?Sized)) -> Result<WeightsId, WeightError> {
-    let spec = source.spec();
+/// Places are read at once by so many threads: a disk far away answers many as fast as one.
+const READERS: usize = 16;
+
+/// A place of a tensor: its first byte, and how many.
+#[derive(Clone, Copy)]
+pub(super) struct Sample {
+    pub(super) tensor: TensorId,
+    pub(super) offset: usize,
+    len: usize,
+}
+
+/// Of the shape, and of every tensor's name, dtype, shape and samples, as `read` gives them.
+pub(super) fn of_content(
+    spec: &ModelSpec,
+    read: impl Fn(Sample, &mut [u8]) -> Result<(), WeightError> + Sync,
+) -> Result<WeightsId, WeightError> {
+    let of_tensor = |tensor: TensorId| {
+        let bytes = tensor.info(spec).bytes() as usize;
+        samples(bytes).map(move |(offset, len)| Sample { tensor, offset, len })
+    };
+    let places: Vec<Sample> = TensorId::all(spec).flat_map(of_tensor).collect();
+    let bytes = read_all(&places, read)?;
     let mut hasher = begin("flotilla weights by content 1", spec);
     for info in TensorId::all(spec).map(|tensor| tensor.info(spec)) {
         hasher.update(format!("{} {} {:?}\n", info.name, info.dtype.name(), info.shape).as_bytes());
-        let slice = TensorSlice::whole(info.id, spec);
-        for (offset, len) in samples(slice.bytes()) {
-            let mut bytes = vec![0; len];
-            source.read(&slice, offset, &mut bytes)?;
-            hasher.update(&bytes);
+        let own = places.iter().zip(&bytes).filter(|(place, _)| place.tensor == info.id);
+        for (_, bytes) in own {
+            hasher.update(bytes);
         }
     }
     Ok(WeightsId(*hasher.finalize().as_bytes()))
+}
+
+fn read_all(
+    places: &[Sample],
+    read: impl Fn(Sample, &mut [u8]) -> Result<(), WeightError> + Sync,
+) -> Result<Vec<Vec<u8>>, WeightError> {
+    let one = |place: &Sample| {
+        let mut bytes = vec![0; place.len];
+        read(*place, &mut bytes).map(|()| bytes)
+    };
+    let share = places.len().div_ceil(READERS).max(1);
+    std::thread::scope(|scope| {
+        let part =
+            |part| scope.spawn(move || -> Result<Vec<_>, _> { <[Sample]>::iter(part).map(one).collect() });
+        let readers: Vec<_> = places.chunks(share).map(part).collect();
+        let mut all = Vec::with_capacity(places.len());
+        for reader in readers {
+            all.extend(reader.join().expect("a source does not panic")?);
+        }
+        Ok(all)
+    })
 }
 
 /// Of the shape and the seed, which make every byte.
@@ -44,7 +82,7 @@ fn begin(kind: &str, spec: &ModelSpec) -> blake3::Hasher {
 }
 
 /// (offset, length) of what is looked at of a tensor of `bytes`.
-pub(crate) fn samples(bytes: usize) -> impl Iterator<Item = (usize, usize)> {
+fn samples(bytes: usize) -> impl Iterator<Item = (usize, usize)> {
     let (count, len) = if bytes <= SAMPLE_BYTES { (1, bytes) } else { (SAMPLES, SAMPLE_BYTES / SAMPLES) };
     (0..count).map(move |n| ((bytes - len) * n / (count - 1).max(1), len))
 }

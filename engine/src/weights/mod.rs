@@ -8,6 +8,7 @@ mod checkpoint;
 mod chunk;
 mod config;
 mod error;
+mod files;
 mod held;
 mod identity;
 mod kept;
@@ -21,6 +22,7 @@ pub use checkpoint::Checkpoint;
 pub use chunk::{CHUNK_BYTES, Digest, Extent, read_chunk};
 pub use config::{GenerationConfig, config_like};
 pub use error::{ShardFault, WeightError};
+pub use files::{FileBytes, Files, Folder};
 pub use held::{HeldTensor, RankWeights};
 pub use kept::{Kept, Need, Several};
 pub use rectangle::ByteRuns;
@@ -54,7 +56,10 @@ pub trait WeightSource: Send + Sync {
 
     /// The same for equal weights on any host, and another for others.
     fn identity(&self) -> Result<WeightsId, WeightError> {
-        identity::of_content(self)
+        let read = |sample: identity::Sample, out: &mut [u8]| {
+            self.read(&TensorSlice::whole(sample.tensor, self.spec()), sample.offset, out)
+        };
+        identity::of_content(self.spec(), read)
     }
 }
 

@@ -1,16 +1,11 @@
-//! One safetensors file: 8 bytes of header length, a JSON header, the tensors' bytes. Mapped, its
-//! header checked against its length; which tensors a model wants is not known here.
-//!
-//! Not done: reading with pread, which would answer a file cut short *after* it was opened with an
-//! error; under a mapping that is a SIGBUS. Checkpoints are not edited in place.
+//! One safetensors file: 8 bytes of header length, a JSON header, the tensors' bytes. Its header is checked
+//! against its length; which tensors a model wants is not known here, nor where the file lies.
 
 use super::error::{ShardFault, WeightError};
-use memmap2::{Advice, Mmap};
+use super::files::{FileBytes, Files};
 use safetensors::tensor::TensorInfo;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// The longest header that is read; that of gpt-oss-120b in one file has 0.1 MB.
 const HEADER_BYTES_MAX: u64 = 16 << 20;
@@ -20,54 +15,44 @@ pub(super) struct Shard {
     pub(super) path: PathBuf,
     /// Offsets are from the file's beginning.
     pub(super) tensors: BTreeMap<String, TensorInfo>,
-    map: Mmap,
+    pub(super) bytes: Box<dyn FileBytes>,
 }
 
 impl Shard {
-    pub(super) fn open(path: PathBuf) -> Result<Self, WeightError> {
-        let map = map(&path)?;
-        match header(&map) {
-            Ok(tensors) => Ok(Shard { path, tensors, map }),
+    pub(super) fn open(files: &dyn Files, name: &str) -> Result<Self, WeightError> {
+        let (path, bytes) = (files.path(name), files.open(name)?);
+        match header(&*bytes)? {
+            Ok(tensors) => Ok(Shard { path, tensors, bytes }),
             Err(fault) => Err(WeightError::Shard { file: path, fault: Box::new(fault) }),
         }
     }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-
-    /// Lets the kernel begin to read: the disk is asked for much at once, and not only when it is touched.
-    pub(super) fn will_read(&self, bytes: Range<usize>) {
-        // Advice: where it is not taken, reading is only slower.
-        let _ = self.map.advise_range(Advice::WillNeed, bytes.start, bytes.len());
-    }
 }
 
-fn map(path: &Path) -> Result<Mmap, WeightError> {
-    let failed = |doing| move |source| WeightError::Io { doing, path: path.to_owned(), source };
-    // Asked before opening: to open a pipe would wait for its other end.
-    if !fs::metadata(path).map_err(failed("open"))?.is_file() {
-        return Err(WeightError::NotAFile { path: path.to_owned() });
-    }
-    let file = File::open(path).map_err(failed("open"))?;
-    // SAFETY: the mapping is read-only, and checkpoints are not written while they are served.
-    let map = unsafe { Mmap::map(&file) }.map_err(failed("map"))?;
-    // Every reader goes forward, once; if the kernel does not take the advice, reading is only slower.
-    let _ = map.advise(Advice::Sequential);
-    Ok(map)
-}
+type Tensors = BTreeMap<String, TensorInfo>;
 
-/// The tensors of a file by name: contiguous from the header to the end, each as long as its shape says.
-fn header(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, ShardFault> {
-    let length = file.first_chunk::<LENGTH_BYTES>().ok_or(ShardFault::Short { found: file.len() as u64 })?;
-    let length = u64::from_le_bytes(*length);
+/// The tensors of a file by name, or what is wrong with it; an error if it cannot be read.
+fn header(file: &dyn FileBytes) -> Result<Result<Tensors, ShardFault>, WeightError> {
+    let mut length = [0; LENGTH_BYTES];
+    if file.len() < LENGTH_BYTES {
+        return Ok(Err(ShardFault::Short { found: file.len() as u64 }));
+    }
+    file.read(0, &mut length)?;
+    let (length, left) = (u64::from_le_bytes(length), file.len() - LENGTH_BYTES);
     if !(2..=HEADER_BYTES_MAX).contains(&length) {
-        return Err(ShardFault::HeaderLength { found: length, max: HEADER_BYTES_MAX });
+        return Ok(Err(ShardFault::HeaderLength { found: length, max: HEADER_BYTES_MAX }));
     }
-    let (rest, start) = (&file[LENGTH_BYTES..], length as usize);
-    let text = rest.get(..start).ok_or(ShardFault::HeaderCut { header: length, left: rest.len() as u64 })?;
+    if length > left as u64 {
+        return Ok(Err(ShardFault::HeaderCut { header: length, left: left as u64 }));
+    }
+    let mut text = vec![0; length as usize];
+    file.read(LENGTH_BYTES, &mut text)?;
+    Ok(tensors(&text, left - text.len()))
+}
+
+/// Contiguous from the header to the end, each as long as its shape says.
+fn tensors(header: &[u8], data: usize) -> Result<Tensors, ShardFault> {
     let mut entries: BTreeMap<String, serde_json::Value> =
-        serde_json::from_slice(text).map_err(ShardFault::HeaderJson)?;
+        serde_json::from_slice(header).map_err(ShardFault::HeaderJson)?;
     entries.remove("__metadata__");
     let mut tensors = Vec::with_capacity(entries.len());
     for (tensor, entry) in entries {
@@ -78,10 +63,10 @@ fn header(file: &[u8]) -> Result<BTreeMap<String, TensorInfo>, ShardFault> {
     }
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     let data_bytes = contiguous(&tensors)?;
-    if data_bytes != rest.len() - start {
-        return Err(ShardFault::Length { expected: data_bytes, found: rest.len() - start });
+    if data_bytes != data {
+        return Err(ShardFault::Length { expected: data_bytes, found: data });
     }
-    let base = LENGTH_BYTES + start;
+    let base = LENGTH_BYTES + header.len();
     let in_file = |mut info: TensorInfo| {
         info.data_offsets = (base + info.data_offsets.0, base + info.data_offsets.1);
         info
