@@ -5,6 +5,7 @@ use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
 use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
 use flotilla_shared::Epoch;
+use flotilla_trust::audit::{self, Act};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -47,6 +48,7 @@ pub async fn keep_formed(
             formation.board.reformed(lost_at.elapsed());
         }
         let (loss, ranks) = (group.loss(), group.plan().rank_count());
+        audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         groups.formed(epoch, formation.kv_blocks, group);
         tokio::pin!(loss);
         let ready = async {
@@ -65,8 +67,14 @@ pub async fn keep_formed(
         lost_at = Some(Instant::now());
         let name = lost.as_ref().map(|(_, name)| name.as_str()).filter(|name| !name.is_empty());
         on_lost(name);
+        let why = lost.as_ref().map_or_else(|| "it was given up".to_owned(), |(error, _)| error.to_string());
+        audit::done(Act::DissolveGroup, epoch_name(epoch), why);
         if let Some((error, _)) = lost {
             groups.lost(epoch, error);
         }
     }
+}
+
+fn epoch_name(epoch: Epoch) -> String {
+    format!("epoch {epoch}")
 }
