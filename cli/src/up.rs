@@ -107,8 +107,9 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
             tokio::spawn(greet(ready.url.clone()));
         }
     };
+    let stop = ctrl_c(args.serve.front.drain_timeout());
     tokio::select! {
-        served = serve(&args.serve, door, fleet, ranks, on_ready, on_lost, ctrl_c()) => served,
+        served = serve(&args.serve, door, fleet, ranks, on_ready, on_lost, stop) => served,
         died = processes.supervise(&stood, lost) => Err(died),
     }
 }

@@ -4,6 +4,7 @@ use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
+use crate::serve::asked_to_stop;
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -74,12 +75,7 @@ pub fn run(args: WorkerArgs) -> Result<()> {
         .enable_all()
         .build();
     let runtime = runtime.context("cannot start the async runtime")?;
-    let result = runtime.block_on(async {
-        tokio::select! {
-            result = flotilla_worker::run(settings) => result.map_err(Into::into),
-            _ = tokio::signal::ctrl_c() => Ok(()),
-        }
-    });
+    let result = runtime.block_on(flotilla_worker::run(settings, asked_to_stop())).map_err(Into::into);
     // The engine thread may be in the middle of a step; it holds nothing that must be put in order.
     runtime.shutdown_background();
     result

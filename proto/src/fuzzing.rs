@@ -33,7 +33,7 @@ pub fn from_worker(bytes: &[u8]) {
         from_worker::Message::Ready(ready) => drop(Reach::try_from(ready)),
         from_worker::Message::Outcome(outcome) => drop(StepOutcome::try_from(outcome)),
         from_worker::Message::Released(released) => drop(released_from(released, Epoch(1))),
-        from_worker::Message::Failed(_) => {}
+        from_worker::Message::Failed(_) | from_worker::Message::Leaving(_) => {}
     }
 }
 

@@ -115,13 +115,16 @@ async fn workers_with_certificates_join_and_are_sent_their_weights_also_with_ren
     client.health(200).await;
 }
 
+/// Scheme, token and flags, and what worker and coordinator say of it.
+type Case = (&'static str, &'static str, Vec<Vec<String>>, &'static str, &'static str);
+
 #[tokio::test]
 async fn who_has_no_fitting_certificate_is_refused_and_both_sides_say_why() {
     let (model, certs, others) = (endless().await, Certs::new().await, Certs::new().await);
     let mut coordinator = coordinator(model.path(), 1, &certs).await;
     let (ours, a) = (certs.authority_flags(), certs.worker_flags("a"));
     let name = |name: &str| more(&["--tls-name", name]);
-    let cases: [(&str, &str, Vec<Vec<String>>, &str, &str); 7] = [
+    let cases: [Case; 7] = [
         (
             "https://",
             TOKEN,

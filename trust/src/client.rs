@@ -7,10 +7,10 @@ use std::sync::Arc;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::client::Resumption;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{ClientConfig, Error as RustlsError};
 
 use crate::file::{File, TlsError, authority, identity, provider};
 use crate::refusal::Refusal;
@@ -80,7 +80,11 @@ impl ClientFiles {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
                 let (chain, private) = identity(cert, key)?;
-                let unfit = |error| TlsError::Unfit { cert: cert.clone(), key: key.clone(), error };
+                let unfit = |error: RustlsError| TlsError::Unfit {
+                    cert: cert.clone(),
+                    key: key.clone(),
+                    error: Box::new(error),
+                };
                 builder.with_client_auth_cert(chain, private).map_err(unfit)?
             }
         };

@@ -9,7 +9,7 @@ use tokio_rustls::rustls::crypto::CryptoProvider;
 use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::{Error as PemError, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use tokio_rustls::rustls::server::ParsedCertificate;
+use tokio_rustls::rustls::server::{ParsedCertificate, WebPkiClientVerifier};
 use tokio_rustls::rustls::{CertificateError, Error as RustlsError, RootCertStore};
 
 /// A file and the flag by which it was given.
@@ -49,7 +49,7 @@ pub enum TlsError {
     #[error(
         "the certificate in {cert} and the key in {key} do not serve: {error}\nhint: they must belong together"
     )]
-    Unfit { cert: File, key: File, error: RustlsError },
+    Unfit { cert: File, key: File, error: Box<RustlsError> },
     #[error("the certificate in {file} {}\nhint: renew it, or look at this machine's clock", dates(error))]
     Dates { file: File, error: CertificateError },
     #[error("{file} holds no authority that can be used: {error}\nhint: {} is the authority's certificate", file.flag)]
@@ -96,21 +96,24 @@ fn certificates(file: &File) -> Result<Chain, TlsError> {
     if chain.is_empty() { Err(TlsError::NoCertificate { file: file.clone() }) } else { Ok(chain) }
 }
 
-/// Whether an authority of `ca` signed it.
+/// Whether an authority of `ca` signed it, for a server or for a client.
 pub fn check_signed(ca: &File, certificate: &CertificateDer<'_>) -> Result<(), TlsError> {
-    use CertificateError::{BadSignature, UnknownIssuer};
+    use CertificateError::{InvalidPurpose, InvalidPurposeContext};
+    let unfit = |error: String| TlsError::Authority { file: ca.clone(), error };
     let roots = authority(ca)?;
     let algorithms = provider().signature_verification_algorithms.all;
-    let looked_at = ParsedCertificate::try_from(certificate).and_then(|parsed| {
+    let as_server = ParsedCertificate::try_from(certificate).and_then(|parsed| {
         verify_server_cert_signed_by_trust_anchor(&parsed, &roots, &[], UnixTime::now(), algorithms)
     });
-    match looked_at {
-        Err(RustlsError::InvalidCertificate(error @ (BadSignature | UnknownIssuer))) => {
-            Err(TlsError::Authority { file: ca.clone(), error: error.to_string() })
+    let looked_at = match as_server {
+        Err(RustlsError::InvalidCertificate(InvalidPurpose | InvalidPurposeContext { .. })) => {
+            let clients = WebPkiClientVerifier::builder_with_provider(roots, provider()).build();
+            let clients = clients.map_err(|error| unfit(error.to_string()))?;
+            clients.verify_client_cert(certificate, &[], UnixTime::now()).map(drop)
         }
-        // Whatever else there is to say of it is not the authority's.
-        _ => Ok(()),
-    }
+        as_server => as_server,
+    };
+    looked_at.map_err(|error| unfit(error.to_string()))
 }
 
 /// The dates are looked at before the issuer, of which nothing is known here, so that this is all that it tells.

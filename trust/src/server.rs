@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::version::{TLS12, TLS13};
-use tokio_rustls::rustls::{ServerConfig, SupportedProtocolVersion};
+use tokio_rustls::rustls::{Error as RustlsError, ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::server::TlsStream;
 
 use crate::file::{File, TlsError, authority, identity, provider};
@@ -78,7 +78,11 @@ impl ServerFiles {
             .with_protocol_versions(&self.versions.list())
             .map(|builder| builder.with_client_cert_verifier(verifier))
             .and_then(|builder| builder.with_single_cert(chain, key));
-        let unfit = |error| TlsError::Unfit { cert: self.cert.clone(), key: self.key.clone(), error };
+        let unfit = |error: RustlsError| TlsError::Unfit {
+            cert: self.cert.clone(),
+            key: self.key.clone(),
+            error: Box::new(error),
+        };
         let mut config = config.map_err(unfit)?;
         config.alpn_protocols = vec![self.protocol.into()];
         if self.client_ca.is_some() {

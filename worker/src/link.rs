@@ -71,6 +71,11 @@ impl Says {
         self.say(from_worker::Message::Released(released(epoch, held)));
     }
 
+    /// The last word.
+    pub fn leaving(&self, reason: &str) {
+        self.say(from_worker::Message::Leaving(wire::Leaving { reason: reason.to_owned() }));
+    }
+
     /// Of a link that is gone, whoever listens is told.
     fn say(&self, message: from_worker::Message) {
         let _ = self.0.send(wire::FromWorker { message: Some(message) });

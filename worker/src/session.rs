@@ -16,18 +16,33 @@ use tracing::{info, warn};
 const PARTING: Duration = Duration::from_millis(100);
 const REJOIN_PAUSE: Duration = Duration::from_millis(300);
 
-/// Joins, loads and executes steps until the coordinator is gone for good, or refuses this worker.
-pub async fn run(settings: Settings) -> Result<(), WorkerError> {
+/// Joins, loads and executes steps until it is told to stop, or the coordinator is gone for good, or refuses this
+/// worker.
+pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(), WorkerError> {
+    tokio::pin!(stop);
     let listener = TcpListener::bind(settings.collective_listen)
         .map_err(|error| WorkerError::Listen { address: settings.collective_listen, error })?;
     let mut stock = None;
     let mut patience = settings.join_timeout;
     loop {
         let held = stock.as_ref().map(|stock: &Stock| stock.held.clone());
-        let mut link = join(&settings, &listener, held, patience).await?;
+        let mut link = tokio::select! {
+            link = join(&settings, &listener, held, patience) => link?,
+            () = &mut stop => return Ok(()),
+        };
         info!(coordinator = settings.coordinator, "joined the coordinator");
+        let says = link.says.clone();
         let mut session = Session { settings: &settings, listener: &listener, stock };
-        let error = session.converse(&mut link).await;
+        let error = tokio::select! {
+            error = session.converse(&mut link) => error,
+            // A step may be under way; the others need not wait for its end to hear of this one's.
+            () = &mut stop => {
+                info!("told to stop, leaving the coordinator");
+                says.leaving("it was told to stop");
+                tokio::time::sleep(PARTING).await;
+                return Ok(());
+            }
+        };
         stock = session.stock;
         if !error.is_of_the_link() {
             tokio::time::sleep(PARTING).await;

@@ -30,6 +30,9 @@ pub struct FrontArgs {
     /// Seconds that a request may take, queue and answer together; 0 is without end
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0)]
     request_timeout: u64,
+    /// Seconds that requests under way may take after the order to stop; new ones get 503 meanwhile
+    #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    drain_timeout: u32,
     /// Connections at once; beyond them probes are answered, and others get 503
     #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
@@ -81,6 +84,11 @@ impl FrontArgs {
         host.chain(self.api_keys.iter().map(|_| KEY)).collect()
     }
 
+    /// For answers under way, after the order to stop.
+    pub fn drain_timeout(&self) -> Duration {
+        Duration::from_secs(self.drain_timeout.into())
+    }
+
     pub fn open(&self) -> Result<Front> {
         let keys = self.api_keys.as_deref().map(Keyring::read).transpose()?.map(Arc::new);
         let tls = match (&self.tls_cert, &self.tls_key) {
@@ -96,6 +104,7 @@ impl FrontArgs {
         settings.tls = front.tls;
         settings.cors = front.cors;
         let limits = &mut settings.limits;
+        limits.drain = self.drain_timeout();
         limits.request_timeout =
             (self.request_timeout > 0).then(|| Duration::from_secs(self.request_timeout));
         limits.connections.connections_max = self.connections_max as usize;

@@ -5,6 +5,8 @@ use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
 use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
+use flotilla_shared::Epoch;
+use flotilla_trust::audit::{self, Act};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -63,6 +65,7 @@ impl Replica<'_> {
     /// Until the group is lost or outgrown; says which worker is to blame, if one is.
     async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn()) -> Option<String> {
         let (loss, epoch, considered) = (group.loss(), group.epoch(), group.considered());
+        audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         self.groups.formed(epoch, self.formation.kv_blocks, group);
         self.considered.send_replace(considered);
         let ready = async {
@@ -77,8 +80,14 @@ impl Replica<'_> {
             () = ready => None,
         };
         self.considered.send_replace(0);
+        let why = lost.as_ref().map_or_else(|| "it was given up".to_owned(), |(error, _)| error.to_string());
+        audit::done(Act::DissolveGroup, epoch_name(epoch), why);
         let (error, name) = lost?;
         self.groups.lost(epoch, error);
         name
     }
+}
+
+fn epoch_name(epoch: Epoch) -> String {
+    format!("epoch {epoch}")
 }

@@ -60,8 +60,9 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let fleet =
             Fleet::listen(args.worker_listen, &args.join_token, tls, args.serve.weight_rate()).await?;
         eprintln!("waiting for {} workers on {}{how}", args.workers, fleet.address());
+        let stop = ctrl_c(args.serve.front.drain_timeout());
         let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
-        serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, ctrl_c()).await
+        serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, stop).await
     })
 }
 
@@ -123,9 +124,9 @@ pub async fn serve(
 }
 
 /// Resolves when the user, or whoever runs this process, asks it to stop. Asked again, it ends at once.
-pub async fn ctrl_c() {
+pub async fn ctrl_c(drain: Duration) {
     asked_to_stop().await;
-    let drain = service::Limits::default().drain.as_secs();
+    let drain = drain.as_secs();
     eprintln!("finishing the answers under way, {drain} s at most; Ctrl-C again ends at once");
     tokio::spawn(async {
         asked_to_stop().await;
@@ -134,7 +135,7 @@ pub async fn ctrl_c() {
     });
 }
 
-async fn asked_to_stop() {
+pub async fn asked_to_stop() {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .expect("signals can be listened to");
     tokio::select! {

@@ -61,6 +61,11 @@ pub enum ApiError {
     Busy { waiting: usize },
     #[error("the server has {waiting_max} requests waiting and takes no more for now")]
     QueueFull { waiting_max: usize },
+    #[error(
+        "the server is stopping: it finishes what is under way, and begins nothing new\n\
+         hint: ask again in a while; another may have taken its place"
+    )]
+    Draining,
     #[error("{0}")]
     NotReady(Readiness),
     #[error("{0}")]
@@ -111,6 +116,7 @@ impl ApiError {
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::NotReady(_)
+            | Self::Draining
             | Self::Failed(_)
             | Self::Deadline
             | Self::Busy { .. }
@@ -159,6 +165,7 @@ impl ApiError {
             Self::OverLimit { .. } => "rate_limit_exceeded",
             Self::QueueFull { .. } | Self::Busy { .. } | Self::Compiling(_) => "queue_full",
             Self::NotReady(_) => "not_ready",
+            Self::Draining => "draining",
             Self::Failed(Failure::FormExhausted(_)) => "grammar_exhausted",
             Self::Failed(_) => "interrupted",
             Self::Deadline => "deadline_exceeded",
@@ -192,7 +199,9 @@ impl ApiError {
             // Another try would go the same way.
             Self::Failed(Failure::FormExhausted(_)) => None,
             Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),
-            Self::NotReady(_) | Self::Failed(_) | Self::Deadline => Some(RETRY_AFTER_LOADING_S),
+            Self::NotReady(_) | Self::Draining | Self::Failed(_) | Self::Deadline => {
+                Some(RETRY_AFTER_LOADING_S)
+            }
             _ => None,
         }
     }
@@ -233,6 +242,9 @@ impl IntoResponse for ApiError {
         }
         if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if matches!(self, Self::Draining) {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response.extensions_mut().insert(self);
         response

@@ -14,6 +14,7 @@ use super::Api;
 use super::error::ApiError;
 use super::metrics::Metrics;
 use crate::keys::Visit;
+use crate::service::Underway;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Of a client's own name for its request; longer ones are replaced.
@@ -31,6 +32,8 @@ struct Entry {
     facts: Mutex<Facts>,
     /// On whose account, where keys are asked for.
     visit: OnceLock<Visit>,
+    /// What a server that stops waits for.
+    underway: OnceLock<Underway>,
     metrics: Arc<Metrics>,
 }
 
@@ -87,6 +90,11 @@ impl RequestLog {
     /// Whose request it is; all who have no key are one.
     pub fn client(&self) -> ClientId {
         self.visit().map_or_else(ClientId::default, |visit| visit.key.client)
+    }
+
+    /// Held until everything about the request is over.
+    pub fn hold(&self, underway: Underway) {
+        self.0.underway.set(underway).expect("a request begins once");
     }
 
     pub fn note_error(&self, error: &ApiError) {
@@ -149,6 +157,7 @@ pub async fn layer(State(api): State<Arc<Api>>, mut request: Request, next: Next
         began: Instant::now(),
         facts: Mutex::default(),
         visit: OnceLock::new(),
+        underway: OnceLock::new(),
         metrics: Arc::clone(&api.metrics),
     }));
     let path = request.extensions().get::<MatchedPath>().cloned();

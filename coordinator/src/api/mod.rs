@@ -12,6 +12,7 @@ mod cluster;
 mod completions;
 mod content;
 mod cors;
+mod draining;
 mod encoding;
 mod ending;
 mod error;
@@ -155,6 +156,7 @@ fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
         .route("/detokenize", post(tokenize::detokenize))
         .merge(responses::routes())
         .route_layer(from_fn_with_state(Arc::clone(api), auth::layer))
+        .route_layer(from_fn_with_state(Arc::clone(api), draining::layer))
 }
 
 /// What machines and people look at without a key: it tells of no request.

@@ -46,6 +46,11 @@ impl RemoteGroup {
         &self.plan
     }
 
+    /// Of its workers, in rank order.
+    pub fn names(&self) -> Vec<&str> {
+        self.workers.iter().map(Worker::name).collect()
+    }
+
     /// Resolves when a worker leaves, whether or not a step is in flight, or when the group is given up: then there is
     /// no error but that of whoever gave it up.
     pub fn loss(&self) -> impl Future<Output = Option<(GroupError, Option<String>)>> + Send + use<> {

@@ -183,6 +183,11 @@ async fn receive_hello(stream: &mut Streaming<FromWorker>) -> Result<Hello, Stat
     Ok(hello)
 }
 
+/// A worker's words, as long as a log wants them.
+fn said(words: &str) -> String {
+    words.chars().take(200).filter(|letter| !letter.is_control()).collect()
+}
+
 /// Passes a worker's messages on; its last one is why the stream ended.
 async fn forward(
     mut stream: Streaming<FromWorker>,
@@ -191,6 +196,9 @@ async fn forward(
 ) -> String {
     let end: String = loop {
         match stream.message().await {
+            Ok(Some(FromWorker { message: Some(from_worker::Message::Leaving(leaving)) })) => {
+                break format!("it leaves: {}", said(&leaving.reason));
+            }
             Ok(Some(FromWorker { message: Some(message) })) => {
                 if inbox.send(Ok(message)).await.is_err() {
                     break "it is no longer wanted".into();

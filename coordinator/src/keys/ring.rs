@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use flotilla_trust::audit::{self, Act};
+
 use super::file::{self, Entries};
 use super::{Key, KeyFileError};
 
@@ -76,30 +78,47 @@ impl Keyring {
         }
         match file::read(&self.path) {
             Ok(entries) => self.replace(entries, look),
-            Err(error) => tracing::warn!(%error, "the keys stay as they were"),
+            Err(error) => audit::failed(Act::ReadKeys, self.path.display(), error),
         }
     }
 
     fn replace(&self, entries: Entries, look: &mut Look) {
         let mut keys = self.keys.write().unwrap_or_else(PoisonError::into_inner);
         let mut old: BTreeMap<_, _> = keys.drain(..).map(|key| (*key.hash.as_bytes(), key)).collect();
-        let count = entries.len();
-        let (mut keys_new, mut stay) = (Vec::with_capacity(count), 0);
+        let (mut keys_new, mut new) = (Vec::with_capacity(entries.len()), Vec::new());
+        let mut changed = Vec::new();
         for entry in entries {
             keys_new.push(match old.remove(entry.hash.as_bytes()) {
                 Some(key) => {
-                    stay += 1;
+                    if (&key.name, key.allowance, key.priority)
+                        != (&entry.name, entry.allowance, entry.priority)
+                    {
+                        changed.push(entry.name.clone());
+                    }
                     entry.key_after(&key)
                 }
                 None => {
                     look.client_next += 1;
+                    new.push(entry.name.clone());
                     entry.key(look.client_next - 1)
                 }
             });
         }
-        tracing::info!(new = count - stay, gone = old.len(), stay, "the key file was read again");
+        let gone: Vec<_> = old.into_values().map(|key| key.name.clone()).collect();
+        audit::done(Act::ReadKeys, self.path.display(), difference(&new, &gone, &changed));
         *keys = keys_new;
     }
+}
+
+/// By name, as many as a line of the log has room for.
+fn difference(new: &[String], gone: &[String], changed: &[String]) -> String {
+    const NAMES: usize = 20;
+    let list = |names: &[String]| {
+        let more = if names.len() > NAMES { ", …" } else { "" };
+        let first = names.iter().take(NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+        format!("{} ({first}{more})", names.len())
+    };
+    format!("new {}, gone {}, changed {}", list(new), list(gone), list(changed))
 }
 
 fn stamp(path: &Path) -> Option<Stamp> {
@@ -110,6 +129,15 @@ fn stamp(path: &Path) -> Option<Stamp> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changed_in_a_key_file_is_told_by_name() {
+        let names: Vec<String> = (0..21).map(|number| format!("n{number}")).collect();
+        let text = difference(&names[..2], &[], &names);
+        assert!(text.starts_with("new 2 (n0, n1), gone 0 (), changed 21 (n0, "), "{text}");
+        assert!(text.ends_with(", n19, …)"), "{text}");
+    }
+
     use crate::keys::{Exceeded, entry};
 
     fn look_now(keys: &Keyring) {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use flotilla_trust::audit::{self, Act};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
@@ -18,7 +19,9 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
+use super::drain::Drain;
 use super::stalls::Unstalled;
 use super::tls::Tls;
 
@@ -74,13 +77,14 @@ impl ConnectionLimits {
     }
 }
 
-/// Serves until `shutdown` is done, and then as long as answers under way take, `drain` at most.
+/// Serves until `shutdown` is done, and then as long as requests under way take, so long at most. Meanwhile it goes on
+/// accepting, and routers refuse what is new.
 pub async fn run(
     listener: TcpListener,
     routers: Routers,
     tls: Option<Tls>,
     limits: ConnectionLimits,
-    drain: Duration,
+    (drain, drain_max): (Drain, Duration),
     shutdown: impl Future<Output = ()>,
 ) {
     let graceful = GracefulShutdown::new();
@@ -103,13 +107,29 @@ pub async fn run(
             });
         }
     };
-    tokio::select! {
+    let emptied = async {
+        shutdown.await;
+        let underway = drain.begin();
+        let until = Instant::now() + drain_max;
+        audit::begun(
+            Act::Drain,
+            "this server",
+            format!("{underway} requests are under way, for {drain_max:?} at most"),
+        );
+        let _ = tokio::time::timeout_at(until, drain.emptied()).await;
+        until
+    };
+    let until = tokio::select! {
         never = accepting => never,
-        () = shutdown => {}
-    }
+        until = emptied => until,
+    };
     drop(listener);
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
-        tracing::warn!(?drain, "answers were cut off to stop in time");
+    let cut_off = drain.underway();
+    match tokio::time::timeout_at(until, graceful.shutdown()).await {
+        Ok(()) => audit::done(Act::Drain, "this server", "every request under way had its answer"),
+        Err(_) => {
+            audit::failed(Act::Drain, "this server", format!("{cut_off} answers are cut off to stop in time"))
+        }
     }
 }
 

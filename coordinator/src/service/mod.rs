@@ -2,6 +2,7 @@
 //! them to the driver is not its business.
 
 mod connections;
+mod drain;
 mod stalls;
 mod tls;
 
@@ -19,6 +20,7 @@ use crate::harmony::Harmony;
 use crate::keys::Keyring;
 use crate::router::ReplicaRouter;
 pub use connections::ConnectionLimits;
+pub use drain::{Drain, Underway};
 pub use tls::{Tls, TlsError};
 
 #[derive(Clone)]
@@ -44,6 +46,8 @@ pub struct Settings {
     pub tls: Option<Tls>,
     /// What is shown of the cluster.
     pub board: Board,
+    /// Whether the server is about to stop.
+    pub drain: Drain,
     /// `2025-06-28`: what the model is told about today.
     pub current_date: Arc<dyn Fn() -> String + Send + Sync>,
     /// For `created`.
@@ -96,24 +100,30 @@ impl Settings {
             cors: Origins::default(),
             tls: None,
             board: Board::default(),
+            drain: Drain::default(),
             current_date: Arc::new(|| date_of(unix_seconds())),
             unix_seconds: Arc::new(unix_seconds),
         }
     }
 }
 
-/// Serves until `shutdown` is done, and then as long as answers under way take, `limits.drain` at most.
+/// Serves until `shutdown` is done, and then as long as requests under way take, `limits.drain` at most; whoever asks
+/// meanwhile hears that the server stops.
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,
     router: impl Into<ReplicaRouter>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    let (limits, tls) = (settings.limits, settings.tls.clone());
+    let (limits, tls, drain) = (settings.limits, settings.tls.clone(), settings.drain.clone());
     let harmony = settings.harmony.clone();
     let (all, reserve) = routers(Api::new(settings, harmony, router.into()));
     let routers = connections::Routers { all, reserve };
-    connections::run(listener, routers, tls, limits.connections, limits.drain, shutdown).await;
+    let watching = tls.clone();
+    tokio::select! {
+        () = connections::run(listener, routers, tls, limits.connections, (drain, limits.drain), shutdown) => {}
+        () = async { watching.expect("there is TLS").watch().await }, if watching.is_some() => {}
+    }
 }
 
 /// The system's clock, for people: dates. Nothing is measured by it.

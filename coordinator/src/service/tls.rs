@@ -21,4 +21,9 @@ impl Tls {
         })
         .map(Tls)
     }
+
+    /// Says what is wrong with renewed files also while nobody connects. Never ends.
+    pub(super) async fn watch(self) {
+        self.0.watch().await;
+    }
 }

@@ -8,6 +8,7 @@ mod cluster;
 mod completions;
 mod connections;
 mod cors;
+mod drain;
 mod forms;
 mod groups;
 mod keys;

@@ -108,7 +108,7 @@ impl Coordinator {
             .add_service(server)
             .serve_with_incoming(TcpListenerStream::new(listener));
         coordinator.tasks.push(tokio::spawn(async move { served.await.unwrap() }));
-        let worker = flotilla_worker::run(settings(format!("http://{address}")));
+        let worker = flotilla_worker::run(settings(format!("http://{address}")), std::future::pending());
         coordinator.tasks.push(tokio::spawn(async move { drop(worker.await) }));
         coordinator
     }
@@ -152,6 +152,7 @@ impl Coordinator {
 
 fn settings(coordinator: String) -> Settings {
     Settings {
+        tls: None,
         coordinator,
         join_token: "any".into(),
         inventory: Inventory {
@@ -159,6 +160,7 @@ fn settings(coordinator: String) -> Settings {
             device: "cpu".into(),
             memory_bytes: 1 << 30,
             bandwidth: 0.0,
+            compute: 0.0,
             threads: 1,
             backend: BackendKind::Cpu,
             kv: KvDtype::F16,
