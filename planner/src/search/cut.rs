@@ -117,13 +117,13 @@ impl Cutter<'_> {
         best
     }
 
-    /// Even the least share of every device, or all of them together, is too much.
+    /// All devices together have too little memory, or one of them has too little even for what every rank holds.
     fn is_hopeless(&self) -> bool {
         let spec = self.model.spec;
-        let weights = (self.layers.count() * spec.experts * spec.intermediate_blocks()) as u64;
-        let experts = weights * self.model.sizes.block_bytes;
+        let blocks = (self.layers.count() * spec.experts * spec.intermediate_blocks()) as u64;
         let memory = self.devices.iter().map(|&device| self.model.fleet.devices[device].memory_bytes);
-        memory.fold(0, u64::saturating_add) < experts
+        memory.fold(0, u64::saturating_add) < blocks * self.model.sizes.block_bytes
+            || !self.fit(&vec![self.nothing(Placement::Slices); self.devices.len()])
     }
 
     fn fit(&self, units: &[Units]) -> bool {

@@ -1,6 +1,6 @@
 //! The search against brute force over the same cost model, on the fleets that people have.
 
-use crate::brute::Brute;
+use crate::brute::{Brute, Known};
 use crate::fleets::{demand, fleets};
 use flotilla_planner::{Aim, Goal, choose};
 use flotilla_shared::ModelSpec;
@@ -11,10 +11,10 @@ const SLOWER_MAX: f64 = 1.03;
 fn check(model: &str, aim: Aim) {
     let spec = ModelSpec::published(model).unwrap();
     let goal = Goal { aim, context: 4096, stages_max: usize::MAX };
-    let (demand, mut compared) = (demand(&spec, goal), 0);
+    let (demand, known, mut compared) = (demand(&spec, goal), Known::default(), 0);
     for (name, fleet) in fleets() {
         let found = choose(&spec, &fleet, goal, demand);
-        let best = Brute { spec: &spec, fleet: &fleet, goal, demand }.best();
+        let best = Brute { spec: &spec, fleet: &fleet, goal, demand, known: &known }.best();
         match (found, best) {
             (Ok(choice), Some((best_s, what))) => {
                 let ratio = choice.decode.token_s / best_s;

@@ -112,7 +112,7 @@ fn check(
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(120))]
+    #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
     fn every_element_has_an_owner_that_has_room(
@@ -139,6 +139,11 @@ proptest! {
             prop_assert!(owners.iter().all(|owners| *owners == 1), "{tensor}");
         }
     }
+
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
 
     #[test]
     fn nothing_is_slower_than_without_a_planner(
@@ -183,6 +188,20 @@ fn what_does_not_fit_says_what_is_missing() {
     assert!(error.to_string().contains("are missing\nhint: add workers"), "{error}");
     let none = Fleet { devices: vec![], hosts: vec![], ..small };
     assert_eq!(choose(&spec, &none, goal, demand), Err(PlanError::Ranks(0)));
+}
+
+/// Norms and routers are on every rank: a device without room for them is none, however few heads and blocks it would get.
+#[test]
+fn a_device_without_room_for_what_all_hold_is_left_out() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let fleet = fleet(&vec![(3.0, 1e12, 0), (3.0, 1e12, 0), (1e-4, 1e12, 0)], 10e9, false, ("pcie4", "1gbe"));
+    for aim in [Aim::Latency, Aim::Throughput { clients: 8 }] {
+        let goal = Goal { aim, context: 16, stages_max: usize::MAX };
+        let demand = fleets::demand(&spec, goal);
+        let choice = choose(&spec, &fleet, goal, demand).unwrap();
+        check(&spec, &fleet, goal, demand, &choice).unwrap();
+        assert_eq!(choice.left_out.len(), 1);
+    }
 }
 
 /// Many devices, each of a kind of its own: the search must end, and its plan hold.

@@ -10,12 +10,14 @@ use flotilla_shared::plan::StageCut;
 use flotilla_shared::{Demand, Inventory, ModelSpec, Plan};
 use orders::{compositions, orders};
 use stage::Cuts;
+pub use stage::Known;
 
 pub struct Brute<'a> {
     pub spec: &'a ModelSpec,
     pub fleet: &'a Fleet,
     pub goal: Goal,
     pub demand: Demand,
+    pub known: &'a Known,
 }
 
 /// Stages at most, with few devices and with many.

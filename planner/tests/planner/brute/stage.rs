@@ -6,9 +6,11 @@ use super::orders::compositions;
 use flotilla_planner::{Work, predict_step};
 use flotilla_shared::ids::Rank;
 use flotilla_shared::plan::{ExpertShare, Placement, StageCut};
-use flotilla_shared::{Plan, RankShare, Stage};
+use flotilla_shared::{LayerKind, Plan, RankShare, Stage};
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::rc::Rc;
 
 /// Parts of the blocks and of the vocabulary.
 const PARTS: usize = 18;
@@ -22,6 +24,19 @@ pub struct Cuts<'a> {
 }
 
 type Range2 = (usize, usize);
+
+/// Bytes of layers that were counted once, for all fleets of one model and one demand: by backend, full layers, layers, and
+/// whether they are the first and the last.
+#[derive(Default)]
+pub struct Known(RefCell<BTreeMap<(u8, usize, usize, (bool, bool)), Rc<Bytes>>>);
+
+/// By how much there is of each kind, beside `empty`.
+struct Bytes {
+    heads: Vec<u64>,
+    blocks: Vec<u64>,
+    vocab: Vec<u64>,
+    empty: u64,
+}
 
 /// Seconds and bytes of a device by how much it has of each kind; bytes beside `empty_bytes`.
 #[derive(Clone)]
@@ -88,34 +103,58 @@ impl<'a> Cuts<'a> {
     }
 
     fn measure(&self, device: usize, layers: &Range<usize>, sequences: usize) -> Device {
-        let Brute { spec, fleet, goal, demand } = *self.brute;
+        let Brute { spec, fleet, goal, .. } = *self.brute;
         let work = Work::decode(sequences, goal.context);
-        let blocks = spec.intermediate_blocks() / PARTS;
-        let of = |heads: usize, parts: usize, rows: usize| {
-            let share = RankShare {
-                rank: Rank(0),
-                backend: fleet.devices[device].backend,
-                kv: fleet.devices[device].kv,
-                kv_heads: 0..heads,
-                experts: ExpertShare { experts: 0..spec.experts, blocks: 0..parts * blocks },
-                vocab: 0..rows * spec.vocab / PARTS,
-            };
-            let plan = Plan { stages: vec![Stage { layers: layers.clone(), ranks: vec![share] }] };
-            let time = predict_step(spec, fleet, &plan, &[device], work).stages[0].ranks[0];
-            (time, plan.total_bytes(spec, Rank(0), demand))
+        let time = |counts| {
+            let plan = self.alone(device, layers, counts);
+            predict_step(spec, fleet, &plan, &[device], work).stages[0].ranks[0]
         };
-        let (_, empty_bytes) = of(0, 0, 0);
-        let beside = |bytes: u64| bytes.saturating_sub(empty_bytes);
-        let heads = (0..=spec.kv_heads).map(|n| of(n, 0, 0)).map(|(t, b)| (t.attention_s, beside(b)));
-        let parts = (0..=PARTS).map(|n| of(0, n, 0)).map(|(t, b)| (t.experts_s, beside(b)));
-        let vocab = (0..=PARTS).map(|n| of(0, 0, n)).map(|(t, b)| (t.vocabulary_s, beside(b)));
+        let bytes = self.bytes(device, layers);
+        let with = |times: Vec<f64>, bytes: &[u64]| times.into_iter().zip(bytes.iter().copied()).collect();
+        let heads = (0..=spec.kv_heads).map(|n| time([n, 0, 0]).attention_s).collect();
+        let blocks = (0..=PARTS).map(|n| time([0, n, 0]).experts_s).collect();
+        let vocab = (0..=PARTS).map(|n| time([0, 0, n]).vocabulary_s).collect();
         Device {
-            heads: heads.collect(),
-            blocks: parts.collect(),
-            vocab: vocab.collect(),
-            empty_bytes,
+            heads: with(heads, &bytes.heads),
+            blocks: with(blocks, &bytes.blocks),
+            vocab: with(vocab, &bytes.vocab),
+            empty_bytes: bytes.empty,
             memory_bytes: fleet.devices[device].memory_bytes,
         }
+    }
+
+    /// So many heads, parts of the blocks and parts of the vocabulary of some layers, and nothing else.
+    fn alone(&self, device: usize, layers: &Range<usize>, [heads, parts, rows]: [usize; 3]) -> Plan {
+        let Brute { spec, fleet, .. } = *self.brute;
+        let blocks = spec.intermediate_blocks() / PARTS;
+        let share = RankShare {
+            rank: Rank(0),
+            backend: fleet.devices[device].backend,
+            kv: fleet.devices[device].kv,
+            kv_heads: 0..heads,
+            experts: ExpertShare { experts: 0..spec.experts, blocks: 0..parts * blocks },
+            vocab: 0..rows * spec.vocab / PARTS,
+        };
+        Plan { stages: vec![Stage { layers: layers.clone(), ranks: vec![share] }] }
+    }
+
+    fn bytes(&self, device: usize, layers: &Range<usize>) -> Rc<Bytes> {
+        let Brute { spec, fleet, demand, known, .. } = *self.brute;
+        let full = spec.layers[layers.clone()].iter().filter(|kind| **kind == LayerKind::Full).count();
+        let ends = (layers.start == 0, layers.end == spec.layer_count());
+        let key = (fleet.devices[device].backend as u8, full, layers.len(), ends);
+        let make = || {
+            let of = |counts| self.alone(device, layers, counts).total_bytes(spec, Rank(0), demand);
+            let empty = of([0, 0, 0]);
+            let beside = |counts| of(counts).saturating_sub(empty);
+            Rc::new(Bytes {
+                empty,
+                heads: (0..=spec.kv_heads).map(|n| beside([n, 0, 0])).collect(),
+                blocks: (0..=PARTS).map(|n| beside([0, n, 0])).collect(),
+                vocab: (0..=PARTS).map(|n| beside([0, 0, n])).collect(),
+            })
+        };
+        known.0.borrow_mut().entry(key).or_insert_with(make).clone()
     }
 }
 
