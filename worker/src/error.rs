@@ -96,3 +96,17 @@ impl From<Status> for WorkerError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_coordinator_speaks_reaches_the_workers_log() {
+        let words =
+            "this coordinator (2.0.0) speaks protocol 9, the worker (1.0.0) protocol 5\nhint: the same";
+        let error = WorkerError::from(Status::failed_precondition(words));
+        assert_eq!(error.to_string(), format!("the coordinator refused: {words}"));
+        assert!(!error.is_of_the_link(), "another try would end the same way");
+    }
+}

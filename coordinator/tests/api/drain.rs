@@ -15,7 +15,7 @@ const MODELS: &[u8] = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n";
 fn long() -> serde_json::Value {
     let mut body = user("<|channel|>final<|message|>on and on");
     body["stream"] = json!(true);
-    body["max_tokens"] = json!(1500);
+    body["max_tokens"] = json!(600);
     body
 }
 
