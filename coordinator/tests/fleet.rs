@@ -22,6 +22,7 @@ fn hello() -> Hello {
             device: "none".into(),
             memory_bytes: 1 << 30,
             bandwidth: 0.0,
+            compute: 0.0,
             threads: 1,
         },
         collective_address: "127.0.0.1:1".into(),
@@ -43,7 +44,7 @@ async fn say(fleet: &Fleet, token: &str, first: from_worker::Message) -> Option<
 
 #[tokio::test]
 async fn who_speaks_another_protocol_hears_both_versions() {
-    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None).await.unwrap();
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
     for protocol in [0, PROTOCOL - 1, PROTOCOL + 1, u32::MAX] {
         let other = from_worker::Message::Hello((&Hello { protocol, ..hello() }).into());
         let refused = say(&fleet, TOKEN, other).await.expect("it is refused");
@@ -61,7 +62,7 @@ async fn who_speaks_another_protocol_hears_both_versions() {
 
 #[tokio::test]
 async fn who_does_not_know_the_token_or_does_not_say_hello_is_refused() {
-    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None).await.unwrap();
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
     let good = || from_worker::Message::Hello((&hello()).into());
     for token in ["", "another", "a-token "] {
         let refused = say(&fleet, token, good()).await.expect("it is refused");
