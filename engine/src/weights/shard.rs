@@ -77,7 +77,7 @@ fn tensors(header: &[u8], data: usize) -> Result<Tensors, ShardFault> {
 /// For fuzzers.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(file: &[u8]) {
-    let Ok(tensors) = header(file) else { return };
+    let Ok(Ok(tensors)) = header(&file.to_vec()) else { return };
     for info in tensors.values() {
         let (start, end) = info.data_offsets;
         assert!(start <= end && end <= file.len(), "{info:?} reaches out of {} bytes", file.len());
