@@ -69,14 +69,14 @@ mod tests {
         assert_eq!(pace.seconds_left(at(0.0)), Some(0.0), "of nothing");
         pace.see(at(0.0), 0, 10_000);
         assert_eq!((pace.bytes_per_second(at(0.1)), pace.seconds_left(at(0.1))), (None, None));
-        for tick in 1..=20 {
-            pace.see(at(f64::from(tick)), tick as u64 * 100, 10_000);
+        for tick in 1..=20u32 {
+            pace.see(at(f64::from(tick)), u64::from(tick) * 100, 10_000);
         }
         assert_eq!(pace.bytes_per_second(at(20.0)), Some(100.0));
         assert_eq!(pace.seconds_left(at(20.0)), Some(80.0));
         // Twice as fast now.
-        for tick in 1..=10 {
-            pace.see(at(20.0 + f64::from(tick)), 2000 + tick as u64 * 200, 10_000);
+        for tick in 1..=10u32 {
+            pace.see(at(20.0 + f64::from(tick)), 2000 + u64::from(tick) * 200, 10_000);
         }
         assert_eq!(pace.bytes_per_second(at(30.0)), Some(200.0));
         assert_eq!(pace.seconds_left(at(30.0)), Some(30.0));

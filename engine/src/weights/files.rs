@@ -87,6 +87,19 @@ impl FileBytes for Mapped {
     }
 }
 
+/// For fuzzers.
+#[cfg(any(test, fuzzing))]
+impl FileBytes for Vec<u8> {
+    fn len(&self) -> usize {
+        Vec::len(self)
+    }
+
+    fn read(&self, start: usize, out: &mut [u8]) -> Result<(), WeightError> {
+        out.copy_from_slice(&self[start..start + out.len()]);
+        Ok(())
+    }
+}
+
 fn map(path: &Path) -> Result<Mmap, WeightError> {
     let failed = |doing| move |source| WeightError::Io { doing, path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for its other end.

@@ -77,21 +77,7 @@ fn tensors(header: &[u8], data: usize) -> Result<Tensors, ShardFault> {
 /// For fuzzers.
 #[cfg(any(test, fuzzing))]
 pub(super) fn fuzz(file: &[u8]) {
-    /// A file in memory.
-    struct InMemory(Vec<u8>);
-
-    impl FileBytes for InMemory {
-        fn len(&self) -> usize {
-            self.0.len()
-        }
-
-        fn read(&self, start: usize, out: &mut [u8]) -> Result<(), WeightError> {
-            out.copy_from_slice(&self.0[start..start + out.len()]);
-            Ok(())
-        }
-    }
-
-    let Ok(Ok(tensors)) = header(&InMemory(file.to_vec())) else { return };
+    let Ok(Ok(tensors)) = header(&file.to_vec()) else { return };
     for info in tensors.values() {
         let (start, end) = info.data_offsets;
         assert!(start <= end && end <= file.len(), "{info:?} reaches out of {} bytes", file.len());

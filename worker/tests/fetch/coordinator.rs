@@ -154,6 +154,7 @@ fn settings(coordinator: String) -> Settings {
     Settings {
         tls: None,
         coordinator,
+        tls: None,
         join_token: "any".into(),
         inventory: Inventory {
             name: "worker".into(),
@@ -203,28 +204,28 @@ impl Fleet for Service {
         &self,
         request: Request<wire::FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
-        let extents = request
-            .into_inner()
-            .extents
+        let wire::FetchRequest { slices, extents, .. } = request.into_inner();
+        let slices: Vec<TensorSlice> = slices.into_iter().map(|slice| slice.try_into().unwrap()).collect();
+        let extents = extents
             .into_iter()
             .map(|wire| Extent { slice: wire.slice as usize, bytes: wire.start as usize..wire.end as usize });
+        let wanted = extents.flat_map(|extent| extent.chunks().map(move |chunk| (extent.slice, chunk)));
         let mut chunks = Vec::new();
-        for (slice, chunk) in
-            extents.flat_map(|extent| extent.chunks().map(move |chunk| (extent.slice, chunk)))
-        {
-            let place = (slice, chunk.start);
+        for (index, chunk) in wanted {
+            let slice = &slices[index];
+            let place = (self.slices.iter().position(|own| own == slice).unwrap(), chunk.start);
             let fault = self.fault(place);
             if let Some(Fault::Breaks(_)) = fault {
                 chunks.push(Err(Status::unavailable("the stream was cut")));
                 break;
             }
             self.sent.lock().unwrap().push(place);
-            let (mut bytes, digest) = read_chunk(&self.source, &self.slices[slice], chunk).unwrap();
+            let (mut bytes, digest) = read_chunk(&self.source, slice, chunk).unwrap();
             if fault.is_some() {
                 bytes[100] ^= 8;
             }
             let (data, digest) = (bytes.into(), digest.0.to_vec().into());
-            chunks.push(Ok(wire::SliceChunk { slice: slice as u32, offset: place.1 as u64, data, digest }));
+            chunks.push(Ok(wire::SliceChunk { slice: index as u32, offset: place.1 as u64, data, digest }));
         }
         Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
     }
