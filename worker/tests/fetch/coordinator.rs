@@ -154,7 +154,6 @@ fn settings(coordinator: String) -> Settings {
     Settings {
         tls: None,
         coordinator,
-        tls: None,
         join_token: "any".into(),
         inventory: Inventory {
             name: "worker".into(),
