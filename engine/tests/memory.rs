@@ -126,6 +126,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
     let Case { name, spec, shares, demand, .. } = case;
     let mut plan = Plan::with_shares(spec, shares);
     plan.stages[0].ranks.iter_mut().for_each(|share| share.backend = BackendKind::Cuda);
+    let (_, share) = plan.share(rank);
     let planned = plan.total_bytes(spec, rank, *demand);
     let assignment = Assignment {
         epoch: Epoch(1),

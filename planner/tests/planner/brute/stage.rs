@@ -28,7 +28,9 @@ type Range2 = (usize, usize);
 /// Bytes of layers that were counted once, for all fleets of one model and one demand: by backend, full layers, layers, and
 /// whether they are the first and the last.
 #[derive(Default)]
-pub struct Known(RefCell<BTreeMap<(u8, usize, usize, (bool, bool)), Rc<Bytes>>>);
+pub struct Known(RefCell<BTreeMap<Shape, Rc<Bytes>>>);
+
+type Shape = (u8, usize, usize, (bool, bool));
 
 /// By how much there is of each kind, beside `empty`.
 struct Bytes {
