@@ -138,6 +138,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
     let mut plan = Plan::with_stages(spec, &stages);
     let ranks = plan.stages.iter_mut().flat_map(|stage| &mut stage.ranks);
     ranks.for_each(|share| share.backend = BackendKind::Cuda);
+    let (_, share) = plan.share(rank);
     let planned = plan.total_bytes(spec, rank, *demand);
     let assignment = Assignment {
         epoch: Epoch(1),
@@ -170,7 +171,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
     }
     let (mut more, mut less) = (OFF_MAX * taken as f64, OFF_MAX * taken as f64);
     if taken < SMALL_BYTES {
-        let heads = spec.q_heads_of(&plan.share(rank).1.kv_heads).len();
+        let heads = spec.q_heads_of(&share.kv_heads).len();
         less += gaps as f64;
         more += (PARTS_MAX * heads * (spec.head_dim + 2) * 4) as f64;
     }

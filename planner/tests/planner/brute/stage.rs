@@ -25,12 +25,12 @@ pub struct Cuts<'a> {
 
 type Range2 = (usize, usize);
 
-type Asked = (u8, usize, usize, (bool, bool));
-
 /// Bytes of layers that were counted once, for all fleets of one model and one demand: by backend, full layers, layers, and
 /// whether they are the first and the last.
 #[derive(Default)]
-pub struct Known(RefCell<BTreeMap<Asked, Rc<Bytes>>>);
+pub struct Known(RefCell<BTreeMap<Shape, Rc<Bytes>>>);
+
+type Shape = (u8, usize, usize, (bool, bool));
 
 /// By how much there is of each kind, beside `empty`.
 struct Bytes {
