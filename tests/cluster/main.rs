@@ -7,6 +7,7 @@ mod loss;
 mod malformed;
 mod memory;
 mod planning;
+mod origins;
 mod refusals;
 mod regroup;
 mod replicas;
