@@ -69,9 +69,7 @@ impl LocalWorkers {
             let (index, error) = tokio::select! {
                 death = self.first_death() => death,
                 Some(lost) = lost.recv() => {
-                    let index = (0..self.children.len()).find(|index| name(*index) == lost);
-                    // A child that cannot be killed has ended already.
-                    index.into_iter().for_each(|index| drop(self.children[index].start_kill()));
+                    self.end(&lost, None);
                     continue;
                 }
             };
@@ -81,10 +79,22 @@ impl LocalWorkers {
             warn!(worker = index, "a worker ended, starting another in its place");
             // One that dies at once must not be started in a tight loop.
             tokio::time::sleep(RESTART_PAUSE).await;
+            // What was said of its name meanwhile was said of the one that has ended.
+            while let Ok(lost) = lost.try_recv() {
+                self.end(&lost, Some(index));
+            }
             match self.settings.spawn(index) {
                 Ok(child) => self.children[index] = child,
                 Err(error) => return error,
             }
+        }
+    }
+
+    fn end(&mut self, lost: &str, unless: Option<usize>) {
+        let index = (0..self.children.len()).find(|index| name(*index) == lost);
+        if let Some(index) = index.filter(|index| Some(*index) != unless) {
+            // A child that cannot be killed has ended already.
+            let _ = self.children[index].start_kill();
         }
     }
 

@@ -68,7 +68,10 @@ impl RemoteGroup {
         let first = futures::future::select_all(ends);
         let mut over = self.over.subscribe();
         async move {
+            // A worker that is lost is often seen first by whoever then gives the group up: both are there at once, and
+            // the name is what its supervisor waits for.
             tokio::select! {
+                biased;
                 (lost, ..) = first => Some(lost),
                 _ = over.changed() => None,
             }
