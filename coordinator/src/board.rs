@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::pace::Pace;
-use flotilla_shared::activations::activation_bytes;
 use flotilla_shared::plan::Demand;
 use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare, Reach};
 
@@ -97,7 +96,7 @@ impl Board {
                 share: share.clone(),
                 weights_bytes: bytes.weights(),
                 kv_bytes: bytes.kv(demand.kv_blocks),
-                activation_bytes: activation_bytes(spec, share, demand),
+                activation_bytes: plan.activation_bytes(spec, share.rank, demand),
                 loading: Pace::default(),
                 reach: None,
             }
