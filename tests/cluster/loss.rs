@@ -32,7 +32,8 @@ async fn a_stage_killed_in_mid_stream_costs_no_token() {
 
 async fn kill_in_mid_stream(flags: &[&str]) {
     let model = endless().await;
-    let coordinator = Coordinator::start(model.path(), 2, flags).await;
+    let coordinator =
+        Coordinator::start(model.path(), 2, &[&["--regroup-grace", "60"], flags].concat()).await;
     let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
     let client = Client::new(&coordinator.url);
     assert_eq!(client.health(200).await["epoch"], 1);
@@ -58,7 +59,7 @@ async fn kill_in_mid_stream(flags: &[&str]) {
 #[tokio::test]
 async fn a_worker_killed_while_idle_is_noticed() {
     let model = endless().await;
-    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let coordinator = Coordinator::start(model.path(), 2, &["--regroup-grace", "60"]).await;
     let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
     let client = Client::new(&coordinator.url);
     client.health(200).await;
@@ -79,7 +80,7 @@ async fn a_worker_killed_while_idle_is_noticed() {
 #[tokio::test]
 async fn a_worker_killed_while_waiting_is_replaced() {
     let model = endless().await;
-    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let coordinator = Coordinator::start(model.path(), 2, &["--regroup-grace", "60"]).await;
     let client = Client::new(&coordinator.url);
     let mut early = coordinator.worker("early");
     client.waits_for("the model is loading: 1 of 2 workers have joined").await;

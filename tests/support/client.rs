@@ -64,6 +64,19 @@ impl Client {
         }
     }
 
+    /// Waits until a group of this epoch, or of a later one, stands. Between two groups may lie less than two looks.
+    pub async fn group_of(&self, epoch: u64) -> u64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let found = self.health(200).await["epoch"].as_u64().expect("a number");
+            if found >= epoch {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "epoch {epoch} does not come, it is {found}");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until /health is 503 and its message is this one.
     pub async fn waits_for(&self, message: &str) {
         let deadline = Instant::now() + PATIENCE;
