@@ -100,6 +100,8 @@ struct Stream {
 struct Orphaned {
     error: GroupError,
     give_up: Instant,
+    /// When to look again for a replica that serves.
+    look: Instant,
 }
 
 enum Happened<G> {
@@ -132,7 +134,7 @@ impl<G: Group> Driver<G> {
     /// gone.
     async fn wait(&mut self) -> Option<Happened<G>> {
         let give_up = self.orphaned.as_ref().map(|orphaned| orphaned.give_up);
-        let look = give_up.map(|_| now() + rescue::LOOK_EVERY);
+        let look = self.orphaned.as_ref().filter(|_| !self.streams.is_empty()).map(|orphaned| orphaned.look);
         let deadline = self.scheduler.wakes_at().map(|deadline| self.started + deadline);
         tokio::select! {
             biased;
@@ -159,7 +161,7 @@ impl<G: Group> Driver<G> {
             Happened::Guided(guided) => self.guided(guided),
             Happened::DeadlineCame => self.tell(Event::Tick),
             Happened::WaitedTooLong => self.give_up(),
-            Happened::LookForReplica => self.rescue(),
+            Happened::LookForReplica => self.look_for_replica(),
         }
     }
 
@@ -192,10 +194,16 @@ impl<G: Group> Driver<G> {
     }
 
     fn submit(&mut self, submission: Submission) {
+        let readiness = self.readiness.borrow().clone();
+        let is_ready = matches!(readiness, Readiness::Ready { .. });
+        // The group was lost since this replica was chosen.
+        if !is_ready && let Some(other) = self.replicas.idlest() {
+            let _ = other.send(Command::Submit(Box::new(submission)));
+            return;
+        }
         let Submission { mut request, timeout, guide, events, admission } = submission;
         let mut stream = Stream { events, admission: Some(admission) };
-        let readiness = self.readiness.borrow().clone();
-        if !matches!(readiness, Readiness::Ready { .. }) {
+        if !is_ready {
             return stream.answer(Err(Refusal::NotReady(readiness)));
         }
         request.deadline = timeout.map(|timeout| now() - self.started + timeout);
@@ -282,7 +290,16 @@ impl<G: Group> Driver<G> {
     }
 
     fn orphan(&mut self, error: GroupError) {
-        self.orphaned = Some(Orphaned { error, give_up: now() + self.regroup_wait });
+        let now = now();
+        let (give_up, look) = (now + self.regroup_wait, now + rescue::LOOK_EVERY);
+        self.orphaned = Some(Orphaned { error, give_up, look });
+    }
+
+    fn look_for_replica(&mut self) {
+        if let Some(orphaned) = &mut self.orphaned {
+            orphaned.look = now() + rescue::LOOK_EVERY;
+        }
+        self.rescue();
     }
 
     /// Sequences that came from another replica when this one had just lost its group too.
@@ -359,6 +376,11 @@ impl Stream {
     /// A client that no longer listens has a cancellation under way.
     fn say(&self, event: TokenEvent) {
         let _ = self.events.send(event);
+    }
+
+    /// Whether nobody listens any more.
+    fn is_left(&self) -> bool {
+        self.events.is_closed()
     }
 
     fn answer(&mut self, answer: Result<(), Refusal>) {

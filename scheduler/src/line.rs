@@ -59,19 +59,20 @@ impl Line {
     /// Joins the end of its client's queue. A client that comes anew has had as much as the one who had
     /// least: idle time is no credit.
     pub fn join(&mut self, sequence: Sequence) {
-        if !self.clients.contains_key(&sequence.client) {
-            let rows = self.clients.values().map(|account| account.rows).min().unwrap_or(0);
-            self.clients.insert(sequence.client, Account { rows, sequences: 0 });
-        }
-        self.account(sequence.client).sequences += 1;
+        self.open_account(sequence.client);
         self.count += 1;
         self.queues.entry((sequence.priority, sequence.client)).or_default().push_back(sequence);
     }
 
     /// Takes in one that ran, or waited, elsewhere: among those who come back.
     pub fn adopt(&mut self, sequence: Sequence) {
-        self.clients.entry(sequence.client).or_default().sequences += 1;
+        self.open_account(sequence.client);
         self.resume(sequence);
+    }
+
+    fn open_account(&mut self, client: ClientId) {
+        let least = self.clients.values().map(|account| account.rows).min().unwrap_or(0);
+        self.clients.entry(client).or_insert(Account { rows: least, sequences: 0 }).sequences += 1;
     }
 
     /// Comes back from the group: by its arrival among those who did.

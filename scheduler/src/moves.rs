@@ -21,10 +21,10 @@ impl Traveller {
 
 impl Scheduler {
     /// Takes out a sequence that waits, as all do while there is no group. Nothing is said of it any more here.
-    pub fn depart(&mut self, id: SequenceId) -> Option<Traveller> {
+    pub fn depart(&mut self, now: Duration, id: SequenceId) -> Option<Traveller> {
         let sequence = self.take_waiting(id)?;
-        let age = self.now().saturating_sub(sequence.arrived_at);
-        let deadline_in = sequence.deadline.map(|deadline| deadline.saturating_sub(self.now()));
+        let age = now.saturating_sub(sequence.arrived_at);
+        let deadline_in = sequence.deadline.map(|deadline| deadline.saturating_sub(now));
         Some(Traveller { sequence, age, deadline_in })
     }
 

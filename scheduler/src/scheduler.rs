@@ -216,10 +216,6 @@ impl Scheduler {
         }
     }
 
-    pub(crate) fn now(&self) -> Duration {
-        self.now
-    }
-
     /// Out of the line and off all accounts; it has not ended.
     pub(crate) fn take_waiting(&mut self, id: SequenceId) -> Option<Sequence> {
         let sequence = self.line.remove(id)?;

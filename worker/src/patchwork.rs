@@ -84,8 +84,10 @@ impl WeightSink for Patchwork {
         write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
     ) -> Result<(), WeightError> {
         let bytes = &mut self.came[index];
-        // Zeroed pages of the system: taken when they are written.
-        bytes.resize(self.lacking[index].bytes(), 0);
+        if bytes.is_empty() {
+            // Zeroed pages of the system: taken when they are written.
+            *bytes = vec![0; self.lacking[index].bytes()];
+        }
         write(&mut bytes[range.clone()])?;
         let at = self.of[index];
         self.left[at] -= range.len() as u64;

@@ -34,8 +34,11 @@ impl Replica<'_> {
         loop {
             let group = match self.form(lost_at.is_some() || self.is_more).await {
                 Ok(group) => group,
-                Err(FormError::Worker { rank, name, reason }) => {
+                Err(FormError::Worker { rank, name, reason, is_gone }) => {
                     warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
+                    if is_gone {
+                        on_lost(Some(&name));
+                    }
                     tokio::time::sleep(FORM_PAUSE).await;
                     continue;
                 }
@@ -47,9 +50,14 @@ impl Replica<'_> {
                 info!(%epoch, ranks, seconds, "a group stands again");
                 self.formation.board.reformed(lost_at.elapsed());
             }
+            let stood_at = Instant::now();
             let lost = self.serve(group, &on_ready).await;
             lost_at = Some(Instant::now());
             on_lost(lost.as_deref());
+            if stood_at.elapsed() < FORM_PAUSE {
+                // One that ends as soon as it stands would end again.
+                tokio::time::sleep(FORM_PAUSE).await;
+            }
         }
     }
 
@@ -64,7 +72,8 @@ impl Replica<'_> {
 
     /// Until the group is lost or outgrown; says which worker is to blame, if one is.
     async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn()) -> Option<String> {
-        let (loss, epoch, considered) = (group.loss(), group.epoch(), group.considered());
+        let (loss, epoch) = (group.loss(), group.epoch());
+        let (considered, ranks) = (group.considered(), group.plan().rank_count());
         audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         self.groups.formed(epoch, self.formation.kv_blocks, group);
         self.considered.send_replace(considered);
@@ -76,7 +85,7 @@ impl Replica<'_> {
         let lost = tokio::select! {
             // In a step the driver hears of it first, between steps nobody asks the workers anything.
             lost = loss => lost,
-            () = self.fleet.grown(&self.formation, considered) => Some((GroupError::Outgrown, None)),
+            () = self.fleet.grown(&self.formation, considered, ranks) => Some((GroupError::Outgrown, None)),
             () = ready => None,
         };
         self.considered.send_replace(0);

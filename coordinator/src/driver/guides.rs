@@ -57,13 +57,6 @@ pub enum Settled {
     Ended,
 }
 
-/// What a sequence that goes elsewhere has of a guide.
-pub enum Taken {
-    None,
-    Away,
-    Here(Ready),
-}
-
 pub struct Guides {
     /// `None` while it is away.
     guides: BTreeMap<SequenceId, Option<Ready>>,
@@ -83,13 +76,13 @@ impl Guides {
         self.guides.insert(sequence, Some(ready));
     }
 
-    /// The guide of a sequence that goes elsewhere, unless it is away just now.
-    pub fn take(&mut self, sequence: SequenceId) -> Taken {
-        match self.guides.get(&sequence) {
-            None => Taken::None,
-            Some(None) => Taken::Away,
-            Some(Some(_)) => self.guides.remove(&sequence).flatten().map_or(Taken::None, Taken::Here),
-        }
+    pub fn is_away(&self, sequence: SequenceId) -> bool {
+        matches!(self.guides.get(&sequence), Some(None))
+    }
+
+    /// The guide of a sequence that goes elsewhere, if it has one.
+    pub fn take(&mut self, sequence: SequenceId) -> Option<Ready> {
+        self.guides.remove(&sequence).flatten()
     }
 
     pub fn end(&mut self, sequence: SequenceId) {

@@ -264,6 +264,8 @@ impl TokenStream {
 
 impl Drop for TokenStream {
     fn drop(&mut self) {
+        // Wherever it is on its way to, nobody listens.
+        self.events.close();
         if !self.done {
             // The driver may be gone already, and the sequence with it.
             let _ = self.commands.send(Command::Cancel(self.sequence));

@@ -3,7 +3,7 @@
 
 use super::handle::Command;
 use super::{Driver, DriverHandle, Readiness, Stream};
-use crate::driver::guides::{Ready, Taken};
+use crate::driver::guides::Ready;
 use crate::group::Group;
 use flotilla_scheduler::Traveller;
 use flotilla_shared::SequenceId;
@@ -43,7 +43,7 @@ impl WeakReplicas {
     }
 
     /// The one with the least to do of those that serve.
-    fn idlest(&self) -> Option<DriverHandle> {
+    pub(super) fn idlest(&self) -> Option<DriverHandle> {
         let all = self.all().into_iter();
         let serve = all.filter(|driver| matches!(driver.readiness(), Readiness::Ready { .. }));
         serve.min_by_key(DriverHandle::busy)
@@ -66,18 +66,17 @@ impl<G: Group> Driver<G> {
         }
         let Some(other) = self.replicas.idlest() else { return };
         let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
-        let before = sequences.len();
+        let (before, now) = (sequences.len(), super::now() - self.started);
         for sequence in sequences {
-            let guide = match self.guides.take(sequence) {
-                Taken::Away => continue,
-                Taken::None => None,
-                Taken::Here(ready) => Some(ready),
-            };
-            let traveller = self.scheduler.depart(sequence);
-            let (Some(traveller), Some(stream)) = (traveller, self.streams.remove(&sequence)) else {
+            if self.guides.is_away(sequence) {
                 continue;
-            };
-            let moving = Box::new(Moving { traveller, guide, stream });
+            }
+            // Of one that has just ended the last word is still to be said, here.
+            let Some(traveller) = self.scheduler.depart(now, sequence) else { continue };
+            let Some(mut stream) = self.streams.remove(&sequence) else { continue };
+            // It was taken in, and the other driver does not know that nobody has said so yet.
+            stream.answer(Ok(()));
+            let moving = Box::new(Moving { traveller, guide: self.guides.take(sequence), stream });
             if let Err(moving) = other.send(Command::Adopt(moving)) {
                 // It has ended meanwhile.
                 self.adopt(moving);
@@ -91,6 +90,10 @@ impl<G: Group> Driver<G> {
 
     pub(super) fn adopt(&mut self, moving: Box<Moving>) {
         let Moving { traveller, guide, stream } = *moving;
+        // Its client has left meanwhile, and the word of that came before it.
+        if stream.is_left() {
+            return;
+        }
         let sequence = traveller.id();
         if let Some(guide) = guide {
             self.guides.begin(sequence, guide);

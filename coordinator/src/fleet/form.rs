@@ -86,7 +86,7 @@ pub enum FormError {
     #[error("the model cannot be read: {0}")]
     Weights(#[from] WeightError),
     #[error("rank {rank} ({name}): {reason}")]
-    Worker { rank: Rank, name: String, reason: String },
+    Worker { rank: Rank, name: String, reason: String, is_gone: bool },
 }
 
 impl Formation {
@@ -120,14 +120,16 @@ impl Fleet {
         };
         assign(epoch, formation, &plan, origin, weights_id, &workers);
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
-        self.close_weights(epoch);
         let reached = match reached {
             Ok(reached) => reached,
             Err(error) => {
+                // Before the weights are closed: nobody is to blame for asking when they are.
                 workers.into_iter().for_each(|worker| worker.go_home(epoch, self.pool.clone()));
+                self.close_weights(epoch);
                 return Err(error);
             }
         };
+        self.close_weights(epoch);
         say_how_linked(&workers, &reached);
         formation.board.linked(&reached);
         progress.send_replace(Progress::Ready);
@@ -135,8 +137,8 @@ impl Fleet {
     }
 
     /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer.
-    pub async fn grown(&self, formation: &Formation, considered: usize) {
-        grown(&self.pool, formation, considered).await;
+    pub async fn grown(&self, formation: &Formation, considered: usize, ranks: usize) {
+        grown(&self.pool, formation, considered, ranks).await;
     }
 
     /// Until every rank says Ready; says how each reaches the others.
@@ -157,7 +159,9 @@ impl Fleet {
                     }
                 });
             });
-            ready.await.map_err(|reason| FormError::Worker { rank: share.rank, name, reason })
+            let failed = ready.await;
+            let is_gone = !worker.is_here();
+            failed.map_err(|reason| FormError::Worker { rank: share.rank, name, reason, is_gone })
         });
         let result = futures::future::try_join_all(waits).await;
         if let Err(error) = &result {

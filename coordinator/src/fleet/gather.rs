@@ -88,13 +88,14 @@ fn take(
     })
 }
 
-/// Resolves when a group for which there were so many workers could be chosen from as many as are wanted.
-pub async fn grown(pool: &Pool, formation: &Formation, considered: usize) {
-    loop {
-        let arrival = pool.arrival();
-        if considered < formation.ranks && considered + pool.count() >= formation.ranks {
-            return;
+/// Resolves when a group of so many ranks, which was chosen from so many workers, could be chosen from as many as are
+/// wanted.
+pub async fn grown(pool: &Pool, formation: &Formation, considered: usize, ranks: usize) {
+    while considered >= formation.ranks || ranks + pool.count() < formation.ranks {
+        tokio::select! {
+            () = pool.arrival() => {}
+            // Whoever was looked at by another replica comes back without a word.
+            () = tokio::time::sleep(TICK) => {}
         }
-        arrival.await;
     }
 }

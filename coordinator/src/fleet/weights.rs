@@ -48,7 +48,7 @@ impl Counter {
 
     fn serving(&self, epoch: u64) -> Result<Arc<Serving>, Status> {
         let serving = self.serving.lock().expect("no holder panics").get(&Epoch(epoch)).cloned();
-        serving.ok_or_else(|| Status::failed_precondition(format!("epoch {epoch} has no weights to fetch")))
+        serving.ok_or_else(|| Status::unavailable(format!("epoch {epoch} has no weights to fetch")))
     }
 
     /// The chunks that are asked for, as they are read.

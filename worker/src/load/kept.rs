@@ -4,6 +4,7 @@ use super::filler::Checked;
 use super::wanted::Wanted;
 use crate::cache::{Gather, Kept, WeightCache};
 use bytes::Bytes;
+use flotilla_engine::collective::Stop;
 use flotilla_engine::weights::Extent;
 use flotilla_shared::units;
 use flotilla_shared::{ModelSpec, TensorSlice};
@@ -23,15 +24,17 @@ pub async fn read(
     slices: &[TensorSlice],
     wanted: &Arc<Mutex<Wanted>>,
     chunks: Chunks,
+    stop: &Stop,
 ) {
     let (cache, spec, slices, wanted) = (cache.clone(), spec.clone(), slices.to_vec(), wanted.clone());
+    let stop = stop.clone();
     let read = move || {
         let kept = cache.kept(&spec);
         if kept.is_empty() {
             return;
         }
         let mut parts = lock(&wanted).take_all().into_iter();
-        let readers = Readers { kept: &kept, slices: &slices, chunks: &chunks };
+        let readers = Readers { kept: &kept, slices: &slices, chunks: &chunks, stop: &stop };
         let missing = readers.read(&Mutex::new(&mut parts));
         let bytes = |parts: &[Extent]| parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
         let total: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
@@ -46,12 +49,14 @@ struct Readers<'a> {
     kept: &'a Kept,
     slices: &'a [TensorSlice],
     chunks: &'a Chunks,
+    stop: &'a Stop,
 }
 
 impl Readers<'_> {
     /// Reads all `parts`; what is left of them, in their order, could not be read.
     fn read(&self, parts: &Mutex<&mut std::vec::IntoIter<Extent>>) -> Vec<Extent> {
-        let next = || lock(parts).next();
+        // What is left when it is stopped is asked of nobody any more.
+        let next = || if self.stop.is_asked() { None } else { lock(parts).next() };
         let work =
             || -> Vec<Extent> { std::iter::from_fn(next).filter_map(|part| self.part(part)).collect() };
         let mut missing: Vec<Extent> = std::thread::scope(|scope| {

@@ -69,7 +69,7 @@ async fn bring<W: WeightSink + 'static>(
         let cache = settings.weight_cache.as_ref();
         let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
         if let Some(cache) = &cache {
-            kept::read(cache, &assignment.spec, &slices, &wanted, chunks.clone()).await;
+            kept::read(cache, &assignment.spec, &slices, &wanted, chunks.clone(), stop).await;
         }
         let keeper = cache.and_then(|cache| cache.keeper());
         coordinator::fetch(settings, assignment, slices.clone(), &wanted, chunks, keeper).await
