@@ -43,7 +43,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     let loading = Readiness::Loading { reason: "no workers have joined yet".to_owned() };
     let (readiness_in, readiness) = watch::channel(loading);
     let (stats_in, stats) = watch::channel(Stats::default());
-    let replicas = settings.replicas.downgrade();
+    let (replicas, sequences) = (settings.replicas.downgrade(), settings.replicas.sequences());
     let driver = Driver {
         scheduler,
         regroup_wait: settings.regroup_wait,
@@ -61,7 +61,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         started: now(),
     };
     tokio::spawn(driver.run());
-    (DriverHandle::new(commands_in, readiness, stats, replicas), FleetHandle { news: news_in })
+    (DriverHandle::new(commands_in, readiness, stats, replicas, sequences), FleetHandle { news: news_in })
 }
 
 struct Driver<G> {

@@ -1,6 +1,7 @@
 //! The driver from outside: clients submit and read tokens, the fleet brings groups. All of it is
 //! channels; nothing here decides.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -137,10 +138,8 @@ pub struct DriverHandle {
     stats: watch::Receiver<Stats>,
     /// A sequence may move to one of them.
     replicas: WeakReplicas,
+    sequences: Arc<AtomicU64>,
 }
-
-/// Ids of sequences, unique over all replicas of this process.
-static SEQUENCES: AtomicU64 = AtomicU64::new(1);
 
 impl DriverHandle {
     pub(super) fn new(
@@ -148,8 +147,9 @@ impl DriverHandle {
         readiness: watch::Receiver<Readiness>,
         stats: watch::Receiver<Stats>,
         replicas: WeakReplicas,
+        sequences: Arc<AtomicU64>,
     ) -> DriverHandle {
-        DriverHandle { commands, readiness, stats, replicas }
+        DriverHandle { commands, readiness, stats, replicas, sequences }
     }
 
     /// Sequences that run or wait.
@@ -171,7 +171,7 @@ impl DriverHandle {
     /// Channels are unbounded, so that no client can stall another, and yet hold little: a caller waits
     /// here with one command, and events end with `tokens_max`.
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
-        let sequence = SequenceId(SEQUENCES.fetch_add(1, Ordering::Relaxed));
+        let sequence = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed) + 1);
         let Generation { prompt, sampling, tokens_max, stop_tokens, client, priority, salt, .. } = generation;
         let request = Request {
             sequence,

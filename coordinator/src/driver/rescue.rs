@@ -7,6 +7,7 @@ use crate::driver::guides::Ready;
 use crate::group::Group;
 use flotilla_scheduler::Traveller;
 use flotilla_shared::SequenceId;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock, Weak};
 use std::time::Duration;
 
@@ -15,20 +16,28 @@ pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// All replicas of one server, as they come. Cheap to clone; all clones are one fleet of them.
 #[derive(Clone, Default)]
-pub struct Replicas(Arc<RwLock<Vec<DriverHandle>>>);
+pub struct Replicas {
+    drivers: Arc<RwLock<Vec<DriverHandle>>>,
+    /// Counts sequences: their ids are unique over all replicas.
+    sequences: Arc<AtomicU64>,
+}
 
 impl Replicas {
     pub fn add(&self, driver: DriverHandle) {
-        self.0.write().expect("no holder panics").push(driver);
+        self.drivers.write().expect("no holder panics").push(driver);
     }
 
     /// In the order in which they came.
     pub fn all(&self) -> Vec<DriverHandle> {
-        self.0.read().expect("no holder panics").clone()
+        self.drivers.read().expect("no holder panics").clone()
+    }
+
+    pub(super) fn sequences(&self) -> Arc<AtomicU64> {
+        self.sequences.clone()
     }
 
     pub(super) fn downgrade(&self) -> WeakReplicas {
-        WeakReplicas(Arc::downgrade(&self.0))
+        WeakReplicas(Arc::downgrade(&self.drivers))
     }
 }
 
@@ -38,8 +47,8 @@ pub(super) struct WeakReplicas(Weak<RwLock<Vec<DriverHandle>>>);
 
 impl WeakReplicas {
     pub fn all(&self) -> Vec<DriverHandle> {
-        let replicas = self.0.upgrade().map(Replicas);
-        replicas.map_or_else(Vec::new, |replicas| replicas.all())
+        let drivers = self.0.upgrade();
+        drivers.map_or_else(Vec::new, |drivers| drivers.read().expect("no holder panics").clone())
     }
 
     /// The one with the least to do of those that serve.
