@@ -20,6 +20,8 @@ const HANDSHAKE_WAIT: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 64;
 /// After an error of the listener that does not concern one connection, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// For a request to come that a goodbye can answer.
+const GOODBYE_PAUSE: Duration = Duration::from_millis(500);
 /// The first byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -96,7 +98,8 @@ async fn is_tls(stream: &TcpStream) -> bool {
 }
 
 /// HTTP/2: empty settings, and a goodbye (GOAWAY, INADEQUATE_SECURITY) with words that the other side logs. What it
-/// wrote is read: a connection that is closed over unread bytes is reset, and the goodbye lost.
+/// wrote is read: a connection that is closed over unread bytes is reset, and the goodbye lost. It has time to ask first:
+/// of a connection that ends before, its request would say only that it was closed.
 async fn tell_scheme(mut stream: TcpStream) {
     const WORDS: &[u8] = b"this port speaks TLS: --coordinator must begin with https://";
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
@@ -104,9 +107,15 @@ async fn tell_scheme(mut stream: TcpStream) {
     goodbye.extend([0, 0, 8 + WORDS.len() as u8, 7, 0, 0, 0, 0, 0]);
     goodbye.extend([0, 0, 0, 0, 0, 0, 0, 0xc]);
     goodbye.extend(WORDS);
-    let _ = stream.write_all(&goodbye).await;
-    let _ = stream.shutdown().await;
-    let _ = tokio::io::copy(&mut stream.take(64 << 10), &mut tokio::io::sink()).await;
+    let (asks, mut hears) = stream.split();
+    let tell = async {
+        tokio::time::sleep(GOODBYE_PAUSE).await;
+        let _ = hears.write_all(&goodbye).await;
+        let _ = hears.shutdown().await;
+    };
+    let mut asks = asks.take(64 << 10);
+    let mut nowhere = tokio::io::sink();
+    let _ = tokio::join!(tell, tokio::io::copy(&mut asks, &mut nowhere));
 }
 
 /// A worker's connection.
