@@ -93,12 +93,19 @@ fn over_all(
     };
     let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
     let order = seats(spec, &plan, weights, &held);
-    let Planned { workers, .. } = picked(spec, weights, plan, &order, workers);
+    let (workers, _) = in_order(&order, workers);
     // Unequal workers have other shares in another order.
     match cut(&workers) {
         Ok(plan) => Ok(Planned { plan, workers, left_out: Vec::new() }),
         Err(error) => Err((error, workers)),
     }
+}
+
+/// Those that `order` names, in that order, and the others.
+fn in_order(order: &[usize], workers: Vec<Worker>) -> (Vec<Worker>, Vec<Worker>) {
+    let mut all: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
+    let named = order.iter().filter_map(|&worker| all[worker].take()).collect();
+    (named, all.into_iter().flatten().collect())
 }
 
 /// Those that a plan names, in the order of its ranks. Equal ones change places where one holds what the other is to have.
@@ -109,9 +116,7 @@ fn picked(
     order: &[usize],
     workers: Vec<Worker>,
 ) -> Planned {
-    let mut all: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
-    let workers: Vec<Worker> = order.iter().filter_map(|&worker| all[worker].take()).collect();
-    let left_out = all.into_iter().flatten().collect();
+    let (workers, left_out) = in_order(order, workers);
     let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
     let better = seats(spec, &plan, weights, &held);
     let same = |a: &Worker, b: &Worker| {
@@ -126,8 +131,7 @@ fn picked(
     if !better.iter().zip(&workers).all(|(&other, worker)| same(&workers[other], worker)) {
         return Planned { plan, workers, left_out };
     }
-    let mut all: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
-    let workers = better.into_iter().filter_map(|worker| all[worker].take()).collect();
+    let (workers, _) = in_order(&better, workers);
     Planned { plan, workers, left_out }
 }
 
