@@ -305,7 +305,12 @@ impl<G: Group> Driver<G> {
     /// Sequences that came from another replica when this one had just lost its group too.
     fn orphan_those_who_came(&mut self) {
         if self.orphaned.is_none() {
-            self.orphan(GroupError::Outgrown);
+            // As whoever asks is told; a driver that never had a group has lost none, and only waits.
+            let error = match &*self.readiness.borrow() {
+                Readiness::Lost { error } => error.clone(),
+                _ => GroupError::Outgrown,
+            };
+            self.orphan(error);
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, Stream, greedy, greedy_text};
-use crate::support::server::{Coordinator, send_signal};
+use crate::support::server::{Coordinator, Running, send_signal};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -17,15 +17,21 @@ async fn expect_whole(stream: Stream, begun: String, undisturbed: &str) {
     assert_eq!(begun + &rest.text, undisturbed);
 }
 
+/// A group of two that serves, and a third that waits.
+async fn two_and_a_spare(coordinator: &Coordinator) -> ([Running; 2], Running) {
+    let workers = ["a", "b"].map(|name| coordinator.worker(name));
+    Client::new(&coordinator.url).health(200).await;
+    let mut spare = coordinator.worker("c");
+    spare.hear("joined the coordinator").await;
+    (workers, spare)
+}
+
 #[tokio::test]
 async fn a_spare_takes_the_place_of_whoever_dies() {
     let model = endless().await;
     let coordinator = Coordinator::start(model.path(), 2, &[]).await;
-    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let (mut workers, mut spare) = two_and_a_spare(&coordinator).await;
     let client = Client::new(&coordinator.url);
-    client.health(200).await;
-    let mut spare = coordinator.worker("c");
-    spare.hear("joined the coordinator").await;
     let undisturbed = greedy_text(&client, PROMPT, TOKENS).await;
     let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
     let begun = stream.text_of(100).await;
@@ -72,11 +78,8 @@ async fn those_that_are_left_go_on_and_take_a_new_one_in() {
 async fn a_worker_that_hangs_is_replaced_and_comes_back() {
     let model = endless().await;
     let coordinator = Coordinator::start(model.path(), 2, &[]).await;
-    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let (mut workers, mut spare) = two_and_a_spare(&coordinator).await;
     let client = Client::new(&coordinator.url);
-    client.health(200).await;
-    let mut spare = coordinator.worker("c");
-    spare.hear("joined the coordinator").await;
     let undisturbed = greedy_text(&client, PROMPT, TOKENS).await;
     let mut stream = client.stream(COMPLETIONS, greedy(PROMPT, TOKENS)).await;
     let begun = stream.text_of(100).await;
