@@ -10,6 +10,8 @@ use super::{Kernels, Op};
 const LINE: usize = 32;
 /// How far ahead it fetches, in weights: 2 KiB.
 const AHEAD: usize = 1024;
+/// Lines that one turn of the loop takes with one token: the fewer instructions between two, the more are under way.
+const LINES: usize = 6;
 
 /// Rows that share one reading of the activations, which L1 does not hold for many tokens: 1, 2 or 4.
 #[inline(always)]
@@ -25,8 +27,11 @@ pub(super) fn rows_shared(lanes: usize, tokens: usize) -> usize {
 }
 
 /// The dot products of rows row..row+R with C tokens.
+///
+/// A line of weights is taken as pairs: two shifts and masks where widening in order takes two shuffles, and half the
+/// loads. So fewer instructions lie between two lines, and more lines are under way: with one token that is the limit.
 /// # Safety
-/// The rows exist; x is readable for C rows of K values, `x_stride` apart.
+/// The rows exist; x is readable for C rows of K values, `x_stride` apart, as [`super::input`] arranges few tokens.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
     s: S,
@@ -35,30 +40,31 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
     x: *const f32,
     x_stride: usize,
 ) -> [[f32; C]; R] {
-    // A row alone would wait for its own additions, so its even and odd vectors are summed apart.
-    let chains = if C == 1 { 2 } else { 1 };
     let (w, w_stride, columns) = (weights.row_ptr(row), weights.stride(), weights.columns());
     let mut acc = [[[s.zero(); C]; R]; 2];
     let mut i = 0;
     // SAFETY: reads stay below `columns` in rows that exist by the contract.
     unsafe {
+        // What the processor fetches ahead of one stream is best left alone.
+        while C == 1 && i + LINES * LINE <= columns {
+            for line in 0..LINES {
+                line_of(s, w.add(i + line * LINE), w_stride, x.add(i + line * LINE), x_stride, &mut acc);
+            }
+            i += LINES * LINE;
+        }
         while i + LINE <= columns {
             // So far ahead in these rows or, behind their end, in the next R.
             let ahead = i + AHEAD;
             let ahead = if ahead < columns { ahead } else { ahead + (R - 1) * w_stride };
-            for r in 0..R {
+            for r in 0..if C == 1 { 0 } else { R } {
                 s.prefetch(w.wrapping_add(r * w_stride + ahead).cast());
             }
-            for step in 0..LINE / S::LANES {
-                let (i, acc) = (i + step * S::LANES, &mut acc[step % chains]);
-                for r in 0..R {
-                    let w = s.load_bf16(w.add(r * w_stride + i));
-                    for c in 0..C {
-                        acc[r][c] = s.fma(w, s.load(x.add(c * x_stride + i)), acc[r][c]);
-                    }
-                }
-            }
+            line_of(s, w.add(i), w_stride, x.add(i), x_stride, &mut acc);
             i += LINE;
+        }
+        while i + 2 * S::LANES <= columns {
+            pairs_of(s, w.add(i), w_stride, x.add(i), x_stride, &mut acc);
+            i += 2 * S::LANES;
         }
         while i < columns {
             let n = S::LANES.min(columns - i);
@@ -72,7 +78,7 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
         }
     }
     let [mut even, odd] = acc;
-    if chains == 2 {
+    if chains(C) == 2 {
         for r in 0..R {
             for c in 0..C {
                 even[r][c] = s.add(even[r][c], odd[r][c]);
@@ -80,6 +86,55 @@ pub(super) unsafe fn tile<S: Simd, const R: usize, const C: usize>(
         }
     }
     s.sums(even)
+}
+
+/// A row alone would wait for its own additions, so its even and odd places are summed apart.
+const fn chains(tokens: usize) -> usize {
+    if tokens == 1 { 2 } else { 1 }
+}
+
+/// One line of each of R rows.
+/// # Safety
+/// As `tile` says, for a line at each pointer.
+#[inline(always)]
+unsafe fn line_of<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    w: *const u16,
+    w_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    acc: &mut [[[S::V; C]; R]; 2],
+) {
+    for i in (0..LINE).step_by(2 * S::LANES) {
+        // SAFETY: the contract is this function's own.
+        unsafe { pairs_of(s, w.add(i), w_stride, x.add(i), x_stride, acc) }
+    }
+}
+
+/// 2·LANES weights of each of R rows.
+/// # Safety
+/// As `tile` says, for so many at each pointer.
+#[inline(always)]
+unsafe fn pairs_of<S: Simd, const R: usize, const C: usize>(
+    s: S,
+    w: *const u16,
+    w_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    acc: &mut [[[S::V; C]; R]; 2],
+) {
+    // SAFETY: the contract is this function's own.
+    unsafe {
+        for r in 0..R {
+            let (even, odd) = s.load_bf16_pairs(w.add(r * w_stride));
+            for (half, w) in [even, odd].into_iter().enumerate() {
+                let acc = &mut acc[half % chains(C)][r];
+                for c in 0..C {
+                    acc[c] = s.fma(w, s.load(x.add(c * x_stride + half * S::LANES)), acc[c]);
+                }
+            }
+        }
+    }
 }
 
 /// W[row, from..from+count] as f32.

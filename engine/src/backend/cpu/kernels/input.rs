@@ -1,7 +1,8 @@
 //! Activations, arranged once for the products that will read them; any number of threads may share one.
 //! Nothing is computed here: values only move.
 //!
-//! Few tokens: rows, as they are. From GEMM_TOKENS on: tiles of LANES tokens, [tiles, K, LANES], so that one load takes one element of LANES tokens;
+//! Few tokens: rows, in which every 2·LANES values are those at even places, then those at odd ones, as weights are taken;
+//! what is left at the end of a row stays in order. From GEMM_TOKENS on: tiles of LANES tokens, [tiles, K, LANES], so that one load takes one element of LANES tokens;
 //! the tokens missing in the last tile are zeros.
 
 use super::matrix::Matrix;
@@ -28,9 +29,15 @@ pub struct Input<'a> {
     isa: Isa,
 }
 
+const LANES_MAX: usize = 16;
+
 pub(super) const fn len_packed_max(tokens: usize, columns: usize) -> usize {
-    const LANES_MAX: usize = 16;
-    tokens.next_multiple_of(LANES_MAX) * columns
+    tokens.next_multiple_of(LANES_MAX) * row_stride(columns)
+}
+
+/// From row to row: whole cache lines, and one more, for rows a power of two apart would share cache sets.
+const fn row_stride(columns: usize) -> usize {
+    columns.next_multiple_of(LANES_MAX) + LANES_MAX
 }
 
 impl<'a> Input<'a> {
@@ -70,11 +77,16 @@ impl<'a> Op for Arrange<'a> {
     type Out = Input<'a>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) -> Input<'a> {
+    fn run<S: Simd>(self, s: S) -> Input<'a> {
         let Arrange { x, buffer, isa } = self;
         let (tokens, columns) = (x.rows(), x.columns());
         let (data, layout): (&'a [f32], _) = if tokens < GEMM_TOKENS {
-            (x.all(), Layout::Rows { stride: x.stride() })
+            let stride = row_stride(columns);
+            let rows = buffer.take(tokens * stride);
+            for token in 0..tokens {
+                in_pairs(s, x.row(token), &mut rows[token * stride..][..columns]);
+            }
+            (rows, Layout::Rows { stride })
         } else {
             let tiles = buffer.take(tokens.next_multiple_of(S::LANES) * columns);
             for (i, tile) in tiles.chunks_exact_mut((columns * S::LANES).max(1)).enumerate() {
@@ -84,6 +96,21 @@ impl<'a> Op for Arrange<'a> {
         };
         Input { data, tokens, columns, layout, isa }
     }
+}
+
+/// Every 2·LANES values as those at even places, then those at odd ones.
+#[inline(always)]
+fn in_pairs<S: Simd>(s: S, from: &[f32], to: &mut [f32]) {
+    let (mut from, mut to) = (from.chunks_exact(2 * S::LANES), to.chunks_exact_mut(2 * S::LANES));
+    for (from, to) in from.by_ref().zip(to.by_ref()) {
+        // SAFETY: both are 2·LANES values long.
+        unsafe {
+            let (even, odd) = s.load_pairs(from.as_ptr());
+            s.store(to.as_mut_ptr(), even);
+            s.store(to.as_mut_ptr().add(S::LANES), odd);
+        }
+    }
+    to.into_remainder().copy_from_slice(from.remainder());
 }
 
 /// x f32 [T, K] from token `first` on → tile f32 [K, LANES]

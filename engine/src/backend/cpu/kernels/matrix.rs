@@ -34,10 +34,6 @@ impl<'a, T> Matrix<'a, T> {
     pub fn stride(&self) -> usize {
         self.stride
     }
-    /// Everything from the first row on, gaps included.
-    pub(super) fn all(&self) -> &'a [T] {
-        self.data
-    }
     pub fn row(&self, row: usize) -> &'a [T] {
         assert!(row < self.rows);
         let data: &'a [T] = self.data;

@@ -33,6 +33,16 @@
 //! | bf16, 1 row, two chains (now) | 1 | 19 to 25 | 21 to 25 |
 //! | bf16, 1 row, two chains | 4 | 15.9 GMAC/s | 16.9 (2 to 4 rows, now: 21, 23 to 26) |
 //! | GEMM, the next panel not prefetched | 16 | 24 GMAC/s | 24 (now 28) |
+//!
+//! 2026-11-28, same kind of machine, little else running, reads 29 GB/s:
+//!
+//! | what | T | AVX2 | AVX-512 |
+//! |---|---|---|---|
+//! | bf16, 1 row, two chains, 2 KiB ahead, widened in order (before) | 1 | | 15.6 to 18.7 GB/s |
+//! | taken as pairs, 4 lines a turn, no prefetch | 1 | | 20.1 |
+//! | taken as pairs, 6 lines a turn, no prefetch (now) | 1 | 28.6 to 29.7 | 26.2 to 27.5 |
+//! | taken as pairs, 1 row and no prefetch for 2 tokens, 2 rows for more | 2 / 4 / 8 | 11.7 / 16.5 / 23.6 GMAC/s | 14.8 / 16.5 / 23.7 |
+//! | taken as pairs, rows and prefetch as before (now) | 2 / 4 / 8 | 14.2 / 22 / 30.6 | 14.9 / 27.6 / 35.0 |
 
 // A register tile is a matrix: its rows and columns are counted together with those in memory.
 #![allow(clippy::needless_range_loop)]
@@ -152,7 +162,7 @@ impl Kernels {
         self.dispatch(Read(bytes))
     }
 
-    /// x: f32 [T, K] for bf16 weights. Fewer than GEMM_TOKENS tokens are borrowed as they are.
+    /// x: f32 [T, K] for bf16 weights.
     pub fn bf16_input<'a>(&self, x: Matrix<'a, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
         self.dispatch(Arrange { x, buffer, isa: self.isa })
     }

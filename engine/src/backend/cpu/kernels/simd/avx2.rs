@@ -132,6 +132,15 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (__m256, __m256) {
+        // SAFETY: the caller answers for 2·LANES values at `p`.
+        unsafe {
+            let bits = _mm256_loadu_si256(p.cast());
+            let odd = _mm256_and_si256(bits, _mm256_set1_epi32(!0xffff));
+            (_mm256_castsi256_ps(_mm256_slli_epi32::<16>(bits)), _mm256_castsi256_ps(odd))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> __m256 {
         let mut bits = [0u16; 8];
         // SAFETY: the caller answers for n ≤ 8 values at `p`; `bits` has 8.

@@ -124,6 +124,15 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
     }
     #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (__m512, __m512) {
+        // SAFETY: the caller answers for 2·LANES values at `p`.
+        unsafe {
+            let bits = _mm512_loadu_si512(p.cast());
+            let odd = _mm512_and_si512(bits, _mm512_set1_epi32(!0xffff));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)), _mm512_castsi512_ps(odd))
+        }
+    }
+    #[inline(always)]
     unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> __m512 {
         // SAFETY: only the lanes below `n` are read; the caller answers for those.
         unsafe {

@@ -103,6 +103,10 @@ pub trait Simd: Copy {
     /// # Safety
     /// `p` must be readable for LANES values.
     unsafe fn load_bf16(self, p: *const u16) -> Self::V;
+    /// 2·LANES values of bf16, widened: (those at even places, those at odd places).
+    /// # Safety
+    /// `p` must be readable for 2·LANES values.
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (Self::V, Self::V);
     /// The first `n` ≤ LANES values of bf16, widened, zeros behind them.
     /// # Safety
     /// `p` must be readable for `n` values.

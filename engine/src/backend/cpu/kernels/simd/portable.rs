@@ -117,6 +117,12 @@ impl Simd for Portable {
         unsafe { p.cast::<[u16; 8]>().read() }.map(widen)
     }
     #[inline(always)]
+    unsafe fn load_bf16_pairs(self, p: *const u16) -> (V, V) {
+        // SAFETY: the caller answers for 2·LANES values at `p`.
+        let pairs = unsafe { p.cast::<[[u16; 2]; 8]>().read() };
+        (pairs.map(|pair| widen(pair[0])), pairs.map(|pair| widen(pair[1])))
+    }
+    #[inline(always)]
     unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> V {
         let mut bits = [0u16; 8];
         // SAFETY: the caller answers for n ≤ 8 values at `p`; `bits` has 8.
