@@ -33,6 +33,8 @@ pub struct WorkerSettings {
     pub cpu: CpuArgs,
     pub sums: SumArgs,
     pub cache: CacheArgs,
+    /// By worker: where it listens for the others, and where they find it. Anywhere on loopback, if it is empty.
+    pub doors: Vec<(SocketAddr, SocketAddr)>,
 }
 
 /// The join token travels by environment: a command line can be read by every user of the machine.
@@ -121,6 +123,14 @@ impl WorkerSettings {
             .args(self.cpu.to_args(index, self.threads))
             .args(self.sums.to_args())
             .args(self.cache.to_args());
+        if let Some((listen, found)) = self.doors.get(index) {
+            command.args([
+                "--collective-listen",
+                &listen.to_string(),
+                "--advertise-host",
+                &found.to_string(),
+            ]);
+        }
         if device == DeviceChoice::Cpu {
             // All share one memory, and measure it at once: they would only find how the system takes turns.
             command.args(["--bandwidth", "1"]);

@@ -74,6 +74,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         cpu: args.cpu.clone(),
         sums: args.sums,
         cache: args.cache.clone(),
+        doors: Vec::new(),
     };
     let mut processes = LocalWorkers::spawn(workers, settings)?;
     // A worker that ends before the first group stood would end again: then its message is the answer.

@@ -8,7 +8,7 @@ use crate::serve::asked_to_stop;
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
-use flotilla_engine::backend::cpu::measure::Bench;
+use flotilla_engine::backend::cpu::measure::{Bench, Compute};
 use flotilla_shared::Inventory;
 use flotilla_worker::{Device, Settings};
 use std::net::SocketAddr;
@@ -98,7 +98,8 @@ impl WorkerArgs {
                 device: describe(&device),
                 memory_bytes: self.memory_bytes.map_or_else(|| memory_offered(&device), Ok)?,
                 bandwidth: rates.bandwidth,
-                compute: rates.compute,
+                compute: rates.compute.dense,
+                expert_compute: rates.compute.experts,
                 threads,
             },
             advertise_host: self.advertise_host.unwrap_or_else(|| match self.collective_listen.ip() {
@@ -118,24 +119,22 @@ impl WorkerArgs {
 /// What a device does in a second; 0 where it is not known.
 struct Rates {
     bandwidth: f64,
-    compute: f64,
+    compute: Compute,
 }
 
 impl Rates {
     fn told(bandwidth: f64) -> Rates {
-        Rates { bandwidth, compute: 0.0 }
+        Rates { bandwidth, compute: Compute { dense: 0.0, experts: 0.0 } }
     }
 
-    /// Takes a quarter of a second on a processor; of a card only what it reads is measured.
+    /// Takes half a second on a processor; of a card only what it reads is measured.
     fn measure(device: &Device, threads: usize) -> Rates {
         const BYTES: usize = 128 << 20;
-        const ROWS: usize = 64;
         let start = Instant::now();
         let rates = match device {
-            Device::Cpu(_) => Bench::new(threads, BYTES, true).ok().map(|bench| {
+            Device::Cpu(cpu) => Bench::new(threads, BYTES, true).ok().map(|bench| {
                 let bandwidth = (0..3).map(|_| bench.read()).fold(0.0, f64::max);
-                // Each weight of two bytes is multiplied and added for each row.
-                Rates { bandwidth, compute: bench.bf16(ROWS) * ROWS as f64 }
+                Rates { bandwidth, compute: bench.compute(cpu.activations) }
             }),
             Device::Card(card) => {
                 let read = flotilla_engine::cuda::measure::read(&card.card).ok();
@@ -143,8 +142,8 @@ impl Rates {
             }
         };
         let rates = rates.unwrap_or(Rates::told(0.0));
-        let (bandwidth, compute) = (rates.bandwidth, rates.compute);
-        info!(bandwidth, compute, seconds = start.elapsed().as_secs_f64(), "measured");
+        let Rates { bandwidth, compute: Compute { dense, experts } } = rates;
+        info!(bandwidth, dense, experts, seconds = start.elapsed().as_secs_f64(), "measured");
         rates
     }
 }

@@ -23,6 +23,7 @@ fn hello() -> Hello {
             memory_bytes: 1 << 30,
             bandwidth: 0.0,
             compute: 0.0,
+            expert_compute: 0.0,
             threads: 1,
         },
         collective_address: "127.0.0.1:1".into(),

@@ -29,9 +29,10 @@ pub struct Costs {
 /// What one kind of device makes of its rates, and what it takes beside them.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct KindCosts {
-    /// Part of the bandwidth at which weights and cache are read.
+    /// Part of the bandwidth at which dense weights and cache are read, and experts' weights.
     pub read_share: f64,
-    /// Part of the compute rate that prefill reaches.
+    pub expert_read_share: f64,
+    /// Part of the compute rates that prefill reaches.
     pub compute_share: f64,
     /// Of one layer, beside bytes and operations: its ops' starts.
     pub layer_s: f64,
@@ -41,27 +42,33 @@ pub struct KindCosts {
     pub bandwidth_default: f64,
     /// Operations for each byte of bandwidth of a device that does not say.
     pub compute_per_byte: f64,
+    /// Operations with experts' weights for each with dense ones, of a device that does not say.
+    pub expert_per_dense: f64,
 }
 
-/// CPUs: `read_share` and `compute_per_byte` are of the measured 20b on two cores (docs/performance.md: 0.79 to 0.80 of
-/// the bound, a prompt of 512 at 48 tokens a second with 30.5 GB/s). Cards: as predicted there; nothing was measured.
+/// CPUs: what single kernels reach with AVX-512 (docs/performance.md, "Kernels"): 0.93 to 0.97 and 0.82 of the read rate,
+/// 47 and 100 billion multiply-adds a second and core for 64 rows. Cards: as predicted there; nothing was measured.
 impl Default for Costs {
     fn default() -> Costs {
         let cpu = KindCosts {
-            read_share: 0.8,
+            read_share: 0.92,
+            expert_read_share: 0.8,
             compute_share: 0.9,
             layer_s: 40e-6,
             step_s: 100e-6,
             bandwidth_default: 30e9,
-            compute_per_byte: 10.8,
+            compute_per_byte: 5.0,
+            expert_per_dense: 2.1,
         };
         let cuda = KindCosts {
             read_share: 0.8,
+            expert_read_share: 0.8,
             compute_share: 0.4,
             layer_s: 25e-6,
             step_s: 100e-6,
             bandwidth_default: 500e9,
             compute_per_byte: 75.0,
+            expert_per_dense: 1.0,
         };
         Costs { cpu, cuda, whole_factor: 1.05 }
     }
@@ -79,11 +86,18 @@ impl Costs {
 /// What a device really does in a second.
 #[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub struct Rates {
+    pub dense: Rate,
+    pub experts: Rate,
+}
+
+/// With one kind of weights.
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
+pub struct Rate {
     pub bytes_per_s: f64,
     pub ops_per_s: f64,
 }
 
-impl Rates {
+impl Rate {
     /// A roofline with a round corner: what is read and what is computed go on at once, and hinder each other where
     /// they take equally long. MXFP4 on two cores, 2 / 4 / 8 tokens: 22.1 / 18.6 / 9.8 GB/s measured, 21.4 / 16.4 / 10.0
     /// so, 24.5 / 22 / 11 with a sharp one (docs/performance.md, "The engine on two cores").
@@ -111,11 +125,17 @@ impl Fleet {
                 share if mean < RELATIVE_BELOW => costs.bandwidth_default * share / mean,
                 bandwidth => bandwidth,
             };
-            let compute = match device.compute {
-                compute if compute.is_finite() && compute > 0.0 => compute,
-                _ => costs.compute_per_byte * bandwidth,
+            let or = |told: f64, usual: f64| if told.is_finite() && told > 0.0 { told } else { usual };
+            let compute = or(device.compute, costs.compute_per_byte * bandwidth);
+            let expert_compute = or(device.expert_compute, costs.expert_per_dense * compute);
+            let rate = |read_share: f64, compute: f64| Rate {
+                bytes_per_s: bandwidth * read_share,
+                ops_per_s: compute * costs.compute_share,
             };
-            Rates { bytes_per_s: bandwidth * costs.read_share, ops_per_s: compute * costs.compute_share }
+            Rates {
+                dense: rate(costs.read_share, compute),
+                experts: rate(costs.expert_read_share, expert_compute),
+            }
         });
         rates.collect()
     }

@@ -17,7 +17,7 @@ mod search;
 
 pub use capacity::kv_tokens_max;
 pub use choice::{Choice, Kind, LeftOut, Lost, Part, RunnerUp, parts};
-pub use fleet::{Costs, Fleet, KindCosts, Rates};
+pub use fleet::{Costs, Fleet, KindCosts, Rate, Rates};
 pub use goal::{Aim, Goal};
 pub use link::Link;
 pub use model::{Decode, Prediction, StageTime, StepTime, Work, predict_decode, predict_step};

@@ -46,8 +46,10 @@ pub struct Inventory {
     pub memory_bytes: u64,
     /// Bytes a second that decode can read, relative to the others': the plan's target. Zero is unknown.
     pub bandwidth: f64,
-    /// Operations a second that prefill can do, a multiply-add being two. Zero is unknown.
+    /// Operations a second that prefill can do with dense weights, a multiply-add being two. Zero is unknown.
     pub compute: f64,
+    /// The same with experts' weights, which may be multiplied in another way. Zero is unknown.
+    pub expert_compute: f64,
     /// Threads that compute.
     pub threads: u16,
 }

@@ -167,6 +167,7 @@ fn device(memory_bytes: u64, bandwidth: f64) -> Inventory {
         memory_bytes,
         bandwidth,
         compute: 0.0,
+        expert_compute: 0.0,
         threads: 1,
     }
 }

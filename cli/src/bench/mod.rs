@@ -1,7 +1,10 @@
-//! `flotilla bench engine`: what the kernels and whole steps take on this machine, against its own memory, in one run.
+//! `flotilla bench`: what the engine's kernels and whole steps take on this machine, against its own memory, in one run; and what the
+//! planner predicts of plans beside what they take.
 //! Weights are random, and so is the routing: like a trained model's in size, not in what it says.
 
+mod driver;
 mod kernels;
+mod plans;
 mod report;
 mod steps;
 
@@ -23,6 +26,7 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     Engine(EngineArgs),
+    Plans(plans::PlansArgs),
 }
 
 /// The engine alone: kernels, decode, prompts, and depth, on workers that are threads or processes of this machine.
@@ -74,7 +78,13 @@ pub struct EngineArgs {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let What::Engine(args) = &args.what;
+    match &args.what {
+        What::Engine(args) => engine(args),
+        What::Plans(args) => plans::run(args),
+    }
+}
+
+fn engine(args: &EngineArgs) -> Result<()> {
     ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
     ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
     ensure!(

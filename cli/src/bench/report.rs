@@ -1,7 +1,8 @@
 //! What was measured, as tables.
 
+use super::driver::Kind;
 use super::kernels::KernelRates;
-use super::steps::{GroupRates, Kind};
+use super::steps::GroupRates;
 use serde::Serialize;
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! Whole steps of a group, driven by hand as the scheduler would: decode of several sequences, prompts in chunks, and
-//! decode deep in a context, whose cache is said to be there and is read, but was never computed.
+//! Whole steps of a group, of ranks that are threads or processes.
 
+use super::driver::{Driver, Kind, STEP_ROWS, blocks};
 use super::{EngineArgs, median};
 use crate::device::DeviceChoice;
 use crate::device::SumArgs;
@@ -8,30 +8,17 @@ use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use anyhow::Result;
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
-use flotilla_coordinator::group::Group;
 use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::weights::{Synthetic, WeightSource};
-use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
+use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{
-    Assignment, BlockId, Epoch, KvBlocks, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan, TokenId,
-    WeightOrigin,
-};
+use flotilla_shared::{Assignment, Epoch, ModelSpec, Plan, Rank, TokenId, WeightOrigin};
 use flotilla_worker::Device;
 use serde::Serialize;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// Rows of one step at most, as served.
-const STEP_ROWS: usize = 512;
 const SEED: u64 = 1;
-
-#[derive(Clone, Copy, Debug, Serialize)]
-#[serde(rename_all = "lowercase", tag = "what")]
-pub enum Kind {
-    Decode { sequences: usize, depth: usize },
-    Prompt { tokens: usize },
-}
 
 #[derive(Debug, Serialize)]
 pub struct GroupRates {
@@ -61,10 +48,7 @@ pub async fn measure(
     read: Option<f64>,
 ) -> Result<GroupRates> {
     let cases = cases(args);
-    let need = |blocks: fn(&Kind, usize, &ModelSpec) -> usize| {
-        cases.iter().map(|kind| blocks(kind, args.steps, spec)).max().unwrap_or(1) as u32
-    };
-    let kv_blocks = KvBlocks { full: need(full_blocks), window: need(window_blocks) };
+    let kv_blocks = blocks(&cases, args.steps, spec);
     let start = Instant::now();
     let (load_seconds, rates) = if args.processes {
         let token = random_token();
@@ -78,6 +62,7 @@ pub async fn measure(
             cpu: args.cpu.clone(),
             sums: SumArgs::default(),
             cache: Default::default(),
+            doors: Vec::new(),
         };
         let formation = Formation {
             spec: spec.clone(),
@@ -99,7 +84,7 @@ pub async fn measure(
             group = fleet.form(Epoch(1), &formation, false, &progress) => group?,
             (_, died) = workers.first_death() => return Err(died),
         };
-        (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)
+        (start.elapsed(), Driver::new(group, spec).rounds(args.rounds, args.steps, &cases).await?)
     } else {
         let source = Synthetic::new(spec.clone(), SEED);
         let assignment = Assignment {
@@ -126,7 +111,7 @@ pub async fn measure(
         };
         let devices = (0..ranks).map(device);
         let group = LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)?;
-        (start.elapsed(), Driver::new(group, spec).rounds(args, &cases).await?)
+        (start.elapsed(), Driver::new(group, spec).rounds(args.rounds, args.steps, &cases).await?)
     };
     let bound = read.map(|read| read / token_bytes(spec, args.cpu.dense) as f64);
     let cases = cases.into_iter().zip(rates).map(|(kind, seconds)| {
@@ -177,131 +162,4 @@ fn token_bytes(spec: &ModelSpec, dense: DenseWidth) -> u64 {
         }
     };
     TensorId::all(spec).map(|tensor| bytes(&tensor)).sum()
-}
-
-fn full_blocks(kind: &Kind, steps: usize, _: &ModelSpec) -> usize {
-    match *kind {
-        Kind::Decode { sequences, depth } => sequences * (depth + steps).div_ceil(BLOCK_TOKENS),
-        Kind::Prompt { tokens } => tokens.div_ceil(BLOCK_TOKENS),
-    }
-}
-
-fn window_blocks(kind: &Kind, steps: usize, spec: &ModelSpec) -> usize {
-    match *kind {
-        Kind::Decode { sequences, depth } => {
-            sequences * ((depth + steps).div_ceil(BLOCK_TOKENS) - gone(depth, spec))
-        }
-        Kind::Prompt { tokens } => tokens.div_ceil(BLOCK_TOKENS),
-    }
-}
-
-/// Blocks of a window layer that a row at `depth` no longer sees.
-fn gone(depth: usize, spec: &ModelSpec) -> usize {
-    (depth + 1).saturating_sub(spec.window) / BLOCK_TOKENS
-}
-
-/// A group, and what it has been sent.
-struct Driver<'a, G> {
-    group: G,
-    spec: &'a ModelSpec,
-    step: StepId,
-    sequence: u64,
-    release: Vec<SequenceId>,
-}
-
-impl<'a, G: Group> Driver<'a, G> {
-    fn new(group: G, spec: &'a ModelSpec) -> Self {
-        Driver { group, spec, step: StepId(0), sequence: 0, release: Vec::new() }
-    }
-
-    /// Seconds of each case in each round, after one that does not count.
-    async fn rounds(mut self, args: &EngineArgs, cases: &[Kind]) -> Result<Vec<Vec<f64>>> {
-        let mut seconds = vec![Vec::new(); cases.len()];
-        self.measure(&Kind::Decode { sequences: 1, depth: 0 }, args.steps).await?;
-        for _ in 0..args.rounds {
-            for (kind, seconds) in cases.iter().zip(&mut seconds) {
-                seconds.push(self.measure(kind, args.steps).await?);
-            }
-        }
-        Ok(seconds)
-    }
-
-    async fn measure(&mut self, kind: &Kind, steps: usize) -> Result<f64> {
-        match *kind {
-            Kind::Decode { sequences, depth } => self.decode(sequences, depth, steps).await,
-            Kind::Prompt { tokens } => self.prompt(tokens).await,
-        }
-    }
-
-    async fn decode(&mut self, sequences: usize, depth: usize, steps: usize) -> Result<f64> {
-        let ids = self.take(sequences);
-        let full = (depth + steps).div_ceil(BLOCK_TOKENS);
-        let gone = gone(depth, self.spec);
-        let blocks = |at: usize, count: usize| (at * count..(at + 1) * count).map(|id| BlockId(id as u32));
-        let admit =
-            ids.iter().map(|id| Admission { sequence: *id, cached: depth as u32, ..Admission::default() });
-        let (admit, start) = (admit.collect::<Vec<_>>(), Instant::now());
-        for step in 0..steps {
-            let work = ids.iter().enumerate().map(|(at, id)| SequenceWork {
-                sequence: *id,
-                position: (depth + step) as u32,
-                tokens: vec![self.token(at * steps + step)],
-                ahead: step > 0,
-                blocks: if step == 0 { blocks(at, full).collect() } else { Vec::new() },
-                window_blocks: if step == 0 { blocks(at, full - gone).collect() } else { Vec::new() },
-                window_gone: gone as u32,
-                sample: true,
-                ..SequenceWork::default()
-            });
-            let work = work.collect();
-            self.run(if step == 0 { admit.clone() } else { Vec::new() }, work).await?;
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        self.release = ids;
-        Ok(seconds)
-    }
-
-    async fn prompt(&mut self, tokens: usize) -> Result<f64> {
-        let ids = self.take(1);
-        let blocks: Vec<_> = (0..tokens.div_ceil(BLOCK_TOKENS)).map(|id| BlockId(id as u32)).collect();
-        let start = Instant::now();
-        for from in (0..tokens).step_by(STEP_ROWS) {
-            let end = tokens.min(from + STEP_ROWS);
-            let new = || if from == 0 { blocks.clone() } else { Vec::new() };
-            let work = SequenceWork {
-                sequence: ids[0],
-                position: from as u32,
-                tokens: (from..end).map(|at| self.token(at)).collect(),
-                blocks: new(),
-                window_blocks: new(),
-                sample: end == tokens,
-                ..SequenceWork::default()
-            };
-            let admission = Admission { sequence: ids[0], ..Admission::default() };
-            self.run(if from == 0 { vec![admission] } else { Vec::new() }, vec![work]).await?;
-        }
-        let seconds = start.elapsed().as_secs_f64();
-        self.release = ids;
-        Ok(seconds)
-    }
-
-    fn take(&mut self, count: usize) -> Vec<SequenceId> {
-        let first = self.sequence;
-        self.sequence += count as u64;
-        (first..self.sequence).map(SequenceId).collect()
-    }
-
-    /// Tokens all over the vocabulary.
-    fn token(&self, at: usize) -> TokenId {
-        (at * 7919 % self.spec.vocab) as TokenId
-    }
-
-    async fn run(&mut self, admit: Vec<Admission>, work: Vec<SequenceWork>) -> Result<()> {
-        self.step.0 += 1;
-        let release = std::mem::take(&mut self.release);
-        let plan = StepPlan { epoch: Epoch(1), step: self.step, release, admit, work };
-        self.group.send(&plan)?;
-        self.group.outcome().await?;
-        Ok(())
-    }
 }

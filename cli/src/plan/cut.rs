@@ -70,6 +70,7 @@ fn devices(args: &PlanArgs) -> Result<Vec<Inventory>> {
         memory_bytes: memory.get(rank).or(memory.first()).map_or(u64::MAX, |gb| (gb * 1e9) as u64),
         bandwidth: *share,
         compute: 0.0,
+        expert_compute: 0.0,
         threads: 1,
     });
     Ok(devices.collect())

@@ -129,6 +129,7 @@ fn inventory(backend: BackendKind, memory: f64, bandwidth: f64, compute: f64) ->
         memory_bytes: memory as u64,
         bandwidth,
         compute,
+        expert_compute: 0.0,
         threads: 1,
     }
 }

@@ -192,6 +192,7 @@ async fn verify(
             cpu: args.cpu(),
             sums: args.sums,
             cache: Default::default(),
+            doors: Vec::new(),
         };
         let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
         let group = tokio::select! {

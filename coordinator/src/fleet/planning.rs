@@ -127,6 +127,7 @@ fn picked(
             && rates(&a.inventory) == rates(&b.inventory)
             && close(a.inventory.bandwidth, b.inventory.bandwidth)
             && close(a.inventory.compute, b.inventory.compute)
+            && close(a.inventory.expert_compute, b.inventory.expert_compute)
     };
     if !better.iter().zip(&workers).all(|(&other, worker)| same(&workers[other], worker)) {
         return Planned { plan, workers, left_out };
@@ -139,6 +140,7 @@ fn picked(
 fn leveled(mut devices: Vec<Inventory>) -> Vec<Inventory> {
     level(&mut devices, |device| &mut device.bandwidth);
     level(&mut devices, |device| &mut device.compute);
+    level(&mut devices, |device| &mut device.expert_compute);
     devices
 }
 
@@ -178,6 +180,7 @@ mod tests {
             memory_bytes: 1,
             bandwidth,
             compute: 0.0,
+            expert_compute: 0.0,
             threads: 1,
         };
         let bandwidths = |rates: &[f64]| -> Vec<f64> {

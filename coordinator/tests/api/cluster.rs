@@ -18,6 +18,7 @@ fn worker(name: &str) -> Inventory {
         memory_bytes: 32 << 30,
         bandwidth: 0.0,
         compute: 0.0,
+        expert_compute: 0.0,
         threads: 2,
     }
 }

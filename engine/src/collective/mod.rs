@@ -10,6 +10,7 @@
 mod agree;
 pub mod card;
 mod error;
+pub mod measure;
 mod memory;
 mod processes;
 mod solo;

@@ -118,14 +118,14 @@ impl<'a> StageModel<'a> {
         let element = self.fleet.devices[device].kv.element_bytes() as f64;
         let cache = work.sequences as f64 * keys * sizes.key_elements as f64 * element;
         let macs = work.rows as f64 * (sizes.head_macs as f64 + keys * sizes.key_macs as f64);
-        self.rates[device].time_s(heads * (sizes.head_bytes as f64 + cache), 2.0 * heads * macs)
+        self.rates[device].dense.time_s(heads * (sizes.head_bytes as f64 + cache), 2.0 * heads * macs)
     }
 
     /// The router of one layer: every rank computes all of it.
     pub fn router_s(&self, device: usize) -> f64 {
         let sizes = &self.sizes;
         let ops = 2 * self.work.rows as u64 * sizes.router_macs;
-        self.rates[device].time_s(sizes.router_bytes as f64, ops as f64)
+        self.rates[device].dense.time_s(sizes.router_bytes as f64, ops as f64)
     }
 
     /// One block of every expert of one layer.
@@ -133,6 +133,7 @@ impl<'a> StageModel<'a> {
         let routes = (self.work.rows * self.spec.experts_per_token) as f64;
         let sizes = &self.sizes;
         self.rates[device]
+            .experts
             .time_s(self.touched * sizes.block_bytes as f64, 2.0 * routes * sizes.block_macs as f64)
     }
 
@@ -144,7 +145,7 @@ impl<'a> StageModel<'a> {
     /// The logits of one row of the vocabulary.
     pub fn vocabulary_row_s(&self, device: usize) -> f64 {
         let ops = 2 * self.work.logit_rows * self.spec.hidden;
-        self.rates[device].time_s(self.sizes.row_bytes as f64, ops as f64)
+        self.rates[device].dense.time_s(self.sizes.row_bytes as f64, ops as f64)
     }
 
     fn rank(&self, device: usize, units: Units, layers: Layers) -> RankTime {

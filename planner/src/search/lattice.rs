@@ -257,6 +257,7 @@ mod tests {
             memory_bytes,
             bandwidth: 1e12,
             compute: 1e14,
+            expert_compute: 1e14,
             threads: 1,
         };
         Fleet {

@@ -53,6 +53,7 @@ fn fleet(numbers: &Numbers, unit_bytes: f64, mixed: bool, links: (&str, &str)) -
         memory_bytes: (memory * unit_bytes) as u64,
         bandwidth,
         compute: 0.0,
+        expert_compute: 0.0,
         ..fleets::card(1.0, 1.0, 1.0)
     };
     Fleet {

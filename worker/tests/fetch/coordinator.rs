@@ -161,6 +161,7 @@ fn settings(coordinator: String) -> Settings {
             memory_bytes: 1 << 30,
             bandwidth: 0.0,
             compute: 0.0,
+            expert_compute: 0.0,
             threads: 1,
             backend: BackendKind::Cpu,
             kv: KvDtype::F16,

@@ -118,6 +118,23 @@ impl Bench {
     }
 }
 
+/// What prompts are multiplied at, in operations a second, a multiply-add being two.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Compute {
+    pub dense: f64,
+    pub experts: f64,
+}
+
+impl Bench {
+    /// With so many rows that weights are read once for many.
+    pub fn compute(&self, precision: Precision) -> Compute {
+        const ROWS: usize = 64;
+        // Of 32 weights in 17 bytes.
+        let expert_weights = self.mxfp4(precision, ROWS) * 32.0 / 17.0;
+        Compute { dense: self.bf16(ROWS) * ROWS as f64, experts: 2.0 * expert_weights * ROWS as f64 }
+    }
+}
+
 fn values(tokens: usize) -> Vec<f32> {
     (0..tokens * COLUMNS).map(|i| (i % 37) as f32 / 37.0 - 0.5).collect()
 }

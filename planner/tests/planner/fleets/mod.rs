@@ -12,13 +12,14 @@ pub fn card(gb: f64, gb_per_s: f64, tflops: f64) -> Inventory {
         memory_bytes: (gb * 1e9) as u64,
         bandwidth: gb_per_s * 1e9,
         compute: tflops * 1e12,
+        expert_compute: tflops * 1e12,
         threads: 1,
     }
 }
 
 fn node(gb: f64, gb_per_s: f64) -> Inventory {
     let (backend, kv) = (BackendKind::Cpu, KvDtype::F16);
-    Inventory { backend, kv, compute: 0.0, ..card(gb, gb_per_s, 1.0) }
+    Inventory { backend, kv, compute: 0.0, expert_compute: 0.0, ..card(gb, gb_per_s, 1.0) }
 }
 
 fn fleet(devices: Vec<Inventory>, hosts: &[u16], within: &str, between: &str) -> Fleet {

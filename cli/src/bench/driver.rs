@@ -1,0 +1,201 @@
+//! A group driven by hand, as the scheduler would: decode of several sequences, prompts in chunks, and decode deep in a
+//! context, whose cache is said to be there and is read, but was never computed.
+
+use anyhow::{Result, ensure};
+use flotilla_coordinator::group::Group;
+use flotilla_shared::plan::apportion;
+use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
+use flotilla_shared::{BlockId, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepPlan, TokenId};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Rows of one step at most, as served.
+pub const STEP_ROWS: usize = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "what")]
+pub enum Kind {
+    Decode { sequences: usize, depth: usize },
+    Prompt { tokens: usize },
+}
+
+/// Blocks that the greediest of `cases` takes.
+pub fn blocks(cases: &[Kind], steps: usize, spec: &ModelSpec) -> KvBlocks {
+    let need = |blocks: fn(&Kind, usize, &ModelSpec) -> usize| {
+        cases.iter().map(|kind| blocks(kind, steps, spec)).max().unwrap_or(1) as u32
+    };
+    KvBlocks { full: need(full_blocks), window: need(window_blocks) }
+}
+
+fn full_blocks(kind: &Kind, steps: usize, _: &ModelSpec) -> usize {
+    match *kind {
+        Kind::Decode { sequences, depth } => sequences * (depth + steps).div_ceil(BLOCK_TOKENS),
+        Kind::Prompt { tokens } => tokens.div_ceil(BLOCK_TOKENS),
+    }
+}
+
+fn window_blocks(kind: &Kind, steps: usize, spec: &ModelSpec) -> usize {
+    match *kind {
+        Kind::Decode { sequences, depth } => {
+            sequences * ((depth + steps).div_ceil(BLOCK_TOKENS) - gone(depth, spec))
+        }
+        Kind::Prompt { tokens } => tokens.div_ceil(BLOCK_TOKENS),
+    }
+}
+
+/// Blocks of a window layer that a row at `depth` no longer sees.
+fn gone(depth: usize, spec: &ModelSpec) -> usize {
+    (depth + 1).saturating_sub(spec.window) / BLOCK_TOKENS
+}
+
+/// A group, and what it has been sent.
+pub struct Driver<'a, G> {
+    group: G,
+    spec: &'a ModelSpec,
+    /// Parts of the sequences that decode, each with a step of its own in flight.
+    lanes: usize,
+    in_flight: usize,
+    step: StepId,
+    sequence: u64,
+    release: Vec<SequenceId>,
+}
+
+impl<'a, G: Group> Driver<'a, G> {
+    pub fn new(group: G, spec: &'a ModelSpec) -> Self {
+        let (step, sequence, release) = (StepId(0), 0, Vec::new());
+        Driver { group, spec, lanes: 1, in_flight: 0, step, sequence, release }
+    }
+
+    /// As many steps in flight as there are stages, as they are served.
+    pub fn with_lanes(group: G, spec: &'a ModelSpec) -> Self {
+        let lanes = group.stages();
+        Driver { lanes, ..Driver::new(group, spec) }
+    }
+
+    /// Seconds of each case in each round, after one that does not count.
+    pub async fn rounds(&mut self, rounds: usize, steps: usize, cases: &[Kind]) -> Result<Vec<Vec<f64>>> {
+        ensure!(rounds > 0 && steps > 0, "--rounds and --steps must be at least 1");
+        let mut seconds = vec![Vec::new(); cases.len()];
+        self.measure(&Kind::Decode { sequences: 1, depth: 0 }, steps).await?;
+        for _ in 0..rounds {
+            for (kind, seconds) in cases.iter().zip(&mut seconds) {
+                seconds.push(self.measure(kind, steps).await?);
+            }
+        }
+        Ok(seconds)
+    }
+
+    async fn measure(&mut self, kind: &Kind, steps: usize) -> Result<f64> {
+        match *kind {
+            Kind::Decode { sequences, depth } => self.decode(sequences, depth, steps).await,
+            Kind::Prompt { tokens } => self.prompt(tokens).await,
+        }
+    }
+
+    async fn decode(&mut self, sequences: usize, depth: usize, steps: usize) -> Result<f64> {
+        let ids = self.take(sequences);
+        let lanes = apportion(sequences, &vec![1.0; self.lanes.min(sequences)]);
+        let start = Instant::now();
+        for step in 0..steps {
+            for lane in &lanes {
+                if self.in_flight == lanes.len() {
+                    self.outcome().await?;
+                }
+                let admission =
+                    |at| Admission { sequence: ids[at], cached: depth as u32, ..Admission::default() };
+                let admit = if step == 0 { lane.clone().map(admission).collect() } else { Vec::new() };
+                let work = lane.clone().map(|at| self.decode_work(ids[at], at, depth, (step, steps)));
+                let work = work.collect();
+                self.send(admit, work)?;
+            }
+        }
+        self.settle().await?;
+        let seconds = start.elapsed().as_secs_f64();
+        self.release = ids;
+        Ok(seconds)
+    }
+
+    /// Of the sequence at place `at`: its row of one of so many steps.
+    fn decode_work(
+        &self,
+        sequence: SequenceId,
+        at: usize,
+        depth: usize,
+        (step, steps): (usize, usize),
+    ) -> SequenceWork {
+        let full = (depth + steps).div_ceil(BLOCK_TOKENS);
+        let gone = gone(depth, self.spec);
+        let blocks = |count: usize| match step {
+            0 => (at * count..(at + 1) * count).map(|id| BlockId(id as u32)).collect(),
+            _ => Vec::new(),
+        };
+        SequenceWork {
+            sequence,
+            position: (depth + step) as u32,
+            tokens: vec![self.token(at * steps + step)],
+            ahead: step > 0,
+            blocks: blocks(full),
+            window_blocks: blocks(full - gone),
+            window_gone: gone as u32,
+            sample: true,
+            ..SequenceWork::default()
+        }
+    }
+
+    async fn prompt(&mut self, tokens: usize) -> Result<f64> {
+        let ids = self.take(1);
+        let blocks: Vec<_> = (0..tokens.div_ceil(BLOCK_TOKENS)).map(|id| BlockId(id as u32)).collect();
+        let start = Instant::now();
+        for from in (0..tokens).step_by(STEP_ROWS) {
+            let end = tokens.min(from + STEP_ROWS);
+            let new = || if from == 0 { blocks.clone() } else { Vec::new() };
+            let work = SequenceWork {
+                sequence: ids[0],
+                position: from as u32,
+                tokens: (from..end).map(|at| self.token(at)).collect(),
+                blocks: new(),
+                window_blocks: new(),
+                sample: end == tokens,
+                ..SequenceWork::default()
+            };
+            let admission = Admission { sequence: ids[0], ..Admission::default() };
+            self.send(if from == 0 { vec![admission] } else { Vec::new() }, vec![work])?;
+            self.settle().await?;
+        }
+        let seconds = start.elapsed().as_secs_f64();
+        self.release = ids;
+        Ok(seconds)
+    }
+
+    fn take(&mut self, count: usize) -> Vec<SequenceId> {
+        let first = self.sequence;
+        self.sequence += count as u64;
+        (first..self.sequence).map(SequenceId).collect()
+    }
+
+    /// Tokens all over the vocabulary.
+    fn token(&self, at: usize) -> TokenId {
+        (at * 7919 % self.spec.vocab) as TokenId
+    }
+
+    fn send(&mut self, admit: Vec<Admission>, work: Vec<SequenceWork>) -> Result<()> {
+        self.step.0 += 1;
+        let release = std::mem::take(&mut self.release);
+        self.group.send(&StepPlan { epoch: Epoch(1), step: self.step, release, admit, work })?;
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    async fn outcome(&mut self) -> Result<()> {
+        self.group.outcome().await?;
+        self.in_flight -= 1;
+        Ok(())
+    }
+
+    async fn settle(&mut self) -> Result<()> {
+        while self.in_flight > 0 {
+            self.outcome().await?;
+        }
+        Ok(())
+    }
+}
