@@ -1,6 +1,7 @@
 """Helm takes the chart, refuses wrong values by name, and makes what every Kubernetes that is meant accepts."""
 
 import json
+from pathlib import Path
 
 import kubernetes_validate
 import pytest
@@ -10,7 +11,7 @@ from render import text
 
 # Chart.yaml asks for 1.30 at least.
 VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
-KINDS = {path.stem: json.loads(path.read_text()) for path in (CHART.parents[2] / "tests/deploy/charts/kinds").glob("*.json")}
+KINDS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "kinds").glob("*.json")}
 FEATURES = ["monitoring.serviceMonitor.enabled=true", "monitoring.dashboards.enabled=true", "joinToken.existingSecret="]
 
 
