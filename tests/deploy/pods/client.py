@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import time
 
 # Greedy, and to the end that was asked for: the same words every time, whatever happens to pods.
 QUESTION = {"prompt": "Once upon a time", "temperature": 0, "ignore_eos": True}
@@ -43,6 +44,7 @@ class Client:
 class Stream:
     def __init__(self, answer: http.client.HTTPResponse):
         self.answer, self.text, self.reason, self.is_done = answer, "", None, False
+        self.pause_s_max, self.heard = 0.0, time.monotonic()
 
     def read(self, chunks: int | None = None) -> "Stream":
         """So many chunks with text, or to the end."""
@@ -54,6 +56,8 @@ class Stream:
             if line.strip() == b"data: [DONE]":
                 self.is_done = True
                 break
+            now = time.monotonic()
+            self.pause_s_max, self.heard = max(self.pause_s_max, now - self.heard), now
             data = json.loads(line[6:])
             assert "error" not in data, data
             for choice in data["choices"]:

@@ -17,7 +17,7 @@ TOKENS = 1200
 class Story:
     def __init__(self, cluster: Cluster, client: Client):
         self.cluster, self.client = cluster, client
-        self.undisturbed = ""
+        self.undisturbed, self.moved = "", 0
 
     def ready(self, pods: int):
         until(f"{pods} pods are ready", lambda: sum(pod.ready for pod in self.cluster.pods.values()) == pods and self.client.status("/ready") == 200)
@@ -27,8 +27,18 @@ class Story:
 
     def expect_whole(self, stream):
         stream.read()
+        print(f"        the stream paused for {stream.pause_s_max:.2f} s at most")
         assert (stream.reason, stream.is_done) == ("length", True), stream.reason
         assert stream.text == self.undisturbed, "a stream that was disturbed is not what it would have been"
+
+
+    def expect_moved(self, stream):
+        """It is whole, and another group took it over."""
+        self.expect_whole(stream)
+        log = self.pod("coordinator").containers[0].log.read_text()
+        moved = len(re.findall(r"group formed .* sequences=1", log))
+        assert moved == self.moved + 1, f"{moved} groups began with a sequence: {log}"
+        self.moved = moved
 
 
 class SeveralNodes(Story):
@@ -67,7 +77,7 @@ class SeveralNodes(Story):
         worker = self.cluster.pods[self.members()[1]["name"].removesuffix("-0")]
         stream = self.client.stream(TOKENS).read(20)
         worker.containers[0].signal(signal.SIGKILL)
-        self.expect_whole(stream)
+        self.expect_moved(stream)
         until("it runs again", lambda: worker.restarts == 1)
         self.ready(4)
 
@@ -75,7 +85,7 @@ class SeveralNodes(Story):
         lost = self.cluster.pods[self.members()[0]["name"].removesuffix("-0")]
         stream = self.client.stream(TOKENS).read(20)
         lost.sandbox.unplug()
-        self.expect_whole(stream)
+        self.expect_moved(stream)
         self.cluster.delete(lost)
         again = self.cluster.start_of_set(int(lost.name.rsplit("-", 1)[1]))
         assert again.address != lost.address
@@ -87,7 +97,7 @@ class SeveralNodes(Story):
         begun = time.monotonic()
         self.cluster.delete(worker)
         assert worker.statuses == [0] and time.monotonic() - begun < 30
-        self.expect_whole(stream)
+        self.expect_moved(stream)
         self.ready(3)
 
     def a_coordinator_that_is_told_to_stop_ends_its_streams_first(self):

@@ -14,7 +14,7 @@ spec:
   terminationGracePeriodSeconds: {{ include "flotilla.apiGrace" . }}
   containers:
     - name: coordinator
-      {{- include "flotilla.container" . | nindent 6 }}
+      {{- include "flotilla.container" (dict "root" . "cards" false) | nindent 6 }}
       args:
         - coordinator
         {{- include "flotilla.apiArgs" . | nindent 8 }}

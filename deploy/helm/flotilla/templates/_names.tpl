@@ -23,9 +23,10 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{ include "flotilla.selector" . }}
 {{- end -}}
 
+{{/* Pods with cards have the image with the card's libraries. */}}
 {{- define "flotilla.image" -}}
-{{- $tag := ternary (printf "%s-cuda" .Chart.AppVersion) .Chart.AppVersion .Values.gpu.enabled -}}
-{{ .Values.image.repository }}:{{ default $tag .Values.image.tag }}
+{{- $image := .root.Values.image -}}
+{{ $image.repository }}:{{ default .root.Chart.AppVersion $image.tag }}{{ if .cards }}-cuda{{ end }}
 {{- end -}}
 
 {{- define "flotilla.isNode" -}}{{ if eq .Values.topology "node" }}yes{{ end }}{{- end -}}

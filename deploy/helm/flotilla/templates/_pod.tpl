@@ -18,7 +18,7 @@ securityContext:
 
 {{- define "flotilla.container" -}}
 image: {{ include "flotilla.image" . }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
 command: [/usr/local/bin/flotilla]
 securityContext:
   allowPrivilegeEscalation: false

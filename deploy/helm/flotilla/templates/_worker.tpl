@@ -40,7 +40,7 @@ spec:
 {{- define "flotilla.worker" -}}
 {{- $values := .root.Values -}}
 - name: worker-{{ .index }}
-  {{- include "flotilla.container" .root | nindent 2 }}
+  {{- include "flotilla.container" (dict "root" .root "cards" $values.gpu.enabled) | nindent 2 }}
   args:
     - worker
     - --coordinator={{ ternary "https" "http" $values.certManager.enabled }}://{{ include "flotilla.coordinatorHost" .root }}:7070
