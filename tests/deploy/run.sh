@@ -6,7 +6,7 @@
 #   run.sh render               writes deploy/kubernetes/ anew
 #
 # FLOTILLA_BIN is the program, target/debug/flotilla by default. FLOTILLA_DEPLOY_DIR is the folder for what is installed
-# and written. Nothing but the installation leaves the machine.
+# and written, FLOTILLA_DEPLOY_STORIES which stories are told (all). Nothing but the installation leaves the machine.
 set -euo pipefail
 
 here="$(cd "$(dirname "$0")" && pwd)"
