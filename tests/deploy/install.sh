@@ -19,3 +19,16 @@ install() {
     "$folder/venv/bin/python" "$here/unpack.py" "$folder/bin"
     cp "$here/requirements.txt" "$mark"
 }
+
+# The rules of NetworkPolicies are its.
+install_nft() {
+    command -v nft >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        apt-get update -qq
+        apt-get install -qq -y nftables >/dev/null
+    else
+        echo "error: nft is not here, by which NetworkPolicies are kept" >&2
+        echo "hint: install nftables" >&2
+        exit 1
+    fi
+}

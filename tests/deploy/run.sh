@@ -44,7 +44,7 @@ for part in "${parts[@]}"; do
     case "$part" in
         charts) tests "$here/charts" || status=$? ;;
         # A world of its own: its processes, networks and mounts end with it, however it ends.
-        pods) unshare --net --mount --pid --uts --fork --kill-child --mount-proc -- \
+        pods) install_nft; unshare --net --mount --pid --uts --fork --kill-child --mount-proc -- \
             "$folder/venv/bin/python" "$here/pods/world.py" ${FLOTILLA_DEPLOY_STORIES:-} || status=$? ;;
         render) "$folder/venv/bin/python" "$here/render.py" ;;
         *) echo "error: there is no part $part; there are charts, pods and render" >&2; exit 1 ;;

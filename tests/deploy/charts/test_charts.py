@@ -1,10 +1,12 @@
 """Helm takes the chart, refuses wrong values by name, and makes what every Kubernetes that is meant accepts."""
 
 import json
+import shutil
 from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import yaml
 from jsonschema import Draft7Validator
 from manifests import CHART, KUBERNETES, VALUES, documents, helm, name, rendered, templates
 from render import text
@@ -13,6 +15,8 @@ from render import text
 VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 KINDS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "kinds").glob("*.json")}
 FEATURES = ["monitoring.serviceMonitor.enabled=true", "monitoring.dashboards.enabled=true", "joinToken.existingSecret="]
+if (CHART / "files/prometheus/alerts.yaml").exists():
+    FEATURES.append("monitoring.alerts.enabled=true")
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -98,6 +102,7 @@ CLASHES = [
     ("workers.kind=LeaderWorkerSet", "topology=node"),
     ("topology=node", "autoscaling.enabled=true"),
     ("topology=node", "serving.replicas=2"),
+    ("topology=node", "workers.args={--threads=1}"),
     ("monitoring.alerts.enabled=true", "serving.stages=0"),
 ]
 
@@ -106,6 +111,20 @@ CLASHES = [
 def test_values_that_do_not_go_together_are_refused(first, second):
     ran = helm("template", "x", str(CHART), "--set", first, "--set", second)
     assert ran.returncode != 0, ran.stdout
+
+
+def test_rules_and_dashboards_are_taken_as_they_lie_there(tmp_path):
+    chart = tmp_path / "flotilla"
+    shutil.copytree(CHART, chart)
+    rules = {"groups": [{"name": "flotilla", "rules": [{"alert": "Down", "expr": "up == 0", "annotations": {"summary": "{{ $labels.pod }}"}}]}]}
+    (chart / "files/prometheus/alerts.yaml").write_text(yaml.safe_dump(rules))
+    (chart / "files/grafana/one.json").write_text('{"title": "{{pod}}"}\n')
+    ran = helm("template", "x", str(chart), "--set", "monitoring.alerts.enabled=true,monitoring.dashboards.enabled=true")
+    assert ran.returncode == 0, ran.stderr
+    docs = {doc["kind"]: doc for doc in documents(ran.stdout)}
+    check_by_own_schema(docs["PrometheusRule"], "1.37")
+    assert docs["PrometheusRule"]["spec"] == rules
+    assert docs["ConfigMap"]["data"]["one.json"] == '{"title": "{{pod}}"}\n'
 
 
 def test_a_token_is_made_where_none_is_given_and_another_each_time():

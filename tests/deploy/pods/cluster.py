@@ -12,6 +12,7 @@ from pathlib import Path
 from kubelet import Pod, get
 from manifests import of_kind
 from node import Node, run
+from policies import enforce
 from sandbox import Sandbox
 
 SPACE = "flotilla"
@@ -29,7 +30,9 @@ class Cluster:
         self.keeper.start()
 
     def start(self, name: str, template: dict, claims: list[dict] | None = None, given: dict[str, str] | None = None) -> Pod:
-        pod = Pod(Sandbox(self.node, name, template, claims or [], self.secrets, given or {}), self.logs)
+        sandbox = Sandbox(self.node, name, template, claims or [], self.secrets, given or {})
+        enforce(self.docs, [pod.sandbox for pod in self.pods.values()] + [sandbox])
+        pod = Pod(sandbox, self.logs)
         with self.lock:
             self.pods[name] = pod
         self.tell_names()
@@ -61,6 +64,16 @@ class Cluster:
             if self.pods.get(pod.name) is pod:
                 del self.pods[pod.name]
         self.tell_names()
+
+    def reaches(self, stranger: Sandbox, pod: Pod, port: int) -> bool:
+        """Whether a connection is made within a second."""
+        words = f"exec 3<>/dev/tcp/{pod.address}/{port}"
+        enter = ["nsenter", "--target", str(stranger.spaces), "--net", "timeout", "1", "bash", "-c", words]
+        return subprocess.run(enter, stderr=subprocess.DEVNULL, timeout=10).returncode == 0
+
+    def stranger(self) -> Sandbox:
+        """A pod that has nothing to do with the release, in the same namespace."""
+        return Sandbox(self.node, "stranger", {"metadata": {"labels": {"app": "other"}}, "spec": {"volumes": []}}, [], {}, {})
 
     def of(self, selector: dict[str, str]) -> list[Pod]:
         with self.lock:

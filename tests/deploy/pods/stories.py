@@ -68,6 +68,15 @@ class SeveralNodes(Story):
         ranks = self.members()
         assert len(ranks) == 2 and all(len(rank["links"]["tcp"]) == 1 for rank in ranks), ranks
 
+    def a_stranger_reaches_nobody(self):
+        stranger, coordinator, worker = self.cluster.stranger(), self.pod("coordinator"), self.pod("worker-0")
+        doors = [(coordinator, 8000), (coordinator, 7070), (worker, 7071), (worker, 8071)]
+        reached = [(pod.name, port) for pod, port in doors if self.cluster.reaches(stranger, pod, port)]
+        stranger.end()
+        assert reached == []
+        of_workers = [(pod.name, port) for pod, port in doors if self.cluster.reaches(self.pod("worker-1").sandbox, pod, port)]
+        assert of_workers == [(coordinator.name, 7070), (worker.name, 7071)], "workers reach what they need and no more"
+
     def one_more_worker_waits_in_reserve(self):
         self.cluster.start_of_set(2)
         self.ready(4)
@@ -186,6 +195,14 @@ class SeveralInAPod(Story):
         assert len(self.client.text(20)) > 0
         links = [(len(member["links"]["shm"]), len(member["links"]["tcp"])) for member in members(self.client)]
         assert links == [(1, 2)] * 4, links
+
+    def without_policies_a_stranger_reaches_everybody(self):
+        """So that it is the policies that kept it out elsewhere."""
+        stranger = self.cluster.stranger()
+        doors = [(self.pod("coordinator"), 8000), (self.pod("coordinator"), 7070), (self.pod("worker-0"), 7072), (self.pod("worker-1"), 8071)]
+        reached = [self.cluster.reaches(stranger, pod, port) for pod, port in doors]
+        stranger.end()
+        assert reached == [True] * 4, reached
 
 
 def members(client: Client) -> list[dict]:

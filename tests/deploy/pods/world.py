@@ -36,7 +36,7 @@ CASES = [
     (SeveralNodes, "several-nodes", [WAITS, "workers.count=2", "workers.perPod=1"]),
     (Groups, "groups", [WAITS]),
     (OneNode, "one-node", ["workers.perPod=2", "workers.args=null"]),
-    (SeveralInAPod, "several-nodes", [WAITS, "workers.count=2"]),
+    (SeveralInAPod, "several-nodes", [WAITS, "workers.count=2", "networkPolicy.enabled=false"]),
 ]
 
 
