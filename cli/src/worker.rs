@@ -2,8 +2,8 @@
 
 use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
-use crate::local_workers::TOKEN_VARIABLE;
 use crate::health;
+use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use crate::serve::asked_to_stop;
 use crate::tls::WorkerTlsArgs;
