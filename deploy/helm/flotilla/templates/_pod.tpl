@@ -5,7 +5,7 @@
 automountServiceAccountToken: false
 enableServiceLinks: false
 {{- with .Values.image.pullSecrets }}
-imagePullSecrets: {{ toYaml . | nindent 2 }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
 {{- end }}
 securityContext:
   runAsNonRoot: true
@@ -31,7 +31,7 @@ securityContext:
 {{- $at := .at -}}
 {{- $values := .root.Values -}}
 {{- with $at.nodeSelector }}
-nodeSelector: {{ toYaml . | nindent 2 }}
+nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with $at.priorityClassName }}
 priorityClassName: {{ . }}
@@ -49,7 +49,7 @@ runtimeClassName: {{ . }}
 {{- $affinity = mergeOverwrite (deepCopy $node) (deepCopy $affinity) }}
 {{- end }}
 {{- with $affinity }}
-affinity: {{ toYaml . | nindent 2 }}
+affinity: {{- toYaml . | nindent 2 }}
 {{- end }}
 tolerations:
   - { key: node.kubernetes.io/not-ready, operator: Exists, effect: NoExecute, tolerationSeconds: {{ $values.workers.nodeLostSeconds }} }

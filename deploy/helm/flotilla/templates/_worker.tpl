@@ -6,11 +6,11 @@ metadata:
     {{- include "flotilla.selector" . | nindent 4 }}
     app.kubernetes.io/component: worker
   {{- with .Values.workers.podAnnotations }}
-  annotations: {{ toYaml . | nindent 4 }}
+  annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
   {{- include "flotilla.pod" . | nindent 2 }}
-  {{- include "flotilla.placement" (dict "root" . "at" .Values.workers "cards" .Values.gpu.enabled) | nindent 2 }}
+  {{- include "flotilla.placement" (dict "root" . "at" .Values.workers "cards" .Values.gpu.enabled) | trim | nindent 2 }}
   topologySpreadConstraints:
     - maxSkew: 1
       topologyKey: {{ .Values.workers.spread.topologyKey }}
@@ -30,7 +30,7 @@ spec:
     {{- include "flotilla.worker" (dict "root" $ "index" $index) | nindent 4 }}
     {{- end }}
   volumes:
-    {{- include "flotilla.workerVolumes" . | nindent 4 }}
+    {{- include "flotilla.workerVolumes" . | trim | nindent 4 }}
     {{- if .Values.certManager.enabled }}
     - { name: fleet-tls, secret: { secretName: {{ include "flotilla.fullname" . }}-worker-tls, defaultMode: 0440 } }
     {{- end }}
@@ -72,7 +72,7 @@ spec:
   env:
     - { name: POD_NAME, valueFrom: { fieldRef: { fieldPath: metadata.name } } }
     - { name: POD_IP, valueFrom: { fieldRef: { fieldPath: status.podIP } } }
-    {{- include "flotilla.joinEnv" .root | nindent 4 }}
+    {{- include "flotilla.joinEnv" .root | trim | nindent 4 }}
     - { name: FLOTILLA_LOG, value: {{ $values.log | quote }} }
     - { name: FLOTILLA_CACHE, value: /var/cache/flotilla }
     {{- with $values.workers.env }}
@@ -98,7 +98,7 @@ spec:
     periodSeconds: 2
     timeoutSeconds: 5
     failureThreshold: 2
-  resources: {{ include "flotilla.workerResources" (dict "root" .root "cards" 1) | nindent 4 }}
+  resources: {{- include "flotilla.workerResources" (dict "root" .root "cards" 1) | nindent 4 }}
   volumeMounts:
     {{- include "flotilla.workerMounts" .root | nindent 4 }}
     {{- if $values.certManager.enabled }}
