@@ -8,6 +8,7 @@ mod certs;
 mod chat;
 mod device;
 mod doctor;
+mod health;
 mod key;
 mod links;
 mod local_group;
@@ -65,7 +66,21 @@ impl Command {
             _ => QUIET,
         }
     }
+
+    /// With `--check` it ends as for wrong words: it was asked about them.
+    fn failure(&self) -> ExitCode {
+        let checks = match self {
+            Command::Up(args) => args.checks(),
+            Command::Coordinator(args) => args.checks(),
+            Command::Worker(args) => args.check,
+            _ => false,
+        };
+        if checks { ExitCode::from(WRONG_WORDS) } else { ExitCode::FAILURE }
+    }
 }
+
+/// As clap ends where flags are wrong.
+const WRONG_WORDS: u8 = 2;
 
 /// Also for the workers that `up` and `verify` start.
 const QUIET: &str = "warn";
@@ -79,9 +94,10 @@ fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .init();
+    let failure = cli.command.failure();
     run(cli.command).unwrap_or_else(|error| {
         eprintln!("error: {}", describe(&error));
-        ExitCode::FAILURE
+        failure
     })
 }
 

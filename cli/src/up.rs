@@ -41,6 +41,10 @@ pub struct UpArgs {
 }
 
 impl UpArgs {
+    pub fn checks(&self) -> bool {
+        self.serve.check
+    }
+
     fn ranks(&self) -> usize {
         let default = if self.device == [DeviceChoice::Cpu] { 2 } else { self.device.len() };
         self.workers.map_or(default, usize::from)
@@ -49,6 +53,9 @@ impl UpArgs {
 
 pub fn run(args: UpArgs) -> Result<()> {
     let start = Instant::now();
+    if args.checks() {
+        return args.serve.check(args.ranks());
+    }
     let model = args.serve.model.open()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(up(args, model, start))

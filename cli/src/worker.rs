@@ -2,6 +2,7 @@
 
 use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
+use crate::health;
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use crate::serve::asked_to_stop;
@@ -10,7 +11,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_engine::backend::cpu::measure::{Bench, Compute};
 use flotilla_shared::Inventory;
-use flotilla_worker::{Device, Settings};
+use flotilla_worker::{Device, Settings, StandingCell};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 use tracing::info;
@@ -57,6 +58,10 @@ pub struct WorkerArgs {
     /// [default: the host of --collective-listen]
     #[arg(long)]
     advertise_host: Option<String>,
+    /// Where supervisors ask over HTTP: /health is 200 while the process answers, /ready while it has a place in the fleet
+    /// [default: nowhere]
+    #[arg(long, value_name = "ADDRESS")]
+    health_listen: Option<SocketAddr>,
     /// Seconds to keep trying to reach the coordinator
     #[arg(long, default_value_t = 30)]
     join_timeout: u64,
@@ -66,22 +71,44 @@ pub struct WorkerArgs {
     /// Seconds that one exchange may wait for another worker
     #[arg(long, default_value_t = 30)]
     collective_timeout: u64,
+    /// Say whether flags and files are right, and start nothing; status 2 if they are not. No card is looked for
+    #[arg(long)]
+    pub check: bool,
 }
 
 pub fn run(args: WorkerArgs) -> Result<()> {
+    if args.check {
+        return args.say_whether_right();
+    }
+    let health_listen = args.health_listen;
     let settings = args.settings()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(machine::cores().clamp(2, 4))
         .enable_all()
         .build();
     let runtime = runtime.context("cannot start the async runtime")?;
-    let result = runtime.block_on(flotilla_worker::run(settings, asked_to_stop())).map_err(Into::into);
+    let result = runtime.block_on(work(settings, health_listen));
     // The engine thread may be in the middle of a step; it holds nothing that must be put in order.
     runtime.shutdown_background();
     result
 }
 
+/// Until it is told to stop, or has nobody to work for; probes are answered meanwhile.
+async fn work(settings: Settings, health_listen: Option<SocketAddr>) -> Result<()> {
+    if let Some(address) = health_listen {
+        tokio::spawn(health::serve(health::listen(address).await?, settings.standing.clone()));
+    }
+    Ok(flotilla_worker::run(settings, asked_to_stop()).await?)
+}
+
 impl WorkerArgs {
+    fn say_whether_right(&self) -> Result<()> {
+        let tls = self.tls.open(&self.coordinator)?;
+        flotilla_worker::check(&self.coordinator, tls.is_some(), &self.join_token)?;
+        println!("flags and files are right; nothing was started");
+        Ok(())
+    }
+
     fn settings(self) -> Result<Settings> {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
         let device = self.device.open(threads.into(), &self.cpu, self.sums)?;
@@ -112,6 +139,7 @@ impl WorkerArgs {
             join_timeout: Duration::from_secs(self.join_timeout),
             rejoin_timeout: Duration::from_secs(self.rejoin_timeout),
             collective_timeout: Duration::from_secs(self.collective_timeout),
+            standing: StandingCell::default(),
         })
     }
 }

@@ -14,6 +14,7 @@ mod obtain;
 mod patchwork;
 mod session;
 mod settings;
+mod standing;
 mod stock;
 mod tls;
 
@@ -21,5 +22,7 @@ pub use cache::CacheSettings;
 pub use device::{CardUse, Device};
 pub use error::WorkerError;
 pub use executor::{Executor, StepError};
+pub use link::check;
 pub use session::run;
 pub use settings::Settings;
+pub use standing::{Standing, StandingCell};

@@ -158,7 +158,7 @@ pub enum Purpose {
 
 /// Connects, trying again while the coordinator may still be starting, or certificates be renewed.
 pub async fn dial(settings: &Settings, patience: Duration, purpose: Purpose) -> Result<Client, WorkerError> {
-    let token = format!("Bearer {}", settings.join_token).parse().map_err(|_| WorkerError::Token)?;
+    let token = bearer(&settings.join_token)?;
     let endpoint = endpoint(settings, purpose)?;
     let start = Instant::now();
     let mut told = String::new();
@@ -182,18 +182,30 @@ pub async fn dial(settings: &Settings, patience: Duration, purpose: Purpose) -> 
     Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
 
+/// Whether a coordinator can be asked for at this address with this token; nobody is dialed.
+pub fn check(coordinator: &str, has_tls: bool, join_token: &str) -> Result<(), WorkerError> {
+    bearer(join_token)?;
+    address(coordinator, has_tls).map(drop)
+}
+
+fn bearer(join_token: &str) -> Result<MetadataValue<Ascii>, WorkerError> {
+    format!("Bearer {join_token}").parse().map_err(|_| WorkerError::Token)
+}
+
+fn address(coordinator: &str, has_tls: bool) -> Result<Endpoint, WorkerError> {
+    let unfit = || WorkerError::Address(coordinator.to_owned());
+    let scheme = if has_tls { "https://" } else { "http://" };
+    let host = coordinator.strip_prefix(scheme).ok_or_else(unfit)?;
+    let endpoint = Endpoint::from_shared(coordinator.to_owned()).map_err(|_| unfit())?;
+    if host.is_empty() { Err(unfit()) } else { Ok(endpoint) }
+}
+
 fn endpoint(settings: &Settings, purpose: Purpose) -> Result<Endpoint, WorkerError> {
-    let scheme = if settings.tls.is_some() { "https://" } else { "http://" };
-    let unfit = || WorkerError::Address(settings.coordinator.clone());
-    if !settings.coordinator.starts_with(scheme) {
-        return Err(unfit());
-    }
     let (frame_bytes, ping_s, answer_s) = match purpose {
         Purpose::Conversation => (16 << 10, 2, 3),
         Purpose::Weights => (1 << 20, 10, 20),
     };
-    let endpoint = Endpoint::from_shared(settings.coordinator.clone()).map_err(|_| unfit())?;
-    Ok(endpoint
+    Ok(address(&settings.coordinator, settings.tls.is_some())?
         .tcp_nodelay(true)
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)

@@ -7,6 +7,7 @@ use crate::error::WorkerError;
 use crate::link::{Link, Order, Says, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
+use crate::standing::Standing;
 use crate::stock::{OnDevice, Stock, share_of};
 use flotilla_engine::collective::{CollectiveError, Peers, ProcessCollective, Stop};
 use flotilla_shared::step::steps_ahead_max;
@@ -51,7 +52,8 @@ impl Parted {
 impl Member<'_> {
     /// Until the group is over; gives back the weights that can be kept.
     pub async fn serve(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
-        let (epoch, held) = (self.assignment.epoch, share_of(&self.assignment));
+        let (epoch, held, standing) =
+            (self.assignment.epoch, share_of(&self.assignment), self.settings.standing.clone());
         let steps_max = steps_ahead_max(self.assignment.plan.stages.len());
         let stop = Stop::default();
         let says = link.says.clone();
@@ -68,7 +70,10 @@ impl Member<'_> {
         };
         let (parted, left) = match (built, parted) {
             (Ok((engine, _)), Some(parted)) => end(engine, parted).await,
-            (Ok((engine, reach)), None) => run(link, (epoch, steps_max), engine, &reach, &stop).await,
+            (Ok((engine, reach)), None) => {
+                standing.is(Standing::Serving);
+                run(link, (epoch, steps_max), engine, &reach, &stop).await
+            }
             (Err((_, left)), Some(parted)) => (parted, left.map(|left| *left)),
             (Err((error, left)), None) => (Parted::Failed(error), left.map(|left| *left)),
         };

@@ -6,6 +6,7 @@ use crate::error::WorkerError;
 use crate::link::{Link, Order, unexpected};
 use crate::member::{Member, Parted};
 use crate::settings::Settings;
+use crate::standing::Standing;
 use crate::stock::Stock;
 use flotilla_shared::{Epoch, Held};
 use std::net::TcpListener;
@@ -31,6 +32,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
             () = &mut stop => return Ok(()),
         };
         info!(coordinator = settings.coordinator, "joined the coordinator");
+        settings.standing.is(Standing::Joined);
         let says = link.says.clone();
         let mut session = Session { settings: &settings, listener: &listener, stock };
         let error = tokio::select! {
@@ -44,6 +46,7 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
             }
         };
         stock = session.stock;
+        settings.standing.is(Standing::Alone);
         if !error.is_of_the_link() {
             tokio::time::sleep(PARTING).await;
             return Err(error);
@@ -101,6 +104,7 @@ impl Session<'_> {
         };
         let epoch = assignment.epoch;
         info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), %epoch, "assigned");
+        self.settings.standing.is(Standing::Forming);
         let member = Member { settings: self.settings, listener: self.listener, assignment };
         let (parted, stock) = member.serve(link, self.stock.take()).await;
         self.stock = stock;
@@ -115,6 +119,7 @@ impl Session<'_> {
         }
         info!(%epoch, keeps_weights = self.stock.is_some(), "the group is over");
         link.says.released(epoch, self.stock.as_ref().map(|stock| &stock.held));
+        self.settings.standing.is(Standing::Joined);
         Ok(())
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::cache::CacheSettings;
 use crate::device::Device;
+use crate::standing::StandingCell;
 use flotilla_shared::Inventory;
 use flotilla_trust::ClientTls;
 use std::net::SocketAddr;
@@ -29,4 +30,6 @@ pub struct Settings {
     pub rejoin_timeout: Duration,
     /// How long one collective operation may wait for another rank.
     pub collective_timeout: Duration,
+    /// Where this worker says how it stands.
+    pub standing: StandingCell,
 }

@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Formation;
 use flotilla_coordinator::harmony::chat::shortest_prompt;
-use flotilla_scheduler::Settings;
+use flotilla_scheduler::{Scheduler, Settings};
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::units::Bytes;
 use flotilla_shared::{KvBlocks, Plan};
@@ -66,9 +66,23 @@ pub struct ServeArgs {
     steps: StepArgs,
     #[command(flatten)]
     pub front: FrontArgs,
+    /// Say whether flags and files are right, and start nothing; status 2 if they are not
+    #[arg(long)]
+    pub check: bool,
 }
 
 impl ServeArgs {
+    /// What can be wrong before a port is bound and a worker has come; `ranks` make a group.
+    pub fn check(&self, ranks: usize) -> Result<()> {
+        let model = self.model.open()?;
+        self.front.open()?;
+        self.check_context(&model)?;
+        self.check_stages(&model, ranks)?;
+        Scheduler::new(self.scheduler(&model, self.kv_blocks(&model)))?;
+        println!("flags and files are right; nothing was started");
+        Ok(())
+    }
+
     /// Each stage has a layer and a worker at least.
     pub fn check_stages(&self, model: &Model, ranks: usize) -> Result<()> {
         let most = ranks.min(model.spec.layer_count());

@@ -49,8 +49,18 @@ pub struct CoordinatorArgs {
     tls: FleetTlsArgs,
 }
 
+impl CoordinatorArgs {
+    pub fn checks(&self) -> bool {
+        self.serve.check
+    }
+}
+
 pub fn run(args: CoordinatorArgs) -> Result<()> {
     ensure!(!args.join_token.is_empty(), "--join-token must not be empty");
+    if args.checks() {
+        args.tls.open()?;
+        return args.serve.check(args.workers.into());
+    }
     let model = args.serve.model.open()?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     runtime.block_on(async {

@@ -173,6 +173,7 @@ fn settings(coordinator: String) -> Settings {
         join_timeout: Duration::from_secs(10),
         rejoin_timeout: Duration::ZERO,
         collective_timeout: Duration::from_secs(10),
+        standing: Default::default(),
     }
 }
 

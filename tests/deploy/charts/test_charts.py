@@ -1,0 +1,139 @@
+"""Helm takes the chart, refuses wrong values by name, and makes what every Kubernetes that is meant accepts."""
+
+import json
+import shutil
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+from manifests import CHART, KUBERNETES, VALUES, documents, helm, name, rendered, templates
+from render import text
+
+# Chart.yaml asks for 1.30 at least.
+VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
+KINDS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "kinds").glob("*.json")}
+FEATURES = ["monitoring.serviceMonitor.enabled=true", "monitoring.dashboards.enabled=true", "joinToken.existingSecret="]
+if (CHART / "files/prometheus/alerts.yaml").exists():
+    FEATURES.append("monitoring.alerts.enabled=true")
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_helm_finds_nothing_to_complain_of(values):
+    ran = helm("lint", "--strict", str(CHART), "-f", str(VALUES[values]))
+    assert ran.returncode == 0 and "[WARNING]" not in ran.stdout + ran.stderr, ran.stdout + ran.stderr
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_what_lies_there_for_those_without_helm_is_what_the_chart_makes(values):
+    written = (KUBERNETES / f"{values}.yaml").read_text()
+    assert written == text(values), "run tests/deploy/run.sh render"
+
+
+def test_nothing_lies_there_without_values():
+    assert {path.stem for path in KUBERNETES.glob("*.yaml")} == set(VALUES)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("values", VALUES)
+def test_kubernetes_knows_every_field(values, version):
+    for doc in documents(rendered(values, version=f"{version}.0")) + documents(rendered(values, *FEATURES)):
+        if doc["kind"] in KINDS:
+            check_by_own_schema(doc, version)
+        else:
+            kubernetes_validate.validate(doc, version, strict=True)
+
+
+def check_by_own_schema(doc, version):
+    """Of kinds that others define: their fields as far as the chart could use them. Pods in them are pods."""
+    errors = [f"{name(doc)}: {error.json_path}: {error.message}" for error in Draft7Validator(KINDS[doc["kind"]]).iter_errors(doc)]
+    assert not errors, "\n".join(errors)
+    for _, template in templates([doc]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"} | template["metadata"], "spec": template["spec"]}
+        kubernetes_validate.validate(pod, version, strict=True)
+
+
+def test_a_misspelt_field_is_seen_in_each_kind():
+    seen = set()
+    for values in VALUES:
+        for doc in documents(rendered(values, *FEATURES)):
+            if doc["kind"] in seen or doc["kind"] in ("Secret", "ConfigMap"):
+                continue
+            seen.add(doc["kind"])
+            doc["spec"]["replikas"] = 1
+            with pytest.raises((AssertionError, kubernetes_validate.ValidationError)):
+                if doc["kind"] in KINDS:
+                    check_by_own_schema(doc, "1.37")
+                else:
+                    kubernetes_validate.validate(doc, "1.37", strict=True)
+    assert seen > set(KINDS) - {"PrometheusRule"}, seen
+
+
+WRONG = [
+    ("topology=cluster", "/topology"),
+    ("worker.count=2", "worker"),
+    ("workers.count=0", "/workers/count"),
+    ("workers.kind=Deployment", "/workers/kind"),
+    ("workers.cache.type=disk", "/workers/cache/type"),
+    ("workers.sharedMemory=2 GB", "/workers/sharedMemory"),
+    ("model.source=url", "/model/location"),
+    ("model.source=synthetic", "/model/location"),
+    ("serving.replicas=many", "/serving/replicas"),
+    ("serving.drainSeconds=-1", "/serving/drainSeconds"),
+    ("listenHost=127.0.0.1", "/listenHost"),
+    ("service.port=0", "/service/port"),
+    ("autoscaling.enabled=true", "/serving/replicas"),
+    ("certManager.api.enabled=true", "/certManager/api"),
+    ("workers.resources.limits=null", "/workers/resources"),
+    ("gpu.enabled=yes please", "/gpu/enabled"),
+]
+
+
+@pytest.mark.parametrize("setting, where", WRONG)
+def test_wrong_values_are_refused_by_name(setting, where):
+    ran = helm("template", "x", str(CHART), "--set", setting)
+    assert ran.returncode != 0 and where in ran.stderr, ran.stderr
+
+
+CLASHES = [
+    ("workers.kind=LeaderWorkerSet", "workers.reserve=1"),
+    ("workers.kind=LeaderWorkerSet", "serving.replicas=auto"),
+    ("workers.kind=LeaderWorkerSet", "topology=node"),
+    ("topology=node", "autoscaling.enabled=true"),
+    ("topology=node", "serving.replicas=2"),
+    ("topology=node", "workers.args={--threads=1}"),
+    ("monitoring.alerts.enabled=true", "serving.stages=0"),
+]
+
+
+@pytest.mark.parametrize("first, second", CLASHES)
+def test_values_that_do_not_go_together_are_refused(first, second):
+    ran = helm("template", "x", str(CHART), "--set", first, "--set", second)
+    assert ran.returncode != 0, ran.stdout
+
+
+def test_rules_and_dashboards_are_taken_as_they_lie_there(tmp_path):
+    chart = tmp_path / "flotilla"
+    shutil.copytree(CHART, chart)
+    rules = {"groups": [{"name": "flotilla", "rules": [{"alert": "Down", "expr": "up == 0", "annotations": {"summary": "{{ $labels.pod }}"}}]}]}
+    (chart / "files/prometheus/alerts.yaml").write_text(yaml.safe_dump(rules))
+    (chart / "files/grafana/one.json").write_text('{"title": "{{pod}}"}\n')
+    ran = helm("template", "x", str(chart), "--set", "monitoring.alerts.enabled=true,monitoring.dashboards.enabled=true")
+    assert ran.returncode == 0, ran.stderr
+    docs = {doc["kind"]: doc for doc in documents(ran.stdout)}
+    check_by_own_schema(docs["PrometheusRule"], "1.37")
+    assert docs["PrometheusRule"]["spec"] == rules
+    assert docs["ConfigMap"]["data"]["one.json"] == '{"title": "{{pod}}"}\n'
+
+
+def test_a_token_is_made_where_none_is_given_and_another_each_time():
+    made = [secrets_of(rendered("cpu-demo", "joinToken.existingSecret=")) for _ in range(2)]
+    rendered.cache_clear()
+    made.append(secrets_of(rendered("cpu-demo", "joinToken.existingSecret=")))
+    assert len(made[0]["token"]) > 32 and made[0] != made[2]
+
+
+def secrets_of(text):
+    [secret] = [doc for doc in documents(text) if doc["kind"] == "Secret"]
+    return secret["data"]
