@@ -1,8 +1,10 @@
-//! `flotilla bench engine`: what the kernels and whole steps take on this machine, against its own memory, in one run.
-//! Weights are random, and so is the routing: like a trained model's in size, not in what it says.
+//! `flotilla bench`: `serve` loads a server, and `compare` tells two such runs apart; `engine`, here, says what the kernels
+//! and whole steps take on this machine, against its own memory, in one run. There weights are random, and so is the routing: like a trained model's in size, not in what it says.
 
+mod compare;
 mod kernels;
 mod report;
+mod serve;
 mod steps;
 
 use crate::device::CpuArgs;
@@ -23,6 +25,8 @@ pub struct BenchArgs {
 #[derive(Debug, Subcommand)]
 enum What {
     Engine(EngineArgs),
+    Serve(Box<serve::ServeArgs>),
+    Compare(compare::CompareArgs),
 }
 
 /// The engine alone: kernels, decode, prompts, and depth, on workers that are threads or processes of this machine.
@@ -74,7 +78,14 @@ pub struct EngineArgs {
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let What::Engine(args) = &args.what;
+    match &args.what {
+        What::Engine(args) => engine(args),
+        What::Serve(args) => serve::run(args),
+        What::Compare(args) => compare::run(args),
+    }
+}
+
+fn engine(args: &EngineArgs) -> Result<()> {
     ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
     ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
     ensure!(
