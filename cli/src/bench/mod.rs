@@ -1,20 +1,17 @@
-//! `flotilla bench`: what the engine's kernels and whole steps take on this machine, against its own memory, in one run; and what the
-//! planner predicts of plans beside what they take.
-//! Weights are random, and so is the routing: like a trained model's in size, not in what it says.
+//! `flotilla bench`: `engine` measures kernels and whole steps on this machine, `plans` sets what the planner predicts
+//! beside what plans take, `serve` loads a server, and `compare` tells two such runs apart.
 
+mod compare;
 mod driver;
+mod engine;
 mod kernels;
 mod plans;
 mod report;
+mod serve;
 mod steps;
 
-use crate::device::CpuArgs;
-use crate::links::LinkArgs;
-use crate::machine;
-use crate::model::config_text;
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use clap::{Args, Subcommand};
-use flotilla_shared::ModelSpec;
 
 /// Measure.
 #[derive(Debug, Args)]
@@ -25,100 +22,19 @@ pub struct BenchArgs {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    Engine(EngineArgs),
+    Engine(engine::EngineArgs),
     Plans(plans::PlansArgs),
-}
-
-/// The engine alone: kernels, decode, prompts, and depth, on workers that are threads or processes of this machine.
-#[derive(Debug, Args)]
-pub struct EngineArgs {
-    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
-    #[arg(long, default_value = "gpt-oss-20b")]
-    like: String,
-    /// The first N layers only [default: all]
-    #[arg(long)]
-    layers: Option<usize>,
-    /// Numbers of ranks to measure, one after the other
-    #[arg(long, value_delimiter = ',', default_value = "1,2")]
-    ranks: Vec<usize>,
-    /// Stages that the ranks are cut into
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    stages: usize,
-    /// Threads of all ranks together [default: all cores]
-    #[arg(long)]
-    threads: Option<usize>,
-    /// Ranks as processes over gRPC, as they are served, instead of threads
-    #[arg(long)]
-    processes: bool,
-    /// Sequences that decode together
-    #[arg(long, value_delimiter = ',', default_value = "1,2,4,8,16")]
-    batch: Vec<usize>,
-    /// Lengths of prompts, in tokens
-    #[arg(long, value_delimiter = ',', default_value = "128,512,2048")]
-    prompt: Vec<usize>,
-    /// Positions in the cache at which one sequence decodes (with threads, not with processes)
-    #[arg(long, value_delimiter = ',', default_value = "0,4096,32768")]
-    depth: Vec<usize>,
-    /// Steps of one measurement of decode
-    #[arg(long, default_value_t = 8)]
-    steps: usize,
-    /// Times that everything is measured, in turn; the median counts
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-    /// Leave out the kernels
-    #[arg(long)]
-    no_kernels: bool,
-    #[command(flatten)]
-    cpu: CpuArgs,
-    #[command(flatten)]
-    links: LinkArgs,
-    /// Print JSON instead of tables
-    #[arg(long)]
-    json: bool,
+    Serve(Box<serve::ServeArgs>),
+    Compare(compare::CompareArgs),
 }
 
 pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
-        What::Engine(args) => engine(args),
+        What::Engine(args) => engine::run(args),
         What::Plans(args) => plans::run(args),
+        What::Serve(args) => serve::run(args),
+        What::Compare(args) => compare::run(args),
     }
-}
-
-fn engine(args: &EngineArgs) -> Result<()> {
-    ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
-    ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
-    ensure!(
-        args.stages > 0 && args.ranks.iter().all(|ranks| args.stages <= *ranks),
-        "--stages must be at least 1, and not more than --ranks"
-    );
-    let config = config_text(&args.like, args.layers)?;
-    let spec = ModelSpec::from_config_json(&config).with_context(|| format!("in {}", args.like))?;
-    ensure!(args.stages <= spec.layer_count(), "--stages must not be more than the model's layers");
-    let threads = args.threads.unwrap_or_else(machine::cores).max(1);
-    let kernels = if args.no_kernels { None } else { Some(kernels::measure(threads, args.rounds)?) };
-    let read = kernels.as_ref().map(|kernels| kernels.read_huge);
-    let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
-    let mut groups = Vec::new();
-    for &ranks in &args.ranks {
-        groups.push(runtime.block_on(steps::measure(args, &spec, ranks, (threads / ranks).max(1), read))?);
-    }
-    let report = report::Report {
-        model: args.like.clone(),
-        layers: spec.layer_count(),
-        threads,
-        processes: args.processes,
-        activations: args.cpu.activations.unwrap_or_default().to_string(),
-        dense: args.cpu.dense.to_string(),
-        rounds: args.rounds,
-        kernels,
-        groups,
-    };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
-    }
-    Ok(())
 }
 
 /// The middle one; of an even number the lower.

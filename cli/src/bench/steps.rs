@@ -1,7 +1,8 @@
 //! Whole steps of a group, of ranks that are threads or processes.
 
 use super::driver::{Driver, Kind, STEP_ROWS, blocks};
-use super::{EngineArgs, median};
+use super::engine::EngineArgs;
+use super::median;
 use crate::device::DeviceChoice;
 use crate::device::SumArgs;
 use crate::local_group::LocalGroup;
