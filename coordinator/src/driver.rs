@@ -1,14 +1,15 @@
 //! The loop that serves: one task owns the scheduler and the group. It waits in one place for whatever
 //! happens next, tells the scheduler, and carries out what the scheduler asks for.
 //!
-//! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one line.
+//! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one place.
 
 mod guides;
 mod handle;
+mod record;
 mod rescue;
 mod stats;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::time::Duration;
 
@@ -17,12 +18,13 @@ use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::group::{Group, GroupError};
+use crate::group::{Group, GroupError, RankTime};
 use guides::{Guided, Guides, Settled};
 use handle::{Admission, Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
+pub use record::{Phase, RankTotals, Record, Recorder};
 pub use rescue::Replicas;
 use rescue::WeakReplicas;
 pub use stats::Stats;
@@ -44,6 +46,8 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     let (readiness_in, readiness) = watch::channel(loading);
     let (stats_in, stats) = watch::channel(Stats::default());
     let (replicas, sequences) = (settings.replicas.downgrade(), settings.replicas.sequences());
+    let started = now();
+    let recorder = Recorder::new(started);
     let driver = Driver {
         scheduler,
         regroup_wait: settings.regroup_wait,
@@ -58,10 +62,12 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         readiness: readiness_in,
         stats: stats_in,
         orphaned: None,
-        started: now(),
+        recorder: recorder.clone(),
+        started,
     };
     tokio::spawn(driver.run());
-    (DriverHandle::new(commands_in, readiness, stats, replicas, sequences), FleetHandle { news: news_in })
+    let handle = DriverHandle::new(commands_in, readiness, (stats, recorder), replicas, sequences);
+    (handle, FleetHandle { news: news_in })
 }
 
 struct Driver<G> {
@@ -82,13 +88,18 @@ struct Driver<G> {
     stats: watch::Sender<Stats>,
     /// Set while sequences wait for another group.
     orphaned: Option<Orphaned>,
+    recorder: Recorder,
     started: Instant,
 }
 
 /// Where the group sits.
 enum Seat<G> {
     Empty,
-    Taken { group: G, steps_in_flight: usize },
+    /// With when each step in flight was sent, the oldest first.
+    Taken {
+        group: G,
+        in_flight: VecDeque<Instant>,
+    },
 }
 
 struct Stream {
@@ -166,7 +177,7 @@ impl<G: Group> Driver<G> {
     }
 
     fn carry_out(&mut self) {
-        while let Some(action) = self.scheduler.poll() {
+        while let Some(action) = self.poll() {
             match action {
                 Action::Step(plan) => self.step(plan),
                 Action::Emit { sequence, token, logprobs, cached_tokens } => {
@@ -180,6 +191,13 @@ impl<G: Group> Driver<G> {
         }
     }
 
+    fn poll(&mut self) -> Option<Action> {
+        let before = now();
+        let action = self.scheduler.poll();
+        self.recorder.spent(Phase::Schedule, now() - before);
+        action
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.submit(*submission),
@@ -189,8 +207,9 @@ impl<G: Group> Driver<G> {
     }
 
     fn tell(&mut self, event: Event) {
-        let now = now() - self.started;
-        self.scheduler.handle(now, event);
+        let before = now();
+        self.scheduler.handle(before - self.started, event);
+        self.recorder.spent(Phase::Schedule, now() - before);
     }
 
     fn submit(&mut self, submission: Submission) {
@@ -234,8 +253,9 @@ impl<G: Group> Driver<G> {
     }
 
     fn stepped(&mut self, outcome: StepOutcome) {
-        if let Seat::Taken { steps_in_flight, .. } = &mut self.seat {
-            *steps_in_flight -= 1;
+        if let Seat::Taken { group, in_flight } = &mut self.seat {
+            let sent = in_flight.pop_front().expect("only steps in flight come back");
+            self.recorder.stepped(now() - sent, RankTime::from(&outcome), group.rank_times());
         }
         self.stats.send_modify(|stats| stats.computed(outcome.compute_us));
         self.tell(Event::Stepped(outcome));
@@ -266,7 +286,8 @@ impl<G: Group> Driver<G> {
         }
         tracing::info!(%epoch, ?kv_blocks, sequences = self.streams.len(), "group formed");
         let stages = group.stages();
-        self.seat = Seat::Taken { group, steps_in_flight: 0 };
+        self.seat = Seat::Taken { group, in_flight: VecDeque::new() };
+        self.recorder.formed(now());
         self.epoch = Some(epoch);
         self.orphaned = None;
         self.readiness.send_replace(Readiness::Ready { epoch });
@@ -279,6 +300,7 @@ impl<G: Group> Driver<G> {
         };
         tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost");
         self.seat = Seat::Empty;
+        self.recorder.lost(now(), error.reason());
         self.readiness.send_replace(Readiness::Lost { error: error.clone() });
         self.tell(Event::GroupLost { epoch });
         self.orphan(error);
@@ -334,12 +356,14 @@ impl<G: Group> Driver<G> {
     }
 
     fn step(&mut self, mut plan: StepPlan) {
-        let Seat::Taken { group, steps_in_flight } = &mut self.seat else {
+        let Seat::Taken { group, in_flight } = &mut self.seat else {
             panic!("the scheduler asks for a step of a group that is not there");
         };
         self.guides.mask(&mut plan);
-        *steps_in_flight += 1;
+        let before = now();
         let sent = group.send(&plan);
+        in_flight.push_back(now());
+        self.recorder.spent(Phase::Send, now() - before);
         self.scheduler.reclaim(plan);
         if let Err(error) = sent {
             self.unseat(error);
@@ -371,7 +395,7 @@ impl<G: Group> Seat<G> {
     /// Never, while no step is in flight.
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         match self {
-            Self::Taken { group, steps_in_flight: 1.. } => group.outcome().await,
+            Self::Taken { group, in_flight } if !in_flight.is_empty() => group.outcome().await,
             Self::Empty | Self::Taken { .. } => pending().await,
         }
     }

@@ -87,6 +87,7 @@ pub async fn serve(
     args.check_stages(&model, ranks)?;
     let formation = args.formation(&model, ranks);
     formation.board.model(&model.spec);
+    formation.board.fleet(fleet.figures());
     let scheduler = args.scheduler(&model, formation.kv_blocks);
     let context_max = scheduler.context_max;
     // Said now, if they are wrong.

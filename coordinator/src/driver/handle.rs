@@ -12,6 +12,7 @@ use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guides::Ready;
+use super::record::{Record, Recorder};
 use super::rescue::{Moving, WeakReplicas};
 use super::stats::Stats;
 use crate::group::GroupError;
@@ -136,6 +137,7 @@ pub struct DriverHandle {
     commands: mpsc::UnboundedSender<Command>,
     readiness: watch::Receiver<Readiness>,
     stats: watch::Receiver<Stats>,
+    recorder: Recorder,
     /// A sequence may move to one of them.
     replicas: WeakReplicas,
     sequences: Arc<AtomicU64>,
@@ -145,11 +147,11 @@ impl DriverHandle {
     pub(super) fn new(
         commands: mpsc::UnboundedSender<Command>,
         readiness: watch::Receiver<Readiness>,
-        stats: watch::Receiver<Stats>,
+        (stats, recorder): (watch::Receiver<Stats>, Recorder),
         replicas: WeakReplicas,
         sequences: Arc<AtomicU64>,
     ) -> DriverHandle {
-        DriverHandle { commands, readiness, stats, replicas, sequences }
+        DriverHandle { commands, readiness, stats, recorder, replicas, sequences }
     }
 
     /// Sequences that run or wait.
@@ -219,6 +221,11 @@ impl DriverHandle {
     /// How busy it is, and what it has done.
     pub fn stats(&self) -> Stats {
         *self.stats.borrow()
+    }
+
+    /// What became of its groups, and where their time went.
+    pub fn record(&self) -> Record {
+        self.recorder.record()
     }
 
     pub fn readiness(&self) -> Readiness {
