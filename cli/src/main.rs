@@ -12,6 +12,7 @@ mod key;
 mod links;
 mod local_group;
 mod local_workers;
+mod log;
 mod machine;
 mod model;
 mod origin;
@@ -26,9 +27,8 @@ mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::io::IsTerminal;
+use log::LogFormat;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// Many small devices carry what one big one would: serves gpt-oss by tensor parallelism.
 #[derive(Debug, Parser)]
@@ -36,6 +36,9 @@ use tracing_subscriber::EnvFilter;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Form of the log on stderr
+    #[arg(long, global = true, env = log::FORMAT_VARIABLE, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -53,11 +56,8 @@ enum Command {
     Certs(certs::CertsArgs),
 }
 
-/// What is logged, as tracing-subscriber's `EnvFilter` reads it.
-const LOG_VARIABLE: &str = "FLOTILLA_LOG";
-
 impl Command {
-    /// What is logged unless [`LOG_VARIABLE`] says otherwise: servers tell what they do, commands that
+    /// What is logged unless [`log::VARIABLE`] says otherwise: servers tell what they do, commands that
     /// a person looks at only what is wrong.
     fn log(&self) -> &'static str {
         match self {
@@ -72,15 +72,9 @@ const QUIET: &str = "warn";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(cli.command.log()));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    log::start(cli.log_format, cli.command.log());
     run(cli.command).unwrap_or_else(|error| {
-        eprintln!("error: {}", describe(&error));
+        log::fail(describe(&error));
         ExitCode::FAILURE
     })
 }

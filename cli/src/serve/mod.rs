@@ -10,6 +10,7 @@ mod replicas;
 mod steps;
 
 use crate::local_workers::TOKEN_VARIABLE;
+use crate::log;
 use crate::tls::FleetTlsArgs;
 use anyhow::{Context, Result, ensure};
 pub use args::ServeArgs;
@@ -59,9 +60,9 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let how = if tls.is_some() { " over TLS" } else { "" };
         let fleet =
             Fleet::listen(args.worker_listen, &args.join_token, tls, args.serve.weight_rate()).await?;
-        eprintln!("waiting for {} workers on {}{how}", args.workers, fleet.address());
+        log::say(format_args!("waiting for {} workers on {}{how}", args.workers, fleet.address()));
         let stop = ctrl_c(args.serve.front.drain_timeout());
-        let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
+        let ready = |ready: &Ready| log::say(format_args!("serving {} on {}", ready.model, ready.url));
         serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, stop).await
     })
 }
@@ -128,7 +129,7 @@ pub async fn serve(
 pub async fn ctrl_c(drain: Duration) {
     asked_to_stop().await;
     let drain = drain.as_secs();
-    eprintln!("finishing the answers under way, {drain} s at most; Ctrl-C again ends at once");
+    log::say(format_args!("finishing the answers under way, {drain} s at most; Ctrl-C again ends at once"));
     tokio::spawn(async {
         asked_to_stop().await;
         // What a shell says of a program that was interrupted. Workers end when their links close.

@@ -88,6 +88,9 @@ pub async fn generate(
         facts.choices = prompts.len() * options.choices;
         facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
     });
+    if api.settings.log_prompts {
+        prompts.iter().for_each(|prompt| log.show_prompt(prompt, api.harmony.tokenizer()));
+    }
     if let Some(visit) = log.visit() {
         let tokens = prompts.iter().map(Vec::len).sum();
         let over = |exceeded| ApiError::OverLimit { key: visit.key.name.clone(), exceeded };

@@ -237,7 +237,8 @@ impl DriverHandle {
 }
 
 async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
-    let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide)).await;
+    let span = tracing::Span::current();
+    let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide, span)).await;
     // Blocking tasks are cancelled only when the runtime ends.
     let lost = |error: tokio::task::JoinError| match error.is_panic() {
         true => Refusal::GuideLost,

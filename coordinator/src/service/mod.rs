@@ -48,6 +48,8 @@ pub struct Settings {
     pub board: Board,
     /// Whether the server is about to stop.
     pub drain: Drain,
+    /// Beginnings of prompts go to the log.
+    pub log_prompts: bool,
     /// `2025-06-28`: what the model is told about today.
     pub current_date: Arc<dyn Fn() -> String + Send + Sync>,
     /// For `created`.
@@ -101,6 +103,7 @@ impl Settings {
             tls: None,
             board: Board::default(),
             drain: Drain::default(),
+            log_prompts: false,
             current_date: Arc::new(|| date_of(unix_seconds())),
             unix_seconds: Arc::new(unix_seconds),
         }

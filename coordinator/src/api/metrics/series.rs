@@ -40,7 +40,7 @@ impl Series<'_> {
         metric: impl Fn(f64) -> M,
     ) -> Result<(), Error> {
         let kind = metric(0.0).metric_type();
-        let mut family = self.0.encode_descriptor(name, help, unit, kind)?;
+        let mut family = self.0.encode_descriptor(name, &format!("{help}."), unit, kind)?;
         for (labels, value) in all {
             metric(value).encode(family.encode_family(&labels)?)?;
         }
