@@ -1,4 +1,4 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`, `certs`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `top`, `doctor`, `key`, `certs`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
@@ -21,6 +21,7 @@ mod progress;
 mod serve;
 mod synth;
 mod tls;
+mod top;
 mod up;
 mod verify;
 mod worker;
@@ -51,6 +52,7 @@ enum Command {
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
     Chat(chat::ChatArgs),
+    Top(top::TopArgs),
     Doctor(doctor::DoctorArgs),
     Key(key::KeyArgs),
     Certs(certs::CertsArgs),
@@ -107,6 +109,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args).map(done),
         Command::Chat(args) => chat::run(args).map(done),
+        Command::Top(args) => top::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),
         Command::Certs(args) => certs::run(&args).map(done),
