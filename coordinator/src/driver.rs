@@ -8,6 +8,7 @@ mod handle;
 mod record;
 mod rescue;
 mod stats;
+mod traced;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
@@ -19,6 +20,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::group::{Group, GroupError, RankTime};
+use crate::traces::{Context, Tracer};
 use guides::{Guided, Guides, Settled};
 use handle::{Admission, Command, News, Submission};
 pub use handle::{
@@ -28,6 +30,7 @@ pub use record::{Phase, RankTotals, Record, Recorder};
 pub use rescue::Replicas;
 use rescue::WeakReplicas;
 pub use stats::Stats;
+use traced::TracedStep;
 
 #[derive(Clone, Default)]
 pub struct Settings {
@@ -36,6 +39,8 @@ pub struct Settings {
     pub regroup_wait: Duration,
     /// All that serve the model: where sequences go on whose group is lost here.
     pub replicas: Replicas,
+    /// Who is told of steps.
+    pub tracer: Tracer,
 }
 
 /// Starts the driver on the current runtime: without a group, and so not ready.
@@ -63,6 +68,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         stats: stats_in,
         orphaned: None,
         recorder: recorder.clone(),
+        tracer: settings.tracer,
         started,
     };
     tokio::spawn(driver.run());
@@ -89,23 +95,31 @@ struct Driver<G> {
     /// Set while sequences wait for another group.
     orphaned: Option<Orphaned>,
     recorder: Recorder,
+    tracer: Tracer,
     started: Instant,
 }
 
 /// Where the group sits.
 enum Seat<G> {
     Empty,
-    /// With when each step in flight was sent, the oldest first.
+    /// Steps in flight, the oldest first.
     Taken {
         group: G,
-        in_flight: VecDeque<Instant>,
+        in_flight: VecDeque<InFlight>,
     },
+}
+
+struct InFlight {
+    sent: Instant,
+    traced: Option<TracedStep>,
 }
 
 struct Stream {
     events: mpsc::UnboundedSender<TokenEvent>,
     /// Taken once the scheduler has accepted or rejected the sequence.
     admission: Option<Admission>,
+    /// The request that it is of, if that is traced.
+    trace: Option<Context>,
 }
 
 struct Orphaned {
@@ -220,8 +234,8 @@ impl<G: Group> Driver<G> {
             let _ = other.send(Command::Submit(Box::new(submission)));
             return;
         }
-        let Submission { mut request, timeout, guide, events, admission } = submission;
-        let mut stream = Stream { events, admission: Some(admission) };
+        let Submission { mut request, timeout, guide, events, admission, trace } = submission;
+        let mut stream = Stream { events, admission: Some(admission), trace };
         if !is_ready {
             return stream.answer(Err(Refusal::NotReady(readiness)));
         }
@@ -254,8 +268,12 @@ impl<G: Group> Driver<G> {
 
     fn stepped(&mut self, outcome: StepOutcome) {
         if let Seat::Taken { group, in_flight } = &mut self.seat {
-            let sent = in_flight.pop_front().expect("only steps in flight come back");
-            self.recorder.stepped(now() - sent, RankTime::from(&outcome), group.rank_times());
+            let InFlight { sent, traced } = in_flight.pop_front().expect("only steps in flight come back");
+            let (back, ranks) = (now(), group.rank_times());
+            self.recorder.stepped(back - sent, RankTime::from(&outcome), ranks);
+            if let Some(traced) = traced {
+                traced.tell(&self.tracer, (sent, back), ranks);
+            }
         }
         self.stats.send_modify(|stats| stats.computed(outcome.compute_us));
         self.tell(Event::Stepped(outcome));
@@ -360,12 +378,12 @@ impl<G: Group> Driver<G> {
             panic!("the scheduler asks for a step of a group that is not there");
         };
         self.guides.mask(&mut plan);
-        let before = now();
-        let sent = group.send(&plan);
-        in_flight.push_back(now());
-        self.recorder.spent(Phase::Send, now() - before);
+        let (before, traced) = (now(), TracedStep::of(&self.tracer, &plan, &self.streams));
+        let (done, sent) = (group.send(&plan), now());
+        in_flight.push_back(InFlight { sent, traced });
+        self.recorder.spent(Phase::Send, sent - before);
         self.scheduler.reclaim(plan);
-        if let Err(error) = sent {
+        if let Err(error) = done {
             self.unseat(error);
         }
     }

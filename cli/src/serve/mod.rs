@@ -8,6 +8,7 @@ mod groups;
 mod planning;
 mod replicas;
 mod steps;
+mod traces;
 
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::log;
@@ -31,6 +32,8 @@ use std::time::Duration;
 
 /// How long requests wait for another group when theirs is lost.
 const REGROUP_WAIT: Duration = Duration::from_secs(60);
+/// For the last spans to leave.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serve the API and command workers that dial in.
 #[derive(Debug, Args)]
@@ -93,9 +96,10 @@ pub async fn serve(
     let context_max = scheduler.context_max;
     // Said now, if they are wrong.
     Scheduler::new(scheduler.clone())?;
-    let replicas = Replicas::default();
+    let (replicas, tracer) = (Replicas::default(), args.traces.open()?);
     let start = || {
-        let settings = driver::Settings { regroup_wait: REGROUP_WAIT, replicas: replicas.clone() };
+        let (replicas, tracer) = (replicas.clone(), tracer.clone());
+        let settings = driver::Settings { regroup_wait: REGROUP_WAIT, replicas, tracer };
         driver::start(Scheduler::new(scheduler.clone()).expect("they were good just now"), settings)
     };
     let name = args.served_name.clone().unwrap_or_else(|| model.name.clone());
@@ -104,6 +108,7 @@ pub async fn serve(
         eos_tokens: model.eos_token_ids.clone(),
         waiting_max: args.queue,
         board: formation.board.clone(),
+        tracer: tracer.clone(),
         ..service::Settings::new(name, model.harmony, context_max)
     };
     args.front.apply(front, &mut settings);
@@ -117,12 +122,14 @@ pub async fn serve(
         }
     };
     let groups = keep_replicas(&fleet, &formation, args.replicas, &replicas, start, &first_ready, &on_lost);
-    tokio::select! {
+    let served = tokio::select! {
         // First, so that there is a replica to ask.
         biased;
         error = groups => Err(error.into()),
         () = service::serve(listener, settings, ReplicaRouter::new(replicas.clone()), shutdown) => Ok(()),
-    }
+    };
+    tracer.flush(FLUSH_TIMEOUT).await;
+    served
 }
 
 /// Resolves when the user, or whoever runs this process, asks it to stop. Asked again, it ends at once.

@@ -34,6 +34,7 @@ mod responses;
 mod sampling;
 mod stop;
 mod tokenize;
+mod trace;
 
 use std::sync::Arc;
 

@@ -17,6 +17,7 @@ use super::rescue::{Moving, WeakReplicas};
 use super::stats::Stats;
 use crate::group::GroupError;
 use crate::guide::{Exhausted, Guide};
+use crate::traces::Context as TraceContext;
 
 /// What a client wants: one continuation of one prompt.
 #[derive(Default)]
@@ -34,6 +35,8 @@ pub struct Generation {
     pub timeout: Option<Duration>,
     /// Prompts share what was computed of them within one salt only.
     pub salt: u64,
+    /// The request that it is of, if that is traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// What a client hears of its sequence. `Finished` and `Failed` are last words.
@@ -122,6 +125,7 @@ pub(super) struct Submission {
     pub guide: Option<Ready>,
     pub events: mpsc::UnboundedSender<TokenEvent>,
     pub admission: Admission,
+    pub trace: Option<TraceContext>,
 }
 
 /// What the fleet tells the driver.
@@ -192,8 +196,8 @@ impl DriverHandle {
         };
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
-        let timeout = generation.timeout;
-        let submission = Submission { request, timeout, guide, events: events_in, admission };
+        let (timeout, trace) = (generation.timeout, generation.trace);
+        let submission = Submission { request, timeout, guide, events: events_in, admission, trace };
         let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
         let (commands, replicas) = (self.commands.clone(), self.replicas.clone());

@@ -15,12 +15,14 @@ use crate::fleet::FormFailure;
 use crate::group::LossReason;
 use crate::router::ReplicaRouter;
 use crate::service::{Drain, Settings};
+use crate::traces::Tracer;
 
 pub struct FleetMetrics {
     board: Board,
     replicas: ReplicaRouter,
     drain: Drain,
     waiting_max: usize,
+    tracer: Tracer,
 }
 
 /// One replica as it is now.
@@ -38,6 +40,7 @@ impl FleetMetrics {
             replicas: replicas.clone(),
             drain: settings.drain.clone(),
             waiting_max: settings.waiting_max,
+            tracer: settings.tracer.clone(),
         }
     }
 
@@ -81,7 +84,11 @@ impl FleetMetrics {
         series.gauge(draining, only(f64::from(u8::from(self.drain.has_begun()))))?;
         let limit = Named("queue_limit", "Sequences that may wait; one more gets 429", None);
         let known = (self.waiting_max < usize::MAX).then_some(self.waiting_max as f64);
-        series.gauge(limit, known.into_iter().flat_map(only))
+        series.gauge(limit, known.into_iter().flat_map(only))?;
+        let told = self.tracer.told();
+        let spans = Named("trace_spans", "Spans of traces, by what became of them", None);
+        let spans_by = [("exported", told.exported), ("dropped", told.dropped)];
+        series.counter(spans, spans_by.map(|(how, n)| (vec![("outcome", how.to_owned())], n as f64)))
     }
 
     fn fleet(

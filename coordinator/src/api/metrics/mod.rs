@@ -41,6 +41,7 @@ const TOKENS: [f64; 16] =
     [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 10e3, 20e3, 50e3, 100e3];
 
 pub struct Metrics {
+    pub model_name: String,
     registry: Registry,
     first_token: Histogram,
     between_tokens: Histogram,
@@ -112,6 +113,19 @@ const COUNTERS: [CounterOf; 9] = [
     }),
 ];
 
+impl Finished {
+    /// As in the text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Finished::stop => "stop",
+            Finished::length => "length",
+            Finished::abort => "abort",
+            Finished::deadline => "deadline",
+            Finished::error => "error",
+        }
+    }
+}
+
 impl Metrics {
     pub fn new(settings: &Settings, replicas: &ReplicaRouter) -> Metrics {
         let labels = [("model_name".into(), settings.model_name.clone().into())];
@@ -137,6 +151,7 @@ impl Metrics {
         all.register_collector(Box::new(FleetMetrics::new(settings, replicas)));
         all.register_collector(Box::new(ProcessMetrics));
         Metrics {
+            model_name: settings.model_name.clone(),
             registry: all,
             first_token,
             between_tokens,
