@@ -2,6 +2,7 @@
 
 use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
+use crate::log;
 use anyhow::{Context, Result, anyhow};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -139,8 +140,9 @@ impl WorkerSettings {
             });
         }
         command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());
-        if std::env::var_os(crate::LOG_VARIABLE).is_none() {
-            command.env(crate::LOG_VARIABLE, crate::QUIET);
+        command.env(log::FORMAT_VARIABLE, log::format().as_str());
+        if std::env::var_os(log::VARIABLE).is_none() {
+            command.env(log::VARIABLE, crate::QUIET);
         }
         // A group of its own: Ctrl-C is for this process, which lets answers under way end first.
         command.process_group(0).kill_on_drop(true).spawn().context("cannot start a worker process")

@@ -1,4 +1,4 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `doctor`, `key`, `certs`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `top`, `doctor`, `key`, `certs`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
@@ -13,6 +13,7 @@ mod key;
 mod links;
 mod local_group;
 mod local_workers;
+mod log;
 mod machine;
 mod model;
 mod origin;
@@ -21,15 +22,15 @@ mod progress;
 mod serve;
 mod synth;
 mod tls;
+mod top;
 mod up;
 mod verify;
 mod worker;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use std::io::IsTerminal;
+use log::LogFormat;
 use std::process::ExitCode;
-use tracing_subscriber::EnvFilter;
 
 /// Many small devices carry what one big one would: serves gpt-oss by tensor parallelism.
 #[derive(Debug, Parser)]
@@ -37,6 +38,9 @@ use tracing_subscriber::EnvFilter;
 struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// Form of the log on stderr
+    #[arg(long, global = true, env = log::FORMAT_VARIABLE, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,16 +53,14 @@ enum Command {
     Verify(verify::VerifyArgs),
     Bench(bench::BenchArgs),
     Chat(chat::ChatArgs),
+    Top(top::TopArgs),
     Doctor(doctor::DoctorArgs),
     Key(key::KeyArgs),
     Certs(certs::CertsArgs),
 }
 
-/// What is logged, as tracing-subscriber's `EnvFilter` reads it.
-const LOG_VARIABLE: &str = "FLOTILLA_LOG";
-
 impl Command {
-    /// What is logged unless [`LOG_VARIABLE`] says otherwise: servers tell what they do, commands that
+    /// What is logged unless [`log::VARIABLE`] says otherwise: servers tell what they do, commands that
     /// a person looks at only what is wrong.
     fn log(&self) -> &'static str {
         match self {
@@ -87,16 +89,10 @@ const QUIET: &str = "warn";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_env(LOG_VARIABLE).unwrap_or_else(|_| EnvFilter::new(cli.command.log()));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+    log::start(cli.log_format, cli.command.log());
     let failure = cli.command.failure();
     run(cli.command).unwrap_or_else(|error| {
-        eprintln!("error: {}", describe(&error));
+        log::fail(describe(&error));
         failure
     })
 }
@@ -129,6 +125,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args).map(done),
         Command::Chat(args) => chat::run(args).map(done),
+        Command::Top(args) => top::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),
         Command::Certs(args) => certs::run(&args).map(done),

@@ -4,6 +4,7 @@ use crate::cache::CacheArgs;
 use crate::chat;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
+use crate::log;
 use crate::machine;
 use crate::serve::{Door, Ready, ServeArgs, ctrl_c, serve};
 use anyhow::{Context, Result};
@@ -94,7 +95,11 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         [DeviceChoice::Cpu] => format!("{threads} threads each"),
         devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
     };
-    eprintln!("{} on {workers} workers of {each}, processes {:?}", door.model.name, processes.ids());
+    log::say(format_args!(
+        "{} on {workers} workers of {each}, processes {:?}",
+        door.model.name,
+        processes.ids()
+    ));
     // A question without a key, and without trust in a certificate, has no answer.
     let greets = door.model.is_demo && args.serve.front.is_plain();
     let front = args.serve.front.clone();

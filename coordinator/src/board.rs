@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::fleet::{Figures, FormFailure};
 use crate::pace::Pace;
 use flotilla_shared::plan::Demand;
-use flotilla_shared::{Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare, Reach};
+use flotilla_shared::{BackendKind, Epoch, Inventory, KvBlocks, Loading, ModelSpec, Plan, RankShare, Reach};
 
 /// Cheap to clone; all clones are one board, on which each replica has a place.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ struct Facts {
     /// By replica.
     groups: Mutex<BTreeMap<usize, Group>>,
     reforms: Mutex<Reforms>,
+    form_failures: Mutex<BTreeMap<FormFailure, u64>>,
+    fleet: Mutex<Option<Figures>>,
 }
 
 /// Groups that were formed in another's place.
@@ -45,6 +48,12 @@ pub struct Group {
     pub loading: Pace,
 }
 
+impl Member {
+    pub fn is_card(&self) -> bool {
+        self.inventory.backend == BackendKind::Cuda
+    }
+}
+
 /// A worker and what it holds.
 #[derive(Clone, Debug)]
 pub struct Member {
@@ -62,8 +71,9 @@ pub struct Member {
 impl Default for Board {
     fn default() -> Board {
         let started = Instant::now();
-        let (model, groups, reforms) = Default::default();
-        Board { facts: Arc::new(Facts { started, model, groups, reforms }), replica: 0 }
+        let (model, groups, reforms, form_failures, fleet) = Default::default();
+        let facts = Facts { started, model, groups, reforms, form_failures, fleet };
+        Board { facts: Arc::new(facts), replica: 0 }
     }
 }
 
@@ -139,6 +149,25 @@ impl Board {
         let (mut reforms, seconds) = (lock(&self.facts.reforms), after.as_secs_f64());
         *reforms =
             Reforms { count: reforms.count + 1, seconds: reforms.seconds + seconds, last_seconds: seconds };
+    }
+
+    /// A group did not come to be.
+    pub fn form_failed(&self, failure: FormFailure) {
+        *lock(&self.facts.form_failures).entry(failure).or_default() += 1;
+    }
+
+    pub fn form_failures(&self, failure: FormFailure) -> u64 {
+        lock(&self.facts.form_failures).get(&failure).copied().unwrap_or(0)
+    }
+
+    /// Where the workers come from.
+    pub fn fleet(&self, figures: Figures) {
+        *lock(&self.facts.fleet) = Some(figures);
+    }
+
+    /// None before there is one.
+    pub fn figures(&self) -> Option<Figures> {
+        lock(&self.facts.fleet).clone()
     }
 
     pub fn reforms(&self) -> Reforms {

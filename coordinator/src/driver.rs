@@ -1,14 +1,16 @@
 //! The loop that serves: one task owns the scheduler and the group. It waits in one place for whatever
 //! happens next, tells the scheduler, and carries out what the scheduler asks for.
 //!
-//! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one line.
+//! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one place.
 
 mod guides;
 mod handle;
+mod record;
 mod rescue;
 mod stats;
+mod traced;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::time::Duration;
 
@@ -17,15 +19,18 @@ use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-use crate::group::{Group, GroupError};
+use crate::group::{Group, GroupError, RankTime};
+use crate::traces::{Context, Tracer};
 use guides::{Guided, Guides, Settled};
 use handle::{Admission, Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
+pub use record::{Phase, RankTotals, Record, Recorder};
 pub use rescue::Replicas;
 use rescue::WeakReplicas;
 pub use stats::Stats;
+use traced::TracedStep;
 
 #[derive(Clone, Default)]
 pub struct Settings {
@@ -34,6 +39,8 @@ pub struct Settings {
     pub regroup_wait: Duration,
     /// All that serve the model: where sequences go on whose group is lost here.
     pub replicas: Replicas,
+    /// Who is told of steps.
+    pub tracer: Tracer,
 }
 
 /// Starts the driver on the current runtime: without a group, and so not ready.
@@ -44,6 +51,8 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     let (readiness_in, readiness) = watch::channel(loading);
     let (stats_in, stats) = watch::channel(Stats::default());
     let (replicas, sequences) = (settings.replicas.downgrade(), settings.replicas.sequences());
+    let started = now();
+    let recorder = Recorder::new(started);
     let driver = Driver {
         scheduler,
         regroup_wait: settings.regroup_wait,
@@ -58,10 +67,13 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         readiness: readiness_in,
         stats: stats_in,
         orphaned: None,
-        started: now(),
+        recorder: recorder.clone(),
+        tracer: settings.tracer,
+        started,
     };
     tokio::spawn(driver.run());
-    (DriverHandle::new(commands_in, readiness, stats, replicas, sequences), FleetHandle { news: news_in })
+    let handle = DriverHandle::new(commands_in, readiness, (stats, recorder), replicas, sequences);
+    (handle, FleetHandle { news: news_in })
 }
 
 struct Driver<G> {
@@ -82,19 +94,32 @@ struct Driver<G> {
     stats: watch::Sender<Stats>,
     /// Set while sequences wait for another group.
     orphaned: Option<Orphaned>,
+    recorder: Recorder,
+    tracer: Tracer,
     started: Instant,
 }
 
 /// Where the group sits.
 enum Seat<G> {
     Empty,
-    Taken { group: G, steps_in_flight: usize },
+    /// Steps in flight, the oldest first.
+    Taken {
+        group: G,
+        in_flight: VecDeque<InFlight>,
+    },
+}
+
+struct InFlight {
+    sent: Instant,
+    traced: Option<TracedStep>,
 }
 
 struct Stream {
     events: mpsc::UnboundedSender<TokenEvent>,
     /// Taken once the scheduler has accepted or rejected the sequence.
     admission: Option<Admission>,
+    /// The request that it is of, if that is traced.
+    trace: Option<Context>,
 }
 
 struct Orphaned {
@@ -166,7 +191,7 @@ impl<G: Group> Driver<G> {
     }
 
     fn carry_out(&mut self) {
-        while let Some(action) = self.scheduler.poll() {
+        while let Some(action) = self.poll() {
             match action {
                 Action::Step(plan) => self.step(plan),
                 Action::Emit { sequence, token, logprobs, cached_tokens } => {
@@ -180,6 +205,13 @@ impl<G: Group> Driver<G> {
         }
     }
 
+    fn poll(&mut self) -> Option<Action> {
+        let before = now();
+        let action = self.scheduler.poll();
+        self.recorder.spent(Phase::Schedule, now() - before);
+        action
+    }
+
     fn obey(&mut self, command: Command) {
         match command {
             Command::Submit(submission) => self.submit(*submission),
@@ -189,8 +221,9 @@ impl<G: Group> Driver<G> {
     }
 
     fn tell(&mut self, event: Event) {
-        let now = now() - self.started;
-        self.scheduler.handle(now, event);
+        let before = now();
+        self.scheduler.handle(before - self.started, event);
+        self.recorder.spent(Phase::Schedule, now() - before);
     }
 
     fn submit(&mut self, submission: Submission) {
@@ -201,8 +234,8 @@ impl<G: Group> Driver<G> {
             let _ = other.send(Command::Submit(Box::new(submission)));
             return;
         }
-        let Submission { mut request, timeout, guide, events, admission } = submission;
-        let mut stream = Stream { events, admission: Some(admission) };
+        let Submission { mut request, timeout, guide, events, admission, trace } = submission;
+        let mut stream = Stream { events, admission: Some(admission), trace };
         if !is_ready {
             return stream.answer(Err(Refusal::NotReady(readiness)));
         }
@@ -234,8 +267,13 @@ impl<G: Group> Driver<G> {
     }
 
     fn stepped(&mut self, outcome: StepOutcome) {
-        if let Seat::Taken { steps_in_flight, .. } = &mut self.seat {
-            *steps_in_flight -= 1;
+        if let Seat::Taken { group, in_flight } = &mut self.seat {
+            let InFlight { sent, traced } = in_flight.pop_front().expect("only steps in flight come back");
+            let (back, ranks) = (now(), group.rank_times());
+            self.recorder.stepped(back - sent, RankTime::from(&outcome), ranks);
+            if let Some(traced) = traced {
+                traced.tell(&self.tracer, (sent, back), ranks);
+            }
         }
         self.stats.send_modify(|stats| stats.computed(outcome.compute_us));
         self.tell(Event::Stepped(outcome));
@@ -266,7 +304,8 @@ impl<G: Group> Driver<G> {
         }
         tracing::info!(%epoch, ?kv_blocks, sequences = self.streams.len(), "group formed");
         let stages = group.stages();
-        self.seat = Seat::Taken { group, steps_in_flight: 0 };
+        self.seat = Seat::Taken { group, in_flight: VecDeque::new() };
+        self.recorder.formed(now());
         self.epoch = Some(epoch);
         self.orphaned = None;
         self.readiness.send_replace(Readiness::Ready { epoch });
@@ -279,6 +318,7 @@ impl<G: Group> Driver<G> {
         };
         tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost");
         self.seat = Seat::Empty;
+        self.recorder.lost(now(), error.reason());
         self.readiness.send_replace(Readiness::Lost { error: error.clone() });
         self.tell(Event::GroupLost { epoch });
         self.orphan(error);
@@ -334,14 +374,16 @@ impl<G: Group> Driver<G> {
     }
 
     fn step(&mut self, mut plan: StepPlan) {
-        let Seat::Taken { group, steps_in_flight } = &mut self.seat else {
+        let Seat::Taken { group, in_flight } = &mut self.seat else {
             panic!("the scheduler asks for a step of a group that is not there");
         };
         self.guides.mask(&mut plan);
-        *steps_in_flight += 1;
-        let sent = group.send(&plan);
+        let (before, traced) = (now(), TracedStep::of(&self.tracer, &plan, &self.streams));
+        let (done, sent) = (group.send(&plan), now());
+        in_flight.push_back(InFlight { sent, traced });
+        self.recorder.spent(Phase::Send, sent - before);
         self.scheduler.reclaim(plan);
-        if let Err(error) = sent {
+        if let Err(error) = done {
             self.unseat(error);
         }
     }
@@ -371,7 +413,7 @@ impl<G: Group> Seat<G> {
     /// Never, while no step is in flight.
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         match self {
-            Self::Taken { group, steps_in_flight: 1.. } => group.outcome().await,
+            Self::Taken { group, in_flight } if !in_flight.is_empty() => group.outcome().await,
             Self::Empty | Self::Taken { .. } => pending().await,
         }
     }

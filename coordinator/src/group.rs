@@ -4,6 +4,7 @@
 use std::future::Future;
 
 use flotilla_scheduler::GroupFault;
+use flotilla_shared::step::StepTimes;
 use flotilla_shared::{Rank, StepId, StepOutcome, StepPlan};
 
 pub trait Group: Send + 'static {
@@ -19,6 +20,24 @@ pub trait Group: Send + 'static {
     /// The outcome of the oldest step that was sent and is not answered. The future may be dropped before it
     /// is done, and asked for again: nothing of the outcome is lost.
     fn outcome(&mut self) -> impl Future<Output = Result<StepOutcome, GroupError>> + Send;
+
+    /// What each rank took for the step whose outcome came last, by rank; nothing, if it is not known.
+    fn rank_times(&self) -> &[RankTime] {
+        &[]
+    }
+}
+
+/// What a step took on one rank.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RankTime {
+    pub compute_us: u64,
+    pub times: StepTimes,
+}
+
+impl From<&StepOutcome> for RankTime {
+    fn from(outcome: &StepOutcome) -> RankTime {
+        RankTime { compute_us: outcome.compute_us, times: outcome.times }
+    }
 }
 
 /// Why a group is no more.
@@ -36,4 +55,46 @@ pub enum GroupError {
     /// Nothing is wrong with it.
     #[error("more workers have come, and form a larger group")]
     Outgrown,
+}
+
+/// [`GroupError`] in a word, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LossReason {
+    WorkerLost,
+    StepRefused,
+    RanksDisagree,
+    OutcomeUnfit,
+    Outgrown,
+}
+
+impl LossReason {
+    pub const ALL: [LossReason; 5] = [
+        LossReason::WorkerLost,
+        LossReason::StepRefused,
+        LossReason::RanksDisagree,
+        LossReason::OutcomeUnfit,
+        LossReason::Outgrown,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LossReason::WorkerLost => "worker_lost",
+            LossReason::StepRefused => "step_refused",
+            LossReason::RanksDisagree => "ranks_disagree",
+            LossReason::OutcomeUnfit => "outcome_unfit",
+            LossReason::Outgrown => "outgrown",
+        }
+    }
+}
+
+impl GroupError {
+    pub fn reason(&self) -> LossReason {
+        match self {
+            GroupError::Lost { .. } => LossReason::WorkerLost,
+            GroupError::Refused { .. } => LossReason::StepRefused,
+            GroupError::Disagree { .. } => LossReason::RanksDisagree,
+            GroupError::Abandoned(_) => LossReason::OutcomeUnfit,
+            GroupError::Outgrown => LossReason::Outgrown,
+        }
+    }
 }

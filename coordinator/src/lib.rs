@@ -16,3 +16,4 @@ pub mod pace;
 pub mod router;
 pub mod service;
 pub mod tokenizer;
+pub mod traces;

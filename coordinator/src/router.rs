@@ -63,6 +63,11 @@ impl ReplicaRouter {
         }
     }
 
+    /// All of them, in the order of their numbers.
+    pub fn drivers(&self) -> Vec<DriverHandle> {
+        self.replicas.all()
+    }
+
     /// Of each replica.
     pub fn each(&self) -> Vec<Readiness> {
         self.replicas.all().iter().map(DriverHandle::readiness).collect()

@@ -130,8 +130,21 @@ pub struct StepOutcome {
     pub sampled: Vec<Sampled>,
     /// One for each row of each work with `capture`, in the order of the plan.
     pub captured: Vec<CapturedRow>,
-    /// Time in the engine.
+    /// Time in the engine, of which [`StepTimes`] are parts.
     pub compute_us: u64,
+    pub times: StepTimes,
+}
+
+/// What is known of a rank's time in the engine. Absent is not measured: a card's sums are part of what it is given as a
+/// whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepTimes {
+    /// In exchanges with other ranks, waiting for them included.
+    pub collective_us: Option<u64>,
+    /// How many they were.
+    pub exchanges: u32,
+    /// Choosing tokens, without exchanges.
+    pub sample_us: Option<u64>,
 }
 
 /// A token chosen for a sequence.

@@ -8,6 +8,21 @@ use tokio::process::Command;
 /// How long a command may take that is not a server. Only a hang reaches it.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
+/// The user's settings.
+const VARIABLES: [&str; 11] = [
+    "FLOTILLA_LOG",
+    "FLOTILLA_LOG_FORMAT",
+    "FLOTILLA_JOIN_TOKEN",
+    "FLOTILLA_COORDINATOR",
+    "FLOTILLA_API_KEY",
+    "RUST_LOG",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_SERVICE_NAME",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+];
+
 /// What a command left behind.
 #[derive(Debug)]
 pub struct Ran {
@@ -21,9 +36,14 @@ pub struct Ran {
 pub fn flotilla<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    for variable in
-        ["FLOTILLA_LOG", "FLOTILLA_JOIN_TOKEN", "FLOTILLA_COORDINATOR", "FLOTILLA_API_KEY", "RUST_LOG"]
-    {
+    for variable in [
+        "FLOTILLA_LOG",
+        "FLOTILLA_JOIN_TOKEN",
+        "FLOTILLA_COORDINATOR",
+        "FLOTILLA_API_KEY",
+        "FLOTILLA_LOG_FORMAT",
+        "RUST_LOG",
+    ] {
         command.env_remove(variable);
     }
     command

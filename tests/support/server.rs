@@ -33,10 +33,10 @@ impl Running {
     /// With more in its environment.
     pub fn start_with(args: &[&str], environment: &[(&str, PathBuf)]) -> Running {
         let mut command = flotilla(args);
-        command.envs(environment.iter().map(|(name, value)| (name, value)));
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
         // Tests read what is logged, of `up` too.
         command.env("FLOTILLA_LOG", "warn,flotilla=info");
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         // As a shell does: signals that a terminal would send reach this one and its children only.
         command.process_group(0);
         let mut child = command.spawn().expect("the program can be started");

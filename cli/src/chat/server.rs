@@ -1,4 +1,4 @@
-//! The server that `flotilla chat` speaks to: where it is, the key that it wants, and the certificates that
+//! The server that `flotilla chat` and `flotilla top` speak to: where it is, the key that it wants, and the certificates that
 //! are trusted. What is said to it is the chat's business.
 
 use anyhow::{Context, Result, bail};
@@ -51,11 +51,15 @@ impl Server {
 
     /// The first model that it lists.
     pub async fn model(&self) -> Result<String> {
-        let response = self.send(self.http.get(format!("{}/v1/models", self.url))).await?;
+        let response = self.get("/v1/models").await?;
         let models: Value = response.json().await.context("/v1/models is not JSON")?;
         let name =
             models["data"][0]["id"].as_str().context("the server lists no model\nhint: give --model")?;
         Ok(name.to_owned())
+    }
+
+    pub async fn get(&self, path: &str) -> Result<Response> {
+        self.send(self.http.get(format!("{}{path}", self.url))).await
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Response> {

@@ -5,6 +5,7 @@ use super::front::FrontArgs;
 use super::planning::PlanningArgs;
 use super::replicas::ReplicaCount;
 use super::steps::StepArgs;
+use super::traces::TraceArgs;
 use crate::links::LinkArgs;
 use crate::model::{Model, ModelArgs};
 use anyhow::{Result, ensure};
@@ -66,6 +67,8 @@ pub struct ServeArgs {
     steps: StepArgs,
     #[command(flatten)]
     pub front: FrontArgs,
+    #[command(flatten)]
+    pub traces: TraceArgs,
     /// Say whether flags and files are right, and start nothing; status 2 if they are not
     #[arg(long)]
     pub check: bool,

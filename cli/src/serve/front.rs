@@ -42,6 +42,9 @@ pub struct FrontArgs {
     /// Responses that are kept for previous_response_id; 0 keeps none
     #[arg(help_heading = FRONT, long, default_value_t = 16_384, value_parser = clap::value_parser!(u32).range(..=10_000_000))]
     responses_max: u32,
+    /// Beginnings of prompts go to the log, with the request's id; without this flag no word of a prompt does
+    #[arg(help_heading = FRONT, long)]
+    log_prompts: bool,
     /// Bytes of a request's body at most
     #[arg(help_heading = FRONT, long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     body_bytes_max: u32,
@@ -103,6 +106,7 @@ impl FrontArgs {
         settings.keys = front.keys;
         settings.tls = front.tls;
         settings.cors = front.cors;
+        settings.log_prompts = self.log_prompts;
         let limits = &mut settings.limits;
         limits.drain = self.drain_timeout();
         limits.request_timeout =

@@ -3,7 +3,7 @@
 
 use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
-use flotilla_coordinator::fleet::{Fleet, FormError, Formation, Progress, RemoteGroup};
+use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
 use flotilla_shared::Epoch;
 use flotilla_trust::audit::{self, Act};
@@ -36,6 +36,8 @@ impl Replica<'_> {
                 Ok(group) => group,
                 Err(FormError::Worker { rank, name, reason, is_gone }) => {
                     warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
+                    let failure = if is_gone { FormFailure::WorkerGone } else { FormFailure::WorkerFailed };
+                    self.formation.board.form_failed(failure);
                     if is_gone {
                         on_lost(Some(&name));
                     }

@@ -8,8 +8,10 @@ mod groups;
 mod planning;
 mod replicas;
 mod steps;
+mod traces;
 
 use crate::local_workers::TOKEN_VARIABLE;
+use crate::log;
 use crate::tls::FleetTlsArgs;
 use anyhow::{Context, Result, ensure};
 pub use args::ServeArgs;
@@ -30,6 +32,8 @@ use std::time::Duration;
 
 /// How long requests wait for another group when theirs is lost.
 const REGROUP_WAIT: Duration = Duration::from_secs(60);
+/// For the last spans to leave.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Serve the API and command workers that dial in.
 #[derive(Debug, Args)]
@@ -69,9 +73,9 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let how = if tls.is_some() { " over TLS" } else { "" };
         let fleet =
             Fleet::listen(args.worker_listen, &args.join_token, tls, args.serve.weight_rate()).await?;
-        eprintln!("waiting for {} workers on {}{how}", args.workers, fleet.address());
+        log::say(format_args!("waiting for {} workers on {}{how}", args.workers, fleet.address()));
         let stop = ctrl_c(args.serve.front.drain_timeout());
-        let ready = |ready: &Ready| eprintln!("serving {} on {}", ready.model, ready.url);
+        let ready = |ready: &Ready| log::say(format_args!("serving {} on {}", ready.model, ready.url));
         serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, stop).await
     })
 }
@@ -97,13 +101,15 @@ pub async fn serve(
     args.check_stages(&model, ranks)?;
     let formation = args.formation(&model, ranks);
     formation.board.model(&model.spec);
+    formation.board.fleet(fleet.figures());
     let scheduler = args.scheduler(&model, formation.kv_blocks);
     let context_max = scheduler.context_max;
     // Said now, if they are wrong.
     Scheduler::new(scheduler.clone())?;
-    let replicas = Replicas::default();
+    let (replicas, tracer) = (Replicas::default(), args.traces.open()?);
     let start = || {
-        let settings = driver::Settings { regroup_wait: REGROUP_WAIT, replicas: replicas.clone() };
+        let (replicas, tracer) = (replicas.clone(), tracer.clone());
+        let settings = driver::Settings { regroup_wait: REGROUP_WAIT, replicas, tracer };
         driver::start(Scheduler::new(scheduler.clone()).expect("they were good just now"), settings)
     };
     let name = args.served_name.clone().unwrap_or_else(|| model.name.clone());
@@ -112,6 +118,7 @@ pub async fn serve(
         eos_tokens: model.eos_token_ids.clone(),
         waiting_max: args.queue,
         board: formation.board.clone(),
+        tracer: tracer.clone(),
         ..service::Settings::new(name, model.harmony, context_max)
     };
     args.front.apply(front, &mut settings);
@@ -125,19 +132,21 @@ pub async fn serve(
         }
     };
     let groups = keep_replicas(&fleet, &formation, args.replicas, &replicas, start, &first_ready, &on_lost);
-    tokio::select! {
+    let served = tokio::select! {
         // First, so that there is a replica to ask.
         biased;
         error = groups => Err(error.into()),
         () = service::serve(listener, settings, ReplicaRouter::new(replicas.clone()), shutdown) => Ok(()),
-    }
+    };
+    tracer.flush(FLUSH_TIMEOUT).await;
+    served
 }
 
 /// Resolves when the user, or whoever runs this process, asks it to stop. Asked again, it ends at once.
 pub async fn ctrl_c(drain: Duration) {
     asked_to_stop().await;
     let drain = drain.as_secs();
-    eprintln!("finishing the answers under way, {drain} s at most; Ctrl-C again ends at once");
+    log::say(format_args!("finishing the answers under way, {drain} s at most; Ctrl-C again ends at once"));
     tokio::spawn(async {
         asked_to_stop().await;
         // What a shell says of a program that was interrupted. Workers end when their links close.

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flotilla_scheduler::{ClientId, FinishReason};
 use flotilla_shared::sampling::mix;
@@ -19,6 +19,7 @@ use super::log::RequestLog;
 use super::metrics::Finished;
 use super::options::{CHOICES_MAX, Options};
 use super::reader::{Delta, Reader};
+use super::trace::{ChoiceTimes, RequestTrace};
 use crate::driver::{Generation, TokenEvent, TokenStream};
 use crate::guide::{Guide, Pattern};
 
@@ -88,6 +89,9 @@ pub async fn generate(
         facts.choices = prompts.len() * options.choices;
         facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
     });
+    if api.settings.log_prompts {
+        prompts.iter().for_each(|prompt| log.show_prompt(prompt, api.harmony.tokenizer()));
+    }
     if let Some(visit) = log.visit() {
         let tokens = prompts.iter().map(Vec::len).sum();
         let over = |exceeded| ApiError::OverLimit { key: visit.key.name.clone(), exceeded };
@@ -112,12 +116,20 @@ pub async fn generate(
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),
+            trace: log.trace().map(RequestTrace::context),
         };
+        let submitted = Instant::now();
         let tokens = api.replicas.submit(generation).await?;
-        let choice = Choice::new(api, tokens, reader(), prompt.len(), log.clone());
+        let times = times(index, submitted, prompt.len());
+        let choice = Choice::new(api, tokens, reader(), times, log.clone());
         streams.push(choice.updates(index));
     }
     Ok(select_all(streams))
+}
+
+fn times(index: usize, submitted: Instant, prompt_tokens: usize) -> ChoiceTimes {
+    let (ran, first_token) = (None, None);
+    ChoiceTimes { index, submitted, ran, first_token, prompt_tokens, cached_tokens: 0, generated_tokens: 0 }
 }
 
 /// What keeps a sequence to its form, and to its least length.
@@ -161,6 +173,7 @@ struct Choice {
     usage: Usage,
     ready: VecDeque<Update>,
     last_token: Option<Instant>,
+    times: ChoiceTimes,
     log: RequestLog,
     api: Arc<Api>,
 }
@@ -170,15 +183,16 @@ impl Choice {
         api: &Arc<Api>,
         tokens: TokenStream,
         reader: Box<dyn Reader>,
-        prompt_tokens: usize,
+        times: ChoiceTimes,
         log: RequestLog,
     ) -> Choice {
         Choice {
             tokens: Some(tokens),
             reader,
-            usage: Usage { prompt_tokens, ..Usage::default() },
+            usage: Usage { prompt_tokens: times.prompt_tokens, ..Usage::default() },
             ready: VecDeque::new(),
             last_token: None,
+            times,
             log,
             api: Arc::clone(api),
         }
@@ -198,11 +212,11 @@ impl Choice {
                     self.on_token(token, logprobs);
                 }
                 TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
-                    self.api.metrics.queued(usage.queued);
+                    self.queued(usage.queued);
                     self.fail(ApiError::Deadline, Finished::deadline);
                 }
                 TokenEvent::Finished { reason, usage } => {
-                    self.api.metrics.queued(usage.queued);
+                    self.queued(usage.queued);
                     self.usage.cached_tokens = usage.cached_tokens;
                     self.end(reason == FinishReason::Length);
                 }
@@ -210,6 +224,11 @@ impl Choice {
             }
         }
         self.ready.pop_front()
+    }
+
+    fn queued(&mut self, queued: Duration) {
+        self.api.metrics.queued(queued);
+        self.times.ran = Some(self.times.submitted + queued);
     }
 
     fn fail(&mut self, error: ApiError, finished: Finished) {
@@ -220,6 +239,7 @@ impl Choice {
     fn on_token(&mut self, token: TokenId, logprobs: Option<Logprobs>) {
         self.usage.completion_tokens += 1;
         self.log.note_token(&mut self.last_token);
+        self.times.first_token = self.times.first_token.or(self.last_token);
         let deltas = self.reader.push(token, logprobs);
         self.give(deltas);
         if self.reader.done() {
@@ -237,6 +257,11 @@ impl Choice {
     fn close(&mut self, finished: Finished) {
         if self.tokens.take().is_some() {
             self.api.metrics.finished(finished);
+            if let Some(trace) = self.log.trace() {
+                self.times.cached_tokens = self.usage.cached_tokens;
+                self.times.generated_tokens = self.usage.completion_tokens;
+                trace.choice(&self.times, finished);
+            }
         }
     }
 

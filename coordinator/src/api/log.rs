@@ -1,5 +1,6 @@
 //! One line for each request, written when everything about it is over, streams included: counts and
-//! durations, never a word of a prompt or an answer. The name of the request goes back to the client.
+//! durations, never a word of a prompt or an answer. The name of the request goes back to the client, and stands in every
+//! line that is about it. With `--log-prompts` the beginnings of prompts are written too.
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,16 +10,23 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::Response;
 use flotilla_scheduler::ClientId;
+use flotilla_shared::TokenId;
+use tracing::{Instrument, Span};
 
 use super::Api;
 use super::error::ApiError;
 use super::metrics::Metrics;
+use super::trace::RequestTrace;
 use crate::keys::Visit;
 use crate::service::Underway;
+use crate::tokenizer::Tokenizer;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Of a client's own name for its request; longer ones are replaced.
 const REQUEST_ID_BYTES_MAX: usize = 128;
+/// Of a prompt that is shown.
+const SHOWN_TOKENS_MAX: usize = 256;
+const SHOWN_CHARS_MAX: usize = 500;
 
 /// The line to be. Whoever works on the request holds a clone; the last one dropped writes it.
 #[derive(Clone)]
@@ -35,6 +43,11 @@ struct Entry {
     /// What a server that stops waits for.
     underway: OnceLock<Underway>,
     metrics: Arc<Metrics>,
+    span: Span,
+    /// If it is traced.
+    trace: Option<RequestTrace>,
+    /// As it is routed.
+    route: Option<MatchedPath>,
 }
 
 /// What is known when the line is written.
@@ -97,12 +110,55 @@ impl RequestLog {
         self.0.underway.set(underway).expect("a request begins once");
     }
 
+    /// The request's spans, if it is traced.
+    pub fn trace(&self) -> Option<&RequestTrace> {
+        self.0.trace.as_ref()
+    }
+
+    /// What lines about the request are written in, so that they carry its name.
+    pub fn span(&self) -> &Span {
+        &self.0.span
+    }
+
+    /// Only where it is asked for.
+    pub fn show_prompt(&self, prompt: &[TokenId], tokenizer: &Tokenizer) {
+        let beginning = &prompt[..prompt.len().min(SHOWN_TOKENS_MAX)];
+        let text = tokenizer.decode(beginning);
+        let beginning: String = text.chars().take(SHOWN_CHARS_MAX).collect();
+        tracing::info!(request_id = self.0.id(), tokens = prompt.len(), beginning, "prompt");
+    }
+
     pub fn note_error(&self, error: &ApiError) {
         self.0.facts().error = Some(error.code());
     }
 }
 
 impl Entry {
+    fn id(&self) -> &str {
+        self.id.to_str().unwrap_or_default()
+    }
+
+    fn tell_trace(&self, facts: &Facts, outcome: &'static str) {
+        let Some(trace) = &self.trace else { return };
+        // Never the path as it was asked for: clients make up any.
+        let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
+        let status = facts.status.unwrap_or(0);
+        let mut span = trace
+            .whole(format!("{} {route}", self.method), self.began)
+            .with("http.request.method", self.method.as_str())
+            .with("http.route", route)
+            .with("http.response.status_code", u64::from(status))
+            .with("gen_ai.request.model", self.metrics.model_name.as_str())
+            .with("gen_ai.usage.input_tokens", facts.prompt_tokens)
+            .with("gen_ai.usage.output_tokens", facts.completion_tokens)
+            .with("flotilla.cached_tokens", facts.cached_tokens)
+            .with("flotilla.choices", facts.choices)
+            .with("flotilla.outcome", outcome)
+            .with("flotilla.request_id", self.id());
+        span.error = (status >= 500 || facts.error.is_some() && status < 400).then_some(outcome);
+        trace.tell(span);
+    }
+
     fn facts(&self) -> MutexGuard<'_, Facts> {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -123,8 +179,10 @@ impl Drop for Entry {
             (None, true) => "complete",
             (None, false) => "client left",
         };
+        self.tell_trace(&facts, outcome);
         tracing::info!(
-            request = self.id.to_str().unwrap_or_default(),
+            request_id = self.id(),
+            trace_id = self.trace.as_ref().map(|trace| trace.context().trace.to_string()),
             method = %self.method,
             path = self.path,
             key = self.visit.get().map(|visit| visit.key.name.as_str()),
@@ -150,6 +208,12 @@ fn milliseconds(duration: Duration) -> u64 {
 /// Names the request, hands the log to its handler, and notes how it was answered.
 pub async fn layer(State(api): State<Arc<Api>>, mut request: Request, next: Next) -> Response {
     let id = client_id(&request).unwrap_or_else(|| own_id(&api));
+    let path = request.extensions().get::<MatchedPath>().cloned();
+    let trace = match *request.method() {
+        // As in the log.
+        Method::GET => None,
+        _ => RequestTrace::begin(&api.settings.tracer, request.headers()),
+    };
     let log = RequestLog(Arc::new(Entry {
         id: id.clone(),
         method: request.method().clone(),
@@ -159,10 +223,13 @@ pub async fn layer(State(api): State<Arc<Api>>, mut request: Request, next: Next
         visit: OnceLock::new(),
         underway: OnceLock::new(),
         metrics: Arc::clone(&api.metrics),
+        // As urgent as can be: there for whatever line is written.
+        span: tracing::error_span!("request", request_id = id.to_str().unwrap_or_default()),
+        trace,
+        route: path.clone(),
     }));
-    let path = request.extensions().get::<MatchedPath>().cloned();
     request.extensions_mut().insert(log.clone());
-    let mut response = next.run(request).await;
+    let mut response = next.run(request).instrument(log.span().clone()).await;
     let status = response.status().as_u16();
     log.note(|facts| facts.status = Some(status));
     api.metrics.answered(path.as_ref().map_or("none", MatchedPath::as_str), status);

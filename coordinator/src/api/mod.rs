@@ -34,6 +34,7 @@ mod responses;
 mod sampling;
 mod stop;
 mod tokenize;
+mod trace;
 
 use std::sync::Arc;
 
@@ -84,6 +85,7 @@ impl Api {
     pub fn new(settings: Settings, harmony: Harmony, replicas: ReplicaRouter) -> Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
+        let metrics = Arc::new(Metrics::new(&settings, &replicas));
         Api {
             guides: Guides::within(harmony.clone(), settings.limits.compile_time),
             harmony,
@@ -91,7 +93,7 @@ impl Api {
             ids: Ids::default(),
             desks: Desks::default(),
             bodies: Bodies::new(settings.limits.body),
-            metrics: Arc::new(Metrics::new(&settings.model_name)),
+            metrics,
             responses: responses::Store::new(settings.limits.responses),
             stop_tokens,
             started_unix_s,

@@ -8,6 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use flotilla_shared::step::TokenMask;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use crate::guide::{Exhausted, Guide};
 
@@ -15,13 +16,15 @@ use crate::guide::{Exhausted, Guide};
 pub struct Ready {
     pub guide: Box<dyn Guide>,
     pub mask: Option<TokenMask>,
+    /// Of the request that it serves: what is logged of it is told there.
+    pub span: Span,
 }
 
 impl Ready {
     /// Takes its time: not for the threads that serve.
-    pub fn prepare(mut guide: Box<dyn Guide>) -> Result<Ready, Exhausted> {
-        let mask = guide.mask()?;
-        Ok(Ready { guide, mask })
+    pub fn prepare(mut guide: Box<dyn Guide>, span: Span) -> Result<Ready, Exhausted> {
+        let mask = span.in_scope(|| guide.mask())?;
+        Ok(Ready { guide, mask, span })
     }
 }
 
@@ -35,12 +38,12 @@ pub struct Guided {
 /// Guides that take in a token at once.
 const SIDE_BY_SIDE: usize = 4;
 
-type Leaving = (SequenceId, Box<dyn Guide>, TokenId);
+type Leaving = (SequenceId, (Box<dyn Guide>, Span), TokenId);
 
-fn advanced((sequence, mut guide, token): Leaving) -> Guided {
+fn advanced((sequence, (mut guide, span), token): Leaving) -> Guided {
     let advance = AssertUnwindSafe(|| {
-        guide.advance(token);
-        Ready::prepare(guide)
+        span.in_scope(|| guide.advance(token));
+        Ready::prepare(guide, span)
     });
     // A mistake in one guide is no reason for the others not to come back.
     Guided { sequence, ready: catch_unwind(advance).ok() }
@@ -104,7 +107,7 @@ impl Guides {
     /// The guide of a sequence, if it has one, is to take in a token.
     pub fn advance(&mut self, sequence: SequenceId, token: TokenId) {
         if let Some(ready) = self.guides.get_mut(&sequence).and_then(Option::take) {
-            self.leaving.push((sequence, ready.guide, token));
+            self.leaving.push((sequence, (ready.guide, ready.span), token));
         }
     }
 

@@ -12,10 +12,12 @@ use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::guides::Ready;
+use super::record::{Record, Recorder};
 use super::rescue::{Moving, WeakReplicas};
 use super::stats::Stats;
 use crate::group::GroupError;
 use crate::guide::{Exhausted, Guide};
+use crate::traces::Context as TraceContext;
 
 /// What a client wants: one continuation of one prompt.
 #[derive(Default)]
@@ -33,6 +35,8 @@ pub struct Generation {
     pub timeout: Option<Duration>,
     /// Prompts share what was computed of them within one salt only.
     pub salt: u64,
+    /// The request that it is of, if that is traced.
+    pub trace: Option<TraceContext>,
 }
 
 /// What a client hears of its sequence. `Finished` and `Failed` are last words.
@@ -121,6 +125,7 @@ pub(super) struct Submission {
     pub guide: Option<Ready>,
     pub events: mpsc::UnboundedSender<TokenEvent>,
     pub admission: Admission,
+    pub trace: Option<TraceContext>,
 }
 
 /// What the fleet tells the driver.
@@ -136,6 +141,7 @@ pub struct DriverHandle {
     commands: mpsc::UnboundedSender<Command>,
     readiness: watch::Receiver<Readiness>,
     stats: watch::Receiver<Stats>,
+    recorder: Recorder,
     /// A sequence may move to one of them.
     replicas: WeakReplicas,
     sequences: Arc<AtomicU64>,
@@ -145,11 +151,11 @@ impl DriverHandle {
     pub(super) fn new(
         commands: mpsc::UnboundedSender<Command>,
         readiness: watch::Receiver<Readiness>,
-        stats: watch::Receiver<Stats>,
+        (stats, recorder): (watch::Receiver<Stats>, Recorder),
         replicas: WeakReplicas,
         sequences: Arc<AtomicU64>,
     ) -> DriverHandle {
-        DriverHandle { commands, readiness, stats, replicas, sequences }
+        DriverHandle { commands, readiness, stats, recorder, replicas, sequences }
     }
 
     /// Sequences that run or wait.
@@ -190,8 +196,8 @@ impl DriverHandle {
         };
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
-        let timeout = generation.timeout;
-        let submission = Submission { request, timeout, guide, events: events_in, admission };
+        let (timeout, trace) = (generation.timeout, generation.trace);
+        let submission = Submission { request, timeout, guide, events: events_in, admission, trace };
         let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
         let (commands, replicas) = (self.commands.clone(), self.replicas.clone());
@@ -221,6 +227,11 @@ impl DriverHandle {
         *self.stats.borrow()
     }
 
+    /// What became of its groups, and where their time went.
+    pub fn record(&self) -> Record {
+        self.recorder.record()
+    }
+
     pub fn readiness(&self) -> Readiness {
         if self.commands.is_closed() {
             return Readiness::Stopped;
@@ -230,7 +241,8 @@ impl DriverHandle {
 }
 
 async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
-    let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide)).await;
+    let span = tracing::Span::current();
+    let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide, span)).await;
     // Blocking tasks are cancelled only when the runtime ends.
     let lost = |error: tokio::task::JoinError| match error.is_panic() {
         true => Refusal::GuideLost,

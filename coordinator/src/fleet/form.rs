@@ -89,6 +89,24 @@ pub enum FormError {
     Worker { rank: Rank, name: String, reason: String, is_gone: bool },
 }
 
+/// Why a group has to be formed once more, for metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FormFailure {
+    WorkerGone,
+    WorkerFailed,
+}
+
+impl FormFailure {
+    pub const ALL: [FormFailure; 2] = [FormFailure::WorkerGone, FormFailure::WorkerFailed];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FormFailure::WorkerGone => "worker_gone",
+            FormFailure::WorkerFailed => "worker_failed",
+        }
+    }
+}
+
 impl Formation {
     pub fn demand(&self) -> Demand {
         Demand { kv_blocks: self.kv_blocks, step_tokens_max: self.step_tokens_max }

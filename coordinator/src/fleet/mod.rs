@@ -1,6 +1,7 @@
 //! The workers: they dial, are admitted by token, wait until enough are there, are formed into a group
 //! by a plan, load, and step. The only folder of this crate that speaks gRPC.
 
+mod figures;
 mod form;
 mod gather;
 mod listener;
@@ -12,7 +13,8 @@ mod service;
 mod weights;
 mod worker;
 
-pub use form::{FormError, Formation, Progress, Weights};
+pub use figures::Figures;
+pub use form::{FormError, FormFailure, Formation, Progress, Weights};
 pub use planning::Planning;
 pub use pool::Pool;
 pub use remote::{RemoteGroup, join};

@@ -2,7 +2,7 @@
 
 use super::pool::Pool;
 use super::worker::Worker;
-use crate::group::{Group, GroupError};
+use crate::group::{Group, GroupError, RankTime};
 use flotilla_proto::wire::{self, ToWorker, from_worker, to_worker};
 use flotilla_shared::{Epoch, Plan, Rank, StepId, StepOutcome, StepPlan};
 use std::collections::VecDeque;
@@ -24,13 +24,16 @@ pub struct RemoteGroup {
     steps: VecDeque<StepId>,
     /// What came so far of the oldest.
     answers: Vec<Option<StepOutcome>>,
+    /// Of the last that was answered.
+    rank_times: Vec<RankTime>,
 }
 
 impl RemoteGroup {
     pub(super) fn new(epoch: Epoch, plan: Plan, considered: usize, workers: Vec<Worker>, pool: Pool) -> Self {
         let answers = workers.iter().map(|_| None).collect();
         let over = watch::Sender::new(());
-        RemoteGroup { epoch, plan, considered, workers, pool, over, steps: VecDeque::new(), answers }
+        let (steps, rank_times) = (VecDeque::new(), Vec::with_capacity(workers.len()));
+        RemoteGroup { epoch, plan, considered, workers, pool, over, steps, answers, rank_times }
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -114,7 +117,13 @@ impl Group for RemoteGroup {
         });
         futures::future::try_join_all(answers).await?;
         self.steps.pop_front();
+        self.rank_times.clear();
+        self.rank_times.extend(self.answers.iter().flatten().map(RankTime::from));
         join(&self.plan, self.answers.iter_mut().filter_map(Option::take).collect())
+    }
+
+    fn rank_times(&self) -> &[RankTime] {
+        &self.rank_times
     }
 }
 
@@ -137,7 +146,7 @@ async fn outcome(rank: Rank, step: StepId, worker: &mut Worker) -> Result<StepOu
 
 /// One outcome of all. The tokens are those of the last stage, on which its ranks must agree. Of a captured row, the
 /// experts of all stages, one after the other, on which the ranks of each must agree; and the logits of the last
-/// stage put together in rank order, which is the order of the vocabulary. The slowest rank's time.
+/// stage put together in rank order, which is the order of the vocabulary. The times are those of the slowest rank.
 pub fn join(plan: &Plan, outcomes: Vec<StepOutcome>) -> Result<StepOutcome, GroupError> {
     let mut outcomes = outcomes.into_iter();
     let mut joined: Option<StepOutcome> = None;
@@ -168,7 +177,9 @@ fn join_ranks(mut ranks: impl Iterator<Item = (Rank, StepOutcome)>) -> Result<St
             for (row, first) in outcome.captured.into_iter().zip(&mut joined.captured) {
                 first.logits.extend(row.logits);
             }
-            joined.compute_us = joined.compute_us.max(outcome.compute_us);
+            if outcome.compute_us > joined.compute_us {
+                (joined.compute_us, joined.times) = (outcome.compute_us, outcome.times);
+            }
             continue;
         };
         return Err(GroupError::Disagree { step: joined.step, ranks: (first, rank), difference });
@@ -188,7 +199,9 @@ fn join_stages(before: StepOutcome, mut stage: StepOutcome, rank: Rank) -> Resul
         for (row, before) in stage.captured.iter_mut().zip(before.captured) {
             row.experts.splice(..0, before.experts);
         }
-        stage.compute_us = stage.compute_us.max(before.compute_us);
+        if before.compute_us > stage.compute_us {
+            (stage.compute_us, stage.times) = (before.compute_us, before.times);
+        }
         return Ok(stage);
     };
     Err(GroupError::Disagree { step: before.step, ranks: (Rank(0), rank), difference })

@@ -1,5 +1,6 @@
 //! The gRPC side: who may join, and what a joined worker is. The streams of slices are in `weights.rs`.
 
+use super::figures::Figures;
 use super::listener::incoming;
 use super::pool::{Pool, WAITING_MAX};
 use super::weights::{Chunks, Counter, Serving};
@@ -90,6 +91,11 @@ impl Fleet {
     /// Workers that are in no group.
     pub fn pool(&self) -> &Pool {
         &self.pool
+    }
+
+    /// What metrics tell of it.
+    pub fn figures(&self) -> Figures {
+        Figures::new(self.pool.clone(), self.counter.clone())
     }
 
     /// What the workers of its epoch may fetch from now on.

@@ -7,6 +7,7 @@ use flotilla_proto::wire;
 use flotilla_shared::{Epoch, ModelSpec, TensorSlice};
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -30,12 +31,13 @@ pub struct Serving {
 pub(super) struct Counter {
     serving: Mutex<BTreeMap<Epoch, Arc<Serving>>>,
     throttle: Option<Throttle>,
+    bytes_sent: AtomicU64,
 }
 
 impl Counter {
     /// Sends so many bytes a second at most, over all workers.
     pub(super) fn new(bytes_per_second_max: Option<u64>) -> Counter {
-        Counter { serving: Mutex::default(), throttle: bytes_per_second_max.map(Throttle::new) }
+        Counter { throttle: bytes_per_second_max.map(Throttle::new), ..Counter::default() }
     }
 
     pub(super) fn serve(&self, serving: Serving) {
@@ -44,6 +46,10 @@ impl Counter {
 
     pub(super) fn close(&self, epoch: Epoch) {
         self.serving.lock().expect("no holder panics").remove(&epoch);
+    }
+
+    pub(super) fn bytes_sent(&self) -> u64 {
+        self.bytes_sent.load(Ordering::Relaxed)
     }
 
     fn serving(&self, epoch: u64) -> Result<Arc<Serving>, Status> {
@@ -87,10 +93,12 @@ impl Counter {
                 if let Some(throttle) = &self.throttle {
                     throttle.pass(chunk.len());
                 }
+                let bytes = chunk.len() as u64;
                 let message = message(source, slices, extent.slice, chunk)?;
                 if chunks.blocking_send(Ok(message)).is_err() {
                     return Ok(());
                 }
+                self.bytes_sent.fetch_add(bytes, Ordering::Relaxed);
             }
         }
         Ok(())

@@ -19,6 +19,7 @@ use crate::guide::COMPILE_TIME_MAX;
 use crate::harmony::Harmony;
 use crate::keys::Keyring;
 use crate::router::ReplicaRouter;
+use crate::traces::Tracer;
 pub use connections::ConnectionLimits;
 pub use drain::{Drain, Underway};
 pub use tls::{Tls, TlsError};
@@ -48,6 +49,10 @@ pub struct Settings {
     pub board: Board,
     /// Whether the server is about to stop.
     pub drain: Drain,
+    /// Beginnings of prompts go to the log.
+    pub log_prompts: bool,
+    /// Who is told of requests.
+    pub tracer: Tracer,
     /// `2025-06-28`: what the model is told about today.
     pub current_date: Arc<dyn Fn() -> String + Send + Sync>,
     /// For `created`.
@@ -101,6 +106,8 @@ impl Settings {
             tls: None,
             board: Board::default(),
             drain: Drain::default(),
+            log_prompts: false,
+            tracer: Tracer::default(),
             current_date: Arc::new(|| date_of(unix_seconds())),
             unix_seconds: Arc::new(unix_seconds),
         }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::server::{CONTEXT, MODEL, Server, Setup, until};
 
-fn worker(name: &str) -> Inventory {
+pub fn worker(name: &str) -> Inventory {
     Inventory {
         name: name.to_owned(),
         backend: BackendKind::Cpu,

@@ -1,8 +1,13 @@
 //! What is counted of requests, as Prometheus reads it.
 
+use flotilla_coordinator::board::Board;
+use flotilla_coordinator::group::GroupError;
+use flotilla_shared::plan::Demand;
+use flotilla_shared::{Epoch, KvBlocks, Loading, ModelSpec, Plan, Rank, StepId};
 use serde_json::json;
 
-use crate::server::{Server, thinks_and_says, until, user};
+use crate::cluster::worker;
+use crate::server::{Server, Setup, thinks_and_says, until, user};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -79,4 +84,77 @@ async fn a_client_that_leaves_is_counted_as_such_and_invents_no_series() {
     server.get("/a/path/that/a/client/made/up").await;
     let text = server.get("/metrics").await.text().await.unwrap();
     assert!(!text.contains("made/up"));
+}
+
+#[tokio::test]
+async fn replicas_and_their_steps_are_told_from_the_start() {
+    let server = Server::start_with(Setup { ready: false, ..Setup::default() }).await;
+    let replica = "replica=\"0\"";
+    for (name, labels, expected) in [
+        ("ready", vec![], Some(0.0)),
+        ("replica_serving", vec![replica], Some(0.0)),
+        ("groups_formed_total", vec![replica], Some(0.0)),
+        ("epoch", vec![replica], None),
+        ("group_losses_total", vec![replica, "reason=\"worker_lost\""], Some(0.0)),
+        ("workers", vec!["state=\"waiting\""], Some(0.0)),
+        ("step_phase_seconds_total", vec![replica, "phase=\"wait\""], Some(0.0)),
+        ("form_failures_total", vec!["reason=\"worker_gone\""], Some(0.0)),
+    ] {
+        assert_eq!(value(&server, name, &labels).await, expected, "{name} {labels:?}");
+    }
+    assert!(value(&server, "without_group_seconds_total", &[replica]).await.unwrap() > 0.0);
+
+    server.form_group(7);
+    until(async || value(&server, "ready", &[]).await == Some(1.0)).await;
+    server.chat(&user(&thinks_and_says("hm", "Yes."))).await;
+    let without = value(&server, "without_group_seconds_total", &[replica]).await;
+    for phase in ["schedule", "send", "wait"] {
+        let label = format!("phase=\"{phase}\"");
+        assert!(
+            value(&server, "step_phase_seconds_total", &[replica, &label]).await.unwrap() > 0.0,
+            "{phase}"
+        );
+    }
+    assert_eq!(value(&server, "epoch", &[replica]).await, Some(7.0));
+    assert!(value(&server, "replica_steps_total", &[replica]).await.unwrap() > 1.0);
+    let blocks = |state: &'static str| {
+        let server = &server;
+        async move { value(server, "kv_blocks", &[replica, "pool=\"full\"", state]).await.unwrap() }
+    };
+    assert_eq!(blocks("state=\"held\"").await, 0.0);
+    assert!(blocks("state=\"cached\"").await + blocks("state=\"empty\"").await > 0.0);
+
+    let error = GroupError::Refused { rank: Rank(0), step: StepId(3), reason: "a secret".into() };
+    server.fleet.lost(Epoch(7), error);
+    let lost = &[replica, "reason=\"step_refused\""];
+    until(async || value(&server, "group_losses_total", lost).await == Some(1.0)).await;
+    assert_eq!(value(&server, "ready", &[]).await, Some(0.0));
+    until(async || value(&server, "without_group_seconds_total", &[replica]).await > without).await;
+    let text = server.get("/metrics").await.text().await.unwrap();
+    assert!(!text.contains("a secret"), "reasons are of a fixed set");
+}
+
+#[tokio::test]
+async fn each_worker_is_told_with_what_it_holds() {
+    let board = Board::default();
+    let shown = board.clone();
+    let server =
+        Server::start_with(Setup { adjust: Box::new(|settings| settings.board = shown), ..Setup::default() })
+            .await;
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let workers = [worker("a"), worker("b \"quoted\"")];
+    let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 64 };
+    let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
+    board.planned(Epoch(1), &spec, &plan, &workers, demand);
+    board.loading(&[Loading { bytes_done: 5, bytes_total: 10 }, Loading::default()]);
+    let of_b = ["replica=\"0\"", "rank=\"1\"", "worker=\"b \\\"quoted\\\"\""];
+    let weights = plan.bytes(&spec, Rank(1)).weights() as f64;
+    let kind = [&of_b[..], &["kind=\"weights\""]].concat();
+    assert_eq!(value(&server, "worker_memory_bytes", &kind).await, Some(weights));
+    assert_eq!(value(&server, "worker_memory_limit_bytes", &of_b).await, Some((32u64 << 30) as f64));
+    assert_eq!(value(&server, "worker_load_done_bytes", &["worker=\"a\""]).await, Some(5.0));
+    assert_eq!(value(&server, "worker_load_goal_bytes", &["worker=\"a\""]).await, Some(10.0));
+    let described = ["worker=\"a\"", "device=\"cpu avx2\"", "backend=\"cpu\""];
+    assert_eq!(value(&server, "worker_info", &described).await, Some(1.0));
+    assert_eq!(value(&server, "workers", &["state=\"serving\""]).await, Some(2.0));
 }

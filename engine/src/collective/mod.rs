@@ -16,6 +16,7 @@ mod processes;
 mod solo;
 mod stages;
 pub mod threads;
+mod timed;
 
 pub use card::CardCollective;
 pub use error::{CollectiveError, Operation};
@@ -23,6 +24,7 @@ pub use memory::host;
 pub use processes::{Peers, ProcessCollective};
 pub use solo::Solo;
 pub use threads::ThreadsCollective;
+pub use timed::{Spent, Timed};
 
 use flotilla_shared::Rank;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,6 +37,11 @@ pub(crate) use processes::fuzz_frame;
 /// Sums activations over the ranks where a backend keeps them, and passes them from stage to stage. Every rank of
 /// a group calls the same operations in the same order.
 pub trait AllReduce<Activations: ?Sized>: Send {
+    /// Whether a sum is done when its call returns, so that the call's time is its own. A card's is only started then.
+    fn sums_end_with_their_call(&self) -> bool {
+        true
+    }
+
     /// x: f32 [n], the rank's partial sum in, the whole sum out: ((x₀ + x₁) + x₂) + … on every rank.
     fn all_reduce(&mut self, x: &mut Activations) -> Result<(), CollectiveError>;
 

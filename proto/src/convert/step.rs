@@ -3,7 +3,7 @@
 use super::{WireError, narrow, wrong};
 use crate::wire;
 use flotilla_shared::sampling::TOP_LOGPROBS_MAX;
-use flotilla_shared::step::{Admission, CapturedRow, Logprobs, Sampled, SequenceWork, TokenMask};
+use flotilla_shared::step::{Admission, CapturedRow, Logprobs, Sampled, SequenceWork, StepTimes, TokenMask};
 use flotilla_shared::{BlockId, Epoch, Sampling, SequenceId, StepId, StepOutcome, StepPlan, TokenId};
 
 impl From<&StepPlan> for wire::StepPlan {
@@ -170,6 +170,9 @@ impl From<StepOutcome> for wire::StepOutcome {
             sampled: outcome.sampled.into_iter().map(Into::into).collect(),
             captured: captured.collect(),
             compute_us: outcome.compute_us,
+            collective_us: outcome.times.collective_us,
+            exchanges: outcome.times.exchanges,
+            sample_us: outcome.times.sample_us,
         }
     }
 }
@@ -193,6 +196,11 @@ impl TryFrom<wire::StepOutcome> for StepOutcome {
             sampled: outcome.sampled.into_iter().map(Sampled::try_from).collect::<Result<_, _>>()?,
             captured: captured.collect::<Result<_, _>>()?,
             compute_us: outcome.compute_us,
+            times: StepTimes {
+                collective_us: outcome.collective_us,
+                exchanges: outcome.exchanges,
+                sample_us: outcome.sample_us,
+            },
         })
     }
 }
@@ -332,11 +340,13 @@ mod tests {
         #[test]
         fn outcomes_survive_the_wire(
             ids in any::<(u64, u64, u64)>(),
+            parts in any::<(Option<u64>, u32, Option<u64>)>(),
             sampled in vec(sampled(), 0..5),
             captured in vec(captured(), 0..5),
         ) {
             let (epoch, step) = (Epoch(ids.0), StepId(ids.1));
-            let outcome = StepOutcome { epoch, step, sampled, captured, compute_us: ids.2 };
+            let times = StepTimes { collective_us: parts.0, exchanges: parts.1, sample_us: parts.2 };
+            let outcome = StepOutcome { epoch, step, sampled, captured, compute_us: ids.2, times };
             prop_assert_eq!(StepOutcome::try_from(wire::StepOutcome::from(outcome.clone())).unwrap(), outcome);
         }
     }

@@ -13,13 +13,14 @@ pub use error::StepError;
 
 use flotilla_engine::backend::Backend;
 use flotilla_engine::batch::Batch;
-use flotilla_engine::collective::{AbortHandle, AllReduce, Collective};
+use flotilla_engine::collective::{AbortHandle, AllReduce, Collective, Timed};
 use flotilla_engine::model::{Part, forward};
 use flotilla_engine::sample::{Sampleable, Sampler};
-use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork};
+use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork, StepTimes};
 use flotilla_shared::{Assignment, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepOutcome, StepPlan};
 use held::Held;
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 /// One rank's engine and what it holds.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub struct Executor<B, C> {
     kv_blocks: KvBlocks,
     rows_max: usize,
     backend: B,
-    collective: C,
+    collective: Timed<C>,
     sampler: Sampler,
     sequences: BTreeMap<SequenceId, Held>,
     batch: Batch,
@@ -56,7 +57,7 @@ where
             kv_blocks: assignment.kv_blocks,
             rows_max: assignment.step_tokens_max as usize,
             backend,
-            collective,
+            collective: Timed::new(collective),
             sampler: Sampler::new(Sampleable::new(share.vocab.clone(), &assignment.sampleable)),
             sequences: BTreeMap::new(),
             batch: Batch::default(),
@@ -87,11 +88,36 @@ where
         self.lay_out(plan)?;
         forward(&self.part, &mut self.backend, &mut self.collective, &self.batch)?;
         AllReduce::<B::Activations>::settle(&mut self.collective)?;
-        let sampled = if self.part.is_last { self.sample(plan)? } else { self.expect_samples(plan) };
+        let (sampled, sampling) = self.choose(plan)?;
         self.tell_tokens(plan, &sampled)?;
         let captured = self.capture(plan)?;
         self.backend.finish()?;
-        Ok(StepOutcome { epoch: plan.epoch, step: plan.step, sampled, captured, compute_us: 0 })
+        let times = self.times(sampling);
+        Ok(StepOutcome { epoch: plan.epoch, step: plan.step, sampled, captured, compute_us: 0, times })
+    }
+
+    /// The tokens, where they are chosen, and the time that choosing took, without exchanges.
+    fn choose(&mut self, plan: &StepPlan) -> Result<(Vec<Sampled>, Duration), StepError> {
+        if !self.part.is_last {
+            return Ok((self.expect_samples(plan), Duration::ZERO));
+        }
+        let (start, before) = (Instant::now(), self.collective.spent().time);
+        let sampled = self.sample(plan)?;
+        let exchanging = self.collective.spent().time - before;
+        Ok((sampled, start.elapsed().saturating_sub(exchanging)))
+    }
+
+    /// A card only begins its sums when it is told to: where they end is not seen from here, and choosing waits for them.
+    fn times(&mut self, sampling: Duration) -> StepTimes {
+        let spent = self.collective.take_spent();
+        match AllReduce::<B::Activations>::sums_end_with_their_call(&self.collective) {
+            false => StepTimes::default(),
+            true => StepTimes {
+                collective_us: Some(spent.time.as_micros() as u64),
+                exchanges: spent.exchanges,
+                sample_us: Some(sampling.as_micros() as u64),
+            },
+        }
     }
 
     fn expect_step(&mut self, plan: &StepPlan) -> Result<(), StepError> {

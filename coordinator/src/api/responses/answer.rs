@@ -85,6 +85,7 @@ impl Answer {
             output: self.output.items().iter().map(Item::without_logprobs).collect(),
         };
         if !self.api.responses.insert(finished) {
+            let _span = self.log.span().enter();
             tracing::warn!(response = self.envelope.id, bytes = body.len(), "no room to store a response");
         }
     }

@@ -520,6 +520,10 @@ fn look(way: &Way, ends: &Ends) -> Result<(), Trouble> {
 }
 
 impl<L: Collective> AllReduce<DeviceSum> for CardCollective<L> {
+    fn sums_end_with_their_call(&self) -> bool {
+        false
+    }
+
     fn all_reduce(&mut self, x: &mut DeviceSum) -> Result<(), CollectiveError> {
         self.run(|this| this.try_sum(x))
     }

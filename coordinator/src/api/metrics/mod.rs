@@ -1,6 +1,10 @@
 //! What is counted, and `GET /metrics`, which tells it in OpenMetrics' text, as Prometheus reads it. Names
 //! are vLLM's where the meaning is the same, with our own prefix. Without keys or prompts in labels.
 
+mod fleet;
+mod process;
+mod series;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -19,6 +23,10 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use super::Api;
 use super::error::ApiError;
 use crate::driver::Stats;
+use crate::router::ReplicaRouter;
+use crate::service::Settings;
+use fleet::FleetMetrics;
+use process::ProcessMetrics;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -33,6 +41,7 @@ const TOKENS: [f64; 16] =
     [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1e3, 2e3, 5e3, 10e3, 20e3, 50e3, 100e3];
 
 pub struct Metrics {
+    pub model_name: String,
     registry: Registry,
     first_token: Histogram,
     between_tokens: Histogram,
@@ -104,9 +113,22 @@ const COUNTERS: [CounterOf; 9] = [
     }),
 ];
 
+impl Finished {
+    /// As in the text.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Finished::stop => "stop",
+            Finished::length => "length",
+            Finished::abort => "abort",
+            Finished::deadline => "deadline",
+            Finished::error => "error",
+        }
+    }
+}
+
 impl Metrics {
-    pub fn new(model_name: &str) -> Metrics {
-        let labels = [("model_name".into(), model_name.to_owned().into())];
+    pub fn new(settings: &Settings, replicas: &ReplicaRouter) -> Metrics {
+        let labels = [("model_name".into(), settings.model_name.clone().into())];
         let mut all = Registry::with_prefix_and_labels("flotilla", labels.into_iter());
         let first_token = "From a request's arrival to its first token";
         let first_token = seconds(&mut all, "time_to_first_token", first_token, &FIRST_TOKEN_S);
@@ -126,7 +148,10 @@ impl Metrics {
         let gauges = GAUGES.map(|(name, help, read)| (added(&mut all, name, help, Gauge::default()), read));
         let counters =
             COUNTERS.map(|(name, help, read)| (added(&mut all, name, help, Counter::default()), read));
+        all.register_collector(Box::new(FleetMetrics::new(settings, replicas)));
+        all.register_collector(Box::new(ProcessMetrics));
         Metrics {
+            model_name: settings.model_name.clone(),
             registry: all,
             first_token,
             between_tokens,
