@@ -46,6 +46,7 @@ pub async fn show_progress<G>(
 fn line(progress: &Progress, board: &Board) -> String {
     match progress {
         Progress::Waiting { joined, wanted } => format!("{joined} of {wanted} workers have joined"),
+        Progress::FirstStep => "the group carries out its first step".into(),
         Progress::Ready => "the group is ready".into(),
         Progress::Loading(_) => {
             let (pace, now) = (board.pace().unwrap_or_default(), board.uptime());

@@ -1,10 +1,16 @@
 //! The door for workers, with workers that are not ours: what each is told that may not join.
 
-use flotilla_coordinator::fleet::Fleet;
+use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
+use flotilla_coordinator::group::Group;
 use flotilla_proto::wire::fleet_client::FleetClient;
-use flotilla_proto::wire::{FromWorker, from_worker};
-use flotilla_proto::{Hello, PROTOCOL};
-use flotilla_shared::{BackendKind, Inventory, KvDtype};
+use flotilla_proto::wire::{FromWorker, ToWorker, from_worker, to_worker};
+use flotilla_proto::{Hello, PROTOCOL, wire};
+use flotilla_shared::step::SequenceWork;
+use flotilla_shared::{
+    BackendKind, Epoch, Inventory, KvBlocks, KvDtype, ModelSpec, Plan, SequenceId, StepId, StepPlan,
+};
+use std::time::Duration;
+use tokio::sync::watch;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::{Code, Request, Status};
@@ -75,4 +81,111 @@ async fn who_does_not_know_the_token_or_does_not_say_hello_is_refused() {
         (refused.code(), refused.message()),
         (Code::InvalidArgument, "the first message must be Hello")
     );
+}
+
+/// A worker of two hands: it joins, says that it is ready for whatever it is assigned, and answers steps by `answer`.
+async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> from_worker::Message) -> Joined {
+    let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
+    let mut client = FleetClient::new(endpoint.connect().await.unwrap());
+    let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
+    let say = move |message| says.send(FromWorker { message: Some(message) });
+    let mut hello = hello();
+    hello.inventory.memory_bytes = 1 << 40;
+    say(from_worker::Message::Hello((&hello).into())).unwrap();
+    let mut request = Request::new(UnboundedReceiverStream::new(outbox));
+    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    let mut hears = client.join(request).await.unwrap().into_inner();
+    let (seen, steps) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Ok(Some(ToWorker { message: Some(message) })) = hears.message().await {
+            let said = match message {
+                to_worker::Message::Assignment(assignment) => {
+                    let epoch = assignment.epoch;
+                    say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
+                }
+                to_worker::Message::Step(plan) => {
+                    let _ = seen.send(plan.clone());
+                    say(answer(plan))
+                }
+                to_worker::Message::Dissolve(dissolve) => {
+                    say(from_worker::Message::Released(wire::Released {
+                        epoch: dissolve.epoch,
+                        ..Default::default()
+                    }))
+                }
+            };
+            if said.is_err() {
+                return;
+            }
+        }
+    });
+    steps
+}
+
+type Joined = tokio::sync::mpsc::UnboundedReceiver<wire::StepPlan>;
+
+fn formation() -> Formation {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    Formation {
+        weights: Weights::Synthetic { seed: 1 },
+        ranks: 1,
+        planning: Default::default(),
+        plan: Some(Plan::even(&spec, 1, 1)),
+        spec,
+        kv_blocks: KvBlocks::plain(4),
+        step_tokens_max: 16,
+        sampleable: vec![5..100],
+        links: Default::default(),
+        wire: Default::default(),
+        regroup_grace: Duration::ZERO,
+        board: Default::default(),
+    }
+}
+
+fn sampled(plan: wire::StepPlan) -> from_worker::Message {
+    let tokens =
+        plan.work.iter().map(|work| wire::Sampled { sequence: work.sequence, token: 7, logprobs: None });
+    from_worker::Message::Outcome(wire::StepOutcome {
+        epoch: plan.epoch,
+        step: plan.step,
+        sampled: tokens.collect(),
+        compute_us: 9,
+        ..Default::default()
+    })
+}
+
+#[tokio::test]
+async fn a_group_carries_out_a_step_before_it_serves() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut steps = ready_worker(&fleet, sampled).await;
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(3), &formation(), false, &progress).await.unwrap();
+    let first = steps.try_recv().expect("a step was carried out");
+    assert_eq!((first.epoch, first.step, first.work[0].tokens.as_slice()), (3, 1, &[5][..]));
+    // Whoever drives it begins with one, in whose message the sequence of that step is released.
+    let work =
+        vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], sample: true, ..Default::default() }];
+    group.send(&StepPlan { epoch: Epoch(3), step: StepId(1), work, ..Default::default() }).unwrap();
+    assert_eq!(group.outcome().await.unwrap().step, StepId(1));
+    assert_eq!(group.rank_times()[0].compute_us, 9);
+    let second = steps.recv().await.unwrap();
+    assert_eq!((second.step, second.release), (2, vec![first.work[0].sequence]));
+    group.send(&StepPlan { epoch: Epoch(3), step: StepId(2), ..Default::default() }).unwrap();
+    assert_eq!(group.outcome().await.unwrap().step, StepId(2));
+    assert_eq!(steps.recv().await.unwrap().release, Vec::<u64>::new());
+}
+
+#[tokio::test]
+async fn a_group_whose_first_step_fails_does_not_come_to_be() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _steps = ready_worker(&fleet, |plan| {
+        let (reason, epoch) = ("a kernel is missing".to_owned(), plan.epoch);
+        from_worker::Message::Failed(wire::Failed { reason, epoch, blames_another: false })
+    })
+    .await;
+    let progress = watch::Sender::new(Progress::Ready);
+    let formed = fleet.form(Epoch(1), &formation(), false, &progress).await;
+    let error = formed.err().expect("it failed").to_string();
+    assert!(error.contains("first step failed") && error.contains("a kernel is missing"), "{error}");
+    assert_eq!(*progress.borrow(), Progress::FirstStep);
 }

@@ -7,6 +7,7 @@ use super::service::Fleet;
 use super::weights::Serving;
 use super::worker::Worker;
 use crate::board::Board;
+use crate::group::GroupError;
 use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;
 use flotilla_proto::wire::{from_worker, to_worker};
@@ -75,6 +76,8 @@ pub enum Progress {
     },
     /// By rank.
     Loading(Vec<Loading>),
+    /// All is loaded and linked; one step is carried out before any other.
+    FirstStep,
     Ready,
 }
 
@@ -150,8 +153,14 @@ impl Fleet {
         self.close_weights(epoch);
         say_how_linked(&workers, &reached);
         formation.board.linked(&reached);
+        progress.send_replace(Progress::FirstStep);
+        let mut group = RemoteGroup::new(epoch, plan, considered, workers, self.pool.clone());
+        let token = formation.sampleable.first().map_or(0, |ids| ids.start);
+        if let Err(error) = group.try_out(token).await {
+            return Err(not_tried_out(&group, error));
+        }
         progress.send_replace(Progress::Ready);
-        Ok(RemoteGroup::new(epoch, plan, considered, workers, self.pool.clone()))
+        Ok(group)
     }
 
     /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer.
@@ -187,6 +196,19 @@ impl Fleet {
         }
         result
     }
+}
+
+/// A group whose first step failed; its workers go home.
+fn not_tried_out(group: &RemoteGroup, error: GroupError) -> FormError {
+    let rank = match &error {
+        GroupError::Lost { rank, .. } | GroupError::Refused { rank, .. } => *rank,
+        GroupError::Disagree { ranks, .. } => ranks.1,
+        GroupError::Abandoned(_) | GroupError::Outgrown => Rank(0),
+    };
+    let name = group.names().get(rank.index()).copied().unwrap_or_default().to_owned();
+    let reason = format!("the group's first step failed: {error}");
+    warn!(%rank, name, reason, "group could not form");
+    FormError::Worker { rank, name, reason, is_gone: !group.is_here(rank) }
 }
 
 /// Tells every worker its part. One that is gone is noticed while it should load.

@@ -2,6 +2,7 @@
 //! by a plan, load, and step. The only folder of this crate that speaks gRPC.
 
 mod figures;
+mod first;
 mod form;
 mod gather;
 mod listener;

@@ -4,7 +4,7 @@ use super::pool::Pool;
 use super::worker::Worker;
 use crate::group::{Group, GroupError, RankTime};
 use flotilla_proto::wire::{self, ToWorker, from_worker, to_worker};
-use flotilla_shared::{Epoch, Plan, Rank, StepId, StepOutcome, StepPlan};
+use flotilla_shared::{Epoch, Plan, Rank, SequenceId, StepId, StepOutcome, StepPlan};
 use std::collections::VecDeque;
 use std::future::Future;
 use tokio::sync::watch;
@@ -20,7 +20,10 @@ pub struct RemoteGroup {
     pool: Pool,
     /// Dropped with the group.
     over: watch::Sender<()>,
-    /// Sent and not answered, oldest first.
+    /// Steps on the wire before those of whoever drives the group, and the sequence to release with the next.
+    before: StepId,
+    to_release: Option<SequenceId>,
+    /// Sent and not answered, oldest first, as they are numbered on the wire.
     steps: VecDeque<StepId>,
     /// What came so far of the oldest.
     answers: Vec<Option<StepOutcome>>,
@@ -32,8 +35,24 @@ impl RemoteGroup {
     pub(super) fn new(epoch: Epoch, plan: Plan, considered: usize, workers: Vec<Worker>, pool: Pool) -> Self {
         let answers = workers.iter().map(|_| None).collect();
         let over = watch::Sender::new(());
-        let (steps, rank_times) = (VecDeque::new(), Vec::with_capacity(workers.len()));
-        RemoteGroup { epoch, plan, considered, workers, pool, over, steps, answers, rank_times }
+        RemoteGroup {
+            epoch,
+            plan,
+            considered,
+            rank_times: Vec::with_capacity(workers.len()),
+            workers,
+            pool,
+            over,
+            before: StepId(0),
+            to_release: None,
+            steps: VecDeque::new(),
+            answers,
+        }
+    }
+
+    /// From now on steps are numbered anew, `before` being done, and the next one releases `sequence`.
+    pub(super) fn begin_behind(&mut self, before: StepId, sequence: SequenceId) {
+        (self.before, self.to_release) = (before, Some(sequence));
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -47,6 +66,11 @@ impl RemoteGroup {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Whether that worker is there, as far as is known.
+    pub(super) fn is_here(&self, rank: Rank) -> bool {
+        self.workers.get(rank.index()).is_some_and(Worker::is_here)
     }
 
     /// Of its workers, in rank order.
@@ -95,7 +119,10 @@ impl Group for RemoteGroup {
     }
 
     fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
-        let message = wire::StepPlan::from(plan);
+        let mut message = wire::StepPlan::from(plan);
+        message.step += self.before.0;
+        message.release.extend(self.to_release.take().map(|sequence| sequence.0));
+        let step = StepId(message.step);
         for (rank, worker) in self.workers.iter().enumerate() {
             let message = Some(to_worker::Message::Step(message.clone()));
             worker.hears.send(Ok(ToWorker { message })).map_err(|_| GroupError::Lost {
@@ -103,7 +130,7 @@ impl Group for RemoteGroup {
                 reason: "its link is closed".into(),
             })?;
         }
-        self.steps.push_back(plan.step);
+        self.steps.push_back(step);
         Ok(())
     }
 
@@ -119,7 +146,9 @@ impl Group for RemoteGroup {
         self.steps.pop_front();
         self.rank_times.clear();
         self.rank_times.extend(self.answers.iter().flatten().map(RankTime::from));
-        join(&self.plan, self.answers.iter_mut().filter_map(Option::take).collect())
+        let joined = join(&self.plan, self.answers.iter_mut().filter_map(Option::take).collect())?;
+        let step = StepId(joined.step.0.saturating_sub(self.before.0));
+        Ok(StepOutcome { step, ..joined })
     }
 
     fn rank_times(&self) -> &[RankTime] {
@@ -217,7 +246,7 @@ mod tests {
     use super::*;
     use flotilla_shared::plan::ExpertShare;
     use flotilla_shared::step::{CapturedRow, Sampled};
-    use flotilla_shared::{RankShare, SequenceId, Stage};
+    use flotilla_shared::{RankShare, Stage};
 
     fn plan() -> Plan {
         let share = |rank| RankShare {
