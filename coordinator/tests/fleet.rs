@@ -1,13 +1,14 @@
 //! The door for workers, with workers that are not ours: what each is told that may not join.
 
-use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
+use flotilla_coordinator::fleet::{Fleet, Formation, Planning, Progress, Weights};
 use flotilla_coordinator::group::Group;
+use flotilla_planner::{Aim, Goal};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker, to_worker};
-use flotilla_proto::{Hello, PROTOCOL, wire};
+use flotilla_proto::{Hello, PROTOCOL, measured, wire};
 use flotilla_shared::step::SequenceWork;
 use flotilla_shared::{
-    BackendKind, Epoch, Inventory, KvBlocks, KvDtype, ModelSpec, Plan, SequenceId, StepId, StepPlan,
+    BackendKind, Epoch, Inventory, KvBlocks, KvDtype, LinkRate, ModelSpec, Plan, SequenceId, StepId, StepPlan,
 };
 use std::time::Duration;
 use tokio::sync::watch;
@@ -85,12 +86,23 @@ async fn who_does_not_know_the_token_or_does_not_say_hello_is_refused() {
 
 /// A worker of two hands: it joins, says that it is ready for whatever it is assigned, and answers steps by `answer`.
 async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> from_worker::Message) -> Joined {
+    worker_on(fleet, "host", Err("it has no links".into()), answer).await
+}
+
+/// The same on a host, with what it says of links.
+async fn worker_on(
+    fleet: &Fleet,
+    host: &str,
+    rate: Result<LinkRate, String>,
+    answer: fn(wire::StepPlan) -> from_worker::Message,
+) -> Joined {
     let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
     let mut client = FleetClient::new(endpoint.connect().await.unwrap());
     let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
-    let say = move |message| says.send(FromWorker { message: Some(message) });
+    let say = move |message| says.send(FromWorker { message: Some(message) }).map_err(drop);
     let mut hello = hello();
     hello.inventory.memory_bytes = 1 << 40;
+    host.clone_into(&mut hello.host);
     say(from_worker::Message::Hello((&hello).into())).unwrap();
     let mut request = Request::new(UnboundedReceiverStream::new(outbox));
     request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
@@ -106,6 +118,9 @@ async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> from_worker::
                 to_worker::Message::Step(plan) => {
                     let _ = seen.send(plan.clone());
                     say(answer(plan))
+                }
+                to_worker::Message::Measure(test) => {
+                    say(from_worker::Message::Measured(measured(Epoch(test.epoch), rate.clone())))
                 }
                 to_worker::Message::Dissolve(dissolve) => {
                     say(from_worker::Message::Released(wire::Released {
@@ -188,4 +203,25 @@ async fn a_group_whose_first_step_fails_does_not_come_to_be() {
     let error = formed.err().expect("it failed").to_string();
     assert!(error.contains("first step failed") && error.contains("a kernel is missing"), "{error}");
     assert_eq!(*progress.borrow(), Progress::FirstStep);
+}
+
+/// How many of two workers on two hosts a plan takes whose link they say to be so.
+async fn ranks_over(rate: Result<LinkRate, String>) -> usize {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _a = worker_on(&fleet, "here", rate.clone(), sampled).await;
+    let _b = worker_on(&fleet, "there", rate, sampled).await;
+    let goal = Goal { aim: Aim::Latency, context: 128, stages_max: 1 };
+    let planning = Planning::Fastest { goal, within: None, between: None };
+    let formation = Formation { ranks: 2, plan: None, planning, ..formation() };
+    let progress = watch::Sender::new(Progress::Ready);
+    let group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    group.names().len()
+}
+
+#[tokio::test]
+async fn links_are_measured_and_plans_follow_them() {
+    assert_eq!(ranks_over(Ok(LinkRate { latency_s: 20e-6, bytes_per_s: 1e9 })).await, 2);
+    assert_eq!(ranks_over(Ok(LinkRate { latency_s: 0.1, bytes_per_s: 1e6 })).await, 1);
+    // As over 10 Gbit/s, where nothing is known.
+    assert_eq!(ranks_over(Err("no way to it".into())).await, 2);
 }

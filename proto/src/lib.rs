@@ -7,7 +7,7 @@ mod convert;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 
-pub use convert::{Hello, WireError, chunk_digest, ready, released, released_from};
+pub use convert::{Hello, WireError, chunk_digest, measured, measured_from, ready, released, released_from};
 
 /// Generated from `flotilla/v1/worker.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::all)]
@@ -16,7 +16,7 @@ pub mod wire {
 }
 
 /// Version of the protocol; a worker and a coordinator that differ refuse each other at Hello.
-pub const PROTOCOL: u32 = 5;
+pub const PROTOCOL: u32 = 6;
 
 /// Bytes of one message at most, both ways.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -20,7 +20,7 @@ pub use group::{Assignment, KvBlocks, Loading, WeightOrigin, WeightsId};
 pub use held::Held;
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use inventory::{BackendKind, Inventory, KvDtype};
-pub use links::{LinkChoice, LinkKind, Links, Reach, WireFormat};
+pub use links::{LinkChoice, LinkKind, LinkRate, LinkTest, Links, Reach, WireFormat};
 pub use plan::{Demand, Plan, PlanError, RankShare, Stage};
 pub use sampling::Sampling;
 pub use spec::{LayerKind, ModelSpec, SpecError};

@@ -1,7 +1,7 @@
 //! How the ranks of a group reach each other: which pairs share memory, and what travels between the others.
 //! Decided once for all ranks by whoever makes the plan; how bytes then move is the engine's business.
 
-use crate::ids::Rank;
+use crate::ids::{Epoch, Rank};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -82,6 +82,28 @@ pub struct Reach {
     pub by_memory: Vec<Rank>,
     /// Why it does not share what the plan would have it share.
     pub not_shared: Option<String>,
+}
+
+/// Two workers that are to find out what the link between them does. They meet as two ranks would.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkTest {
+    pub epoch: Epoch,
+    /// Which of the two this one is.
+    pub rank: Rank,
+    /// Where both listen, `host:port`.
+    pub peers: [String; 2],
+    pub links: Links,
+    /// Known to the two only.
+    pub key: [u8; 32],
+}
+
+/// What a link does: an exchange of n bytes takes `latency_s` and n / `bytes_per_s`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LinkRate {
+    /// From giving a short message to having the peer's.
+    pub latency_s: f64,
+    /// Each way, of a long vector, with its sum.
+    pub bytes_per_s: f64,
 }
 
 impl FromStr for LinkChoice {

@@ -2,7 +2,10 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{Client, greedy_text};
-use crate::support::server::{Coordinator, Running, TOKEN};
+use crate::support::relay::{Relay, Weather};
+use crate::support::server::{Coordinator, Running, TOKEN, free_port};
+use std::net::SocketAddr;
+use std::time::Duration;
 
 /// As a user starts one.
 fn plain_worker(coordinator: &Coordinator, name: &str) -> Running {
@@ -23,6 +26,28 @@ async fn workers_that_measure_about_the_same_have_equal_shares() {
     }
     let (_, cluster) = client.get("/v1/cluster").await;
     assert_eq!(cluster["workers"][0]["vocab"][1], cluster["workers"][1]["vocab"][0]);
+    greedy_text(&client, "Once", 20).await;
+}
+
+/// A link that is told nothing of is measured: here one that lets everything wait for 10 ms, over which sums cannot be worth it.
+#[tokio::test]
+async fn links_are_measured_before_a_plan_is_made() {
+    let model = endless().await;
+    let more = ["--plan", "auto", "--goal", "latency", "--collective", "tcp", "--regroup-grace", "0.2"];
+    let coordinator = Coordinator::start(model.path(), 2, &more).await;
+    let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let relay = Relay::to(listen).await;
+    relay.set(Weather::Slow(Duration::from_millis(10)));
+    let behind = ["--collective-listen", &listen.to_string(), "--advertise-host", &relay.address.to_string()];
+    let mut workers = [coordinator.worker_with("a", TOKEN, &behind), coordinator.worker("b")];
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    for worker in &mut workers {
+        let latency_us: f64 = worker.hear("link measured latency_us=").await.parse().expect("a number");
+        assert!(latency_us > 10_000.0, "{latency_us}");
+    }
+    let (_, cluster) = client.get("/v1/cluster").await;
+    assert_eq!(cluster["workers"].as_array().expect("a list").len(), 1, "{cluster}");
     greedy_text(&client, "Once", 20).await;
 }
 

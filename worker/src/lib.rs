@@ -9,6 +9,7 @@ mod error;
 pub mod executor;
 mod link;
 mod load;
+mod measuring;
 mod member;
 mod obtain;
 mod patchwork;

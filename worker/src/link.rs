@@ -7,8 +7,8 @@ use crate::tls::{Connector, refusal};
 use flotilla_engine::collective::host;
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{from_worker, to_worker};
-use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, ready, released, wire};
-use flotilla_shared::{Assignment, Epoch, Held, Loading, Reach, StepOutcome, StepPlan};
+use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, WireError, measured, ready, released, wire};
+use flotilla_shared::{Assignment, Epoch, Held, LinkRate, LinkTest, Loading, Reach, StepOutcome, StepPlan};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
@@ -43,6 +43,8 @@ pub enum Order {
     Step(StepPlan),
     /// The group of this epoch is no more.
     Dissolve(Epoch),
+    /// Of a worker in no group.
+    Measure(LinkTest),
 }
 
 /// What is said of the worker's own; may be cloned into whatever reports.
@@ -69,6 +71,10 @@ impl Says {
 
     pub fn released(&self, epoch: Epoch, held: Option<&Held>) {
         self.say(from_worker::Message::Released(released(epoch, held)));
+    }
+
+    pub fn measured(&self, epoch: Epoch, found: Result<LinkRate, String>) {
+        self.say(from_worker::Message::Measured(measured(epoch, found)));
     }
 
     /// The last word.
@@ -126,6 +132,7 @@ impl Link {
             }
             Some(to_worker::Message::Step(plan)) => Ok(Order::Step(plan.try_into()?)),
             Some(to_worker::Message::Dissolve(dissolve)) => Ok(Order::Dissolve(Epoch(dissolve.epoch))),
+            Some(to_worker::Message::Measure(test)) => Ok(Order::Measure(test.try_into()?)),
             None => Err(WireError { field: "ToWorker.message", problem: "is missing".into() }.into()),
         }
     }

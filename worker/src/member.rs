@@ -43,6 +43,7 @@ impl Parted {
             Ok(Order::Dissolve(dissolved)) if dissolved == epoch => Parted::Dissolved,
             Ok(Order::Dissolve(_)) => Parted::LinkLost(unexpected("Dissolve of another epoch")),
             Ok(Order::Assign(_)) => Parted::LinkLost(unexpected("a second Assignment")),
+            Ok(Order::Measure(_)) => Parted::LinkLost(unexpected("a LinkTest of a member")),
             Ok(Order::Step(_)) => Parted::LinkLost(unexpected("a Step before this worker was ready")),
             Err(error) => Parted::LinkLost(error),
         }

@@ -4,6 +4,7 @@
 
 use crate::error::WorkerError;
 use crate::link::{Link, Order, unexpected};
+use crate::measuring::measure_link;
 use crate::member::{Member, Parted};
 use crate::settings::Settings;
 use crate::standing::Standing;
@@ -96,9 +97,11 @@ impl Session<'_> {
         }
     }
 
+    /// Or measures a link, if that is what it is told.
     async fn join_a_group(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let assignment = match link.order().await? {
             Order::Assign(assignment) => assignment,
+            Order::Measure(test) => return measure_link(link, self.listener, test).await,
             Order::Step(_) => return Err(unexpected("Step before Assignment")),
             Order::Dissolve(_) => return Err(unexpected("Dissolve before Assignment")),
         };
@@ -132,6 +135,7 @@ async fn until_dissolved(link: &mut Link, epoch: Epoch) -> Result<(), WorkerErro
             Order::Dissolve(dissolved) if dissolved == epoch => return Ok(()),
             Order::Dissolve(_) => return Err(unexpected("Dissolve of another epoch")),
             Order::Assign(_) => return Err(unexpected("Assignment before Dissolve")),
+            Order::Measure(_) => return Err(unexpected("LinkTest before Dissolve")),
         }
     }
 }

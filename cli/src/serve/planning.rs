@@ -19,12 +19,12 @@ pub struct PlanningArgs {
     /// Tokens that auto takes each sequence to have behind it
     #[arg(help_heading = PLAN, long, default_value_t = 2048)]
     goal_context: usize,
-    /// Between workers of one host, for auto: shm, pcie3, pcie4, pcie5 or nvlink [default: pcie4, of CPUs shm]
+    /// Between workers of one host, for auto: shm, pcie3, pcie4, pcie5 or nvlink [default: measured]
     #[arg(help_heading = PLAN, long)]
     link_within: Option<Link>,
-    /// Between hosts, for auto: 1gbe, 10gbe, 25gbe or 100gbe
-    #[arg(help_heading = PLAN, long, default_value = "10gbe")]
-    link_between: Link,
+    /// Between hosts, for auto: 1gbe, 10gbe, 25gbe or 100gbe [default: measured]
+    #[arg(help_heading = PLAN, long)]
+    link_between: Option<Link>,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

@@ -128,7 +128,7 @@ impl Fleet {
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
         let Gathered { mut workers, plan, considered } =
-            gather(&self.pool, formation, weights_id, again, progress).await?;
+            gather(&self.pool, epoch, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());
@@ -276,7 +276,7 @@ fn say_how_linked(workers: &[Worker], reached: &[Reach]) {
 }
 
 /// 32 bytes that only this epoch's members learn.
-fn random_key() -> [u8; 32] {
+pub(super) fn random_key() -> [u8; 32] {
     let mut key = [0; 32];
     getrandom::fill(&mut key).expect("the system gives random bytes");
     key

@@ -2,10 +2,10 @@
 //! the model fits on them.
 
 use super::form::{FormError, Formation, Progress};
-use super::planning::{Planned, given, plan};
+use super::planning::{Planned, Planning, given, plan};
 use super::pool::Pool;
 use super::worker::Worker;
-use flotilla_shared::{Plan, PlanError, WeightsId};
+use flotilla_shared::{Epoch, Plan, PlanError, WeightsId};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -28,6 +28,7 @@ pub struct Gathered {
 /// may be followed by others.
 pub async fn gather(
     pool: &Pool,
+    epoch: Epoch,
     formation: &Formation,
     weights: WeightsId,
     again: bool,
@@ -40,7 +41,7 @@ pub async fn gather(
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
         let least = if again && Instant::now() >= settled { 1 } else { wanted };
         for count in (least..=wanted).rev() {
-            match take(pool, formation, weights, count) {
+            match take(pool, epoch, formation, weights, count).await {
                 Some(Ok(gathered)) => return Ok(gathered),
                 Some(Err(error)) if !again => return Err(error.into()),
                 Some(Err(error)) => tracing::debug!(%error, count, "no group of these workers"),
@@ -57,8 +58,9 @@ pub async fn gather(
 }
 
 /// So many workers with a plan for them; none, if there are fewer. Whoever a plan does not fit waits on.
-fn take(
+async fn take(
     pool: &Pool,
+    epoch: Epoch,
     formation: &Formation,
     weights: WeightsId,
     count: usize,
@@ -71,10 +73,22 @@ fn take(
     };
     let mut workers = pool.take(count, prefers)?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));
+    if let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
+        (formation.planning, &formation.plan)
+    {
+        workers = pool.links().learn(epoch, formation.links, workers).await;
+        if workers.len() < count {
+            pool.put_back(workers);
+            return None;
+        }
+    }
     let (spec, demand) = (&formation.spec, formation.demand());
     let planned = match formation.plan.as_ref().filter(|plan| plan.rank_count() == count) {
         Some(fixed) => given(fixed, spec, demand, weights, workers),
-        None => plan(formation.planning, spec, demand, weights, workers),
+        None => {
+            let measured = pool.links().slowest(&workers, formation.links);
+            plan(formation, measured, weights, workers)
+        }
     };
     Some(match planned {
         Ok(Planned { plan, workers, left_out }) => {

@@ -6,6 +6,7 @@ mod first;
 mod form;
 mod gather;
 mod listener;
+mod measuring;
 mod planning;
 mod pool;
 mod rate;

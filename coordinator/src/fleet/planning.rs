@@ -1,9 +1,11 @@
 //! How the model is cut over the workers that are there: over all of them alike, or as is fastest.
 
+use super::form::Formation;
+use super::measuring::{Measured, place};
 use super::worker::Worker;
 use flotilla_planner::{Fleet, Goal, Link, choose};
 use flotilla_shared::held::seats;
-use flotilla_shared::{Demand, Held, Inventory, ModelSpec, Plan, PlanError, WeightsId};
+use flotilla_shared::{Demand, Held, Inventory, LinkChoice, ModelSpec, Plan, PlanError, WeightsId};
 use std::collections::BTreeMap;
 use tracing::info;
 
@@ -18,7 +20,8 @@ pub enum Planning {
     #[default]
     Tensor,
     /// By the cost model: stages, ranks, shares and the placement of experts, over all workers or some.
-    Fastest { goal: Goal, within: Option<Link>, between: Link },
+    /// Links that are not told are measured.
+    Fastest { goal: Goal, within: Option<Link>, between: Option<Link> },
 }
 
 /// Workers with a plan for them, in the order of its ranks, and those that it leaves out.
@@ -30,13 +33,13 @@ pub(super) struct Planned {
 
 /// Cuts the model over `workers`; if it does not fit they come back.
 pub(super) fn plan(
-    planning: Planning,
-    spec: &ModelSpec,
-    demand: Demand,
+    formation: &Formation,
+    measured: Measured,
     weights: WeightsId,
     workers: Vec<Worker>,
 ) -> Result<Planned, (PlanError, Vec<Worker>)> {
-    match planning {
+    let (spec, demand) = (&formation.spec, formation.demand());
+    match formation.planning {
         Planning::Tensor => over_all(spec, demand, weights, workers),
         Planning::Fastest { goal, within, between } => {
             let devices = leveled(inventories(&workers));
@@ -44,8 +47,11 @@ pub(super) fn plan(
                 true => Link::preset("shm"),
                 false => Link::preset("pcie4"),
             };
-            let within = within.unwrap_or(usual);
-            let fleet = Fleet { hosts: hosts(&workers), devices, within, between, costs: Default::default() };
+            // Where nothing was measured there is no such link.
+            let within = within.or(measured.within).unwrap_or(usual);
+            let between = between.or(measured.between).unwrap_or(Link::preset("10gbe"));
+            let hosts = hosts(&workers, formation.links);
+            let fleet = Fleet { hosts, devices, within, between, costs: Default::default() };
             match choose(spec, &fleet, goal, demand) {
                 Err(error) => Err((error, workers)),
                 Ok(choice) => {
@@ -155,12 +161,12 @@ fn level(devices: &mut [Inventory], rate: fn(&mut Inventory) -> &mut f64) {
     }
 }
 
-/// Workers of one host have one number.
-fn hosts(workers: &[Worker]) -> Vec<u16> {
+/// Workers of one place have one number.
+fn hosts(workers: &[Worker], links: LinkChoice) -> Vec<u16> {
     let mut numbers = BTreeMap::new();
     let number = |worker: &Worker| {
         let next = numbers.len() as u16;
-        *numbers.entry(worker.hello.host.clone()).or_insert(next)
+        *numbers.entry(place(worker, links).to_owned()).or_insert(next)
     };
     workers.iter().map(number).collect()
 }

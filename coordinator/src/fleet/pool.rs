@@ -1,5 +1,6 @@
 //! Workers that are here and in no group. Whoever joins comes here, and whoever is let go comes back.
 
+use super::measuring::KnownLinks;
 use super::worker::Worker;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
@@ -15,11 +16,17 @@ struct Shared {
     waiting: Mutex<Vec<Worker>>,
     /// Counts arrivals.
     arrivals: watch::Sender<u64>,
+    /// Between workers that are, or were, here.
+    links: KnownLinks,
 }
 
 impl Default for Pool {
     fn default() -> Pool {
-        Pool(Arc::new(Shared { waiting: Mutex::default(), arrivals: watch::channel(0).0 }))
+        Pool(Arc::new(Shared {
+            waiting: Mutex::default(),
+            arrivals: watch::channel(0).0,
+            links: KnownLinks::default(),
+        }))
     }
 }
 
@@ -70,6 +77,10 @@ impl Pool {
             let _ = arrivals.changed().await;
             drop(shared);
         }
+    }
+
+    pub fn links(&self) -> &KnownLinks {
+        &self.0.links
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Worker>> {

@@ -1,16 +1,8 @@
 //! What a link does, by sums over it: how long a short one takes, and at which rate a long one goes.
 
 use super::{Collective, CollectiveError};
+use flotilla_shared::LinkRate;
 use std::time::{Duration, Instant};
-
-/// As a cost model takes a link: an exchange of n bytes takes `latency` and n / `bytes_per_s`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct LinkRate {
-    /// From giving a short message to having the peer's.
-    pub latency: Duration,
-    /// Each way, of a long vector, with its sum.
-    pub bytes_per_s: f64,
-}
 
 const SHORT_RUNS: usize = 200;
 const LONG_RUNS: usize = 7;
@@ -24,7 +16,7 @@ pub fn link(group: &mut dyn Collective) -> Result<LinkRate, CollectiveError> {
     let latency = sums(group, SHORT, SHORT_RUNS)?;
     let long = sums(group, LONG, LONG_RUNS)?;
     let moving = long.saturating_sub(2 * latency).max(Duration::from_nanos(1));
-    Ok(LinkRate { latency, bytes_per_s: (4 * LONG) as f64 / moving.as_secs_f64() })
+    Ok(LinkRate { latency_s: latency.as_secs_f64(), bytes_per_s: (4 * LONG) as f64 / moving.as_secs_f64() })
 }
 
 fn sums(group: &mut dyn Collective, elements: usize, runs: usize) -> Result<Duration, CollectiveError> {

@@ -2,11 +2,13 @@
 //! too long is an error that names the message and the field.
 
 mod held;
+mod link_test;
 mod links;
 mod slice;
 mod step;
 
 pub use held::{released, released_from};
+pub use link_test::{measured, measured_from};
 pub use links::ready;
 
 use crate::wire;
@@ -17,6 +19,7 @@ use flotilla_shared::{
     BackendKind, Epoch, Held, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, Rank, RankShare,
     Stage,
 };
+use links::links;
 use std::ops::Range;
 use thiserror::Error;
 
@@ -350,7 +353,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             kv_blocks: KvBlocks { full: kv_blocks.full, window: kv_blocks.window },
             step_tokens_max: wire.step_tokens_max,
             peers: wire.peers,
-            links: links::links(wire.links, ranks)?,
+            links: links(wire.links, ranks)?,
             group_key: exactly_32(&wire.group_key, "Assignment.group_key")?,
             weights_id: WeightsId(exactly_32(&wire.weights_id, "Assignment.weights_id")?),
         })

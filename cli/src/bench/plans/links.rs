@@ -68,7 +68,7 @@ pub fn measure(link: &Link) -> Result<Link> {
     for end in ends {
         rates.push(end.join().map_err(|_| anyhow!("a thread that measured panicked"))??);
     }
-    let latency_s = rates.iter().map(|rate| rate.latency.as_secs_f64()).fold(0.0, f64::max);
+    let latency_s = rates.iter().map(|rate| rate.latency_s).fold(0.0, f64::max);
     let bytes_per_s = rates.iter().map(|rate| rate.bytes_per_s).fold(f64::INFINITY, f64::min);
     Ok(Link { name: link.name, latency_s: (latency_s - PEER_S).max(0.0), peer_s: PEER_S, bytes_per_s })
 }
