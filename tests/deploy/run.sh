@@ -39,12 +39,19 @@ tests() {
     timeout 560 "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider --tb=short -c "$here/pytest.ini" --rootdir "$here" "$@"
 }
 
+need_root() {
+    [ "$(id -u)" = 0 ] && return
+    echo "error: pods are run by root: they have networks and mounts of their own" >&2
+    echo "hint: sudo -E tests/deploy/run.sh pods, or tests/deploy/run.sh charts" >&2
+    exit 1
+}
+
 status=0
 for part in "${parts[@]}"; do
     case "$part" in
         charts) tests "$here/charts" || status=$? ;;
         # A world of its own: its processes, networks and mounts end with it, however it ends.
-        pods) install_nft; unshare --net --mount --pid --uts --fork --kill-child --mount-proc -- \
+        pods) need_root; install_nft; timeout --kill-after=10 500 unshare --net --mount --pid --uts --fork --kill-child --mount-proc -- \
             "$folder/venv/bin/python" "$here/pods/world.py" ${FLOTILLA_DEPLOY_STORIES:-} || status=$? ;;
         render) "$folder/venv/bin/python" "$here/render.py" ;;
         *) echo "error: there is no part $part; there are charts, pods and render" >&2; exit 1 ;;

@@ -8,7 +8,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from jsonschema import Draft7Validator
-from manifests import CHART, KUBERNETES, VALUES, documents, helm, name, rendered, templates
+from manifests import CHART, KUBERNETES, RELEASE, VALUES, documents, helm, name, rendered, templates
 from render import text
 
 # Chart.yaml asks for 1.30 at least.
@@ -111,6 +111,14 @@ CLASHES = [
 def test_values_that_do_not_go_together_are_refused(first, second):
     ran = helm("template", "x", str(CHART), "--set", first, "--set", second)
     assert ran.returncode != 0, ran.stdout
+
+
+def test_a_packed_chart_is_the_same(tmp_path):
+    ran = helm("package", str(CHART), "--destination", str(tmp_path))
+    assert ran.returncode == 0, ran.stderr
+    [packed] = tmp_path.iterdir()
+    ran = helm("template", RELEASE, str(packed), "-n", RELEASE, "-f", str(VALUES["groups"]), "--kube-version", "1.37.0")
+    assert ran.stdout == rendered("groups")
 
 
 def test_rules_and_dashboards_are_taken_as_they_lie_there(tmp_path):

@@ -1,5 +1,5 @@
 """Looks after one pod as the kubelet does: its startup, liveness and readiness probes, restarts of containers that end,
-preStop and SIGTERM when it is deleted. Periods of probes pass five times as fast."""
+preStop and SIGTERM when it is deleted. Probes are five times as fast, and as impatient, down to 2 s."""
 
 import http.client
 import os
@@ -36,7 +36,9 @@ class Container:
 
     def probe(self, kind: str) -> bool:
         ask = self.spec[kind]["httpGet"]
-        status, _ = get(self.sandbox.address, self.port(ask["port"]), ask["path"], ask.get("scheme", "HTTP"), self.spec[kind]["timeoutSeconds"])
+        # One probe after the other: who hangs must not be waited for as long as in a cluster.
+        patience_s = max(self.spec[kind]["timeoutSeconds"] / FASTER, 2)
+        status, _ = get(self.sandbox.address, self.port(ask["port"]), ask["path"], ask.get("scheme", "HTTP"), patience_s)
         return 200 <= status < 400
 
     def port(self, name: str) -> int:

@@ -109,6 +109,17 @@ class SeveralNodes(Story):
         self.expect_moved(stream)
         self.ready(3)
 
+    def a_worker_that_hangs_is_started_again(self):
+        worker = self.cluster.pods[self.members()[0]["name"].removesuffix("-0")]
+        restarts = worker.restarts
+        stream = self.client.stream(TOKENS).read(20)
+        worker.containers[0].signal(signal.SIGSTOP)
+        until("its liveness probe fails, and it is started again", lambda: worker.restarts == restarts + 1)
+        assert "livenessProbe" in worker.containers[0].why, worker.containers[0].why
+        # There was nobody in reserve: the stream waited for it.
+        self.expect_moved(stream)
+        self.ready(3)
+
     def a_coordinator_that_is_told_to_stop_ends_its_streams_first(self):
         old = self.pod("coordinator")
         stream = self.client.stream(TOKENS).read(20)
@@ -120,12 +131,13 @@ class SeveralNodes(Story):
         assert old.statuses == [0], old.statuses
 
     def workers_outlive_their_coordinator(self):
-        workers = [pod for pod in self.cluster.pods.values()]
+        workers = list(self.cluster.pods.values())
+        restarts = [pod.restarts for pod in workers]
         until("none is ready", lambda: not any(pod.ready for pod in workers))
         self.cluster.start_deployment(1)
         self.ready(3)
         assert self.client.text(TOKENS) == self.undisturbed
-        assert all(pod.restarts <= 1 for pod in workers), [pod.restarts for pod in workers]
+        assert [pod.restarts for pod in workers] == restarts, "they are not restarted for it"
 
     def what_is_scaled_by_is_told(self):
         told = self.client.ask("GET", "/metrics").read().decode()

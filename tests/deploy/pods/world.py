@@ -31,7 +31,7 @@ HERE = [
     "serving.kvTokens=4096",
     "serving.drainSeconds=60",
 ]
-WAITS = "serving.args={--regroup-grace=30}"
+WAITS = "serving.args={--regroup-grace=50}"
 CASES = [
     (SeveralNodes, "several-nodes", [WAITS, "workers.count=2", "workers.perPod=1"]),
     (Groups, "groups", [WAITS]),
