@@ -1,0 +1,56 @@
+//! One request, from its body to the end of its stream.
+
+mod ask;
+mod body;
+
+use crate::record::ErrorKind;
+use crate::stream::{Checked, Endpoint};
+use serde_json::{Map, Value};
+use std::time::{Duration, Instant};
+
+pub use body::{Chat, body};
+
+/// The server, and what every request to it has in common.
+#[derive(Debug)]
+pub struct Target {
+    pub http: reqwest::Client,
+    /// Without a slash at the end.
+    pub url: String,
+    pub key: Option<String>,
+    pub endpoint: Endpoint,
+    pub model: String,
+    pub ignore_eos: bool,
+    /// Fields that the body gets besides, or instead of what it has.
+    pub extra: Map<String, Value>,
+    /// Of a whole request.
+    pub timeout: Duration,
+}
+
+/// Microseconds since the run began.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock(Instant);
+
+impl Clock {
+    pub fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    pub fn us(&self) -> u64 {
+        self.0.elapsed().as_micros() as u64
+    }
+
+    /// When it shows so much.
+    pub fn at(&self, us: u64) -> Instant {
+        self.0 + Duration::from_micros(us)
+    }
+}
+
+/// What came of a request.
+#[derive(Debug, Default)]
+pub struct Answer {
+    pub sent_us: u64,
+    pub ended_us: u64,
+    pub pieces_us: Vec<u64>,
+    pub checked: Checked,
+    pub failure: Option<(ErrorKind, String)>,
+}

@@ -1,0 +1,125 @@
+//! What became of one request. Times are microseconds since the run began.
+
+use crate::stream::Violation;
+use serde::Serialize;
+use std::fmt;
+
+#[derive(Clone, Debug, Default)]
+pub struct Record {
+    pub conversation: u64,
+    /// From 0; more than one request belongs to a conversation of several turns.
+    pub turn: usize,
+    /// When it was to be sent. Every latency counts from here.
+    pub due_us: u64,
+    pub sent_us: u64,
+    pub ended_us: u64,
+    /// When each piece of the answer came: text, reasoning or a part of a call.
+    pub pieces_us: Vec<u64>,
+    pub prompt_tokens_wanted: Option<u64>,
+    /// As the server says, like the next three; without its word they are not known.
+    pub prompt_tokens: Option<u64>,
+    pub cached_tokens: Option<u64>,
+    pub completion_tokens: Option<u64>,
+    pub finish_reason: Option<String>,
+    pub outcome: Outcome,
+    pub violations: Vec<Violation>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Outcome {
+    #[default]
+    Done,
+    Failed {
+        kind: ErrorKind,
+        words: String,
+    },
+    /// The run was ended before it was.
+    Stopped,
+}
+
+/// How a request failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ErrorKind {
+    /// No connection, or none that held until an answer began.
+    Connect,
+    /// Any status but 200.
+    Status(u16),
+    /// Not done within the time that a request may take.
+    Timeout,
+    /// The connection broke in the middle of an answer.
+    Cut,
+    /// The stream ended properly, before the answer did.
+    Unfinished,
+    /// The server sent an error in the stream.
+    InStream,
+    /// 200, and no stream of events.
+    NoStream,
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ErrorKind::Connect => write!(f, "connect"),
+            ErrorKind::Status(status) => write!(f, "status_{status}"),
+            ErrorKind::Timeout => write!(f, "timeout"),
+            ErrorKind::Cut => write!(f, "cut"),
+            ErrorKind::Unfinished => write!(f, "unfinished"),
+            ErrorKind::InStream => write!(f, "error_in_stream"),
+            ErrorKind::NoStream => write!(f, "no_stream"),
+        }
+    }
+}
+
+impl Serialize for ErrorKind {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl Record {
+    pub fn is_done(&self) -> bool {
+        self.outcome == Outcome::Done
+    }
+
+    pub fn failure(&self) -> Option<(ErrorKind, &str)> {
+        match &self.outcome {
+            Outcome::Failed { kind, words } => Some((*kind, words)),
+            _ => None,
+        }
+    }
+
+    /// How much later than due the client sent it.
+    pub fn lag_us(&self) -> u64 {
+        self.sent_us.saturating_sub(self.due_us)
+    }
+
+    pub fn ttft_us(&self) -> Option<u64> {
+        Some(self.pieces_us.first()?.saturating_sub(self.due_us))
+    }
+
+    pub fn e2e_us(&self) -> Option<u64> {
+        self.is_done().then(|| self.ended_us.saturating_sub(self.due_us))
+    }
+
+    /// Between two tokens on average: from the first to the last, over the tokens less one. A server may put several tokens
+    /// into one piece.
+    pub fn itl_us(&self) -> Option<u64> {
+        let (first, last) = (self.pieces_us.first()?, self.pieces_us.last()?);
+        let between = self.tokens().checked_sub(1).filter(|between| *between > 0)?;
+        self.is_done().then(|| (last - first) / between)
+    }
+
+    /// Between pieces, one after the other.
+    pub fn gaps_us(&self) -> impl Iterator<Item = u64> {
+        self.pieces_us.windows(2).map(|pair| pair[1] - pair[0])
+    }
+
+    pub fn pause_us(&self) -> Option<u64> {
+        self.gaps_us().max()
+    }
+
+    /// By the server's word, or else as many as there were pieces.
+    pub fn tokens(&self) -> u64 {
+        self.completion_tokens.unwrap_or(self.pieces_us.len() as u64)
+    }
+}

@@ -1,0 +1,87 @@
+//! Open and closed loops.
+
+use super::conversation::Scene;
+use super::heartbeat::Heartbeat;
+use super::{Live, Load, Plan, Run};
+use crate::client::Clock;
+use crate::record::Record;
+use crate::schedule::Due;
+use crate::span;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+/// Runs it to its end, or until `stop` becomes true. `clock` has just been started.
+pub async fn run(plan: Plan, clock: Clock, live: Arc<Live>, stop: watch::Receiver<bool>) -> Run {
+    let heart = Heartbeat::start();
+    let load = plan.load.clone();
+    let stage = Stage { plan, clock, live, stop };
+    let mut records = match load {
+        Load::Open(arrivals) => stage.open(&arrivals.dues(stage.plan.seed, &stage.plan.limit)).await,
+        Load::Closed { clients } => stage.closed(clients).await,
+    };
+    records.sort_by_key(|record| (record.due_us, record.conversation, record.turn));
+    let elapsed_us = records.iter().map(|record| record.ended_us).max().unwrap_or_else(|| clock.us());
+    Run { records, elapsed_us, late_us: heart.end(), stopped: *stage.stop.borrow() }
+}
+
+#[derive(Clone)]
+struct Stage {
+    plan: Plan,
+    clock: Clock,
+    live: Arc<Live>,
+    stop: watch::Receiver<bool>,
+}
+
+impl Stage {
+    fn scene(&self) -> Scene<'_> {
+        Scene { asking: &self.plan.asking, clock: self.clock, live: &self.live, stop: self.stop.clone() }
+    }
+
+    async fn open(&self, dues: &[Due]) -> Vec<Record> {
+        let mut conversations = JoinSet::new();
+        for (number, due) in (0..).zip(dues.iter().copied()) {
+            // Made before it is due, so that the making does not make it late.
+            let script = self.plan.asking.prompts.script(self.plan.seed, number, &due);
+            if !self.scene().reach(due.at_us).await {
+                break;
+            }
+            let stage = self.clone();
+            conversations.spawn(async move { stage.scene().converse(number, script, due.at_us).await });
+        }
+        conversations.join_all().await.into_iter().flatten().collect()
+    }
+
+    async fn closed(&self, clients: usize) -> Vec<Record> {
+        let next = Arc::new(AtomicU64::new(0));
+        let mut tasks = JoinSet::new();
+        for _ in 0..clients {
+            let (stage, next) = (self.clone(), next.clone());
+            tasks.spawn(async move { stage.client(&next).await });
+        }
+        tasks.join_all().await.into_iter().flatten().collect()
+    }
+
+    /// One conversation after the other. A request is due when the answer before it has come, and was thought about.
+    async fn client(&self, next: &AtomicU64) -> Vec<Record> {
+        let limit = &self.plan.limit;
+        let end_us = limit.duration.map_or(u64::MAX, span::us);
+        let (mut due_us, mut records) = (0, Vec::new());
+        while due_us < end_us && !*self.stop.borrow() {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if limit.requests.is_some_and(|requests| number >= requests as u64) {
+                break;
+            }
+            let script = self.plan.asking.prompts.script(self.plan.seed, number, &Due::default());
+            records.extend(self.scene().converse(number, script, due_us).await);
+            let ended_us = records.last().map_or(self.clock.us(), |record| record.ended_us);
+            let failed = records.last().is_some_and(|record| record.failure().is_some());
+            due_us = ended_us + span::us(self.plan.asking.think) + if failed { FAILURE_PAUSE_US } else { 0 };
+        }
+        records
+    }
+}
+
+/// A server that refuses at once is not asked as fast as a loop can turn.
+const FAILURE_PAUSE_US: u64 = 50_000;

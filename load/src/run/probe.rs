@@ -1,0 +1,98 @@
+//! Before the run: a few requests that find out how the server counts, and whether it knows `ignore_eos`.
+
+use super::{Live, Plan, run};
+use crate::chance::Chance;
+use crate::client::{Answer, Chat, Clock, Target, body};
+use crate::prompt::{Prompts, user};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// What was asked before anything was counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    pub requests: u64,
+    pub prompt_tokens: u64,
+    pub completion_tokens: u64,
+    /// The server refuses it, and it is left out.
+    pub ignore_eos_refused: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the server did not answer a first request as it should ({kind}): {words}\nhint: is {url} the server's address, without /v1, and {model} a model of it?"
+)]
+pub struct ProbeError {
+    kind: String,
+    words: String,
+    url: String,
+    model: String,
+}
+
+const FEW_WORDS: usize = 32;
+const MANY_WORDS: usize = 96;
+
+/// Asks, and learns. The target's `ignore_eos` is taken back where it is refused.
+pub async fn probe(target: &mut Target, prompts: &mut Prompts) -> Result<Probe, ProbeError> {
+    let mut probe = Probe::default();
+    let Prompts::Synthetic(synthetic) = prompts else {
+        ask(target, "hello", &mut probe).await?;
+        return Ok(probe);
+    };
+    let counts: &[usize] = if synthetic.writer.is_exact() { &[FEW_WORDS] } else { &[FEW_WORDS, MANY_WORDS] };
+    let mut found = Vec::new();
+    for &count in counts {
+        let text = synthetic.writer.text(count, &mut Chance::of(u64::MAX, count as u64));
+        if let Some(tokens) = ask(target, &text, &mut probe).await? {
+            found.push((count, tokens));
+        }
+    }
+    synthetic.writer.learn(&found);
+    Ok(probe)
+}
+
+/// The tokens that the server counts in a prompt.
+async fn ask(target: &mut Target, text: &str, probe: &mut Probe) -> Result<Option<u64>, ProbeError> {
+    let mut answer = send(target, text, probe).await;
+    let refused = answer.failure.as_ref().is_some_and(|(_, words)| words.contains("ignore_eos"));
+    if target.ignore_eos && refused {
+        target.ignore_eos = false;
+        probe.ignore_eos_refused = true;
+        answer = send(target, text, probe).await;
+    }
+    match answer.failure {
+        None => Ok(answer.checked.usage.map(|usage| usage.prompt_tokens)),
+        Some((kind, words)) => Err(ProbeError {
+            kind: kind.to_string(),
+            words,
+            url: target.url.clone(),
+            model: target.model.clone(),
+        }),
+    }
+}
+
+async fn send(target: &Target, text: &str, probe: &mut Probe) -> Answer {
+    let chat = Chat { messages: &[user(text)], max_tokens: Some(1), tools: None };
+    let mut answer = Answer::default();
+    target.ask(&body(target, &chat), Clock::start(), &Live::default(), &mut answer).await;
+    probe.count(&answer);
+    answer
+}
+
+impl Probe {
+    fn count(&mut self, answer: &Answer) {
+        let usage = answer.checked.usage.unwrap_or_default();
+        self.requests += 1;
+        self.prompt_tokens += usage.prompt_tokens;
+        self.completion_tokens += usage.completion_tokens;
+    }
+}
+
+/// Conversations as the run has them, before it; they count as asked before.
+pub async fn warm_up(plan: Plan, live: Arc<Live>, stop: watch::Receiver<bool>, probe: &mut Probe) {
+    for record in run(plan, Clock::start(), live, stop).await.records {
+        probe.requests += 1;
+        probe.prompt_tokens += record.prompt_tokens.unwrap_or(0);
+        probe.completion_tokens += record.completion_tokens.unwrap_or(0);
+    }
+}

@@ -1,0 +1,35 @@
+//! What a server can do wrong in a stream that still can be read.
+
+use serde::Serialize;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    pub kind: ViolationKind,
+    /// What was seen, short.
+    pub example: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ViolationKind {
+    /// A line that is none of an event stream.
+    NotAnEvent,
+    NotJson,
+    /// JSON, without what every chunk has.
+    NotAChunk,
+    /// `id` or `model` is not what the first chunk had.
+    IdentityChanged,
+    /// A choice that was not asked for.
+    UnknownIndex,
+    PieceAfterFinish,
+    FinishedTwice,
+    NeverFinished,
+    UsageMissing,
+    UsageTwice,
+    /// Its total is not the sum of its parts, or it counts less than before.
+    UsageDoesNotAddUp,
+    /// Fewer tokens than pieces were seen, or not those at which the answer was cut off.
+    UsageIsNotWhatCame,
+    DoneMissing,
+    SomethingAfterDone,
+}

@@ -1,0 +1,261 @@
+//! A server that says what it was told to say, when it was told to: first token, tokens between, and what can go wrong.
+//! It counts a word of a prompt as a token, and five around them.
+#![allow(dead_code, reason = "each test uses a part")]
+
+use serde_json::{Value, json};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, sleep_until};
+
+pub const OVERHEAD_TOKENS: u64 = 5;
+
+#[derive(Clone)]
+pub struct Script {
+    pub ttft: Duration,
+    pub itl: Duration,
+    /// What becomes of the n-th request for an answer, which is counted from 0.
+    pub act: Arc<dyn Fn(u64) -> Act + Send + Sync>,
+    /// So many are answered at once, and others refused with 503.
+    pub busy_at: Option<u64>,
+    /// From this request on nothing leaves the server for so long.
+    pub stall: Option<(u64, Duration)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Act {
+    Answer,
+    Refuse(u16),
+    /// The connection breaks after so many tokens.
+    Cut(u64),
+    /// The stream ends properly after so many.
+    End(u64),
+    /// After so many an error is sent instead of the rest.
+    Error(u64),
+    /// Nothing more is sent.
+    Hang(u64),
+    /// A chunk that is no JSON.
+    Garbage,
+    NoDone,
+    AfterDone,
+    /// 200, and a page.
+    Page,
+}
+
+impl Script {
+    pub fn quick() -> Script {
+        let act = Arc::new(|_| Act::Answer);
+        Script { ttft: Duration::from_millis(2), itl: Duration::ZERO, act, busy_at: None, stall: None }
+    }
+}
+
+pub struct Scripted {
+    pub address: SocketAddr,
+    pub url: String,
+    asked: Arc<AtomicU64>,
+}
+
+/// Requests that came, and those that are being answered.
+#[derive(Clone, Default)]
+struct Counts {
+    asked: Arc<AtomicU64>,
+    running: Arc<AtomicU64>,
+    stalled_until: Arc<OnceLock<Instant>>,
+}
+
+impl Scripted {
+    pub async fn start(script: Script) -> Scripted {
+        Scripted::listen("127.0.0.1:0", script).await
+    }
+
+    pub async fn listen(address: &str, script: Script) -> Scripted {
+        let listener = TcpListener::bind(address).await.expect("the address can be listened on");
+        let address = listener.local_addr().expect("it is bound");
+        let counts = Counts::default();
+        let asked = counts.asked.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = Connection { stream, script: script.clone(), counts: counts.clone() };
+                tokio::spawn(connection.serve());
+            }
+        });
+        Scripted { address, url: format!("http://{address}"), asked }
+    }
+
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::SeqCst)
+    }
+}
+
+struct Connection {
+    stream: TcpStream,
+    script: Script,
+    counts: Counts,
+}
+
+impl Connection {
+    /// One request after the other, until one is broken off. None: it is over.
+    async fn serve(mut self) -> Option<()> {
+        self.stream.set_nodelay(true).ok()?;
+        loop {
+            let (line, body) = self.request().await?;
+            let path = line.split_whitespace().nth(1)?.to_owned();
+            match path.as_str() {
+                "/v1/models" => {
+                    self.plain(200, &json!({ "data": [{ "id": "scripted" }] }).to_string()).await?
+                }
+                path if path.ends_with("/completions") => self.answer(path.contains("chat"), &body).await?,
+                _ => self.plain(404, "{}").await?,
+            }
+        }
+    }
+
+    async fn request(&mut self) -> Option<(String, Value)> {
+        let mut bytes = Vec::new();
+        let head_end = loop {
+            if let Some(end) = bytes.windows(4).position(|part| part == b"\r\n\r\n") {
+                break end + 4;
+            }
+            self.read(&mut bytes).await?;
+        };
+        let head = String::from_utf8_lossy(&bytes[..head_end]).to_lowercase();
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
+        while bytes.len() < head_end + length.unwrap_or(0) {
+            self.read(&mut bytes).await?;
+        }
+        let line = head.lines().next()?.to_owned();
+        Some((line, serde_json::from_slice(&bytes[head_end..]).unwrap_or_default()))
+    }
+
+    async fn read(&mut self, bytes: &mut Vec<u8>) -> Option<()> {
+        let mut part = [0; 16 << 10];
+        let count = self.stream.read(&mut part).await.ok().filter(|count| *count > 0)?;
+        bytes.extend_from_slice(&part[..count]);
+        Some(())
+    }
+
+    async fn plain(&mut self, status: u16, body: &str) -> Option<()> {
+        let head = format!(
+            "HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        self.write(&(head + body)).await
+    }
+
+    async fn write(&mut self, text: &str) -> Option<()> {
+        if let Some(until) = self.counts.stalled_until.get() {
+            sleep_until(*until).await;
+        }
+        self.stream.write_all(text.as_bytes()).await.ok()
+    }
+
+    async fn event(&mut self, data: &str) -> Option<()> {
+        let event = format!("data: {data}\n\n");
+        self.write(&format!("{:x}\r\n{event}\r\n", event.len())).await
+    }
+
+    async fn answer(&mut self, chat: bool, body: &Value) -> Option<()> {
+        let number = self.counts.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some((_, long)) = self.script.stall.filter(|(from, _)| number >= *from) {
+            self.counts.stalled_until.get_or_init(|| Instant::now() + long);
+        }
+        let running = self.counts.running.fetch_add(1, Ordering::SeqCst);
+        let act = match self.script.busy_at {
+            Some(most) if running >= most => Act::Refuse(503),
+            _ => (self.script.act)(number),
+        };
+        let answered = self.act(act, number, chat, body).await;
+        self.counts.running.fetch_sub(1, Ordering::SeqCst);
+        answered
+    }
+
+    async fn act(&mut self, act: Act, number: u64, chat: bool, body: &Value) -> Option<()> {
+        match act {
+            Act::Refuse(status) => {
+                return self.plain(status, r#"{"error": {"message": "told to refuse"}}"#).await;
+            }
+            Act::Page => return self.plain(200, "<html>").await,
+            _ => {}
+        }
+        self.write(
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
+        )
+        .await?;
+        let tokens = body["max_tokens"].as_u64().or(body["max_completion_tokens"].as_u64()).unwrap_or(16);
+        let answer = Chunks { id: format!("a-{number}"), chat };
+        let mut due = Instant::now() + self.script.ttft;
+        for token in 0..tokens {
+            sleep_until(due).await;
+            due += self.script.itl;
+            match act {
+                Act::Cut(after) if token == after => return None,
+                Act::End(after) if token == after => return self.write("0\r\n\r\n").await,
+                Act::Error(after) if token == after => {
+                    self.event(r#"{"error": {"message": "told to fail"}}"#).await?;
+                    break;
+                }
+                Act::Hang(after) if token == after => sleep(Duration::from_secs(3600)).await,
+                Act::Garbage if token == 1 => self.event("{\"id\": ").await?,
+                _ => {}
+            }
+            self.event(&answer.piece(" a")).await?;
+        }
+        if !matches!(act, Act::Error(_)) {
+            self.event(&answer.finish()).await?;
+            self.event(&answer.usage(prompt_tokens(body), tokens)).await?;
+        }
+        if act != Act::NoDone {
+            self.event("[DONE]").await?;
+        }
+        if act == Act::AfterDone {
+            self.event(&answer.piece("late")).await?;
+        }
+        self.write("0\r\n\r\n").await
+    }
+}
+
+fn prompt_tokens(body: &Value) -> u64 {
+    let words = |text: &Value| text.as_str().unwrap_or_default().split_whitespace().count() as u64;
+    let messages = body["messages"].as_array().into_iter().flatten();
+    let said: u64 = messages.map(|message| words(&message["content"])).sum();
+    said + words(&body["prompt"]) + OVERHEAD_TOKENS
+}
+
+struct Chunks {
+    id: String,
+    chat: bool,
+}
+
+impl Chunks {
+    fn piece(&self, text: &str) -> String {
+        let choice = match self.chat {
+            true => json!({ "index": 0, "delta": { "content": text }, "finish_reason": null }),
+            false => json!({ "index": 0, "text": text, "finish_reason": null }),
+        };
+        self.wrap(json!([choice]), Value::Null)
+    }
+
+    fn finish(&self) -> String {
+        let choice = match self.chat {
+            true => json!({ "index": 0, "delta": {}, "finish_reason": "length" }),
+            false => json!({ "index": 0, "text": "", "finish_reason": "length" }),
+        };
+        self.wrap(json!([choice]), Value::Null)
+    }
+
+    fn usage(&self, prompt: u64, completion: u64) -> String {
+        let total = prompt + completion;
+        let usage =
+            json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total });
+        self.wrap(json!([]), usage)
+    }
+
+    fn wrap(&self, choices: Value, usage: Value) -> String {
+        let object = if self.chat { "chat.completion.chunk" } else { "text_completion" };
+        json!({ "id": self.id, "object": object, "created": 1, "model": "scripted", "choices": choices, "usage": usage })
+            .to_string()
+    }
+}
