@@ -1,6 +1,6 @@
 //! `flotilla chat`: talks to any OpenAI-compatible server in the terminal.
 
-mod server;
+pub(crate) mod server;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};

@@ -1,11 +1,14 @@
 //! `flotilla bench`: what the engine's kernels and whole steps take on this machine, against its own memory, in one run; and what the
 //! planner predicts of plans beside what they take.
 //! Weights are random, and so is the routing: like a trained model's in size, not in what it says.
+//! `serve` loads a server instead, whoever's it is, and `compare` tells two such runs apart.
 
+mod compare;
 mod driver;
 mod kernels;
 mod plans;
 mod report;
+mod serve;
 mod steps;
 
 use crate::device::CpuArgs;
@@ -27,6 +30,8 @@ pub struct BenchArgs {
 enum What {
     Engine(EngineArgs),
     Plans(plans::PlansArgs),
+    Serve(Box<serve::ServeArgs>),
+    Compare(compare::CompareArgs),
 }
 
 /// The engine alone: kernels, decode, prompts, and depth, on workers that are threads or processes of this machine.
@@ -81,6 +86,8 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     match &args.what {
         What::Engine(args) => engine(args),
         What::Plans(args) => plans::run(args),
+        What::Serve(args) => serve::run(args),
+        What::Compare(args) => compare::run(args),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use reqwest::{Certificate, RequestBuilder, Response};
+use reqwest::{Certificate, ClientBuilder, RequestBuilder, Response};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tokio_rustls::rustls::crypto::ring;
@@ -35,7 +35,13 @@ impl Server {
     pub fn new(args: &ServerArgs) -> Result<Server> {
         let url = args.url.trim_end_matches('/').to_owned();
         let http = client(&url, args.ca.as_deref())?;
-        Ok(Server { http, url, key: args.api_key.clone().filter(|key| !key.is_empty()) })
+        let key = args.api_key.clone().filter(|key| !key.is_empty());
+        Ok(Server { http, url, key })
+    }
+
+    /// By a client of HTTP that is there already.
+    pub fn with(http: reqwest::Client, url: &str, key: Option<String>) -> Server {
+        Server { http, url: url.to_owned(), key }
     }
 
     /// One that needs neither a key nor trust.
@@ -77,19 +83,23 @@ impl Server {
 }
 
 fn client(url: &str, ca: Option<&Path>) -> Result<reqwest::Client> {
+    builder(url, ca)?.build().with_context(|| {
+        format!(
+            "cannot prepare to speak to {url}\nhint: is there a certificate of the system? else --ca FILE"
+        )
+    })
+}
+
+/// Of a client that trusts whom `url` and `--ca` say.
+pub fn builder(url: &str, ca: Option<&Path>) -> Result<ClientBuilder> {
     // Fails where it is installed already: of one process there may be several servers.
     let _ = ring::default_provider().install_default();
     let builder = reqwest::Client::builder();
-    let builder = match ca {
+    Ok(match ca {
         Some(path) => builder.tls_certs_only(certificates(path)?),
         None if is_tls(url) => builder,
         // Without certificates on the machine, http works all the same.
         None => builder.tls_certs_only([]),
-    };
-    builder.build().with_context(|| {
-        format!(
-            "cannot prepare to speak to {url}\nhint: is there a certificate of the system? else --ca FILE"
-        )
     })
 }
 

@@ -48,7 +48,10 @@ impl Scene<'_> {
             return false;
         }
         let calls = talk.messages.last().and_then(|message| message["tool_calls"].as_array()).cloned();
-        let Some(calls) = calls.filter(|_| talk.tools) else { return true };
+        // One that was cut off cannot be followed.
+        let whole =
+            talk.records.last().is_some_and(|record| record.finish_reason.as_deref() != Some("length"));
+        let Some(calls) = calls.filter(|_| talk.tools && whole) else { return true };
         for call in &calls {
             talk.messages.push(json!({ "role": "tool", "tool_call_id": call["id"], "content": TOOL_RESULT }));
         }
