@@ -1,6 +1,6 @@
 //! Two reports beside each other, with what is a difference and what may be noise.
 
-use crate::report::Report;
+use crate::report::{Report, Row};
 use crate::stats::{Interval, difference};
 use serde::Serialize;
 use std::fmt;
@@ -34,12 +34,14 @@ pub enum Verdict {
 /// Fewer values than these say nothing of a quantile's noise.
 const VALUES_MIN: usize = 20;
 
-type Figure<'a> = (&'a str, f64);
-const QUANTILES: [Figure; 3] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
+/// Of one request, in milliseconds.
+type Time = fn(&Row) -> Option<f64>;
+
+const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
 
 pub fn compare(before: &Report, after: &Report, seed: u64) -> Comparison {
     let (mut lines, mut remarks) = (Vec::new(), unlike(before, after));
-    let times: [(&str, fn(&crate::report::Row) -> Option<f64>); 3] =
+    let times: [(&str, Time); 3] =
         [("ttft", |row| row.ttft_ms), ("itl", |row| row.itl_ms), ("e2e", |row| row.e2e_ms)];
     for (name, of) in times {
         let values = |report: &Report| report.requests.iter().filter_map(of).collect::<Vec<_>>();

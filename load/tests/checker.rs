@@ -7,7 +7,7 @@ const EXPECT: Expect = Expect { endpoint: Endpoint::Chat, choices: 1, max_tokens
 fn check(expect: Expect, stream: &str) -> Checked {
     let (mut events, mut checker) = (Events::default(), Checker::new(expect));
     events.push(stream.as_bytes());
-    while let Some(event) = events.next() {
+    while let Some(event) = events.take() {
         checker.event(&event);
     }
     for event in events.rest() {

@@ -48,7 +48,7 @@ impl Target {
         while let Some(part) = bytes.next().await {
             let now = clock.us();
             events.push(&part.map_err(|error| (ErrorKind::Cut, chain(&error)))?);
-            while let Some(event) = events.next() {
+            while let Some(event) = events.take() {
                 if checker.event(&event) {
                     answer.pieces_us.push(now);
                     live.piece();

@@ -31,7 +31,7 @@ pub struct Turn {
 
 #[derive(Debug)]
 pub enum Prompts {
-    Synthetic(Synthetic),
+    Synthetic(Box<Synthetic>),
     /// One after the other, and again from the first.
     File {
         scripts: Vec<Script>,

@@ -22,7 +22,7 @@ impl Events {
     }
 
     /// The next event that is whole.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn take(&mut self) -> Option<Event> {
         while let Some(line) = self.line() {
             if line.is_empty() {
                 if !self.data.is_empty() {
@@ -45,7 +45,7 @@ impl Events {
     /// What stands at the end without an empty line behind it. Browsers drop it; here it counts, so that it is seen.
     pub fn rest(&mut self) -> Vec<Event> {
         self.push(b"\n\n");
-        std::iter::from_fn(|| self.next()).collect()
+        std::iter::from_fn(|| self.take()).collect()
     }
 
     /// Up to LF or CR LF. A lone CR, which the rules allow too, no server sends.
@@ -73,7 +73,7 @@ mod tests {
         let mut seen = Vec::new();
         for part in parts {
             events.push(&part);
-            seen.extend(std::iter::from_fn(|| events.next()));
+            seen.extend(std::iter::from_fn(|| events.take()));
         }
         seen.extend(events.rest());
         seen

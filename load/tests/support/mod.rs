@@ -29,7 +29,7 @@ pub fn target(url: &str) -> Target {
 }
 
 pub fn prompts(prompt_tokens: usize, max_tokens: usize) -> Prompts {
-    Prompts::Synthetic(Synthetic {
+    Prompts::Synthetic(Box::new(Synthetic {
         writer: Writer::by_words(),
         prompt_tokens: Lengths::Fixed(prompt_tokens),
         max_tokens: Lengths::Fixed(max_tokens),
@@ -37,7 +37,7 @@ pub fn prompts(prompt_tokens: usize, max_tokens: usize) -> Prompts {
         prefixes: 1,
         turns: 1,
         tools: false,
-    })
+    }))
 }
 
 pub fn plan(target: Target, prompts: Prompts, load: Load, limit: Limit) -> Plan {

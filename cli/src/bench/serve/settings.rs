@@ -59,7 +59,7 @@ pub fn prompts(args: &ServeArgs) -> Result<Prompts> {
         Some(path) => Writer::by_tokenizer(path)?,
         None => Writer::by_words(),
     };
-    Ok(Prompts::Synthetic(Synthetic {
+    Ok(Prompts::Synthetic(Box::new(Synthetic {
         writer,
         prompt_tokens: lengths.0,
         max_tokens: lengths.1,
@@ -67,7 +67,7 @@ pub fn prompts(args: &ServeArgs) -> Result<Prompts> {
         prefixes: flags.prefixes as usize,
         turns,
         tools: flags.tools,
-    }))
+    })))
 }
 
 pub fn load(args: &ServeArgs) -> Result<Load> {
