@@ -75,7 +75,7 @@ pub struct Seen {
     pub fault: String,
     pub worker: String,
     pub streams_in_flight: u64,
-    /// Of those, without a token for a second or more.
+    /// Of those, without a token for a quarter of a second or more.
     pub streams_paused: u64,
     pub longest_pause_s: f64,
     /// Requests in flight, or due until the next fault, that failed.
@@ -84,8 +84,8 @@ pub struct Seen {
     pub recovered_after_s: Option<f64>,
 }
 
-/// What counts as a pause.
-const PAUSE_US: u64 = 1_000_000;
+/// What counts as a pause: far more than lies between tokens, and as long as a person notices.
+const PAUSE_US: u64 = 250_000;
 
 pub fn seen(happened: &[Happened], records: &[Record]) -> Vec<Seen> {
     let ends = happened.iter().skip(1).map(|next| next.at_us).chain([u64::MAX]);
@@ -162,7 +162,7 @@ mod tests {
             stream(s, &[2 * s, 9 * s], 9 * s),
             Record { outcome: failed, ..stream(15 * s, &[], 16 * s) },
             // A short silence over the second.
-            stream(195 * s / 10, &[199 * s / 10, 203 * s / 10], 21 * s),
+            stream(198 * s / 10, &[199 * s / 10, 201 * s / 10], 202 * s / 10),
         ];
         let at = |at_us| Happened { at_us, fault: "kill".into(), worker: "worker-00".into() };
         let seen = seen(&[at(10 * s), at(20 * s)], &records);

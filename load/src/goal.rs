@@ -68,3 +68,34 @@ impl fmt::Display for Goal {
         write!(f, "{}", levels.collect::<Vec<_>>().join(","))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{ErrorKind, Outcome};
+
+    #[test]
+    fn a_goal_is_held_at_its_limits_and_not_beyond() {
+        let record = Record {
+            pieces_us: vec![500_000, 540_000, 600_000],
+            ended_us: 610_000,
+            completion_tokens: Some(3),
+            ..Record::default()
+        };
+        let holds = |goal: &str, record: &Record| goal.parse::<Goal>().unwrap().holds(record);
+        assert!(holds("ttft=500ms,itl=50ms,pause=60ms,e2e=610ms", &record));
+        for goal in ["ttft=499ms", "itl=49ms", "tpot=49ms", "pause=59ms", "e2e=609ms", "ttft=1s,e2e=609ms"] {
+            assert!(!holds(goal, &record), "{goal}");
+        }
+        let failed = Outcome::Failed { kind: ErrorKind::Cut, words: String::new() };
+        assert!(!holds("ttft=1s", &Record { outcome: failed, ..record }));
+    }
+
+    #[test]
+    fn what_is_no_goal_is_refused() {
+        for wrong in ["", "ttft", "ttft=5", "speed=3ms", "ttft=1s;itl=2s"] {
+            assert!(wrong.parse::<Goal>().is_err(), "{wrong}");
+        }
+        assert_eq!("e2e=10s, ttft=0.5s".parse::<Goal>().unwrap().to_string(), "ttft=500ms,e2e=10000ms");
+    }
+}

@@ -123,3 +123,44 @@ impl Record {
         self.completion_tokens.unwrap_or(self.pieces_us.len() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Due at 1 s, sent half a second late, and answered by five tokens in three pieces.
+    fn late() -> Record {
+        Record {
+            due_us: 1_000_000,
+            sent_us: 1_500_000,
+            pieces_us: vec![1_700_000, 1_800_000, 2_100_000],
+            ended_us: 2_200_000,
+            completion_tokens: Some(5),
+            ..Record::default()
+        }
+    }
+
+    #[test]
+    fn times_count_from_when_it_was_due() {
+        let record = late();
+        assert_eq!(
+            (record.lag_us(), record.ttft_us(), record.e2e_us()),
+            (500_000, Some(700_000), Some(1_200_000))
+        );
+        assert_eq!((record.itl_us(), record.pause_us()), (Some(100_000), Some(300_000)));
+    }
+
+    #[test]
+    fn what_failed_has_no_end_and_no_average() {
+        let failed = Outcome::Failed { kind: ErrorKind::Cut, words: String::new() };
+        let record = Record { outcome: failed, ..late() };
+        assert_eq!((record.ttft_us(), record.e2e_us(), record.itl_us()), (Some(700_000), None, None));
+        let silent = Record { pieces_us: Vec::new(), completion_tokens: Some(1), ..late() };
+        assert_eq!((silent.ttft_us(), silent.itl_us(), silent.tokens()), (None, None, 1));
+    }
+
+    #[test]
+    fn without_usage_pieces_are_counted() {
+        assert_eq!(Record { completion_tokens: None, ..late() }.tokens(), 3);
+    }
+}

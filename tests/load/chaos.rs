@@ -14,10 +14,13 @@ async fn faults_pause_streams_and_break_none() {
     let words = || format!("{}\n{}", ran.stdout, up.process.said());
     let happened: Vec<_> = report.chaos.iter().map(|seen| seen.fault.as_str()).collect();
     assert_eq!(happened, ["kill", "stop 1.5s", "cut"], "{}", words());
-    assert!(report.chaos.iter().all(|seen| seen.streams_in_flight > 0 && seen.errors == 0), "{}", words());
+    assert!(report.chaos.iter().all(|seen| seen.streams_in_flight > 0), "{}", words());
     // A worker that is stopped for so long is missed by all.
-    assert!(report.chaos[1].longest_pause_s >= 1.0, "{}", words());
-    assert_eq!((report.summary.failed, report.summary.violations.len()), (0, 0), "{}", words());
+    assert!(report.chaos[1].longest_pause_s >= 1.0 && report.chaos[1].streams_paused > 0, "{}", words());
+    // Who asks while there is no group is told to come again; no stream that had begun may break.
+    let errors = &report.summary.errors;
+    assert!(errors.keys().all(|kind| kind == "status_503"), "{errors:?}: {}", words());
+    assert!(report.summary.done > 0 && report.summary.violations.is_empty(), "{}", words());
     let now = up.process.said();
     assert!(now.contains("a worker ended, starting another in its place"), "{now}");
 }

@@ -8,7 +8,7 @@ const STYLE: &str = "\
 :root{color-scheme:light dark;--text:#1b1f24;--dim:#667;--line:#8883;--main:#2563a8;--bad:#c0392b;--good:#2a8050;--back:#fff}\
 @media(prefers-color-scheme:dark){:root{--text:#e6e8eb;--dim:#9aa3ad;--main:#6ea8e5;--bad:#ef7f72;--good:#6cc596;--back:#15181c}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--text);background:var(--back);max-width:760px;margin:2em auto;padding:0 1em}\
-h1{font-size:1.3em}h2{font-size:1.05em;margin-top:2em}pre{overflow-x:auto;font-size:12.5px;line-height:1.45}\
+h1{font-size:1.3em}h2{font-size:1.05em;margin-top:2em}pre{white-space:pre-wrap;font-size:12.5px;line-height:1.45}\
 svg{width:100%;height:auto;margin:.6em 0}svg text{font-size:11px;fill:var(--dim)}svg .title{font-size:13px;fill:var(--text)}\
 .grid{stroke:var(--line)}.bar,.dot,.good{fill:var(--main)}.dot{opacity:.55}.main,.thin{fill:none;stroke:var(--main);stroke-width:2}\
 .thin{stroke-width:1;opacity:.7}.missed{fill:var(--back);stroke:var(--bad);stroke-width:1.5}.failed{fill:var(--bad)}\
