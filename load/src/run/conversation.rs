@@ -19,14 +19,20 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// Waits until the clock shows so much; false if the run was ended before.
-    pub async fn reach(&self, due_us: u64) -> bool {
+    /// Whether it came before the run was ended.
+    pub async fn unless_stopped<T>(&self, comes: impl Future<Output = T>) -> bool {
         let mut stop = self.stop.clone();
         tokio::select! {
             biased;
             Ok(_) = stop.wait_for(|stop| *stop) => false,
-            () = sleep_until(self.clock.at(due_us).into()) => true,
+            _ = comes => true,
         }
+    }
+
+    /// Waits until the clock shows so much; false if the run was ended before.
+    async fn reach(&self, due_us: u64) -> bool {
+        let is_now = self.clock.us() >= due_us && !*self.stop.borrow();
+        is_now || self.unless_stopped(sleep_until(self.clock.at(due_us).into())).await
     }
 
     /// Every request of it that was sent. A failed one ends it.

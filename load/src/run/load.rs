@@ -2,7 +2,7 @@
 
 use super::conversation::Scene;
 use super::heartbeat::Heartbeat;
-use super::{Live, Load, Plan, Run};
+use super::{Live, Load, Plan, Run, bell};
 use crate::client::Clock;
 use crate::record::Record;
 use crate::schedule::Due;
@@ -41,10 +41,11 @@ impl Stage {
 
     async fn open(&self, dues: &[Due]) -> Vec<Record> {
         let mut conversations = JoinSet::new();
+        let mut bell = bell::ring(dues.iter().map(|due| due.at_us).collect(), self.clock);
         for (number, due) in (0..).zip(dues.iter().copied()) {
             // Made before it is due, so that the making does not make it late.
             let script = self.plan.asking.prompts.script(self.plan.seed, number, &due);
-            if !self.scene().reach(due.at_us).await {
+            if !self.scene().unless_stopped(bell.recv()).await {
                 break;
             }
             let stage = self.clone();
@@ -74,6 +75,8 @@ impl Stage {
                 break;
             }
             let script = self.plan.asking.prompts.script(self.plan.seed, number, &Due::default());
+            // Making it took time, which is not the server's.
+            due_us = due_us.max(self.clock.us());
             records.extend(self.scene().converse(number, script, due_us).await);
             let ended_us = records.last().map_or(self.clock.us(), |record| record.ended_us);
             let failed = records.last().is_some_and(|record| record.failure().is_some());

@@ -1,6 +1,7 @@
 //! The run: an open loop, in which requests go when they are due, or a closed one, in which so many clients each wait
 //! for their answer before they ask again.
 
+mod bell;
 mod conversation;
 mod heartbeat;
 mod live;
