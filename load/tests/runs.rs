@@ -118,6 +118,17 @@ async fn the_servers_count_of_tokens_is_learned_and_then_met() {
 }
 
 #[tokio::test]
+async fn a_field_that_the_server_does_not_know_is_left_out() {
+    let server = Scripted::start(Script { act: Arc::new(|_| Act::Strict), ..Script::quick() }).await;
+    let (mut target, mut prompts) = (target(&server.url), prompts(64, 2));
+    target.ignore_eos = true;
+    let found = probe(&mut target, &mut prompts).await.unwrap();
+    assert!(found.ignore_eos_refused && !target.ignore_eos);
+    let run = run_all(plan(target, prompts, Load::Closed { clients: 1 }, requests(3))).await;
+    assert!(run.records.iter().all(|record| record.is_done()), "{:?}", run.records);
+}
+
+#[tokio::test]
 async fn a_conversation_goes_on_with_what_was_answered() {
     let server = Scripted::start(Script::quick()).await;
     let mut prompts = prompts(20, 3);

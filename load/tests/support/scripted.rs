@@ -43,6 +43,8 @@ pub enum Act {
     AfterDone,
     /// 200, and a page.
     Page,
+    /// Refused if the body asks for `ignore_eos`, as servers do that do not know a field.
+    Strict,
 }
 
 impl Script {
@@ -176,6 +178,9 @@ impl Connection {
         match act {
             Act::Refuse(status) => {
                 return self.plain(status, r#"{"error": {"message": "told to refuse"}}"#).await;
+            }
+            Act::Strict if body["ignore_eos"] == true => {
+                return self.plain(400, r#"{"error": {"message": "ignore_eos: unknown field"}}"#).await;
             }
             Act::Page => return self.plain(200, "<html>").await,
             _ => {}
