@@ -2,8 +2,8 @@
 //! must hold together.
 
 use crate::wire::{self, from_worker, to_worker};
-use crate::{Hello, chunk_digest, released_from};
-use flotilla_shared::{Assignment, Epoch, Loading, Reach, StepOutcome, StepPlan, TensorSlice};
+use crate::{Hello, chunk_digest, measured_from, released_from};
+use flotilla_shared::{Assignment, Epoch, LinkTest, Loading, Reach, StepOutcome, StepPlan, TensorSlice};
 use prost::Message;
 
 /// A message to a worker.
@@ -20,6 +20,7 @@ pub fn to_worker(bytes: &[u8]) {
             }
         }
         to_worker::Message::Step(step) => drop(StepPlan::try_from(step)),
+        to_worker::Message::Measure(test) => drop(LinkTest::try_from(test)),
         to_worker::Message::Dissolve(_) => {}
     }
 }
@@ -33,6 +34,7 @@ pub fn from_worker(bytes: &[u8]) {
         from_worker::Message::Ready(ready) => drop(Reach::try_from(ready)),
         from_worker::Message::Outcome(outcome) => drop(StepOutcome::try_from(outcome)),
         from_worker::Message::Released(released) => drop(released_from(released, Epoch(1))),
+        from_worker::Message::Measured(measured) => drop(measured_from(measured)),
         from_worker::Message::Failed(_) | from_worker::Message::Leaving(_) => {}
     }
 }
