@@ -11,7 +11,7 @@ use support::program::{flotilla, run};
 use support::repository;
 use support::server::{Up, free_port};
 
-const COMMANDS: [&str; 7] = ["up", "coordinator", "worker", "plan", "synth", "verify", "chat"];
+const COMMANDS: [&str; 8] = ["up", "coordinator", "worker", "plan", "synth", "verify", "chat", "top"];
 
 #[tokio::test]
 async fn every_command_has_help() {

@@ -1,8 +1,9 @@
 //! Metrics have one list, in docs/operating.md, and alarms and the dashboard name nothing that is not there.
 
-use super::support::client::{CHAT, Client, question};
+use super::support::client::{CHAT, question};
 use super::support::repository;
-use super::{metrics_of, up};
+use super::{http, up};
+use reqwest::Certificate;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,17 +14,29 @@ type Told = BTreeMap<String, (String, BTreeSet<String>)>;
 /// Labels that are everywhere, or that Prometheus adds.
 const COMMON: [&str; 4] = ["model_name", "le", "instance", "job"];
 
-/// Of a server that has answered one request.
+/// Of a server with a certificate that has answered one request.
 async fn told() -> Told {
-    let up = up(&[]).await;
-    let client = Client::new(&up.url);
-    client.expect(CHAT, question("Hello!", 4)).await;
-    let mut text = metrics_of(&up.url).await;
-    // The request is over a moment after its answer is read.
-    while !text.contains("finished_reason=") {
-        text = metrics_of(&up.url).await;
+    let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let cert = file("cert.pem", made.cert.pem());
+    let key = file("key.pem", made.signing_key.serialize_pem());
+    let up = up(&["--tls-cert", &cert, "--tls-key", &key]).await;
+    let trusted = Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
+    let http = http([trusted]);
+    let asked = http.post(format!("{}{CHAT}", up.url)).json(&question("Hello!", 4));
+    assert_eq!(asked.send().await.unwrap().status(), 200);
+    loop {
+        let text = http.get(format!("{}/metrics", up.url)).send().await.unwrap().text().await.unwrap();
+        // The request is over a moment after its answer is read.
+        if text.contains("finished_reason=") {
+            return read(&text);
+        }
     }
-    read(&text)
 }
 
 fn read(text: &str) -> Told {

@@ -2,7 +2,7 @@
 
 use super::support::client::{CHAT, COMPLETIONS};
 use super::support::server::{Running, Up};
-use super::{demo, up};
+use super::{demo, http, up};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 
@@ -12,8 +12,7 @@ const CANARY: &str = "zyxcanaryword";
 const WORDS: &str = "Please repeat zyxcanaryword for me.";
 
 async fn post(url: &str, path: &str, id: &str, body: &Value) -> (u16, String) {
-    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-    let request = http.post(format!("{url}{path}")).header("x-request-id", id).json(body);
+    let request = http([]).post(format!("{url}{path}")).header("x-request-id", id).json(body);
     let answer = request.send().await.unwrap();
     let id = answer.headers()["x-request-id"].to_str().unwrap().to_owned();
     let status = answer.status().as_u16();
@@ -44,7 +43,7 @@ async fn ask_all(url: &str) {
     for (path, body) in bodies {
         post(url, path, "a-name-of-mine", &body).await;
     }
-    let torn = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
+    let torn = http([]);
     torn.post(format!("{url}{CHAT}")).body(format!("{{\"messages\": \"{CANARY}")).send().await.unwrap();
 }
 

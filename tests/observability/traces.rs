@@ -2,7 +2,7 @@
 
 use super::collector::Collector;
 use super::support::client::{CHAT, Client, question};
-use super::{metrics_of, up};
+use super::{http, metrics_of, up};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -11,8 +11,7 @@ const PARENT: &str = "00f067aa0ba902b7";
 const WHOLE: &str = "POST /v1/chat/completions";
 
 async fn ask(url: &str, traceparent: &str) {
-    let http = reqwest::Client::builder().no_proxy().tls_certs_only([]).build().unwrap();
-    let request = http.post(format!("{url}{CHAT}")).header("traceparent", traceparent);
+    let request = http([]).post(format!("{url}{CHAT}")).header("traceparent", traceparent);
     let request = request.header("x-request-id", "mine").header("tracestate", "vendor=1");
     let answer = request.json(&question("A secret: zyxcanaryword", 40)).send().await.unwrap();
     assert_eq!(answer.status(), 200);

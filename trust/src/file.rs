@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::rustls::client::verify_server_cert_signed_by_trust_anchor;
 use tokio_rustls::rustls::crypto::CryptoProvider;
@@ -116,18 +117,32 @@ pub fn check_signed(ca: &File, certificate: &CertificateDer<'_>) -> Result<(), T
     looked_at.map_err(|error| unfit(error.to_string()))
 }
 
+/// When it ends, in seconds since 1970: what is told of it long after.
+pub fn ends_at(certificate: &CertificateDer<'static>) -> Option<u64> {
+    // The year 10000, which no certificate reaches.
+    const LONG_AFTER: UnixTime = UnixTime::since_unix_epoch(Duration::from_secs(253_402_300_800));
+    match look_at_dates(certificate, LONG_AFTER) {
+        Err(RustlsError::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            Some(not_after.as_secs())
+        }
+        _ => None,
+    }
+}
+
 /// The dates are looked at before the issuer, of which nothing is known here, so that this is all that it tells.
 fn check_dates(certificate: &CertificateDer<'static>, file: &File) -> Result<(), TlsError> {
     use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
-    let nobody = RootCertStore::empty();
-    let algorithms = provider().signature_verification_algorithms.all;
-    let looked_at = ParsedCertificate::try_from(certificate).and_then(|parsed| {
-        verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], UnixTime::now(), algorithms)
-    });
-    match looked_at {
+    match look_at_dates(certificate, UnixTime::now()) {
         Err(RustlsError::InvalidCertificate(
             error @ (Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }),
         )) => Err(TlsError::Dates { file: file.clone(), error }),
         _ => Ok(()),
     }
+}
+
+fn look_at_dates(certificate: &CertificateDer<'static>, now: UnixTime) -> Result<(), RustlsError> {
+    let nobody = RootCertStore::empty();
+    let algorithms = provider().signature_verification_algorithms.all;
+    let parsed = ParsedCertificate::try_from(certificate)?;
+    verify_server_cert_signed_by_trust_anchor(&parsed, &nobody, &[], now, algorithms)
 }

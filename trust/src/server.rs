@@ -10,7 +10,7 @@ use tokio_rustls::rustls::version::{TLS12, TLS13};
 use tokio_rustls::rustls::{Error as RustlsError, ServerConfig, SupportedProtocolVersion};
 use tokio_rustls::server::TlsStream;
 
-use crate::file::{File, TlsError, authority, identity, provider};
+use crate::file::{File, TlsError, authority, ends_at, identity, provider};
 use crate::refusal::Refusal;
 use crate::watched::Watched;
 
@@ -38,7 +38,13 @@ pub struct ServerFiles {
 #[derive(Clone)]
 pub struct ServerTls {
     files: Arc<ServerFiles>,
-    config: Arc<Watched<ServerConfig>>,
+    served: Arc<Watched<Served>>,
+}
+
+/// Made of the files.
+struct Served {
+    config: Arc<ServerConfig>,
+    ends_at: Option<u64>,
 }
 
 impl ServerTls {
@@ -46,27 +52,33 @@ impl ServerTls {
         let files = Arc::new(files);
         let watched = [files.cert.clone(), files.key.clone()].into_iter().chain(files.client_ca.clone());
         let read = Arc::clone(&files);
-        let config = Watched::new(watched, move || read.config())?;
-        Ok(ServerTls { files, config: Arc::new(config) })
+        let served = Watched::new(watched, move || read.served())?;
+        Ok(ServerTls { files, served: Arc::new(served) })
     }
 
     pub async fn accept<S>(&self, stream: S) -> Result<TlsStream<S>, Refusal>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let accepted = TlsAcceptor::from(self.config.current()).accept(stream).await;
+        let accepted = TlsAcceptor::from(Arc::clone(&self.served.current().config)).accept(stream).await;
         accepted.map_err(|error| Refusal::of_client(&error, &self.files))
     }
 
     /// Takes renewed files, or says what is wrong with them, also while nobody connects. Never ends.
     pub async fn watch(self) {
-        self.config.watch().await;
+        self.served.watch().await;
+    }
+
+    /// When the certificate that is shown ends, in seconds since 1970, if that can be told.
+    pub fn ends_at(&self) -> Option<u64> {
+        self.served.current().ends_at
     }
 }
 
 impl ServerFiles {
-    fn config(&self) -> Result<ServerConfig, TlsError> {
+    fn served(&self) -> Result<Served, TlsError> {
         let (chain, key) = identity(&self.cert, &self.key)?;
+        let ends_at = ends_at(&chain[0]);
         let verifier =
             match &self.client_ca {
                 None => WebPkiClientVerifier::no_client_auth(),
@@ -90,7 +102,7 @@ impl ServerFiles {
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
-        Ok(config)
+        Ok(Served { config: Arc::new(config), ends_at })
     }
 }
 

@@ -99,6 +99,17 @@ impl World {
     }
 }
 
+#[test]
+fn when_a_certificate_ends_is_known_and_renewed_with_it() {
+    let world = World::new();
+    let server = world.server();
+    // The first days of 2100 and of 2077.
+    assert_eq!(server.ends_at(), Some(4_102_444_800));
+    let renewed = Wanted { years: (2020, 2077), ..COORDINATOR };
+    Authority::new().issue(world.0.path(), "server", renewed);
+    assert_eq!(server.ends_at(), Some(3_376_684_800));
+}
+
 /// What the client is told, and what the server.
 async fn shake(client: &ClientTls, server: &ServerTls) -> (Result<(), Refusal>, Result<(), Refusal>) {
     let (near, far) = duplex(1 << 16);

@@ -2,6 +2,7 @@
 
 use super::pool::Pool;
 use super::weights::Counter;
+use flotilla_trust::ServerTls;
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,16 +11,22 @@ use std::sync::Arc;
 pub struct Figures {
     pool: Pool,
     counter: Arc<Counter>,
+    tls: Option<ServerTls>,
 }
 
 impl Figures {
-    pub(super) fn new(pool: Pool, counter: Arc<Counter>) -> Figures {
-        Figures { pool, counter }
+    pub(super) fn new(pool: Pool, counter: Arc<Counter>, tls: Option<ServerTls>) -> Figures {
+        Figures { pool, counter, tls }
     }
 
     /// Workers that are here and in no group.
     pub fn workers_waiting(&self) -> usize {
         self.pool.count()
+    }
+
+    /// When the certificate that workers are shown ends, in seconds since 1970.
+    pub fn certificate_ends_at(&self) -> Option<u64> {
+        self.tls.as_ref()?.ends_at()
     }
 
     /// To all workers, since the start.

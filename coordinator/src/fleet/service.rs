@@ -40,6 +40,7 @@ pub struct Fleet {
     pub(super) pool: Pool,
     counter: Arc<Counter>,
     epochs: AtomicU64,
+    tls: Option<ServerTls>,
 }
 
 impl Fleet {
@@ -74,13 +75,13 @@ impl Fleet {
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20)
             .add_service(server)
-            .serve_with_incoming(incoming(listener, tls));
+            .serve_with_incoming(incoming(listener, tls.clone()));
         tokio::spawn(async move {
             if let Err(error) = serve.await {
                 warn!(%error, "the worker port closed");
             }
         });
-        Ok(Fleet { address, pool, counter, epochs: AtomicU64::new(0) })
+        Ok(Fleet { address, pool, counter, epochs: AtomicU64::new(0), tls })
     }
 
     /// Where workers dial.
@@ -95,7 +96,7 @@ impl Fleet {
 
     /// What metrics tell of it.
     pub fn figures(&self) -> Figures {
-        Figures::new(self.pool.clone(), self.counter.clone())
+        Figures::new(self.pool.clone(), self.counter.clone(), self.tls.clone())
     }
 
     /// What the workers of its epoch may fetch from now on.

@@ -22,6 +22,11 @@ impl Tls {
         .map(Tls)
     }
 
+    /// When the certificate ends, in seconds since 1970.
+    pub fn ends_at(&self) -> Option<u64> {
+        self.0.ends_at()
+    }
+
     /// Says what is wrong with renewed files also while nobody connects. Never ends.
     pub(super) async fn watch(self) {
         self.0.watch().await;

@@ -92,13 +92,19 @@ impl Group {
         self.steps.iter().for_each(|steps| steps.send(plan.clone()).unwrap());
     }
 
+    /// Every rank's outcome of the oldest step that was not asked for.
+    pub fn answers(&self) -> Vec<StepOutcome> {
+        let patience = Duration::from_secs(60);
+        let answers = self.outcomes.iter().map(|outcomes| outcomes.recv_timeout(patience));
+        answers.map(|answer| answer.expect("an outcome in time")).collect()
+    }
+
     /// Of the oldest step that was not asked for: the tokens, on which the ranks of the last stage agree, and nobody
     /// else says any.
     pub fn sampled(&self) -> Vec<Sampled> {
         let last = self.plan.stages.last().unwrap().ranks[0].rank.index();
         let mut found = None;
-        for (rank, outcomes) in self.outcomes.iter().enumerate() {
-            let outcome = outcomes.recv_timeout(Duration::from_secs(60)).expect("an outcome in time");
+        for (rank, outcome) in self.answers().into_iter().enumerate() {
             match (rank < last, &found) {
                 (true, _) => assert!(outcome.sampled.is_empty(), "rank {rank} samples"),
                 (false, None) => found = Some(outcome.sampled),

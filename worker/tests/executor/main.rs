@@ -6,3 +6,4 @@ mod group;
 mod guesses;
 mod stages;
 mod steps;
+mod times;

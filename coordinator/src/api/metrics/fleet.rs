@@ -14,7 +14,7 @@ use crate::driver::{Phase, RankTotals, Readiness, Record, Stats};
 use crate::fleet::FormFailure;
 use crate::group::LossReason;
 use crate::router::ReplicaRouter;
-use crate::service::{Drain, Settings};
+use crate::service::{Drain, Settings, Tls};
 use crate::traces::Tracer;
 
 pub struct FleetMetrics {
@@ -23,6 +23,7 @@ pub struct FleetMetrics {
     drain: Drain,
     waiting_max: usize,
     tracer: Tracer,
+    tls: Option<Tls>,
 }
 
 /// One replica as it is now.
@@ -41,6 +42,7 @@ impl FleetMetrics {
             drain: settings.drain.clone(),
             waiting_max: settings.waiting_max,
             tracer: settings.tracer.clone(),
+            tls: settings.tls.clone(),
         }
     }
 
@@ -59,6 +61,7 @@ impl Collector for FleetMetrics {
     fn encode(&self, encoder: DescriptorEncoder) -> Result<(), Error> {
         let (mut series, replicas, groups) = (Series(encoder), self.replicas(), self.board.groups());
         self.server(&mut series, &replicas)?;
+        self.certificates(&mut series)?;
         standing(&mut series, &replicas)?;
         steps(&mut series, &replicas)?;
         ranks(&mut series, &replicas)?;
@@ -89,6 +92,16 @@ impl FleetMetrics {
         let spans = Named("trace_spans", "Spans of traces, by what became of them", None);
         let spans_by = [("exported", told.exported), ("dropped", told.dropped)];
         series.counter(spans, spans_by.map(|(how, n)| (vec![("outcome", how.to_owned())], n as f64)))
+    }
+
+    /// By whom they are shown to: those who ask, and workers.
+    fn certificates(&self, series: &mut Series) -> Result<(), Error> {
+        let api = self.tls.as_ref().and_then(Tls::ends_at);
+        let workers = self.board.figures().and_then(|figures| figures.certificate_ends_at());
+        let ends = Named("certificate_end_timestamp", "When a certificate ends, in Unix time", SECONDS);
+        let known = [("api", api), ("workers", workers)];
+        let known = known.into_iter().filter_map(|(door, ends_at)| Some((door, ends_at?)));
+        series.gauge(ends, known.map(|(door, ends_at)| (vec![("door", door.to_owned())], ends_at as f64)))
     }
 
     fn fleet(
