@@ -70,18 +70,12 @@ async fn conversations_and_tools_go_through_their_turns() {
         ["--turns", "3", "--prompt-tokens", "110", "--max-tokens", "6", "--requests", "4", "--clients", "2"];
     let report = counts_as_the_server_does(&up, &talk).await;
     assert_eq!(report.requests.iter().filter(|row| row.turn == 2).count(), 4);
-    let tools = [
-        "--tools",
-        "--prompt-tokens",
-        "150",
-        "--max-tokens",
-        "300",
-        "--requests",
-        "3",
-        "--extra",
-        r#"{"temperature": 0}"#,
-    ];
-    let report = counts_as_the_server_does(&up, &tools).await;
+    let tokenizer = repository("demo/model/tokenizer.json");
+    let tools = ["--tools", "--prompt-tokens", "250", "--max-tokens", "300", "--requests", "3"];
+    let exact = ["--tokenizer", path(&tokenizer), "--extra", r#"{"temperature": 0}"#];
+    let report = counts_as_the_server_does(&up, &[&tools[..], &exact].concat()).await;
+    // What is offered is a part of the prompt.
+    assert_eq!(report.summary.prompt_lengths.expect("lengths").exact, 3, "{:?}", report.settings);
     let calls = report.summary.finish_reasons.get("tool_calls").copied().unwrap_or(0);
     assert!(calls > 0, "{:?}", report.summary);
     // Each call is told its result; one that was cut off has none.

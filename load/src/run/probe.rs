@@ -36,14 +36,16 @@ const MANY_WORDS: usize = 96;
 pub async fn probe(target: &mut Target, prompts: &mut Prompts) -> Result<Probe, ProbeError> {
     let mut probe = Probe::default();
     let Prompts::Synthetic(synthetic) = prompts else {
-        ask(target, "hello", &mut probe).await?;
+        ask(target, "hello", None, &mut probe).await?;
         return Ok(probe);
     };
     let counts: &[usize] = if synthetic.writer.is_exact() { &[FEW_WORDS] } else { &[FEW_WORDS, MANY_WORDS] };
     let mut found = Vec::new();
     for &count in counts {
         let text = synthetic.writer.text(count, &mut Chance::of(u64::MAX, count as u64));
-        if let Some(tokens) = ask(target, &text, &mut probe).await? {
+        // What is offered stands in the prompt too.
+        let tools = synthetic.tools.then_some(true);
+        if let Some(tokens) = ask(target, &text, tools, &mut probe).await? {
             found.push((count, tokens));
         }
     }
@@ -52,13 +54,19 @@ pub async fn probe(target: &mut Target, prompts: &mut Prompts) -> Result<Probe, 
 }
 
 /// The tokens that the server counts in a prompt.
-async fn ask(target: &mut Target, text: &str, probe: &mut Probe) -> Result<Option<u64>, ProbeError> {
-    let mut answer = send(target, text, probe).await;
+async fn ask(
+    target: &mut Target,
+    text: &str,
+    tools: Option<bool>,
+    probe: &mut Probe,
+) -> Result<Option<u64>, ProbeError> {
+    let chat = Chat { messages: &[user(text)], max_tokens: Some(1), tools };
+    let mut answer = send(target, &chat, probe).await;
     let refused = answer.failure.as_ref().is_some_and(|(_, words)| words.contains("ignore_eos"));
     if target.ignore_eos && refused {
         target.ignore_eos = false;
         probe.ignore_eos_refused = true;
-        answer = send(target, text, probe).await;
+        answer = send(target, &chat, probe).await;
     }
     match answer.failure {
         None => Ok(answer.checked.usage.map(|usage| usage.prompt_tokens)),
@@ -71,10 +79,9 @@ async fn ask(target: &mut Target, text: &str, probe: &mut Probe) -> Result<Optio
     }
 }
 
-async fn send(target: &Target, text: &str, probe: &mut Probe) -> Answer {
-    let chat = Chat { messages: &[user(text)], max_tokens: Some(1), tools: None };
+async fn send(target: &Target, chat: &Chat<'_>, probe: &mut Probe) -> Answer {
     let mut answer = Answer::default();
-    target.ask(&body(target, &chat), Clock::start(), &Live::default(), &mut answer).await;
+    target.ask(&body(target, chat), Clock::start(), &Live::default(), &mut answer).await;
     probe.count(&answer);
     answer
 }
