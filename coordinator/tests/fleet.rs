@@ -85,7 +85,7 @@ async fn who_does_not_know_the_token_or_does_not_say_hello_is_refused() {
 }
 
 /// A worker of two hands: it joins, says that it is ready for whatever it is assigned, and answers steps by `answer`.
-async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> from_worker::Message) -> Joined {
+async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> Vec<from_worker::Message>) -> Joined {
     worker_on(fleet, "host", Err("it has no links".into()), answer).await
 }
 
@@ -94,7 +94,7 @@ async fn worker_on(
     fleet: &Fleet,
     host: &str,
     rate: Result<LinkRate, String>,
-    answer: fn(wire::StepPlan) -> from_worker::Message,
+    answer: fn(wire::StepPlan) -> Vec<from_worker::Message>,
 ) -> Joined {
     let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
     let mut client = FleetClient::new(endpoint.connect().await.unwrap());
@@ -117,7 +117,7 @@ async fn worker_on(
                 }
                 to_worker::Message::Step(plan) => {
                     let _ = seen.send(plan.clone());
-                    say(answer(plan))
+                    answer(plan).into_iter().try_for_each(&say)
                 }
                 to_worker::Message::Measure(test) => {
                     say(from_worker::Message::Measured(measured(Epoch(test.epoch), rate.clone())))
@@ -157,16 +157,20 @@ fn formation() -> Formation {
     }
 }
 
-fn sampled(plan: wire::StepPlan) -> from_worker::Message {
+fn sampled(plan: wire::StepPlan) -> Vec<from_worker::Message> {
+    vec![from_worker::Message::Outcome(outcome(plan))]
+}
+
+fn outcome(plan: wire::StepPlan) -> wire::StepOutcome {
     let tokens =
         plan.work.iter().map(|work| wire::Sampled { sequence: work.sequence, token: 7, logprobs: None });
-    from_worker::Message::Outcome(wire::StepOutcome {
+    wire::StepOutcome {
         epoch: plan.epoch,
         step: plan.step,
         sampled: tokens.collect(),
         compute_us: 9,
         ..Default::default()
-    })
+    }
 }
 
 #[tokio::test]
@@ -195,7 +199,7 @@ async fn a_group_whose_first_step_fails_does_not_come_to_be() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
     let _steps = ready_worker(&fleet, |plan| {
         let (reason, epoch) = ("a kernel is missing".to_owned(), plan.epoch);
-        from_worker::Message::Failed(wire::Failed { reason, epoch, blames_another: false })
+        vec![from_worker::Message::Failed(wire::Failed { reason, epoch, blames_another: false })]
     })
     .await;
     let progress = watch::Sender::new(Progress::Ready);
@@ -224,4 +228,64 @@ async fn links_are_measured_and_plans_follow_them() {
     assert_eq!(ranks_over(Ok(LinkRate { latency_s: 0.1, bytes_per_s: 1e6 })).await, 1);
     // As over 10 Gbit/s, where nothing is known.
     assert_eq!(ranks_over(Err("no way to it".into())).await, 2);
+}
+
+/// What a worker answers the second step with, and what is said of it.
+type Spoilt = (fn(wire::StepPlan) -> Vec<from_worker::Message>, &'static str);
+
+/// Messages that are late, early, doubled, of another epoch or of another kind: none is taken for an answer.
+#[tokio::test]
+async fn what_is_no_answer_to_the_step_that_is_due_ends_the_group() {
+    let answers: [Spoilt; 6] = [
+        (|plan| old(plan, |outcome| outcome.epoch -= 1), "step 2 of epoch 2, where step 2 of epoch 3 is due"),
+        (|plan| old(plan, |outcome| outcome.step -= 1), "step 1 of epoch 3, where step 2 of epoch 3 is due"),
+        (|plan| old(plan, |outcome| outcome.step += 1), "step 3 of epoch 3, where step 2 of epoch 3 is due"),
+        (
+            |plan| match plan.step {
+                // The one of the step before comes again.
+                1 => [sampled(plan.clone()), sampled(plan)].concat(),
+                _ => sampled(plan),
+            },
+            "step 1 of epoch 3, where step 2 of epoch 3 is due",
+        ),
+        (
+            |plan| match plan.step {
+                1 => sampled(plan),
+                _ => {
+                    vec![from_worker::Message::Ready(wire::Ready { epoch: plan.epoch, ..Default::default() })]
+                }
+            },
+            "something else than its outcome",
+        ),
+        (
+            |plan| match plan.step {
+                1 => sampled(plan),
+                _ => vec![from_worker::Message::Released(wire::Released { epoch: 2, held: None })],
+            },
+            "something else than its outcome",
+        ),
+    ];
+    for (answer, words) in answers {
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+        let _steps = ready_worker(&fleet, answer).await;
+        let progress = watch::Sender::new(Progress::Ready);
+        let mut group = fleet.form(Epoch(3), &formation(), false, &progress).await.unwrap();
+        let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+        group.send(&StepPlan { epoch: Epoch(3), step: StepId(1), work, ..Default::default() }).unwrap();
+        let error = group.outcome().await.expect_err(words).to_string();
+        assert!(error.contains(words), "{error}");
+        // It is let go like any other, and serves in the next group.
+        drop(group);
+        fleet.form(Epoch(4), &formation(), false, &progress).await.unwrap();
+    }
+}
+
+/// The first step is answered as it should be.
+fn old(plan: wire::StepPlan, spoil: fn(&mut wire::StepOutcome)) -> Vec<from_worker::Message> {
+    let first = plan.step == 1;
+    let mut outcome = outcome(plan);
+    if !first {
+        spoil(&mut outcome);
+    }
+    vec![from_worker::Message::Outcome(outcome)]
 }

@@ -135,7 +135,7 @@ impl Group for RemoteGroup {
     }
 
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
-        let step = *self.steps.front().expect("a step was sent");
+        let step = (self.epoch, *self.steps.front().expect("a step was sent"));
         let ranks = self.workers.iter_mut().zip(&mut self.answers).enumerate();
         let lacking = ranks.filter(|(_, (_, answer))| answer.is_none());
         let answers = lacking.map(|(rank, (worker, answer))| async move {
@@ -156,12 +156,24 @@ impl Group for RemoteGroup {
     }
 }
 
-async fn outcome(rank: Rank, step: StepId, worker: &mut Worker) -> Result<StepOutcome, GroupError> {
+/// Of that step and no other, whatever else is under way.
+async fn outcome(
+    rank: Rank,
+    (epoch, step): (Epoch, StepId),
+    worker: &mut Worker,
+) -> Result<StepOutcome, GroupError> {
     let lost = |reason: String| GroupError::Lost { rank, reason };
     match worker.says.recv().await {
         Some(Ok(from_worker::Message::Outcome(outcome))) => {
+            let outcome = StepOutcome::try_from(outcome).map_err(|error| lost(error.to_string()))?;
+            if (outcome.epoch, outcome.step) != (epoch, step) {
+                let (of, other) = (outcome.epoch, outcome.step);
+                return Err(lost(format!(
+                    "it answered step {other} of epoch {of}, where step {step} of epoch {epoch} is due"
+                )));
+            }
             worker.did_well();
-            StepOutcome::try_from(outcome).map_err(|error| lost(error.to_string()))
+            Ok(outcome)
         }
         Some(Ok(from_worker::Message::Failed(failed))) => {
             worker.failed(failed.blames_another);
