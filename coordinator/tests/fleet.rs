@@ -87,17 +87,17 @@ async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> from_worker::
     let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
     let mut client = FleetClient::new(endpoint.connect().await.unwrap());
     let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
-    let say = move |message| says.send(FromWorker { message: Some(message) }).is_ok();
+    let say = move |message| says.send(FromWorker { message: Some(message) }).map_err(drop);
     let mut hello = hello();
     hello.inventory.memory_bytes = 1 << 40;
-    assert!(say(from_worker::Message::Hello((&hello).into())));
+    say(from_worker::Message::Hello((&hello).into())).unwrap();
     let mut request = Request::new(UnboundedReceiverStream::new(outbox));
     request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
     let mut hears = client.join(request).await.unwrap().into_inner();
     let (seen, steps) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok(Some(ToWorker { message: Some(message) })) = hears.message().await {
-            let is_heard = match message {
+            let said = match message {
                 to_worker::Message::Assignment(assignment) => {
                     let epoch = assignment.epoch;
                     say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
@@ -113,7 +113,7 @@ async fn ready_worker(fleet: &Fleet, answer: fn(wire::StepPlan) -> from_worker::
                     }))
                 }
             };
-            if !is_heard {
+            if said.is_err() {
                 return;
             }
         }
