@@ -7,7 +7,9 @@ mod guides;
 mod handle;
 mod record;
 mod rescue;
+mod seat;
 mod stats;
+mod stream;
 mod traced;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -20,16 +22,18 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
 use crate::group::{Group, GroupError, RankTime};
-use crate::traces::{Context, Tracer};
+use crate::traces::Tracer;
 use guides::{Guided, Guides, Settled};
-use handle::{Admission, Command, News, Submission};
+use handle::{Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
 pub use record::{Phase, RankTotals, Record, Recorder};
 pub use rescue::Replicas;
 use rescue::WeakReplicas;
+use seat::{InFlight, Seat};
 pub use stats::Stats;
+use stream::Stream;
 use traced::TracedStep;
 
 #[derive(Clone, Default)]
@@ -97,29 +101,6 @@ struct Driver<G> {
     recorder: Recorder,
     tracer: Tracer,
     started: Instant,
-}
-
-/// Where the group sits.
-enum Seat<G> {
-    Empty,
-    /// Steps in flight, the oldest first.
-    Taken {
-        group: G,
-        in_flight: VecDeque<InFlight>,
-    },
-}
-
-struct InFlight {
-    sent: Instant,
-    traced: Option<TracedStep>,
-}
-
-struct Stream {
-    events: mpsc::UnboundedSender<TokenEvent>,
-    /// Taken once the scheduler has accepted or rejected the sequence.
-    admission: Option<Admission>,
-    /// The request that it is of, if that is traced.
-    trace: Option<Context>,
 }
 
 struct Orphaned {
@@ -405,34 +386,6 @@ impl<G: Group> Driver<G> {
         self.guides.end(sequence);
         if let Some(mut stream) = self.streams.remove(&sequence) {
             stream.answer(Err(Refusal::Rejected(reason)));
-        }
-    }
-}
-
-impl<G: Group> Seat<G> {
-    /// Never, while no step is in flight.
-    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
-        match self {
-            Self::Taken { group, in_flight } if !in_flight.is_empty() => group.outcome().await,
-            Self::Empty | Self::Taken { .. } => pending().await,
-        }
-    }
-}
-
-impl Stream {
-    /// A client that no longer listens has a cancellation under way.
-    fn say(&self, event: TokenEvent) {
-        let _ = self.events.send(event);
-    }
-
-    /// Whether nobody listens any more.
-    fn is_left(&self) -> bool {
-        self.events.is_closed()
-    }
-
-    fn answer(&mut self, answer: Result<(), Refusal>) {
-        if let Some(admission) = self.admission.take() {
-            let _ = admission.send(answer);
         }
     }
 }

@@ -18,10 +18,10 @@ async fn one_frame_tells_of_the_fleet() {
         "RANK  WORKER",
         "0.0   worker-00  ready",
         "0.1   worker-01  ready",
-        "100 %",
     ] {
         assert!(text.contains(words), "{words:?} in\n{text}");
     }
+    assert_eq!(text.matches("100 %").count(), 2, "both are loaded:\n{text}");
     assert!(!text.contains('\x1b'), "plain text");
 }
 

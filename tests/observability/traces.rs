@@ -2,6 +2,7 @@
 
 use super::collector::Collector;
 use super::support::client::{CHAT, Client, question};
+use super::support::program::run;
 use super::{http, metrics_of, up};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -113,6 +114,14 @@ async fn a_server_without_a_collector_serves_on() {
     ask(&up.url, &format!("00-{TRACE}-{PARENT}-01")).await;
     up.process.hear("spans are not taken").await;
     assert!(spans(&up.url, "dropped").await > 0.0);
+}
+
+#[tokio::test]
+async fn what_is_no_collector_is_refused_before_anybody_works() {
+    let refused = run(["up", "--otlp-endpoint", "localhost:4318"]).await;
+    refused.expect_refusal(1, &["localhost:4318", "such as http://localhost:4318"]);
+    assert!(!refused.stderr.contains("processes"), "{}", refused.stderr);
+    run(["up", "--trace-ratio", "2"]).await.expect_refusal(1, &["--trace-ratio is 2", "from 0 to 1"]);
 }
 
 #[tokio::test]

@@ -5,24 +5,27 @@ use super::args::ServeArgs;
 use super::front::Front;
 use crate::model::Model;
 use anyhow::{Context, Result};
+use flotilla_coordinator::traces::Tracer;
 use tokio::net::TcpListener;
 
 pub struct Door {
     pub model: Model,
     pub front: Front,
     pub listener: TcpListener,
+    pub tracer: Tracer,
 }
 
 impl Door {
     pub async fn open(args: &ServeArgs, model: Model) -> Result<Door> {
         let front = args.front.open()?;
         args.check_context(&model)?;
+        let tracer = args.traces.open()?;
         let listener = TcpListener::bind(args.listen).await.with_context(|| {
             format!(
                 "cannot listen on {}\nhint: another server may be running; choose another --listen",
                 args.listen
             )
         })?;
-        Ok(Door { model, front, listener })
+        Ok(Door { model, front, listener, tracer })
     }
 }

@@ -90,7 +90,7 @@ pub struct Ready {
 /// group stands, and `on_lost` whenever one is lost, with the name of the worker that was, if it was one.
 pub async fn serve(
     args: &ServeArgs,
-    Door { model, front, listener }: Door,
+    Door { model, front, listener, tracer }: Door,
     fleet: Fleet,
     ranks: usize,
     on_ready: impl FnOnce(&Ready),
@@ -106,7 +106,7 @@ pub async fn serve(
     let context_max = scheduler.context_max;
     // Said now, if they are wrong.
     Scheduler::new(scheduler.clone())?;
-    let (replicas, tracer) = (Replicas::default(), args.traces.open()?);
+    let replicas = Replicas::default();
     let start = || {
         let (replicas, tracer) = (replicas.clone(), tracer.clone());
         let settings = driver::Settings { regroup_wait: REGROUP_WAIT, replicas, tracer };

@@ -153,6 +153,10 @@ impl Fleet {
         self.close_weights(epoch);
         say_how_linked(&workers, &reached);
         formation.board.linked(&reached);
+        // Whoever shows progress may have missed the last of it.
+        if let Progress::Loading(ranks) = &*progress.borrow() {
+            formation.board.loading(ranks);
+        }
         progress.send_replace(Progress::FirstStep);
         let mut group = RemoteGroup::new(epoch, plan, considered, workers, self.pool.clone());
         let token = formation.sampleable.first().map_or(0, |ids| ids.start);
