@@ -35,11 +35,17 @@ async fn links_are_measured_before_a_plan_is_made() {
     let model = endless().await;
     let more = ["--plan", "auto", "--goal", "latency", "--collective", "tcp", "--regroup-grace", "0.2"];
     let coordinator = Coordinator::start(model.path(), 2, &more).await;
-    let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
-    let relay = Relay::to(listen).await;
-    relay.set(Weather::Slow(Duration::from_millis(10)));
-    let behind = ["--collective-listen", &listen.to_string(), "--advertise-host", &relay.address.to_string()];
-    let mut workers = [coordinator.worker_with("a", TOKEN, &behind), coordinator.worker("b")];
+    // Either may be the one that dials.
+    let (mut relays, mut workers) = (Vec::new(), Vec::new());
+    for name in ["a", "b"] {
+        let listen = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let relay = Relay::to(listen).await;
+        relay.set(Weather::Slow(Duration::from_millis(10)));
+        let (listen, found) = (listen.to_string(), relay.address.to_string());
+        let behind = ["--collective-listen", &listen, "--advertise-host", &found];
+        workers.push(coordinator.worker_with(name, TOKEN, &behind));
+        relays.push(relay);
+    }
     let client = Client::new(&coordinator.url);
     client.health(200).await;
     for worker in &mut workers {
