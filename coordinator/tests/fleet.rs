@@ -237,16 +237,16 @@ type Spoilt = (fn(wire::StepPlan) -> Vec<from_worker::Message>, &'static str);
 #[tokio::test]
 async fn what_is_no_answer_to_the_step_that_is_due_ends_the_group() {
     let answers: [Spoilt; 6] = [
-        (|plan| old(plan, |outcome| outcome.epoch -= 1), "step 2 of epoch 2, where step 2 of epoch 3 is due"),
-        (|plan| old(plan, |outcome| outcome.step -= 1), "step 1 of epoch 3, where step 2 of epoch 3 is due"),
-        (|plan| old(plan, |outcome| outcome.step += 1), "step 3 of epoch 3, where step 2 of epoch 3 is due"),
+        (|plan| old(plan, |outcome| outcome.epoch -= 1), "step 1 of epoch 2, where step 1 of epoch 3 is due"),
+        (|plan| old(plan, |outcome| outcome.step -= 1), "step 0 of epoch 3, where step 1 of epoch 3 is due"),
+        (|plan| old(plan, |outcome| outcome.step += 1), "step 2 of epoch 3, where step 1 of epoch 3 is due"),
         (
             |plan| match plan.step {
                 // The one of the step before comes again.
                 1 => [sampled(plan.clone()), sampled(plan)].concat(),
                 _ => sampled(plan),
             },
-            "step 1 of epoch 3, where step 2 of epoch 3 is due",
+            "step 0 of epoch 3, where step 1 of epoch 3 is due",
         ),
         (
             |plan| match plan.step {

@@ -34,11 +34,10 @@ impl Replica<'_> {
         loop {
             let group = match self.form(lost_at.is_some() || self.is_more).await {
                 Ok(group) => group,
-                Err(FormError::Worker { rank, name, reason, is_gone }) => {
+                Err(FormError::Worker { rank, name, reason, failure }) => {
                     warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
-                    let failure = if is_gone { FormFailure::WorkerGone } else { FormFailure::WorkerFailed };
                     self.formation.board.form_failed(failure);
-                    if is_gone {
+                    if failure == FormFailure::WorkerGone {
                         on_lost(Some(&name));
                     }
                     tokio::time::sleep(FORM_PAUSE).await;

@@ -23,7 +23,7 @@ impl RemoteGroup {
         self.send(&plan)?;
         let outcome = tokio::time::timeout(TIMEOUT, self.outcome()).await;
         let silent = |_| GroupError::Lost {
-            rank: Rank(0),
+            rank: self.silent().unwrap_or(Rank(0)),
             reason: format!("no outcome of the first step in {} s", TIMEOUT.as_secs()),
         };
         outcome.map_err(silent)??;

@@ -89,7 +89,7 @@ pub enum FormError {
     #[error("the model cannot be read: {0}")]
     Weights(#[from] WeightError),
     #[error("rank {rank} ({name}): {reason}")]
-    Worker { rank: Rank, name: String, reason: String, is_gone: bool },
+    Worker { rank: Rank, name: String, reason: String, failure: FormFailure },
 }
 
 /// Why a group has to be formed once more, for metrics.
@@ -97,15 +97,19 @@ pub enum FormError {
 pub enum FormFailure {
     WorkerGone,
     WorkerFailed,
+    /// In the step that a group carries out before it serves.
+    RanksDisagree,
 }
 
 impl FormFailure {
-    pub const ALL: [FormFailure; 2] = [FormFailure::WorkerGone, FormFailure::WorkerFailed];
+    pub const ALL: [FormFailure; 3] =
+        [FormFailure::WorkerGone, FormFailure::WorkerFailed, FormFailure::RanksDisagree];
 
     pub fn as_str(self) -> &'static str {
         match self {
             FormFailure::WorkerGone => "worker_gone",
             FormFailure::WorkerFailed => "worker_failed",
+            FormFailure::RanksDisagree => "ranks_disagree",
         }
     }
 }
@@ -161,7 +165,7 @@ impl Fleet {
         let mut group = RemoteGroup::new(epoch, plan, considered, workers, self.pool.clone());
         let token = formation.sampleable.first().map_or(0, |ids| ids.start);
         if let Err(error) = group.try_out(token).await {
-            return Err(not_tried_out(&group, error));
+            return Err(not_tried_out(&mut group, error));
         }
         progress.send_replace(Progress::Ready);
         Ok(group)
@@ -191,8 +195,8 @@ impl Fleet {
                 });
             });
             let failed = ready.await;
-            let is_gone = !worker.is_here();
-            failed.map_err(|reason| FormError::Worker { rank: share.rank, name, reason, is_gone })
+            let failure = fault(worker.is_here());
+            failed.map_err(|reason| FormError::Worker { rank: share.rank, name, reason, failure })
         });
         let result = futures::future::try_join_all(waits).await;
         if let Err(error) = &result {
@@ -203,16 +207,25 @@ impl Fleet {
 }
 
 /// A group whose first step failed; its workers go home.
-fn not_tried_out(group: &RemoteGroup, error: GroupError) -> FormError {
-    let rank = match &error {
-        GroupError::Lost { rank, .. } | GroupError::Refused { rank, .. } => *rank,
-        GroupError::Disagree { ranks, .. } => ranks.1,
-        GroupError::Abandoned(_) | GroupError::Outgrown => Rank(0),
+fn not_tried_out(group: &mut RemoteGroup, error: GroupError) -> FormError {
+    let (rank, failure) = match &error {
+        GroupError::Lost { rank, .. } | GroupError::Refused { rank, .. } => {
+            (*rank, fault(group.is_here(*rank)))
+        }
+        GroupError::Disagree { ranks, .. } => {
+            group.disputed(*ranks);
+            (ranks.1, FormFailure::RanksDisagree)
+        }
+        GroupError::Abandoned(_) | GroupError::Outgrown => (Rank(0), FormFailure::WorkerFailed),
     };
     let name = group.names().get(rank.index()).copied().unwrap_or_default().to_owned();
     let reason = format!("the group's first step failed: {error}");
     warn!(%rank, name, reason, "group could not form");
-    FormError::Worker { rank, name, reason, is_gone: !group.is_here(rank) }
+    FormError::Worker { rank, name, reason, failure }
+}
+
+fn fault(is_here: bool) -> FormFailure {
+    if is_here { FormFailure::WorkerFailed } else { FormFailure::WorkerGone }
 }
 
 /// Tells every worker its part. One that is gone is noticed while it should load.

@@ -41,7 +41,7 @@ pub async fn gather(
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
         let least = if again && Instant::now() >= settled { 1 } else { wanted };
         for count in (least..=wanted).rev() {
-            match take(pool, epoch, formation, weights, count).await {
+            match take(pool, epoch, formation, weights, count, again).await {
                 Some(Ok(gathered)) => return Ok(gathered),
                 Some(Err(error)) if !again => return Err(error.into()),
                 Some(Err(error)) => tracing::debug!(%error, count, "no group of these workers"),
@@ -64,6 +64,7 @@ async fn take(
     formation: &Formation,
     weights: WeightsId,
     count: usize,
+    again: bool,
 ) -> Option<Result<Gathered, PlanError>> {
     // Those first that hold what is wanted, then by name: the order does not depend on who was faster.
     let prefers = |worker: &Worker| {
@@ -73,8 +74,10 @@ async fn take(
     };
     let mut workers = pool.take(count, prefers)?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));
-    if let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
-        (formation.planning, &formation.plan)
+    // After a loss requests wait: what is known of links must do.
+    if !again
+        && let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
+            (formation.planning, &formation.plan)
     {
         workers = pool.links().learn(epoch, formation.links, workers).await;
         if workers.len() < count {

@@ -10,11 +10,15 @@ use flotilla_shared::{Epoch, LinkChoice, LinkRate, LinkTest, Links, Rank, WireFo
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tracing::{info, warn};
 
-/// Workers give up sooner.
-const TIMEOUT: Duration = Duration::from_secs(15);
+/// Workers give up sooner: 5 s to meet, as long for a sum, and 3 s of sums after it.
+const TIMEOUT: Duration = Duration::from_secs(30);
+/// A link that could not be measured is tried again after this.
+const RETRY: Duration = Duration::from_secs(60);
+/// More are forgotten: workers come and go.
+const KNOWN_MAX: usize = 4096;
 /// With more hosts each is measured with its neighbours only.
 const HOSTS_PAIRED_MAX: usize = 16;
 /// What each peer takes of a wait, of the whole latency that is measured between two.
@@ -23,7 +27,14 @@ const PEER_BETWEEN_S: f64 = 3e-6;
 
 /// What is known, by the places of both ends; nothing of two that did not reach each other. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct KnownLinks(Arc<Mutex<BTreeMap<Ends, Option<LinkRate>>>>);
+pub struct KnownLinks(Arc<Mutex<BTreeMap<Ends, Known>>>);
+
+/// Found, or tried in vain, at that time.
+#[derive(Clone, Copy)]
+struct Known {
+    rate: Option<LinkRate>,
+    at: Instant,
+}
 
 type Ends = (String, String);
 
@@ -77,8 +88,8 @@ impl KnownLinks {
         let rates =
             known.iter().filter(|((a, b), _)| places.contains(&a.as_str()) && places.contains(&b.as_str()));
         let (within, between): (Vec<_>, Vec<_>) = rates.partition(|((a, b), _)| a == b);
-        let slowest = |rates: Vec<(&Ends, &Option<LinkRate>)>, peer_s: f64| {
-            let rates: Vec<LinkRate> = rates.into_iter().filter_map(|(_, rate)| *rate).collect();
+        let slowest = |rates: Vec<(&Ends, &Known)>, peer_s: f64| {
+            let rates: Vec<LinkRate> = rates.into_iter().filter_map(|(_, known)| known.rate).collect();
             let latency_s = rates.iter().map(|rate| rate.latency_s).reduce(f64::max)?;
             let bytes_per_s = rates.iter().map(|rate| rate.bytes_per_s).reduce(f64::min)?;
             Some(Link { name: "measured", latency_s: (latency_s - peer_s).max(0.0), peer_s, bytes_per_s })
@@ -94,7 +105,9 @@ impl KnownLinks {
         }
         let places: Vec<(&str, Vec<usize>)> = places.into_iter().collect();
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = |a: &str, b: &str| !known.contains_key(&ends(a, b));
+        let is_new = |a: &str, b: &str| {
+            known.get(&ends(a, b)).is_none_or(|known| known.rate.is_none() && known.at.elapsed() >= RETRY)
+        };
         let within = places.iter().filter(|(place, all)| all.len() > 1 && is_new(place, place));
         let within = within.map(|(_, all)| (all[0], all[1]));
         let between = host_pairs(places.len()).into_iter().map(|(a, b)| (&places[a], &places[b]));
@@ -139,7 +152,14 @@ impl KnownLinks {
                 None
             }
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(ends, rate);
+        // Of one that is gone in the middle nothing is known.
+        if !matches!((&first, &second), (Answer::Gone(_), _) | (_, Answer::Gone(_))) {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if known.len() >= KNOWN_MAX {
+                known.clear();
+            }
+            known.insert(ends, Known { rate, at: Instant::now() });
+        }
         let here =
             |worker, answer: &Answer| if matches!(answer, Answer::Gone(_)) { None } else { Some(worker) };
         [(a, here(one, &first)), (b, here(other, &second))]

@@ -73,6 +73,18 @@ impl RemoteGroup {
         self.workers.get(rank.index()).is_some_and(Worker::is_here)
     }
 
+    /// The first whose answer to the oldest step is not here.
+    pub(super) fn silent(&self) -> Option<Rank> {
+        self.answers.iter().position(Option::is_none).map(|rank| Rank(rank as u16))
+    }
+
+    /// Counts against both, whoever of them is wrong.
+    pub(super) fn disputed(&mut self, ranks: (Rank, Rank)) {
+        for rank in [ranks.0, ranks.1] {
+            self.workers.get_mut(rank.index()).into_iter().for_each(|worker| worker.failed(true));
+        }
+    }
+
     /// Of its workers, in rank order.
     pub fn names(&self) -> Vec<&str> {
         self.workers.iter().map(Worker::name).collect()
@@ -135,20 +147,19 @@ impl Group for RemoteGroup {
     }
 
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
-        let step = (self.epoch, *self.steps.front().expect("a step was sent"));
+        let step = *self.steps.front().expect("a step was sent");
+        let due = Due { epoch: self.epoch, step, before: self.before };
         let ranks = self.workers.iter_mut().zip(&mut self.answers).enumerate();
         let lacking = ranks.filter(|(_, (_, answer))| answer.is_none());
         let answers = lacking.map(|(rank, (worker, answer))| async move {
-            *answer = Some(outcome(Rank(rank as u16), step, worker).await?);
+            *answer = Some(outcome(Rank(rank as u16), due, worker).await?);
             Ok(())
         });
         futures::future::try_join_all(answers).await?;
         self.steps.pop_front();
         self.rank_times.clear();
         self.rank_times.extend(self.answers.iter().flatten().map(RankTime::from));
-        let joined = join(&self.plan, self.answers.iter_mut().filter_map(Option::take).collect())?;
-        let step = StepId(joined.step.0.saturating_sub(self.before.0));
-        Ok(StepOutcome { step, ..joined })
+        join(&self.plan, self.answers.iter_mut().filter_map(Option::take).collect())
     }
 
     fn rank_times(&self) -> &[RankTime] {
@@ -156,24 +167,39 @@ impl Group for RemoteGroup {
     }
 }
 
+/// The answer that comes next, by its number on the wire, and the steps there that are nobody's who drives the group.
+#[derive(Clone, Copy)]
+struct Due {
+    epoch: Epoch,
+    step: StepId,
+    before: StepId,
+}
+
+impl Due {
+    /// As whoever drives the group numbers a step.
+    fn number(self, step: StepId) -> StepId {
+        StepId(step.0.saturating_sub(self.before.0))
+    }
+}
+
 /// Of that step and no other, whatever else is under way.
-async fn outcome(
-    rank: Rank,
-    (epoch, step): (Epoch, StepId),
-    worker: &mut Worker,
-) -> Result<StepOutcome, GroupError> {
+async fn outcome(rank: Rank, due: Due, worker: &mut Worker) -> Result<StepOutcome, GroupError> {
+    let step = due.number(due.step);
     let lost = |reason: String| GroupError::Lost { rank, reason };
     match worker.says.recv().await {
         Some(Ok(from_worker::Message::Outcome(outcome))) => {
             let outcome = StepOutcome::try_from(outcome).map_err(|error| lost(error.to_string()))?;
-            if (outcome.epoch, outcome.step) != (epoch, step) {
-                let (of, other) = (outcome.epoch, outcome.step);
+            if (outcome.epoch, outcome.step) != (due.epoch, due.step) {
+                let (of, other, epoch) = (outcome.epoch, due.number(outcome.step), due.epoch);
                 return Err(lost(format!(
                     "it answered step {other} of epoch {of}, where step {step} of epoch {epoch} is due"
                 )));
             }
-            worker.did_well();
-            Ok(outcome)
+            // One step that is as short as can be takes nothing back of what went wrong in others.
+            if due.before != StepId(0) {
+                worker.did_well();
+            }
+            Ok(StepOutcome { step, ..outcome })
         }
         Some(Ok(from_worker::Message::Failed(failed))) => {
             worker.failed(failed.blames_another);

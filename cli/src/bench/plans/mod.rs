@@ -69,7 +69,9 @@ pub fn run(args: &PlansArgs) -> Result<()> {
     let cases: Vec<Case> =
         cases::all(&spec).into_iter().filter(|case| case.name.contains(&args.only)).collect();
     ensure!(!cases.is_empty(), "no plan has {:?} in its name", args.only);
-    let machine = Machine::new(machine::cores())?;
+    let kinds = kinds(args);
+    let busy = cases.iter().flat_map(|case| kinds.iter().map(|kind| case.busy(kind))).max().unwrap_or(1);
+    let machine = Machine::new(busy.min(machine::cores()))?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let (mut rows, mut measured) = (Vec::new(), Vec::new());
     for case in &cases {
