@@ -118,6 +118,7 @@ GROUP_FAULTS = {
     "half copies": (lambda d: first(d, "ScaledObject")["spec"]["triggers"][0]["metadata"].update(query="3 * x + 0"), "copies of 1"),
 }
 
+    "no answer that is no load": (lambda d: first(d, "ScaledObject")["spec"]["triggers"][0]["metadata"].pop("ignoreNullValues"), "takes no answer for no load"),
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_mistake_is_found(fault):
