@@ -145,3 +145,4 @@ def test_a_token_is_made_where_none_is_given_and_another_each_time():
 def secrets_of(text):
     [secret] = [doc for doc in documents(text) if doc["kind"] == "Secret"]
     return secret["data"]
+    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
