@@ -44,7 +44,7 @@ fn is_part(ratio: f64) -> bool {
 
 /// Of the variable, whose mistakes do not stop a server.
 fn part(text: &str) -> Option<f64> {
-    let ratio = text.trim().parse().ok().filter(|ratio| is_part(*ratio));
+    let ratio = text.trim().parse::<f64>().ok().filter(|ratio| is_part(*ratio));
     if ratio.is_none() {
         tracing::warn!("{RATIO_VARIABLE} is {text:?}, expected a part of all, from 0 to 1: all are traced");
     }

@@ -39,7 +39,7 @@ impl Timeline {
     /// Tokens a second in each whole part: the last has only what was left of the time, and would look slow.
     pub fn tokens_per_s(&self) -> impl Iterator<Item = f64> {
         let whole = self.tokens.len().saturating_sub(1);
-        self.tokens[..whole].iter().map(|tokens| tokens / self.part_s)
+        self.tokens[..whole].iter().map(move |tokens| tokens / self.part_s)
     }
 }
 
