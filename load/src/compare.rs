@@ -60,9 +60,7 @@ pub fn compare(before: &Report, after: &Report, seed: u64) -> Comparison {
             }
         }
     }
-    let per_s = |report: &Report| {
-        report.timeline.tokens.iter().map(|tokens| tokens / report.timeline.part_s).collect::<Vec<_>>()
-    };
+    let per_s = |report: &Report| report.timeline.tokens_per_s().collect::<Vec<_>>();
     lines.extend(line("tokens/s".into(), &per_s(before), &per_s(after), &mean, true, seed));
     Comparison { seed, lines, remarks }
 }

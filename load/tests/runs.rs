@@ -92,7 +92,11 @@ async fn errors_are_told_by_their_kind() {
         assert_eq!(violations.get(kind), Some(&count), "{violations:?}");
     }
     // What could be read in spite of a violation is done: garbage, no end, too much, and what was right.
-    assert_eq!((summary.done, summary.failed, summary.goodput.unwrap().good), (8, 18, 8));
+    assert_eq!((summary.done, summary.failed, summary.goodput.as_ref().unwrap().good), (8, 18, 8));
+    let shown = Report::of(&run, None, &[]).to_string();
+    let silent = run.records.iter().filter(|record| record.pieces_us.is_empty()).count();
+    assert!(silent > 0 && shown.contains(&format!("{silent} of 26 requests had no first token")), "{shown}");
+    assert!(shown.contains("warning: 18 of 26 requests failed (69.2 %)"), "{shown}");
 }
 
 #[tokio::test]

@@ -143,9 +143,10 @@ impl Entry {
         // Never the path as it was asked for: clients make up any.
         let route = self.route.as_ref().map_or("none", MatchedPath::as_str);
         let status = facts.status.unwrap_or(0);
+        let method = known(&self.method);
         let mut span = trace
-            .whole(format!("{} {route}", self.method), self.began)
-            .with("http.request.method", self.method.as_str())
+            .whole(format!("{method} {route}"), self.began)
+            .with("http.request.method", method)
             .with("http.route", route)
             .with("http.response.status_code", u64::from(status))
             .with("gen_ai.request.model", self.metrics.model_name.as_str())
@@ -201,6 +202,22 @@ impl Drop for Entry {
     }
 }
 
+/// Clients make up methods too, and need no key for that: OpenTelemetry's name for all of those.
+fn known(method: &Method) -> &str {
+    const METHODS: [Method; 9] = [
+        Method::CONNECT,
+        Method::DELETE,
+        Method::GET,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::PATCH,
+        Method::POST,
+        Method::PUT,
+        Method::TRACE,
+    ];
+    if METHODS.contains(method) { method.as_str() } else { "_OTHER" }
+}
+
 fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -249,4 +266,17 @@ fn client_id(request: &Request) -> Option<HeaderValue> {
 
 fn own_id(api: &Api) -> HeaderValue {
     HeaderValue::from_str(&api.ids.name("req_")).expect("hexadecimal digits are a header")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_that_clients_make_up_have_one_name() {
+        assert_eq!(known(&Method::POST), "POST");
+        for made_up in ["post", "BREW", "PROPFIND"] {
+            assert_eq!(known(&Method::from_bytes(made_up.as_bytes()).unwrap()), "_OTHER");
+        }
+    }
 }

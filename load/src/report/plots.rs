@@ -37,7 +37,7 @@ fn by_rate(points: &[Point]) -> String {
 
 fn tokens_over_time(report: &Report) -> String {
     let line = &report.timeline;
-    let rates: Vec<f64> = line.tokens.iter().map(|tokens| tokens / line.part_s).collect();
+    let rates: Vec<f64> = line.tokens_per_s().collect();
     let end = line.part_s * rates.len() as f64;
     let x = Axis::linear("s", [end / 1.05].into_iter());
     let mut plot =

@@ -61,7 +61,10 @@ fn spreads(f: &mut fmt::Formatter<'_>, s: &Summary) -> fmt::Result {
         let values = [mean_ms, p50_ms, p90_ms, p99_ms, p999_ms, max_ms];
         writeln!(f, "{name:24}{}", values.map(|value| format!("{value:10.2}")).concat())?;
     }
-    Ok(())
+    match s.without_first_token() {
+        0 => Ok(()),
+        none => writeln!(f, "{none} of {} requests had no first token: they ended before it", s.requests),
+    }
 }
 
 fn told(f: &mut fmt::Formatter<'_>, what: &str, errors: &BTreeMap<String, Errors>) -> fmt::Result {

@@ -98,9 +98,22 @@ impl Summary {
         }
     }
 
+    /// How many requests have no time to the first token: no piece of their answer came.
+    pub fn without_first_token(&self) -> u64 {
+        self.requests.saturating_sub(self.ttft.count)
+    }
+
     /// What makes its figures doubtful.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        if self.failed * 100 > self.requests {
+            warnings.push(format!(
+                "{} of {} requests failed ({:.1} %): times are of those that did not, and say less of a server that fails",
+                self.failed,
+                self.requests,
+                100.0 * self.failed as f64 / self.requests as f64
+            ));
+        }
         // Of a latency so short even a millisecond is much.
         let much_ms = (self.ttft.p50_ms / 20.0).max(2.0);
         let late = [("requests were sent", self.lag.p99_ms), ("the client woke", self.late.p99_ms)];

@@ -35,4 +35,27 @@ impl Timeline {
         }
         line
     }
+
+    /// Tokens a second in each whole part: the last has only what was left of the time, and would look slow.
+    pub fn tokens_per_s(&self) -> impl Iterator<Item = f64> {
+        let whole = self.tokens.len().saturating_sub(1);
+        self.tokens[..whole].iter().map(move |tokens| tokens / self.part_s)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A token each 10 ms, over a time that ends in the middle of a part.
+    #[test]
+    fn a_steady_run_is_steady_to_its_end() {
+        let pieces_us: Vec<u64> = (0..9040).map(|n| n * 10_000).collect();
+        let record = Record { pieces_us, ended_us: 90_400_000, ..Record::default() };
+        let line = Timeline::of(&[record], 90_400_000);
+        assert_eq!((line.tokens.len(), line.tokens.iter().sum::<f64>()), (91, 9040.0));
+        assert_eq!(line.tokens_per_s().collect::<Vec<_>>(), [100.0; 90]);
+        assert_eq!(Timeline::of(&[], 0).tokens_per_s().count(), 0);
+        assert_eq!(Timeline::default().tokens_per_s().count(), 0);
+    }
 }

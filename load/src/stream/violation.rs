@@ -28,7 +28,7 @@ pub enum ViolationKind {
     UsageTwice,
     /// Its total is not the sum of its parts, or it counts less than before.
     UsageDoesNotAddUp,
-    /// Fewer tokens than pieces were seen, or not those at which the answer was cut off.
+    /// Fewer tokens than pieces were seen, or more than were asked for.
     UsageIsNotWhatCame,
     DoneMissing,
     SomethingAfterDone,

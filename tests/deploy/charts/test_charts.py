@@ -87,6 +87,7 @@ WRONG = [
     ("certManager.api.enabled=true", "/certManager/api"),
     ("workers.resources.limits=null", "/workers/resources"),
     ("gpu.enabled=yes please", "/gpu/enabled"),
+    ("networkPolicy.dnsPorts={dns}", "/networkPolicy/dnsPorts/0"),
 ]
 
 
@@ -111,6 +112,27 @@ CLASHES = [
 def test_values_that_do_not_go_together_are_refused(first, second):
     ran = helm("template", "x", str(CHART), "--set", first, "--set", second)
     assert ran.returncode != 0, ran.stdout
+
+
+def test_cards_are_named_in_one_place():
+    mine = "workers.affinity.nodeAffinity.requiredDuringSchedulingIgnoredDuringExecution.nodeSelectorTerms[0].matchExpressions[0]"
+    sets = f"gpu.enabled=true,{mine}.key=zone,{mine}.operator=Exists"
+    both = helm("template", "x", str(CHART), "--set", f"{sets},gpu.products={{Tesla-T4}}")
+    assert both.returncode != 0 and "gpu.products and workers.affinity.nodeAffinity are both set" in both.stderr, both.stderr
+    assert helm("template", "x", str(CHART), "--set", sets).returncode == 0
+
+
+@pytest.mark.parametrize("policy", ["None", "RecreateGroupOnPodRestart"])
+def test_groups_restart_as_they_are_told(policy):
+    sets = [f"workers.restartPolicy={policy}"] if policy != "None" else []
+    [group] = [doc for doc in documents(rendered("groups", *sets)) if doc["kind"] == "LeaderWorkerSet"]
+    assert group["spec"]["leaderWorkerTemplate"]["restartPolicy"] == policy
+
+
+def test_names_are_asked_for_where_dns_listens():
+    policies = [doc for doc in documents(rendered("replicas", "networkPolicy.dnsPorts={53,5353}")) if doc["kind"] == "NetworkPolicy"]
+    wanted = [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]
+    assert len(policies) == 2 and all(policy["spec"]["egress"][0]["ports"] == wanted for policy in policies)
 
 
 def test_a_packed_chart_is_the_same(tmp_path):
@@ -144,4 +166,5 @@ def test_a_token_is_made_where_none_is_given_and_another_each_time():
 
 def secrets_of(text):
     [secret] = [doc for doc in documents(text) if doc["kind"] == "Secret"]
+    assert secret["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
     return secret["data"]

@@ -15,6 +15,7 @@ from dockerfile_parse import DockerfileParser
 from manifests import ROOT, VALUES, containers, documents, rendered
 
 FLOTILLA = os.environ["FLOTILLA_BIN"]
+ADMITTED = (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines()
 COMPOSE = ROOT / "deploy/compose.yaml"
 # What gcr.io/distroless/cc-debian12 and debian:12-slim have of libraries, and their glibc.
 LIBRARIES = {"libc.so.6", "libm.so.6", "libgcc_s.so.1", "ld-linux-x86-64.so.2"}
@@ -38,7 +39,7 @@ def stages(text: str, tmp_path) -> dict[str, list[tuple[str, str]]]:
 def ignored(path: str) -> bool:
     """As BuildKit reads Dockerfile.dockerignore: the last line that fits says."""
     result = False
-    for line in (ROOT / "deploy/Dockerfile.dockerignore").read_text().splitlines():
+    for line in ADMITTED:
         pattern = line.removeprefix("!")
         if line and not line.startswith("#") and (fnmatch.fnmatch(path, pattern) or f"{path}/".startswith(f"{pattern}/")):
             result = not line.startswith("!")
@@ -126,6 +127,28 @@ def test_a_build_has_all_that_it_needs(tmp_path):
     ran = subprocess.run(["cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert not any(file.startswith(("docs/", "deploy/helm", ".ci")) for file in kept)
+
+
+def members_left_out() -> list[str]:
+    """Packages of the workspace of which the context has no manifest, no source, or no file that the manifest names."""
+    members = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["members"]
+    return [member for member in members if any(ignored(os.path.normpath(f"{member}/{file}")) for file in files_of(member))]
+
+
+def files_of(member):
+    manifest = tomllib.loads((ROOT / member / "Cargo.toml").read_text())
+    targets = [target for kind in ("bin", "test", "example", "bench") for target in manifest.get(kind, [])]
+    return ["Cargo.toml", "src", *(target["path"] for target in targets if "path" in target)]
+
+
+def test_every_package_of_the_workspace_is_in_the_context():
+    assert members_left_out() == []
+
+
+@pytest.mark.parametrize("line, member", [("!load", "load"), ("!tests", "tests/emulator")])
+def test_a_package_that_is_left_out_is_found(line, member, monkeypatch):
+    monkeypatch.setitem(globals(), "ADMITTED", [admitted for admitted in ADMITTED if admitted != line])
+    assert member in members_left_out()
 
 
 def test_the_program_needs_no_more_than_the_base_has():

@@ -16,6 +16,8 @@ VARIANTS = [(values,) for values in VALUES] + [
     ("cpu-demo", "fullnameOverride=another", "nameOverride=thing"),
     ("several-nodes", "autoscaling.enabled=true", "serving.replicas=auto"),
     ("groups", "workers.cache.type=claim", "workers.perPod=2"),
+    ("groups", "workers.restartPolicy=RecreateGroupOnPodRestart"),
+    ("replicas", "networkPolicy.dnsPorts={53,5353}"),
     ("one-node", "gpu.enabled=false"),
     ("one-node", "apiTls.existingSecret=flotilla-tls"),
 ]
@@ -116,6 +118,7 @@ GROUP_FAULTS = {
     "what is scaled says how many": (lambda d: first(d, "LeaderWorkerSet")["spec"].update(replicas=2), "how many it has itself"),
     "a target that is not there": (lambda d: first(d, "ScaledObject")["spec"]["scaleTargetRef"].update(name="x"), "there is no"),
     "half copies": (lambda d: first(d, "ScaledObject")["spec"]["triggers"][0]["metadata"].update(query="3 * x + 0"), "copies of 1"),
+    "no answer that is no load": (lambda d: first(d, "ScaledObject")["spec"]["triggers"][0]["metadata"].pop("ignoreNullValues"), "takes no answer for no load"),
 }
 
 

@@ -41,6 +41,8 @@ impl Faults {
     /// What was done, and what could not be. No worker is left stopped.
     pub async fn end(self) -> (Vec<Happened>, Vec<String>) {
         self.task.abort();
+        // It may be stopping a worker just now.
+        let _ = self.task.await;
         let told = std::mem::take(&mut *self.told.lock().expect("no holder panics"));
         told.stopped.iter().for_each(|id| drop(signal(*id, Signal::CONT)));
         (told.happened, told.failures)
@@ -88,25 +90,9 @@ impl Doing {
     fn strike(&self, fault: Fault, worker: &Worker) -> Result<()> {
         match fault {
             Fault::Kill => signal(worker.id, Signal::KILL),
-            Fault::Stop(long) => self.stop(worker.id, long),
+            Fault::Stop(long) => stop(&self.told, worker.id, long),
             Fault::Cut => cut(worker.id),
         }
-    }
-
-    fn stop(&self, id: i32, long: Duration) -> Result<()> {
-        signal(id, Signal::STOP)?;
-        self.told.lock().expect("no holder panics").stopped.push(id);
-        let told = self.told.clone();
-        tokio::spawn(async move {
-            sleep(long).await;
-            let mut told = told.lock().expect("no holder panics");
-            if told.stopped.contains(&id) {
-                told.stopped.retain(|stopped| *stopped != id);
-                // It may have been ended meanwhile.
-                let _ = signal(id, Signal::CONT);
-            }
-        });
-        Ok(())
     }
 
     fn happened(&self, happened: Happened) {
@@ -116,6 +102,23 @@ impl Doing {
     fn failed(&self, words: String) {
         self.told.lock().expect("no holder panics").failures.push(words);
     }
+}
+
+/// It is noted before it is done: whoever ends the run in between lets the worker go on too.
+fn stop(told: &Arc<Mutex<Told>>, id: i32, long: Duration) -> Result<()> {
+    told.lock().expect("no holder panics").stopped.push(id);
+    signal(id, Signal::STOP)?;
+    let told = told.clone();
+    tokio::spawn(async move {
+        sleep(long).await;
+        let mut told = told.lock().expect("no holder panics");
+        if told.stopped.contains(&id) {
+            told.stopped.retain(|stopped| *stopped != id);
+            // It may have been ended meanwhile.
+            let _ = signal(id, Signal::CONT);
+        }
+    });
+    Ok(())
 }
 
 fn signal(id: i32, signal: Signal) -> Result<()> {
@@ -144,4 +147,67 @@ fn cut(id: i32) -> Result<()> {
         bail!("process {id} has no TCP connection to cut");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    /// Ended with the test, however that ends.
+    struct Sleeper(Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// As /proc has it: S sleeps, T is stopped.
+    fn state(id: i32) -> char {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).expect("the process is there");
+        stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).expect("a state follows the name")
+    }
+
+    async fn until(id: i32, is: impl Fn(char) -> bool) -> bool {
+        for _ in 0..500 {
+            if is(state(id)) {
+                return true;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn who_is_stopped_goes_on_when_the_faults_end() {
+        let sleeper = Sleeper(Command::new("sleep").arg("60").spawn().unwrap());
+        let id = sleeper.0.id() as i32;
+        let told = Arc::new(Mutex::new(Told::default()));
+        stop(&told, id, Duration::from_secs(60)).unwrap();
+        assert!(until(id, |state| state == 'T').await);
+        Faults { told, task: tokio::spawn(std::future::pending()) }.end().await;
+        assert!(until(id, |state| state != 'T').await);
+    }
+
+    /// The task is ended while it stops a worker: what it has begun, it ends.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn who_is_stopped_while_the_faults_end_goes_on_too() {
+        let sleeper = Sleeper(Command::new("sleep").arg("60").spawn().unwrap());
+        let id = sleeper.0.id() as i32;
+        let told = Arc::new(Mutex::new(Told::default()));
+        let (begun, begins) = tokio::sync::oneshot::channel();
+        let late = told.clone();
+        let task = tokio::spawn(async move {
+            let _ = begun.send(());
+            std::thread::sleep(Duration::from_millis(300));
+            stop(&late, id, Duration::from_secs(60)).unwrap();
+        });
+        begins.await.unwrap();
+        Faults { told, task }.end().await;
+        // Long enough for a stop that nobody awaited.
+        sleep(Duration::from_millis(600)).await;
+        assert!(until(id, |state| state != 'T').await);
+    }
 }

@@ -43,10 +43,13 @@ runtimeClassName: {{ . }}
 {{- end }}
 {{- $affinity := $at.affinity }}
 {{- if and .cards $values.gpu.products }}
+{{- if get $affinity "nodeAffinity" }}
+{{- fail "gpu.products and workers.affinity.nodeAffinity are both set, and a pod has one nodeAffinity\nhint: put the products there too, as a match of nvidia.com/gpu.product, and set gpu.products to []" }}
+{{- end }}
 {{- $is := dict "key" "nvidia.com/gpu.product" "operator" "In" "values" $values.gpu.products }}
 {{- $terms := dict "nodeSelectorTerms" (list (dict "matchExpressions" (list $is))) }}
 {{- $node := dict "nodeAffinity" (dict "requiredDuringSchedulingIgnoredDuringExecution" $terms) }}
-{{- $affinity = mergeOverwrite (deepCopy $node) (deepCopy $affinity) }}
+{{- $affinity = mergeOverwrite $node (deepCopy $affinity) }}
 {{- end }}
 {{- with $affinity }}
 affinity: {{- toYaml . | nindent 2 }}

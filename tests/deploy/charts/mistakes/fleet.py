@@ -65,6 +65,9 @@ def whole_copies_are_scaled(docs):
                 yield f"{name(doc)}: {bound} is {spec[bound]}, not whole copies of {size} pods and {reserve} in reserve"
         if not spec["triggers"][0]["metadata"]["query"].startswith(f"{size} * "):
             yield f"{name(doc)} does not count in copies of {size} pods"
+        # KEDA's own default is "true".
+        if spec["triggers"][0]["metadata"].get("ignoreNullValues") != "false":
+            yield f"{name(doc)} takes no answer for no load"
 
 
 def query_reserve(spec):
