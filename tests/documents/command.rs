@@ -36,7 +36,7 @@ impl Command {
         };
         let args = args.iter().filter(|word| **word != "…");
         // A folder that another command of the document makes, of gigabytes.
-        Some(args.map(|word| if *word == "/tmp/two-layers" { "DIR" } else { word }.to_owned()).collect())
+        Some(args.map(|word| if *word == "/tmp/two-layers" { "DIR" } else { *word }.to_owned()).collect())
     }
 }
 

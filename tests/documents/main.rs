@@ -15,15 +15,14 @@ use support::program::{Ran, flotilla, run};
 use support::repository;
 use support::server::Up;
 
-/// What is seen of a document's commands, in each of these.
-const DOCUMENTS: [&str; 7] = [
+/// And all of docs/.
+const DOCUMENTS: [&str; 6] = [
     "README.md",
     "CONTRIBUTING.md",
     "deploy/README.md",
     "demo/README.md",
     "tests/README.md",
     "tests/device/README.md",
-    "docs",
 ];
 /// Programs that are not ours. `tests/deploy` runs those of helm and kubectl as far as they go without a cluster.
 const OTHERS: [&str; 13] = [
@@ -51,7 +50,7 @@ fn documents() -> Vec<(String, PathBuf)> {
         fs::read_dir(repository("docs")).expect("docs/ is there").map(|file| file.expect("it can be read"));
     let pages = pages.map(|file| format!("docs/{}", file.file_name().to_string_lossy()));
     let mut names: Vec<String> = pages.filter(|name| name.ends_with(".md")).collect();
-    names.extend(DOCUMENTS.iter().filter(|name| name.ends_with(".md")).map(|name| (*name).to_owned()));
+    names.extend(DOCUMENTS.map(str::to_owned));
     names.sort();
     names.into_iter().map(|name| (name.clone(), repository(&name))).collect()
 }
@@ -164,9 +163,10 @@ async fn flags_that_are_spoken_of_exist() {
             let words = span.words[1..].iter().take_while(|word| !word.starts_with('-') && *word != "…");
             // What is no name of a command is an argument of the one before.
             let mut names: Vec<&String> = words.take(2).collect();
-            let mut help = run([&names[..], &[&"--help".to_owned()]].concat()).await;
+            let flag = "--help".to_owned();
+            let mut help = run([&names[..], &[&flag]].concat()).await;
             while help.status != Some(0) && names.pop().is_some() {
-                help = run([&names[..], &[&"--help".to_owned()]].concat()).await;
+                help = run([&names[..], &[&flag]].concat()).await;
             }
             let flags = span.words.iter().filter(|word| word.starts_with("--") && !word.contains('…'));
             let flags =
