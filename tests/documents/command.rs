@@ -48,6 +48,8 @@ pub fn commands_of(path: &Path, name: &str) -> Vec<Command> {
 
 pub fn commands_in(text: &str, name: &str) -> Vec<Command> {
     let (mut found, mut fence, mut begun) = (Vec::new(), None, String::new());
+    // An indented block begins behind an empty line; else it is a list that goes on.
+    let mut may_begin = true;
     for (number, line) in text.lines().enumerate() {
         if let Some(kind) = line.strip_prefix("```") {
             fence = if fence.is_some() { None } else { Some(kind) };
@@ -55,8 +57,9 @@ pub fn commands_in(text: &str, name: &str) -> Vec<Command> {
         }
         let is_command = match fence {
             Some(kind) => kind == "sh",
-            None => line.starts_with("    ") && !line.trim_start().starts_with('-'),
+            None => may_begin && line.starts_with("    "),
         };
+        may_begin = line.is_empty() || fence.is_none() && is_command;
         if !is_command {
             continue;
         }
@@ -112,11 +115,10 @@ fn a_line_is_taken_apart_as_a_shell_does() {
     assert_eq!(words_of(line), ["flotilla", "chat", "What is 12 + 30?", "--url", "http://a/#b"]);
     assert_eq!(words_of("# nothing"), Vec::<String>::new());
     assert_eq!(words_of("--extra '{\"a\": 0}' ''"), ["--extra", "{\"a\": 0}", ""]);
-    let text =
-        "a\n```sh\nflotilla up \\\n  --workers 2 &\n```\n    flotilla top\n```yaml\nflotilla no\n```\n";
+    let text = "a\n    b\n```sh\nflotilla up \\\n  --workers 2 &\n```\n\n    flotilla top\n```yaml\nflotilla no\n```\n";
     let found: Vec<_> = commands_in(text, "x").into_iter().map(|found| (found.place, found.words)).collect();
     let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
-    let expected = [("x:4", "flotilla up --workers 2"), ("x:6", "flotilla top")];
+    let expected = [("x:5", "flotilla up --workers 2"), ("x:8", "flotilla top")];
     assert_eq!(found, expected.map(|(place, line)| (place.to_owned(), words(line))));
     let key = &commands_in("```sh\nflotilla key a >> keys.toml\n```", "x")[0];
     assert_eq!((key.appends_to.as_deref(), key.words.len()), (Some("keys.toml"), 3));
