@@ -30,6 +30,11 @@ impl Command {
     /// What `flotilla` is told, if it is a command of ours.
     pub fn flotilla(&self) -> Option<Vec<String>> {
         let words: Vec<&str> = self.words.iter().map(String::as_str).collect();
+        // As the systemd units give it to them.
+        if let Some((program, flag)) = words[0].split_once("_ARGS=") {
+            let rest = self.words[1..].iter().cloned();
+            return Some([program.to_lowercase(), flag.to_owned()].into_iter().chain(rest).collect());
+        }
         let args = match words.as_slice() {
             ["flotilla", args @ ..] | ["cargo", "run", "--release", "--", args @ ..] => args,
             _ => return None,

@@ -187,6 +187,7 @@ async fn a_wrong_command_in_a_document_is_found() {
         ("flotilla plan --ranks 65", "1 to 64 ranks"),
         ("flotilla coordinator --model DIR --step-tokens 10", "tokens_per_step_max"),
         ("cargo test -p flotilla-nothing", "no crate"),
+        ("WORKER_ARGS=--thread 8", "unexpected argument"),
         ("frigate up", "what is frigate"),
         ("tests/nothing.sh", "what is tests/nothing.sh"),
     ];
