@@ -3,13 +3,17 @@
 use crate::cache::CacheArgs;
 use crate::chat;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
+use crate::forecast::{self, Forecast};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::log;
 use crate::machine;
+use crate::rates::Rates;
 use crate::serve::{Door, Ready, ServeArgs, ctrl_c, serve};
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_coordinator::fleet::Fleet;
+use flotilla_engine::backend::cpu::DenseWidth;
+use flotilla_shared::{ModelSpec, Plan};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -50,6 +54,18 @@ impl UpArgs {
         let default = if self.device == [DeviceChoice::Cpu] { 2 } else { self.device.len() };
         self.workers.map_or(default, usize::from)
     }
+
+    /// What is predicted with, where it can be: of bf16 weights on the processor.
+    fn forecast(&self, spec: &ModelSpec, workers: usize, threads: usize) -> Option<Forecast> {
+        let is_known = self.device == [DeviceChoice::Cpu] && self.cpu.dense == DenseWidth::Bf16;
+        if !is_known || !forecast::is_worth_it(spec) {
+            return None;
+        }
+        let busy = (workers * threads).min(machine::cores());
+        let rates = Rates::of_cpu(busy, self.cpu.activations.unwrap_or_default())?;
+        let (kv, step_tokens) = (self.cpu.kv_dtype, self.serve.step_tokens);
+        Some(Forecast { rates, workers, kv, step_tokens })
+    }
 }
 
 pub fn run(args: UpArgs) -> Result<()> {
@@ -70,6 +86,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / workers as u64);
     // Before the workers begin to read weights for nothing.
     let door = Door::open(&args.serve, model).await?;
+    // Nor while they load: all read one memory.
+    let forecast = args.forecast(&door.model.spec, workers, threads);
     let token = random_token();
     let local = ([127, 0, 0, 1], 0).into();
     let fleet = Fleet::listen(local, &token, None, args.serve.weight_rate()).await?;
@@ -103,10 +121,14 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     // A question without a key, and without trust in a certificate, has no answer.
     let greets = door.model.is_demo && args.serve.front.is_plain();
     let front = args.serve.front.clone();
-    let on_ready = move |ready: &Ready| {
+    let on_ready = move |ready: &Ready, plan: &Plan| {
         stands.store(true, Ordering::Relaxed);
         let seconds = start.elapsed().as_secs_f64();
         println!("\n{} is served on {} ({seconds:.1} s after the start)", ready.model, ready.url);
+        forecast
+            .and_then(|forecast| forecast.line(&ready.spec, plan))
+            .iter()
+            .for_each(|line| println!("  {line}"));
         println!("  flotilla chat --url {}{}", ready.url, front.chat_flags());
         println!(
             "  curl {}/v1/chat/completions{} -H 'content-type: application/json' \\\n    \
@@ -118,6 +140,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         front.remarks().iter().for_each(|remark| println!("  {remark}"));
         if greets {
             tokio::spawn(greet(ready.url.clone()));
+        } else {
+            say_how_it_ends();
         }
     };
     let stop = ctrl_c(args.serve.front.drain_timeout());
@@ -127,6 +151,10 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     }
 }
 
+fn say_how_it_ends() {
+    println!("\nCtrl-C ends it, once the answers under way are finished");
+}
+
 /// Shows that the demo model answers.
 async fn greet(url: String) {
     const QUESTION: &str = "What is 27 + 48?";
@@ -134,5 +162,5 @@ async fn greet(url: String) {
     if let Err(error) = chat::ask(&url, QUESTION).await {
         eprintln!("the model did not answer: {error:#}");
     }
-    println!("\nCtrl-C ends it");
+    say_how_it_ends();
 }

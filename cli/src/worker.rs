@@ -5,16 +5,15 @@ use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::health;
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
+use crate::rates::Rates;
 use crate::serve::asked_to_stop;
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
-use flotilla_engine::backend::cpu::measure::{Bench, Compute};
 use flotilla_shared::Inventory;
 use flotilla_worker::{Device, Settings, StandingCell};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
-use tracing::info;
+use std::time::Duration;
 
 /// Part of free memory that a worker offers when it is not told.
 const MEMORY_OFFERED: f64 = 0.9;
@@ -141,38 +140,6 @@ impl WorkerArgs {
             collective_timeout: Duration::from_secs(self.collective_timeout),
             standing: StandingCell::default(),
         })
-    }
-}
-
-/// What a device does in a second; 0 where it is not known.
-struct Rates {
-    bandwidth: f64,
-    compute: Compute,
-}
-
-impl Rates {
-    fn told(bandwidth: f64) -> Rates {
-        Rates { bandwidth, compute: Compute { dense: 0.0, experts: 0.0 } }
-    }
-
-    /// Takes half a second on a processor; of a card only what it reads is measured.
-    fn measure(device: &Device, threads: usize) -> Rates {
-        const BYTES: usize = 128 << 20;
-        let start = Instant::now();
-        let rates = match device {
-            Device::Cpu(cpu) => Bench::new(threads, BYTES, true).ok().map(|bench| {
-                let bandwidth = (0..3).map(|_| bench.read()).fold(0.0, f64::max);
-                Rates { bandwidth, compute: bench.compute(cpu.activations) }
-            }),
-            Device::Card(card) => {
-                let read = flotilla_engine::cuda::measure::read(&card.card).ok();
-                read.map(|rate| Rates::told(rate.bytes_per_second()))
-            }
-        };
-        let rates = rates.unwrap_or(Rates::told(0.0));
-        let Rates { bandwidth, compute: Compute { dense, experts } } = rates;
-        info!(bandwidth, dense, experts, seconds = start.elapsed().as_secs_f64(), "measured");
-        rates
     }
 }
 

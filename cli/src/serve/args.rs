@@ -37,7 +37,7 @@ pub struct ServeArgs {
     kv_tokens: usize,
     /// Tokens of one step, prompt chunks and decodes together
     #[arg(long, default_value_t = 512)]
-    step_tokens: usize,
+    pub step_tokens: usize,
     /// Sequences that run at once
     #[arg(long, default_value_t = 64)]
     sequences: usize,

@@ -5,7 +5,7 @@ use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
 use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
-use flotilla_shared::Epoch;
+use flotilla_shared::{Epoch, Plan};
 use flotilla_trust::audit::{self, Act};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -29,7 +29,11 @@ pub struct Replica<'a> {
 impl Replica<'_> {
     /// Forms a group, and another one whenever it is lost; returns only what no new worker can mend. `on_lost` is told
     /// the name of the worker that was lost, if one was.
-    pub async fn keep_formed(mut self, on_ready: impl Fn(), on_lost: impl Fn(Option<&str>)) -> FormError {
+    pub async fn keep_formed(
+        mut self,
+        on_ready: impl Fn(&Plan),
+        on_lost: impl Fn(Option<&str>),
+    ) -> FormError {
         let mut lost_at: Option<Instant> = None;
         loop {
             let group = match self.form(lost_at.is_some() || self.is_more).await {
@@ -72,15 +76,16 @@ impl Replica<'_> {
     }
 
     /// Until the group is lost or outgrown; says which worker is to blame, if one is.
-    async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn()) -> Option<String> {
+    async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn(&Plan)) -> Option<String> {
         let (loss, epoch) = (group.loss(), group.epoch());
-        let (considered, ranks) = (group.considered(), group.plan().rank_count());
+        let (considered, plan) = (group.considered(), group.plan().clone());
+        let ranks = plan.rank_count();
         audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         self.groups.formed(epoch, self.formation.kv_blocks, group);
         self.considered.send_replace(considered);
         let ready = async {
             self.driver.ready().await;
-            on_ready();
+            on_ready(&plan);
             std::future::pending::<()>().await
         };
         let lost = tokio::select! {

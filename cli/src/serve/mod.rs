@@ -23,6 +23,7 @@ use flotilla_coordinator::router::ReplicaRouter;
 use flotilla_coordinator::service;
 use flotilla_scheduler::Scheduler;
 use flotilla_shared::plan::RANKS_MAX;
+use flotilla_shared::{ModelSpec, Plan};
 use replicas::keep_replicas;
 use std::cell::Cell;
 use std::future::Future;
@@ -75,7 +76,8 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
             Fleet::listen(args.worker_listen, &args.join_token, tls, args.serve.weight_rate()).await?;
         log::say(format_args!("waiting for {} workers on {}{how}", args.workers, fleet.address()));
         let stop = ctrl_c(args.serve.front.drain_timeout());
-        let ready = |ready: &Ready| log::say(format_args!("serving {} on {}", ready.model, ready.url));
+        let ready =
+            |ready: &Ready, _: &Plan| log::say(format_args!("serving {} on {}", ready.model, ready.url));
         serve(&args.serve, door, fleet, args.workers.into(), ready, |_| {}, stop).await
     })
 }
@@ -84,16 +86,17 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
 pub struct Ready {
     pub model: String,
     pub url: String,
+    pub spec: ModelSpec,
 }
 
 /// Forms groups of `ranks` workers, one a replica, and serves until `shutdown`; `on_ready` is told once, when the first
-/// group stands, and `on_lost` whenever one is lost, with the name of the worker that was, if it was one.
+/// group stands, with its plan, and `on_lost` whenever one is lost, with the name of the worker that was, if it was one.
 pub async fn serve(
     args: &ServeArgs,
     Door { model, front, listener, tracer }: Door,
     fleet: Fleet,
     ranks: usize,
-    on_ready: impl FnOnce(&Ready),
+    on_ready: impl FnOnce(&Ready, &Plan),
     on_lost: impl Fn(Option<&str>),
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
@@ -113,7 +116,7 @@ pub async fn serve(
         driver::start(Scheduler::new(scheduler.clone()).expect("they were good just now"), settings)
     };
     let name = args.served_name.clone().unwrap_or_else(|| model.name.clone());
-    let ready = Ready { model: name.clone(), url };
+    let ready = Ready { model: name.clone(), url, spec: model.spec.clone() };
     let mut settings = service::Settings {
         eos_tokens: model.eos_token_ids.clone(),
         waiting_max: args.queue,
@@ -126,9 +129,9 @@ pub async fn serve(
         settings.current_date = Arc::new(move || date.clone());
     }
     let on_ready = Cell::new(Some(on_ready));
-    let first_ready = || {
+    let first_ready = |plan: &Plan| {
         if let Some(on_ready) = on_ready.take() {
-            on_ready(&ready);
+            on_ready(&ready, plan);
         }
     };
     let groups = keep_replicas(&fleet, &formation, args.replicas, &replicas, start, &first_ready, &on_lost);

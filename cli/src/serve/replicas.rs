@@ -5,6 +5,7 @@ use super::groups::Replica;
 use anyhow::Result;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle, Replicas};
 use flotilla_coordinator::fleet::{Fleet, FormError, Formation, RemoteGroup};
+use flotilla_shared::Plan;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::fmt;
@@ -65,7 +66,7 @@ pub async fn keep_replicas(
     count: ReplicaCount,
     replicas: &Replicas,
     start: impl Fn() -> (DriverHandle, FleetHandle<RemoteGroup>),
-    on_ready: impl Fn() + Copy,
+    on_ready: impl Fn(&Plan) + Copy,
     on_lost: impl Fn(Option<&str>) + Copy,
 ) -> FormError {
     let mut running = FuturesUnordered::new();
