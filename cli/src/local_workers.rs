@@ -4,13 +4,15 @@ use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::log;
 use anyhow::{Context, Result, anyhow};
+use flotilla_coordinator::fleet::{Fleet, Formation, Progress, RemoteGroup};
+use flotilla_shared::Epoch;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::process::{Child, Command};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 /// Children that end with this value.
@@ -42,6 +44,23 @@ pub struct WorkerSettings {
 pub const TOKEN_VARIABLE: &str = "FLOTILLA_JOIN_TOKEN";
 
 impl LocalWorkers {
+    /// Starts as many as `formation` has ranks, and forms them into a group that the caller drives by hand, at epoch 1.
+    /// `settings`: for the coordinator's address and its join token.
+    pub async fn form(
+        formation: &Formation,
+        settings: impl FnOnce(SocketAddr, String) -> WorkerSettings,
+    ) -> Result<(RemoteGroup, LocalWorkers)> {
+        let token = random_token();
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
+        let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
+        let mut workers = LocalWorkers::spawn(formation.ranks, settings(fleet.address(), token))?;
+        let group = tokio::select! {
+            group = fleet.form(Epoch(1), formation, false, &progress) => group?,
+            (_, died) = workers.first_death() => return Err(died),
+        };
+        Ok((group, workers))
+    }
+
     pub fn spawn(count: usize, settings: WorkerSettings) -> Result<Self> {
         let children = (0..count).map(|index| settings.spawn(index)).collect::<Result<_>>()?;
         Ok(LocalWorkers { settings, children })

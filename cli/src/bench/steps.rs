@@ -6,9 +6,9 @@ use super::median;
 use crate::device::DeviceChoice;
 use crate::device::SumArgs;
 use crate::local_group::LocalGroup;
-use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
+use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::Result;
-use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
+use flotilla_coordinator::fleet::{Formation, Weights};
 use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::weights::{Synthetic, WeightSource};
 use flotilla_shared::step::BLOCK_TOKENS;
@@ -17,7 +17,6 @@ use flotilla_shared::{Assignment, Epoch, ModelSpec, Plan, Rank, TokenId, WeightO
 use flotilla_worker::Device;
 use serde::Serialize;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
 
 const SEED: u64 = 1;
 
@@ -52,10 +51,8 @@ pub async fn measure(
     let kv_blocks = blocks(&cases, args.steps, spec);
     let start = Instant::now();
     let (load_seconds, rates) = if args.processes {
-        let token = random_token();
-        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
-        let settings = WorkerSettings {
-            coordinator: fleet.address(),
+        let settings = |coordinator, token| WorkerSettings {
+            coordinator,
             token,
             threads,
             memory_bytes: None,
@@ -79,12 +76,7 @@ pub async fn measure(
             regroup_grace: Duration::ZERO,
             board: Default::default(),
         };
-        let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: ranks });
-        let mut workers = LocalWorkers::spawn(ranks, settings)?;
-        let group = tokio::select! {
-            group = fleet.form(Epoch(1), &formation, false, &progress) => group?,
-            (_, died) = workers.first_death() => return Err(died),
-        };
+        let (group, _workers) = LocalWorkers::form(&formation, settings).await?;
         (start.elapsed(), Driver::new(group, spec).rounds(args.rounds, args.steps, &cases).await?)
     } else {
         let source = Synthetic::new(spec.clone(), SEED);

@@ -10,7 +10,7 @@ use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use deviation::{Activations, Deviation, Row};
-use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
+use flotilla_coordinator::fleet::{Formation, Weights};
 use flotilla_coordinator::group::Group;
 use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::backend::cpu::kernels::Precision;
@@ -26,7 +26,6 @@ use serde::Serialize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use tokio::sync::watch;
 
 /// Rows of one step while verifying: captured logits of a step travel in one message.
 const STEP_ROWS: usize = 128;
@@ -180,11 +179,8 @@ async fn verify(
     };
     let epoch = Epoch(1);
     if args.processes {
-        let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
-        let token = crate::local_workers::random_token();
-        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
-        let settings = WorkerSettings {
-            coordinator: fleet.address(),
+        let settings = |coordinator, token| WorkerSettings {
+            coordinator,
             token,
             threads: args.threads.into(),
             memory_bytes: None,
@@ -194,11 +190,7 @@ async fn verify(
             cache: Default::default(),
             doors: Vec::new(),
         };
-        let mut workers = LocalWorkers::spawn(formation.ranks, settings)?;
-        let group = tokio::select! {
-            group = fleet.form(epoch, &formation, false, &progress) => group?,
-            (_, died) = workers.first_death() => return Err(died),
-        };
+        let (group, _workers) = LocalWorkers::form(&formation, settings).await?;
         verify_all(&mut Verifier::new(group, epoch, spec, args.rounding()), prompts).await
     } else {
         let assignment = Assignment {

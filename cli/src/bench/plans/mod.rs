@@ -10,20 +10,19 @@ mod report;
 use super::driver::{Driver, Kind, STEP_ROWS, blocks};
 use super::median;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
-use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
+use crate::local_workers::{LocalWorkers, WorkerSettings};
 use crate::machine;
 use crate::model::config_text;
 use anyhow::{Context, Result, ensure};
 use cases::Case;
 use clap::Args;
-use flotilla_coordinator::fleet::{Fleet, Formation, Progress, Weights};
+use flotilla_coordinator::fleet::{Formation, Weights};
 use flotilla_planner::Link;
-use flotilla_shared::{Epoch, LinkChoice, ModelSpec, TokenId, WireFormat};
+use flotilla_shared::{LinkChoice, ModelSpec, TokenId, WireFormat};
 use links::Doors;
 use predict::Machine;
 use report::{Report, Row};
 use std::time::Duration;
-use tokio::sync::watch;
 
 /// The planner against measurement: plans of several workers of this machine, over links of a given rate and delay.
 #[derive(Debug, Args)]
@@ -98,10 +97,8 @@ async fn measure(
         kinds(args).into_iter().filter(|kind| case.busy(kind) <= machine.cores()).collect();
     let ranks = case.plan.rank_count();
     let doors = Doors::open(ranks)?;
-    let token = random_token();
-    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
-    let settings = WorkerSettings {
-        coordinator: fleet.address(),
+    let settings = |coordinator, token| WorkerSettings {
+        coordinator,
         token,
         threads: 1,
         memory_bytes: None,
@@ -125,12 +122,7 @@ async fn measure(
         regroup_grace: Duration::ZERO,
         board: Default::default(),
     };
-    let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: ranks });
-    let mut workers = LocalWorkers::spawn(ranks, settings)?;
-    let group = tokio::select! {
-        group = fleet.form(Epoch(1), &formation, false, &progress) => group?,
-        (_, died) = workers.first_death() => return Err(died),
-    };
+    let (group, _workers) = LocalWorkers::form(&formation, settings).await?;
     let mut driver = Driver::with_lanes(group, spec);
     let mut rows = Vec::new();
     for link in &args.links {
