@@ -1,5 +1,5 @@
 //! A collective that counts what it costs its rank: the time in exchanges, waiting for the others included, and how
-//! many there were. Two looks at a clock an exchange are some 50 ns; the exchanges of a token are a few dozen.
+//! many there were. Two looks at a clock an exchange; the exchanges of a token are a few dozen.
 
 use super::{AbortHandle, AllReduce, Collective, CollectiveError};
 use flotilla_shared::Rank;

@@ -30,7 +30,7 @@
 //! | the same, no prefetch | 1 | 15.2 | 14.8 |
 //! | the same, prefetched into L2 | 1 | 18.5 | 19.4 |
 //! | bf16, 1 row, one chain of sums | 1 | 15.6 | 18 to 25 |
-//! | bf16, 1 row, two chains (now) | 1 | 19 to 25 | 21 to 25 |
+//! | bf16, 1 row, two chains | 1 | 19 to 25 | 21 to 25 |
 //! | bf16, 1 row, two chains | 4 | 15.9 GMAC/s | 16.9 (2 to 4 rows, now: 21, 23 to 26) |
 //! | GEMM, the next panel not prefetched | 16 | 24 GMAC/s | 24 (now 28) |
 //!
