@@ -4,6 +4,7 @@
 use super::compile::{self, Module, Source};
 use super::driver;
 use super::error::CudaError;
+use super::launch::Launcher;
 use cudarc::driver::sys::CUdevice_attribute as Attribute;
 use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result, sys,
@@ -60,6 +61,11 @@ impl Card {
 
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream
+    }
+
+    /// Starts kernels on the stream.
+    pub fn launcher(&self) -> Launcher {
+        Launcher::new(self.stream.clone(), self.facts.capability)
     }
 
     /// Compiles, or takes from the cache, and loads.

@@ -11,7 +11,7 @@ use std::sync::Mutex;
 const OLDEST: Version = Version { major: 12, minor: 0, patch: 0 };
 
 /// What the engine calls through cudarc. A driver of [`OLDEST`] has them all.
-pub const NEEDED: [&str; 49] = [
+pub const NEEDED: [&str; 50] = [
     "cuCtxGetCurrent",
     "cuCtxSetCurrent",
     "cuCtxSynchronize",
@@ -40,6 +40,7 @@ pub const NEEDED: [&str; 49] = [
     "cuGraphUpload",
     "cuInit",
     "cuLaunchKernel",
+    "cuLaunchKernelEx",
     "cuMemAllocAsync",
     "cuMemAlloc_v2",
     "cuMemFreeAsync",

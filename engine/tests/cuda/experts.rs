@@ -10,7 +10,7 @@ use flotilla_shared::sampling::mix;
 use half::{bf16, f16};
 
 /// One replace each in experts.cu that [`check`] must notice, with few routes and with many.
-pub const PLANTED: [(&str, &str, &str); 7] = [
+pub const PLANTED: [(&str, &str, &str); 6] = [
     (
         "nibbles are swapped",
         "mxfp4_decode_8_unordered(lo, row_g);",
@@ -24,36 +24,42 @@ pub const PLANTED: [(&str, &str, &str); 7] = [
     ("the clamp of up is dropped", "u = fmaxf(-limit, fminf(up, limit))", "u = up"),
     ("the clamp of gate is dropped", "g = fminf(gate, limit)", "g = gate"),
     ("the weight of the router is dropped", "= router[route] * y;", "= y;"),
-    (
-        "the scale of row g is taken for row g + 8",
-        "sum[2] = fmaf(dot[2], scale_g_8, sum[2]);",
-        "sum[2] = fmaf(dot[2], scale_g, sum[2]);",
-    ),
     ("an expert of another rank is added", "if (own >= EXPERT_END - EXPERT_FIRST) continue;", ""),
 ];
 
 /// In experts_few.cu, for [`check_few`].
-pub const PLANTED_FEW: [(&str, &str, &str); 4] = [
+pub const PLANTED_FEW: [(&str, &str, &str); 6] = [
     (
-        "few: the scale of the neighbouring block",
-        "scale_g[m] = __shfl_sync(ALL, scale[2 * m], i, 4);",
-        "scale_g[m] = __shfl_sync(ALL, scale[2 * m], i ^ 1, 4);",
+        "few: the scale of another turn",
+        "factor_of(scales[turn][r], top[r]",
+        "factor_of(scales[turn ^ (turn + 1 < TURNS)][r], top[r]",
+    ),
+    (
+        "few: the scale of row g is taken for row g + 8",
+        "first[m][i] = mul_f16x2(first[m][i], factor[2 * m + i % 2]);",
+        "first[m][i] = mul_f16x2(first[m][i], factor[2 * m]);",
     ),
     ("few: one warp's part of K is lost", "warp < WARPS; warp++) sum", "warp < WARPS - 1; warp++) sum"),
     (
-        "few: what the last chunk repeats is counted twice",
-        "scale[i] = own >= chunk * Tile::CHUNK ? value : 0.0f;",
-        "scale[i] = value;",
+        "few: what the last turn repeats is counted twice",
+        "return turn < TURNS - 1 || block(turn) < BLOCKS;",
+        "return true;",
     ),
+    ("few: sums are added up before all are there", "__syncthreads();\n        last", "last"),
     (
-        "few: the next slot is filled while it is read",
-        "__syncwarp(); // all lanes' copies",
-        "// all lanes' copies",
+        "few: the next tile begins with weights of this one",
+        "next_rows.load(ring[turn % DEPTH]",
+        "rows.load(ring[turn % DEPTH]",
     ),
 ];
 
 /// In experts_many.cu, for [`check_many`].
-pub const PLANTED_MANY: [(&str, &str, &str); 4] = [
+pub const PLANTED_MANY: [(&str, &str, &str); 5] = [
+    (
+        "many: the scale of row g is taken for row g + 8",
+        "sum[2] = fmaf(dot[2], scale_g_8, sum[2]);",
+        "sum[2] = fmaf(dot[2], scale_g, sum[2]);",
+    ),
     (
         "many: the scale of the neighbouring block",
         "scale_g[m] = __shfl_sync(ALL, scale, 2 * m + block, 4);",

@@ -9,11 +9,16 @@ use flotilla_shared::sampling::mix;
 use half::{bf16, f16};
 
 /// One replace each in route.cu that [`check`] must notice.
-pub const PLANTED: [(&str, &str, &str); 6] = [
+pub const PLANTED: [(&str, &str, &str); 7] = [
+    (
+        "one row: an expert of another rank is sorted in",
+        "before += experts[k] - EXPERT_FIRST < own;",
+        "before += experts[k] < own;",
+    ),
     (
         "of equal logits the higher expert is taken",
-        "if (its > best || (its == best && its_id < id))",
-        "if (its > best || (its == best && its_id > id && its_id < E))",
+        "id = warp_min(best == largest ? id : E);",
+        "id = warp_max(best == largest ? id : 0);",
     ),
     ("the last expert has no logit", "if (lane == 0 && own < E", "if (lane == 0 && own + 1 < E"),
     (
@@ -64,11 +69,12 @@ fn items_fit_into_what_is_taken_for_them() {
 type Shape = (usize, usize, usize, std::ops::Range<usize>, &'static [(usize, usize)]);
 
 pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String> {
-    let shapes: [Shape; 4] = [
+    let shapes: [Shape; 5] = [
         (64, 8, 2, 0..8, &[(1, 1), (3, 3), (16, 11), (17, 17), (40, 33)]),
         (160, 10, 4, 3..8, &[(2, 2), (8, 7), (100, 100)]),
         (96, 32, 4, 0..32, &[(16, 16), (40, 40)]),
         (2880, 128, 4, 0..128, &[(1, 1), (2, 2)]),
+        (64, 8, 4, 2..6, &[(1, 1), (8, 1)]),
     ];
     for (seed, (hidden, experts, per_token, own, launches)) in shapes.into_iter().enumerate() {
         let shape = RouteShape { hidden, experts, per_token, own };

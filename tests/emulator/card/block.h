@@ -44,6 +44,7 @@ struct Block {
     int barrier_line;
     unsigned long long chance;
     MainContext main;
+    bool waited; // for the kernel ahead, some thread
     bool failed;
     char failure[FAILURE_BYTES];
     Thread* ready[THREADS_MAX];

@@ -57,7 +57,7 @@ inline bool run_block(Arena* arena) {
     memset(block->shared, POISON, block->shared_bytes);
     memset(block->static_shared, POISON, block->static_shared_bytes);
     block->exited_count = block->barrier_arrived = 0;
-    block->failed = false;
+    block->failed = block->waited = false;
     const unsigned count = block->thread_count;
     for (unsigned w = 0; w * WARP_LANES < count; w++) {
         const unsigned lanes = count - w * WARP_LANES;
@@ -131,7 +131,12 @@ inline int run_launch(const KernelEntry* kernel, Launch* launch) {
         block->index = {unsigned(at % block->grid.x), unsigned(at / block->grid.x % block->grid.y),
                         unsigned(at / block->grid.x / block->grid.y)};
         block->chance = scramble(seed + at) | 1;
-        if (run_block(arena)) continue;
+        if (run_block(arena)) {
+            if (!launch->early || block->waited) continue;
+            snprintf(block->failure, sizeof block->failure,
+                     "kernel %s: is started early, and block (%u, %u, %u) ends without having waited for the kernel ahead",
+                     kernel->name, block->index.x, block->index.y, block->index.z);
+        }
         memcpy(launch->failure, block->failure, sizeof launch->failure);
         return 1;
     }
@@ -159,7 +164,7 @@ template <class... Parameters, void (*KERNEL)(Parameters...)> struct Call<KERNEL
         const char* seed = getenv("FLOTILLA_EMULATED_SEED");
         static Launch launch;
         launch = {{grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared_bytes, parameters,
-                  seed ? strtoull(seed, nullptr, 10) : 1, &arena, nullptr, {}};
+                  seed ? strtoull(seed, nullptr, 10) : 1, &arena, nullptr, false, {}};
         const KernelEntry kernel = entry("kernel", THREADS_MAX);
         const int failed = run_launch(&kernel, &launch);
         if (failed) fprintf(stderr, "%s\n", launch.failure);

@@ -38,6 +38,9 @@ inline void copy_async_16(void* shared, const void* global, bool valid, int line
 }
 inline void copy_async_commit() { self->copy_group++; }
 
+/// A launch that was started early owes this. (What stands ahead of it in a stream has always ended here.)
+inline void wait_for_previous() { self->block->waited = true; }
+
 /// Waits until all but the last `pending` committed groups have arrived.
 inline void copy_async_wait(unsigned pending) {
     Thread* thread = self;

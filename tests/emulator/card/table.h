@@ -11,6 +11,7 @@ struct Launch {
     unsigned long long seed;
     void** arena; // the OS thread's; made by the first launch that finds it empty
     char* emergency_stack_top;
+    bool early; // begins before the kernel ahead has ended, unless it waits for it
     char failure[2048];
 };
 

@@ -73,10 +73,12 @@ __device__ inline void store_fours(bf16* to, const float (&low)[4], const float 
 
 // Grid ((NQ + 2 NK) FOURS / 128, T). cos, sin: f32 [T, D/2], the concentration in them.
 extern "C" __global__ void __launch_bounds__(ROPE_THREADS)
-rope_store(const float* __restrict__ qkv, const float* __restrict__ cosines, const float* __restrict__ sines,
+rope_store(const float* qkv, const float* __restrict__ cosines, const float* __restrict__ sines,
            const unsigned* __restrict__ rows, const unsigned* __restrict__ positions,
            const unsigned* __restrict__ table_start, const unsigned* __restrict__ blocks, float q_scale,
-           act* __restrict__ q, bf16* __restrict__ keys, bf16* __restrict__ values) {
+           act* q, bf16* keys, bf16* values) {
+    let_next_start();
+    wait_for_previous();
     const unsigned row = blockIdx.y;
     const unsigned item = blockIdx.x * ROPE_THREADS + threadIdx.x;
     if (row >= *rows || item >= (NQ + 2 * NK) * FOURS) return;
@@ -363,18 +365,20 @@ __device__ inline void soften(Sums& sums, float (&scores)[STEP_BLOCKS][QUERY_TIL
 
 // Grid (rows + spare, NK), WARPS · 32 threads.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
-attend_split(const act* __restrict__ q, const bf16* keys, const bf16* values, const bf16* __restrict__ sinks,
+attend_split(const act* q, const bf16* keys, const bf16* values, const bf16* __restrict__ sinks,
              const unsigned* __restrict__ decode_rows, const unsigned* __restrict__ decode_row_count,
              const unsigned* __restrict__ positions, const unsigned* __restrict__ table_start,
              const unsigned* __restrict__ blocks, unsigned window, unsigned spare,
-             float* __restrict__ partial_out, float* __restrict__ partial_state, act* __restrict__ out) {
+             float* partial_out, float* partial_state, act* out) {
     __shared__ float warp_out[WARPS][G * D];
     __shared__ float warp_m[WARPS][G], warp_l[WARPS][G];
 
+    let_next_start();
     const unsigned head = blockIdx.y;
     const Decode decode = {decode_rows, *decode_row_count, positions, window, spare};
     const unsigned per = per_part(decode);
     const Part part = part_of(decode, per, blockIdx.x);
+    wait_for_previous();  // what was read so far came with the step
     if (part.index >= decode.count) return;
     const unsigned row = decode.row(part.index), position = positions[row];
     const Steps steps = steps_of(position, window);
@@ -497,16 +501,18 @@ constexpr unsigned BESIDE = COMBINE_THREADS / LANES;
 
 // Grid (NQ, rows). `window` and `spare` are those of attend_split's launch.
 extern "C" __global__ void __launch_bounds__(COMBINE_THREADS, 8)
-attend_combine(const float* __restrict__ partial_out, const float* __restrict__ partial_state,
+attend_combine(const float* partial_out, const float* partial_state,
                const bf16* __restrict__ sinks, const unsigned* __restrict__ decode_rows,
                const unsigned* __restrict__ decode_row_count, const unsigned* __restrict__ positions,
-               unsigned window, unsigned spare, act* __restrict__ out) {
+               unsigned window, unsigned spare, act* out) {
     __shared__ float sums[BESIDE][D];
+    let_next_start();
     const unsigned q_head = blockIdx.x, index = blockIdx.y;
     const Decode decode = {decode_rows, *decode_row_count, positions, window, spare};
-    if (index >= decode.count) return;
+    if (index >= decode.count) return wait_for_previous();
     const unsigned row = decode.row(index), per = per_part(decode);
     const unsigned used = parts(decode.steps(index), per);
+    wait_for_previous();
     if (used == 1) return;
     unsigned before = 0;
 #pragma unroll 1

@@ -6,12 +6,9 @@
 //! launches depend only on their number. That what lies there fits the buffers is the caller's word; the
 //! lengths of the buffers are asserted here.
 
-use crate::cuda::{Card, CudaError, Module, Source};
-use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
-};
+use crate::cuda::{Card, CudaError, Launcher, Module, Source};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, CudaViewMut, DevicePtr, LaunchConfig};
 use flotilla_shared::step::BLOCK_TOKENS;
-use std::sync::Arc;
 
 /// Threads of a block of `rope_store` and of `attend_combine`.
 const ROPE_THREADS: usize = 128;
@@ -221,7 +218,7 @@ impl Partials {
 #[derive(Debug)]
 pub struct AttentionKernels {
     shape: AttentionShape,
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
     multiprocessors: usize,
     rope_store: CudaFunction,
     attend_split: CudaFunction,
@@ -244,7 +241,7 @@ impl AttentionKernels {
         let module: Module = card.compile(source)?;
         Ok(AttentionKernels {
             shape,
-            stream: card.stream().clone(),
+            launcher: card.launcher(),
             multiprocessors: card.facts().multiprocessors as usize,
             rope_store: module.kernel("rope_store")?,
             attend_split: module.kernel("attend_split")?,
@@ -292,13 +289,14 @@ impl AttentionKernels {
         self.assert_aligned(&cache.values.as_view());
         let blocks = (shape.qkv_width() / 8).div_ceil(ROPE_THREADS);
         let scale = shape.q_scale();
-        let mut launch = self.stream.launch_builder(&self.rope_store);
+        let mut launch = self.launcher.launch(&self.rope_store);
+        launch.early();
         launch.arg(qkv).arg(&rotation.cos).arg(&rotation.sin);
         launch.arg(&step.rows).arg(&step.positions).arg(&step.table_start).arg(&step.blocks);
         launch.arg(&scale).arg(q).arg(&mut cache.keys).arg(&mut cache.values);
         // SAFETY: the arguments are the kernel's, and as long as was asserted. That *rows ≤ T and that
         // positions and blocks are of the tables and the cache is the caller's word.
-        unsafe { launch.launch(grid(blocks, t, 1, ROPE_THREADS)) }?;
+        unsafe { launch.start(grid(blocks, t, 1, ROPE_THREADS)) }?;
         Ok(())
     }
 
@@ -338,7 +336,8 @@ impl AttentionKernels {
 
         let (no_list, window, spare_blocks) = (0u64, attend.window.unwrap_or(NO_WINDOW), spare as u32);
         let count = list.as_ref().map_or(&step.rows, |list| &list.count);
-        let mut launch = self.stream.launch_builder(&self.attend_split);
+        let mut launch = self.launcher.launch(&self.attend_split);
+        launch.early();
         launch.arg(&attend.q).arg(&attend.cache.keys).arg(&attend.cache.values).arg(&attend.sinks);
         match list {
             Some(list) => launch.arg(&list.rows),
@@ -350,13 +349,14 @@ impl AttentionKernels {
         // SAFETY: the arguments are the kernel's, and as long as was asserted. That the rows are of the step,
         // and their blocks of the cache, is the caller's word.
         unsafe {
-            launch.launch(grid(launched + spare, self.shape.kv_heads, 1, self.shape.split_warps() * 32))
+            launch.start(grid(launched + spare, self.shape.kv_heads, 1, self.shape.split_warps() * 32))
         }?;
         if spare == 0 {
             return Ok(());
         }
 
-        let mut launch = self.stream.launch_builder(&self.attend_combine);
+        let mut launch = self.launcher.launch(&self.attend_combine);
+        launch.early();
         launch.arg(&partials.out).arg(&partials.state).arg(&attend.sinks);
         match list {
             Some(list) => launch.arg(&list.rows),
@@ -364,7 +364,7 @@ impl AttentionKernels {
         };
         launch.arg(count).arg(&step.positions).arg(&window).arg(&spare_blocks).arg(out);
         // SAFETY: as above; what is read of the partial sums has been written by the launch above.
-        unsafe { launch.launch(grid(self.shape.q_heads(), launched, 1, COMBINE_THREADS)) }?;
+        unsafe { launch.start(grid(self.shape.q_heads(), launched, 1, COMBINE_THREADS)) }?;
         Ok(())
     }
 
@@ -380,13 +380,13 @@ impl AttentionKernels {
         self.assert_step(1, step);
         assert!(tiles.tiles.len() >= tiles.launched * 4 && !tiles.count.is_empty());
         let window = attend.window.unwrap_or(NO_WINDOW);
-        let mut launch = self.stream.launch_builder(&self.attend_tiles);
+        let mut launch = self.launcher.launch(&self.attend_tiles);
         launch.arg(&attend.q).arg(&attend.cache.keys).arg(&attend.cache.values).arg(&attend.sinks);
         launch.arg(&tiles.tiles).arg(&tiles.count);
         launch.arg(&step.positions).arg(&step.table_start).arg(&step.blocks).arg(&window).arg(out);
         // SAFETY: the arguments are the kernel's, and as long as was asserted. That the tiles' rows are of the
         // step, and their blocks of the cache, is the caller's word.
-        unsafe { launch.launch(grid(self.shape.kv_heads, tiles.launched, 1, self.shape.tile_warps() * 32)) }?;
+        unsafe { launch.start(grid(self.shape.kv_heads, tiles.launched, 1, self.shape.tile_warps() * 32)) }?;
         Ok(())
     }
 
@@ -415,7 +415,10 @@ impl AttentionKernels {
     }
 
     fn assert_aligned(&self, view: &CudaView<'_, u16>) {
-        assert!(view.device_ptr(&self.stream).0.is_multiple_of(16), "16 bytes are read or written at a time");
+        assert!(
+            view.device_ptr(&self.launcher).0.is_multiple_of(16),
+            "16 bytes are read or written at a time"
+        );
     }
 }
 

@@ -63,10 +63,13 @@ struct FewSource {
     const uint4* x[HALVES];
     unsigned last;  // chunk of this lane
 
-    __device__ __forceinline__ void load(Chunk<HALVES, TILES>& to, unsigned chunk) const {
+    __device__ __forceinline__ void load_w(Chunk<HALVES, TILES>& to, unsigned chunk) const {
         const unsigned at = min(chunk, last) * (CHUNK / 8);
         #pragma unroll
         for (unsigned i = 0; i < TILES; ++i) to.w[i] = load_stream_16(w[i] + at);
+    }
+    __device__ __forceinline__ void load_x(Chunk<HALVES, TILES>& to, unsigned chunk) const {
+        const unsigned at = min(chunk, last) * (CHUNK / 8);
         #pragma unroll
         for (unsigned i = 0; i < HALVES; ++i) to.x[i] = x[i][at];
     }
@@ -101,6 +104,7 @@ __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, 
     __shared__ float partial[FEW_WARPS][TOKENS][ROWS];
     const unsigned warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, quad = lane % 4;
     const unsigned row_first = blockIdx.x * ROWS;
+    let_next_start();
 
     const unsigned chunks = (k + CHUNK - 1) / CHUNK;
     const unsigned begin = chunks * warp / FEW_WARPS, end = chunks * (warp + 1) / FEW_WARPS;
@@ -121,13 +125,18 @@ __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, 
 
     Chunk<HALVES, TILES> ring[DEPTH];
     #pragma unroll
-    for (unsigned d = 0; d < DEPTH; ++d) source.load(ring[d], begin + d);
+    for (unsigned d = 0; d < DEPTH; ++d) source.load_w(ring[d], begin + d);
+    // Weights are on their way while the kernel that makes x still runs.
+    wait_for_previous();
+    #pragma unroll
+    for (unsigned d = 0; d < DEPTH; ++d) source.load_x(ring[d], begin + d);
     float sums[TILES][4] = {};
     for (unsigned chunk = begin; chunk < end; chunk += DEPTH) {
         #pragma unroll
         for (unsigned d = 0; d < DEPTH; ++d) {
             multiply(sums, ring[d], chunk + d < stop);
-            source.load(ring[d], chunk + DEPTH + d);
+            source.load_w(ring[d], chunk + DEPTH + d);
+            source.load_x(ring[d], chunk + DEPTH + d);
         }
     }
 
@@ -156,8 +165,8 @@ __device__ __forceinline__ void product_few(const unsigned* rows, const act* x, 
 
 #define PRODUCT_FEW(NAME, HALVES, TILES, DEPTH, BLOCKS)                                                              \
     extern "C" __global__ void __launch_bounds__(FEW_WARPS * 32, BLOCKS)                                             \
-    NAME(const unsigned* __restrict__ rows, const act* __restrict__ x, const bf16* __restrict__ w,                   \
-         const bf16* __restrict__ bias, float* __restrict__ y, unsigned t, unsigned m, unsigned k) {                 \
+    NAME(const unsigned* rows, const act* x, const bf16* w, const bf16* bias, float* y, unsigned t, unsigned m,          \
+         unsigned k) {                                                                                               \
         constexpr unsigned IN_FLIGHT = DEPTH < DEPTH_MAX ? DEPTH : DEPTH_MAX;                                        \
         product_few<HALVES, TILES, IN_FLIGHT>(rows, x, w, bias, y, t, m, k);                                         \
     }
@@ -337,6 +346,8 @@ __device__ __forceinline__ void product_many(const unsigned* rows, const act* x,
                                              float* y, unsigned t, unsigned m, unsigned k) {
     __shared__ __align__(16) uint4 stages[Own::STAGES * Own::STAGE];
     const unsigned t_first = blockIdx.x * Own::T_BLOCK, m_first = blockIdx.y * Own::M_BLOCK;
+    let_next_start();
+    wait_for_previous();
     const unsigned tokens = min(*rows, t);
     if (t_first >= tokens) return;
     const Own own = {x, w, tokens, m, k, t_first, m_first};
@@ -351,8 +362,8 @@ using Middle = Tiles<64, 32, 64, 4, 2, 2>;
 // Grid: (T in tiles, M in tiles): neighbours share weights, and x, the smaller, comes again from the L2.
 #define PRODUCT_MANY(NAME, OWN, BLOCKS)                                                                              \
     extern "C" __global__ void __launch_bounds__(OWN::THREADS, BLOCKS)                                               \
-    NAME(const unsigned* __restrict__ rows, const act* __restrict__ x, const bf16* __restrict__ w,                   \
-         const bf16* __restrict__ bias, float* __restrict__ y, unsigned t, unsigned m, unsigned k) {                 \
+    NAME(const unsigned* rows, const act* x, const bf16* w, const bf16* bias, float* y, unsigned t, unsigned m,          \
+         unsigned k) {                                                                                               \
         product_many<OWN>(rows, x, w, bias, y, t, m, k);                                                             \
     }
 

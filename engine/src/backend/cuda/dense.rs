@@ -1,10 +1,7 @@
 //! Launches `dense.cu`: products with bf16 weights, of few rows and of many.
 
-use crate::cuda::{Card, CudaError, Source};
-use cudarc::driver::{
-    CudaFunction, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
-};
-use std::sync::Arc;
+use crate::cuda::{Card, CudaError, Launcher, Source};
+use cudarc::driver::{CudaFunction, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig};
 
 /// One program for all shapes.
 pub fn source() -> Source {
@@ -109,7 +106,7 @@ impl<'a> Linear<'a> {
 
 #[derive(Debug)]
 pub struct DenseKernels {
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
     multiprocessors: usize,
     /// In the order of [`Way::ALL`].
     kernels: Vec<CudaFunction>,
@@ -124,7 +121,7 @@ impl DenseKernels {
     pub fn compiled(card: &Card, source: &Source) -> Result<Self, CudaError> {
         let module = card.compile(source)?;
         Ok(DenseKernels {
-            stream: card.stream().clone(),
+            launcher: card.launcher(),
             multiprocessors: card.facts().multiprocessors as usize,
             kernels: Way::ALL.iter().map(|way| module.kernel(way.kernel())).collect::<Result<_, _>>()?,
         })
@@ -156,12 +153,13 @@ impl DenseKernels {
         assert!(t > 0 && t <= way.tokens_max(), "{way:?} for {t} tokens");
         assert!(!rows.is_empty() && x.len() >= t * k && y.len() >= t * m);
         assert!(
-            aligned(weights, 16, &self.stream) && aligned(x, 16, &self.stream),
+            aligned(weights, 16, &self.launcher) && aligned(x, 16, &self.launcher),
             "rows are read 16 bytes at a time"
         );
         let kernel = &self.kernels[Way::ALL.iter().position(|other| *other == way).expect("one of all")];
         let (tokens, rows_of_w, columns, no_bias) = (t as u32, *m as u32, *k as u32, 0u64);
-        let mut launch = self.stream.launch_builder(kernel);
+        let mut launch = self.launcher.launch(kernel);
+        launch.early();
         launch.arg(rows).arg(x).arg(weights);
         match bias {
             Some(bias) => launch.arg(bias),
@@ -169,7 +167,7 @@ impl DenseKernels {
         };
         launch.arg(y).arg(&tokens).arg(&rows_of_w).arg(&columns);
         // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
-        unsafe { launch.launch(way.launch(t, *m)) }?;
+        unsafe { launch.start(way.launch(t, *m)) }?;
         Ok(())
     }
 }

@@ -114,6 +114,8 @@ struct DownArgs : Down {
 // grid (⌈H / 1024⌉, T); y[t] = Σ_k slots[t, k], of the experts that this rank has.
 extern "C" __global__ void __launch_bounds__(256)
 combine(const float* slots, const unsigned short* chosen, const unsigned* rows, float* y) {
+    let_next_start();
+    wait_for_previous();
     const int at = (blockIdx.x * blockDim.x + threadIdx.x) * 4;
     const unsigned row = blockIdx.y;
     if (row >= *rows || at >= H) return;

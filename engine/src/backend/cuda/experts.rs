@@ -2,20 +2,15 @@
 //! Letters as in [`crate::model`]; I is the rank's own part of the intermediate width.
 
 use super::route::{RouteShape, Routes};
-use crate::cuda::{Card, CudaError, Source};
-use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
-};
-use std::sync::Arc;
+use crate::cuda::{Card, CudaError, Launcher, Source};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig};
 
 /// As in the two files.
 const THREADS: u32 = 128;
-const FEW_ROW_TILE: usize = 32;
-const FEW_RING_BYTES: usize = 4 * 3 * FEW_ROW_TILE * 80;
 const MANY_ROW_TILE: usize = 128;
 const MANY_SHARED_BYTES: usize = 3 * (MANY_ROW_TILE * 48 + 64 * 128);
-/// What any block may have without asking.
-const SHARED_BYTES_MAX: usize = 48 << 10;
+/// A lane of `experts_few.cu` keeps all scales of its rows.
+const COLUMNS_MAX: usize = 8192;
 const COMBINE_THREADS: u32 = 256;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,7 +23,7 @@ impl ExpertShape {
     fn check(&self) {
         let (hidden, intermediate) = (self.route.hidden, self.intermediate);
         assert!(intermediate > 0 && intermediate.is_multiple_of(32), "I = {intermediate}");
-        assert!(few_shared_bytes(hidden.max(intermediate)) <= SHARED_BYTES_MAX, "{self:?} is too wide");
+        assert!(hidden.max(intermediate) <= COLUMNS_MAX, "{self:?} is too wide");
     }
 }
 
@@ -51,6 +46,15 @@ impl Way {
             16 => Way::Few16,
             32 => Way::Few32,
             _ => Way::Many,
+        }
+    }
+
+    /// Rows of a tile of `experts_few.cu`, and blocks that a multiprocessor holds at a time.
+    fn few_tile(self) -> (usize, usize) {
+        match self {
+            Way::Few16 => (32, 3),
+            Way::Few32 => (16, 4),
+            _ => (32, 4),
         }
     }
 
@@ -90,7 +94,7 @@ pub struct Product<'a> {
 }
 
 impl Product<'_> {
-    fn check(&self, (experts, rows, columns): (usize, usize, usize), stream: &Arc<CudaStream>) {
+    fn check(&self, (experts, rows, columns): (usize, usize, usize), stream: &CudaStream) {
         let count = experts * rows * (columns / 32);
         assert_eq!(self.blocks.len(), count * 16, "blocks of [{experts}, {rows}, {columns}]");
         assert_eq!(self.scales.len(), count, "scales of [{experts}, {rows}, {columns}]");
@@ -151,7 +155,8 @@ struct Pair {
 /// The kernels for one shape.
 #[derive(Debug)]
 pub struct ExpertKernels {
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
+    multiprocessors: usize,
     shape: ExpertShape,
     limit: f32,
     pairs: Vec<(Way, Pair)>,
@@ -183,7 +188,14 @@ impl ExpertKernels {
             combine = Some(module.kernel("combine")?);
         }
         let combine = combine.expect("kernels for no rows at all");
-        Ok(ExpertKernels { stream: card.stream().clone(), shape: shape.clone(), limit, pairs, combine })
+        Ok(ExpertKernels {
+            launcher: card.launcher(),
+            multiprocessors: card.facts().multiprocessors as usize,
+            shape: shape.clone(),
+            limit,
+            pairs,
+            combine,
+        })
     }
 
     fn pair(&self, t: usize) -> &Pair {
@@ -206,12 +218,13 @@ impl ExpertKernels {
     ) -> Result<(), CudaError> {
         self.check(t, routes, chosen, weights, buffers);
         assert!(!rows.is_empty() && y.len() >= t * self.shape.route.hidden);
-        assert!(y.device_ptr(&self.stream).0.is_multiple_of(16), "y is written 16 bytes at a time");
+        assert!(y.device_ptr(&self.launcher).0.is_multiple_of(16), "y is written 16 bytes at a time");
         self.gate_up(t, routes, &weights.gate_up, buffers)?;
         self.down(t, routes, &weights.down, buffers)?;
 
         let hidden = self.shape.route.hidden as u32;
-        let mut launch = self.stream.launch_builder(&self.combine);
+        let mut launch = self.launcher.launch(&self.combine);
+        launch.early();
         launch.arg(&buffers.slots).arg(chosen).arg(rows).arg(y);
         let config = LaunchConfig {
             grid_dim: (hidden.div_ceil(4 * COMBINE_THREADS), t as u32, 1),
@@ -219,7 +232,7 @@ impl ExpertKernels {
             shared_mem_bytes: 0,
         };
         // SAFETY: the arguments are those of the kernel; T rows fit into all of them by the assertions.
-        unsafe { launch.launch(config) }?;
+        unsafe { launch.start(config) }?;
         Ok(())
     }
 
@@ -253,8 +266,8 @@ impl ExpertKernels {
         assert!(t > 0 && t <= routes.rows_max() && chosen.len() >= t * per_token);
         assert!(buffers.act.len() >= t * per_token * intermediate);
         assert!(buffers.slots.len() >= t * per_token * hidden);
-        weights.gate_up.check((own.len(), 2 * intermediate, hidden), &self.stream);
-        weights.down.check((own.len(), hidden, intermediate), &self.stream);
+        weights.gate_up.check((own.len(), 2 * intermediate, hidden), &self.launcher);
+        weights.down.check((own.len(), hidden, intermediate), &self.launcher);
         assert!(weights.gate_up.bias.is_some(), "every rank has the bias of its rows of gate_up");
     }
 
@@ -266,14 +279,17 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.stream.launch_builder(&self.pair(t).gate_up);
+        let mut launch = self.launcher.launch(&self.pair(t).gate_up);
+        if Way::of(t) != Way::Many {
+            launch.early();
+        }
         launch.arg(blocks).arg(scales).arg(bias.as_ref().expect("checked"));
         launch.arg(&routes.arranged).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
         launch.arg(&self.limit).arg(&mut buffers.act);
-        let config = self.grid(t, 2 * self.shape.intermediate, self.shape.route.hidden);
+        let config = self.grid(t, 2 * self.shape.intermediate);
         // SAFETY: the arguments are those of the kernel, their lengths those that `check` has asserted, and
         // routes and items such as route.cu has made them.
-        unsafe { launch.launch(config) }?;
+        unsafe { launch.start(config) }?;
         Ok(())
     }
 
@@ -285,7 +301,10 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.stream.launch_builder(&self.pair(t).down);
+        let mut launch = self.launcher.launch(&self.pair(t).down);
+        if Way::of(t) != Way::Many {
+            launch.early();
+        }
         launch.arg(blocks).arg(scales);
         match bias {
             Some(bias) => launch.arg(bias),
@@ -293,26 +312,21 @@ impl ExpertKernels {
         };
         launch.arg(&buffers.act).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
         launch.arg(&routes.weights).arg(&mut buffers.slots);
-        let config = self.grid(t, self.shape.route.hidden, self.shape.intermediate);
+        let config = self.grid(t, self.shape.route.hidden);
         // SAFETY: as in `gate_up`.
-        unsafe { launch.launch(config) }?;
+        unsafe { launch.start(config) }?;
         Ok(())
     }
 
-    fn grid(&self, t: usize, rows: usize, columns: usize) -> LaunchConfig {
-        let (tile, shared) = match Way::of(t) {
-            Way::Many => (MANY_ROW_TILE, MANY_SHARED_BYTES),
-            _ => (FEW_ROW_TILE, few_shared_bytes(columns)),
+    fn grid(&self, t: usize, rows: usize) -> LaunchConfig {
+        let items = self.shape.route.items_max(t);
+        let (grid_dim, shared_mem_bytes) = match Way::of(t) {
+            Way::Many => ((rows.div_ceil(MANY_ROW_TILE) as u32, items as u32, 1), MANY_SHARED_BYTES as u32),
+            way => {
+                let (tile, blocks) = way.few_tile();
+                (((items * (rows / tile)).min(blocks * self.multiprocessors) as u32, 1, 1), 0)
+            }
         };
-        LaunchConfig {
-            grid_dim: (rows.div_ceil(tile) as u32, self.shape.route.items_max(t) as u32, 1),
-            block_dim: (THREADS, 1, 1),
-            shared_mem_bytes: shared as u32,
-        }
+        LaunchConfig { grid_dim, block_dim: (THREADS, 1, 1), shared_mem_bytes }
     }
-}
-
-/// The ring of stages, and a tile's scales behind it.
-fn few_shared_bytes(columns: usize) -> usize {
-    FEW_RING_BYTES + FEW_ROW_TILE * columns / 32
 }

@@ -295,6 +295,17 @@ FLOTILLA_DEVICE void mxfp4_decode_8_unordered(unsigned (&f16x2)[4], unsigned wor
     f16x2[3] = odd & 0x8E008E00u;
 }
 
+/// Two products, each rounded to nearest even.
+FLOTILLA_DEVICE unsigned mul_f16x2(unsigned a, unsigned b) {
+#ifdef FLOTILLA_EMULATED
+    return pack_f16(lo_f16(a) * lo_f16(b), hi_f16(a) * hi_f16(b));
+#else
+    unsigned product;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+    return product;
+#endif
+}
+
 /// 2^(s − 127), exactly: s = 0 is the subnormal 2^−127, s = 255 is NaN.
 FLOTILLA_DEVICE float mxfp4_scale(uint8_t s) {
     const unsigned bits = s == 0 ? 0x00400000u : unsigned(s) << 23;
@@ -314,6 +325,25 @@ FLOTILLA_DEVICE uint4 load_stream_16(const void* global) {
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(global));
     return v;
+#endif
+}
+
+// ---------------------------------------------------------------- kernels that begin early
+
+// See launch.rs. Both mean nothing where a kernel is not started early, and before sm_90.
+
+/// The next kernel in the stream may begin, once every block has said so or has ended.
+FLOTILLA_DEVICE void let_next_start() {
+#if !defined(FLOTILLA_EMULATED) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// Waits until the kernel ahead has ended and all that it wrote is seen. It has waited for the one ahead of it.
+FLOTILLA_DEVICE void wait_for_previous() {
+#ifdef FLOTILLA_EMULATED
+    flotilla_emulated::wait_for_previous();
+#elif __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 
@@ -358,3 +388,14 @@ FLOTILLA_DEVICE float warp_max(float v) {
     return v;
 #endif
 }
+
+/// The largest, and the least, of the 32 lanes, in each of them.
+FLOTILLA_DEVICE unsigned warp_max(unsigned v) {
+#if !defined(FLOTILLA_EMULATED) && __CUDA_ARCH__ >= 800
+    return __reduce_max_sync(0xFFFFFFFFu, v);
+#else
+    for (int lanes = 16; lanes != 0; lanes >>= 1) v = max(v, __shfl_xor_sync(0xFFFFFFFFu, v, lanes));
+    return v;
+#endif
+}
+FLOTILLA_DEVICE unsigned warp_min(unsigned v) { return ~warp_max(~v); }

@@ -140,7 +140,9 @@ __device__ __forceinline__ void store_act(act* h, const Part& part, float factor
 // Grid: T. The table holds rows vocab_start .. vocab_start + vocab_count of the vocabulary.
 extern "C" __global__ void __launch_bounds__(THREADS)
 embed(const unsigned* __restrict__ rows, const unsigned* __restrict__ tokens, const bf16* __restrict__ table,
-      unsigned vocab_start, unsigned vocab_count, float* __restrict__ x, float* __restrict__ y) {
+      unsigned vocab_start, unsigned vocab_count, float* x, float* y) {
+    let_next_start();
+    wait_for_previous();
     const unsigned t = blockIdx.x;
     if (t >= *rows) return;
     const unsigned own = tokens[t] - vocab_start;  // wraps to a large number below the start
@@ -157,6 +159,8 @@ embed(const unsigned* __restrict__ rows, const unsigned* __restrict__ tokens, co
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_norm_attention(const unsigned* __restrict__ rows, float* x, const float* y, const bf16* w, float eps, act* h) {
     const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * HIDDEN;
+    let_next_start();
+    wait_for_previous();
     Part part;
     part.load(x + at, y + at, w);
     if (blockIdx.x >= *rows) return;
@@ -168,6 +172,8 @@ add_norm_attention(const unsigned* __restrict__ rows, float* x, const float* y, 
 extern "C" __global__ void __launch_bounds__(THREADS)
 add_norm_mlp(const unsigned* __restrict__ rows, float* x, const float* y, const bf16* w, float eps, float* h) {
     const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * HIDDEN;
+    let_next_start();
+    wait_for_previous();
     Part part;
     part.load(x + at, y + at, w);
     if (blockIdx.x >= *rows) return;
@@ -186,6 +192,8 @@ add_norm_mlp(const unsigned* __restrict__ rows, float* x, const float* y, const 
 extern "C" __global__ void __launch_bounds__(THREADS)
 norm_final(const unsigned* __restrict__ logit_row_count, const unsigned* __restrict__ logit_rows, float* x,
            const float* y, const bf16* w, float eps, act* h) {
+    let_next_start();
+    wait_for_previous();
     const unsigned i = blockIdx.x;
     if (i >= *logit_row_count) return;
     const unsigned long long from = static_cast<unsigned long long>(logit_rows[i]) * HIDDEN;
@@ -197,7 +205,9 @@ norm_final(const unsigned* __restrict__ logit_row_count, const unsigned* __restr
 
 // Grid: T.
 extern "C" __global__ void __launch_bounds__(THREADS)
-add(const unsigned* __restrict__ rows, const float* __restrict__ x, float* __restrict__ y) {
+add(const unsigned* rows, const float* x, float* y) {
+    let_next_start();
+    wait_for_previous();
     if (blockIdx.x >= *rows) return;
     const unsigned long long at = static_cast<unsigned long long>(blockIdx.x) * QUADS;
     for (unsigned quad = threadIdx.x; quad < QUADS; quad += THREADS) {

@@ -2,10 +2,9 @@
 //! Letters as in [`crate::model`]; T is the launch's rows, of which those at and past `*rows` are skipped.
 
 use super::dense::aligned;
-use crate::cuda::{Card, CudaError, Source};
-use cudarc::driver::{CudaFunction, CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
+use crate::cuda::{Card, CudaError, Launcher, Source};
+use cudarc::driver::{CudaFunction, CudaView, CudaViewMut, LaunchConfig};
 use std::ops::Range;
-use std::sync::Arc;
 
 /// As in norm.cu.
 const THREADS: u32 = 256;
@@ -17,7 +16,7 @@ pub fn source(hidden: usize) -> Source {
 /// The kernels for one H.
 #[derive(Debug)]
 pub struct NormKernels {
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
     hidden: usize,
     eps: f32,
     embed: CudaFunction,
@@ -45,7 +44,7 @@ impl NormKernels {
         assert!(hidden > 0 && hidden.is_multiple_of(32), "H = {hidden} is not a multiple of 32");
         let module = card.compile(source)?;
         Ok(NormKernels {
-            stream: card.stream().clone(),
+            launcher: card.launcher(),
             hidden,
             eps,
             embed: module.kernel("embed")?,
@@ -72,12 +71,13 @@ impl NormKernels {
         assert!(!rows.is_empty() && tokens.len() >= t);
         assert!(table.len() >= vocab.len() * self.hidden, "the table has fewer rows than {vocab:?}");
         assert!(x.len() >= t * self.hidden && y.len() >= t * self.hidden);
-        assert!(aligned(table, 8, &self.stream), "the table is read 8 bytes at a time");
+        assert!(aligned(table, 8, &self.launcher), "the table is read 8 bytes at a time");
         let (start, count) = (vocab.start as u32, vocab.len() as u32);
-        let mut launch = self.stream.launch_builder(&self.embed);
+        let mut launch = self.launcher.launch(&self.embed);
+        launch.early();
         launch.arg(rows).arg(tokens).arg(table).arg(&start).arg(&count).arg(x).arg(y);
         // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
-        unsafe { launch.launch(blocks(t)) }?;
+        unsafe { launch.start(blocks(t)) }?;
         Ok(())
     }
 
@@ -91,10 +91,11 @@ impl NormKernels {
     ) -> Result<(), CudaError> {
         let Added { x, y, weight } = self.checked(added, t);
         assert!(!rows.is_empty() && h.len() >= t * self.hidden);
-        let mut launch = self.stream.launch_builder(&self.add_norm_attention);
+        let mut launch = self.launcher.launch(&self.add_norm_attention);
+        launch.early();
         launch.arg(rows).arg(x).arg(y).arg(weight).arg(&self.eps).arg(h);
         // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
-        unsafe { launch.launch(blocks(t)) }?;
+        unsafe { launch.start(blocks(t)) }?;
         Ok(())
     }
 
@@ -108,10 +109,11 @@ impl NormKernels {
     ) -> Result<(), CudaError> {
         let Added { x, y, weight } = self.checked(added, t);
         assert!(!rows.is_empty() && h.len() >= t * self.hidden);
-        let mut launch = self.stream.launch_builder(&self.add_norm_mlp);
+        let mut launch = self.launcher.launch(&self.add_norm_mlp);
+        launch.early();
         launch.arg(rows).arg(x).arg(y).arg(weight).arg(&self.eps).arg(h);
         // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
-        unsafe { launch.launch(blocks(t)) }?;
+        unsafe { launch.start(blocks(t)) }?;
         Ok(())
     }
 
@@ -127,10 +129,11 @@ impl NormKernels {
     ) -> Result<(), CudaError> {
         let Added { x, y, weight } = self.checked(added, 0);
         assert!(!logit_row_count.is_empty() && logit_rows.len() >= n && h.len() >= n * self.hidden);
-        let mut launch = self.stream.launch_builder(&self.norm_final);
+        let mut launch = self.launcher.launch(&self.norm_final);
+        launch.early();
         launch.arg(logit_row_count).arg(logit_rows).arg(x).arg(y).arg(weight).arg(&self.eps).arg(h);
         // SAFETY: the arguments are those of the kernel; the caller's logit rows are rows of x.
-        unsafe { launch.launch(blocks(n)) }?;
+        unsafe { launch.start(blocks(n)) }?;
         Ok(())
     }
 
@@ -143,19 +146,20 @@ impl NormKernels {
         y: &mut CudaViewMut<'_, f32>,
     ) -> Result<(), CudaError> {
         assert!(!rows.is_empty() && x.len() >= t * self.hidden && y.len() >= t * self.hidden);
-        assert!(aligned(x, 16, &self.stream), "x is read 16 bytes at a time");
-        let mut launch = self.stream.launch_builder(&self.add);
+        assert!(aligned(x, 16, &self.launcher), "x is read 16 bytes at a time");
+        let mut launch = self.launcher.launch(&self.add);
+        launch.early();
         launch.arg(rows).arg(x).arg(y);
         // SAFETY: the arguments are those of the kernel; every access is inside of what was asserted.
-        unsafe { launch.launch(blocks(t)) }?;
+        unsafe { launch.start(blocks(t)) }?;
         Ok(())
     }
 
     fn checked<'a, 'b>(&self, added: Added<'a, 'b>, t: usize) -> Added<'a, 'b> {
         assert!(added.x.len() >= t * self.hidden && added.y.len() >= t * self.hidden);
         assert_eq!(added.weight.len(), self.hidden);
-        assert!(aligned(added.y, 16, &self.stream), "y is read 16 bytes at a time");
-        assert!(aligned(added.weight, 8, &self.stream), "weights are read 8 bytes at a time");
+        assert!(aligned(added.y, 16, &self.launcher), "y is read 16 bytes at a time");
+        assert!(aligned(added.weight, 8, &self.launcher), "weights are read 8 bytes at a time");
         added
     }
 }

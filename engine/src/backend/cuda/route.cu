@@ -33,8 +33,6 @@
 constexpr int H = HIDDEN, E = EXPERT_COUNT, K = PER_TOKEN;
 
 constexpr int LANES = 16;         // of one sum
-constexpr int LOGIT_THREADS = 128;
-constexpr int GROUPS = LOGIT_THREADS / LANES;
 constexpr unsigned ALL = 0xffffffffu;
 
 // Where element i of eight lies in the activations of the experts: pairs (j, j + 4) together, as decoding MXFP4 gives them.
@@ -44,59 +42,75 @@ __device__ inline uint4 arrange(const float (&x)[8]) {
 
 // ---------------------------------------------------------------- logits
 
-// A block: GROUPS · EG experts, TG rows, CHUNK elements of H at a time.
-template <int EG, int TG, int CHUNK, int STAGES> struct LogitTile {
-    static constexpr int EXPERTS = GROUPS * EG;
+// A block: THREADS / LANES · EG experts, TG rows, CHUNK elements of H at a time.
+template <int THREADS, int EG, int TG, int CHUNK, int STAGES> struct LogitTile {
+    static constexpr int EXPERTS = THREADS / LANES * EG;
     static constexpr int W_STRIDE = CHUNK * 2 + 32; // bytes; two groups of a warp read different banks
     static constexpr int X_STRIDE = CHUNK * 4;
     static constexpr int STAGE_BYTES = EXPERTS * W_STRIDE + TG * X_STRIDE;
     static constexpr int BYTES = STAGES * STAGE_BYTES;
+
+    __device__ static void load_w(char* stage, const bf16* w, int expert, int from) {
+        const int n = min(CHUNK, H - from);
+        for (int i = threadIdx.x; i < EXPERTS * (CHUNK / 8); i += THREADS) {
+            const int e = i / (CHUNK / 8), at = i % (CHUNK / 8) * 8;
+            if (at < n && expert + e < E) {
+                copy_async_16(stage + e * W_STRIDE + at * 2, w + (size_t)(expert + e) * H + from + at);
+            }
+        }
+    }
+    __device__ static void load_x(char* stage, const float* h, int row, int rows, int from) {
+        const int n = min(CHUNK, H - from);
+        char* x = stage + EXPERTS * W_STRIDE;
+        for (int i = threadIdx.x; i < TG * (CHUNK / 4); i += THREADS) {
+            const int t = i / (CHUNK / 4), at = i % (CHUNK / 4) * 4;
+            if (at < n && row + t < rows) copy_async_16(x + t * X_STRIDE + at * 4, h + (size_t)(row + t) * H + from + at);
+        }
+    }
 };
 
-template <int EG, int TG, int CHUNK, int STAGES>
-__device__ void load_chunk(char* stage, const bf16* w, const float* h, int expert, int row, int rows, int from) {
-    using Tile = LogitTile<EG, TG, CHUNK, STAGES>;
-    const int n = min(CHUNK, H - from);
-    for (int i = threadIdx.x; i < Tile::EXPERTS * (CHUNK / 8); i += LOGIT_THREADS) {
-        const int e = i / (CHUNK / 8), at = i % (CHUNK / 8) * 8;
-        if (at < n && expert + e < E) {
-            copy_async_16(stage + e * Tile::W_STRIDE + at * 2, w + (size_t)(expert + e) * H + from + at);
-        }
-    }
-    char* x = stage + Tile::EXPERTS * Tile::W_STRIDE;
-    for (int i = threadIdx.x; i < TG * (CHUNK / 4); i += LOGIT_THREADS) {
-        const int t = i / (CHUNK / 4), at = i % (CHUNK / 4) * 4;
-        if (at < n && row + t < rows) {
-            copy_async_16(x + t * Tile::X_STRIDE + at * 4, h + (size_t)(row + t) * H + from + at);
-        }
-    }
-}
-
 // The rows row..row + TG for the experts, as f16 in the experts' order.
-template <int TG> __device__ void arrange_rows(const float* h, f16* arranged, int row, int rows) {
-    for (int i = threadIdx.x; i < TG * (H / 8); i += LOGIT_THREADS) {
-        const int t = row + i / (H / 8), at = i % (H / 8) * 8;
-        if (t >= rows) break;
-        const float4* from = (const float4*)(h + (size_t)t * H + at);
-        const float4 a = from[0], b = from[1];
-        const float x[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        *(uint4*)(arranged + (size_t)t * H + at) = arrange(x);
+template <int THREADS, int TG> __device__ void arrange_rows(const float* h, f16* arranged, int row, int rows) {
+    constexpr int AT_ONCE = 3;
+    const int count = min(TG, rows - row) * (H / 8);
+    const float* from = h + (size_t)row * H;
+    f16* to = arranged + (size_t)row * H;
+    for (int first = threadIdx.x; first < count; first += AT_ONCE * THREADS) {
+        float4 x[AT_ONCE][2];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float4* eight = (const float4*)(from + min(first + i * THREADS, count - 1) * 8);
+            x[i][0] = eight[0], x[i][1] = eight[1];
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            const float4 a = x[i][0], b = x[i][1];
+            const float eight[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+            if (first + i * THREADS < count) *(uint4*)(to + (first + i * THREADS) * 8) = arrange(eight);
+        }
     }
 }
 
-template <int EG, int TG, int CHUNK, int STAGES>
+template <int THREADS, int EG, int TG, int CHUNK, int STAGES>
 __device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const unsigned* row_count, float* logits,
                           f16* arranged) {
-    using Tile = LogitTile<EG, TG, CHUNK, STAGES>;
+    using Tile = LogitTile<THREADS, EG, TG, CHUNK, STAGES>;
     constexpr int CHUNKS = (H + CHUNK - 1) / CHUNK;
     DYNAMIC_SHARED(char, shared);
+    let_next_start();
     const int rows = *row_count, row = blockIdx.y * TG;
-    if (row >= rows) return;
-    if (blockIdx.x == gridDim.x - 1) return arrange_rows<TG>(h, arranged, row, rows);
-
+    const bool arranges = blockIdx.x == gridDim.x - 1;
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, expert = blockIdx.x * Tile::EXPERTS;
+    // Weights are on their way while the kernel that makes h still runs.
     for (int c = 0; c < STAGES - 1; c++) {
-        if (c < CHUNKS) load_chunk<EG, TG, CHUNK, STAGES>(shared + c * Tile::STAGE_BYTES, w, h, expert, row, rows, c * CHUNK);
+        if (c < CHUNKS && !arranges && row < rows) Tile::load_w(shared + c * Tile::STAGE_BYTES, w, expert, c * CHUNK);
+    }
+    wait_for_previous();
+    if (row >= rows) return;
+    if (arranges) return arrange_rows<THREADS, TG>(h, arranged, row, rows);
+
+    for (int c = 0; c < STAGES - 1; c++) {
+        if (c < CHUNKS) Tile::load_x(shared + c * Tile::STAGE_BYTES, h, row, rows, c * CHUNK);
         copy_async_commit();
     }
     float sum[EG][TG] = {};
@@ -104,7 +118,8 @@ __device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const
         const int next = c + STAGES - 1;
         if (next < CHUNKS) {
             char* stage = shared + next % STAGES * Tile::STAGE_BYTES;
-            load_chunk<EG, TG, CHUNK, STAGES>(stage, w, h, expert, row, rows, next * CHUNK);
+            Tile::load_w(stage, w, expert, next * CHUNK);
+            Tile::load_x(stage, h, row, rows, next * CHUNK);
         }
         copy_async_commit();
         copy_async_wait<STAGES - 1>();
@@ -143,16 +158,16 @@ __device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const
     }
 }
 
-// grid (⌈E / 8⌉ + 1, T): the last column of blocks arranges h.
-extern "C" __global__ void __launch_bounds__(LOGIT_THREADS)
+// grid (⌈E / 4⌉ + 1, T): the last column of blocks arranges h. All of a row of gpt-oss is on its way at once.
+extern "C" __global__ void __launch_bounds__(64)
 router_logits_few(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, float* logits, f16* arranged) {
-    logits_of<1, 1, 1024, 2>(h, w, bias, rows, logits, arranged);
+    logits_of<64, 1, 1, 960, 4>(h, w, bias, rows, logits, arranged);
 }
 
 // grid (⌈E / 32⌉ + 1, ⌈T / 8⌉)
-extern "C" __global__ void __launch_bounds__(LOGIT_THREADS)
+extern "C" __global__ void __launch_bounds__(128)
 router_logits_many(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, float* logits, f16* arranged) {
-    logits_of<4, 8, 128, 3>(h, w, bias, rows, logits, arranged);
+    logits_of<128, 4, 8, 128, 3>(h, w, bias, rows, logits, arranged);
 }
 
 // ---------------------------------------------------------------- choice
@@ -164,8 +179,11 @@ __device__ inline unsigned in_order(float x) {
     return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
-// One warp, one row: the K largest logits, of equal ones the lower expert; softmax over the K.
-__device__ void choose_row(const float* logits, unsigned short* chosen, float* weights) {
+// What `in_order` was made of, but for the sign of 0.
+__device__ inline float from_order(unsigned key) { return __uint_as_float(key & 0x80000000u ? key ^ 0x80000000u : ~key); }
+
+// One warp, one row: the K largest logits, of equal ones the lower expert; softmax over the K. Every lane has the experts.
+__device__ void choose_row(const float* logits, unsigned short* chosen, float* weights, unsigned (&experts)[K]) {
     constexpr int PER_LANE = (E + 31) / 32;
     const unsigned lane = threadIdx.x % 32;
     unsigned key[PER_LANE];
@@ -184,14 +202,12 @@ __device__ void choose_row(const float* logits, unsigned short* chosen, float* w
         for (int i = 0; i < PER_LANE; i++) {
             if (open >> i & 1 && (key[i] > best || id == E)) best = key[i], id = i * 32 + lane;
         }
-#pragma unroll
-        for (int other = 16; other > 0; other /= 2) {
-            const unsigned its = __shfl_xor_sync(ALL, best, other), its_id = __shfl_xor_sync(ALL, id, other);
-            if (its > best || (its == best && its_id < id)) best = its, id = its_id;
-        }
+        const unsigned largest = warp_max(best);
+        id = warp_min(best == largest ? id : E);
         if (id % 32 == lane) open &= ~(1u << id / 32);
         if (lane == 0) chosen[k] = (unsigned short)id;
-        weight[k] = logits[id];
+        weight[k] = from_order(largest);
+        experts[k] = id;
     }
     float sum = 0.0f;
     const float largest = weight[0];
@@ -284,11 +300,30 @@ __device__ void sort_routes(const unsigned short* chosen, unsigned routes, unsig
     }
 }
 
+// What `sort_routes` makes of one row, by one warp that knows the row's experts.
+__device__ void sort_row(const unsigned (&experts)[K], unsigned* sorted, uint4* items, unsigned* item_count) {
+    const unsigned lane = threadIdx.x % 32;
+    unsigned own = OWN, before = 0;
+#pragma unroll
+    for (unsigned k = 0; k < K; k++) {
+        if (lane == k) own = min(experts[k] - EXPERT_FIRST, (unsigned)OWN);
+    }
+#pragma unroll
+    for (unsigned k = 0; k < K; k++) before += experts[k] - EXPERT_FIRST < own;
+    const unsigned count = __popc(__ballot_sync(ALL, own < OWN));
+    if (own < OWN) {
+        sorted[before] = lane;
+        items[before] = make_uint4(own, before, 1, 0);
+    }
+    if (lane == 0) *item_count = count;
+}
+
 // grid ⌈T / 4⌉, blocks of 4 warps
 extern "C" __global__ void __launch_bounds__(128)
 choose(const float* logits, const unsigned* rows, unsigned short* chosen, float* weights) {
     const unsigned row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-    if (row < *rows) choose_row(logits + (size_t)row * E, chosen + row * K, weights + row * K);
+    unsigned experts[K];
+    if (row < *rows) choose_row(logits + (size_t)row * E, chosen + row * K, weights + row * K, experts);
 }
 
 // grid 1, blocks of SORT_WARPS_MAX warps or fewer
@@ -302,9 +337,16 @@ sort_by_expert(const unsigned short* chosen, const unsigned* rows, unsigned item
 extern "C" __global__ void __launch_bounds__(SORT_WARPS_MAX * 32)
 choose_and_sort(const float* logits, const unsigned* rows, unsigned item_routes, unsigned short* chosen, float* weights,
                 unsigned* sorted, uint4* items, unsigned* item_count) {
+    let_next_start();
     const unsigned count = *rows;
+    wait_for_previous();
+    unsigned experts[K];
     for (unsigned row = threadIdx.x / 32; row < count; row += blockDim.x / 32) {
-        choose_row(logits + (size_t)row * E, chosen + row * K, weights + row * K);
+        choose_row(logits + (size_t)row * E, chosen + row * K, weights + row * K, experts);
+    }
+    if (count == 1) {
+        if (threadIdx.x < 32) sort_row(experts, sorted, items, item_count);
+        return;
     }
     __syncthreads();
     sort_routes(chosen, count * K, item_routes, sorted, items, item_count);

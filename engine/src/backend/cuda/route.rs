@@ -1,19 +1,13 @@
 //! Launches `route.cu`: which experts a row takes, and the rows of each expert behind each other.
 //! Letters as in [`crate::model`]; T is the launch's rows, of which those at and past `*rows` have no routes.
 
-use crate::cuda::{Card, CudaError, Source};
-use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
-};
+use crate::cuda::{Card, CudaError, Launcher, Source};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, CudaViewMut, DevicePtr, LaunchConfig};
 use std::ops::Range;
-use std::sync::Arc;
 
-/// As in route.cu: the threads of a block of the router, and what a block covers of (experts, rows).
-const LOGIT_THREADS: u32 = 128;
-const LOGITS_FEW: (usize, usize) = (8, 1);
-const LOGITS_MANY: (usize, usize) = (32, 8);
-const LOGITS_FEW_SHARED_BYTES: u32 = 2 * (8 * (1024 * 2 + 32) + 1024 * 4);
-const LOGITS_MANY_SHARED_BYTES: u32 = 3 * (32 * (128 * 2 + 32) + 8 * 128 * 4);
+/// As in route.cu: the threads of a block of the router, what it covers of (experts, rows), its shared memory.
+const LOGITS_FEW: (u32, (usize, usize), u32) = (64, (4, 1), 4 * (4 * (960 * 2 + 32) + 960 * 4));
+const LOGITS_MANY: (u32, (usize, usize), u32) = (128, (32, 8), 3 * (32 * (128 * 2 + 32) + 8 * 128 * 4));
 /// Rows of a block that chooses.
 const CHOOSE_ROWS: usize = 4;
 /// Rows up to which one block chooses and sorts.
@@ -149,7 +143,7 @@ impl Routes {
 /// The kernels for one shape.
 #[derive(Debug)]
 pub struct RouteKernels {
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
     shape: RouteShape,
     router_logits_few: CudaFunction,
     router_logits_many: CudaFunction,
@@ -168,7 +162,7 @@ impl RouteKernels {
         shape.check();
         let module = card.compile(source)?;
         Ok(RouteKernels {
-            stream: card.stream().clone(),
+            launcher: card.launcher(),
             shape: shape.clone(),
             router_logits_few: module.kernel("router_logits_few")?,
             router_logits_many: module.kernel("router_logits_many")?,
@@ -209,19 +203,20 @@ impl RouteKernels {
         assert_eq!(self.shape, routes.shape);
         assert!(t > 0 && t <= routes.rows_max && !rows.is_empty() && h.len() >= t * hidden);
         assert!(weight.len() == experts * hidden && bias.len() == experts);
-        let aligned = h.device_ptr(&self.stream).0 | weight.device_ptr(&self.stream).0;
+        let aligned = h.device_ptr(&self.launcher).0 | weight.device_ptr(&self.launcher).0;
         assert!(aligned.is_multiple_of(16), "h and W are copied 16 bytes at a time");
-        let (kernel, (tile_experts, tile_rows), shared_mem_bytes) = match t {
-            0..=FEW_ROWS => (&self.router_logits_few, LOGITS_FEW, LOGITS_FEW_SHARED_BYTES),
-            _ => (&self.router_logits_many, LOGITS_MANY, LOGITS_MANY_SHARED_BYTES),
+        let (kernel, (threads, (tile_experts, tile_rows), shared_mem_bytes)) = match t {
+            0..=FEW_ROWS => (&self.router_logits_few, LOGITS_FEW),
+            _ => (&self.router_logits_many, LOGITS_MANY),
         };
         // The last column of blocks arranges h.
         let grid = (experts.div_ceil(tile_experts) as u32 + 1, t.div_ceil(tile_rows) as u32, 1);
-        let mut launch = self.stream.launch_builder(kernel);
+        let mut launch = self.launcher.launch(kernel);
+        launch.early();
         launch.arg(h).arg(weight).arg(bias).arg(rows).arg(&mut routes.logits).arg(&mut routes.arranged);
-        let config = LaunchConfig { grid_dim: grid, block_dim: (LOGIT_THREADS, 1, 1), shared_mem_bytes };
+        let config = LaunchConfig { grid_dim: grid, block_dim: (threads, 1, 1), shared_mem_bytes };
         // SAFETY: the arguments are those of the kernel; rows are below T, and T rows fit by the assertions.
-        unsafe { launch.launch(config) }?;
+        unsafe { launch.start(config) }?;
         Ok(())
     }
 
@@ -243,22 +238,23 @@ impl RouteKernels {
         // Rows are below T, of which T·K routes and `items_max` items fit into `Routes`, and K choices a row into
         // `chosen`.
         if t <= ONE_BLOCK_ROWS {
-            let mut launch = self.stream.launch_builder(&self.choose_and_sort);
+            let mut launch = self.launcher.launch(&self.choose_and_sort);
+            launch.early();
             launch.arg(&*logits).arg(rows).arg(&item_routes).arg(chosen).arg(weights);
             launch.arg(sorted).arg(items).arg(item_count);
             // SAFETY: the arguments are those of the kernel, and large enough for T rows.
-            unsafe { launch.launch(one_block) }?;
+            unsafe { launch.start(one_block) }?;
             return Ok(());
         }
-        let mut launch = self.stream.launch_builder(&self.choose);
+        let mut launch = self.launcher.launch(&self.choose);
         launch.arg(&*logits).arg(rows).arg(&mut *chosen).arg(weights);
         // SAFETY: the arguments are those of the kernel, and large enough for T rows.
-        unsafe { launch.launch(blocks(t.div_ceil(CHOOSE_ROWS), CHOOSE_ROWS * 32)) }?;
+        unsafe { launch.start(blocks(t.div_ceil(CHOOSE_ROWS), CHOOSE_ROWS * 32)) }?;
         let chosen = chosen.as_view();
-        let mut launch = self.stream.launch_builder(&self.sort_by_expert);
+        let mut launch = self.launcher.launch(&self.sort_by_expert);
         launch.arg(&chosen).arg(rows).arg(&item_routes).arg(sorted).arg(items).arg(item_count);
         // SAFETY: the arguments are those of the kernel, and large enough for T rows.
-        unsafe { launch.launch(one_block) }?;
+        unsafe { launch.start(one_block) }?;
         Ok(())
     }
 }

@@ -99,7 +99,8 @@ __device__ __forceinline__ Candidate best_of_block(Candidate best) {
 extern "C" __global__ void __launch_bounds__(THREADS)
 best_of_part(const unsigned* __restrict__ row_count, const Row* __restrict__ rows, const float* __restrict__ logits,
              const unsigned* __restrict__ ranges, unsigned range_count, unsigned vocab_start, unsigned vocab_count,
-             Candidate* __restrict__ parts) {
+             Candidate* parts) {
+    let_next_start();
     if (blockIdx.y >= *row_count) return;
     const Row row = rows[blockIdx.y];
     const unsigned long long seed = (static_cast<unsigned long long>(row.seed_high) << 32) | row.seed_low;
@@ -131,8 +132,9 @@ best_of_part(const unsigned* __restrict__ row_count, const Row* __restrict__ row
 
 // Grid: rows. parts: [rows, part_count] → best: [rows].
 extern "C" __global__ void __launch_bounds__(THREADS)
-best_of_row(const unsigned* __restrict__ row_count, const Candidate* __restrict__ parts, unsigned part_count,
-            Candidate* __restrict__ bests) {
+best_of_row(const unsigned* __restrict__ row_count, const Candidate* parts, unsigned part_count,
+            Candidate* bests) {
+    wait_for_previous();
     if (blockIdx.x >= *row_count) return;
     Candidate best = none();
     for (unsigned i = threadIdx.x; i < part_count; i += THREADS) {

@@ -1,13 +1,10 @@
 //! Launches `sample.cu`: the best token of this rank's part of the vocabulary, per sampled row.
 
-use crate::cuda::{Card, CudaError, Source};
+use crate::cuda::{Card, CudaError, Launcher, Source};
 use crate::sample::SampleRow;
-use cudarc::driver::{
-    CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, LaunchConfig, PushKernelArg,
-};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaView, CudaViewMut, LaunchConfig};
 use flotilla_shared::TokenId;
 use std::ops::Range;
-use std::sync::Arc;
 
 /// As in sample.cu.
 const THREADS: u32 = 256;
@@ -29,7 +26,7 @@ pub fn row_words(row: &SampleRow) -> [u32; ROW_WORDS] {
 /// The kernels, for one part of the vocabulary.
 #[derive(Debug)]
 pub struct SampleKernels {
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
     vocab: Range<usize>,
     rows_max: usize,
     /// u32 [n][2]: what may be chosen, counted from the part's start.
@@ -69,7 +66,7 @@ impl SampleKernels {
             ranges = vec![0, 0];
         }
         Ok(SampleKernels {
-            stream: card.stream().clone(),
+            launcher: card.launcher(),
             rows_max,
             ranges: card.upload(&ranges)?,
             range_count,
@@ -95,16 +92,17 @@ impl SampleKernels {
         let (start, count) = (self.vocab.start as u32, self.vocab.len() as u32);
         let part_count = count.div_ceil(PART_TOKENS as u32);
 
-        let mut launch = self.stream.launch_builder(&self.best_of_part);
+        let mut launch = self.launcher.launch(&self.best_of_part);
         launch.arg(row_count).arg(rows).arg(logits).arg(&self.ranges).arg(&self.range_count);
         launch.arg(&start).arg(&count).arg(&mut self.parts);
         // SAFETY: the arguments are those of the kernel; that the rows' logit rows exist is the caller's word.
-        unsafe { launch.launch(grid(part_count, n as u32)) }?;
+        unsafe { launch.start(grid(part_count, n as u32)) }?;
 
-        let mut launch = self.stream.launch_builder(&self.best_of_row);
+        let mut launch = self.launcher.launch(&self.best_of_row);
+        launch.early();
         launch.arg(row_count).arg(&self.parts).arg(&part_count).arg(bests);
         // SAFETY: the arguments are those of the kernel; it reads what the first launch has written.
-        unsafe { launch.launch(grid(n as u32, 1)) }?;
+        unsafe { launch.start(grid(n as u32, 1)) }?;
         Ok(())
     }
 }

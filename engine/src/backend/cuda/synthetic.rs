@@ -1,11 +1,10 @@
 //! Launches `synthetic.cu`: a synthetic model's slices made in the card's memory, with the bytes that
 //! [`Synthetic`] makes in the host's.
 
-use crate::cuda::{Card, CudaError, Source};
+use crate::cuda::{Card, CudaError, Launcher, Source};
 use crate::weights::{ByteRuns, Comb, Draw, PALETTE, Recipe, Synthetic, WeightSource};
-use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, CudaViewMut, LaunchConfig, PushKernelArg};
+use cudarc::driver::{CudaFunction, CudaSlice, CudaViewMut, LaunchConfig};
 use flotilla_shared::TensorSlice;
-use std::sync::Arc;
 
 /// As in synthetic.cu: threads of a block, and bytes that it makes.
 const THREADS: u32 = 256;
@@ -18,7 +17,7 @@ pub fn source() -> Source {
 
 /// The kernels, and what one model needs of them.
 pub struct SyntheticKernels<'a> {
-    stream: Arc<CudaStream>,
+    launcher: Launcher,
     model: &'a Synthetic,
     make_codes: CudaFunction,
     make_scales: CudaFunction,
@@ -40,7 +39,7 @@ impl<'a> SyntheticKernels<'a> {
             Draw::Codes | Draw::Scales { .. } => Ok(None),
         };
         Ok(SyntheticKernels {
-            stream: card.stream().clone(),
+            launcher: card.launcher(),
             make_codes: module.kernel("make_codes")?,
             make_scales: module.kernel("make_scales")?,
             make_normal: module.kernel("make_normal")?,
@@ -70,7 +69,7 @@ impl<'a> SyntheticKernels<'a> {
                 Draw::Scales { .. } => &self.make_scales,
                 Draw::Normal(_) => &self.make_normal,
             };
-            let mut launch = self.stream.launch_builder(kernel);
+            let mut launch = self.launcher.launch(kernel);
             launch.arg(&mut part).arg(&bytes).arg(&start).arg(&run_bytes).arg(&stride).arg(&key);
             let (low, threshold);
             match &self.model.draws()[draw] {
@@ -89,7 +88,7 @@ impl<'a> SyntheticKernels<'a> {
                 shared_mem_bytes: 0,
             };
             // SAFETY: the arguments are those of the kernel, which writes `bytes` bytes of a part that has them.
-            unsafe { launch.launch(config) }?;
+            unsafe { launch.start(config) }?;
         }
         Ok(())
     }

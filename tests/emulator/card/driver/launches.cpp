@@ -83,6 +83,7 @@ struct Prepared {
     const ModuleTable* table;
     const KernelEntry* entry;
     unsigned grid[3], block[3], shared_bytes;
+    bool early;
     std::vector<std::vector<char>> arguments;
 };
 
@@ -94,6 +95,7 @@ static CUresult run(const Prepared& prepared, Stream& stream) {
     std::copy_n(prepared.grid, 3, launch->grid);
     std::copy_n(prepared.block, 3, launch->block);
     launch->shared_bytes = prepared.shared_bytes;
+    launch->early = prepared.early;
     launch->parameters = parameters.data();
     launch->seed = settings().seed;
     launch->arena = &stream.arena;
@@ -111,9 +113,32 @@ static CUresult run(const Prepared& prepared, Stream& stream) {
 
 using namespace card;
 
-CARD_API CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
-                                 unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream* handle, void** parameters,
-                                 void** extra) {
+/// As cuda.h lays it out; of the attributes the one that is known here.
+struct LaunchAttribute {
+    int id;
+    char pad[4];
+    union {
+        char bytes[64];
+        int early_allowed;
+    };
+};
+struct LaunchConfig {
+    unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+    Stream* stream;
+    LaunchAttribute* attributes;
+    unsigned attribute_count;
+};
+constexpr int PROGRAMMATIC_STREAM_SERIALIZATION = 6;
+
+CARD_API CUresult cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** parameters, void** extra) {
+    CHECK(config != nullptr, CUDA_ERROR_INVALID_VALUE);
+    const auto [grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, handle, attributes, attribute_count] = *config;
+    bool early = false;
+    for (unsigned i = 0; i < attribute_count; i++) {
+        CHECK(attributes[i].id == PROGRAMMATIC_STREAM_SERIALIZATION, CUDA_ERROR_NOT_SUPPORTED);
+        early |= attributes[i].early_allowed != 0;
+    }
+    CHECK(!early || settings().capability_major >= 9, CUDA_ERROR_NOT_SUPPORTED);
     Stream* stream = stream_of(handle);
     CHECK(valid(function) && stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
     CHECK(extra == nullptr, CUDA_ERROR_NOT_SUPPORTED);
@@ -127,7 +152,7 @@ CARD_API CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned g
     CHECK(parameters != nullptr || function->entry->parameter_count == 0, CUDA_ERROR_INVALID_VALUE);
 
     auto prepared = std::make_shared<Prepared>(
-        Prepared{function->library, function->table, function->entry, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, {}});
+        Prepared{function->library, function->table, function->entry, {grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes, early, {}});
     for (unsigned i = 0; i < function->entry->parameter_count; i++) {
         const auto* argument = static_cast<const char*>(parameters[i]);
         prepared->arguments.emplace_back(argument, argument + function->entry->parameter_bytes[i]);
@@ -135,6 +160,12 @@ CARD_API CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned g
     return enqueue(stream, NodeKind::Kernel, [prepared](Stream& stream, bool failed) {
         return failed ? CUDA_SUCCESS : run(*prepared, stream);
     });
+}
+CARD_API CUresult cuLaunchKernel(Function* function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x,
+                                 unsigned block_y, unsigned block_z, unsigned shared_bytes, Stream* handle, void** parameters,
+                                 void** extra) {
+    const LaunchConfig config = {grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes, handle, nullptr, 0};
+    return cuLaunchKernelEx(&config, function, parameters, extra);
 }
 CARD_API CUresult cuLaunchCooperativeKernel(Function*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Stream*, void**) {
     return CUDA_ERROR_NOT_SUPPORTED; // blocks run one after another
