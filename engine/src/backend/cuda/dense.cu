@@ -358,3 +358,11 @@ using Middle = Tiles<64, 32, 64, 4, 2, 2>;
 
 PRODUCT_MANY(product_many_large, Large, 2)
 PRODUCT_MANY(product_many_middle, Middle, 4)
+
+// ------------------------------------------------------------------------------------------------- for cuBLASLt
+
+// A bias as cuBLASLt takes it beside an f32 y. bias: bf16 [M], to: f32 [M].
+extern "C" __global__ void widen_bias(const bf16* __restrict__ bias, float* __restrict__ to, unsigned m) {
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < m) to[i] = to_float(bias[i]);
+}
