@@ -8,6 +8,10 @@ use crate::spec::ModelSpec;
 /// Logit rows for which a card has room from the start; verification may ask for more.
 pub const LOGIT_ROWS: usize = 64;
 
+/// What products by cuBLASLt may work in on a card: NVIDIA's figure for the largest. Planned whether the library is
+/// there or not.
+pub const LIBRARY_BYTES: usize = 32 << 20;
+
 /// Bytes of a rank's activations.
 pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> u64 {
     let t = demand.step_tokens_max;
@@ -22,6 +26,7 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
                 + attention_parts(share, q_width, width)
                 + items(spec, share, t)
                 + sampling(share)
+                + LIBRARY_BYTES
                 + 4 * (demand.kv_blocks.full as usize + demand.kv_blocks.window as usize)
         }
     };

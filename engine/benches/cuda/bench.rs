@@ -1,16 +1,14 @@
 //! What every family measures with.
 
-use crate::cublas::CublasLt;
 use crate::report::Report;
 use crate::shapes::{self, Model};
 use crate::timing::Clock;
-use flotilla_engine::cuda::{Card, CudaError};
+use flotilla_engine::cuda::Card;
 
 pub struct Bench {
     pub card: Card,
     pub clock: Clock,
     pub quick: bool,
-    pub cublas: Result<CublasLt, CudaError>,
     /// Of whole steps: all of the model's, if none.
     pub layers: Option<usize>,
     /// Of whole steps.

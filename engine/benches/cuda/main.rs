@@ -24,7 +24,6 @@ mod targets;
 mod timing;
 
 use bench::Bench;
-use cublas::CublasLt;
 use flotilla_engine::cuda::{Card, CudaError, Library, Opened, measure};
 use report::{Ceilings, Report};
 use std::path::PathBuf;
@@ -107,21 +106,15 @@ fn run(args: Args) -> Result<bool, CudaError> {
     let card = Card::open(args.device)?;
     let clock = Clock::new(args.quick);
     let read_bytes_per_second = measure::read(&card)?.bytes_per_second();
-    let mut cublas = CublasLt::open(&card);
-    let matrix_flops_per_second = match &mut cublas {
-        Ok(cublas) => Some(cublas.rate(&card, &clock)?),
-        Err(error) => {
-            eprintln!("no cuBLASLt: {error}");
-            None
-        }
-    };
+    let matrix = cublas::rate(&card, &clock);
+    let matrix_flops_per_second = matrix.inspect_err(|error| eprintln!("no matrix rate: {error}")).ok();
     let ceilings = Ceilings { read_bytes_per_second, matrix_flops_per_second };
     let facts = card.facts();
     let (major, minor) = facts.capability;
     let name = format!("{}, sm_{major}{minor}, {} multiprocessors", facts.name, facts.multiprocessors);
     let report = Report::new(name, args.quick, ceilings, args.json);
     let model_name = args.model.unwrap_or("20b".into());
-    let mut bench = Bench { card, clock, quick: args.quick, cublas, layers: args.layers, model_name, report };
+    let mut bench = Bench { card, clock, quick: args.quick, layers: args.layers, model_name, report };
     for (family, measure) in FAMILIES {
         if args.only.is_empty() || args.only.iter().any(|only| only == family) {
             if let Err(error) = measure(&mut bench) {

@@ -10,6 +10,7 @@ use cudarc::driver::{
     CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, ValidAsZeroBits, result, sys,
 };
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The oldest generation whose matrix units the kernels can use.
 const OLDEST: (u32, u32) = (7, 5);
@@ -33,6 +34,26 @@ pub struct CardFacts {
 pub struct Card {
     facts: CardFacts,
     stream: Arc<CudaStream>,
+    _counted: Arc<Counted>,
+}
+
+/// Cards that this process has open, clones not counted.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(Debug)]
+struct Counted;
+
+impl Counted {
+    fn new() -> Arc<Counted> {
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        Arc::new(Counted)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Card {
@@ -52,7 +73,12 @@ impl Card {
             return Err(CudaError::CardTooOld { ordinal, name, capability });
         }
         let stream = context.new_stream().map_err(CudaError::doing("make a stream"))?;
-        Ok(Card { facts, stream })
+        Ok(Card { facts, stream, _counted: Counted::new() })
+    }
+
+    /// Whether this process has opened a card more than once: several ranks of a group may be in it.
+    pub fn has_company(&self) -> bool {
+        OPEN.load(Ordering::Relaxed) > 1
     }
 
     pub fn facts(&self) -> &CardFacts {

@@ -67,6 +67,9 @@ pub enum CudaError {
     #[error("NVRTC at {} cannot {doing}: {reason}", path.display())]
     Compiler { path: PathBuf, doing: &'static str, reason: String },
 
+    #[error("cuBLASLt at {} cannot {doing}: {reason}", path.display())]
+    Cublas { path: PathBuf, doing: &'static str, reason: String },
+
     #[error(
         "NVRTC {version} at {} makes programs for CUDA {version}, the driver is of CUDA {driver}\n\
          hint: install a newer driver, or `pip install nvidia-cuda-nvrtc-cu12` and name its folder in FLOTILLA_CUDA_PATH",

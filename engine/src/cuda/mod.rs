@@ -7,6 +7,7 @@
 mod cache;
 pub mod card;
 pub mod compile;
+pub mod cublas;
 mod driver;
 pub mod error;
 mod found;
@@ -22,6 +23,7 @@ mod sum;
 pub use cache::keep_in;
 pub use card::{Card, CardFacts};
 pub use compile::{Module, Source};
+pub use cublas::CublasLt;
 pub use driver::{DriverFacts, NEEDED, card_count, driver_facts};
 pub use error::{CudaError, Version};
 pub use found::{Found, found};

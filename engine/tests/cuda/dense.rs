@@ -51,7 +51,7 @@ fn the_way_follows_the_tokens_and_the_width() {
 
 /// Every way, by itself and as chosen, with a source that `edit` may have changed.
 pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String> {
-    let kernels = DenseKernels::compiled(card, &edit(dense::source())).unwrap();
+    let mut kernels = DenseKernels::compiled(card, &edit(dense::source())).unwrap();
     // T of the launch, rows that there are, M, K. 48 rows stand for the 5120 of the real width.
     let few = [
         (1, 1, 1, 64),
@@ -70,10 +70,10 @@ pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String>
         let case = Case::new(card, t, rows, m, k, seed as u64);
         let with_bias = seed % 2 == 0;
         let mut results: Vec<(Way, Vec<u32>)> = Vec::new();
-        for way in Way::ALL.into_iter().filter(|way| way.tokens_max() >= t) {
+        for way in Way::KERNELS.into_iter().filter(|way| way.tokens_max() >= t) {
             let name = format!("{way:?}, {rows} of {t} tokens, M {m}, K {k}, seed {seed}");
             let bits =
-                case.run(&kernels, Some(way), with_bias).map_err(|error| format!("{name}: {error}"))?;
+                case.run(&mut kernels, Some(way), with_bias).map_err(|error| format!("{name}: {error}"))?;
             // Who else is in the batch decides between ways of a kind, and must not change a row.
             let is_few = |way: Way| way.tokens_max() <= 16;
             if let Some((other, _)) = results.iter().find(|(w, b)| is_few(*w) == is_few(way) && *b != bits) {
@@ -81,7 +81,8 @@ pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String>
             }
             results.push((way, bits));
         }
-        case.run(&kernels, None, with_bias).map_err(|error| format!("as chosen, seed {seed}: {error}"))?;
+        case.run(&mut kernels, None, with_bias)
+            .map_err(|error| format!("as chosen, seed {seed}: {error}"))?;
     }
     Ok(())
 }
@@ -115,7 +116,7 @@ impl<'a> Case<'a> {
     }
 
     /// The bits of y, which is right.
-    fn run(&self, kernels: &DenseKernels, way: Option<Way>, with_bias: bool) -> Result<Vec<u32>, String> {
+    fn run(&self, kernels: &mut DenseKernels, way: Option<Way>, with_bias: bool) -> Result<Vec<u32>, String> {
         let Case { card, t, rows, m, k, .. } = *self;
         let poison = f32::from_bits(0x7fa5_a5a5);
         let (x, weights) = (card.upload(&self.x).unwrap(), card.upload(&self.weights).unwrap());
@@ -123,6 +124,8 @@ impl<'a> Case<'a> {
         let mut y = card.upload(&vec![poison; t * m]).unwrap();
         let linear = Linear::new(weights.as_view(), with_bias.then(|| bias.as_view()), m, k);
         let (count, x) = (count.as_view(), x.as_view());
+        // The library knows nothing of rows.
+        let writes_all = way.is_none() && kernels.choose(t, m) == Way::CublasLt;
         match way {
             Some(way) => kernels.product_by(way, t, &count, &x, &linear, &mut y.as_view_mut()),
             None => kernels.product(t, &count, &x, &linear, &mut y.as_view_mut()),
@@ -139,8 +142,8 @@ impl<'a> Case<'a> {
             }
         }
         match y[rows * m..].iter().position(|v| v.to_bits() != poison.to_bits()) {
-            Some(at) => Err(format!("a row past the batch was written, {at} elements past")),
-            None => Ok(y.into_iter().map(f32::to_bits).collect()),
+            Some(at) if !writes_all => Err(format!("a row past the batch was written, {at} elements past")),
+            _ => Ok(y.into_iter().map(f32::to_bits).collect()),
         }
     }
 

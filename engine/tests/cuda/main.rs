@@ -6,6 +6,7 @@
 mod attention;
 mod collective;
 mod dense;
+mod dense_library;
 mod device;
 mod experts;
 mod missing;

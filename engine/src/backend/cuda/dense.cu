@@ -3,7 +3,8 @@
 // x: act [T, K], W: bf16 [M, K], bias: bf16 [M] or null, y: f32 [T, M]; K a multiple of 8, rows 16-byte aligned.
 // Products are exact, sums are f32. T, M and K are arguments: one program serves qkv, o and unembed. The kernels of a
 // kind sum in one order, so up to T = 16, and again above, a row's bits do not depend on how many others there are.
-// Rows at and past *rows are not written. On sm_75 x is f16, and weights are converted to it.
+// Rows at and past *rows are not written. Where cuBLASLt is there it takes T > 16 (dense/library.rs); it chooses an
+// order of its own for each T, and writes the rows past *rows, too. On sm_75 x is f16, and weights are converted to it.
 //
 // product_few: T ≤ 16, bound by reading W once.
 //   A block owns 16 (or 8) rows of W, its 8 warps own slices of K, and a warp feeds 16-byte loads straight into
@@ -14,23 +15,31 @@
 //   the L1 serves the other blocks of the multiprocessor (W is kept out of it). Loads are not predicated: past
 //   an end they repeat what is there, x is masked at its use, and rows of x past *rows are read and change nothing.
 //   A ring of 4 to 6 chunks keeps loads in flight; partial sums of the warps are added in shared memory in order.
-//   Predicted, not measured: 8 warps · 4 chunks · 1 KiB = 32 KiB in flight a block, three blocks a multiprocessor at
-//   T ≤ 8, two above. ptxas sends a round's loads together after its mma, so about 3/4 of that on average,
-//   where 25 KiB a multiprocessor cover 4.8 TB/s · 0.7 µs on 132 of them: 0.8 of the read rate where
-//   M · K · 2 ≥ 16 MiB, falling to 0.4 for M = 640, where a launch (2 to 3 µs) is longer than the reading.
+//   8 warps · 4 chunks · 1 KiB = 32 KiB in flight a block, three blocks a multiprocessor at T ≤ 8, two above. ptxas
+//   sends a round's loads together after its mma, so about 3/4 of that on average, where 25 KiB a multiprocessor
+//   cover 4.8 TB/s · 0.7 µs on 132 of them.
 //
 // product_many: T > 16, tiles of T by M, K in steps, cp.async stages, XOR-swizzled shared memory, ldmatrix, mma.
 //   large 128 × 128 × 32, 3 stages, 8 warps of 64 × 32; middle 64 × 32 × 64, 4 stages, 4 warps of 32 × 16, for
 //   when large tiles would leave half of the multiprocessors idle. Both take 48 KiB, so nothing must be asked for.
 //   On sm_75 two stages through registers, where weights become f16 on their way.
-//   Predicted, not measured: large 0.5 to 0.6 of the bf16 peak of mma.sync from T = 512; middle is
-//   bound by 1.5 KiB of copies a 64 Ki multiply-adds: 0.3 of the read rate of W at T = 64.
+//   Middle is bound by 1.5 KiB of copies a 64 Ki multiply-adds.
 //
-// Versions (device, date, shape, GB/s or TFLOP/s): none measured yet.
+// Measured (H200, which reads 4.48 TB/s, 2026-11-28, engine/benches/cuda), µs, and those of cuBLASLt for the same:
+//   T                       1            16            64           512          2048
+//   qkv     5120 × 2880  10.5   9.8   14.9   9.9   20.6  10.1   80.0  24.0  198.9  90.1
+//   o       2880 × 4096   8.4  11.1   10.4  11.1   22.1   9.8   70.4  18.4  174.2  70.0
+//   unembed 201088×2880 276.0 278.7  319.2 287.3  385.1 322.0
+//   qkv/4   1280 × 2880   4.9   6.7    7.0   7.0   15.9   7.4   26.1   8.6   79.2  22.3
+//   o/4     2880 × 1024   4.1   4.6    5.3   4.8    7.0   4.9   20.1   7.2   48.2  22.9
+//   cuBLASLt's are without a bias, which takes a small launch more, and with any order of sums.
+//
+// Versions (2 is the one that was measured):
 //   1  2026-11-23  product_few with predicated loads, *rows read first: never run on a card; in its SASS every load
 //                  waited for *rows, and zeros for skipped loads were merged right behind them, which waits for them
 //   2  2026-11-23  as above
-// Not tried yet: K split over blocks for small M; a persistent grid for unembed; wgmma.
+// Not tried yet: K split over blocks for small M; a persistent grid for unembed; wgmma, which is what cuBLASLt has over
+// product_many on sm_90.
 
 #include "intrinsics.cuh"
 
@@ -369,3 +378,11 @@ using Middle = Tiles<64, 32, 64, 4, 2, 2>;
 
 PRODUCT_MANY(product_many_large, Large, 2)
 PRODUCT_MANY(product_many_middle, Middle, 4)
+
+// ------------------------------------------------------------------------------------------------- for cuBLASLt
+
+// A bias as cuBLASLt takes it beside an f32 y. bias: bf16 [M], to: f32 [M].
+extern "C" __global__ void widen_bias(const bf16* __restrict__ bias, float* __restrict__ to, unsigned m) {
+    const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < m) to[i] = to_float(bias[i]);
+}

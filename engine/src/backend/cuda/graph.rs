@@ -7,19 +7,23 @@ use crate::batch::Batch;
 use crate::cuda::CudaError;
 use cudarc::driver::{CudaGraph, sys};
 use flotilla_shared::activations::LOGIT_ROWS;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows that a graph is recorded for: a step of fewer leaves the rest idle.
 const BUCKETS: [usize; 10] = [1, 2, 4, 8, 12, 16, 24, 32, 48, LOGIT_ROWS];
 
 /// Recorded steps, by their number of rows.
 #[derive(Default)]
-pub struct Graphs(BTreeMap<usize, CudaGraph>);
+pub struct Graphs {
+    recorded: BTreeMap<usize, CudaGraph>,
+    /// Steps that were carried out as they are before they are recorded, because they load code.
+    loaded: BTreeSet<usize>,
+}
 
 impl Graphs {
     /// Where an address has changed.
     pub fn forget(&mut self) {
-        self.0.clear();
+        self.recorded.clear();
     }
 }
 
@@ -50,10 +54,13 @@ impl CudaBackend {
         });
         let (Some(bucket), None) = (bucket, &self.failed) else { return forward(self) };
         if !self.recorded(bucket) {
+            if self.loads_now(bucket) {
+                return forward(self);
+            }
             self.record(bucket, forward)?;
         }
         self.attempt(|s| {
-            let graph = s.graphs.as_ref().and_then(|graphs| graphs.0.get(&bucket));
+            let graph = s.graphs.as_ref().and_then(|graphs| graphs.recorded.get(&bucket));
             let graph = graph.expect("recorded just now, or before");
             graph.launch().map_err(CudaError::doing("replay a decode step"))
         });
@@ -61,7 +68,13 @@ impl CudaBackend {
     }
 
     fn recorded(&self, bucket: usize) -> bool {
-        self.graphs.as_ref().is_some_and(|graphs| graphs.0.contains_key(&bucket))
+        self.graphs.as_ref().is_some_and(|graphs| graphs.recorded.contains_key(&bucket))
+    }
+
+    /// Whether the step loads code, and has not done so before.
+    fn loads_now(&mut self, bucket: usize) -> bool {
+        let late = self.kernels.dense.loads_late(bucket);
+        late && self.graphs.as_mut().is_some_and(|graphs| graphs.loaded.insert(bucket))
     }
 
     fn record<E>(
@@ -84,7 +97,7 @@ impl CudaBackend {
             if result.is_err() {
                 return Ok(());
             }
-            s.graphs.get_or_insert_default().0.insert(bucket, graph);
+            s.graphs.get_or_insert_default().recorded.insert(bucket, graph);
             Ok(())
         });
         result
