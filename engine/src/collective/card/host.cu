@@ -25,7 +25,9 @@
 //   chunks of 4096 with flags for every length, the machine's memory: 5.76 kB 8.7, 12.6; 11.52 kB 11.4, 18.6; 92 kB
 //   27.0, 56.6; 737 kB 71, 272; 5.9 MB 499, 1932. The card's memory: 5.76 kB 3.3, 4.0; 92 kB 5.5, 7.0.
 //   From 737 kB on that is 50 GB/s, writes (a rank's n once) and then reads (n from each other rank) by all ranks.
-//   As it is now (pairs up to 4096 values, chunks of 2048): not measured yet.
+//   As it is now (pairs up to 4096 values, chunks of 2048): not measured. Predicted, the machine's memory: 5.76 kB 5, 7;
+//   11.52 kB 6, 11 (4 ranks read 138 kB and 276 kB by one bus, which is 3 and 6 µs each time they look); 92 kB 15, 38;
+//   longer ones as before. The card's memory: 5.76 kB 2.6, 3.0.
 #include "intrinsics.cuh"
 
 // RANKS; THREADS of a block; CHUNK: values that share a flag; FLAGS: chunks of the longest vector;
@@ -84,7 +86,7 @@ __device__ __forceinline__ void store_pairs(PairOfPairs* to, PairOfPairs pairs) 
     __atomic_store_n(&to->first, pairs.first, __ATOMIC_RELAXED);
     __atomic_store_n(&to->second, pairs.second, __ATOMIC_RELAXED);
 #else
-    asm volatile("st.relaxed.sys.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(pairs.first), "l"(pairs.second) : "memory");
+    asm volatile("st.relaxed.sys.global.v2.u64 [%0], {%1, %2};" ::"l"(to), "l"(pairs.first), "l"(pairs.second) : "memory");
 #endif
 }
 __device__ __forceinline__ PairOfPairs load_pairs(const PairOfPairs* from) {
@@ -93,7 +95,7 @@ __device__ __forceinline__ PairOfPairs load_pairs(const PairOfPairs* from) {
     pairs.first = __atomic_load_n(&from->first, __ATOMIC_RELAXED);
     pairs.second = __atomic_load_n(&from->second, __ATOMIC_RELAXED);
 #else
-    asm volatile("ld.relaxed.sys.v2.u64 {%0, %1}, [%2];" : "=l"(pairs.first), "=l"(pairs.second) : "l"(from) : "memory");
+    asm volatile("ld.relaxed.sys.global.v2.u64 {%0, %1}, [%2];" : "=l"(pairs.first), "=l"(pairs.second) : "l"(from) : "memory");
 #endif
     return pairs;
 }
@@ -145,6 +147,10 @@ sum_short(float* y, unsigned n, unsigned rank, PairOfPairs* pairs, unsigned* gon
         const unsigned i = unit * blockDim.x + threadIdx.x;
         mine[unit][0] = 2 * i < n ? y[2 * i] : 0.0f;
         mine[unit][1] = 2 * i + 1 < n ? y[2 * i + 1] : 0.0f;
+    }
+#pragma unroll
+    for (unsigned unit = 0; unit < UNITS; unit++) {
+        const unsigned i = unit * blockDim.x + threadIdx.x;
         if (2 * i < n) store_pairs(own + i, {pair_of(mine[unit][0], operation), pair_of(mine[unit][1], operation)});
     }
     // It orders nothing.
