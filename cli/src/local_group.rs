@@ -11,15 +11,18 @@ use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Plan, Rank, StepId, StepOutcome, StepPlan};
 use flotilla_worker::device::{Device, on_card, on_cpu};
 use flotilla_worker::{Executor, StepError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 type Job = (StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>);
 
-/// Dropping it ends the threads.
+/// Dropping it ends the threads, and waits for them: what they have of a card is let go of before the process ends,
+/// and the driver with it.
 pub struct LocalGroup {
     plan: Plan,
     ranks: Vec<mpsc::UnboundedSender<Job>>,
+    threads: Vec<JoinHandle<()>>,
     step: StepId,
     answers: Vec<oneshot::Receiver<Result<StepOutcome, StepError>>>,
 }
@@ -33,20 +36,28 @@ impl LocalGroup {
         let plan = assignment.plan.clone();
         let links = threads::stages(&plan.stage_sizes());
         let (built, on_built) = std::sync::mpsc::channel();
-        let mut ranks = Vec::new();
+        let (mut ranks, mut rank_threads) = (Vec::new(), Vec::new());
         for (rank, (link, device)) in links.into_iter().zip(devices).enumerate() {
             let assignment = Assignment { rank: Rank(rank as u16), ..assignment.clone() };
             let (jobs, inbox) = mpsc::unbounded_channel();
             let body = loaded(source, assignment, device, link)?;
             let built = built.clone();
             let body = move || body(inbox, &|outcome| drop(built.send(outcome)));
-            std::thread::Builder::new().name(format!("rank-{rank}")).spawn(body)?;
+            rank_threads.push(std::thread::Builder::new().name(format!("rank-{rank}")).spawn(body)?);
             ranks.push(jobs);
         }
         for _ in &ranks {
             on_built.recv()??;
         }
-        Ok(LocalGroup { plan, ranks, step: StepId(0), answers: Vec::new() })
+        Ok(LocalGroup { plan, ranks, threads: rank_threads, step: StepId(0), answers: Vec::new() })
+    }
+}
+
+impl Drop for LocalGroup {
+    fn drop(&mut self) {
+        self.ranks.clear();
+        // Who panicked has said so.
+        self.threads.drain(..).for_each(|thread| drop(thread.join()));
     }
 }
 

@@ -2,17 +2,18 @@
 //! from a graph; an end in bounded time whatever happens; and a check at the start that sees what is wrong.
 
 use crate::support::cards;
-use cudarc::driver::{CudaGraph, sys};
+use cudarc::driver::{CudaGraph, DevicePtrMut, sys};
+use flotilla_engine::collective::card::nccl::{Communicator, make_id};
 use flotilla_engine::collective::card::{CardSettings, SumChoice, SumPath, Wire, host};
 use flotilla_engine::collective::threads::{ThreadsCollective, group_with_deadline};
 use flotilla_engine::collective::{
     AbortHandle, AllReduce, CardCollective, Collective, CollectiveError, ProcessCollective,
 };
-use flotilla_engine::cuda::{Card, DeviceSum, Source, card_count};
+use flotilla_engine::cuda::{Card, DeviceSum, Nccl, Source, Version, card_count};
 use flotilla_shared::{Epoch, Rank};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use std::{env, thread};
 
@@ -35,6 +36,41 @@ fn card_of(rank: usize, own_cards: bool) -> Card {
     let card = cards().remove(0).card;
     let ordinal = if own_cards { rank % card_count().unwrap() } else { 0 };
     if ordinal == 0 { card } else { Card::open(ordinal).unwrap() }
+}
+
+/// Whether `ranks` can sum by NCCL here: they have a card each, or NCCL is one that takes several on a card and has been
+/// told to. If not, says what is missing; such a test has nothing to show on this machine.
+fn can_sum_by_nccl(ranks: usize) -> bool {
+    let (is_real, count) = (cards().remove(0).name == "cuda", card_count().unwrap());
+    if !is_real || count >= ranks {
+        return true;
+    }
+    let told = env::var("NCCL_MULTI_RANK_GPU_ENABLE").as_deref() == Ok("1");
+    let version = Nccl::open().unwrap_or_else(|error| panic!("{error}")).version();
+    let shares = told && version >= Version { major: 2, minor: 30, patch: 0 };
+    if !shares {
+        eprintln!(
+            "skipped: {ranks} ranks by NCCL need {ranks} cards ({count} found), or NCCL from 2.30 on ({version} found) \
+             with NCCL_MULTI_RANK_GPU_ENABLE=1"
+        );
+    }
+    shares
+}
+
+/// Whether each of two ranks has a card; says so if not.
+fn have_two_cards() -> bool {
+    let (is_real, count) = (cards().remove(0).name == "cuda", card_count().unwrap());
+    let have = !is_real || count > 1;
+    if !have {
+        eprintln!("skipped: it needs 2 cards, {count} found");
+    }
+    have
+}
+
+/// The ways that can be shown here, of those with so many ranks.
+fn shown<const N: usize>(ways: [(SumPath, usize); N]) -> Vec<(SumPath, usize)> {
+    let can = |&(path, ranks): &(SumPath, usize)| path != SumPath::Nccl || can_sum_by_nccl(ranks);
+    ways.into_iter().filter(can).collect()
 }
 
 /// Ranks that wait for each other on one card, and calls of the driver that wait for the whole card, do
@@ -129,19 +165,22 @@ fn sum_lengths(size: usize, path: SumPath, own_cards: bool, lengths: &[usize]) {
     });
 }
 
+/// Around what a thread, a block and a chunk have.
+const LENGTHS: [usize; 15] = [1, 0, 2, 3, 5, 31, 64, 65, 2047, 2049, 2880, 4095, 4096, 4097, LONGEST];
+
 #[test]
 fn all_ranks_hold_the_sum_in_rank_order() {
-    for size in 1..=4 {
+    for size in [1, 2, 3, 4, 5] {
         for path in [SumPath::Staged, SumPath::Host, SumPath::Shared] {
-            sum_lengths(size, path, false, &[1, 0, 2, 3, 5, 31, 2880, 4095, 4096, 4097, 12_290, LONGEST]);
+            sum_lengths(size, path, false, &LENGTHS);
         }
     }
 }
 
 #[test]
 fn ranks_with_a_card_each_sum_alike() {
-    for path in [SumPath::Staged, SumPath::Host, SumPath::Nccl] {
-        sum_lengths(2, path, true, &[1, 0, 2880, LONGEST]);
+    for (path, size) in shown([(SumPath::Staged, 2), (SumPath::Host, 2), (SumPath::Nccl, 2)]) {
+        sum_lengths(size, path, true, &[1, 0, 2880, LONGEST]);
     }
 }
 
@@ -244,13 +283,65 @@ fn a_graph_of_sums_by_the_cards_can_be_replayed() {
 #[test]
 fn a_graph_of_sums_by_nccl_can_be_replayed() {
     // NCCL promises no order of the terms; two have only one.
-    replay(2, SumPath::Nccl, true, same_bits);
+    if can_sum_by_nccl(2) {
+        replay(2, SumPath::Nccl, true, same_bits);
+    }
+}
+
+/// All that one card can show of NCCL: it is found, begins, sums, is recorded and replayed, and ends.
+#[test]
+fn nccl_serves_a_rank_that_is_alone() {
+    let _cards = CARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (card, nccl) = (card_of(0, false), Nccl::open().unwrap_or_else(|error| panic!("{error}")));
+    let start = Instant::now();
+    let id = make_id(&nccl).unwrap();
+    let mut alone = Communicator::meet(nccl, &card, id, (Rank(0), 1), PATIENCE, || false).unwrap();
+    let mut y = buffer(&card, 2880);
+    let stream = Arc::clone(&y.stream);
+    let mut sum =
+        |y: &mut DeviceSum| alone.enqueue(&stream, y.values.device_ptr_mut(&stream).0, 2880).unwrap();
+    fill(&card, &mut y, &values(0, 0, 2880));
+    sum(&mut y);
+    check(&card, &y, &values(0, 0, 2880), "as it was");
+    let graph = record(&card, || sum(&mut y));
+    for round in 1..4 {
+        fill(&card, &mut y, &values(round, 0, 2880));
+        graph.launch().unwrap();
+        check(&card, &y, &values(round, 0, 2880), "replayed");
+    }
+    drop(graph);
+    drop(alone);
+    assert!(start.elapsed() < BOUND);
+}
+
+/// NCCL refuses them, unless it is told otherwise: in its own words, in bounded time, and the card is as good as
+/// before.
+#[test]
+fn two_ranks_on_one_card_end_in_an_error_of_nccls() {
+    if env::var("NCCL_MULTI_RANK_GPU_ENABLE").is_ok() {
+        return eprintln!("skipped: NCCL has been told to take several ranks on one card");
+    }
+    let start = Instant::now();
+    let (card, nccl) = (card_of(0, false), Nccl::open().unwrap_or_else(|error| panic!("{error}")));
+    let id = make_id(&nccl).unwrap();
+    let formed = on_threads(group_with_deadline(2, PATIENCE), |rank, _link| {
+        let card = card_of(0, false);
+        let ranks = (Rank(rank as u16), 2);
+        Communicator::meet(nccl, &card, id, ranks, Duration::from_secs(10), || false).map(|_| "a group")
+    });
+    for reason in formed.iter().map(|formed| formed.as_ref().expect_err("one card for both")) {
+        assert!(reason.starts_with("cannot form the group: "), "{reason}");
+    }
+    assert!(start.elapsed() < BOUND, "{formed:?}");
+    let y = card.upload(&values(0, 0, 100)).unwrap();
+    assert!(same_bits(&card.download(&y).unwrap(), &values(0, 0, 100)));
 }
 
 /// An abort by another thread ends a kernel that waits.
 #[test]
 fn an_abort_ends_waiting_cards() {
-    for (path, size) in [(SumPath::Host, 3), (SumPath::Shared, 3), (SumPath::Staged, 3), (SumPath::Nccl, 2)] {
+    let all = [(SumPath::Host, 3), (SumPath::Shared, 3), (SumPath::Staged, 3), (SumPath::Nccl, 2)];
+    for (path, size) in shown(all) {
         let start = Instant::now();
         on_ranks(size, &only(path), path == SumPath::Nccl, |rank, card, mut group| {
             let mut y = buffer(&card, 2880);
@@ -278,12 +369,13 @@ fn an_abort_ends_waiting_cards() {
 
 #[test]
 fn a_rank_that_never_comes_ends_the_group_at_the_deadline() {
-    let all = [(SumPath::Host, 2), (SumPath::Shared, 2), (SumPath::Staged, 2), (SumPath::Nccl, 1)];
-    for (path, silent) in all {
+    let all = [(SumPath::Host, 3), (SumPath::Shared, 3), (SumPath::Staged, 3), (SumPath::Nccl, 2)];
+    for (path, size) in shown(all) {
+        let silent = size - 1;
         let deadline = Duration::from_secs(2);
         let settings = CardSettings { deadline, ..only(path) };
         let start = Instant::now();
-        let errors = on_threads(group_with_deadline(silent + 1, deadline), |rank, link| {
+        let errors = on_threads(group_with_deadline(size, deadline), |rank, link| {
             let card = card_of(rank, path == SumPath::Nccl);
             let mut group = CardCollective::form(&card, link, &settings).unwrap();
             group.barrier().unwrap();
@@ -347,6 +439,62 @@ fn a_rank_whose_thread_ends_is_named() {
     }
 }
 
+/// Nobody looks after the cards here: those that wait for a rank that leaves end by themselves. (To leave is to let
+/// go of memory, which a driver does when the whole card is at rest; and while it waits for that, a real one lets no
+/// other thread ask it anything. On a real card, ranks that were lost so hung.)
+#[test]
+fn a_rank_that_leaves_ends_the_waiting_for_it_without_the_hosts_help() {
+    // 2880 values are one launch, LONGEST are two.
+    for (path, n) in
+        [(SumPath::Host, 2880), (SumPath::Host, LONGEST), (SumPath::Shared, 2880), (SumPath::Shared, LONGEST)]
+    {
+        let start = Instant::now();
+        on_ranks(3, &only(path), false, |rank, card, mut group| {
+            let mut y = buffer(&card, LONGEST);
+            fill(&card, &mut y, &values(0, rank, n));
+            group.all_reduce(&mut y).unwrap();
+            settle(&mut group).unwrap();
+            if rank == 1 {
+                // The others' cards wait by then.
+                return thread::sleep(Duration::from_millis(200));
+            }
+            group.all_reduce(&mut y).unwrap();
+            card.synchronize().unwrap();
+            let error = settle(&mut group).unwrap_err();
+            assert_eq!(error.culprit(), Some(Rank(1)), "{path}, rank {rank}: {error}");
+        });
+        assert!(start.elapsed() < BOUND, "{path}, {n} values: {:?}", start.elapsed());
+    }
+}
+
+/// The last resort: a kernel that waits has a clock of its own.
+#[test]
+fn a_card_that_nobody_looks_after_does_not_wait_for_ever() {
+    for (path, n) in [(SumPath::Host, 2880), (SumPath::Shared, LONGEST)] {
+        let deadline = Duration::from_secs(1);
+        let settings = CardSettings { deadline, ..only(path) };
+        let start = Instant::now();
+        let (done, on_done) = mpsc::channel();
+        let on_done = Mutex::new(on_done);
+        on_ranks(2, &settings, false, |rank, card, mut group| {
+            if rank == 1 {
+                // It is there, and gives nothing, until the other one is done or it is too late.
+                return assert!(
+                    on_done.lock().unwrap().recv_timeout(BOUND).is_ok(),
+                    "{path}: it waits for ever"
+                );
+            }
+            let mut y = buffer(&card, LONGEST);
+            fill(&card, &mut y, &values(0, rank, n));
+            group.all_reduce(&mut y).unwrap();
+            card.synchronize().unwrap();
+            done.send(()).unwrap();
+            settle(&mut group).unwrap_err();
+        });
+        assert!(start.elapsed() < BOUND, "{path}: {:?}", start.elapsed());
+    }
+}
+
 /// Who is done first leaves first, and the others still get their sums.
 #[test]
 fn leaving_in_peace_harms_nobody() {
@@ -373,6 +521,9 @@ fn what_is_asked_for_and_impossible_is_an_error_on_all_ranks() {
         let text = error.to_string();
         assert!(text.starts_with("cannot sum by `nccl`: ") && text.contains("hint: --sum auto"), "{text}");
     });
+    if !have_two_cards() {
+        return;
+    }
     on_threads(group_with_deadline(2, PATIENCE), |rank, link| {
         let card = card_of(rank, true);
         let error = CardCollective::form(&card, link, &only(SumPath::Shared)).err();
@@ -456,6 +607,28 @@ fn a_flag_that_is_never_raised_does_not_pass_the_check() {
     planted("unsigned* flag = &flags[rank * FLAGS + chunk];", "unsigned lost, *flag = &lost;");
 }
 
+#[test]
+fn a_short_sum_in_another_order_does_not_pass_the_check() {
+    planted(
+        "sums[unit][0] = r == 0 ? a : __fadd_rn(sums[unit][0], a);",
+        "sums[unit][0] = r == 0 ? 0.0f : r == 1 ? a : __fadd_rn(__fadd_rn(sums[unit][0], a), value_of(got[unit][0].first));",
+    );
+}
+
+/// Values of the operation before, taken for this one's.
+#[test]
+fn a_short_sum_that_does_not_wait_does_not_pass_the_check() {
+    planted(
+        "return (unsigned)(pairs.first >> 32) == operation && (unsigned)(pairs.second >> 32) == operation;",
+        "return true;",
+    );
+}
+
+#[test]
+fn an_odd_value_that_is_not_pushed_does_not_pass_the_check() {
+    planted("mine[unit][1] = 2 * i + 1 < n ? y[2 * i + 1] : 0.0f;", "mine[unit][1] = 0.0f;");
+}
+
 /// What is wrong in a card's memory only leaves the machine's.
 #[test]
 fn a_fault_within_a_card_leaves_the_machines_memory() {
@@ -527,6 +700,9 @@ fn a_link_that_changes_a_bit_does_not_pass_the_check() {
 /// NCCL's sums are compared with each other, since they may be in any order.
 #[test]
 fn ranks_that_hold_different_bits_by_nccl_fall_back() {
+    if !can_sum_by_nccl(2) {
+        return;
+    }
     for choice in [SumChoice::Auto, SumChoice::Only(SumPath::Nccl)] {
         on_threads(group_with_deadline(2, PATIENCE), |rank, link| {
             let link = Corrupting(link, rank == 1);
@@ -548,6 +724,9 @@ fn ranks_that_hold_different_bits_by_nccl_fall_back() {
 /// What no code of ours does: it ends with NCCL's words, and not in a wait.
 #[test]
 fn sums_of_different_lengths_by_nccl_are_an_error() {
+    if !can_sum_by_nccl(2) {
+        return;
+    }
     on_ranks(2, &only(SumPath::Nccl), true, |rank, card, mut group| {
         let mut y = buffer(&card, 100 + rank);
         let start = Instant::now();
@@ -559,6 +738,9 @@ fn sums_of_different_lengths_by_nccl_are_an_error() {
 
 #[test]
 fn nccl_comes_first_where_each_rank_has_a_card() {
+    if !have_two_cards() {
+        return;
+    }
     on_ranks(2, &settings(SumChoice::Auto), true, |_, _, group| {
         assert_eq!(group.path(), Some(SumPath::Nccl));
     });
@@ -567,6 +749,9 @@ fn nccl_comes_first_where_each_rank_has_a_card() {
 /// Rounded to bf16 on the way: equal on all ranks, and close.
 #[test]
 fn nccl_sums_in_bf16_where_it_is_told_to() {
+    if !can_sum_by_nccl(2) {
+        return;
+    }
     let settings = CardSettings { wire: Wire::Bf16, latency_runs: 1, ..only(SumPath::Nccl) };
     let sums_of = on_ranks(2, &settings, true, |rank, card, mut group| {
         let mut y = buffer(&card, LONGEST);
@@ -596,7 +781,7 @@ fn four_ranks_sum_by_nccl() {
         let said = [output.stdout, output.stderr].concat();
         return assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     }
-    if cards().remove(0).name == "cuda" && card_count().unwrap() < 4 {
+    if !can_sum_by_nccl(4) {
         return;
     }
     for size in [3, 4] {
@@ -639,7 +824,9 @@ fn processes_sum_through_shared_memory() {
 
 #[test]
 fn processes_sum_by_nccl() {
-    sum_in_two_processes(SumPath::Nccl);
+    if can_sum_by_nccl(2) {
+        sum_in_two_processes(SumPath::Nccl);
+    }
 }
 
 /// Started by [`sum_in_two_processes`], and by nobody else.

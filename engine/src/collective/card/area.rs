@@ -1,12 +1,15 @@
-//! What ranks' cards have in common in [`SharedMemory`]: the word that ends their waiting, a flag for each
-//! chunk of each rank, and slots for values. Where the ranks' values and flags are in a card's memory, the
-//! capacity is 0, and flags only tell the host how far ranks are.
+//! What ranks' cards have in common in [`SharedMemory`]: a word of each rank that ends the waiting for it, a
+//! flag for each chunk of each rank, pairs for short sums, and slots for long ones. Where the ranks' values
+//! and flags are in a card's memory, the capacity is 0, there are no pairs, and flags only tell the host how
+//! far ranks are.
 //!
 //! ```text
-//! [0] the abort word   [4096..] flags: u32 [ranks, FLAGS]   then slots: f32 [ranks, 2, capacity]
+//! [0..64] gone: u32 [16]   [4096..] flags: u32 [ranks, FLAGS]   then pairs: (f32, u32) [ranks, 2, SHORT]
+//! then slots: f32 [ranks, 2, capacity]
 //! ```
 
-use super::host::{FIRST_OPERATION, FLAGS};
+use super::choose::HOST_RANKS_MAX;
+use super::host::{FIRST_OPERATION, FLAGS, SHORT};
 pub(super) use crate::collective::memory::Invitation;
 use crate::collective::memory::{PAGE, SharedMemory};
 use flotilla_shared::Rank;
@@ -18,25 +21,30 @@ use std::sync::atomic::{AtomicU32, Ordering};
 /// As /proc shows it.
 const NAME: &std::ffi::CStr = c"flotilla-sum";
 
+// There is no more room in the first page.
+const _: () = assert!(HOST_RANKS_MAX * 4 <= 64);
+
 pub(super) struct Area {
     memory: SharedMemory,
     ranks: usize,
+    /// 0 if values are elsewhere.
+    capacity: usize,
 }
 
 impl Area {
     /// Rank 0's. The file must be kept until all ranks have opened it, and not longer.
     pub fn create(ranks: usize, capacity: usize) -> io::Result<(Area, File, Invitation)> {
         let (memory, file, invitation) = SharedMemory::create(NAME, size(ranks, capacity))?;
-        let area = Area { memory, ranks };
-        for rank in 0..ranks {
-            (0..FLAGS).for_each(|chunk| area.flag(rank, chunk).store(FIRST_OPERATION, Ordering::Relaxed));
+        let area = Area { memory, ranks, capacity };
+        for word in (area.flags_offset()..area.slots_offset()).step_by(4) {
+            area.word(word).store(FIRST_OPERATION, Ordering::Relaxed);
         }
         Ok((area, file, invitation))
     }
 
     pub fn open(invitation: &Invitation, ranks: usize, capacity: usize) -> io::Result<Area> {
         let memory = SharedMemory::open(NAME, invitation, size(ranks, capacity))?;
-        Ok(Area { memory, ranks })
+        Ok(Area { memory, ranks, capacity })
     }
 
     pub fn start(&self) -> NonNull<u8> {
@@ -51,8 +59,12 @@ impl Area {
         PAGE
     }
 
+    pub fn pairs_offset(&self) -> usize {
+        pairs_offset(self.ranks)
+    }
+
     pub fn slots_offset(&self) -> usize {
-        slots_offset(self.ranks)
+        slots_offset(self.ranks, self.capacity)
     }
 
     fn word(&self, offset: usize) -> &AtomicU32 {
@@ -64,13 +76,24 @@ impl Area {
         self.word(self.flags_offset() + (rank * FLAGS + chunk) * 4)
     }
 
-    /// Ends the waiting of all ranks' kernels, now and later.
-    pub fn abort(&self) {
-        self.word(0).store(1, Ordering::SeqCst);
+    fn gone(&self, rank: usize) -> &AtomicU32 {
+        assert!(rank < HOST_RANKS_MAX);
+        self.word(rank * 4)
     }
 
-    pub fn is_aborted(&self) -> bool {
-        self.word(0).load(Ordering::SeqCst) != 0
+    /// Ends the waiting of all ranks' kernels, now and later.
+    pub fn abort(&self) {
+        (0..self.ranks).for_each(|rank| self.leave(rank));
+    }
+
+    /// Ends the waiting for what this rank has not yet given, now and later.
+    pub fn leave(&self, rank: usize) {
+        self.gone(rank).store(1, Ordering::SeqCst);
+    }
+
+    /// Whether a rank gives nothing more. A kernel that has waited in vain says so of its own rank.
+    pub fn is_gone(&self, rank: usize) -> bool {
+        self.gone(rank).load(Ordering::SeqCst) != 0
     }
 
     /// The number of the operation that a rank has pushed last.
@@ -86,12 +109,16 @@ impl Area {
     }
 }
 
-fn slots_offset(ranks: usize) -> usize {
+fn pairs_offset(ranks: usize) -> usize {
     PAGE + (ranks * FLAGS * 4).next_multiple_of(PAGE)
 }
 
+fn slots_offset(ranks: usize, capacity: usize) -> usize {
+    pairs_offset(ranks) + if capacity == 0 { 0 } else { ranks * 2 * SHORT * 8 }
+}
+
 fn size(ranks: usize, capacity: usize) -> usize {
-    (slots_offset(ranks) + ranks * 2 * capacity * 4).next_multiple_of(PAGE)
+    (slots_offset(ranks, capacity) + ranks * 2 * capacity * 4).next_multiple_of(PAGE)
 }
 
 #[cfg(test)]
@@ -99,14 +126,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_see_who_is_behind_and_that_waiting_has_ended() {
+    fn ranks_see_who_is_behind_and_who_is_gone() {
         let (ours, file, invitation) = Area::create(3, 4096).unwrap();
         let theirs = Area::open(&invitation, 3, 4096).unwrap();
         assert!(Area::open(&invitation, 3, 8192).is_err(), "another size");
         drop(file);
-        assert!(!theirs.is_aborted());
+        theirs.leave(1);
+        assert_eq!([0, 1, 2].map(|rank| ours.is_gone(rank)), [false, true, false]);
         ours.abort();
-        assert!(theirs.is_aborted());
+        assert_eq!([0, 1, 2].map(|rank| theirs.is_gone(rank)), [true; 3]);
         ours.flag(1, 0).store(FIRST_OPERATION.wrapping_add(1), Ordering::SeqCst);
         assert_eq!(theirs.behind(1), [Rank(0), Rank(2)]);
         assert!(theirs.behind(2).is_empty());

@@ -14,10 +14,16 @@ use std::time::Duration;
 
 /// Of a block.
 const THREADS: u32 = 512;
-/// Values that share a flag: 16 KiB. Up to so many are summed by one block in one launch.
-const CHUNK: usize = 4096;
+/// Values that share a flag: 8 KiB.
+const CHUNK: usize = 2048;
 /// Flags of a rank.
-pub(super) const FLAGS: usize = 128;
+pub(super) const FLAGS: usize = 256;
+/// Up to so many values are summed by one block in one launch.
+pub(super) const SHORT: usize = 4096;
+/// Of such a block, at most; each has up to 2 times 2 values.
+const SHORT_THREADS: usize = SHORT / 4;
+/// Threads come by so many.
+const WARP: usize = 32;
 /// Values of a side of a slot, at most; longer vectors take several operations. 16 MiB for 4 ranks.
 const CAPACITY_MAX: usize = FLAGS * CHUNK;
 /// Operations are counted from here, just before the count starts anew: so every run shows that this
@@ -34,6 +40,7 @@ pub fn source(ranks: usize) -> Source {
         ("THREADS", THREADS.into()),
         ("CHUNK", CHUNK as i64),
         ("FLAGS", FLAGS as i64),
+        ("SHORT", SHORT as i64),
     ];
     Source { name: "host.cu", text: include_str!("host.cu"), defines }
 }
@@ -54,6 +61,8 @@ pub(super) struct HostSum {
     area: Registered,
     /// u32 [2]: see `host.cu`.
     state: CudaSlice<u32>,
+    /// How long a kernel waits when nobody ends its waiting: longer than the host does, which knows whom it waits for.
+    kernel_patience_ns: u64,
 }
 
 /// What rank 0 has to hold until the others have opened the area.
@@ -104,7 +113,7 @@ pub(super) fn open(
 }
 
 impl HostSum {
-    /// `ranks_on_card`: how many ranks have this card.
+    /// `ranks_on_card`: how many ranks have this card; `deadline`: when the host gives up.
     pub fn new(
         card: &Card,
         rank: Rank,
@@ -112,6 +121,7 @@ impl HostSum {
         source: &Source,
         elements_max: usize,
         ranks_on_card: usize,
+        deadline: Duration,
     ) -> Result<Self, CudaError> {
         let module = card.compile(source)?;
         let (short, push, collect) =
@@ -126,7 +136,19 @@ impl HostSum {
         let collect_blocks_max = (card.facts().multiprocessors / ranks_on_card as u32).max(1);
         let (rank, capacity) = (rank.index(), capacity(elements_max));
         let card = card.clone();
-        Ok(HostSum { card, rank, capacity, short, push, collect, collect_blocks_max, area, state })
+        let kernel_patience_ns = u64::try_from(deadline.saturating_mul(2).as_nanos()).unwrap_or(u64::MAX);
+        Ok(HostSum {
+            card,
+            rank,
+            capacity,
+            short,
+            push,
+            collect,
+            collect_blocks_max,
+            area,
+            state,
+            kernel_patience_ns,
+        })
     }
 
     /// y: f32 [n] on the card, summed in the stream's order. May be captured.
@@ -139,60 +161,40 @@ impl HostSum {
     }
 
     fn enqueue_part(&mut self, stream: &CudaStream, y: sys::CUdeviceptr, n: usize) -> Result<(), CudaError> {
-        let (count, rank) = (n as u32, self.rank as u32);
-        let (Registered { abort_word, flags, slots, told, .. }, capacity) =
-            (&self.area, self.capacity as u32);
-        let blocks = n.div_ceil(CHUNK) as u32;
-        let shape = |blocks| LaunchConfig {
-            grid_dim: (blocks, 1, 1),
-            block_dim: (THREADS, 1, 1),
-            shared_mem_bytes: 0,
-        };
-        if blocks == 1 {
-            let mut launch = stream.launch_builder(&self.short);
-            launch
-                .arg(&y)
-                .arg(&count)
-                .arg(&rank)
-                .arg(slots)
-                .arg(&capacity)
-                .arg(flags)
-                .arg(abort_word)
-                .arg(told)
-                .arg(&mut self.state);
-            // SAFETY: the arguments are those of `sum_short`; y has n values, and n is not more than a
-            // chunk; the area, or the memory beside it, holds flags and slots of all ranks, and both live as
-            // long as the stream is busy (see `drop`).
-            unsafe { launch.launch(shape(1)) }.map_err(CudaError::doing("sum over ranks"))?;
-            return Ok(());
+        if n <= SHORT {
+            return self.enqueue_short(stream, y, n);
         }
+        let (count, rank, capacity) = (n as u32, self.rank as u32, self.capacity as u32);
+        let Registered { gone, flags, slots, told_in_card, .. } = &self.area;
+        let blocks = n.div_ceil(CHUNK) as u32;
         let mut launch = stream.launch_builder(&self.push);
-        launch
-            .arg(&y)
-            .arg(&count)
-            .arg(&rank)
-            .arg(slots)
-            .arg(&capacity)
-            .arg(flags)
-            .arg(abort_word)
-            .arg(told)
-            .arg(&self.state);
-        // SAFETY: as above, for `push`; n is not more than a slot holds.
-        unsafe { launch.launch(shape(blocks)) }.map_err(CudaError::doing("push to other ranks"))?;
+        launch.arg(&y).arg(&count).arg(&rank).arg(slots).arg(&capacity);
+        launch.arg(flags).arg(told_in_card).arg(&self.state);
+        // SAFETY: the arguments are those of `push`; y has n values, and n is not more than a slot holds; the
+        // area, or the memory beside it, holds flags and slots of all ranks, and both live as long as the
+        // stream is busy (see `drop`).
+        unsafe { launch.launch(shape(blocks, THREADS)) }.map_err(CudaError::doing("push to other ranks"))?;
         let mut launch = stream.launch_builder(&self.collect);
-        launch
-            .arg(&y)
-            .arg(&count)
-            .arg(&rank)
-            .arg(slots)
-            .arg(&capacity)
-            .arg(flags)
-            .arg(abort_word)
-            .arg(told)
-            .arg(&mut self.state);
-        // SAFETY: as above, for `collect`, which takes any number of blocks.
-        unsafe { launch.launch(shape(blocks.min(self.collect_blocks_max))) }
+        launch.arg(&y).arg(&count).arg(&rank).arg(slots).arg(&capacity);
+        launch.arg(flags).arg(gone).arg(told_in_card).arg(&mut self.state).arg(&self.kernel_patience_ns);
+        // SAFETY: as above, for `collect`, which takes any number of blocks; it may write this rank's word.
+        unsafe { launch.launch(shape(blocks.min(self.collect_blocks_max), THREADS)) }
             .map_err(CudaError::doing("collect from other ranks"))?;
+        Ok(())
+    }
+
+    fn enqueue_short(&mut self, stream: &CudaStream, y: sys::CUdeviceptr, n: usize) -> Result<(), CudaError> {
+        let (count, rank) = (n as u32, self.rank as u32);
+        let Registered { gone, pairs, told, .. } = &self.area;
+        // No more than there are pairs of values: then each thread has one, and all are under way at once.
+        let threads = n.div_ceil(2).next_multiple_of(WARP).min(SHORT_THREADS) as u32;
+        let mut launch = stream.launch_builder(&self.short);
+        launch.arg(&y).arg(&count).arg(&rank).arg(pairs).arg(gone).arg(told);
+        launch.arg(&mut self.state).arg(&self.kernel_patience_ns);
+        // SAFETY: the arguments are those of `sum_short`; y has n values, and n is not more than SHORT; the
+        // area, or the memory beside it, holds pairs of all ranks, and both live as long as the stream is
+        // busy (see `drop`).
+        unsafe { launch.launch(shape(1, threads)) }.map_err(CudaError::doing("sum over ranks"))?;
         Ok(())
     }
 
@@ -209,6 +211,11 @@ impl HostSum {
         self.area.area.pushed(self.rank)
     }
 
+    /// Whether this rank's sums have ended, by an abort or because a rank that they need gives nothing more.
+    pub fn has_ended(&self) -> bool {
+        self.area.area.is_gone(self.rank)
+    }
+
     /// The ranks that this rank's card waits for.
     pub fn behind(&self) -> Vec<Rank> {
         self.area.area.behind(self.rank)
@@ -219,6 +226,10 @@ impl HostSum {
 impl Drop for HostSum {
     fn drop(&mut self) {
         if wait::is_quiet_within(self.card.stream(), LEAVE) {
+            // Before anything is let go of: the driver does that when no kernel of the whole context runs,
+            // and what others ask of it may wait as long. A kernel of another rank that waited for this one
+            // would keep all of them waiting.
+            self.area.area.leave(self.rank);
             return;
         }
         self.area.area.abort();
@@ -229,16 +240,24 @@ impl Drop for HostSum {
     }
 }
 
+fn shape(blocks: u32, threads: u32) -> LaunchConfig {
+    LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (threads, 1, 1), shared_mem_bytes: 0 }
+}
+
 /// The area, as a card sees it.
 struct Registered {
     area: Arc<Area>,
     memory: Option<Arc<CardMemory>>,
     card: Card,
-    abort_word: sys::CUdeviceptr,
+    /// A word of each rank: not 0 if it gives nothing more.
+    gone: sys::CUdeviceptr,
     flags: sys::CUdeviceptr,
+    pairs: sys::CUdeviceptr,
     slots: sys::CUdeviceptr,
-    /// The rank's first flag in the area, if the flags that count are in `memory`; otherwise null.
+    /// The rank's first flag in the area: its progress.
     told: sys::CUdeviceptr,
+    /// The same, if the flags that count are in `memory`; otherwise null.
+    told_in_card: sys::CUdeviceptr,
     /// It can no longer be taken from the card.
     keep: bool,
 }
@@ -264,16 +283,18 @@ impl Registered {
         let mut first = 0;
         // SAFETY: the pointer is of memory that has just been registered.
         let found = unsafe { sys::cuMemHostGetDevicePointer_v2(&mut first, start, 0) }.result();
-        let theirs = (first + area.flags_offset() as u64, first + area.slots_offset() as u64);
-        let (flags, slots) = memory.as_ref().map_or(theirs, |memory| memory.places());
-        let told = memory.as_ref().map_or(0, |_| theirs.0 + (rank.index() * FLAGS * size_of::<u32>()) as u64);
-        let card = card.clone();
+        let flags = first + area.flags_offset() as u64;
+        let told = flags + (rank.index() * FLAGS * size_of::<u32>()) as u64;
+        let in_area = (flags, first + area.pairs_offset() as u64, first + area.slots_offset() as u64);
+        let (flags, pairs, slots) = memory.as_ref().map_or(in_area, |memory| memory.places());
         let registered = Registered {
             area: Arc::clone(&area),
+            told_in_card: if memory.is_some() { told } else { 0 },
             memory,
-            card,
-            abort_word: first,
+            card: card.clone(),
+            gone: first,
             flags,
+            pairs,
             slots,
             told,
             keep: false,
@@ -294,7 +315,10 @@ impl Drop for Registered {
             .bind_to_thread()
             .and_then(|()| unsafe { sys::cuMemHostUnregister(self.area.start().as_ptr().cast()) }.result());
         if let Err(error) = gone {
-            tracing::warn!("{}", CudaError::doing("let go of the machine's memory")(error));
+            // A driver that has ended with its process has let go of everything.
+            if error.0 != sys::CUresult::CUDA_ERROR_DEINITIALIZED {
+                tracing::warn!("{}", CudaError::doing("let go of the machine's memory")(error));
+            }
             std::mem::forget(Arc::clone(&self.area));
         }
     }

@@ -2,10 +2,10 @@
 //! on the card, so that a pointer of one is a pointer of all. It ends with the last rank that has it.
 //!
 //! ```text
-//! flags: u32 [ranks, FLAGS]   then slots: f32 [ranks, 2, capacity]
+//! flags: u32 [ranks, FLAGS]   then pairs: (f32, u32) [ranks, 2, SHORT]   then slots: f32 [ranks, 2, capacity]
 //! ```
 
-use super::host::{FIRST_OPERATION, FLAGS};
+use super::host::{FIRST_OPERATION, FLAGS, SHORT};
 use crate::cuda::{Card, CudaError};
 use cudarc::driver::{CudaSlice, DevicePtr, sys};
 use std::collections::BTreeMap;
@@ -23,20 +23,19 @@ fn of_this_process() -> MutexGuard<'static, BTreeMap<Key, Weak<CardMemory>>> {
 pub(super) struct CardMemory {
     key: Key,
     words: CudaSlice<u32>,
-    flag_count: usize,
+    ranks: usize,
 }
 
 impl CardMemory {
     /// Rank 0's. The others find it for as long as somebody has it.
     pub fn create(card: &Card, key: Key, ranks: usize, capacity: usize) -> Result<Arc<Self>, CudaError> {
-        let flag_count = ranks * FLAGS;
-        let mut words = card.zeros::<u32>(flag_count + ranks * 2 * capacity)?;
-        let flags = vec![FIRST_OPERATION; flag_count];
-        let copied = card.stream().memcpy_htod(&flags, &mut words.slice_mut(..flag_count));
+        let numbers = vec![FIRST_OPERATION; slots_at(ranks)];
+        let mut words = card.zeros::<u32>(numbers.len() + ranks * 2 * capacity)?;
+        let copied = card.stream().memcpy_htod(&numbers, &mut words.slice_mut(..numbers.len()));
         copied.map_err(CudaError::doing("copy to the card"))?;
         // The other ranks' streams know nothing of this one.
         card.synchronize()?;
-        let memory = Arc::new(CardMemory { key, words, flag_count });
+        let memory = Arc::new(CardMemory { key, words, ranks });
         of_this_process().insert(key, Arc::downgrade(&memory));
         Ok(memory)
     }
@@ -45,11 +44,21 @@ impl CardMemory {
         of_this_process().get(key).and_then(Weak::upgrade)
     }
 
-    /// Where flags and slots are.
-    pub fn places(&self) -> (sys::CUdeviceptr, sys::CUdeviceptr) {
+    /// Where flags, pairs and slots are.
+    pub fn places(&self) -> (sys::CUdeviceptr, sys::CUdeviceptr, sys::CUdeviceptr) {
         let (flags, _unused) = self.words.device_ptr(self.words.stream());
-        (flags, flags + (self.flag_count * size_of::<u32>()) as u64)
+        let after = |words: usize| flags + (words * size_of::<u32>()) as u64;
+        (flags, after(pairs_at(self.ranks)), after(slots_at(self.ranks)))
     }
+}
+
+/// In words.
+fn pairs_at(ranks: usize) -> usize {
+    ranks * FLAGS
+}
+
+fn slots_at(ranks: usize) -> usize {
+    pairs_at(ranks) + ranks * 2 * SHORT * 2
 }
 
 impl Drop for CardMemory {

@@ -274,7 +274,9 @@ impl<L: Collective> CardCollective<L> {
                 let staged = Staged::new(&self.card, self.elements_max);
                 agree(&mut self.link, staged.map(Way::Staged).map_err(|error| error.to_string()))
             }
-            SumPath::Host | SumPath::Shared => self.make_host(facts, source, path == SumPath::Shared),
+            SumPath::Host | SumPath::Shared => {
+                self.make_host(facts, settings, source, path == SumPath::Shared)
+            }
             SumPath::Nccl => self.make_nccl(settings.wire),
         }
     }
@@ -282,6 +284,7 @@ impl<L: Collective> CardCollective<L> {
     fn make_host(
         &mut self,
         facts: &[Facts],
+        settings: &CardSettings,
         source: &Source,
         in_card: bool,
     ) -> Result<Result<Way, String>, CollectiveError> {
@@ -299,7 +302,8 @@ impl<L: Collective> CardCollective<L> {
         };
         let ranks_on_card = choose::ranks_on_card(facts, rank.index());
         let host = ground.and_then(|ground| {
-            HostSum::new(&self.card, rank, ground, source, self.elements_max, ranks_on_card)
+            let (elements_max, deadline) = (self.elements_max, settings.deadline);
+            HostSum::new(&self.card, rank, ground, source, elements_max, ranks_on_card, deadline)
                 .map_err(|error| error.to_string())
         });
         let host = agree(&mut self.link, host)?;
@@ -510,7 +514,7 @@ fn look(way: &Way, ends: &Ends) -> Result<(), Trouble> {
     }
     match way {
         Way::Alone | Way::Staged(_) => Ok(()),
-        Way::Host(host) if host.area().is_aborted() => Err(Trouble::Ended),
+        Way::Host(host) if host.has_ended() => Err(Trouble::Ended),
         Way::Host(_) => Ok(()),
         Way::Nccl(nccl) => nccl.trouble().map_or(Ok(()), |reason| {
             let operation = Operation::AllReduce;

@@ -1,5 +1,6 @@
 //! One NCCL communicator, of one group in one epoch. Nothing here waits for NCCL without a deadline: it is
-//! told not to block, and is asked again and again.
+//! told not to block, and is asked again and again. (What is public here is so for tests: one rank alone, and two on
+//! one card, are groups that [`super::CardCollective`] never makes.)
 
 use super::wait;
 use crate::cuda::{Card, CudaError, Nccl, Source, Version, nccl};
@@ -26,7 +27,7 @@ const BLOCKS_MAX: u32 = 256;
 const BLOCK_THREADS: u32 = 256;
 
 /// By which the ranks of a communicator find each other.
-pub(super) type Id = nccl::sys::ncclUniqueId;
+pub type Id = nccl::sys::ncclUniqueId;
 
 /// A communicator on its way to its end.
 struct Ending(nccl::sys::ncclComm_t);
@@ -34,7 +35,8 @@ struct Ending(nccl::sys::ncclComm_t);
 // SAFETY: a communicator may be used by any thread, one at a time; this one has one owner.
 unsafe impl Send for Ending {}
 
-pub(super) struct Communicator {
+#[doc(hidden)]
+pub struct Communicator {
     nccl: Nccl,
     card: Card,
     /// Null once it is aborted or destroyed.
@@ -64,7 +66,8 @@ pub(super) fn shares_cards(version: Version) -> bool {
 }
 
 /// Rank 0's, for all.
-pub(super) fn make_id(nccl: &Nccl) -> Result<Id, String> {
+#[doc(hidden)]
+pub fn make_id(nccl: &Nccl) -> Result<Id, String> {
     let mut id = Id { internal: [0; 128] };
     // SAFETY: NCCL writes one id.
     match unsafe { (nccl.get_unique_id)(&mut id) } {
@@ -100,8 +103,14 @@ impl Communicator {
         let (ranks, rank) = (size as i32, i32::from(rank.0));
         // SAFETY: the configuration is complete (`nccl::config`); the communicator is where NCCL writes it.
         let code = unsafe { (nccl.comm_init_rank_config)(&mut this.comm, ranks, id, rank, &mut config) };
-        this.finish(code, deadline, is_vain).map_err(|reason| format!("cannot form the group: {reason}"))?;
-        Ok(this)
+        match this.finish(code, deadline, is_vain) {
+            Ok(()) => Ok(this),
+            Err(reason) => {
+                // There is nothing to leave in peace: what has not begun can only be broken off.
+                this.abort();
+                Err(format!("cannot form the group: {reason}"))
+            }
+        }
     }
 
     /// Sums in bf16 from now on, of up to so many values.
