@@ -1,22 +1,44 @@
-//! Launches `experts_few.cu` and `experts_many.cu`: the rank's part of the chosen experts, and their sum.
+//! Launches `experts_few.cu`, `experts_many.cu` and `experts_wgmma.cu`: the rank's part of the chosen experts, and their sum.
 //! Letters as in [`crate::model`]; I is the rank's own part of the intermediate width.
 
-use super::route::{RouteShape, Routes};
+use super::route::{Prompts, RouteShape, Routes};
 use crate::cuda::{Card, CudaError, Source};
+use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
 };
 use std::sync::Arc;
 
-/// As in the two files.
+/// As in the first two files.
 const THREADS: u32 = 128;
 const FEW_ROW_TILE: usize = 32;
 const FEW_RING_BYTES: usize = 4 * 3 * FEW_ROW_TILE * 80;
 const MANY_ROW_TILE: usize = 128;
 const MANY_SHARED_BYTES: usize = 3 * (MANY_ROW_TILE * 48 + 64 * 128);
+/// Columns of a block of experts_many.cu.
+const MANY_COLUMNS: usize = 64;
 /// What any block may have without asking.
 const SHARED_BYTES_MAX: usize = 48 << 10;
 const COMBINE_THREADS: u32 = 256;
+
+/// The shape of a block of experts_wgmma.cu, by which it is compiled.
+mod wgmma {
+    pub const WARPGROUPS: usize = 2;
+    /// Tiles of 64 rows of a warpgroup.
+    pub const M_TILES: usize = 2;
+    pub const STAGES: usize = 5;
+    pub const BLOCKS_OF_SM: usize = 1;
+    /// 1: scales are never multiplied into weights.
+    pub const ALWAYS_EXACT: usize = 0;
+
+    pub const THREADS: u32 = WARPGROUPS as u32 * 128;
+    pub const ROW_TILE: usize = WARPGROUPS * M_TILES * 64;
+
+    /// The ring, from a multiple of 1024, and a tile's scales behind it.
+    pub fn shared_bytes(columns: usize) -> usize {
+        1024 + STAGES * (128 * 128 + ROW_TILE * 32) + ROW_TILE * columns / 32
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertShape {
@@ -38,31 +60,48 @@ pub enum Way {
     Few8,
     Few16,
     Few32,
+    /// As `Many`, on cards that have warpgroup products.
+    Wgmma,
     Many,
 }
 
 impl Way {
-    pub const ALL: [Way; 4] = [Way::Few8, Way::Few16, Way::Few32, Way::Many];
+    pub const ALL: [Way; 5] = [Way::Few8, Way::Few16, Way::Few32, Way::Wgmma, Way::Many];
 
     /// For the items that [`RouteShape::item_routes`] makes for T rows.
-    pub fn of(t: usize) -> Way {
-        match RouteShape::item_routes(t) {
-            8 => Way::Few8,
-            16 => Way::Few16,
-            32 => Way::Few32,
-            _ => Way::Many,
+    pub fn of(t: usize, prompts: Prompts) -> Way {
+        match (RouteShape::item_routes(t), prompts) {
+            (8, _) => Way::Few8,
+            (16, _) => Way::Few16,
+            (32, _) => Way::Few32,
+            (_, Prompts::Wgmma) => Way::Wgmma,
+            (_, Prompts::Mma) => Way::Many,
         }
     }
 
     /// All that launches for up to `rows_max` rows need.
-    pub fn up_to(rows_max: usize) -> Vec<Way> {
-        Way::ALL.into_iter().filter(|way| *way <= Way::of(rows_max)).collect()
+    pub fn up_to(rows_max: usize, prompts: Prompts) -> Vec<Way> {
+        let largest = Way::of(rows_max, prompts);
+        Way::ALL.into_iter().filter(|way| *way == largest || *way < largest.min(Way::Wgmma)).collect()
+    }
+
+    fn is_for(self, t: usize) -> bool {
+        [Prompts::Wgmma, Prompts::Mma].into_iter().any(|prompts| Way::of(t, prompts) == self)
+    }
+
+    fn kernels(self) -> &'static str {
+        match self {
+            Way::Few8 | Way::Few16 | Way::Few32 => "few",
+            Way::Wgmma => "wgmma",
+            Way::Many => "many",
+        }
     }
 }
 
 pub fn source(shape: &ExpertShape, way: Way) -> Source {
     const FEW: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_few.cu"));
     const MANY: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_many.cu"));
+    const WGMMA: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_wgmma.cu"));
     let mut defines = vec![
         ("HIDDEN", shape.route.hidden as i64),
         ("INTERMEDIATE", shape.intermediate as i64),
@@ -75,6 +114,16 @@ pub fn source(shape: &ExpertShape, way: Way) -> Source {
         Way::Few16 => ("experts_few.cu", FEW, 2),
         Way::Few32 => ("experts_few.cu", FEW, 4),
         Way::Many => return Source { name: "experts_many.cu", text: MANY, defines },
+        Way::Wgmma => {
+            defines.extend([
+                ("WARPGROUPS", wgmma::WARPGROUPS as i64),
+                ("M_TILES", wgmma::M_TILES as i64),
+                ("STAGES", wgmma::STAGES as i64),
+                ("BLOCKS_OF_SM", wgmma::BLOCKS_OF_SM as i64),
+                ("ALWAYS_EXACT", wgmma::ALWAYS_EXACT as i64),
+            ]);
+            return Source { name: "experts_wgmma.cu", text: WGMMA, defines };
+        }
     };
     defines.push(("N_TILES_MAX", n_tiles));
     Source { name, text, defines }
@@ -161,7 +210,8 @@ pub struct ExpertKernels {
 impl ExpertKernels {
     /// `limit` is the model's clamp.
     pub fn new(card: &Card, shape: &ExpertShape, limit: f32, rows_max: usize) -> Result<Self, CudaError> {
-        let sources: Vec<_> = Way::up_to(rows_max).into_iter().map(|way| (way, source(shape, way))).collect();
+        let ways = Way::up_to(rows_max, Prompts::on(card));
+        let sources: Vec<_> = ways.into_iter().map(|way| (way, source(shape, way))).collect();
         Self::compiled(card, &sources, shape, limit)
     }
 
@@ -176,9 +226,12 @@ impl ExpertKernels {
         let (mut pairs, mut combine) = (Vec::new(), None);
         for (way, source) in sources {
             let module = card.compile(source)?;
-            let suffix = if *way == Way::Many { "many" } else { "few" };
-            let gate_up = module.kernel(&format!("gate_up_{suffix}"))?;
-            let down = module.kernel(&format!("down_{suffix}"))?;
+            let gate_up = module.kernel(&format!("gate_up_{}", way.kernels()))?;
+            let down = module.kernel(&format!("down_{}", way.kernels()))?;
+            if *way == Way::Wgmma {
+                allow_shared(&gate_up, wgmma::shared_bytes(shape.route.hidden))?;
+                allow_shared(&down, wgmma::shared_bytes(shape.intermediate))?;
+            }
             pairs.push((*way, Pair { gate_up, down }));
             combine = Some(module.kernel("combine")?);
         }
@@ -186,9 +239,9 @@ impl ExpertKernels {
         Ok(ExpertKernels { stream: card.stream().clone(), shape: shape.clone(), limit, pairs, combine })
     }
 
-    fn pair(&self, t: usize) -> &Pair {
-        let pair = self.pairs.iter().find(|(way, _)| *way == Way::of(t));
-        &pair.unwrap_or_else(|| panic!("not compiled for {t} rows")).1
+    fn pair(&self, t: usize) -> &(Way, Pair) {
+        let pair = self.pairs.iter().find(|(way, _)| way.is_for(t));
+        pair.unwrap_or_else(|| panic!("not compiled for {t} rows"))
     }
 
     /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the rank's own experts of the first *rows of T rows, which
@@ -266,7 +319,7 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.stream.launch_builder(&self.pair(t).gate_up);
+        let mut launch = self.stream.launch_builder(&self.pair(t).1.gate_up);
         launch.arg(blocks).arg(scales).arg(bias.as_ref().expect("checked"));
         launch.arg(&routes.arranged).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
         launch.arg(&self.limit).arg(&mut buffers.act);
@@ -285,7 +338,7 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.stream.launch_builder(&self.pair(t).down);
+        let mut launch = self.stream.launch_builder(&self.pair(t).1.down);
         launch.arg(blocks).arg(scales);
         match bias {
             Some(bias) => launch.arg(bias),
@@ -300,13 +353,16 @@ impl ExpertKernels {
     }
 
     fn grid(&self, t: usize, rows: usize, columns: usize) -> LaunchConfig {
-        let (tile, shared) = match Way::of(t) {
-            Way::Many => (MANY_ROW_TILE, MANY_SHARED_BYTES),
-            _ => (FEW_ROW_TILE, few_shared_bytes(columns)),
+        let way = self.pair(t).0;
+        let (tile, threads, shared) = match way {
+            Way::Many => (MANY_ROW_TILE, THREADS, MANY_SHARED_BYTES),
+            Way::Wgmma => (wgmma::ROW_TILE, wgmma::THREADS, wgmma::shared_bytes(columns)),
+            _ => (FEW_ROW_TILE, THREADS, few_shared_bytes(columns)),
         };
+        let parts = if way == Way::Many { RouteShape::item_routes(t).div_ceil(MANY_COLUMNS) } else { 1 };
         LaunchConfig {
-            grid_dim: (rows.div_ceil(tile) as u32, self.shape.route.items_max(t) as u32, 1),
-            block_dim: (THREADS, 1, 1),
+            grid_dim: (rows.div_ceil(tile) as u32, self.shape.route.items_max(t) as u32, parts as u32),
+            block_dim: (threads, 1, 1),
             shared_mem_bytes: shared as u32,
         }
     }
@@ -315,4 +371,10 @@ impl ExpertKernels {
 /// The ring of stages, and a tile's scales behind it.
 fn few_shared_bytes(columns: usize) -> usize {
     FEW_RING_BYTES + FEW_ROW_TILE * columns / 32
+}
+
+/// More shared memory than a block has unasked.
+fn allow_shared(kernel: &CudaFunction, bytes: usize) -> Result<(), CudaError> {
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    kernel.set_attribute(attribute, bytes as i32).map_err(CudaError::doing(format!("give a block {bytes} bytes")))
 }

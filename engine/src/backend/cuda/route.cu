@@ -1,7 +1,7 @@
 // Which experts a row takes, with what weight, and the rows of each expert behind each other.
 //
 //   router_logits   f32 h [T, H], bf16 W [E, H], b [E] → f32 logits [T, E]
-//                   and f16 arranged [T, H]: h for the expert kernels, see `arrange`
+//                   and f16 arranged [T, H]: h for the expert kernels, see `arrange`; `pairs` says for which
 //   choose          logits → u16 chosen [T, K], f32 weights [T, K]
 //   sort_by_expert  chosen → u32 sorted [n], items [n_items][4], item_count [1]
 //   choose_and_sort both in one launch, for few rows
@@ -42,6 +42,18 @@ __device__ inline uint4 arrange(const float (&x)[8]) {
     return make_uint4(pack_f16(x[0], x[4]), pack_f16(x[1], x[5]), pack_f16(x[2], x[6]), pack_f16(x[3], x[7]));
 }
 
+// The eight from `at` on of a row. `pairs`: not behind each other, but of each block of 32 first all (0, 4), then all
+// (1, 5), (2, 6), (3, 7), as experts_wgmma.cu reads them.
+__device__ inline void store_arranged(f16* row, int at, const float (&x)[8], bool pairs) {
+    const uint4 words = arrange(x);
+    if (!pairs) {
+        *(uint4*)(row + at) = words;
+        return;
+    }
+    unsigned* to = (unsigned*)(row + at / 32 * 32) + at % 32 / 8;
+    to[0] = words.x, to[4] = words.y, to[8] = words.z, to[12] = words.w;
+}
+
 // ---------------------------------------------------------------- logits
 
 // A block: GROUPS · EG experts, TG rows, CHUNK elements of H at a time.
@@ -73,26 +85,26 @@ __device__ void load_chunk(char* stage, const bf16* w, const float* h, int exper
 }
 
 // The rows row..row + TG for the experts, as f16 in the experts' order.
-template <int TG> __device__ void arrange_rows(const float* h, f16* arranged, int row, int rows) {
+template <int TG> __device__ void arrange_rows(const float* h, f16* arranged, int row, int rows, bool pairs) {
     for (int i = threadIdx.x; i < TG * (H / 8); i += LOGIT_THREADS) {
         const int t = row + i / (H / 8), at = i % (H / 8) * 8;
         if (t >= rows) break;
         const float4* from = (const float4*)(h + (size_t)t * H + at);
         const float4 a = from[0], b = from[1];
         const float x[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-        *(uint4*)(arranged + (size_t)t * H + at) = arrange(x);
+        store_arranged(arranged + (size_t)t * H, at, x, pairs);
     }
 }
 
 template <int EG, int TG, int CHUNK, int STAGES>
-__device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const unsigned* row_count, float* logits,
-                          f16* arranged) {
+__device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const unsigned* row_count, bool pairs,
+                          float* logits, f16* arranged) {
     using Tile = LogitTile<EG, TG, CHUNK, STAGES>;
     constexpr int CHUNKS = (H + CHUNK - 1) / CHUNK;
     DYNAMIC_SHARED(char, shared);
     const int rows = *row_count, row = blockIdx.y * TG;
     if (row >= rows) return;
-    if (blockIdx.x == gridDim.x - 1) return arrange_rows<TG>(h, arranged, row, rows);
+    if (blockIdx.x == gridDim.x - 1) return arrange_rows<TG>(h, arranged, row, rows, pairs);
 
     const int lane = threadIdx.x % LANES, group = threadIdx.x / LANES, expert = blockIdx.x * Tile::EXPERTS;
     for (int c = 0; c < STAGES - 1; c++) {
@@ -145,14 +157,16 @@ __device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const
 
 // grid (⌈E / 8⌉ + 1, T): the last column of blocks arranges h.
 extern "C" __global__ void __launch_bounds__(LOGIT_THREADS)
-router_logits_few(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, float* logits, f16* arranged) {
-    logits_of<1, 1, 1024, 2>(h, w, bias, rows, logits, arranged);
+router_logits_few(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, unsigned pairs, float* logits,
+                  f16* arranged) {
+    logits_of<1, 1, 1024, 2>(h, w, bias, rows, pairs != 0, logits, arranged);
 }
 
 // grid (⌈E / 32⌉ + 1, ⌈T / 8⌉)
 extern "C" __global__ void __launch_bounds__(LOGIT_THREADS)
-router_logits_many(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, float* logits, f16* arranged) {
-    logits_of<4, 8, 128, 3>(h, w, bias, rows, logits, arranged);
+router_logits_many(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, unsigned pairs, float* logits,
+                   f16* arranged) {
+    logits_of<4, 8, 128, 3>(h, w, bias, rows, pairs != 0, logits, arranged);
 }
 
 // ---------------------------------------------------------------- choice
