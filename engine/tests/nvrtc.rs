@@ -33,6 +33,11 @@ fn sources() -> Vec<Source> {
     sources
 }
 
+/// Warpgroup products are Hopper's alone.
+fn is_for(source: &Source, architecture: (u32, u32)) -> bool {
+    source.name != "experts_wgmma.cu" || architecture == (9, 0)
+}
+
 fn wheels() -> PathBuf {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
     std::env::var_os("FLOTILLA_CUDA_WHEELS")
@@ -62,8 +67,8 @@ fn every_kernel_compiles_for_every_generation_and_spills_nothing() {
     );
     let mut wrong = Vec::new();
     for architecture in ARCHITECTURES {
-        for source in sources() {
-            check(&nvrtc, &source, architecture, &mut wrong);
+        for source in sources().iter().filter(|source| is_for(source, architecture)) {
+            check(&nvrtc, source, architecture, &mut wrong);
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

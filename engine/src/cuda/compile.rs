@@ -14,7 +14,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 /// What a kernel may include; there are no other headers.
-const HEADERS: [(&str, &str); 1] = [("intrinsics.cuh", include_str!("../backend/cuda/intrinsics.cuh"))];
+const HEADERS: [(&str, &str); 2] = [
+    ("intrinsics.cuh", include_str!("../backend/cuda/intrinsics.cuh")),
+    ("wgmma.cuh", include_str!("../backend/cuda/wgmma.cuh")),
+];
 
 /// One .cu file with the shapes that it is compiled for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,8 +98,10 @@ impl Source {
     }
 }
 
+/// Hopper's with all that only it has: warpgroup products are not in `sm_90`.
 fn name_of((major, minor): (u32, u32)) -> String {
-    format!("sm_{major}{minor}")
+    let own = if (major, minor) == (9, 0) { "a" } else { "" };
+    format!("sm_{major}{minor}{own}")
 }
 
 /// `norm.cu(12): error: …` is NVRTC's way, `norm.cu:12:5: error: …` that of other compilers.

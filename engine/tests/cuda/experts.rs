@@ -4,7 +4,7 @@ use crate::support::{self, TestCard};
 use flotilla_engine::backend::cuda::experts::{
     self, ExpertBuffers, ExpertKernels, ExpertShape, ExpertWeights, Product, Way,
 };
-use flotilla_engine::backend::cuda::route::{RouteKernels, RouteShape, Routes};
+use flotilla_engine::backend::cuda::route::{Prompts, RouteKernels, RouteShape, Routes};
 use flotilla_engine::cuda::{Card, Source};
 use flotilla_shared::sampling::mix;
 use half::{bf16, f16};
@@ -70,6 +70,21 @@ pub const PLANTED_MANY: [(&str, &str, &str); 5] = [
     ("many: gates are given to the wrong column", "n * 8 + 2 * t + g % 2;", "n * 8 + 2 * t + 1 - g % 2;"),
 ];
 
+/// In experts_wgmma.cu, for [`check_wgmma`].
+pub const PLANTED_WGMMA: [(&str, &str, &str); 7] = [
+    (
+        "wgmma: the scale of the neighbouring block",
+        "scales.of(row, step * STEP_BLOCKS + block)",
+        "scales.of(row, step * STEP_BLOCKS + 1 - block)",
+    ),
+    ("wgmma: a scale too large for f16 is folded", "if (!scales.fold()) any_exact = 1;", ""),
+    ("wgmma: nobody waits for the last products", "    wgmma_wait<0>();\n#pragma unroll", "#pragma unroll"),
+    ("wgmma: what was copied is not shown to the products", "        fence_async_proxy();\n", ""),
+    ("wgmma: a stage is filled while products read it", "step + STAGES - 2 < STEPS) copies.start(ring + ahead_at", "step + STAGES - 2 < STEPS) copies.start(ring + at"),
+    ("wgmma: gates are given to the wrong column", "ring + (2 * t + g % 2) * STRIDE", "ring + (2 * t + 1 - g % 2) * STRIDE"),
+    ("wgmma: the last columns are not multiplied", "case 3: return product<96>", "case 3: return product<64>"),
+];
+
 #[test]
 fn experts_are_those_of_f64_within_rounding() {
     for TestCard { card, .. } in support::cards() {
@@ -79,9 +94,13 @@ fn experts_are_those_of_f64_within_rounding() {
 
 #[test]
 fn the_way_follows_the_rows() {
-    assert_eq!([1, 8, 9, 16, 17, 32, 33].map(Way::of).map(|way| way as usize), [0, 0, 1, 1, 2, 2, 3]);
-    assert_eq!(Way::up_to(16), [Way::Few8, Way::Few16]);
-    assert_eq!(Way::up_to(4096), Way::ALL);
+    for (prompts, many) in [(Prompts::Mma, Way::Many), (Prompts::Wgmma, Way::Wgmma)] {
+        let ways = [1, 8, 9, 16, 17, 32, 33].map(|t| Way::of(t, prompts));
+        let few = [Way::Few8, Way::Few8, Way::Few16, Way::Few16, Way::Few32, Way::Few32];
+        assert_eq!((&ways[..6], ways[6]), (&few[..], many));
+        assert_eq!(Way::up_to(16, prompts), [Way::Few8, Way::Few16]);
+        assert_eq!(Way::up_to(4096, prompts), [Way::Few8, Way::Few16, Way::Few32, many]);
+    }
 }
 
 /// A model's part, and launches of it: (T, rows that there are).
@@ -134,7 +153,10 @@ fn shapes() -> Vec<Shape> {
             ..usual
         },
         Shape { favourite: Some(3), launches: &[(8, 8), (16, 13), (32, 32), (100, 100)], ..usual },
-        Shape { wild: true, launches: &[(8, 8), (40, 40)], ..usual },
+        // Items of more than 64, 96 columns, and of less.
+        Shape { favourite: Some(5), launches: &[(96, 90), (130, 130)], ..usual },
+        Shape { intermediate: 160, favourite: Some(0), launches: &[(70, 70)], ..usual },
+        Shape { wild: true, launches: &[(8, 8), (40, 40), (100, 100)], ..usual },
         Shape { hidden: 2880, launches: &[(1, 1), (3, 3), (40, 12)], ..usual },
         Shape { intermediate: 2880, launches: &[(2, 2), (40, 3)], ..usual },
         usual,
@@ -153,13 +175,28 @@ pub fn check_many(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), St
     check_ways(card, edit, &[Way::Many])
 }
 
+pub fn check_wgmma(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String> {
+    if !support::prompts(card).contains(&Prompts::Wgmma) {
+        return Err("this card has no warpgroup products".into());
+    }
+    check_ways(card, edit, &[Way::Wgmma])
+}
+
 fn check_ways(card: &Card, edit: &dyn Fn(Source) -> Source, ways: &[Way]) -> Result<(), String> {
     for (seed, shape) in shapes().iter().enumerate() {
         let case = Case::new(card, shape, seed as u64);
-        for (t, rows) in shape.launches.iter().filter(|(t, _)| ways.contains(&Way::of(*t))) {
-            let source = edit(experts::source(&case.shape, Way::of(*t)));
-            case.run(source, *t, *rows)
-                .map_err(|error| format!("{rows} of {t} rows, {:?}, seed {seed}: {error}", case.shape))?;
+        for (t, rows) in shape.launches {
+            let mut done = None;
+            for prompts in support::prompts(card) {
+                let way = Way::of(*t, prompts);
+                if !ways.contains(&way) || done.replace(way) == Some(way) {
+                    continue;
+                }
+                let source = edit(experts::source(&case.shape, way));
+                case.run((way, source), prompts, *t, *rows).map_err(|error| {
+                    format!("{rows} of {t} rows, {way:?}, {:?}, seed {seed}: {error}", case.shape)
+                })?;
+            }
         }
     }
     Ok(())
@@ -283,7 +320,7 @@ impl<'a> Case<'a> {
         }
     }
 
-    fn run(&self, source: Source, t: usize, rows: usize) -> Result<(), String> {
+    fn run(&self, source: (Way, Source), prompts: Prompts, t: usize, rows: usize) -> Result<(), String> {
         let (card, route) = (self.card, &self.shape.route);
         let mut h = self.h[..t * route.hidden].to_vec();
         h[rows * route.hidden..].fill(f32::NAN);
@@ -294,6 +331,7 @@ impl<'a> Case<'a> {
         let count = count.as_view();
         RouteKernels::new(card, route)
             .unwrap()
+            .with_prompts(prompts)
             .route(
                 t,
                 &count,
@@ -305,7 +343,7 @@ impl<'a> Case<'a> {
             )
             .unwrap();
 
-        let kernels = ExpertKernels::compiled(card, &[(Way::of(t), source)], &self.shape, LIMIT).unwrap();
+        let kernels = ExpertKernels::compiled(card, &[source], &self.shape, LIMIT).unwrap();
         let upload = |tensor: &Mxfp4| {
             let (blocks, scales) =
                 (card.upload(&tensor.blocks).unwrap(), card.upload(&tensor.scales).unwrap());

@@ -1,6 +1,7 @@
 //! Planted faults: each kernel with one mistake in it must fail its own check, or the check is blind.
 
 use crate::{attention, dense, experts, norm, route, sample, support, synthetic};
+use flotilla_engine::backend::cuda::route::Prompts;
 use flotilla_engine::cuda::{Card, Source};
 
 type Check = fn(&Card, &dyn Fn(Source) -> Source) -> Result<(), String>;
@@ -72,6 +73,14 @@ fn experts_of_few_rows() {
 #[test]
 fn experts_of_many_rows() {
     all_are_noticed(&experts::PLANTED_MANY, experts::check_many);
+}
+
+#[test]
+fn experts_of_many_rows_by_warpgroups() {
+    let cards = support::cards();
+    if cards.iter().all(|on| support::prompts(&on.card).contains(&Prompts::Wgmma)) {
+        all_are_noticed(&experts::PLANTED_WGMMA, experts::check_wgmma);
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use crate::support::{self, TestCard};
 use flotilla_engine::backend::cpu::kernels::{Kernels, Matrix, TileMut};
-use flotilla_engine::backend::cuda::route::{self, RouteKernels, RouteShape, Routes};
+use flotilla_engine::backend::cuda::route::{self, Prompts, RouteKernels, RouteShape, Routes};
 use flotilla_engine::cuda::{Card, Source};
 use flotilla_shared::sampling::mix;
 use half::{bf16, f16};
@@ -78,11 +78,15 @@ pub fn check(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String>
     ];
     for (seed, (hidden, experts, per_token, own, launches)) in shapes.into_iter().enumerate() {
         let shape = RouteShape { hidden, experts, per_token, own };
-        let kernels = RouteKernels::compiled(card, &edit(route::source(&shape)), &shape).unwrap();
-        for (t, rows) in launches {
-            let case = Case::new(&shape, *t, *rows, seed as u64);
-            case.run(card, &kernels)
-                .map_err(|error| format!("{rows} of {t} rows, {shape:?}, seed {seed}: {error}"))?;
+        let source = edit(route::source(&shape));
+        for prompts in [Prompts::Mma, Prompts::Wgmma] {
+            let kernels = RouteKernels::compiled(card, &source, &shape).unwrap().with_prompts(prompts);
+            for (t, rows) in launches {
+                let case = Case::new(&shape, *t, *rows, prompts, seed as u64);
+                case.run(card, &kernels).map_err(|error| {
+                    format!("{rows} of {t} rows, {prompts:?}, {shape:?}, seed {seed}: {error}")
+                })?;
+            }
         }
     }
     Ok(())
@@ -92,13 +96,14 @@ struct Case<'a> {
     shape: &'a RouteShape,
     t: usize,
     rows: usize,
+    prompts: Prompts,
     h: Vec<f32>,
     weight: Vec<u16>,
     bias: Vec<u16>,
 }
 
 impl<'a> Case<'a> {
-    fn new(shape: &'a RouteShape, t: usize, rows: usize, seed: u64) -> Case<'a> {
+    fn new(shape: &'a RouteShape, t: usize, rows: usize, prompts: Prompts, seed: u64) -> Case<'a> {
         let RouteShape { hidden, experts, .. } = *shape;
         let mut state = seed << 32 | (t as u64) << 16;
         let mut random = || {
@@ -119,7 +124,7 @@ impl<'a> Case<'a> {
             bias.iter_mut().for_each(|b| *b &= 0xffc0);
         }
         h[rows * hidden..].fill(f32::NAN);
-        Case { shape, t, rows, h, weight, bias }
+        Case { shape, t, rows, prompts, h, weight, bias }
     }
 
     fn run(&self, card: &Card, kernels: &RouteKernels) -> Result<(), String> {
@@ -164,8 +169,15 @@ impl<'a> Case<'a> {
     }
 
     fn arranged(&self) -> Vec<u16> {
-        let eights = self.h[..self.rows * self.shape.hidden].chunks_exact(8);
-        eights.flat_map(|x| [0, 4, 1, 5, 2, 6, 3, 7].map(|i| f16::from_f32(x[i]).to_bits())).collect()
+        let h = self.h[..self.rows * self.shape.hidden].iter();
+        let h: Vec<u16> = h.map(|h| f16::from_f32(*h).to_bits()).collect();
+        if self.prompts == Prompts::Wgmma && self.t > 32 {
+            let pairs = |x: &[u16], pair: usize| -> Vec<u16> {
+                x.chunks_exact(8).flat_map(|x| [x[pair], x[pair + 4]]).collect()
+            };
+            return h.chunks_exact(32).flat_map(|x| (0..4).flat_map(move |pair| pairs(x, pair))).collect();
+        }
+        h.chunks_exact(8).flat_map(|x| [0, 4, 1, 5, 2, 6, 3, 7].map(|i| x[i])).collect()
     }
 
     /// A stable sort by falling logit: of equal ones the lower expert comes first.

@@ -1,5 +1,6 @@
 //! What the tests of this folder run on.
 
+use flotilla_engine::backend::cuda::route::Prompts;
 use flotilla_engine::cuda::{Card, keep_in, search_first};
 use std::path::Path;
 use std::sync::Once;
@@ -11,10 +12,22 @@ pub struct TestCard {
     pub card: Card,
 }
 
+fn is_real() -> bool {
+    std::env::var("FLOTILLA_TEST_DEVICE").is_ok_and(|device| device == "cuda")
+}
+
+/// By what the experts of many rows can be multiplied on a card: the emulated one can all that any has.
+pub fn prompts(card: &Card) -> Vec<Prompts> {
+    match Prompts::on(card) {
+        Prompts::Mma if is_real() => vec![Prompts::Mma],
+        _ => vec![Prompts::Mma, Prompts::Wgmma],
+    }
+}
+
 /// What to test on: the emulated card, or the machine's first one with FLOTILLA_TEST_DEVICE=cuda. Each call
 /// opens it anew, with a stream of its own. It is one of the two, not both, because a process has one driver.
 pub fn cards() -> Vec<TestCard> {
-    let real = std::env::var("FLOTILLA_TEST_DEVICE").is_ok_and(|device| device == "cuda");
+    let real = is_real();
     static READY: Once = Once::new();
     READY.call_once(|| {
         if !real {

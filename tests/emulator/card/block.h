@@ -41,6 +41,7 @@ struct Block {
     size_t static_shared_bytes;
     unsigned thread_count, exited_count, ready_count;
     unsigned barrier_arrived;
+    unsigned unfenced_count; // of its threads
     int barrier_line;
     unsigned long long chance;
     MainContext main;

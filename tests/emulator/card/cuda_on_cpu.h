@@ -14,4 +14,5 @@
 #include "warp.h"
 #include "memory.h"
 #include "matrix.h"
+#include "warpgroup.h"
 #include "launch.h"

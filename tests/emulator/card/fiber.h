@@ -21,6 +21,8 @@ struct Copy {
     unsigned group;
 };
 
+struct WarpgroupProduct; // in warpgroup.h
+
 struct Thread {
     void* saved_stack; // where the switch away from this thread left its registers
     uint3 index;
@@ -34,6 +36,10 @@ struct Thread {
     long long spins_since_us;
     Copy* copies; // kept from launch to launch
     unsigned copy_count, copy_capacity, copy_group;
+    bool unfenced; // has waited for copies, and not shown them to warpgroup products
+    WarpgroupProduct* products; // started and not waited for; kept from launch to launch
+    unsigned product_count, product_capacity, product_group;
+    bool product_fenced;
     char* stack_top;
 #if !defined(__x86_64__) || defined(FLOTILLA_EMULATED_PORTABLE)
     ucontext_t context;

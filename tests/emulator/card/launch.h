@@ -2,8 +2,8 @@
 // driver finds the kernels of a compiled source. `launch<kernel>(..)` at the end is for programs without a driver.
 #pragma once
 #include "faults.h"
-#include "matrix.h"
 #include "table.h"
+#include "warpgroup.h"
 #include <link.h>
 
 namespace flotilla_emulated {
@@ -56,7 +56,7 @@ inline bool run_block(Arena* arena) {
     Block* block = &arena->block;
     memset(block->shared, POISON, block->shared_bytes);
     memset(block->static_shared, POISON, block->static_shared_bytes);
-    block->exited_count = block->barrier_arrived = 0;
+    block->exited_count = block->barrier_arrived = block->unfenced_count = 0;
     block->failed = block->waited = false;
     const unsigned count = block->thread_count;
     for (unsigned w = 0; w * WARP_LANES < count; w++) {
@@ -75,6 +75,8 @@ inline bool run_block(Arena* arena) {
         thread.waits_for = nullptr;
         thread.exited = false;
         thread.spins = thread.copy_count = thread.copy_group = 0;
+        thread.product_count = thread.product_group = 0;
+        thread.unfenced = thread.product_fenced = false;
         fiber_prepare(&thread);
         block->ready[i] = &thread;
     }

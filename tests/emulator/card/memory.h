@@ -56,6 +56,8 @@ inline void copy_async_wait(unsigned pending) {
         }
         if (copy.valid) memcpy(copy.to, copy.from, 16);
         else memset(copy.to, 0, 16);
+        thread->block->unfenced_count += !thread->unfenced;
+        thread->unfenced = true;
     }
     thread->copy_count = kept;
 }

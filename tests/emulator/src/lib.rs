@@ -23,6 +23,7 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/memory.h", include_str!("../card/memory.h")),
     ("card/table.h", include_str!("../card/table.h")),
     ("card/warp.h", include_str!("../card/warp.h")),
+    ("card/warpgroup.h", include_str!("../card/warpgroup.h")),
     ("card/driver/driver.h", include_str!("../card/driver/driver.h")),
     ("card/driver/cards.cpp", include_str!("../card/driver/cards.cpp")),
     ("card/driver/graphs.cpp", include_str!("../card/driver/graphs.cpp")),

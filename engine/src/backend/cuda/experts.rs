@@ -1,17 +1,39 @@
-//! Launches `experts_few.cu` and `experts_many.cu`: the rank's part of the chosen experts, and their sum.
+//! Launches `experts_few.cu`, `experts_many.cu` and `experts_wgmma.cu`: the rank's part of the chosen experts, and their sum.
 //! Letters as in [`crate::model`]; I is the rank's own part of the intermediate width.
 
-use super::route::{RouteShape, Routes};
+use super::route::{Prompts, RouteShape, Routes};
 use crate::cuda::{Card, CudaError, Launcher, Source};
+use cudarc::driver::sys::CUfunction_attribute;
 use cudarc::driver::{CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, LaunchConfig};
 
-/// As in the two files.
+/// As in the first two files.
 const THREADS: u32 = 128;
 const MANY_ROW_TILE: usize = 128;
 const MANY_SHARED_BYTES: usize = 3 * (MANY_ROW_TILE * 48 + 64 * 128);
 /// A lane of `experts_few.cu` keeps all scales of its rows.
 const COLUMNS_MAX: usize = 8192;
+/// Columns of a block of experts_many.cu.
+const MANY_COLUMNS: usize = 64;
 const COMBINE_THREADS: u32 = 256;
+
+/// The shape of a block of experts_wgmma.cu, by which it is compiled.
+mod wgmma {
+    pub const WARPGROUPS: usize = 2;
+    /// Tiles of 64 rows of a warpgroup.
+    pub const M_TILES: usize = 2;
+    pub const STAGES: usize = 5;
+    pub const BLOCKS_OF_SM: usize = 1;
+    /// 1: scales are never multiplied into weights.
+    pub const ALWAYS_EXACT: usize = 0;
+
+    pub const THREADS: u32 = WARPGROUPS as u32 * 128;
+    pub const ROW_TILE: usize = WARPGROUPS * M_TILES * 64;
+
+    /// The ring, from a multiple of 1024, and a tile's scales behind it.
+    pub fn shared_bytes(columns: usize) -> usize {
+        1024 + STAGES * (128 * 128 + ROW_TILE * 32) + ROW_TILE * columns / 32
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertShape {
@@ -33,19 +55,22 @@ pub enum Way {
     Few8,
     Few16,
     Few32,
+    /// As `Many`, on cards that have warpgroup products.
+    Wgmma,
     Many,
 }
 
 impl Way {
-    pub const ALL: [Way; 4] = [Way::Few8, Way::Few16, Way::Few32, Way::Many];
+    pub const ALL: [Way; 5] = [Way::Few8, Way::Few16, Way::Few32, Way::Wgmma, Way::Many];
 
     /// For the items that [`RouteShape::item_routes`] makes for T rows.
-    pub fn of(t: usize) -> Way {
-        match RouteShape::item_routes(t) {
-            8 => Way::Few8,
-            16 => Way::Few16,
-            32 => Way::Few32,
-            _ => Way::Many,
+    pub fn of(t: usize, prompts: Prompts) -> Way {
+        match (RouteShape::item_routes(t), prompts) {
+            (8, _) => Way::Few8,
+            (16, _) => Way::Few16,
+            (32, _) => Way::Few32,
+            (_, Prompts::Wgmma) => Way::Wgmma,
+            (_, Prompts::Mma) => Way::Many,
         }
     }
 
@@ -59,14 +84,28 @@ impl Way {
     }
 
     /// All that launches for up to `rows_max` rows need.
-    pub fn up_to(rows_max: usize) -> Vec<Way> {
-        Way::ALL.into_iter().filter(|way| *way <= Way::of(rows_max)).collect()
+    pub fn up_to(rows_max: usize, prompts: Prompts) -> Vec<Way> {
+        let largest = Way::of(rows_max, prompts);
+        Way::ALL.into_iter().filter(|way| *way == largest || *way < largest.min(Way::Wgmma)).collect()
+    }
+
+    fn is_for(self, t: usize) -> bool {
+        [Prompts::Wgmma, Prompts::Mma].into_iter().any(|prompts| Way::of(t, prompts) == self)
+    }
+
+    fn kernels(self) -> &'static str {
+        match self {
+            Way::Few8 | Way::Few16 | Way::Few32 => "few",
+            Way::Wgmma => "wgmma",
+            Way::Many => "many",
+        }
     }
 }
 
 pub fn source(shape: &ExpertShape, way: Way) -> Source {
     const FEW: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_few.cu"));
     const MANY: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_many.cu"));
+    const WGMMA: &str = concat!(include_str!("experts.cu"), "\n", include_str!("experts_wgmma.cu"));
     let mut defines = vec![
         ("HIDDEN", shape.route.hidden as i64),
         ("INTERMEDIATE", shape.intermediate as i64),
@@ -79,6 +118,16 @@ pub fn source(shape: &ExpertShape, way: Way) -> Source {
         Way::Few16 => ("experts_few.cu", FEW, 2),
         Way::Few32 => ("experts_few.cu", FEW, 4),
         Way::Many => return Source { name: "experts_many.cu", text: MANY, defines },
+        Way::Wgmma => {
+            defines.extend([
+                ("WARPGROUPS", wgmma::WARPGROUPS as i64),
+                ("M_TILES", wgmma::M_TILES as i64),
+                ("STAGES", wgmma::STAGES as i64),
+                ("BLOCKS_OF_SM", wgmma::BLOCKS_OF_SM as i64),
+                ("ALWAYS_EXACT", wgmma::ALWAYS_EXACT as i64),
+            ]);
+            return Source { name: "experts_wgmma.cu", text: WGMMA, defines };
+        }
     };
     defines.push(("N_TILES_MAX", n_tiles));
     Source { name, text, defines }
@@ -166,7 +215,8 @@ pub struct ExpertKernels {
 impl ExpertKernels {
     /// `limit` is the model's clamp.
     pub fn new(card: &Card, shape: &ExpertShape, limit: f32, rows_max: usize) -> Result<Self, CudaError> {
-        let sources: Vec<_> = Way::up_to(rows_max).into_iter().map(|way| (way, source(shape, way))).collect();
+        let ways = Way::up_to(rows_max, Prompts::on(card));
+        let sources: Vec<_> = ways.into_iter().map(|way| (way, source(shape, way))).collect();
         Self::compiled(card, &sources, shape, limit)
     }
 
@@ -181,9 +231,12 @@ impl ExpertKernels {
         let (mut pairs, mut combine) = (Vec::new(), None);
         for (way, source) in sources {
             let module = card.compile(source)?;
-            let suffix = if *way == Way::Many { "many" } else { "few" };
-            let gate_up = module.kernel(&format!("gate_up_{suffix}"))?;
-            let down = module.kernel(&format!("down_{suffix}"))?;
+            let gate_up = module.kernel(&format!("gate_up_{}", way.kernels()))?;
+            let down = module.kernel(&format!("down_{}", way.kernels()))?;
+            if *way == Way::Wgmma {
+                allow_shared(&gate_up, wgmma::shared_bytes(shape.route.hidden))?;
+                allow_shared(&down, wgmma::shared_bytes(shape.intermediate))?;
+            }
             pairs.push((*way, Pair { gate_up, down }));
             combine = Some(module.kernel("combine")?);
         }
@@ -198,9 +251,9 @@ impl ExpertKernels {
         })
     }
 
-    fn pair(&self, t: usize) -> &Pair {
-        let pair = self.pairs.iter().find(|(way, _)| *way == Way::of(t));
-        &pair.unwrap_or_else(|| panic!("not compiled for {t} rows")).1
+    fn pair(&self, t: usize) -> &(Way, Pair) {
+        let pair = self.pairs.iter().find(|(way, _)| way.is_for(t));
+        pair.unwrap_or_else(|| panic!("not compiled for {t} rows"))
     }
 
     /// y = Σ w (W_d swiglu(W_gu h + b_gu) + b_d) over the rank's own experts of the first *rows of T rows, which
@@ -279,14 +332,15 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.launcher.launch(&self.pair(t).gate_up);
-        if Way::of(t) != Way::Many {
+        let (way, pair) = self.pair(t);
+        let mut launch = self.launcher.launch(&pair.gate_up);
+        if *way < Way::Wgmma {
             launch.early();
         }
         launch.arg(blocks).arg(scales).arg(bias.as_ref().expect("checked"));
         launch.arg(&routes.arranged).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
         launch.arg(&self.limit).arg(&mut buffers.act);
-        let config = self.grid(t, 2 * self.shape.intermediate);
+        let config = self.grid(t, 2 * self.shape.intermediate, self.shape.route.hidden);
         // SAFETY: the arguments are those of the kernel, their lengths those that `check` has asserted, and
         // routes and items such as route.cu has made them.
         unsafe { launch.start(config) }?;
@@ -301,8 +355,9 @@ impl ExpertKernels {
         buffers: &mut ExpertBuffers,
     ) -> Result<(), CudaError> {
         let Product { blocks, scales, bias } = weights;
-        let mut launch = self.launcher.launch(&self.pair(t).down);
-        if Way::of(t) != Way::Many {
+        let (way, pair) = self.pair(t);
+        let mut launch = self.launcher.launch(&pair.down);
+        if *way < Way::Wgmma {
             launch.early();
         }
         launch.arg(blocks).arg(scales);
@@ -312,21 +367,32 @@ impl ExpertKernels {
         };
         launch.arg(&buffers.act).arg(&routes.sorted).arg(&routes.items).arg(&routes.item_count);
         launch.arg(&routes.weights).arg(&mut buffers.slots);
-        let config = self.grid(t, self.shape.route.hidden);
+        let config = self.grid(t, self.shape.route.hidden, self.shape.intermediate);
         // SAFETY: as in `gate_up`.
         unsafe { launch.start(config) }?;
         Ok(())
     }
 
-    fn grid(&self, t: usize, rows: usize) -> LaunchConfig {
-        let items = self.shape.route.items_max(t);
-        let (grid_dim, shared_mem_bytes) = match Way::of(t) {
-            Way::Many => ((rows.div_ceil(MANY_ROW_TILE) as u32, items as u32, 1), MANY_SHARED_BYTES as u32),
+    fn grid(&self, t: usize, rows: usize, columns: usize) -> LaunchConfig {
+        let (way, items) = (self.pair(t).0, self.shape.route.items_max(t));
+        let tiles = |rows_of_tile: usize, parts: usize| (rows.div_ceil(rows_of_tile) as u32, items as u32, parts as u32);
+        let (grid_dim, threads, shared) = match way {
+            Way::Many => {
+                let parts = RouteShape::item_routes(t).div_ceil(MANY_COLUMNS);
+                (tiles(MANY_ROW_TILE, parts), THREADS, MANY_SHARED_BYTES)
+            }
+            Way::Wgmma => (tiles(wgmma::ROW_TILE, 1), wgmma::THREADS, wgmma::shared_bytes(columns)),
             way => {
                 let (tile, blocks) = way.few_tile();
-                (((items * (rows / tile)).min(blocks * self.multiprocessors) as u32, 1, 1), 0)
+                (((items * (rows / tile)).min(blocks * self.multiprocessors) as u32, 1, 1), THREADS, 0)
             }
         };
-        LaunchConfig { grid_dim, block_dim: (THREADS, 1, 1), shared_mem_bytes }
+        LaunchConfig { grid_dim, block_dim: (threads, 1, 1), shared_mem_bytes: shared as u32 }
     }
+}
+
+/// More shared memory than a block has unasked.
+fn allow_shared(kernel: &CudaFunction, bytes: usize) -> Result<(), CudaError> {
+    let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+    kernel.set_attribute(attribute, bytes as i32).map_err(CudaError::doing(format!("give a block {bytes} bytes")))
 }

@@ -1,5 +1,5 @@
-// The experts for many routes each: prompts. A grouped product, a block for 128 rows of W and an item of up to
-// 64 columns.
+// The experts for many routes each: prompts. A grouped product, a block for 128 rows of W and up to 64 columns of an
+// item: its first ones or the others.
 //
 // Steps of 64 along K: a step's part of W (4 KB packed) and of the columns' activations (8 KB) come by cp.async
 // into a ring of stages. The four warps stand below each other, 32 rows and all columns each, so every weight is
@@ -137,7 +137,10 @@ template <class Args>
 __device__ void product_many(const Args& args, const unsigned* sorted, const uint4* items, const unsigned* item_count) {
     DYNAMIC_SHARED(char, shared);
     if (blockIdx.y >= *item_count) return;
-    const Columns columns(sorted, items[blockIdx.y]);
+    uint4 item = items[blockIdx.y];
+    if (blockIdx.z * COLUMN_TILE >= item.z) return;
+    item.y += blockIdx.z * COLUMN_TILE, item.z = min(item.z - blockIdx.z * COLUMN_TILE, (unsigned)COLUMN_TILE);
+    const Columns columns(sorted, item);
     const Weights weights = args.weights.template of<Args>(columns.expert);
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp_row = threadIdx.x / 32 * M_TILES * 16;
     const int row = blockIdx.x * ROW_TILE;
@@ -189,14 +192,14 @@ __device__ void product_many(const Args& args, const unsigned* sorted, const uin
     finish(sum, args, weights, columns, row + warp_row);
 }
 
-// grid (⌈2I / ROW_TILE⌉, items at most)
+// grid (⌈2I / ROW_TILE⌉, items at most, ⌈columns of an item / COLUMN_TILE⌉)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 gate_up_many(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* x, const unsigned* sorted,
              const uint4* items, const unsigned* item_count, float limit, f16* a) {
     product_many(GateUpArgs{{}, {blocks, scales, bias}, x, limit, a}, sorted, items, item_count);
 }
 
-// grid (⌈H / ROW_TILE⌉, items at most)
+// grid (⌈H / ROW_TILE⌉, items at most, ⌈columns of an item / COLUMN_TILE⌉)
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 down_many(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* a, const unsigned* sorted,
           const uint4* items, const unsigned* item_count, const float* router, float* slots) {

@@ -1,7 +1,7 @@
 // Which experts a row takes, with what weight, and the rows of each expert behind each other.
 //
 //   router_logits   f32 h [T, H], bf16 W [E, H], b [E] → f32 logits [T, E]
-//                   and f16 arranged [T, H]: h for the expert kernels, see `arrange`
+//                   and f16 arranged [T, H]: h for the expert kernels, see `arrange`; `pairs` says for which
 //   choose          logits → u16 chosen [T, K], f32 weights [T, K]
 //   sort_by_expert  chosen → u32 sorted [n], items [n_items][4], item_count [1]
 //   choose_and_sort both in one launch, for few rows
@@ -40,6 +40,18 @@ __device__ inline uint4 arrange(const float (&x)[8]) {
     return make_uint4(pack_f16(x[0], x[4]), pack_f16(x[1], x[5]), pack_f16(x[2], x[6]), pack_f16(x[3], x[7]));
 }
 
+// The eight from `at` on of a row. `pairs`: not behind each other, but of each block of 32 first all (0, 4), then all
+// (1, 5), (2, 6), (3, 7), as experts_wgmma.cu reads them.
+__device__ inline void store_arranged(f16* row, int at, const float (&x)[8], bool pairs) {
+    const uint4 words = arrange(x);
+    if (!pairs) {
+        *(uint4*)(row + at) = words;
+        return;
+    }
+    unsigned* to = (unsigned*)(row + at / 32 * 32) + at % 32 / 8;
+    to[0] = words.x, to[4] = words.y, to[8] = words.z, to[12] = words.w;
+}
+
 // ---------------------------------------------------------------- logits
 
 // A block: THREADS / LANES · EG experts, TG rows, CHUNK elements of H at a time.
@@ -70,7 +82,7 @@ template <int THREADS, int EG, int TG, int CHUNK, int STAGES> struct LogitTile {
 };
 
 // The rows row..row + TG for the experts, as f16 in the experts' order.
-template <int THREADS, int TG> __device__ void arrange_rows(const float* h, f16* arranged, int row, int rows) {
+template <int THREADS, int TG> __device__ void arrange_rows(const float* h, f16* arranged, int row, int rows, bool pairs) {
     constexpr int AT_ONCE = 3;
     const int count = min(TG, rows - row) * (H / 8);
     const float* from = h + (size_t)row * H;
@@ -86,14 +98,15 @@ template <int THREADS, int TG> __device__ void arrange_rows(const float* h, f16*
         for (int i = 0; i < AT_ONCE; i++) {
             const float4 a = x[i][0], b = x[i][1];
             const float eight[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
-            if (first + i * THREADS < count) *(uint4*)(to + (first + i * THREADS) * 8) = arrange(eight);
+            const int at = (first + i * THREADS) * 8;
+            if (first + i * THREADS < count) store_arranged(to, at, eight, pairs);
         }
     }
 }
 
 template <int THREADS, int EG, int TG, int CHUNK, int STAGES>
-__device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const unsigned* row_count, float* logits,
-                          f16* arranged) {
+__device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const unsigned* row_count, bool pairs,
+                          float* logits, f16* arranged) {
     using Tile = LogitTile<THREADS, EG, TG, CHUNK, STAGES>;
     constexpr int CHUNKS = (H + CHUNK - 1) / CHUNK;
     DYNAMIC_SHARED(char, shared);
@@ -107,7 +120,7 @@ __device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const
     }
     wait_for_previous();
     if (row >= rows) return;
-    if (arranges) return arrange_rows<THREADS, TG>(h, arranged, row, rows);
+    if (arranges) return arrange_rows<THREADS, TG>(h, arranged, row, rows, pairs);
 
     for (int c = 0; c < STAGES - 1; c++) {
         if (c < CHUNKS) Tile::load_x(shared + c * Tile::STAGE_BYTES, h, row, rows, c * CHUNK);
@@ -160,14 +173,16 @@ __device__ void logits_of(const float* h, const bf16* w, const bf16* bias, const
 
 // grid (⌈E / 4⌉ + 1, T): the last column of blocks arranges h. All of a row of gpt-oss is on its way at once.
 extern "C" __global__ void __launch_bounds__(64)
-router_logits_few(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, float* logits, f16* arranged) {
-    logits_of<64, 1, 1, 960, 4>(h, w, bias, rows, logits, arranged);
+router_logits_few(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, unsigned pairs, float* logits,
+                  f16* arranged) {
+    logits_of<64, 1, 1, 960, 4>(h, w, bias, rows, pairs != 0, logits, arranged);
 }
 
 // grid (⌈E / 32⌉ + 1, ⌈T / 8⌉)
 extern "C" __global__ void __launch_bounds__(128)
-router_logits_many(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, float* logits, f16* arranged) {
-    logits_of<128, 4, 8, 128, 3>(h, w, bias, rows, logits, arranged);
+router_logits_many(const float* h, const bf16* w, const bf16* bias, const unsigned* rows, unsigned pairs, float* logits,
+                  f16* arranged) {
+    logits_of<128, 4, 8, 128, 3>(h, w, bias, rows, pairs != 0, logits, arranged);
 }
 
 // ---------------------------------------------------------------- choice

@@ -16,6 +16,21 @@ const ONE_BLOCK_ROWS: usize = 32;
 const FEW_ROWS: usize = 16;
 const SORT_WARPS_MAX: usize = 16;
 
+/// By what the experts of many rows are multiplied, which is said here because it decides how activations lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prompts {
+    /// Products of a warp.
+    Mma,
+    /// Products of a warpgroup, which only compute capability 9.0 has.
+    Wgmma,
+}
+
+impl Prompts {
+    pub fn on(card: &Card) -> Prompts {
+        if card.facts().capability == (9, 0) { Prompts::Wgmma } else { Prompts::Mma }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RouteShape {
     pub hidden: usize,
@@ -33,14 +48,15 @@ impl RouteShape {
         assert!(!own.is_empty() && own.end <= *experts, "{own:?} of {experts} experts");
     }
 
-    /// Routes that one item covers at most, in a launch for T rows. A row takes an expert once, so up to 32 rows
+    /// Routes that one item covers at most, in a launch for T rows. A row takes an expert once, so up to 128 rows
     /// each expert is one item and its weights are read once.
     pub fn item_routes(t: usize) -> usize {
         match t {
             0..=8 => 8,
             9..=16 => 16,
             17..=32 => 32,
-            _ => 64,
+            33..=64 => 64,
+            _ => 128,
         }
     }
 
@@ -84,7 +100,7 @@ pub struct Routes {
 impl Routes {
     /// Items of any number of rows up to `rows_max`: more rows may have fewer, as tiles grow.
     fn items(shape: &RouteShape, rows_max: usize) -> usize {
-        [8, 16, 32, rows_max].iter().map(|t| shape.items_max(rows_max.min(*t))).max().unwrap_or(0)
+        [8, 16, 32, 64, rows_max].iter().map(|t| shape.items_max(rows_max.min(*t))).max().unwrap_or(0)
     }
 
     /// Device memory that [`Routes::new`] takes.
@@ -129,7 +145,8 @@ impl Routes {
         &self.weights
     }
 
-    /// f16 [T, H], eight by eight in the order 0 4 1 5 2 6 3 7.
+    /// f16 [T, H], eight by eight in the order 0 4 1 5 2 6 3 7; for warpgroups, of 32 first the pairs (0, 4) of each
+    /// eight, then (1, 5), (2, 6), (3, 7).
     pub fn arranged(&self) -> &CudaSlice<u16> {
         &self.arranged
     }
@@ -145,6 +162,7 @@ impl Routes {
 pub struct RouteKernels {
     launcher: Launcher,
     shape: RouteShape,
+    prompts: Prompts,
     router_logits_few: CudaFunction,
     router_logits_many: CudaFunction,
     choose: CudaFunction,
@@ -164,12 +182,18 @@ impl RouteKernels {
         Ok(RouteKernels {
             launcher: card.launcher(),
             shape: shape.clone(),
+            prompts: Prompts::on(card),
             router_logits_few: module.kernel("router_logits_few")?,
             router_logits_many: module.kernel("router_logits_many")?,
             choose: module.kernel("choose")?,
             sort_by_expert: module.kernel("sort_by_expert")?,
             choose_and_sort: module.kernel("choose_and_sort")?,
         })
+    }
+
+    /// For experts that are multiplied in another way than the card's own, as tests do.
+    pub fn with_prompts(self, prompts: Prompts) -> Self {
+        RouteKernels { prompts, ..self }
     }
 
     /// The experts of the first *rows of T rows, and all that the expert kernels need to know of them.
@@ -212,8 +236,10 @@ impl RouteKernels {
         // The last column of blocks arranges h.
         let grid = (experts.div_ceil(tile_experts) as u32 + 1, t.div_ceil(tile_rows) as u32, 1);
         let mut launch = self.launcher.launch(kernel);
+        let pairs = u32::from(self.prompts == Prompts::Wgmma && t > ONE_BLOCK_ROWS);
         launch.early();
-        launch.arg(h).arg(weight).arg(bias).arg(rows).arg(&mut routes.logits).arg(&mut routes.arranged);
+        launch.arg(h).arg(weight).arg(bias).arg(rows).arg(&pairs);
+        launch.arg(&mut routes.logits).arg(&mut routes.arranged);
         let config = LaunchConfig { grid_dim: grid, block_dim: (threads, 1, 1), shared_mem_bytes };
         // SAFETY: the arguments are those of the kernel; rows are below T, and T rows fit by the assertions.
         unsafe { launch.start(config) }?;

@@ -1,0 +1,341 @@
+// The experts for many routes each, by the warpgroup products of Hopper (sm_90a): prompts. A grouped product as in
+// experts_many.cu, a block for ROW_TILE rows of W and an item of up to 128 columns.
+//
+// W is decoded in registers, which wgmma takes its A operand from; activations come by cp.async to swizzled places
+// of shared memory, where wgmma finds B. The products of a block of 32 run while the next one is decoded: two sets
+// of registers, one group of products a set. A lane decodes one word of a row, eight values; in a product lane t
+// has, of each 8 values of K, the two at 2t. So activations lie in another order here than for mma ("pairs" in
+// route.cu): of a block of 32 the four 16-byte pieces are the pairs (0, 4), (1, 5), (2, 6), (3, 7) of all four
+// words, and a tile of 64 rows of gate_up makes one such block of `a`.
+//
+// Scales are multiplied into the decoded values: f16 · 2^-14 times 2^(s - 113) is the weight itself, without any
+// rounding, while the scale s is one of 104 to 127: from there 0.5 · 2^(s - 127) is no less than f16's least
+// value, and the factor is one of f16's normal ones. That is one product of f16 pairs for each register of A, 8
+// instructions a thread and 64 × 32 weights, whatever the number of columns; sums scaled in f32 would cost N / 2
+// and as many registers. A block whose tile of W has another scale anywhere takes the second way, `exact`: the
+// products of a block of 32 start at zero and are multiplied in f32, as in experts_many.cu. All scales of a tile
+// come to shared memory first, so that looking is cheap.
+//
+// Items have 128 columns where they can, so that W is decoded and copied less often; a block takes the next of 32,
+// 64, 96, 128 columns to what its item has. A step is 64 of K: 16 KB of activations and ROW_TILE · 32 bytes of W.
+//
+// Macros beside those of experts.cu: WARPGROUPS and M_TILES (tiles of 64 rows of a warpgroup), STAGES of the ring,
+// BLOCKS_OF_SM, ALWAYS_EXACT.
+
+#include "wgmma.cuh"
+
+constexpr int THREADS = WARPGROUPS * 128, ROW_TILE = WARPGROUPS * M_TILES * 64, COLUMNS_MAX = 128;
+constexpr int STEP_BLOCKS = 2;
+constexpr int X_BYTES = COLUMNS_MAX * 128, STAGE_BYTES = X_BYTES + ROW_TILE * 32;
+constexpr int SCALES_AT = STAGES * STAGE_BYTES;
+static_assert(STAGE_BYTES % 1024 == 0, "a tile of activations begins at a multiple of 1024");
+
+template <class Shape> struct Tall {
+    static constexpr int BLOCKS = Shape::COLUMNS / 32;
+    static constexpr int STEPS = (BLOCKS + STEP_BLOCKS - 1) / STEP_BLOCKS;
+};
+
+// The ring, from a multiple of 1024: the launch gives 1024 bytes more.
+__device__ inline char* ring_in(char* shared) { return shared + (-(size_t)shared & 1023); }
+
+// What this thread copies in every step: a block of W in M_TILES rows, and 16 bytes of each of some columns.
+template <class Args, int N> struct TallCopies {
+    static constexpr int X_COPIES = (N * 8 + THREADS - 1) / THREADS;
+    const uint8_t* blocks;
+    const f16* activations;
+    unsigned w[M_TILES], x[X_COPIES];
+
+    __device__ TallCopies(const Args& args, const Weights& weights, const Columns& columns, int row)
+        : blocks(weights.blocks), activations(args.x) {
+#pragma unroll
+        for (int i = 0; i < M_TILES; i++) {
+            // Rows behind the last are copies of it, and are not stored.
+            const int at = min(row + (int)threadIdx.x / 2 + i * (THREADS / 2), Args::ROWS - 1);
+            w[i] = (at * Tall<Args>::BLOCKS + threadIdx.x % 2) * 16;
+        }
+#pragma unroll
+        for (int i = 0; i < X_COPIES; i++) {
+            x[i] = args.offset(columns, threadIdx.x / 8 + i * (THREADS / 8)) + threadIdx.x % 8 * 8;
+        }
+    }
+
+    // Zeros behind the end of a row.
+    __device__ void start(char* stage, int step) const {
+        const bool w_there = step * STEP_BLOCKS + (int)threadIdx.x % 2 < Tall<Args>::BLOCKS;
+        const bool x_there = step * STEP_BLOCKS + (int)threadIdx.x % 8 / 4 < Tall<Args>::BLOCKS;
+#pragma unroll
+        for (int i = 0; i < M_TILES; i++) {
+            const int row = threadIdx.x / 2 + i * (THREADS / 2);
+            // Rows 4 apart have their two blocks swapped: a warp reads a word of 8 rows, all from different banks.
+            char* to = stage + X_BYTES + row * 32 + ((threadIdx.x % 2) ^ (row / 4 % 2)) * 16;
+            copy_async_16(to, blocks + w[i] + step * STEP_BLOCKS * 16, w_there);
+        }
+#pragma unroll
+        for (int i = 0; i < X_COPIES; i++) {
+            const int column = threadIdx.x / 8 + i * (THREADS / 8);
+            if (N % (THREADS / 8) != 0 && column >= N) continue;
+            char* to = stage + wgmma_piece(column, threadIdx.x % 8);
+            copy_async_16(to, activations + x[i] + step * STEP_BLOCKS * 32, x_there);
+        }
+    }
+};
+
+// All scales of the tile's rows, [ROW_TILE][BLOCKS].
+template <class Args> struct TileScales {
+    static constexpr int BLOCKS = Tall<Args>::BLOCKS;
+    uint8_t* scales;
+    int bytes;
+
+    __device__ TileScales(char* ring, int row)
+        : scales((uint8_t*)ring + SCALES_AT), bytes(min(ROW_TILE, Args::ROWS - row) * BLOCKS) {}
+
+    __device__ void start(const Weights& weights, int row) const {
+        for (int at = threadIdx.x * 16; at < bytes; at += THREADS * 16) {
+            copy_async_16(scales + at, weights.scales + (size_t)row * BLOCKS + at);
+        }
+    }
+    // Of this thread's part: is each one of 104 to 127?
+    __device__ bool fold() const {
+        unsigned all = 0x80808080u;
+        for (int at = threadIdx.x * 16; at < bytes; at += THREADS * 16) {
+            const uint4 four = *(const uint4*)(scales + at);
+            // Without a carry from byte to byte where all are below 128; elsewhere ~ says no.
+            all &= (four.x + 0x18181818u) & ~four.x & (four.y + 0x18181818u) & ~four.y;
+            all &= (four.z + 0x18181818u) & ~four.z & (four.w + 0x18181818u) & ~four.w;
+        }
+        return all == 0x80808080u;
+    }
+    __device__ unsigned of(int row, int block) const {
+        return scales[row * BLOCKS + min(block, BLOCKS - 1)]; // behind the end weights are zero
+    }
+};
+
+// 2^(s - 113) twice, for s from 104 to 127.
+__device__ inline unsigned fold_factor(unsigned scale) { return scale * 0x04000400u - 98u * 0x04000400u; }
+
+// The A operands of a block for one tile of 64 rows.
+struct Operand {
+    unsigned first[4], second[4];
+
+    __device__ void scale(unsigned scale_g, unsigned scale_g_8) {
+        const unsigned factor[2] = {fold_factor(scale_g), fold_factor(scale_g_8)};
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            first[i] = multiply_f16x2(first[i], factor[i % 2]);
+            second[i] = multiply_f16x2(second[i], factor[i % 2]);
+        }
+    }
+};
+
+// sum += the tile's products of one block, in f32 scales.
+template <int N>
+__device__ inline void add_exactly(float (&sum)[N / 2], const Operand& a, const char* slice, float scale_g, float scale_g_8) {
+    float dot[N / 2];
+    wgmma_hold(dot);
+    wgmma_fence();
+    wgmma_f16(dot, a.first, slice, false);
+    wgmma_f16(dot, a.second, slice + 32, true);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_hold(dot);
+#pragma unroll
+    for (int i = 0; i < N / 2; i++) sum[i] = fmaf(dot[i], i % 4 < 2 ? scale_g : scale_g_8, sum[i]);
+}
+
+// sum [M_TILES][N / 2] = W x. `row_in_tile`: of this lane's row g of its first tile.
+template <bool EXACT, int N, class Args>
+__device__ inline void sum_steps(float (&sum)[M_TILES][N / 2], char* ring, const TallCopies<Args, N>& copies,
+                                 const TileScales<Args>& scales, int row_in_tile) {
+    constexpr int STEPS = Tall<Args>::STEPS;
+    const int t = threadIdx.x % 4;
+    Operand a[STEP_BLOCKS][M_TILES];
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) sum[m][i] = 0.0f;
+    }
+    int at = 0, ahead_at = (STAGES - 2) * STAGE_BYTES; // of the step's stage in the ring, and of the one to fill
+    for (int step = 0; step < STEPS; step++) {
+        copy_async_wait<STAGES - 3>();
+        fence_async_proxy();
+        // The step has come, and nobody's products read the step before the last any more.
+        __syncthreads();
+        if (step + STAGES - 2 < STEPS) copies.start(ring + ahead_at, step + STAGES - 2);
+        copy_async_commit();
+        const char* stage = ring + at;
+        at = at == (STAGES - 1) * STAGE_BYTES ? 0 : at + STAGE_BYTES;
+        ahead_at = ahead_at == (STAGES - 1) * STAGE_BYTES ? 0 : ahead_at + STAGE_BYTES;
+
+#pragma unroll
+        for (int block = 0; block < STEP_BLOCKS; block++) {
+            unsigned word[M_TILES][2], scale[M_TILES][2];
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int row = row_in_tile + m * 64 + half * 8;
+                    word[m][half] = *(const unsigned*)(stage + X_BYTES + row * 32 + (block ^ (row / 4 % 2)) * 16 + t * 4);
+                    scale[m][half] = scales.of(row, step * STEP_BLOCKS + block);
+                }
+            }
+            wgmma_wait<STEP_BLOCKS - 1>(); // the products that read these registers are done
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) {
+                decode(a[block][m].first, a[block][m].second, word[m][0], word[m][1]);
+                if (!EXACT) a[block][m].scale(scale[m][0], scale[m][1]);
+            }
+            const char* slice = stage + block * 64;
+            if (EXACT) {
+#pragma unroll
+                for (int m = 0; m < M_TILES; m++) {
+                    add_exactly<N>(sum[m], a[block][m], slice, mxfp4_scale(scale[m][0]), mxfp4_scale(scale[m][1]));
+                }
+                continue;
+            }
+            wgmma_fence();
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) {
+                wgmma_f16(sum[m], a[block][m].first, slice, true);
+                wgmma_f16(sum[m], a[block][m].second, slice + 32, true);
+            }
+            wgmma_commit();
+        }
+    }
+    wgmma_wait<0>();
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++) {
+        wgmma_hold(sum[m]);
+#pragma unroll
+        for (int i = 0; EXACT && i < N / 2; i++) sum[m][i] *= UNSCALE;
+    }
+    copy_async_wait<0>();
+    __syncthreads(); // the ring is free
+}
+
+// As swiglu in experts.cu, by the card's quick exponential and division: 2^-20 off at most, where f16 rounds at 2^-11.
+__device__ inline float quick_swiglu(float gate, float up, float limit) {
+    const float g = fminf(gate, limit), u = fmaxf(-limit, fminf(up, limit));
+    return (u + 1.0f) * __fdividef(g, 1.0f + __expf(-1.702f * g));
+}
+
+// Through the ring: what a block has of a column of `a` is ROW_TILE bytes on end.
+template <int N>
+__device__ inline void finish(const float (&sum)[M_TILES][N / 2], char* ring, const GateUpArgs& args, const Weights& weights,
+                              const Columns& columns, int row, int row_in_tile) {
+    constexpr int STRIDE = ROW_TILE + 16;
+    static_assert(N * STRIDE <= STAGES * STAGE_BYTES, "it takes the place of the ring");
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32 % 4;
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++) {
+        const int in_tile = row_in_tile + m * 64, at = row + in_tile;
+        const float bias = at < GateUp::ROWS ? weights.bias_of(at) : 0.0f, bias_8 = at < GateUp::ROWS ? weights.bias_of(at + 8) : 0.0f;
+        // Rows 16 w + g and + 8 of a tile: element 8 w + g / 2 of a block of 32, and + 4. Together they are a pair, w
+        // says of which word, g / 2 in which piece.
+        char* to = ring + (2 * t + g % 2) * STRIDE + in_tile / 64 * 64 + g / 2 * 16 + warp * 4;
+#pragma unroll
+        for (int n = 0; n < N / 8; n++) {
+            const float* four = sum[m] + 4 * n;
+            // Row g is a gate in lanes with g even, an up in the others: of two columns each keeps one, and gets the other half of it.
+            const float left = four[0] + bias, right = four[1] + bias, left_8 = four[2] + bias_8, right_8 = four[3] + bias_8;
+            const float mine = g % 2 ? right : left, mine_8 = g % 2 ? right_8 : left_8;
+            const float other = __shfl_xor_sync(ALL, g % 2 ? left : right, 4);
+            const float other_8 = __shfl_xor_sync(ALL, g % 2 ? left_8 : right_8, 4);
+            const float gate = g % 2 ? other : mine, up = g % 2 ? mine : other;
+            const float gate_8 = g % 2 ? other_8 : mine_8, up_8 = g % 2 ? mine_8 : other_8;
+            *(unsigned*)(to + n * 8 * STRIDE) = pack_f16(quick_swiglu(gate, up, args.limit), quick_swiglu(gate_8, up_8, args.limit));
+        }
+    }
+    __syncthreads();
+    constexpr int PIECES = ROW_TILE / 16;
+    for (unsigned i = threadIdx.x; i < columns.count * PIECES; i += THREADS) {
+        const unsigned column = i / PIECES, j = row / 2 + i % PIECES * 8;
+        if (j >= I) continue;
+        *(uint4*)(args.a + (size_t)columns.position(column) * I + j) = *(const uint4*)(ring + column * STRIDE + i % PIECES * 16);
+    }
+}
+
+template <int N>
+__device__ inline void finish(const float (&sum)[M_TILES][N / 2], char*, const DownArgs& args, const Weights& weights,
+                              const Columns& columns, int row, int row_in_tile) {
+    const int t = threadIdx.x % 4;
+    float bias[M_TILES][2];
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+        for (int half = 0; half < 2; half++) bias[m][half] = weights.bias_of(min(row + row_in_tile + m * 64 + half * 8, Down::ROWS - 1));
+    }
+#pragma unroll
+    for (int n = 0; n < N / 8; n++) {
+#pragma unroll
+        for (int right = 0; right < 2; right++) {
+            const unsigned column = n * 8 + 2 * t + right;
+            if (column >= columns.count) continue;
+            const unsigned route = columns.route(column);
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int at = row + row_in_tile + m * 64 + half * 8;
+                    if (at < Down::ROWS) args.store(route, at, sum[m][4 * n + 2 * half + right] + bias[m][half]);
+                }
+            }
+        }
+    }
+}
+
+template <int N, class Args>
+__device__ inline void product(const Args& args, const Columns& columns, char* ring) {
+    __shared__ unsigned any_exact;
+    const Weights weights = args.weights.template of<Args>(columns.expert);
+    const int row = blockIdx.x * ROW_TILE;
+    const int row_in_tile = threadIdx.x / 128 * M_TILES * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const TallCopies<Args, N> copies(args, weights, columns, row);
+    const TileScales<Args> scales(ring, row);
+    if (threadIdx.x == 0) any_exact = ALWAYS_EXACT;
+    scales.start(weights, row);
+#pragma unroll
+    for (int step = 0; step < STAGES - 2; step++) {
+        if (step < Tall<Args>::STEPS) copies.start(ring + step * STAGE_BYTES, step);
+        copy_async_commit();
+    }
+    copy_async_wait<STAGES - 3>();
+    __syncthreads();
+    if (!scales.fold()) any_exact = 1;
+    __syncthreads();
+
+    float sum[M_TILES][N / 2];
+    if (any_exact) {
+        sum_steps<true, N>(sum, ring, copies, scales, row_in_tile);
+    } else {
+        sum_steps<false, N>(sum, ring, copies, scales, row_in_tile);
+    }
+    finish<N>(sum, ring, args, weights, columns, row, row_in_tile);
+}
+
+template <class Args>
+__device__ void product_wgmma(const Args& args, const unsigned* sorted, const uint4* items, const unsigned* item_count) {
+    DYNAMIC_SHARED(char, shared);
+    if (blockIdx.y >= *item_count) return;
+    const Columns columns(sorted, items[blockIdx.y]);
+    char* ring = ring_in(shared);
+    switch ((columns.count + 31) / 32) {
+    case 1: return product<32>(args, columns, ring);
+    case 2: return product<64>(args, columns, ring);
+    case 3: return product<96>(args, columns, ring);
+    default: return product<128>(args, columns, ring);
+    }
+}
+
+// grid (⌈2I / ROW_TILE⌉, items at most)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_SM)
+gate_up_wgmma(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* x, const unsigned* sorted,
+              const uint4* items, const unsigned* item_count, float limit, f16* a) {
+    product_wgmma(GateUpArgs{{}, {blocks, scales, bias}, x, limit, a}, sorted, items, item_count);
+}
+
+// grid (⌈H / ROW_TILE⌉, items at most)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS_OF_SM)
+down_wgmma(const uint8_t* blocks, const uint8_t* scales, const bf16* bias, const f16* a, const unsigned* sorted,
+           const uint4* items, const unsigned* item_count, const float* router, float* slots) {
+    product_wgmma(DownArgs{{}, {blocks, scales, bias}, a, router, slots}, sorted, items, item_count);
+}
