@@ -13,7 +13,7 @@ const WIDTH: usize = 8192;
 pub fn rate(card: &Card, clock: &Clock) -> Result<f64, CudaError> {
     let n = WIDTH;
     let mut cublas = CublasLt::open(card, LIBRARY_BYTES)?;
-    let product = cublas.product(ProductShape { t: n, m: n, k: n, bias: false })?;
+    let product = cublas.product(ProductShape { t: n, m: n, k: n, bias: false, align_bytes: 256 })?;
     let (w, x) = (data::bf16s(card, n * n, 1)?, data::bf16s(card, n * n, 2)?);
     let (w, x, mut y) = (w.as_view(), x.as_view(), card.zeros(n * n)?);
     let seconds = clock.launch(card, 1, |_| cublas.launch(&product, &w, &x, None, &mut y.as_view_mut()))?;

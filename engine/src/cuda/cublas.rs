@@ -27,8 +27,8 @@ const PREFERENCE_WORKSPACE_BYTES: i32 = 1;
 const PREFERENCE_REDUCTIONS: i32 = 3;
 /// Parts of K that blocks sum apart are written to the workspace, and added in order.
 const REDUCTION_BY_WORKSPACE: u32 = 2;
-/// Where a matrix begins, unless the preference says otherwise.
-pub const ALIGN_BYTES: u64 = 256;
+/// What W, x, y as it is and y as it becomes begin at a multiple of.
+const PREFERENCE_ALIGN_BYTES: [i32; 4] = [5, 6, 7, 8];
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -128,13 +128,14 @@ impl Drop for Owned {
     }
 }
 
-/// y[T, M] = x[T, K] W[M, K]ᵀ, with a bias or without.
+/// y[T, M] = x[T, K] W[M, K]ᵀ, with a bias or without; all three begin at a multiple of `align_bytes`, 16 to 256.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ProductShape {
     pub t: usize,
     pub m: usize,
     pub k: usize,
     pub bias: bool,
+    pub align_bytes: u32,
 }
 
 /// One product, ready to be launched.
@@ -173,8 +174,9 @@ impl CublasLt {
         if card.facts().capability < (8, 0) {
             return Err(refused("the card has no bf16 matrix units"));
         }
-        // The emulated card's has not: a library that goes on without it ends the process.
-        if !Opened::open(Library::Driver)?.has("cuGetExportTable") {
+        // NVIDIA's brings CUDA's runtime with it, which the driver of the emulated card is not enough for.
+        let has_runtime = library.has("cublasLtGetCudartVersion");
+        if has_runtime && !Opened::open(Library::Driver)?.has("cuGetExportTable") {
             return Err(refused("the driver has no cuGetExportTable, by which CUDA's runtime starts"));
         }
         // SAFETY: the type is that of cublasLt.h.
@@ -192,7 +194,7 @@ impl CublasLt {
     /// as K × M and K × T. It takes the host some 50 to 100 µs.
     pub fn product(&self, shape: ProductShape) -> Result<Product, CudaError> {
         const DOING: &str = "describe a product";
-        let ProductShape { t, m, k, bias } = shape;
+        let ProductShape { t, m, k, bias, .. } = shape;
         let calls = &self.calls;
         let desc = self.owned(DOING, calls.desc_destroy, |handle| {
             // SAFETY: it writes one handle.
@@ -212,11 +214,11 @@ impl CublasLt {
             })
         };
         let (w, x, y) = (layout(TYPE_BF16, k, m)?, layout(TYPE_BF16, k, t)?, layout(TYPE_F32, m, t)?);
-        let algorithm = self.choose(&desc, [&w, &x, &y])?;
+        let algorithm = self.choose(&desc, [&w, &x, &y], shape.align_bytes)?;
         Ok(Product { shape, desc, w, x, y, algorithm })
     }
 
-    fn choose(&self, desc: &Owned, [w, x, y]: [&Owned; 3]) -> Result<Algorithm, CudaError> {
+    fn choose(&self, desc: &Owned, [w, x, y]: [&Owned; 3], align_bytes: u32) -> Result<Algorithm, CudaError> {
         const DOING: &str = "choose how to multiply";
         let calls = &self.calls;
         let preference = self.owned(DOING, calls.preference_destroy, |handle| {
@@ -226,6 +228,9 @@ impl CublasLt {
         let set = calls.preference_set;
         self.set(DOING, set, &preference, PREFERENCE_WORKSPACE_BYTES, &self.workspace.len())?;
         self.set(DOING, set, &preference, PREFERENCE_REDUCTIONS, &REDUCTION_BY_WORKSPACE)?;
+        for attribute in PREFERENCE_ALIGN_BYTES {
+            self.set(DOING, set, &preference, attribute, &align_bytes)?;
+        }
         let (mut best, mut found) = (Heuristic::default(), 0);
         bind(&self.stream)?;
         // SAFETY: every handle is of its kind; it writes at most one result, and how many there are.
@@ -250,7 +255,7 @@ impl CublasLt {
         Ok(best.algorithm)
     }
 
-    /// w: bf16 [M, K], x: bf16 [T, K], bias: f32 [M], y: f32 [T, M]; each begins at a multiple of [`ALIGN_BYTES`].
+    /// w: bf16 [M, K], x: bf16 [T, K], bias: f32 [M], y: f32 [T, M].
     pub fn launch(
         &mut self,
         product: &Product,
@@ -277,7 +282,8 @@ impl CublasLt {
         let (y, _y) = y.device_ptr_mut(&stream);
         let workspace_bytes = self.workspace.len();
         let (workspace, held) = self.workspace.device_ptr_mut(&stream);
-        assert!([w, x, y, workspace].iter().all(|at| at.is_multiple_of(ALIGN_BYTES)), "{:?}", product.shape);
+        let align_bytes = u64::from(product.shape.align_bytes);
+        assert!([w, x, y].iter().all(|at| at.is_multiple_of(align_bytes)), "{:?}", product.shape);
         // SAFETY: the buffers are as long as the product's layouts say, and begin where the choice assumed.
         let status = unsafe {
             (self.calls.matmul)(

@@ -1,5 +1,5 @@
-//! Dense products by cuBLASLt, on a machine that has a card and the library: against f64, and beside our kernels.
-//! Where there is none, what comes instead.
+//! Dense products by cuBLASLt: against f64, and beside our kernels. On the emulated card by the library's double; on
+//! a card without the library, what comes instead.
 
 use crate::support::{self, TestCard};
 use cudarc::driver::{CudaSlice, sys};
@@ -12,6 +12,9 @@ use half::bf16;
 const WIDTHS: [(usize, usize); 6] =
     [(5120, 2880), (2880, 4096), (201088, 2880), (1280, 2880), (2880, 1024), (50272, 2880)];
 const TOKENS: [usize; 6] = [17, 33, 64, 100, 512, 2048];
+/// The same for the emulated card.
+const WIDTHS_EMULATED: [(usize, usize); 6] = [(48, 288), (28, 96), (64, 72), (20, 160), (32, 8), (512, 64)];
+const TOKENS_EMULATED: [usize; 4] = [17, 33, 64, 100];
 /// Of unembed.
 const LOGIT_ROWS: usize = 64;
 /// Elements that are compared with f64; with our kernels' all are.
@@ -21,8 +24,7 @@ const POISON: u32 = 0x7fa5_a5a5;
 /// The kernels, if products can go by the library.
 fn with_library(test: &TestCard) -> Option<DenseKernels> {
     let kernels = DenseKernels::new(&test.card).unwrap();
-    let can =
-        test.name == "cuda" && test.card.facts().capability >= (8, 0) && found(Library::CublasLt).is_ok();
+    let can = test.card.facts().capability >= (8, 0) && found(Library::CublasLt).is_ok();
     assert_eq!(kernels.has_library(), can, "{}", test.name);
     if !can {
         println!("{}: no cuBLASLt, so only what comes instead is checked", test.name);
@@ -30,13 +32,22 @@ fn with_library(test: &TestCard) -> Option<DenseKernels> {
     can.then_some(kernels)
 }
 
+fn is_real(test: &TestCard) -> bool {
+    test.name == "cuda"
+}
+
+fn widths(test: &TestCard) -> [(usize, usize); 6] {
+    if is_real(test) { WIDTHS } else { WIDTHS_EMULATED }
+}
+
 #[test]
 fn products_by_the_library_are_those_of_f64_and_of_our_kernels() {
     for test in support::cards() {
         let Some(mut kernels) = with_library(&test) else { continue };
-        for (m, k) in WIDTHS {
+        let tokens = if is_real(&test) { &TOKENS[..] } else { &TOKENS_EMULATED };
+        for (m, k) in widths(&test) {
             let most = if m > 10_000 { LOGIT_ROWS } else { usize::MAX };
-            for t in TOKENS.into_iter().filter(|t| *t <= most) {
+            for &t in tokens.iter().filter(|t| **t <= most) {
                 for with_bias in [false, true].into_iter().filter(|with| !with || m < 10_000) {
                     let case = Case::new(&test.card, (t, t), m, k, with_bias);
                     let library = case.run(&mut kernels, Way::CublasLt).unwrap();
@@ -58,7 +69,8 @@ fn the_same_product_by_the_library_has_the_same_bits() {
     for test in support::cards() {
         let Some(mut kernels) = with_library(&test) else { continue };
         let Some(mut others) = with_library(&test) else { continue };
-        for (t, (m, k)) in [(33, WIDTHS[1]), (64, WIDTHS[4]), (64, WIDTHS[0]), (512, WIDTHS[3])] {
+        let widths = widths(&test);
+        for (t, (m, k)) in [(33, widths[1]), (64, widths[4]), (64, widths[0]), (512, widths[3])] {
             let case = Case::new(&test.card, (t, t), m, k, true);
             let first = bits(&case.run(&mut kernels, Way::CublasLt).unwrap());
             for _ in 0..20 {
@@ -75,9 +87,10 @@ fn the_same_product_by_the_library_has_the_same_bits() {
 fn rows_after_the_last_token_do_no_harm() {
     for test in support::cards() {
         let Some(mut kernels) = with_library(&test) else { continue };
+        let (m, k) = widths(&test)[3];
         for (t, room, written) in [(33, 64, 48), (100, 300, 112), (130, 300, 192), (1030, 1500, 1280)] {
             for with_bias in [false, true] {
-                let case = Case::new(&test.card, (t, room), 1280, 2880, with_bias);
+                let case = Case::new(&test.card, (t, room), m, k, with_bias);
                 let y = case.run(&mut kernels, Way::CublasLt).unwrap();
                 case.check(&y);
                 let past = &y[written * case.m..];
@@ -93,7 +106,7 @@ fn products_by_the_library_can_be_recorded() {
     const MODE: sys::CUstreamCaptureMode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
     for test in support::cards() {
         let Some(mut kernels) = with_library(&test) else { continue };
-        for (m, k) in [WIDTHS[0], WIDTHS[1]] {
+        for (m, k) in [widths(&test)[0], widths(&test)[1]] {
             let case = Case::new(&test.card, (48, 48), m, k, true);
             let expected = bits(&case.run(&mut kernels, Way::CublasLt).unwrap());
             let (inputs, mut y) = (case.upload().unwrap(), test.card.zeros(48 * m).unwrap());
@@ -125,18 +138,22 @@ fn few_tokens_and_ranks_in_company_go_by_our_kernels() {
     }
 }
 
+/// A bias that is too wide, and rows of y that do not begin at multiples of 16 bytes.
 #[test]
-fn without_the_library_products_go_by_our_kernels() {
+fn what_the_library_does_not_take_goes_by_our_kernels() {
     for test in support::cards() {
-        let None = with_library(&test) else { continue };
         let mut kernels = DenseKernels::new(&test.card).unwrap();
-        let case = Case::new(&test.card, (33, 40), 48, 64, true);
+        let case = Case::new(&test.card, (33, 40), 16 * 1024 + 4, 64, true);
         let refused = case.run(&mut kernels, Way::CublasLt).unwrap_err().to_string();
         assert!(refused.contains("cuBLASLt"), "{refused}");
-        let way = kernels.choose(33, 48);
-        let y = case.run(&mut kernels, way).unwrap();
-        if test.card.facts().capability >= (8, 0) {
-            case.check(&y);
+        if test.card.facts().capability < (8, 0) {
+            continue;
+        }
+        let odd = Case::new(&test.card, (33, 40), 27, 64, true);
+        for case in [case, odd] {
+            let mut y = test.card.upload(&vec![f32::from_bits(POISON); case.room * case.m]).unwrap();
+            case.launch_as_chosen(&case.upload().unwrap(), &mut kernels, &mut y).unwrap();
+            case.check(&test.card.download(&y).unwrap());
         }
     }
 }
@@ -221,6 +238,18 @@ impl Case {
         let bias = bias.as_ref().map(|bias| bias.as_view());
         let linear = Linear::new(weights.as_view(), bias, self.m, self.k);
         kernels.product_by(way, self.t, &rows.as_view(), &x.as_view(), &linear, &mut y.as_view_mut())
+    }
+
+    fn launch_as_chosen(
+        &self,
+        inputs: &Inputs,
+        kernels: &mut DenseKernels,
+        y: &mut CudaSlice<f32>,
+    ) -> Result<(), CudaError> {
+        let Inputs { x, weights, bias, rows } = inputs;
+        let bias = bias.as_ref().map(|bias| bias.as_view());
+        let linear = Linear::new(weights.as_view(), bias, self.m, self.k);
+        kernels.product(self.t, &rows.as_view(), &x.as_view(), &linear, &mut y.as_view_mut())
     }
 
     /// Some elements of y, the corners among them.

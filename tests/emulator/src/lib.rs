@@ -1,4 +1,4 @@
-//! An emulated card for tests: shared libraries with the names of CUDA's (`libcuda`, `libnvrtc`, `libnccl`) that run
+//! An emulated card for tests: shared libraries with the names of CUDA's (`libcuda`, `libnvrtc`, `libnccl`, `libcublasLt`) that run
 //! kernels on the CPU, so that the production path above them runs unchanged where there is no GPU. This crate
 //! holds their C++ sources, compiles them once per content and hands out the folder; it calls none of them.
 //!
@@ -36,18 +36,25 @@ const SOURCES: &[(&str, &str)] = &[
     ("card/nccl/operations.cpp", include_str!("../card/nccl/operations.cpp")),
     ("card/nccl/world.cpp", include_str!("../card/nccl/world.cpp")),
     ("card/nvrtc.cpp", include_str!("../card/nvrtc.cpp")),
+    ("card/cublas.cpp", include_str!("../card/cublas.cpp")),
 ];
 
 /// A library, the sources it is made of, and the names under which programs look for it. The first name is the one
 /// it carries inside (its soname): once it is loaded by path, a later search for that bare name finds it.
 struct Library {
+    /// Below the folder that is handed out.
+    folder: &'static str,
     names: &'static [&'static str],
     sources: &'static [&'static str],
     links: &'static [&'static str],
 }
 
+/// Where cuBLASLt's double lies, below [`folder`]: apart, for most tests are about the kernels that it stands in for.
+pub const CUBLAS: &str = "cublas";
+
 const LIBRARIES: &[Library] = &[
     Library {
+        folder: ".",
         names: &["libcuda.so", "libcuda.so.1"],
         sources: &[
             "card/driver/cards.cpp",
@@ -60,15 +67,27 @@ const LIBRARIES: &[Library] = &[
         links: &[],
     },
     Library {
+        folder: ".",
         names: &["libnccl.so", "libnccl.so.2"],
         sources: &["card/nccl/calls.cpp", "card/nccl/operations.cpp", "card/nccl/world.cpp"],
         // Its operations are work of the emulated driver's streams.
         links: &["libcuda.so", "-lrt"],
     },
-    Library { names: &["libnvrtc.so", "libnvrtc.so.12"], sources: &["card/nvrtc.cpp"], links: &[] },
+    Library {
+        folder: ".",
+        names: &["libnvrtc.so", "libnvrtc.so.12"],
+        sources: &["card/nvrtc.cpp"],
+        links: &[],
+    },
+    Library {
+        folder: CUBLAS,
+        names: &["libcublasLt.so", "libcublasLt.so.12"],
+        sources: &["card/cublas.cpp"],
+        links: &["libcuda.so"],
+    },
 ];
 
-/// The folder with the three libraries, compiled now if need be. Safe to call from many tests and processes.
+/// The folder with the libraries, compiled now if need be. Safe to call from many tests and processes.
 pub fn folder() -> Result<PathBuf, String> {
     static ONCE: std::sync::OnceLock<Result<PathBuf, String>> = std::sync::OnceLock::new();
     ONCE.get_or_init(|| folder_in(&target_folder().join("emulator"))).clone()
@@ -152,6 +171,9 @@ fn compiler_version() -> Result<String, String> {
 
 fn build(library: &Library, folder: &Path) -> Result<(), String> {
     let name = library.names[0];
+    let place = folder.join(library.folder);
+    fs::create_dir_all(&place)
+        .map_err(|e| format!("the emulated card: cannot make a folder for {name}: {e}"))?;
     let output = Command::new(compiler())
         .current_dir(folder)
         .args([
@@ -164,7 +186,8 @@ fn build(library: &Library, folder: &Path) -> Result<(), String> {
             "-Wl,-rpath,$ORIGIN",
         ])
         .arg(format!("-Wl,-soname,{name}"))
-        .args(["-o", name])
+        .arg("-o")
+        .arg(place.join(name))
         .args(library.sources)
         .args(library.links)
         .arg("-ldl")
@@ -177,7 +200,7 @@ fn build(library: &Library, folder: &Path) -> Result<(), String> {
         ));
     }
     for other in &library.names[1..] {
-        std::os::unix::fs::symlink(name, folder.join(other))
+        std::os::unix::fs::symlink(name, place.join(other))
             .map_err(|e| format!("the emulated card: cannot link {other}: {e}"))?;
     }
     Ok(())

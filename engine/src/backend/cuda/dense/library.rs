@@ -5,10 +5,12 @@
 //! it is left out where a process has several ranks: one would wait for a sum that waits for it. And a step that
 //! is recorded has been carried out once before (`graph.rs`).
 
-use super::{Linear, aligned};
-use crate::cuda::cublas::{ALIGN_BYTES, CublasLt, Product, ProductShape};
+use super::Linear;
+use crate::cuda::cublas::{CublasLt, Product, ProductShape};
 use crate::cuda::{Card, CudaError, Library};
-use cudarc::driver::{CudaFunction, CudaSlice, CudaView, CudaViewMut, LaunchConfig, PushKernelArg};
+use cudarc::driver::{
+    CudaFunction, CudaSlice, CudaView, CudaViewMut, DevicePtr, LaunchConfig, PushKernelArg,
+};
 use flotilla_shared::activations::LIBRARY_BYTES;
 use std::collections::HashMap;
 
@@ -17,6 +19,9 @@ const BIAS_MAX: usize = 16 << 10;
 /// The rest of [`LIBRARY_BYTES`].
 const WORKSPACE_BYTES: usize = LIBRARY_BYTES - BIAS_MAX * size_of::<f32>();
 const THREADS: usize = 256;
+/// What matrices begin at a multiple of: the least, and the most that it asks for. The driver's memory does.
+const ALIGN_MIN: u32 = 16;
+const ALIGN_MAX: u32 = 256;
 
 pub struct LibraryProducts {
     card: Card,
@@ -55,12 +60,14 @@ impl LibraryProducts {
     ) -> Result<bool, CudaError> {
         let (m, k) = (linear.rows, linear.columns);
         let t = rounded(t, (x.len() / k).min(y.len() / m));
-        let shape = ProductShape { t, m, k, bias: linear.bias.is_some() };
         let stream = self.card.stream().clone();
-        let fits = aligned(&linear.weights, ALIGN_BYTES, &stream)
-            && aligned(x, ALIGN_BYTES, &stream)
-            && aligned(&y.as_view(), ALIGN_BYTES, &stream)
-            && (linear.bias.is_none() || m <= BIAS_MAX);
+        let places = [
+            linear.weights.device_ptr(&stream).0,
+            x.device_ptr(&stream).0,
+            y.as_view().device_ptr(&stream).0,
+        ];
+        let shape = ProductShape { t, m, k, bias: linear.bias.is_some(), align_bytes: alignment(&places) };
+        let fits = shape.align_bytes >= ALIGN_MIN && (!shape.bias || m <= BIAS_MAX);
         if !fits || !self.has_way(shape) {
             return Ok(false);
         }
@@ -115,6 +122,12 @@ fn rounded(t: usize, room: usize) -> usize {
     t.next_multiple_of(step).min(room)
 }
 
+/// The largest power of two that all these addresses are a multiple of, up to [`ALIGN_MAX`].
+fn alignment(places: &[u64]) -> u32 {
+    let all = places.iter().fold(u64::from(ALIGN_MAX), |all, place| all | place);
+    1 << all.trailing_zeros()
+}
+
 /// Says once for each rank why its prompts take longer than they might. Of cards without bf16 nothing: there our
 /// kernels are all that there is.
 fn tell(card: &Card, error: &CudaError) {
@@ -131,7 +144,14 @@ fn tell(card: &Card, error: &CudaError) {
 
 #[cfg(test)]
 mod tests {
-    use super::rounded;
+    use super::{alignment, rounded};
+
+    #[test]
+    fn matrices_begin_together_at_a_power_of_two() {
+        assert_eq!(alignment(&[0x1000, 0x2100, 0x300]), 256);
+        assert_eq!(alignment(&[0x1000, 0x2110, 0x300]), 16);
+        assert_eq!(alignment(&[0x1000, 0x2102, 0x380]), 2);
+    }
 
     #[test]
     fn tokens_are_rounded_up_within_the_room() {
