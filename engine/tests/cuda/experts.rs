@@ -74,15 +74,27 @@ pub const PLANTED_MANY: [(&str, &str, &str); 5] = [
 pub const PLANTED_WGMMA: [(&str, &str, &str); 7] = [
     (
         "wgmma: the scale of the neighbouring block",
-        "scales.of(row, step * STEP_BLOCKS + block)",
-        "scales.of(row, step * STEP_BLOCKS + 1 - block)",
+        "scales.of(at, step * STEP_BLOCKS + block)",
+        "scales.of(at, step * STEP_BLOCKS + 1 - block)",
     ),
     ("wgmma: a scale too large for f16 is folded", "if (!scales.fold()) any_exact = 1;", ""),
     ("wgmma: nobody waits for the last products", "    wgmma_wait<0>();\n#pragma unroll", "#pragma unroll"),
     ("wgmma: what was copied is not shown to the products", "        fence_async_proxy();\n", ""),
-    ("wgmma: a stage is filled while products read it", "step + STAGES - 2 < STEPS) copies.start(ring + ahead_at", "step + STAGES - 2 < STEPS) copies.start(ring + at"),
-    ("wgmma: gates are given to the wrong column", "ring + (2 * t + g % 2) * STRIDE", "ring + (2 * t + 1 - g % 2) * STRIDE"),
-    ("wgmma: the last columns are not multiplied", "case 3: return product<96>", "case 3: return product<64>"),
+    (
+        "wgmma: a stage is filled while products read it",
+        "return at == (STAGES - 1) * STAGE_BYTES",
+        "return at == (STAGES - 3) * STAGE_BYTES",
+    ),
+    (
+        "wgmma: gates are given to the wrong column",
+        "ring + (2 * t + g % 2) * STRIDE",
+        "ring + (2 * t + 1 - g % 2) * STRIDE",
+    ),
+    (
+        "wgmma: the last columns are not multiplied",
+        "case 3: return product<96>",
+        "case 3: return product<64>",
+    ),
 ];
 
 #[test]
@@ -365,10 +377,14 @@ impl<'a> Case<'a> {
         let mut buffers = ExpertBuffers::new(card, &self.shape, t).unwrap();
         let mut y = card.upload(&vec![f32::from_bits(POISON); t * route.hidden]).unwrap();
         let view = chosen.as_view();
-        kernels.run(t, &count, &routes, &view, &weights, &mut buffers, &mut y.as_view_mut()).unwrap();
-        let first = card.download(&y).unwrap();
-        kernels.run(t, &count, &routes, &view, &weights, &mut buffers, &mut y.as_view_mut()).unwrap();
-        let second = card.download(&y).unwrap();
+        kernels
+            .run(t, &count, &routes, &view, &weights, &mut buffers, &mut y.as_view_mut())
+            .map_err(|error| error.to_string())?;
+        let first = card.download(&y).map_err(|error| error.to_string())?;
+        kernels
+            .run(t, &count, &routes, &view, &weights, &mut buffers, &mut y.as_view_mut())
+            .map_err(|error| error.to_string())?;
+        let second = card.download(&y).map_err(|error| error.to_string())?;
         if first.iter().zip(&second).any(|(first, second)| first.to_bits() != second.to_bits()) {
             return Err("a second run gave other bits".into());
         }

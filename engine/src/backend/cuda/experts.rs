@@ -394,5 +394,7 @@ impl ExpertKernels {
 /// More shared memory than a block has unasked.
 fn allow_shared(kernel: &CudaFunction, bytes: usize) -> Result<(), CudaError> {
     let attribute = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-    kernel.set_attribute(attribute, bytes as i32).map_err(CudaError::doing(format!("give a block {bytes} bytes")))
+    kernel
+        .set_attribute(attribute, bytes as i32)
+        .map_err(CudaError::doing(format!("give a block {bytes} bytes")))
 }

@@ -35,6 +35,12 @@ template <class Shape> struct Tall {
     static constexpr int STEPS = (BLOCKS + STEP_BLOCKS - 1) / STEP_BLOCKS;
 };
 
+// Where this lane's word of a row's block lies in a stage. Rows 4 apart have their two blocks swapped: a warp reads a
+// word of 8 rows, all from different banks.
+__device__ inline int w_word(int row, int block) {
+    return X_BYTES + row * 32 + (block ^ (row / 4 % 2)) * 16 + threadIdx.x % 4 * 4;
+}
+
 // The ring, from a multiple of 1024: the launch gives 1024 bytes more.
 __device__ inline char* ring_in(char* shared) { return shared + (-(size_t)shared & 1023); }
 
@@ -66,9 +72,7 @@ template <class Args, int N> struct TallCopies {
 #pragma unroll
         for (int i = 0; i < M_TILES; i++) {
             const int row = threadIdx.x / 2 + i * (THREADS / 2);
-            // Rows 4 apart have their two blocks swapped: a warp reads a word of 8 rows, all from different banks.
-            char* to = stage + X_BYTES + row * 32 + ((threadIdx.x % 2) ^ (row / 4 % 2)) * 16;
-            copy_async_16(to, blocks + w[i] + step * STEP_BLOCKS * 16, w_there);
+            copy_async_16(stage + w_word(row, threadIdx.x % 2) - threadIdx.x % 4 * 4, blocks + w[i] + step * STEP_BLOCKS * 16, w_there);
         }
 #pragma unroll
         for (int i = 0; i < X_COPIES; i++) {
@@ -127,89 +131,141 @@ struct Operand {
     }
 };
 
-// sum += the tile's products of one block, in f32 scales.
-template <int N>
-__device__ inline void add_exactly(float (&sum)[N / 2], const Operand& a, const char* slice, float scale_g, float scale_g_8) {
-    float dot[N / 2];
-    wgmma_hold(dot);
-    wgmma_fence();
-    wgmma_f16(dot, a.first, slice, false);
-    wgmma_f16(dot, a.second, slice + 32, true);
-    wgmma_commit();
-    wgmma_wait<0>();
-    wgmma_hold(dot);
-#pragma unroll
-    for (int i = 0; i < N / 2; i++) sum[i] = fmaf(dot[i], i % 4 < 2 ? scale_g : scale_g_8, sum[i]);
-}
+// One block of all the warpgroup's tiles. `row`: of this lane's row g of its first tile, in the block's tile.
+struct Operands {
+    Operand of[M_TILES];
 
-// sum [M_TILES][N / 2] = W x. `row_in_tile`: of this lane's row g of its first tile.
-template <bool EXACT, int N, class Args>
-__device__ inline void sum_steps(float (&sum)[M_TILES][N / 2], char* ring, const TallCopies<Args, N>& copies,
-                                 const TileScales<Args>& scales, int row_in_tile) {
-    constexpr int STEPS = Tall<Args>::STEPS;
-    const int t = threadIdx.x % 4;
-    Operand a[STEP_BLOCKS][M_TILES];
+    // With scales, where `FOLD`.
+    template <bool FOLD, class Args>
+    __device__ void load(const char* stage, const TileScales<Args>& scales, int row, int step, int block) {
+        unsigned word[M_TILES][2], scale[M_TILES][2];
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++) {
+        for (int m = 0; m < M_TILES; m++) {
 #pragma unroll
-        for (int i = 0; i < N / 2; i++) sum[m][i] = 0.0f;
-    }
-    int at = 0, ahead_at = (STAGES - 2) * STAGE_BYTES; // of the step's stage in the ring, and of the one to fill
-    for (int step = 0; step < STEPS; step++) {
-        copy_async_wait<STAGES - 3>();
-        fence_async_proxy();
-        // The step has come, and nobody's products read the step before the last any more.
-        __syncthreads();
-        if (step + STAGES - 2 < STEPS) copies.start(ring + ahead_at, step + STAGES - 2);
-        copy_async_commit();
-        const char* stage = ring + at;
-        at = at == (STAGES - 1) * STAGE_BYTES ? 0 : at + STAGE_BYTES;
-        ahead_at = ahead_at == (STAGES - 1) * STAGE_BYTES ? 0 : ahead_at + STAGE_BYTES;
-
-#pragma unroll
-        for (int block = 0; block < STEP_BLOCKS; block++) {
-            unsigned word[M_TILES][2], scale[M_TILES][2];
-#pragma unroll
-            for (int m = 0; m < M_TILES; m++) {
-#pragma unroll
-                for (int half = 0; half < 2; half++) {
-                    const int row = row_in_tile + m * 64 + half * 8;
-                    word[m][half] = *(const unsigned*)(stage + X_BYTES + row * 32 + (block ^ (row / 4 % 2)) * 16 + t * 4);
-                    scale[m][half] = scales.of(row, step * STEP_BLOCKS + block);
-                }
+            for (int half = 0; half < 2; half++) {
+                const int at = row + m * 64 + half * 8;
+                word[m][half] = *(const unsigned*)(stage + w_word(at, block));
+                if (FOLD) scale[m][half] = scales.of(at, step * STEP_BLOCKS + block);
             }
-            wgmma_wait<STEP_BLOCKS - 1>(); // the products that read these registers are done
+        }
 #pragma unroll
-            for (int m = 0; m < M_TILES; m++) {
-                decode(a[block][m].first, a[block][m].second, word[m][0], word[m][1]);
-                if (!EXACT) a[block][m].scale(scale[m][0], scale[m][1]);
-            }
-            const char* slice = stage + block * 64;
-            if (EXACT) {
-#pragma unroll
-                for (int m = 0; m < M_TILES; m++) {
-                    add_exactly<N>(sum[m], a[block][m], slice, mxfp4_scale(scale[m][0]), mxfp4_scale(scale[m][1]));
-                }
-                continue;
-            }
-            wgmma_fence();
-#pragma unroll
-            for (int m = 0; m < M_TILES; m++) {
-                wgmma_f16(sum[m], a[block][m].first, slice, true);
-                wgmma_f16(sum[m], a[block][m].second, slice + 32, true);
-            }
-            wgmma_commit();
+        for (int m = 0; m < M_TILES; m++) {
+            decode(of[m].first, of[m].second, word[m][0], word[m][1]);
+            if (FOLD) of[m].scale(scale[m][0], scale[m][1]);
         }
     }
+    // Starts sum += the block's products.
+    template <int N> __device__ void multiply(float (&sum)[M_TILES][N / 2], const char* stage, int block) const {
+        wgmma_fence();
+#pragma unroll
+        for (int m = 0; m < M_TILES; m++) {
+            wgmma_f16(sum[m], of[m].first, stage + block * 64, true);
+            wgmma_f16(sum[m], of[m].second, stage + block * 64 + 32, true);
+        }
+        wgmma_commit();
+    }
+};
+
+// The ring of stages, as a loop over steps sees it.
+template <class Args, int N> struct Ring {
+    static constexpr int STEPS = Tall<Args>::STEPS;
+    // Steps that are on their way when one begins, beside the next: that one's weights are decoded ahead.
+    static constexpr int BEHIND_NEXT = STAGES - 4;
+    static_assert(BEHIND_NEXT >= 0, "a ring has at least four stages");
+    char* ring;
+    const TallCopies<Args, N>& copies;
+    // Where the stages of this step and of the one that is copied next lie. A remainder by STAGES would take longer.
+    int at = 0, fill_at = 0;
+
+    __device__ static int after(int at) { return at == (STAGES - 1) * STAGE_BYTES ? 0 : at + STAGE_BYTES; }
+    __device__ const char* now() const { return ring + at; }
+    __device__ const char* next() const { return ring + after(at); }
+    __device__ void advance() { at = after(at); }
+
+    __device__ void begin() {
+#pragma unroll
+        for (int step = 0; step < STAGES - 2; step++) start(step);
+    }
+    __device__ void start(int step) {
+        if (step < STEPS) copies.start(ring + fill_at, step);
+        copy_async_commit();
+        fill_at = after(fill_at);
+    }
+    // This step and the next have come, and nobody's products read the step before the last any more.
+    __device__ void wait() const {
+        copy_async_wait<BEHIND_NEXT>();
+        fence_async_proxy();
+        __syncthreads();
+    }
+};
+
+// sum [M_TILES][N / 2] = W x, scales multiplied into weights.
+template <int N, class Args>
+__device__ inline void sum_folded(float (&sum)[M_TILES][N / 2], Ring<Args, N>& ring, const TileScales<Args>& scales, int row) {
+    // Products read one while the other is decoded. The first block of a step is decoded before its barrier: behind it
+    // all start at once.
+    Operands even, odd;
+    even.template load<true>(ring.now(), scales, row, 0, 0);
+    for (int step = 0; step < Ring<Args, N>::STEPS; step++) {
+        ring.wait();
+        const char* stage = ring.now();
+        even.template multiply<N>(sum, stage, 0);
+        ring.start(step + STAGES - 2);
+        wgmma_wait<1>(); // those that read `odd`
+        odd.template load<true>(stage, scales, row, step, 1);
+        odd.template multiply<N>(sum, stage, 1);
+        wgmma_wait<1>(); // those that read `even`
+        if (step + 1 < Ring<Args, N>::STEPS) even.template load<true>(ring.next(), scales, row, step + 1, 0);
+        ring.advance();
+    }
     wgmma_wait<0>();
 #pragma unroll
-    for (int m = 0; m < M_TILES; m++) {
-        wgmma_hold(sum[m]);
+    for (int m = 0; m < M_TILES; m++) wgmma_hold(sum[m]);
+}
+
+// sum += scale · (block · x), one tile, 32 columns at a time.
+template <int N>
+__device__ inline void add_exactly(float (&sum)[N / 2], const Operand& a, const char* slice, float scale_g, float scale_g_8) {
 #pragma unroll
-        for (int i = 0; EXACT && i < N / 2; i++) sum[m][i] *= UNSCALE;
+    for (int part = 0; part < N / 32; part++) {
+        float dot[16];
+        wgmma_hold(dot);
+        wgmma_fence();
+        wgmma_f16(dot, a.first, slice + part * 32 * 128, false);
+        wgmma_f16(dot, a.second, slice + part * 32 * 128 + 32, true);
+        wgmma_commit();
+        wgmma_wait<0>();
+        wgmma_hold(dot);
+#pragma unroll
+        for (int i = 0; i < 16; i++) sum[part * 16 + i] = fmaf(dot[i], i % 4 < 2 ? scale_g : scale_g_8, sum[part * 16 + i]);
     }
-    copy_async_wait<0>();
-    __syncthreads(); // the ring is free
+}
+
+// The same for any scales, not for speed.
+template <int N, class Args>
+__device__ inline void sum_exactly(float (&sum)[M_TILES][N / 2], Ring<Args, N>& ring, const TileScales<Args>& scales, int row) {
+    Operands a;
+    for (int step = 0; step < Ring<Args, N>::STEPS; step++) {
+        ring.wait();
+        ring.start(step + STAGES - 2);
+#pragma unroll 1
+        for (int block = 0; block < STEP_BLOCKS; block++) {
+            a.template load<false>(ring.now(), scales, row, step, block);
+            const char* slice = ring.now() + block * 64;
+#pragma unroll
+            for (int m = 0; m < M_TILES; m++) {
+                const unsigned scale_g = scales.of(row + m * 64, step * STEP_BLOCKS + block);
+                const unsigned scale_g_8 = scales.of(row + m * 64 + 8, step * STEP_BLOCKS + block);
+                add_exactly<N>(sum[m], a.of[m], slice, mxfp4_scale(scale_g), mxfp4_scale(scale_g_8));
+            }
+        }
+        ring.advance();
+    }
+#pragma unroll
+    for (int m = 0; m < M_TILES; m++) {
+#pragma unroll
+        for (int i = 0; i < N / 2; i++) sum[m][i] *= UNSCALE;
+    }
 }
 
 // As swiglu in experts.cu, by the card's quick exponential and division: 2^-20 off at most, where f16 rounds at 2^-11.
@@ -284,32 +340,29 @@ __device__ inline void finish(const float (&sum)[M_TILES][N / 2], char*, const D
 }
 
 template <int N, class Args>
-__device__ inline void product(const Args& args, const Columns& columns, char* ring) {
-    __shared__ unsigned any_exact;
+__device__ inline void product(const Args& args, const Columns& columns, char* shared, unsigned& any_exact) {
     const Weights weights = args.weights.template of<Args>(columns.expert);
     const int row = blockIdx.x * ROW_TILE;
-    const int row_in_tile = threadIdx.x / 128 * M_TILES * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+    const int own_row = threadIdx.x / 128 * M_TILES * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
     const TallCopies<Args, N> copies(args, weights, columns, row);
-    const TileScales<Args> scales(ring, row);
+    const TileScales<Args> scales(shared, row);
+    Ring<Args, N> ring{shared, copies};
     if (threadIdx.x == 0) any_exact = ALWAYS_EXACT;
     scales.start(weights, row);
-#pragma unroll
-    for (int step = 0; step < STAGES - 2; step++) {
-        if (step < Tall<Args>::STEPS) copies.start(ring + step * STAGE_BYTES, step);
-        copy_async_commit();
-    }
+    ring.begin();
+    float sum[M_TILES][N / 2] = {};
     copy_async_wait<STAGES - 3>();
-    __syncthreads();
+    __syncthreads(); // the scales have come, and the first step
     if (!scales.fold()) any_exact = 1;
     __syncthreads();
-
-    float sum[M_TILES][N / 2];
     if (any_exact) {
-        sum_steps<true, N>(sum, ring, copies, scales, row_in_tile);
+        sum_exactly<N>(sum, ring, scales, own_row);
     } else {
-        sum_steps<false, N>(sum, ring, copies, scales, row_in_tile);
+        sum_folded<N>(sum, ring, scales, own_row);
     }
-    finish<N>(sum, ring, args, weights, columns, row, row_in_tile);
+    copy_async_wait<0>();
+    __syncthreads(); // the ring is free
+    finish<N>(sum, shared, args, weights, columns, row, own_row);
 }
 
 template <class Args>
@@ -317,12 +370,13 @@ __device__ void product_wgmma(const Args& args, const unsigned* sorted, const ui
     DYNAMIC_SHARED(char, shared);
     if (blockIdx.y >= *item_count) return;
     const Columns columns(sorted, items[blockIdx.y]);
+    __shared__ unsigned any_exact;
     char* ring = ring_in(shared);
     switch ((columns.count + 31) / 32) {
-    case 1: return product<32>(args, columns, ring);
-    case 2: return product<64>(args, columns, ring);
-    case 3: return product<96>(args, columns, ring);
-    default: return product<128>(args, columns, ring);
+    case 1: return product<32>(args, columns, ring, any_exact);
+    case 2: return product<64>(args, columns, ring, any_exact);
+    case 3: return product<96>(args, columns, ring, any_exact);
+    default: return product<128>(args, columns, ring, any_exact);
     }
 }
 

@@ -70,7 +70,7 @@ FLOTILLA_DEVICE int wgmma_piece(int column, int piece) { return column * 128 + (
 #ifndef FLOTILLA_EMULATED
 /// Of a slice: K-major, 128-byte swizzle, 1024 bytes from eight columns to the next eight.
 FLOTILLA_DEVICE uint64_t wgmma_descriptor(const void* slice) {
-    return uint64_t((shared_address(slice) & 0x3FFFFu) >> 4 | 1u << 16) | uint64_t(1u << 30 | 1024u >> 4) << 32;
+    return uint64_t((shared_address(slice) >> 4) + (1u << 16)) | uint64_t(1u << 30 | 1024u >> 4) << 32;
 }
 #endif
 
