@@ -188,10 +188,18 @@ pub fn check_many(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), St
 }
 
 pub fn check_wgmma(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), String> {
-    if !support::prompts(card).contains(&Prompts::Wgmma) {
+    if !prompts(card).contains(&Prompts::Wgmma) {
         return Err("this card has no warpgroup products".into());
     }
     check_ways(card, edit, &[Way::Wgmma])
+}
+
+/// By what the experts of many rows can be multiplied on a card: the emulated one can all that any has.
+pub fn prompts(card: &Card) -> Vec<Prompts> {
+    match Prompts::on(card) {
+        Prompts::Mma if support::is_real() => vec![Prompts::Mma],
+        _ => vec![Prompts::Mma, Prompts::Wgmma],
+    }
 }
 
 fn check_ways(card: &Card, edit: &dyn Fn(Source) -> Source, ways: &[Way]) -> Result<(), String> {
@@ -199,7 +207,7 @@ fn check_ways(card: &Card, edit: &dyn Fn(Source) -> Source, ways: &[Way]) -> Res
         let case = Case::new(card, shape, seed as u64);
         for (t, rows) in shape.launches {
             let mut done = None;
-            for prompts in support::prompts(card) {
+            for prompts in prompts(card) {
                 let way = Way::of(*t, prompts);
                 if !ways.contains(&way) || done.replace(way) == Some(way) {
                     continue;

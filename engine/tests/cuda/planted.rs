@@ -78,7 +78,7 @@ fn experts_of_many_rows() {
 #[test]
 fn experts_of_many_rows_by_warpgroups() {
     let cards = support::cards();
-    if cards.iter().all(|on| support::prompts(&on.card).contains(&Prompts::Wgmma)) {
+    if cards.iter().all(|on| experts::prompts(&on.card).contains(&Prompts::Wgmma)) {
         all_are_noticed(&experts::PLANTED_WGMMA, experts::check_wgmma);
     }
 }

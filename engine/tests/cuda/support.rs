@@ -1,6 +1,5 @@
 //! What the tests of this folder run on.
 
-use flotilla_engine::backend::cuda::route::Prompts;
 use flotilla_engine::cuda::{Card, keep_in, search_first};
 use std::path::Path;
 use std::sync::Once;
@@ -12,16 +11,9 @@ pub struct TestCard {
     pub card: Card,
 }
 
-fn is_real() -> bool {
+/// Is it the machine's own card that is tested?
+pub fn is_real() -> bool {
     std::env::var("FLOTILLA_TEST_DEVICE").is_ok_and(|device| device == "cuda")
-}
-
-/// By what the experts of many rows can be multiplied on a card: the emulated one can all that any has.
-pub fn prompts(card: &Card) -> Vec<Prompts> {
-    match Prompts::on(card) {
-        Prompts::Mma if is_real() => vec![Prompts::Mma],
-        _ => vec![Prompts::Mma, Prompts::Wgmma],
-    }
 }
 
 /// What to test on: the emulated card, or the machine's first one with FLOTILLA_TEST_DEVICE=cuda. Each call

@@ -60,11 +60,12 @@ float value(uint16_t bits) {
     return value;
 }
 
+/// From the end: other bits than the program's own kernels have, so that a test sees which of the two it was.
 void multiply(const Work& work) {
     for (uint64_t t = 0; t < work.t; ++t)
         for (uint64_t row = 0; row < work.m; ++row) {
             float sum = 0;
-            for (uint64_t i = 0; i < work.k; ++i) sum += value(work.x[t * work.k + i]) * value(work.w[row * work.k + i]);
+            for (uint64_t i = work.k; i-- > 0;) sum += value(work.x[t * work.k + i]) * value(work.w[row * work.k + i]);
             work.y[t * work.m + row] = sum + (work.bias ? work.bias[row] : 0);
         }
 }

@@ -16,7 +16,8 @@ const COLUMNS_MAX: usize = 8192;
 const MANY_COLUMNS: usize = 64;
 const COMBINE_THREADS: u32 = 256;
 
-/// The shape of a block of experts_wgmma.cu, by which it is compiled.
+/// The shape of a block of experts_wgmma.cu, by which it is compiled. Others that fit a card's registers, as
+/// (WARPGROUPS, M_TILES, STAGES, BLOCKS_OF_SM): (4, 1, 5, 1), (3, 1, 5, 1), (2, 1, 4, 2).
 mod wgmma {
     pub const WARPGROUPS: usize = 2;
     /// Tiles of 64 rows of a warpgroup.

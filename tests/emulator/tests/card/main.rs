@@ -10,3 +10,4 @@ mod memory;
 mod policy;
 mod threads;
 mod values;
+mod warpgroups;

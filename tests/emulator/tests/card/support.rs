@@ -6,6 +6,7 @@ use std::ffi::{CStr, CString};
 use std::sync::{Arc, OnceLock};
 
 pub const INTRINSICS: &str = include_str!("../../../../engine/src/backend/cuda/intrinsics.cuh");
+const WGMMA: &str = include_str!("../../../../engine/src/backend/cuda/wgmma.cuh");
 
 /// The emulated driver, loaded before anything else asks for a libcuda; `None` where there is no C++ compiler.
 pub fn driver() -> Option<&'static libloading::Library> {
@@ -80,19 +81,20 @@ impl Card {
 /// The cubin, or the log.
 pub fn compile(source: &str, architecture: &str) -> Result<Vec<u8>, String> {
     let source = CString::new(source).unwrap();
-    let header = CString::new(INTRINSICS).unwrap();
+    let texts = [INTRINSICS, WGMMA].map(|text| CString::new(text).unwrap());
     let options =
         [CString::new(format!("--gpu-architecture={architecture}")).unwrap(), c"-std=c++17".to_owned()];
     let options: Vec<_> = options.iter().map(|o| o.as_ptr()).collect();
     // SAFETY: the calls follow NVRTC's contract: valid strings, sizes asked for before the bytes.
     unsafe {
         let mut program = std::ptr::null_mut();
-        let (headers, names) = ([header.as_ptr()], [c"intrinsics.cuh".as_ptr()]);
+        let (headers, names) =
+            ([texts[0].as_ptr(), texts[1].as_ptr()], [c"intrinsics.cuh".as_ptr(), c"wgmma.cuh".as_ptr()]);
         nvrtc::nvrtcCreateProgram(
             &mut program,
             source.as_ptr(),
             c"test.cu".as_ptr(),
-            1,
+            2,
             headers.as_ptr(),
             names.as_ptr(),
         )
