@@ -10,6 +10,7 @@
 //! could be moved ahead of the wait.
 
 use super::driver;
+use super::trial::Trial;
 use cudarc::driver::{
     CudaFunction, CudaSlice, CudaStream, CudaView, CudaViewMut, DevicePtr, DevicePtrMut, DeviceRepr,
     DriverError, LaunchConfig, sys,
@@ -36,7 +37,7 @@ impl Launcher {
     pub(super) fn new(stream: Arc<CudaStream>, capability: (u32, u32)) -> Launcher {
         let new_enough =
             driver::driver_facts().is_ok_and(|facts| (facts.cuda.major, facts.cuda.minor) >= EARLY_DRIVER);
-        Launcher { stream, early: capability >= EARLY_FROM && new_enough }
+        Launcher { stream, early: capability >= EARLY_FROM && new_enough && Trial::Early.is_wanted() }
     }
 
     pub fn launch<'a>(&'a self, kernel: &'a CudaFunction) -> Launch<'a> {

@@ -19,6 +19,7 @@ mod nvrtc;
 mod places;
 mod resources;
 mod sum;
+mod trial;
 
 pub use cache::keep_in;
 pub use card::{Card, CardFacts};
@@ -34,3 +35,4 @@ pub use nvrtc::Nvrtc;
 pub use places::PATH_VARIABLE;
 pub use resources::Resources;
 pub use sum::DeviceSum;
+pub use trial::{TRIAL_VARIABLE, Trial};

@@ -196,8 +196,8 @@ pub fn check_wgmma(card: &Card, edit: &dyn Fn(Source) -> Source) -> Result<(), S
 
 /// By what the experts of many rows can be multiplied on a card: the emulated one can all that any has.
 pub fn prompts(card: &Card) -> Vec<Prompts> {
-    match Prompts::on(card) {
-        Prompts::Mma if support::is_real() => vec![Prompts::Mma],
+    match Prompts::can(card) {
+        false if support::is_real() => vec![Prompts::Mma],
         _ => vec![Prompts::Mma, Prompts::Wgmma],
     }
 }

@@ -376,7 +376,9 @@ impl ExpertKernels {
 
     fn grid(&self, t: usize, rows: usize, columns: usize) -> LaunchConfig {
         let (way, items) = (self.pair(t).0, self.shape.route.items_max(t));
-        let tiles = |rows_of_tile: usize, parts: usize| (rows.div_ceil(rows_of_tile) as u32, items as u32, parts as u32);
+        let tiles = |rows_of_tile: usize, parts: usize| {
+            (rows.div_ceil(rows_of_tile) as u32, items as u32, parts as u32)
+        };
         let (grid_dim, threads, shared) = match way {
             Way::Many => {
                 let parts = RouteShape::item_routes(t).div_ceil(MANY_COLUMNS);

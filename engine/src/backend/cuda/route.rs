@@ -1,7 +1,7 @@
 //! Launches `route.cu`: which experts a row takes, and the rows of each expert behind each other.
 //! Letters as in [`crate::model`]; T is the launch's rows, of which those at and past `*rows` have no routes.
 
-use crate::cuda::{Card, CudaError, Launcher, Source};
+use crate::cuda::{Card, CudaError, Launcher, Source, Trial};
 use cudarc::driver::{CudaFunction, CudaSlice, CudaView, CudaViewMut, DevicePtr, LaunchConfig};
 use std::ops::Range;
 
@@ -27,7 +27,13 @@ pub enum Prompts {
 
 impl Prompts {
     pub fn on(card: &Card) -> Prompts {
-        if card.facts().capability == (9, 0) { Prompts::Wgmma } else { Prompts::Mma }
+        let is_wanted = Prompts::can(card) && Trial::Warpgroups.is_wanted();
+        if is_wanted { Prompts::Wgmma } else { Prompts::Mma }
+    }
+
+    /// Whether the card has warpgroup products.
+    pub fn can(card: &Card) -> bool {
+        card.facts().capability == (9, 0)
     }
 }
 
