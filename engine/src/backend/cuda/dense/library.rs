@@ -3,7 +3,10 @@
 //!
 //! It loads a kernel when that is first used, which waits for everything that runs in the process's context. So
 //! it is left out where a process has several ranks: one would wait for a sum that waits for it. And a step that
-//! is recorded has been carried out once before (`graph.rs`).
+//! is recorded has been carried out once before (`graph.rs`). Before it is trusted it multiplies whole numbers, whose
+//! product is known to the bit.
+
+mod trusted;
 
 use super::Linear;
 use crate::cuda::cublas::{CublasLt, Product, ProductShape};
@@ -41,7 +44,11 @@ impl LibraryProducts {
 
     fn opened(card: &Card, widen: CudaFunction) -> Result<LibraryProducts, CudaError> {
         let (cublas, bias) = (CublasLt::open(card, WORKSPACE_BYTES)?, card.zeros(BIAS_MAX)?);
-        Ok(LibraryProducts { card: card.clone(), cublas, widen, bias, ways: HashMap::new() })
+        let mut products = LibraryProducts { card: card.clone(), cublas, widen, bias, ways: HashMap::new() };
+        if products.is_free() {
+            products.check()?;
+        }
+        Ok(products)
     }
 
     /// Whether products may go by it: this process has one rank only.
