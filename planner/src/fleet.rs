@@ -47,7 +47,9 @@ pub struct KindCosts {
 }
 
 /// CPUs: what single kernels reach with AVX-512 (docs/performance.md, "Kernels"): 0.93 to 0.97 and 0.82 of the read rate,
-/// 47 and 100 billion multiply-adds a second and core for 64 rows. Cards: as predicted there; nothing was measured.
+/// 47 and 100 billion multiply-adds a second and core for 64 rows. Cards: so that one H200
+/// is met within 10 % in decode of 1 and 8 sequences, both models, and a prompt of 512 of the 20b ("On cards" there; kernels have
+/// changed since).
 impl Default for Costs {
     fn default() -> Costs {
         let cpu = KindCosts {
@@ -62,9 +64,9 @@ impl Default for Costs {
         };
         let cuda = KindCosts {
             read_share: 0.8,
-            expert_read_share: 0.8,
-            compute_share: 0.4,
-            layer_s: 25e-6,
+            expert_read_share: 0.6,
+            compute_share: 0.15,
+            layer_s: 40e-6,
             step_s: 100e-6,
             bandwidth_default: 500e9,
             compute_per_byte: 75.0,
