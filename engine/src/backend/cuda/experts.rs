@@ -16,23 +16,40 @@ const COLUMNS_MAX: usize = 8192;
 const MANY_COLUMNS: usize = 64;
 const COMBINE_THREADS: u32 = 256;
 
-/// The shape of a block of experts_wgmma.cu, by which it is compiled. Others that fit a card's registers, as
-/// (WARPGROUPS, M_TILES, STAGES, BLOCKS_OF_SM): (4, 1, 5, 1), (3, 1, 5, 1), (2, 1, 4, 2).
-mod wgmma {
-    pub const WARPGROUPS: usize = 2;
+/// The shape of a block of experts_wgmma.cu, by which it is compiled.
+struct Tall {
+    warpgroups: usize,
     /// Tiles of 64 rows of a warpgroup.
-    pub const M_TILES: usize = 2;
-    pub const STAGES: usize = 5;
-    pub const BLOCKS_OF_SM: usize = 1;
-    /// 1: scales are never multiplied into weights.
-    pub const ALWAYS_EXACT: usize = 0;
+    tiles: usize,
+    stages: usize,
+    blocks_of_sm: usize,
+    /// Scales are never multiplied into weights.
+    always_exact: bool,
+}
 
-    pub const THREADS: u32 = WARPGROUPS as u32 * 128;
-    pub const ROW_TILE: usize = WARPGROUPS * M_TILES * 64;
+/// Others that fit a card's registers, as (warpgroups, tiles, stages, blocks_of_sm): (4, 1, 5, 1), (3, 1, 5, 1),
+/// (2, 1, 4, 2).
+const TALL: Tall = Tall { warpgroups: 2, tiles: 2, stages: 5, blocks_of_sm: 1, always_exact: false };
 
+impl Tall {
+    const fn threads(&self) -> u32 {
+        self.warpgroups as u32 * 128
+    }
+    const fn row_tile(&self) -> usize {
+        self.warpgroups * self.tiles * 64
+    }
     /// The ring, from a multiple of 1024, and a tile's scales behind it.
-    pub fn shared_bytes(columns: usize) -> usize {
-        1024 + STAGES * (128 * 128 + ROW_TILE * 32) + ROW_TILE * columns / 32
+    const fn shared_bytes(&self, columns: usize) -> usize {
+        1024 + self.stages * (128 * 128 + self.row_tile() * 32) + self.row_tile() * columns / 32
+    }
+    fn defines(&self) -> [(&'static str, i64); 5] {
+        [
+            ("WARPGROUPS", self.warpgroups as i64),
+            ("M_TILES", self.tiles as i64),
+            ("STAGES", self.stages as i64),
+            ("BLOCKS_OF_SM", self.blocks_of_sm as i64),
+            ("ALWAYS_EXACT", i64::from(self.always_exact)),
+        ]
     }
 }
 
@@ -120,13 +137,7 @@ pub fn source(shape: &ExpertShape, way: Way) -> Source {
         Way::Few32 => ("experts_few.cu", FEW, 4),
         Way::Many => return Source { name: "experts_many.cu", text: MANY, defines },
         Way::Wgmma => {
-            defines.extend([
-                ("WARPGROUPS", wgmma::WARPGROUPS as i64),
-                ("M_TILES", wgmma::M_TILES as i64),
-                ("STAGES", wgmma::STAGES as i64),
-                ("BLOCKS_OF_SM", wgmma::BLOCKS_OF_SM as i64),
-                ("ALWAYS_EXACT", wgmma::ALWAYS_EXACT as i64),
-            ]);
+            defines.extend(TALL.defines());
             return Source { name: "experts_wgmma.cu", text: WGMMA, defines };
         }
     };
@@ -235,8 +246,8 @@ impl ExpertKernels {
             let gate_up = module.kernel(&format!("gate_up_{}", way.kernels()))?;
             let down = module.kernel(&format!("down_{}", way.kernels()))?;
             if *way == Way::Wgmma {
-                allow_shared(&gate_up, wgmma::shared_bytes(shape.route.hidden))?;
-                allow_shared(&down, wgmma::shared_bytes(shape.intermediate))?;
+                allow_shared(&gate_up, TALL.shared_bytes(shape.route.hidden))?;
+                allow_shared(&down, TALL.shared_bytes(shape.intermediate))?;
             }
             pairs.push((*way, Pair { gate_up, down }));
             combine = Some(module.kernel("combine")?);
@@ -384,7 +395,7 @@ impl ExpertKernels {
                 let parts = RouteShape::item_routes(t).div_ceil(MANY_COLUMNS);
                 (tiles(MANY_ROW_TILE, parts), THREADS, MANY_SHARED_BYTES)
             }
-            Way::Wgmma => (tiles(wgmma::ROW_TILE, 1), wgmma::THREADS, wgmma::shared_bytes(columns)),
+            Way::Wgmma => (tiles(TALL.row_tile(), 1), TALL.threads(), TALL.shared_bytes(columns)),
             way => {
                 let (tile, blocks) = way.few_tile();
                 (((items * (rows / tile)).min(blocks * self.multiprocessors) as u32, 1, 1), THREADS, 0)

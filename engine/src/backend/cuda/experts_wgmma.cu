@@ -12,20 +12,18 @@
 // rounding, while the scale s is one of 104 to 127: from there 0.5 · 2^(s - 127) is no less than f16's least
 // value, and the factor is one of f16's normal ones. That is one product of f16 pairs for each register of A, 8
 // instructions a thread and 64 × 32 weights, whatever the number of columns; sums scaled in f32 would cost N / 2
-// and as many registers. A block whose tile of W has another scale anywhere takes the second way, `exact`: the
-// products of a block of 32 start at zero and are multiplied in f32, as in experts_many.cu. All scales of a tile
-// come to shared memory first, so that looking is cheap.
+// and as many registers. A block whose tile of W has another scale anywhere goes by sum_exactly: the products of 32
+// of K start at zero and are multiplied in f32. All scales of a tile come to shared memory first, to be looked at.
 //
-// Items have 128 columns where they can, so that W is decoded and copied less often; a block takes the next of 32,
-// 64, 96, 128 columns to what its item has. A step is 64 of K: 16 KB of activations and ROW_TILE · 32 bytes of W.
+// A block takes the next of 32, 64, 96, 128 columns to what its item has. A step is 64 of K: 16 KB of activations
+// and ROW_TILE · 32 bytes of W.
 //
 // Counted in sm_90a's assembly, 2 warpgroups of 2 tiles and 128 columns: a step of a warp is 8 wgmma, which take 512
-// clocks of the SM's matrix units (1024 for both warpgroups), and 236 other instructions: 480 a quarter of an SM. No
-// register is spilt. A step copies 24 KB, 23 bytes a clock and SM: from L2 that is below what it gives, where 128
-// rows of W would ask for 40.
-// Predicted, not measured (H200, 1.755 GHz, 2048 rows): 20b gate_up 480 µs, down 260 µs: of the products alone at
-// full rate it is 311 and 162, columns rounded up; beginning and end of a block (scales, two round trips, swiglu) are
-// a seventh, nothing overlaps them. 120b, 64 routes an expert, gate_up 520 µs, down 290 µs.
+// clocks of the SM's matrix units (1024 for both warpgroups), and 236 other instructions: 480 a quarter of an SM. It
+// copies 24 KB, 23 bytes a clock and SM, from L2; 128 rows of W would ask for 40.
+// Predicted, not measured (H200, 1.755 GHz, 2048 rows): 20b gate_up 480 µs, down 260 µs, of which products at full
+// rate, columns rounded up, are 311 and 162; 120b, 64 routes an expert, 520 and 290 µs. A block's beginning and end
+// (scales, two round trips, swiglu) are a seventh, and nothing overlaps them.
 // Untried: blocks that stay and begin the next item while they end one; 80 columns; TMA for W.
 //
 // | version | card | date | TFLOP/s at 512, 2048 rows |
@@ -249,7 +247,7 @@ __device__ inline void add_exactly(float (&sum)[N / 2], const Operand& a, const 
         wgmma_wait<0>();
         wgmma_hold(dot);
 #pragma unroll
-        for (int i = 0; i < 16; i++) sum[part * 16 + i] = fmaf(dot[i], i % 4 < 2 ? scale_g : scale_g_8, sum[part * 16 + i]);
+        for (int i = 0; i < 16; i++) sum[part * 16 + i] = fmaf(dot[i] * UNSCALE, i % 4 < 2 ? scale_g : scale_g_8, sum[part * 16 + i]);
     }
 }
 
@@ -272,11 +270,6 @@ __device__ inline void sum_exactly(float (&sum)[M_TILES][N / 2], Ring<Args, N>& 
             }
         }
         ring.advance();
-    }
-#pragma unroll
-    for (int m = 0; m < M_TILES; m++) {
-#pragma unroll
-        for (int i = 0; i < N / 2; i++) sum[m][i] *= UNSCALE;
     }
 }
 
