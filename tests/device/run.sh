@@ -5,7 +5,7 @@
 #
 #   run.sh [--carried DIR] [--device N] [--only STEP,..] [--emulated] [--quick]
 #
-# Steps: doctor tests planted verify nccl demo serve bench. What fails does not stop the rest; each step has a
+# Steps: doctor tests planted verify nccl demo serve bench trial. What fails does not stop the rest; each step has a
 # limit of time, and tests of different families run side by side. Logs and JSON go to $OUT (default: <target folder>/device-out). --carried is the folder that
 # pack.sh made, by default the one this script lies in. --emulated runs it all on the emulated card with small
 # shapes, so that the script itself can be tried (it needs a C++ compiler); no figure means anything then.
@@ -15,7 +15,7 @@ here="$(cd "$(dirname "$0")" && pwd)"
 carried="$here"
 [ -x "$carried/flotilla" ] || carried="${CARGO_TARGET_DIR:-$here/../../target}/carried"
 device=0
-only=doctor,tests,planted,verify,nccl,demo,serve,bench
+only=doctor,tests,planted,verify,nccl,demo,serve,bench,trial
 emulated=
 quick=
 while [ $# -gt 0 ]; do
@@ -214,6 +214,23 @@ if wanted bench; then
     step bench 420 last_line "$carried/cuda-bench" --device "$device" ${quick:+--quick} --json "$out/bench.json"
     # The short table of targets.
     sed -n '/^target /,$p' "$out/bench.log" >"$out/targets.txt"
+fi
+
+# ------------------------------------------------------------------ ways that no card has shown to be right yet
+
+# What `FLOTILLA_CUDA_TRY` names: is it right, and what does it make of whole steps? Beside the figures of `bench`.
+if wanted trial; then
+    step_line() { sed -n '/^target /,$p' "$1" | awk '/^(decode|prompt)/ { printf "%s; ", $0 }' | tr -s ' '; }
+    [ -n "$emulated" ] && export FLOTILLA_EMULATED_CAPABILITY=9.0
+    for trial in early warpgroups all; do
+        export FLOTILLA_CUDA_TRY=$trial
+        verify "trial $trial smoke 1" smoke
+        verify "trial $trial smoke 4 shared" smoke --ranks 4 --sum shared
+        [ -n "$emulated" ] || step "trial $trial ops" 90 tests_line "$carried/ops-tests" --test-threads=4 --skip planted
+        step "trial $trial steps" 60 step_line "$carried/cuda-bench" --device "$device" --only experts,step \
+            ${quick:+--quick} --json "$out/trial-$trial.json"
+    done
+    unset FLOTILLA_CUDA_TRY
 fi
 
 echo
