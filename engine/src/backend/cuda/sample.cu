@@ -19,7 +19,7 @@
 // Predicted, not measured, a row of V 201088: 0.8 MB of logits, 99 blocks, 5 to 8 µs in two launches, greedy or not,
 // of which 4 µs are launches; with f64 for every token a T4 (1/32) would take 0.1 ms more.
 //
-// Versions (device, date, µs): none measured yet.
+// Versions (device, date, µs, 1, 8, 64 rows): H200, 2026-11-28, one rank: greedy 4.6, 5.5, 30.8; temperature 1 10.4, 25.1, 167.8.
 //   1  2026-11-23  as above
 
 #include "intrinsics.cuh"
