@@ -16,14 +16,14 @@
 // The logits have the same bits as `Kernels::fixed_order_product` on a CPU: element i goes into lane i mod 16 by
 // one fused multiply-add, lanes l and l + 8 are added, l and l + 4, l + 2, l + 1, the bias last. So 16 threads
 // are one sum, and walk through tiles of W and h in shared memory, which cp.async fills ahead of them. Two
-// shapes of a block: 8 experts × 1 row while rows are few (latency is all), 32 experts × 8 rows for prompts.
+// shapes of a block: 4 experts × 1 row while rows are few (latency is all), 32 experts × 8 rows for prompts.
 //
 // Sorting is a counting sort by one block: a warp counts and later places its stretch of the routes, 32 at a
 // time; which lanes have the same expert is found by a ballot for each bit of it. No atomics: the order is that
 // of the routes.
 //
 // Of few rows all that a block needs of a row is on its way at once, W before the kernel ahead has ended.
-// Predicted, not measured (H200): 5 µs of both launches at T = 1.
+// Predicted, not measured (H200): 5 µs of both launches at T = 1, 9 at 32 (20b).
 //
 // | version | card | date | µs of both, T = 1, 8, 32, 2048, 20b | 120b |
 // |---|---|---|---|---|

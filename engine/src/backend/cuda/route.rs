@@ -12,8 +12,9 @@ const LOGITS_MANY: (u32, (usize, usize), u32) = (128, (32, 8), 3 * (32 * (128 * 
 const CHOOSE_ROWS: usize = 4;
 /// Rows up to which one block chooses and sorts.
 const ONE_BLOCK_ROWS: usize = 32;
-/// Rows up to which the router is a matter of latency.
-const FEW_ROWS: usize = 16;
+/// Rows up to which the router is a matter of latency. On an H200 the blocks for many rows, 8 of them at 32 rows, took
+/// four times as long there as those for few took at 8; so many as 64 is a guess, not measured.
+const FEW_ROWS: usize = 64;
 const SORT_WARPS_MAX: usize = 16;
 
 /// By what the experts of many rows are multiplied, which is said here because it decides how activations lie.
