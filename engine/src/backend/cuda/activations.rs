@@ -2,8 +2,8 @@
 
 use super::attention::Partials;
 use super::experts::ExpertBuffers;
+use super::picks::Picks;
 use super::route::Routes;
-use super::sample::ROW_WORDS;
 use super::{Kernels, Shapes};
 use crate::cuda::{Card, CudaError, DeviceSum};
 use cudarc::driver::CudaSlice;
@@ -32,10 +32,7 @@ pub(super) struct Activations {
     pub(super) experts: Option<ExpertBuffers>,
     /// f32 [logit rows, V/R]; of the last stage.
     pub(super) logits: CudaSlice<f32>,
-    /// What sampling reads and writes: u32 [n][`ROW_WORDS`], [1], [n][2].
-    pub(super) picks: CudaSlice<u32>,
-    pub(super) pick_count: CudaSlice<u32>,
-    pub(super) bests: CudaSlice<u32>,
+    pub(super) picks: Picks,
 }
 
 impl Activations {
@@ -67,9 +64,7 @@ impl Activations {
             routes: Routes::new(card, &shapes.route, t)?,
             experts: experts.transpose()?,
             logits: card.zeros(t.min(LOGIT_ROWS) * logit_width.max(1))?,
-            picks: card.zeros(LOGIT_ROWS * ROW_WORDS)?,
-            pick_count: card.zeros(1)?,
-            bests: card.zeros(LOGIT_ROWS * 2)?,
+            picks: Picks::new(card)?,
         })
     }
 }

@@ -13,6 +13,7 @@ mod graph;
 mod host;
 mod kv;
 pub mod norm;
+mod picks;
 pub mod route;
 pub mod sample;
 pub mod synthetic;
@@ -37,7 +38,7 @@ use host::HostLogits;
 use kv::LayerCache;
 use norm::{Added, NormKernels};
 use route::{RouteKernels, RouteShape};
-use sample::{SampleKernels, row_words};
+use sample::SampleKernels;
 use std::ops::Range;
 
 /// How a rank uses its card.
@@ -469,20 +470,7 @@ impl Shard for CudaBackend {
                     bests.extend(rows.iter().map(|_| Candidate::NONE));
                     return Ok(());
                 };
-                let words: Vec<u32> = rows.iter().flat_map(row_words).collect();
-                // Both stay until the stream has been waited for.
-                let count = [rows.len() as u32];
-                let (stream, sampling) = (s.card.stream(), || CudaError::doing("sample"));
-                stream.memcpy_htod(&words, &mut s.a.picks).map_err(sampling())?;
-                stream.memcpy_htod(&count, &mut s.a.pick_count).map_err(sampling())?;
-                let (count, picks) = (s.a.pick_count.as_view(), s.a.picks.as_view());
-                let (logits, mut found) = (s.a.logits.as_view(), s.a.bests.as_view_mut());
-                kernels.best(rows.len(), &count, &picks, &logits, &mut found)?;
-                let mut words = vec![0; rows.len() * 2];
-                stream.memcpy_dtoh(&s.a.bests.slice(..words.len()), &mut words).map_err(sampling())?;
-                s.card.synchronize()?;
-                let candidate = |pair: &[u32]| Candidate { score: f32::from_bits(pair[0]), token: pair[1] };
-                bests.extend(words.chunks(2).map(candidate));
+                bests.extend(s.a.picks.best(kernels, rows, &s.a.logits)?);
                 Ok(())
             });
         }
