@@ -78,9 +78,7 @@ impl FleetMetrics {
         series.gauge(Named("build_info", "Which build this is", None), [(labels, 1.0)])?;
         let uptime = Named("uptime", "Since the server's start", SECONDS);
         series.gauge(uptime, only(self.board.uptime_s()))?;
-        let waiting: usize = replicas.iter().map(|replica| replica.stats.load.sequences_waiting).sum();
-        let serves = replicas.iter().any(Replica::is_ready);
-        let is_ready = serves && waiting < self.waiting_max && !self.drain.has_begun();
+        let is_ready = replicas.iter().any(Replica::is_ready) && !self.drain.has_begun();
         let ready = Named("ready", "Whether /ready says so: 1, or 0", None);
         series.gauge(ready, only(f64::from(u8::from(is_ready))))?;
         let draining = Named("draining", "Whether the server is about to stop", None);
