@@ -183,11 +183,11 @@ fn standing(series: &mut Series, replicas: &[Replica]) -> Result<(), Error> {
 }
 
 fn steps(series: &mut Series, replicas: &[Replica]) -> Result<(), Error> {
-    let phases = Named("step_phase", "Time of steps, by what it goes to; steps overlap", SECONDS);
-    let by_phase = replicas.iter().flat_map(|it| {
-        Phase::ALL.map(|phase| (it.with("phase", phase.as_str()), it.record.phase(phase).as_secs_f64()))
-    });
-    series.counter(phases, by_phase)?;
+    let phases = Named("step_phase", "Time of a step, by what it goes to; steps overlap", SECONDS);
+    let by_phase = replicas
+        .iter()
+        .flat_map(|it| Phase::ALL.map(|phase| (it.with("phase", phase.as_str()), it.record.phase(phase))));
+    series.histogram(phases, by_phase)?;
     let steps = Named("replica_steps", "Steps of this replica's groups", None);
     series.counter(steps, replicas.iter().map(|it| (it.labels(), it.stats.counters.steps as f64)))?;
     let in_flight = Named("steps_in_flight", "Steps that are sent and not answered", None);
