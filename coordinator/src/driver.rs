@@ -3,6 +3,7 @@
 //!
 //! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one place.
 
+mod durations;
 mod guides;
 mod handle;
 mod record;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::group::{Group, GroupError, RankTime};
 use crate::traces::Tracer;
+pub use durations::Durations;
 use guides::{Guided, Guides, Settled};
 use handle::{Command, News, Submission};
 pub use handle::{
@@ -189,7 +191,7 @@ impl<G: Group> Driver<G> {
     fn poll(&mut self) -> Option<Action> {
         let before = now();
         let action = self.scheduler.poll();
-        self.recorder.spent(Phase::Schedule, now() - before);
+        self.recorder.scheduled(now() - before);
         action
     }
 
@@ -204,7 +206,7 @@ impl<G: Group> Driver<G> {
     fn tell(&mut self, event: Event) {
         let before = now();
         self.scheduler.handle(before - self.started, event);
-        self.recorder.spent(Phase::Schedule, now() - before);
+        self.recorder.scheduled(now() - before);
     }
 
     fn submit(&mut self, submission: Submission) {
@@ -362,7 +364,7 @@ impl<G: Group> Driver<G> {
         let (before, traced) = (now(), TracedStep::of(&self.tracer, &plan, &self.streams));
         let (done, sent) = (group.send(&plan), now());
         in_flight.push_back(InFlight { sent, traced });
-        self.recorder.spent(Phase::Send, sent - before);
+        self.recorder.sent(sent - before);
         self.scheduler.reclaim(plan);
         if let Err(error) = done {
             self.unseat(error);

@@ -33,6 +33,13 @@ impl Goal {
     }
 }
 
+impl Goal {
+    /// Whether it asks for what only streams have.
+    pub fn is_of_streams(&self) -> bool {
+        self.ttft_us.or(self.itl_us).or(self.pause_us).is_some()
+    }
+}
+
 impl FromStr for Goal {
     type Err = String;
 

@@ -48,12 +48,16 @@ pub enum ErrorKind {
     Timeout,
     /// The connection broke in the middle of an answer.
     Cut,
-    /// The stream ended properly, before the answer did.
+    /// The stream or body ended properly, before the answer did.
     Unfinished,
     /// The server sent an error in the stream.
     InStream,
     /// 200, and no stream of events.
     NoStream,
+    /// 200, and no answer in the body.
+    NoAnswer,
+    /// 200, and an error in the body.
+    InAnswer,
 }
 
 impl fmt::Display for ErrorKind {
@@ -66,6 +70,8 @@ impl fmt::Display for ErrorKind {
             ErrorKind::Unfinished => write!(f, "unfinished"),
             ErrorKind::InStream => write!(f, "error_in_stream"),
             ErrorKind::NoStream => write!(f, "no_stream"),
+            ErrorKind::NoAnswer => write!(f, "no_answer"),
+            ErrorKind::InAnswer => write!(f, "error_in_answer"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Streams that are right, and for each kind of violation one that is wrong in just that.
+//! Streams of chat and completions that are right, and for each kind of violation one that is wrong in just that.
 
 use flotilla_load::stream::{Checked, Checker, Endpoint, Events, Expect, ViolationKind};
 

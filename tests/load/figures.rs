@@ -63,6 +63,32 @@ async fn tokens_are_those_of_the_servers_metrics() {
     assert_eq!(report.summary.completion_tokens, 30);
 }
 
+/// The Responses API, and answers that are no streams, of this server.
+#[tokio::test]
+async fn responses_and_whole_answers_are_counted_as_the_server_does() {
+    let up = demo().await;
+    let asked = ["--prompt-tokens", "120", "--max-tokens", "8", "--ignore-eos", "--requests", "6"];
+    for endpoint in ["chat", "completions", "responses"] {
+        let of = [&asked[..], &["--endpoint", endpoint]].concat();
+        let report = counts_as_the_server_does(&up, &[&of[..], &["--no-stream"]].concat()).await;
+        let summary = &report.summary;
+        assert_eq!(
+            (summary.completion_tokens, summary.e2e.count, summary.ttft.count),
+            (48, 6, 0),
+            "{endpoint}"
+        );
+    }
+    let of = [&asked[..], &["--endpoint", "responses"]].concat();
+    let report = counts_as_the_server_does(&up, &of).await;
+    assert_eq!((report.summary.completion_tokens, report.summary.ttft.count), (48, 6));
+    assert_eq!(report.summary.finish_reasons["max_output_tokens"], 6);
+    let talk = ["--turns", "3", "--max-tokens", "12", "--requests", "4", "--endpoint", "responses"];
+    for more in [&["--clients", "2"][..], &["--clients", "2", "--no-stream"]] {
+        let report = counts_as_the_server_does(&up, &[&talk[..], more].concat()).await;
+        assert_eq!(report.requests.iter().filter(|row| row.turn == 2).count(), 4);
+    }
+}
+
 #[tokio::test]
 async fn conversations_and_tools_go_through_their_turns() {
     let up = demo().await;
@@ -135,6 +161,9 @@ async fn what_cannot_be_is_refused_with_a_hint() {
         (&["--prompt-tokens", "0"], "hint: 128"),
         (&["--extra", "[]"], "no JSON object"),
         (&["--chaos", "1s:burn"], "hint: 10s:kill"),
+        (&["--no-stream", "--chaos", "1s:kill"], "cannot be used with"),
+        (&["--no-stream", "--goal", "ttft=1s,e2e=9s"], "hint: --goal e2e=10s"),
+        (&["--tools", "--endpoint", "responses"], "--tools needs --endpoint chat"),
     ];
     for (args, words) in refused {
         let more = if args.contains(&"--model") { vec![] } else { vec!["--model", "m"] };

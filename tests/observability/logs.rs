@@ -120,6 +120,23 @@ async fn json_lines_name_the_request_that_they_are_about() {
     );
 }
 
+/// Nobody needs a key to send a method, and any word is one.
+#[tokio::test]
+async fn a_method_that_a_client_makes_up_is_not_logged() {
+    let mut up = up(&["--log-format", "json"]).await;
+    for (id, method) in [("known", "PUT"), ("made-up", "ZYXCANARY")] {
+        let method = reqwest::Method::from_bytes(method.as_bytes()).unwrap();
+        let request = http([]).request(method, format!("{}{CHAT}", up.url)).header("x-request-id", id);
+        assert_eq!(request.send().await.unwrap().status(), 405);
+    }
+    up.process.hear("made-up").await;
+    let said = up.process.said();
+    let methods: Vec<Value> =
+        lines(&said).map(|line| line["method"].clone()).filter(Value::is_string).collect();
+    assert_eq!(methods, ["PUT", "_OTHER"], "{said}");
+    assert!(!said.contains("ZYXCANARY"), "{said}");
+}
+
 #[tokio::test]
 async fn an_error_is_a_line_of_json_too() {
     let mut failed = Running::start(&["up", "--model", "/nowhere", "--log-format", "json"]);

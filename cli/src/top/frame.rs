@@ -81,7 +81,7 @@ impl Seen<'_> {
         let steps = self.grown("replica_steps_total", &[]).filter(|steps| *steps > 0.0);
         let Some(steps) = steps else { return "step      none\n".into() };
         let split = PHASES.map(|phase| {
-            let seconds = self.grown("step_phase_seconds_total", &[("phase", phase)]);
+            let seconds = self.grown("step_phase_seconds_sum", &[("phase", phase)]);
             format!("{phase} {}", seconds.map_or_else(none, |seconds| milliseconds(seconds / steps)))
         });
         let rate = self.rate("replica_steps_total", &[]).map_or_else(none, |rate| format!("{rate:.0}"));
@@ -221,7 +221,7 @@ mod tests {
     fn look(at: Instant, steps: u32, collective: &str) -> Look {
         let text = format!(
             "flotilla_replica_steps_total{{replica=\"0\"}} {steps}\n\
-             flotilla_step_phase_seconds_total{{replica=\"0\",phase=\"wait\"}} {}\n\
+             flotilla_step_phase_seconds_sum{{replica=\"0\",phase=\"wait\"}} {}\n\
              flotilla_rank_engine_seconds_total{{replica=\"0\",rank=\"1\"}} {}\n{collective}\
              flotilla_generation_tokens_total 7{steps}\n",
             f64::from(steps) * 0.002,

@@ -57,8 +57,6 @@ pub enum ApiError {
     OverLimit { key: String, exceeded: Exceeded },
     #[error("the server has as many connections as it takes")]
     NoPlace,
-    #[error("the server has {waiting} requests waiting")]
-    Busy { waiting: usize },
     #[error("the server has {waiting_max} requests waiting and takes no more for now")]
     QueueFull { waiting_max: usize },
     #[error(
@@ -119,7 +117,6 @@ impl ApiError {
             | Self::Draining
             | Self::Failed(_)
             | Self::Deadline
-            | Self::Busy { .. }
             | Self::Compiling(_)
             | Self::NoPlace
             | Self::NoRoom { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -163,7 +160,7 @@ impl ApiError {
             Self::NoKey => "missing_api_key",
             Self::WrongKey => "invalid_api_key",
             Self::OverLimit { .. } => "rate_limit_exceeded",
-            Self::QueueFull { .. } | Self::Busy { .. } | Self::Compiling(_) => "queue_full",
+            Self::QueueFull { .. } | Self::Compiling(_) => "queue_full",
             Self::NotReady(_) => "not_ready",
             Self::Draining => "draining",
             Self::Failed(Failure::FormExhausted(_)) => "grammar_exhausted",
@@ -191,11 +188,9 @@ impl ApiError {
 
     fn retry_after_s(&self) -> Option<u32> {
         match self {
-            Self::QueueFull { .. }
-            | Self::Busy { .. }
-            | Self::Compiling(_)
-            | Self::NoPlace
-            | Self::NoRoom { .. } => Some(RETRY_AFTER_S),
+            Self::QueueFull { .. } | Self::Compiling(_) | Self::NoPlace | Self::NoRoom { .. } => {
+                Some(RETRY_AFTER_S)
+            }
             // Another try would go the same way.
             Self::Failed(Failure::FormExhausted(_)) => None,
             Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),

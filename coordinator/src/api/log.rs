@@ -184,7 +184,7 @@ impl Drop for Entry {
         tracing::info!(
             request_id = self.id(),
             trace_id = self.trace.as_ref().map(|trace| trace.context().trace.to_string()),
-            method = %self.method,
+            method = known(&self.method),
             path = self.path,
             key = self.visit.get().map(|visit| visit.key.name.as_str()),
             status = facts.status,
@@ -202,7 +202,7 @@ impl Drop for Entry {
     }
 }
 
-/// Clients make up methods too, and need no key for that: OpenTelemetry's name for all of those.
+/// Clients make up methods too, and need no key for that: all of those have one name, which is OpenTelemetry's.
 fn known(method: &Method) -> &str {
     const METHODS: [Method; 9] = [
         Method::CONNECT,

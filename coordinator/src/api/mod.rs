@@ -169,7 +169,7 @@ fn open() -> Router<Arc<Api>> {
 fn probes() -> Router<Arc<Api>> {
     Router::new()
         .route("/health", get(probes::health))
-        .route("/ready", get(probes::ready))
+        .route("/ready", get(probes::health))
         .route("/version", get(probes::version))
         .route("/metrics", get(metrics::tell))
 }

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::Api;
 use super::error::ApiError;
 use crate::driver::Readiness;
 
-/// 200 while requests are served; else, and while the server stops, 503 and why not. As vLLM's: a server whose workers are lost is not
-/// healthy. (This process is alive if it answers at all.)
+/// `/health` and `/ready`: 200 while requests are served; else, and while the server stops, 503 and why not. As vLLM's: a server
+/// whose workers are lost is not healthy. (This process is alive if it answers at all.) A full queue is load: whoever takes a
+/// loaded server out of a balancer leaves the others with more of it, and where there is one only, nobody serves. It stays
+/// ready, and refuses what it has no room for by itself.
 pub async fn health(State(api): State<Arc<Api>>) -> Result<Json<Value>, ApiError> {
     if api.settings.drain.has_begun() {
         return Err(ApiError::Draining);
@@ -23,18 +24,6 @@ pub async fn health(State(api): State<Arc<Api>>) -> Result<Json<Value>, ApiError
         }
         readiness => Err(ApiError::NotReady(readiness)),
     }
-}
-
-/// 200 while one more request would be taken in: a group serves and the queue has room.
-pub async fn ready(State(api): State<Arc<Api>>) -> Response {
-    if api.settings.drain.has_begun() {
-        return ApiError::Draining.into_response();
-    }
-    let load = api.stats().load;
-    if load.sequences_waiting >= api.settings.waiting_max {
-        return ApiError::Busy { waiting: load.sequences_waiting }.into_response();
-    }
-    health(State(api)).await.into_response()
 }
 
 pub async fn version() -> Json<Value> {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::durations::Durations;
 use crate::group::{LossReason, RankTime};
 
 /// Where a step's time goes, as the coordinator sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// The scheduler puts it together, and takes its outcome in.
+    /// The scheduler, from the step before on: it takes in what came, outcomes among it, and puts the step together.
     Schedule,
     /// It is put into words for each rank, and given to their links.
     Send,
@@ -52,7 +53,10 @@ pub struct RankTotals {
 
 #[derive(Clone, Debug)]
 pub struct Record {
-    phases: [Duration; Phase::ALL.len()],
+    /// Of each step.
+    phases: [Durations; Phase::ALL.len()],
+    /// What the scheduler took since the last step was sent.
+    scheduled: Duration,
     losses: [u64; LossReason::ALL.len()],
     pub ranks: Vec<RankTotals>,
     pub groups_formed: u64,
@@ -63,8 +67,12 @@ pub struct Record {
 }
 
 impl Record {
-    pub fn phase(&self, phase: Phase) -> Duration {
-        self.phases[phase as usize]
+    pub fn phase(&self, phase: Phase) -> &Durations {
+        &self.phases[phase as usize]
+    }
+
+    fn spend(&mut self, phase: Phase, time: Duration) {
+        self.phases[phase as usize].add(time);
     }
 
     pub fn losses(&self, reason: LossReason) -> u64 {
@@ -86,6 +94,7 @@ impl Recorder {
     pub(super) fn new(now: Instant) -> Recorder {
         let record = Record {
             phases: Default::default(),
+            scheduled: Duration::ZERO,
             losses: Default::default(),
             ranks: Vec::new(),
             groups_formed: 0,
@@ -99,22 +108,35 @@ impl Recorder {
         self.with(|record| record.clone())
     }
 
-    pub(super) fn spent(&self, phase: Phase, time: Duration) {
-        self.with(|record| record.phases[phase as usize] += time);
+    /// The scheduler was at work.
+    pub(super) fn scheduled(&self, time: Duration) {
+        self.with(|record| record.scheduled += time);
+    }
+
+    /// A step was sent, which took so long.
+    pub(super) fn sent(&self, time: Duration) {
+        self.with(|record| {
+            let scheduled = std::mem::take(&mut record.scheduled);
+            record.spend(Phase::Schedule, scheduled);
+            record.spend(Phase::Send, time);
+        });
     }
 
     /// A step came back so long after it was sent; `slowest` is of the rank that took longest.
     pub(super) fn stepped(&self, after: Duration, slowest: RankTime, ranks: &[RankTime]) {
         let engine = Duration::from_micros(slowest.compute_us);
         let parts = slowest.times;
-        let part = |us: Option<u64>| Duration::from_micros(us.unwrap_or(0)).min(engine);
-        let (collective, sample) = (part(parts.collective_us), part(parts.sample_us));
+        let part = |us: Option<u64>| us.map(|us| Duration::from_micros(us).min(engine));
+        let measured =
+            [(Phase::Collective, part(parts.collective_us)), (Phase::Sample, part(parts.sample_us))];
+        let rest = measured.iter().filter_map(|(_, time)| *time).fold(engine, Duration::saturating_sub);
         self.with(|record| {
-            let mut spend = |phase: Phase, time| record.phases[phase as usize] += time;
-            spend(Phase::Wait, after.saturating_sub(engine));
-            spend(Phase::Compute, engine.saturating_sub(collective + sample));
-            spend(Phase::Collective, collective);
-            spend(Phase::Sample, sample);
+            record.spend(Phase::Wait, after.saturating_sub(engine));
+            record.spend(Phase::Compute, rest);
+            for (phase, time) in measured {
+                // What is not measured took no time that is known: a zero would be one.
+                time.into_iter().for_each(|time| record.spend(phase, time));
+            }
             record.ranks.resize(record.ranks.len().max(ranks.len()), RankTotals::default());
             record.ranks.iter_mut().zip(ranks).for_each(|(totals, rank)| totals.add(rank));
         });
@@ -167,7 +189,7 @@ mod tests {
         let slowest = at(700, Some(100));
         recorder.stepped(Duration::from_micros(1000), slowest, &[at(600, Some(300)), slowest]);
         let record = recorder.record();
-        let us = |phase| record.phase(phase).as_micros();
+        let us = |phase| record.phase(phase).sum().as_micros();
         assert_eq!(
             (us(Phase::Wait), us(Phase::Compute), us(Phase::Collective), us(Phase::Sample)),
             (300, 550, 100, 50)
@@ -182,8 +204,24 @@ mod tests {
         let recorder = Recorder::new(Instant::now());
         recorder.stepped(Duration::from_micros(900), at(700, None), &[at(700, None)]);
         let record = recorder.record();
-        assert_eq!(record.phase(Phase::Compute).as_micros(), 700);
+        assert_eq!(record.phase(Phase::Compute).sum().as_micros(), 700);
+        let counts = [Phase::Wait, Phase::Compute, Phase::Collective, Phase::Sample];
+        assert_eq!(counts.map(|phase| record.phase(phase).count()), [1, 1, 0, 0]);
         assert_eq!(record.ranks[0].collective, None);
+    }
+
+    #[test]
+    fn a_step_has_all_that_the_scheduler_took_since_the_one_before() {
+        let recorder = Recorder::new(Instant::now());
+        let us = Duration::from_micros;
+        for (scheduled, sent) in [(&[10, 20][..], 5), (&[], 6), (&[300], 7)] {
+            scheduled.iter().for_each(|time| recorder.scheduled(us(*time)));
+            recorder.sent(us(sent));
+        }
+        recorder.scheduled(us(1000));
+        let record = recorder.record();
+        let of = |phase| (record.phase(phase).count(), record.phase(phase).sum());
+        assert_eq!((of(Phase::Schedule), of(Phase::Send)), ((3, us(330)), (3, us(18))));
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub struct Settings {
     /// Which build answers: `system_fingerprint`.
     pub fingerprint: String,
     pub limits: Limits,
-    /// Requests that wait at most: the scheduler's limit, for `/ready`.
+    /// Requests that wait at most: the scheduler's limit, for the metrics.
     pub waiting_max: usize,
     /// Who may ask; None: everybody.
     pub keys: Option<Arc<Keyring>>,

@@ -97,7 +97,7 @@ async fn replicas_and_their_steps_are_told_from_the_start() {
         ("epoch", vec![replica], None),
         ("group_losses_total", vec![replica, "reason=\"worker_lost\""], Some(0.0)),
         ("workers", vec!["state=\"waiting\""], Some(0.0)),
-        ("step_phase_seconds_total", vec![replica, "phase=\"wait\""], Some(0.0)),
+        ("step_phase_seconds_count", vec![replica, "phase=\"wait\""], Some(0.0)),
         ("form_failures_total", vec!["reason=\"worker_gone\""], Some(0.0)),
     ] {
         assert_eq!(value(&server, name, &labels).await, expected, "{name} {labels:?}");
@@ -108,12 +108,21 @@ async fn replicas_and_their_steps_are_told_from_the_start() {
     until(async || value(&server, "ready", &[]).await == Some(1.0)).await;
     server.chat(&user(&thinks_and_says("hm", "Yes."))).await;
     let without = value(&server, "without_group_seconds_total", &[replica]).await;
-    for phase in ["schedule", "send", "wait"] {
+    for phase in ["schedule", "send", "wait", "compute"] {
         let label = format!("phase=\"{phase}\"");
-        assert!(
-            value(&server, "step_phase_seconds_total", &[replica, &label]).await.unwrap() > 0.0,
-            "{phase}"
-        );
+        let of = async |part: &str, le: &str| {
+            value(&server, &format!("step_phase_seconds_{part}"), &[replica, &label, le]).await
+        };
+        // A step that ran ahead comes back after the answer.
+        until(async || {
+            let steps = value(&server, "replica_steps_total", &[replica]).await;
+            steps > Some(1.0) && of("count", "").await == steps
+        })
+        .await;
+        assert_eq!(of("bucket", "le=\"+Inf\"").await, of("count", "").await, "{phase}");
+        let [shortest, longest] = ["0.00005", "1.0"].map(|bound| format!("le=\"{bound}\""));
+        assert!(of("bucket", &shortest).await.unwrap() <= of("bucket", &longest).await.unwrap(), "{phase}");
+        assert!(phase == "compute" || of("sum", "").await > Some(0.0), "{phase}");
     }
     assert_eq!(value(&server, "epoch", &[replica]).await, Some(7.0));
     assert!(value(&server, "replica_steps_total", &[replica]).await.unwrap() > 1.0);

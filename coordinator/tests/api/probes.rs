@@ -7,7 +7,7 @@ use crate::server::{Server, Setup, error_of, until, user};
 const CHAT: &str = "/v1/chat/completions";
 
 #[tokio::test]
-async fn ready_means_that_one_more_request_would_be_taken_in() {
+async fn ready_means_that_a_group_serves() {
     let server = Server::start_with(Setup { ready: false, ..Setup::default() }).await;
     let response = server.get("/ready").await;
     assert_eq!(response.headers()["retry-after"], "5");
@@ -16,8 +16,9 @@ async fn ready_means_that_one_more_request_would_be_taken_in() {
     until(async || server.get("/ready").await.status() == 200).await;
 }
 
+/// A balancer or a kubelet that takes the only replica out for its load would make of a busy service none.
 #[tokio::test]
-async fn a_full_queue_is_not_ready_and_yet_healthy() {
+async fn a_full_queue_is_ready_and_refuses_by_itself() {
     let scheduler = flotilla_scheduler::Settings {
         sequences_max: 1,
         waiting_max: 1,
@@ -30,14 +31,19 @@ async fn a_full_queue_is_not_ready_and_yet_healthy() {
     body["stream"] = json!(true);
     let mut running = server.open(CHAT, &body).await;
     running.next().await.unwrap();
-    assert_eq!(server.get("/ready").await.status(), 200);
     let waiting = server.open(CHAT, &body).await;
-    until(async || server.get("/ready").await.status() == 503).await;
-    let (_, error) = error_of(server.get("/ready").await).await;
-    assert_eq!(error["code"], "queue_full");
-    assert_eq!(server.get("/health").await.status(), 200);
+    let refused = server.post(CHAT, &body).await;
+    assert_eq!((refused.status().as_u16(), &refused.headers()["retry-after"]), (429, &"1".parse().unwrap()));
+    for path in ["/ready", "/health"] {
+        assert_eq!(server.get(path).await.status(), 200, "{path}");
+    }
+    let metrics = server.get("/metrics").await.text().await.unwrap();
+    for name in ["num_requests_waiting", "queue_limit", "ready"] {
+        let begin = format!("flotilla_{name}{{");
+        let line = metrics.lines().find(|line| line.starts_with(&begin)).unwrap_or_default();
+        assert!(line.ends_with(" 1.0"), "{name}: {line}");
+    }
     drop((running, waiting));
-    until(async || server.get("/ready").await.status() == 200).await;
 }
 
 #[tokio::test]

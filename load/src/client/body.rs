@@ -15,17 +15,21 @@ pub struct Chat<'a> {
 }
 
 pub fn body(target: &Target, chat: &Chat) -> Value {
-    let mut body = json!({
-        "model": target.model,
-        "stream": true,
-        "stream_options": { "include_usage": true },
-    });
+    let mut body = json!({ "model": target.model, "stream": !target.whole });
     match target.endpoint {
         Endpoint::Chat => body["messages"] = json!(chat.messages),
         Endpoint::Completions => body["prompt"] = json!(as_text(chat.messages)),
+        Endpoint::Responses => {
+            body["input"] = json!(chat.messages);
+            // What is said is sent with every turn; a load test is nothing that a server should keep.
+            body["store"] = json!(false);
+        }
+    }
+    if !target.whole && target.endpoint != Endpoint::Responses {
+        body["stream_options"] = json!({ "include_usage": true });
     }
     if let Some(max_tokens) = chat.max_tokens {
-        body["max_tokens"] = json!(max_tokens);
+        body[target.endpoint.max_tokens()] = json!(max_tokens);
     }
     if let Some(must_call) = chat.tools {
         body["tools"] = tools();

@@ -1,4 +1,4 @@
-//! One request, from its body to the end of its stream.
+//! One request, from its body to the end of its answer.
 
 mod ask;
 mod body;
@@ -18,6 +18,8 @@ pub struct Target {
     pub url: String,
     pub key: Option<String>,
     pub endpoint: Endpoint,
+    /// Answers come as one body each, not as streams: of their first token and what lies between tokens nothing is known.
+    pub whole: bool,
     pub model: String,
     pub ignore_eos: bool,
     /// Fields that the body gets besides, or instead of what it has.

@@ -22,15 +22,17 @@ fn by_rate(points: &[Point]) -> String {
     let mut points: Vec<&Point> = points.iter().collect();
     points.sort_by(|one, other| one.rate.total_cmp(&other.rate));
     let x = Axis::log("requests/s asked for", points.iter().map(|point| point.rate));
-    let times = points.iter().flat_map(|point| [point.summary.ttft.p50_ms, point.summary.ttft.p99_ms]);
+    let answered = |point: &Point| *point.summary.answered();
+    let times = points.iter().flat_map(|point| [answered(point).p50_ms, answered(point).p99_ms]);
     let y = Axis::log("ms", times);
-    let mut plot =
-        Plot::new("To the first token by rate: p50 (thin) and p99; hollow where the goal was not held", x, y);
+    let what = to_what(points.iter().any(|point| point.summary.whole));
+    let title = format!("{what} by rate: p50 (thin) and p99; hollow where the goal was not held");
+    let mut plot = Plot::new(&title, x, y);
     let line = |of: fn(&Point) -> f64| points.iter().map(|point| (point.rate, of(point))).collect::<Vec<_>>();
-    plot.line(&line(|point| point.summary.ttft.p50_ms), "thin");
-    plot.line(&line(|point| point.summary.ttft.p99_ms), "main");
+    plot.line(&line(|point| point.summary.answered().p50_ms), "thin");
+    plot.line(&line(|point| point.summary.answered().p99_ms), "main");
     for point in points {
-        plot.point(point.rate, point.summary.ttft.p99_ms, if point.holds { "good" } else { "missed" });
+        plot.point(point.rate, answered(point).p99_ms, if point.holds { "good" } else { "missed" });
     }
     plot.svg()
 }
@@ -55,17 +57,25 @@ fn requests_over_time(report: &Report) -> String {
     let each = report.requests.len().div_ceil(POINTS_MAX).max(1);
     let rows: Vec<&Row> = report.requests.iter().step_by(each).collect();
     let x = Axis::linear("s at which they were due", rows.iter().map(|row| row.due_s));
-    let y = Axis::log("ms", rows.iter().filter_map(|row| row.ttft_ms));
-    let mut plot = Plot::new("To the first token of each request (failed ones at the top)", x, y);
+    let whole = report.summary.whole;
+    let answered = |row: &Row| if whole { row.e2e_ms } else { row.ttft_ms };
+    let y = Axis::log("ms", rows.iter().filter_map(|row| answered(row)));
+    let title = format!("{} of each request (failed ones at the top)", to_what(whole));
+    let mut plot = Plot::new(&title, x, y);
     bands(&mut plot, &report.chaos);
     for row in rows {
-        match (row.outcome.as_str(), row.ttft_ms) {
+        match (row.outcome.as_str(), answered(row)) {
             ("done" | "stopped", None) => {}
-            ("done" | "stopped", Some(ttft)) => plot.point(row.due_s, ttft, "dot"),
+            ("done" | "stopped", Some(ms)) => plot.point(row.due_s, ms, "dot"),
             _ => plot.point(row.due_s, f64::MAX, "failed"),
         }
     }
     plot.svg()
+}
+
+/// What is plotted of an answer.
+fn to_what(whole: bool) -> &'static str {
+    if whole { "To the end" } else { "To the first token" }
 }
 
 fn bands(plot: &mut Plot, chaos: &[Seen]) {

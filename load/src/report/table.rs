@@ -14,7 +14,7 @@ impl fmt::Display for Report {
         counts(f, &self.summary)?;
         spreads(f, &self.summary)?;
         told(f, "error", &self.summary.errors)?;
-        told(f, "stream", &self.summary.violations)?;
+        told(f, if self.summary.whole { "answer" } else { "stream" }, &self.summary.violations)?;
         self.chaos.iter().try_for_each(|seen| chaos(f, seen))?;
         self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))
     }
@@ -95,21 +95,21 @@ fn chaos(f: &mut fmt::Formatter<'_>, seen: &chaos::Seen) -> fmt::Result {
 }
 
 fn sweep(f: &mut fmt::Formatter<'_>, points: &[Point]) -> fmt::Result {
-    writeln!(
-        f,
-        "{:>10}{:>10}{:>12}{:>12}{:>12}{:>10}",
-        "rate", "holds", "ttft p99", "itl p99", "tokens/s", "good %"
-    )?;
+    let whole = points.iter().any(|point| point.summary.whole);
+    let answered = if whole { "e2e p99" } else { "ttft p99" };
+    write!(f, "{:>10}{:>10}{answered:>12}", "rate", "holds")?;
+    if !whole {
+        write!(f, "{:>12}", "itl p99")?;
+    }
+    writeln!(f, "{:>12}{:>10}", "tokens/s", "good %")?;
     for Point { rate, holds, summary } in points {
         let good = summary.goodput.as_ref().map_or(0.0, |goodput| 100.0 * goodput.share);
-        writeln!(
-            f,
-            "{rate:10.3}{:>10}{:12.1}{:12.2}{:12.1}{good:10.1}",
-            if *holds { "yes" } else { "no" },
-            summary.ttft.p99_ms,
-            summary.itl.p99_ms,
-            summary.tokens_per_s
-        )?;
+        let holds = if *holds { "yes" } else { "no" };
+        write!(f, "{rate:10.3}{holds:>10}{:12.1}", summary.answered().p99_ms)?;
+        if !whole {
+            write!(f, "{:12.2}", summary.itl.p99_ms)?;
+        }
+        writeln!(f, "{:12.1}{good:10.1}", summary.tokens_per_s)?;
     }
     match points.iter().filter(|point| point.holds).map(|point| point.rate).max_by(f64::total_cmp) {
         Some(rate) => writeln!(f, "highest rate that held: {rate:.3} requests/s; its figures:\n"),

@@ -15,7 +15,7 @@ pub struct Seen {
     pub sent: u64,
     pub done: u64,
     pub failed: u64,
-    /// Of answers; mostly a token each.
+    /// Of answers; mostly a token each. Of an answer in one body its tokens.
     pub pieces: u64,
 }
 
@@ -34,8 +34,8 @@ impl Live {
         (if done { &self.done } else { &self.failed }).fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn piece(&self) {
-        self.pieces.fetch_add(1, Relaxed);
+    pub(crate) fn pieces(&self, count: u64) {
+        self.pieces.fetch_add(count, Relaxed);
     }
 }
 

@@ -23,7 +23,8 @@ pub async fn run(plan: Plan, clock: Clock, live: Arc<Live>, stop: watch::Receive
     };
     records.sort_by_key(|record| (record.due_us, record.conversation, record.turn));
     let elapsed_us = records.iter().map(|record| record.ended_us).max().unwrap_or_else(|| clock.us());
-    Run { records, elapsed_us, late_us: heart.end(), stopped: *stage.stop.borrow() }
+    let whole = stage.plan.asking.target.whole;
+    Run { records, elapsed_us, whole, late_us: heart.end(), stopped: *stage.stop.borrow() }
 }
 
 #[derive(Clone)]

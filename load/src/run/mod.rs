@@ -50,6 +50,8 @@ pub struct Run {
     /// In the order in which they were due.
     pub records: Vec<Record>,
     pub elapsed_us: u64,
+    /// Answers came as one body each.
+    pub whole: bool,
     /// How late this process was to do what it should do just then, in microseconds, a hundred times a second.
     pub late_us: Histogram<u64>,
     /// Ended from outside.

@@ -4,6 +4,7 @@ use super::{Live, Plan, run};
 use crate::chance::Chance;
 use crate::client::{Answer, Chat, Clock, Target, body};
 use crate::prompt::{Prompts, user};
+use crate::stream::Endpoint;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -31,6 +32,8 @@ pub struct ProbeError {
 
 const FEW_WORDS: usize = 32;
 const MANY_WORDS: usize = 96;
+/// OpenAI's Responses API takes no smaller limit.
+const RESPONSE_TOKENS: usize = 16;
 
 /// Asks, and learns. The target's `ignore_eos` is taken back where it is refused.
 pub async fn probe(target: &mut Target, prompts: &mut Prompts) -> Result<Probe, ProbeError> {
@@ -60,7 +63,8 @@ async fn ask(
     tools: Option<bool>,
     probe: &mut Probe,
 ) -> Result<Option<u64>, ProbeError> {
-    let chat = Chat { messages: &[user(text)], max_tokens: Some(1), tools };
+    let max_tokens = if target.endpoint == Endpoint::Responses { RESPONSE_TOKENS } else { 1 };
+    let chat = Chat { messages: &[user(text)], max_tokens: Some(max_tokens), tools };
     let mut answer = send(target, &chat, probe).await;
     let refused = answer.failure.as_ref().is_some_and(|(_, words)| words.contains("ignore_eos"));
     if target.ignore_eos && refused {

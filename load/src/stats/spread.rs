@@ -32,6 +32,11 @@ pub fn histogram(values_us: impl Iterator<Item = u64>) -> Histogram<u64> {
 }
 
 impl Spread {
+    /// Nothing was measured, so that there is nothing to tell.
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     pub fn of(histogram: &Histogram<u64>) -> Spread {
         if histogram.is_empty() {
             return Spread::default();

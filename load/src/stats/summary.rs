@@ -10,6 +10,9 @@ use std::collections::BTreeMap;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Summary {
+    /// Answers came as one body each: there is no `ttft`, `itl` and `gaps`.
+    #[serde(default)]
+    pub whole: bool,
     pub requests: u64,
     pub done: u64,
     pub failed: u64,
@@ -23,10 +26,13 @@ pub struct Summary {
     pub completion_tokens: u64,
     /// How many answers did not say their tokens: pieces were counted instead.
     pub without_usage: u64,
+    #[serde(default, skip_serializing_if = "Spread::is_empty")]
     pub ttft: Spread,
     /// A request's average between tokens.
+    #[serde(default, skip_serializing_if = "Spread::is_empty")]
     pub itl: Spread,
     /// Between pieces, one by one.
+    #[serde(default, skip_serializing_if = "Spread::is_empty")]
     pub gaps: Spread,
     pub e2e: Spread,
     /// How much later than due requests were sent.
@@ -73,6 +79,7 @@ impl Summary {
         let (done, failed) = (count(&Record::is_done), count(&|record| record.failure().is_some()));
         let tokens = sum(&Record::tokens);
         Summary {
+            whole: run.whole,
             requests: records.len() as u64,
             done,
             failed,
@@ -98,9 +105,14 @@ impl Summary {
         }
     }
 
-    /// How many requests have no time to the first token: no piece of their answer came.
+    /// How many streams have no time to the first token: no piece of them came.
     pub fn without_first_token(&self) -> u64 {
-        self.requests.saturating_sub(self.ttft.count)
+        if self.whole { 0 } else { self.requests.saturating_sub(self.ttft.count) }
+    }
+
+    /// Until a client had something: the first token, or where answers are whole, the answer.
+    pub fn answered(&self) -> &Spread {
+        if self.whole { &self.e2e } else { &self.ttft }
     }
 
     /// What makes its figures doubtful.
@@ -115,7 +127,7 @@ impl Summary {
             ));
         }
         // Of a latency so short even a millisecond is much.
-        let much_ms = (self.ttft.p50_ms / 20.0).max(2.0);
+        let much_ms = (self.answered().p50_ms / 20.0).max(2.0);
         let late = [("requests were sent", self.lag.p99_ms), ("the client woke", self.late.p99_ms)];
         for (what, late_ms) in late.iter().filter(|(_, late_ms)| *late_ms > much_ms) {
             warnings.push(format!(
@@ -123,10 +135,8 @@ impl Summary {
             ));
         }
         if self.without_usage > 0 {
-            warnings.push(format!(
-                "{} answers did not say their tokens: pieces were counted instead",
-                self.without_usage
-            ));
+            let instead = if self.whole { "none were counted" } else { "pieces were counted instead" };
+            warnings.push(format!("{} answers did not say their tokens: {instead}", self.without_usage));
         }
         if let Some(lengths) = self.prompt_lengths.filter(|lengths| lengths.exact < lengths.counted) {
             warnings.push(format!(

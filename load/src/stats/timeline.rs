@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
     pub part_s: f64,
-    /// Tokens that came, those of a piece at its time.
+    /// Tokens that came, those of a piece at its time, and those of an answer without pieces at its end.
     pub tokens: Vec<f64>,
     pub done: Vec<u64>,
     pub failed: Vec<u64>,
@@ -30,6 +30,9 @@ impl Timeline {
             // What one piece holds is not said: the tokens are dealt out evenly.
             let each = record.tokens() as f64 / record.pieces_us.len().max(1) as f64;
             record.pieces_us.iter().for_each(|us| line.tokens[place(*us)] += each);
+            if record.pieces_us.is_empty() {
+                line.tokens[place(record.ended_us)] += each;
+            }
             line.done[place(record.ended_us)] += u64::from(record.is_done());
             line.failed[place(record.ended_us)] += u64::from(record.failure().is_some());
         }

@@ -1,69 +1,24 @@
-//! Follows one streamed answer of chat or completions, chunk by chunk, and notes what must not be.
+//! Follows one streamed answer, and notes what must not be. Chunks of chat and completions are taken apart here, events of the
+//! Responses API in `responses.rs`.
 
-use super::{Event, Violation, ViolationKind};
+use super::answer::{Endpoint, words};
+use super::{Call, Checked, Event, Expect, Usage, ViolationKind};
 use serde_json::Value;
-use std::collections::BTreeMap;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Endpoint {
-    Chat,
-    Completions,
-}
-
-/// What was asked for.
-#[derive(Clone, Copy, Debug)]
-pub struct Expect {
-    pub endpoint: Endpoint,
-    pub choices: usize,
-    pub max_tokens: Option<u64>,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    pub prompt_tokens: u64,
-    pub completion_tokens: u64,
-    pub total_tokens: Option<u64>,
-    pub cached_tokens: Option<u64>,
-}
-
-/// A function that the model calls.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Call {
-    pub id: String,
-    pub name: String,
-    pub arguments: String,
-}
-
-/// What an answer was.
-#[derive(Debug, Default)]
-pub struct Checked {
-    pub text: String,
-    pub calls: Vec<Call>,
-    pub finish_reason: Option<String>,
-    pub usage: Option<Usage>,
-    /// The server's words, if it ended the answer by an error.
-    pub error: Option<String>,
-    /// Whether each choice came to an end.
-    pub finished: bool,
-    pub violations: Vec<Violation>,
-}
 
 pub struct Checker {
-    expect: Expect,
-    checked: Checked,
+    pub(super) expect: Expect,
+    pub(super) checked: Checked,
     identity: Option<[Value; 2]>,
-    pieces: Vec<u64>,
-    finished: Vec<bool>,
-    done: bool,
+    pub(super) pieces: Vec<u64>,
+    pub(super) finished: Vec<bool>,
+    /// What ends a stream has come.
+    pub(super) done: bool,
     /// Usage stands in chunks that have choices: it grows with them.
     continuous: bool,
-    chunks: usize,
+    pub(super) chunks: usize,
+    /// Of an event, where they are numbered.
+    pub(super) last_number: Option<u64>,
 }
-
-/// Of one stream; what is broken all along need not be kept all along.
-const VIOLATIONS_KEPT: usize = 16;
-const EXAMPLE_CHARS: usize = 300;
 
 impl Checker {
     pub fn new(expect: Expect) -> Checker {
@@ -76,6 +31,7 @@ impl Checker {
             done: false,
             continuous: false,
             chunks: 0,
+            last_number: None,
         }
     }
 
@@ -89,14 +45,22 @@ impl Checker {
         let text = match event {
             Event::Data(text) | Event::Stray(text) => text,
         };
+        let is_done = text == "[DONE]" && matches!(event, Event::Data(_));
+        // Some servers send it behind the event that ends a response; OpenAI does not.
+        if is_done && self.expect.endpoint == Endpoint::Responses {
+            return false;
+        }
         if self.done {
             self.note(ViolationKind::SomethingAfterDone, text);
             return false;
         }
         match event {
             Event::Stray(line) => self.note(ViolationKind::NotAnEvent, line),
-            Event::Data(data) if data == "[DONE]" => self.done = true,
+            Event::Data(_) if is_done => self.done = true,
             Event::Data(data) => match serde_json::from_str::<Value>(data) {
+                Ok(event) if self.expect.endpoint == Endpoint::Responses => {
+                    return self.response_event(&event, data);
+                }
                 Ok(chunk) => return self.chunk(&chunk, data),
                 Err(_) => self.note(ViolationKind::NotJson, data),
             },
@@ -106,8 +70,7 @@ impl Checker {
 
     fn chunk(&mut self, chunk: &Value, text: &str) -> bool {
         if let Some(error) = chunk.get("error").filter(|error| !error.is_null()) {
-            self.checked.error =
-                Some(error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned));
+            self.checked.error = Some(words(error));
             return false;
         }
         let Some(choices) = chunk["choices"].as_array() else {
@@ -120,7 +83,7 @@ impl Checker {
         choices.iter().fold(false, |brought, choice| self.choice(choice, text) | brought)
     }
 
-    fn identify(&mut self, chunk: &Value, text: &str) {
+    pub(super) fn identify(&mut self, chunk: &Value, text: &str) {
         let identity = ["id", "model"].map(|name| chunk[name].clone());
         match &self.identity {
             None if identity[0].is_string() => self.identity = Some(identity),
@@ -192,19 +155,13 @@ impl Checker {
             self.note(ViolationKind::UsageTwice, text);
         }
         let less = before.is_some_and(|before| found.completion_tokens < before.completion_tokens);
-        let sum = found.prompt_tokens + found.completion_tokens;
-        if less || found.total_tokens.is_some_and(|total| total != sum) {
+        if less || !found.adds_up() {
             self.note(ViolationKind::UsageDoesNotAddUp, text);
         }
     }
 
     fn note(&mut self, kind: ViolationKind, text: &str) {
-        let mut counts = BTreeMap::<_, usize>::new();
-        self.checked.violations.iter().for_each(|violation| *counts.entry(violation.kind).or_default() += 1);
-        if counts.get(&kind).is_none_or(|count| *count < VIOLATIONS_KEPT) {
-            let example = text.chars().take(EXAMPLE_CHARS).collect();
-            self.checked.violations.push(Violation { kind, example });
-        }
+        self.checked.note(kind, text);
     }
 
     /// The end of the stream. `whole`: it was not broken off from outside, so that what is missing is the server's fault.
@@ -223,35 +180,6 @@ impl Checker {
         if !self.done {
             self.note(ViolationKind::DoneMissing, "the stream ended without [DONE]");
         }
-        match self.checked.usage {
-            None => self.note(ViolationKind::UsageMissing, "include_usage was asked for"),
-            Some(usage) => self.check_tokens(usage),
-        }
-    }
-
-    /// Every piece is one token at least. One that was cut off may have fewer than max_tokens: servers cut that to what
-    /// the context leaves.
-    fn check_tokens(&mut self, usage: Usage) {
-        let (pieces, tokens) = (self.pieces.iter().sum::<u64>(), usage.completion_tokens);
-        if pieces > tokens {
-            let words = format!("{pieces} pieces of text, and {tokens} completion_tokens");
-            self.note(ViolationKind::UsageIsNotWhatCame, &words);
-        }
-        let choices = self.expect.choices as u64;
-        if let Some(max) = self.expect.max_tokens.filter(|max| tokens > *max * choices) {
-            let words = format!("max_tokens {max} of {choices} choices, and {tokens} completion_tokens");
-            self.note(ViolationKind::UsageIsNotWhatCame, &words);
-        }
-    }
-}
-
-impl Usage {
-    fn read(usage: &Value) -> Option<Usage> {
-        Some(Usage {
-            prompt_tokens: usage["prompt_tokens"].as_u64()?,
-            completion_tokens: usage["completion_tokens"].as_u64()?,
-            total_tokens: usage["total_tokens"].as_u64(),
-            cached_tokens: usage["prompt_tokens_details"]["cached_tokens"].as_u64(),
-        })
+        self.checked.check_usage(&self.expect, self.pieces.iter().sum());
     }
 }

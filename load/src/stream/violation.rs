@@ -1,4 +1,4 @@
-//! What a server can do wrong in a stream that still can be read.
+//! What a server can do wrong in an answer that still can be read.
 
 use serde::Serialize;
 
@@ -15,11 +15,11 @@ pub enum ViolationKind {
     /// A line that is none of an event stream.
     NotAnEvent,
     NotJson,
-    /// JSON, without what every chunk has.
+    /// JSON, without what every chunk or event has.
     NotAChunk,
     /// `id` or `model` is not what the first chunk had.
     IdentityChanged,
-    /// A choice that was not asked for.
+    /// A choice that was not asked for, or that was there before.
     UnknownIndex,
     PieceAfterFinish,
     FinishedTwice,
@@ -30,6 +30,10 @@ pub enum ViolationKind {
     UsageDoesNotAddUp,
     /// Fewer tokens than pieces were seen, or more than were asked for.
     UsageIsNotWhatCame,
+    /// The response at the end of a stream has another text than its pieces had.
+    TextIsNotWhatCame,
+    /// An event's number is not the next one.
+    SequenceBroken,
     DoneMissing,
     SomethingAfterDone,
 }

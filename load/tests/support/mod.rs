@@ -21,6 +21,7 @@ pub fn target(url: &str) -> Target {
         url: url.to_owned(),
         key: None,
         endpoint: Endpoint::Chat,
+        whole: false,
         model: "scripted".into(),
         ignore_eos: false,
         extra: Default::default(),

@@ -1,6 +1,9 @@
-//! A server that says what it was told to say, when it was told to: first token, tokens between, and what can go wrong.
-//! It counts a word of a prompt as a token, and five around them.
+//! A server that says what it was told to say, when it was told to: first token, tokens between, and what can go wrong. Chat,
+//! completions and responses; as a stream, or as a body when the last token is due. It counts a word of a prompt as a token, and five around them.
 #![allow(dead_code, reason = "each test uses a part")]
+
+#[path = "wording.rs"]
+mod wording;
 
 use serde_json::{Value, json};
 use std::net::SocketAddr;
@@ -10,6 +13,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, sleep_until};
+use wording::{Endpoint, Wording};
 
 pub const OVERHEAD_TOKENS: u64 = 5;
 
@@ -109,7 +113,9 @@ impl Connection {
                 "/v1/models" => {
                     self.plain(200, &json!({ "data": [{ "id": "scripted" }] }).to_string()).await?
                 }
-                path if path.ends_with("/completions") => self.answer(path.contains("chat"), &body).await?,
+                "/v1/chat/completions" => self.answer(Endpoint::Chat, &body).await?,
+                "/v1/completions" => self.answer(Endpoint::Completions, &body).await?,
+                "/v1/responses" => self.answer(Endpoint::Responses, &body).await?,
                 _ => self.plain(404, "{}").await?,
             }
         }
@@ -159,7 +165,7 @@ impl Connection {
         self.write(&format!("{:x}\r\n{event}\r\n", event.len())).await
     }
 
-    async fn answer(&mut self, chat: bool, body: &Value) -> Option<()> {
+    async fn answer(&mut self, endpoint: Endpoint, body: &Value) -> Option<()> {
         let number = self.counts.asked.fetch_add(1, Ordering::SeqCst);
         if let Some((_, long)) = self.script.stall.filter(|(from, _)| number >= *from) {
             self.counts.stalled_until.get_or_init(|| Instant::now() + long);
@@ -169,30 +175,55 @@ impl Connection {
             Some(most) if running >= most => Act::Refuse(503),
             _ => (self.script.act)(number),
         };
-        let answered = self.act(act, number, chat, body).await;
+        let field = if endpoint == Endpoint::Responses { "max_output_tokens" } else { "max_tokens" };
+        let words = Wording {
+            id: format!("a-{number}"),
+            endpoint,
+            prompt_tokens: prompt_tokens(body),
+            tokens: body[field].as_u64().or(body["max_completion_tokens"].as_u64()).unwrap_or(16),
+        };
+        let answered = self.act(act, &words, body).await;
         self.counts.running.fetch_sub(1, Ordering::SeqCst);
         answered
     }
 
-    async fn act(&mut self, act: Act, number: u64, chat: bool, body: &Value) -> Option<()> {
+    async fn act(&mut self, act: Act, words: &Wording, body: &Value) -> Option<()> {
         match act {
-            Act::Refuse(status) => {
-                return self.plain(status, r#"{"error": {"message": "told to refuse"}}"#).await;
-            }
+            Act::Refuse(status) => self.plain(status, r#"{"error": {"message": "told to refuse"}}"#).await,
             Act::Strict if body["ignore_eos"] == true => {
-                return self.plain(400, r#"{"error": {"message": "ignore_eos: unknown field"}}"#).await;
+                self.plain(400, r#"{"error": {"message": "ignore_eos: unknown field"}}"#).await
             }
-            Act::Page => return self.plain(200, "<html>").await,
-            _ => {}
+            Act::Page => self.plain(200, "<html>").await,
+            _ if body["stream"] == true => self.stream(act, words).await,
+            _ => self.whole(act, words).await,
         }
+    }
+
+    /// When its last token is due.
+    async fn whole(&mut self, act: Act, words: &Wording) -> Option<()> {
+        sleep(self.script.ttft + self.script.itl * words.tokens.saturating_sub(1) as u32).await;
+        match act {
+            Act::Cut(_) => None,
+            Act::End(_) => self.plain(200, "{}").await,
+            Act::Error(_) => self.plain(200, r#"{"error": {"message": "told to fail"}}"#).await,
+            Act::Hang(_) => {
+                sleep(Duration::from_secs(3600)).await;
+                None
+            }
+            _ => self.plain(200, &words.whole()).await,
+        }
+    }
+
+    async fn stream(&mut self, act: Act, words: &Wording) -> Option<()> {
         self.write(
             "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n",
         )
         .await?;
-        let tokens = body["max_tokens"].as_u64().or(body["max_completion_tokens"].as_u64()).unwrap_or(16);
-        let answer = Chunks { id: format!("a-{number}"), chat };
+        for event in words.begin() {
+            self.event(&event).await?;
+        }
         let mut due = Instant::now() + self.script.ttft;
-        for token in 0..tokens {
+        for token in 0..words.tokens {
             sleep_until(due).await;
             due += self.script.itl;
             match act {
@@ -206,17 +237,17 @@ impl Connection {
                 Act::Garbage if token == 1 => self.event("{\"id\": ").await?,
                 _ => {}
             }
-            self.event(&answer.piece(" a")).await?;
+            self.event(&words.piece(token)).await?;
         }
-        if !matches!(act, Act::Error(_)) {
-            self.event(&answer.finish()).await?;
-            self.event(&answer.usage(prompt_tokens(body), tokens)).await?;
+        let end = if matches!(act, Act::Error(_)) { Vec::new() } else { words.end() };
+        for event in end {
+            self.event(&event).await?;
         }
-        if act != Act::NoDone {
+        if act != Act::NoDone && words.endpoint != Endpoint::Responses {
             self.event("[DONE]").await?;
         }
         if act == Act::AfterDone {
-            self.event(&answer.piece("late")).await?;
+            self.event(&words.piece(words.tokens)).await?;
         }
         self.write("0\r\n\r\n").await
     }
@@ -224,43 +255,7 @@ impl Connection {
 
 fn prompt_tokens(body: &Value) -> u64 {
     let words = |text: &Value| text.as_str().unwrap_or_default().split_whitespace().count() as u64;
-    let messages = body["messages"].as_array().into_iter().flatten();
+    let messages = [&body["messages"], &body["input"]].into_iter().filter_map(Value::as_array).flatten();
     let said: u64 = messages.map(|message| words(&message["content"])).sum();
     said + words(&body["prompt"]) + OVERHEAD_TOKENS
-}
-
-struct Chunks {
-    id: String,
-    chat: bool,
-}
-
-impl Chunks {
-    fn piece(&self, text: &str) -> String {
-        let choice = match self.chat {
-            true => json!({ "index": 0, "delta": { "content": text }, "finish_reason": null }),
-            false => json!({ "index": 0, "text": text, "finish_reason": null }),
-        };
-        self.wrap(json!([choice]), Value::Null)
-    }
-
-    fn finish(&self) -> String {
-        let choice = match self.chat {
-            true => json!({ "index": 0, "delta": {}, "finish_reason": "length" }),
-            false => json!({ "index": 0, "text": "", "finish_reason": "length" }),
-        };
-        self.wrap(json!([choice]), Value::Null)
-    }
-
-    fn usage(&self, prompt: u64, completion: u64) -> String {
-        let total = prompt + completion;
-        let usage =
-            json!({ "prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": total });
-        self.wrap(json!([]), usage)
-    }
-
-    fn wrap(&self, choices: Value, usage: Value) -> String {
-        let object = if self.chat { "chat.completion.chunk" } else { "text_completion" };
-        json!({ "id": self.id, "object": object, "created": 1, "model": "scripted", "choices": choices, "usage": usage })
-            .to_string()
-    }
 }

@@ -29,7 +29,7 @@ def test_metrics_are_openmetrics(http):
     assert answer.headers["content-type"].startswith("application/openmetrics-text")
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     assert len(families) > 40
-    assert families["flotilla_step_phase_seconds"].type == "counter"
+    assert families["flotilla_step_phase_seconds"].type == "histogram"
     for family in families.values():
         assert family.documentation, f"{family.name} has no help"
         assert family.name.startswith("flotilla_")

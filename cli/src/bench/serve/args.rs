@@ -12,7 +12,7 @@ const LOAD: &str = "The load";
 const PROMPTS: &str = "What is asked";
 const OUTCOME: &str = "What is looked for";
 
-/// Load any server that speaks OpenAI's API, time its streams and check them.
+/// Load any server that speaks OpenAI's API, time its answers and check them.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The server
@@ -23,6 +23,9 @@ pub struct ServeArgs {
     pub model: Option<String>,
     #[arg(long, value_enum, default_value_t = EndpointArg::Chat)]
     pub endpoint: EndpointArg,
+    /// Ask for whole answers instead of streams: only the time to the end and tokens a second are known of them
+    #[arg(long, conflicts_with = "chaos")]
+    pub no_stream: bool,
     /// Key, where the server wants one
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
@@ -41,6 +44,7 @@ pub struct ServeArgs {
 pub enum EndpointArg {
     Chat,
     Completions,
+    Responses,
 }
 
 #[derive(Debug, Args)]

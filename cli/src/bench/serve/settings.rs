@@ -19,6 +19,11 @@ const REQUESTS: usize = 100;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub async fn target(args: &ServeArgs) -> Result<Target> {
+    let of_streams = args.outcome.goal.is_some_and(|goal| goal.is_of_streams());
+    ensure!(
+        !(args.no_stream && of_streams),
+        "--no-stream and a goal of ttft, itl or pause: a whole answer has none\nhint: --goal e2e=10s"
+    );
     // What others write behind their base URL too.
     let url = args.url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
     let http = builder(&url, args.ca.as_deref())?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
@@ -35,7 +40,9 @@ pub async fn target(args: &ServeArgs) -> Result<Target> {
         endpoint: match args.endpoint {
             EndpointArg::Chat => Endpoint::Chat,
             EndpointArg::Completions => Endpoint::Completions,
+            EndpointArg::Responses => Endpoint::Responses,
         },
+        whole: args.no_stream,
         model,
         ignore_eos: args.prompts.ignore_eos,
         extra: args.prompts.extra.clone().unwrap_or_default(),
@@ -127,6 +134,7 @@ pub fn told(args: &ServeArgs, target: &Target, prompts: &Prompts) -> Value {
         "url": target.url,
         "model": target.model,
         "endpoint": target.endpoint,
+        "stream": !target.whole,
         "load": how,
         "requests": limit(args).requests,
         "duration_s": load.duration.map(|duration| duration.as_secs_f64()),

@@ -78,9 +78,7 @@ impl FleetMetrics {
         series.gauge(Named("build_info", "Which build this is", None), [(labels, 1.0)])?;
         let uptime = Named("uptime", "Since the server's start", SECONDS);
         series.gauge(uptime, only(self.board.uptime_s()))?;
-        let waiting: usize = replicas.iter().map(|replica| replica.stats.load.sequences_waiting).sum();
-        let serves = replicas.iter().any(Replica::is_ready);
-        let is_ready = serves && waiting < self.waiting_max && !self.drain.has_begun();
+        let is_ready = replicas.iter().any(Replica::is_ready) && !self.drain.has_begun();
         let ready = Named("ready", "Whether /ready says so: 1, or 0", None);
         series.gauge(ready, only(f64::from(u8::from(is_ready))))?;
         let draining = Named("draining", "Whether the server is about to stop", None);
@@ -185,11 +183,11 @@ fn standing(series: &mut Series, replicas: &[Replica]) -> Result<(), Error> {
 }
 
 fn steps(series: &mut Series, replicas: &[Replica]) -> Result<(), Error> {
-    let phases = Named("step_phase", "Time of steps, by what it goes to; steps overlap", SECONDS);
-    let by_phase = replicas.iter().flat_map(|it| {
-        Phase::ALL.map(|phase| (it.with("phase", phase.as_str()), it.record.phase(phase).as_secs_f64()))
-    });
-    series.counter(phases, by_phase)?;
+    let phases = Named("step_phase", "Time of a step, by what it goes to; steps overlap", SECONDS);
+    let by_phase = replicas
+        .iter()
+        .flat_map(|it| Phase::ALL.map(|phase| (it.with("phase", phase.as_str()), it.record.phase(phase))));
+    series.histogram(phases, by_phase)?;
     let steps = Named("replica_steps", "Steps of this replica's groups", None);
     series.counter(steps, replicas.iter().map(|it| (it.labels(), it.stats.counters.steps as f64)))?;
     let in_flight = Named("steps_in_flight", "Steps that are sent and not answered", None);

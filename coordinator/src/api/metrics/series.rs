@@ -2,10 +2,13 @@
 
 use std::fmt::Error;
 
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
+
+use crate::driver::Durations;
 
 /// Of one series: names and values.
 pub type Labels = Vec<(&'static str, String)>;
@@ -31,6 +34,20 @@ impl Series<'_> {
         all: impl IntoIterator<Item = (Labels, f64)>,
     ) -> Result<(), Error> {
         self.write(named, all, ConstCounter::new)
+    }
+
+    pub fn histogram<'a>(
+        &mut self,
+        Named(name, help, unit): Named,
+        all: impl IntoIterator<Item = (Labels, &'a Durations)>,
+    ) -> Result<(), Error> {
+        let mut family = self.0.encode_descriptor(name, &format!("{help}."), unit, MetricType::Histogram)?;
+        for (labels, durations) in all {
+            let buckets: Vec<(f64, u64)> = durations.buckets().collect();
+            let (sum, count) = (durations.sum().as_secs_f64(), durations.count());
+            family.encode_family(&labels)?.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+        }
+        Ok(())
     }
 
     fn write<M: EncodeMetric>(

@@ -65,7 +65,7 @@ tolerations:
   {{- end }}
 {{- end -}}
 
-{{/* Who serves the API: it lives if it answers at all, and is ready if a group serves and the queue has room. */}}
+{{/* Who serves the API: it lives if it answers at all, and is ready if a group serves, however much waits. */}}
 {{- define "flotilla.apiProbes" -}}
 startupProbe:
   httpGet: { path: /version, port: api, scheme: {{ include "flotilla.scheme" . }} }
