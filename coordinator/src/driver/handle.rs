@@ -10,6 +10,7 @@ use flotilla_scheduler::{ClientId, FinishReason, Rejection, Request, Usage};
 use flotilla_shared::step::Logprobs;
 use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::guides::Ready;
 use super::record::{Record, Recorder};
@@ -60,6 +61,11 @@ pub enum TokenEvent {
 pub enum Failure {
     #[error("the workers of the model were lost: {0}")]
     GroupLost(GroupError),
+    #[error(
+        "the workers fail in every step that this request is part of, and it is given up: {0}\n\
+         hint: other requests are served; the server's log says more"
+    )]
+    StepsFail(GroupError),
     #[error("what keeps the answer to its form failed, by a mistake of the server's")]
     GuideLost,
     #[error("the answer's form could not be followed to its end within its limits: {0}")]
@@ -126,6 +132,7 @@ pub(super) struct Submission {
     pub events: mpsc::UnboundedSender<TokenEvent>,
     pub admission: Admission,
     pub trace: Option<TraceContext>,
+    pub span: Span,
 }
 
 /// What the fleet tells the driver.
@@ -197,7 +204,8 @@ impl DriverHandle {
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
         let (timeout, trace) = (generation.timeout, generation.trace);
-        let submission = Submission { request, timeout, guide, events: events_in, admission, trace };
+        let span = Span::current();
+        let submission = Submission { request, timeout, guide, events: events_in, admission, trace, span };
         let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
         let (commands, replicas) = (self.commands.clone(), self.replicas.clone());
@@ -241,7 +249,7 @@ impl DriverHandle {
 }
 
 async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
-    let span = tracing::Span::current();
+    let span = Span::current();
     let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide, span)).await;
     // Blocking tasks are cancelled only when the runtime ends.
     let lost = |error: tokio::task::JoinError| match error.is_panic() {

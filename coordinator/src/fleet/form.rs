@@ -209,9 +209,9 @@ impl Fleet {
 /// A group whose first step failed; its workers go home.
 fn not_tried_out(group: &mut RemoteGroup, error: GroupError) -> FormError {
     let (rank, failure) = match &error {
-        GroupError::Lost { rank, .. } | GroupError::Refused { rank, .. } => {
-            (*rank, fault(group.is_here(*rank)))
-        }
+        GroupError::Lost { rank, .. }
+        | GroupError::Refused { rank, .. }
+        | GroupError::Stranded { rank, .. } => (*rank, fault(group.is_here(*rank))),
         GroupError::Disagree { ranks, .. } => {
             group.disputed(*ranks);
             (ranks.1, FormFailure::RanksDisagree)
