@@ -343,3 +343,28 @@ async fn the_rank_that_fails_is_named_and_not_the_one_that_it_leaves_alone() {
     let error = fail_once(&fleet, &formation, 1, false).await;
     assert!(matches!(&error, GroupError::Refused { reason, .. } if reason == "not a number"), "{error}");
 }
+
+#[tokio::test]
+async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let wanted = Formation { ranks: 3, ..formation() };
+    let (mut one, mut other) = (Box::pin(fleet.grown(&wanted, 2, 2)), Box::pin(fleet.grown(&wanted, 2, 2)));
+    let _newcomer = ready_worker(&fleet, sampled).await;
+    let growing = tokio::select! {
+        growing = &mut one => growing,
+        growing = &mut other => {
+            std::mem::swap(&mut one, &mut other);
+            growing
+        }
+    };
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
+    assert!(!is_early, "both end for one worker");
+    // It is part of a group now.
+    let progress = watch::Sender::new(Progress::Ready);
+    let _group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    drop(growing);
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
+    assert!(!is_early, "it ends for a worker that is taken");
+    let _newcomer = ready_worker(&fleet, sampled).await;
+    drop(tokio::time::timeout(Duration::from_secs(60), other).await.expect("this one is its own"));
+}

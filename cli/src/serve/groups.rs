@@ -3,7 +3,7 @@
 
 use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
-use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Progress, RemoteGroup};
+use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Growing, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
 use flotilla_shared::{Epoch, Plan};
 use flotilla_trust::audit::{self, Act};
@@ -24,6 +24,8 @@ pub struct Replica<'a> {
     pub considered: watch::Sender<usize>,
     /// It is not the first of this coordinator: nobody waits for its workers.
     pub is_more: bool,
+    /// Its group ended for a larger one, which does not stand yet.
+    pub growing: Option<Growing>,
 }
 
 impl Replica<'_> {
@@ -55,6 +57,7 @@ impl Replica<'_> {
                 info!(%epoch, ranks, seconds, "a group stands again");
                 self.formation.board.reformed(lost_at.elapsed());
             }
+            self.growing = None;
             let stood_at = Instant::now();
             let lost = self.serve(group, &on_ready).await;
             lost_at = Some(Instant::now());
@@ -91,7 +94,10 @@ impl Replica<'_> {
         let lost = tokio::select! {
             // In a step the driver hears of it first, between steps nobody asks the workers anything.
             lost = loss => lost,
-            () = self.fleet.grown(&self.formation, considered, ranks) => Some((GroupError::Outgrown, None)),
+            growing = self.fleet.grown(&self.formation, considered, ranks) => {
+                self.growing = Some(growing);
+                Some((GroupError::Outgrown, None))
+            }
             () = ready => None,
         };
         self.considered.send_replace(0);

@@ -78,7 +78,8 @@ pub async fn keep_replicas(
         standing.push(stands);
         let formation = Formation { board: formation.board.of_replica(number), ..formation.clone() };
         let is_more = number >= count.first();
-        Replica { fleet, formation, groups, driver, considered, is_more }.keep_formed(on_ready, on_lost)
+        Replica { fleet, formation, groups, driver, considered, is_more, growing: None }
+            .keep_formed(on_ready, on_lost)
     };
     for number in 0..count.first() {
         running.push(more(number, &mut standing));

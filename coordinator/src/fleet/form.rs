@@ -2,6 +2,7 @@
 
 use super::gather::{Gathered, gather, grown};
 use super::planning::Planning;
+use super::pool::Growing;
 use super::remote::RemoteGroup;
 use super::service::Fleet;
 use super::weights::Serving;
@@ -171,9 +172,10 @@ impl Fleet {
         Ok(group)
     }
 
-    /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer.
-    pub async fn grown(&self, formation: &Formation, considered: usize, ranks: usize) {
-        grown(&self.pool, formation, considered, ranks).await;
+    /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer. What comes
+    /// of it is to be kept until the next group stands.
+    pub async fn grown(&self, formation: &Formation, considered: usize, ranks: usize) -> Growing {
+        grown(&self.pool, formation, considered, ranks).await
     }
 
     /// Until every rank says Ready; says how each reaches the others.
