@@ -33,7 +33,7 @@ pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
 pub use record::{Phase, RankTotals, Record, Recorder};
-pub use rescue::Replicas;
+pub use rescue::{NotDissolved, Replicas};
 use rescue::{Orphaned, WeakReplicas};
 use seat::{InFlight, Seat};
 pub use stats::Stats;
@@ -312,7 +312,16 @@ impl<G: Group> Driver<G> {
         let Some(epoch) = self.epoch.filter(|_| !matches!(self.seat, Seat::Empty)) else {
             return;
         };
-        tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost");
+        match error {
+            GroupError::Dissolved => {
+                tracing::info!(%epoch, sequences = self.streams.len(), "group dissolved")
+            }
+            _ => tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost"),
+        }
+        if error == GroupError::Dissolved {
+            // Nobody is tried here any more.
+            self.suspects = Suspects::default();
+        }
         let verdict = self.judge(&error);
         self.seat = Seat::Empty;
         self.recorder.lost(now(), error.reason());

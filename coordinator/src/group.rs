@@ -61,6 +61,9 @@ pub enum GroupError {
     /// Nothing is wrong with it.
     #[error("more workers have come, and form a larger group")]
     Outgrown,
+    /// Nor here; no other takes its place.
+    #[error("the replica was dissolved by order")]
+    Dissolved,
 }
 
 /// [`GroupError`] in a word, for metrics.
@@ -71,15 +74,17 @@ pub enum LossReason {
     RanksDisagree,
     OutcomeUnfit,
     Outgrown,
+    Dissolved,
 }
 
 impl LossReason {
-    pub const ALL: [LossReason; 5] = [
+    pub const ALL: [LossReason; 6] = [
         LossReason::WorkerLost,
         LossReason::StepRefused,
         LossReason::RanksDisagree,
         LossReason::OutcomeUnfit,
         LossReason::Outgrown,
+        LossReason::Dissolved,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -89,6 +94,7 @@ impl LossReason {
             LossReason::RanksDisagree => "ranks_disagree",
             LossReason::OutcomeUnfit => "outcome_unfit",
             LossReason::Outgrown => "outgrown",
+            LossReason::Dissolved => "dissolved",
         }
     }
 }
@@ -101,6 +107,7 @@ impl GroupError {
             GroupError::Disagree { .. } => LossReason::RanksDisagree,
             GroupError::Abandoned(_) => LossReason::OutcomeUnfit,
             GroupError::Outgrown => LossReason::Outgrown,
+            GroupError::Dissolved => LossReason::Dissolved,
         }
     }
 
@@ -109,7 +116,8 @@ impl GroupError {
         match self {
             GroupError::Refused { .. } | GroupError::Disagree { .. } => true,
             GroupError::Abandoned(fault) => !matches!(fault, GroupFault::NoBlocks),
-            GroupError::Lost { .. } | GroupError::Stranded { .. } | GroupError::Outgrown => false,
+            GroupError::Lost { .. } | GroupError::Stranded { .. } => false,
+            GroupError::Outgrown | GroupError::Dissolved => false,
         }
     }
 }

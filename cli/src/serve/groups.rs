@@ -29,15 +29,15 @@ pub struct Replica<'a> {
 }
 
 impl Replica<'_> {
-    /// Forms a group, and another one whenever it is lost; returns only what no new worker can mend. `on_lost` is told
-    /// the name of the worker that was lost, if one was.
+    /// Forms a group, and another one whenever it is lost; returns what no new worker can mend, or nothing once the
+    /// replica was dissolved. `on_lost` is told the name of the worker that was lost, if one was.
     pub async fn keep_formed(
         mut self,
         on_ready: impl Fn(&Plan),
         on_lost: impl Fn(Option<&str>),
-    ) -> FormError {
+    ) -> Option<FormError> {
         let mut lost_at: Option<Instant> = None;
-        loop {
+        while !self.driver.is_dissolved() {
             let group = match self.form(lost_at.is_some() || self.is_more).await {
                 Ok(group) => group,
                 Err(FormError::Worker { rank, name, reason, failure }) => {
@@ -49,7 +49,7 @@ impl Replica<'_> {
                     tokio::time::sleep(FORM_PAUSE).await;
                     continue;
                 }
-                Err(error) => return error,
+                Err(error) => return Some(error),
             };
             if let Some(lost_at) = lost_at {
                 let (epoch, ranks) = (group.epoch(), group.plan().rank_count());
@@ -67,6 +67,8 @@ impl Replica<'_> {
                 tokio::time::sleep(FORM_PAUSE).await;
             }
         }
+        self.formation.board.gone();
+        None
     }
 
     async fn form(&self, again: bool) -> Result<RemoteGroup, FormError> {
@@ -86,8 +88,9 @@ impl Replica<'_> {
         audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         self.groups.formed(epoch, self.formation.kv_blocks, group);
         self.considered.send_replace(considered);
+        let mut driver = self.driver.clone();
         let ready = async {
-            self.driver.ready().await;
+            driver.ready().await;
             on_ready(&plan);
             std::future::pending::<()>().await
         };
@@ -98,6 +101,7 @@ impl Replica<'_> {
                 self.growing = Some(growing);
                 Some((GroupError::Outgrown, None))
             }
+            () = self.driver.dissolved() => Some((GroupError::Dissolved, None)),
             () = ready => None,
         };
         self.considered.send_replace(0);

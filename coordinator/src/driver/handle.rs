@@ -152,6 +152,8 @@ pub struct DriverHandle {
     /// A sequence may move to one of them.
     replicas: WeakReplicas,
     sequences: Arc<AtomicU64>,
+    /// Whether it is to end, for good.
+    dissolved: watch::Sender<bool>,
 }
 
 impl DriverHandle {
@@ -162,7 +164,8 @@ impl DriverHandle {
         replicas: WeakReplicas,
         sequences: Arc<AtomicU64>,
     ) -> DriverHandle {
-        DriverHandle { commands, readiness, stats, recorder, replicas, sequences }
+        let dissolved = watch::Sender::new(false);
+        DriverHandle { commands, readiness, stats, recorder, replicas, sequences, dissolved }
     }
 
     /// Sequences that run or wait.
@@ -228,6 +231,27 @@ impl DriverHandle {
         if self.readiness.wait_for(wanted).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// Its requests go on in other replicas, and no group is to take the place of the one that it has.
+    pub(super) fn dissolve(&self) {
+        self.dissolved.send_replace(true);
+    }
+
+    /// Whether it takes requests in, and will.
+    pub(super) fn serves(&self) -> bool {
+        !self.is_dissolved() && matches!(self.readiness(), Readiness::Ready { .. })
+    }
+
+    pub fn is_dissolved(&self) -> bool {
+        *self.dissolved.borrow()
+    }
+
+    /// Resolves once it is to be dissolved.
+    pub async fn dissolved(&self) {
+        let mut dissolved = self.dissolved.subscribe();
+        // The sender is this handle's own.
+        let _ = dissolved.wait_for(|dissolved| *dissolved).await;
     }
 
     /// How busy it is, and what it has done.

@@ -33,6 +33,25 @@ impl Replicas {
         self.drivers.read().expect("no holder panics").clone()
     }
 
+    /// Orders that this replica ends; the last one that serves only by force.
+    pub fn dissolve(&self, number: usize, force: bool) -> Result<(), NotDissolved> {
+        // So that of two orders at once the second sees the first.
+        let drivers = self.drivers.write().expect("no holder panics");
+        let driver = drivers.get(number).ok_or(NotDissolved::NoSuch { number, count: drivers.len() })?;
+        if driver.is_dissolved() {
+            return Err(NotDissolved::Already { number });
+        }
+        if !driver.serves() {
+            return Err(NotDissolved::NotServing { number, readiness: driver.readiness() });
+        }
+        let is_last = drivers.iter().enumerate().all(|(at, other)| at == number || !other.serves());
+        if is_last && !force {
+            return Err(NotDissolved::Last { number });
+        }
+        driver.dissolve();
+        Ok(())
+    }
+
     pub(super) fn sequences(&self) -> Arc<AtomicU64> {
         self.sequences.clone()
     }
@@ -40,6 +59,24 @@ impl Replicas {
     pub(super) fn downgrade(&self) -> WeakReplicas {
         WeakReplicas(Arc::downgrade(&self.drivers))
     }
+}
+
+/// Why a replica goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotDissolved {
+    #[error("no replica has the number {number}: there are {count}, counted from 0")]
+    NoSuch { number: usize, count: usize },
+    #[error("replica {number} was dissolved before")]
+    Already { number: usize },
+    #[error(
+        "replica {number} does not serve: {readiness}\nhint: one can be dissolved while its group stands"
+    )]
+    NotServing { number: usize, readiness: Readiness },
+    #[error(
+        "replica {number} is the last that serves: its requests could go nowhere\n\
+         hint: with force it is dissolved all the same, and no request is served any more"
+    )]
+    Last { number: usize },
 }
 
 /// Held by what the replicas' own handles hold, so that none of them keeps itself alive.
@@ -55,7 +92,7 @@ impl WeakReplicas {
     /// The one with the least to do of those that serve.
     pub(super) fn idlest(&self) -> Option<DriverHandle> {
         let all = self.all().into_iter();
-        let serve = all.filter(|driver| matches!(driver.readiness(), Readiness::Ready { .. }));
+        let serve = all.filter(DriverHandle::serves);
         serve.min_by_key(DriverHandle::busy)
     }
 }

@@ -218,7 +218,9 @@ fn not_tried_out(group: &mut RemoteGroup, error: GroupError) -> FormError {
             group.disputed(*ranks);
             (ranks.1, FormFailure::RanksDisagree)
         }
-        GroupError::Abandoned(_) | GroupError::Outgrown => (Rank(0), FormFailure::WorkerFailed),
+        GroupError::Abandoned(_) | GroupError::Outgrown | GroupError::Dissolved => {
+            (Rank(0), FormFailure::WorkerFailed)
+        }
     };
     let name = group.names().get(rank.index()).copied().unwrap_or_default().to_owned();
     let reason = format!("the group's first step failed: {error}");
