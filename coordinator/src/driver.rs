@@ -186,8 +186,7 @@ impl<G: Group> Driver<G> {
                 Action::Emit { sequence, token, logprobs, cached_tokens } => {
                     self.emit(sequence, TokenEvent::Token { token, logprobs, cached_tokens });
                     self.guides.advance(sequence, token);
-                    let guilty = self.suspects.emitted(sequence);
-                    self.convict(guilty);
+                    self.went_on(sequence);
                 }
                 Action::Finish { sequence, reason, usage } => self.finish(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.reject(sequence, reason),
@@ -318,10 +317,6 @@ impl<G: Group> Driver<G> {
             }
             _ => tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost"),
         }
-        if error == GroupError::Dissolved {
-            // Nobody is tried here any more.
-            self.suspects = Suspects::default();
-        }
         let verdict = self.judge(&error);
         self.seat = Seat::Empty;
         self.recorder.lost(now(), error.reason());
@@ -377,13 +372,7 @@ impl<G: Group> Driver<G> {
         if let Some(stream) = self.streams.remove(&sequence) {
             stream.say(TokenEvent::Finished { reason, usage });
         }
-        match reason {
-            FinishReason::StopToken(_) | FinishReason::Length => {
-                let guilty = self.suspects.finished(sequence);
-                self.convict(guilty);
-            }
-            FinishReason::Cancelled | FinishReason::Deadline => self.suspects.forget(sequence),
-        }
+        self.came_to_end(sequence, reason);
     }
 
     fn reject(&mut self, sequence: SequenceId, reason: Rejection) {

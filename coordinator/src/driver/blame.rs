@@ -2,15 +2,19 @@
 //! found guilty.
 
 use super::seat::Seat;
-use super::suspects::Verdict;
+use super::suspects::{Suspects, Verdict};
 use super::{Driver, Failure};
 use crate::group::{Group, GroupError};
-use flotilla_scheduler::Event;
+use flotilla_scheduler::{Event, FinishReason};
 use flotilla_shared::SequenceId;
 
 impl<G: Group> Driver<G> {
     /// The group is lost; the step that failed, if one did, is the oldest in flight, or the last that was answered.
     pub(super) fn judge(&mut self, error: &GroupError) -> Verdict {
+        if *error == GroupError::Dissolved {
+            // Nobody is tried here any more.
+            self.suspects = Suspects::default();
+        }
         let Seat::Taken { group, in_flight } = &mut self.seat else { return Verdict::Open };
         let step = match error {
             GroupError::Abandoned(_) => &self.answered,
@@ -41,7 +45,23 @@ impl<G: Group> Driver<G> {
         }
     }
 
-    pub(super) fn convict(&mut self, guilty: Vec<(SequenceId, GroupError)>) {
+    /// A token of it came.
+    pub(super) fn went_on(&mut self, sequence: SequenceId) {
+        let guilty = self.suspects.emitted(sequence);
+        self.convict(guilty);
+    }
+
+    pub(super) fn came_to_end(&mut self, sequence: SequenceId, reason: FinishReason) {
+        match reason {
+            FinishReason::StopToken(_) | FinishReason::Length => {
+                let guilty = self.suspects.finished(sequence);
+                self.convict(guilty);
+            }
+            FinishReason::Cancelled | FinishReason::Deadline => self.suspects.forget(sequence),
+        }
+    }
+
+    fn convict(&mut self, guilty: Vec<(SequenceId, GroupError)>) {
         for (sequence, error) in guilty {
             if let Some(stream) = self.streams.get(&sequence) {
                 stream.span.in_scope(
