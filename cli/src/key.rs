@@ -12,6 +12,9 @@ use std::io::IsTerminal;
 pub struct KeyArgs {
     /// Whose key it is: letters, digits and -_.@
     name: String,
+    /// It may change the fleet as well: flotilla dissolve
+    #[arg(long)]
+    admin: bool,
 }
 
 /// Tells keys of this server from others where they turn up.
@@ -25,7 +28,8 @@ pub fn run(args: &KeyArgs) -> Result<()> {
     // Where both go to one terminal, a blank line parts them.
     let gap = if std::io::stdout().is_terminal() { "\n" } else { "" };
     eprintln!("the key of {}, shown this once:\n{secret}{gap}", args.name);
-    println!("{entry}");
+    let admin = if args.admin { "admin = true\n" } else { "" };
+    println!("{entry}{admin}");
     audit::done(Act::MakeKey, &args.name, "an entry, which counts once it is in a server's key file");
     Ok(())
 }

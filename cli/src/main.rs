@@ -1,4 +1,4 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `top`, `doctor`, `key`, `certs`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `top`, `dissolve`, `doctor`, `key`, `certs`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
@@ -7,6 +7,7 @@ mod cache;
 mod certs;
 mod chat;
 mod device;
+mod dissolve;
 mod doctor;
 mod forecast;
 mod health;
@@ -57,6 +58,7 @@ enum Command {
     Chat(chat::ChatArgs),
     Top(top::TopArgs),
     Doctor(doctor::DoctorArgs),
+    Dissolve(dissolve::DissolveArgs),
     Key(key::KeyArgs),
     Certs(certs::CertsArgs),
 }
@@ -129,6 +131,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Chat(args) => chat::run(args).map(done),
         Command::Top(args) => top::run(args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
+        Command::Dissolve(args) => dissolve::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),
         Command::Certs(args) => certs::run(&args).map(done),
     }

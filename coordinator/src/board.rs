@@ -116,6 +116,11 @@ impl Board {
         lock(&self.facts.groups).insert(self.replica, group);
     }
 
+    /// No group of this replica is there any more.
+    pub fn gone(&self) {
+        lock(&self.facts.groups).remove(&self.replica);
+    }
+
     /// How far each rank has loaded.
     pub fn loading(&self, ranks: &[Loading]) {
         let now = self.uptime();

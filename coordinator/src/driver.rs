@@ -3,6 +3,7 @@
 //!
 //! It knows tokens only: text, HTTP and wire are others'. It reads the clock in one place.
 
+mod blame;
 mod durations;
 mod guides;
 mod handle;
@@ -11,6 +12,7 @@ mod rescue;
 mod seat;
 mod stats;
 mod stream;
+mod suspects;
 mod traced;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -31,11 +33,12 @@ pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
 pub use record::{Phase, RankTotals, Record, Recorder};
-pub use rescue::Replicas;
-use rescue::WeakReplicas;
+pub use rescue::{NotDissolved, Replicas};
+use rescue::{Orphaned, WeakReplicas};
 use seat::{InFlight, Seat};
 pub use stats::Stats;
 use stream::Stream;
+use suspects::Suspects;
 use traced::TracedStep;
 
 #[derive(Clone, Default)]
@@ -69,6 +72,9 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         epoch: None,
         streams: BTreeMap::new(),
         guides: Guides::new(),
+        suspects: Suspects::default(),
+        on_trial: None,
+        answered: Vec::new(),
         arrived: Vec::new(),
         readiness: readiness_in,
         stats: stats_in,
@@ -94,6 +100,12 @@ struct Driver<G> {
     /// Who listens to which sequence.
     streams: BTreeMap<SequenceId, Stream>,
     guides: Guides,
+    /// Who may have made steps fail.
+    suspects: Suspects,
+    /// As the scheduler was told.
+    on_trial: Option<SequenceId>,
+    /// Those of the last step that was answered.
+    answered: Vec<SequenceId>,
     /// Submitted since the last actions, and not answered yet.
     arrived: Vec<SequenceId>,
     readiness: watch::Sender<Readiness>,
@@ -103,13 +115,6 @@ struct Driver<G> {
     recorder: Recorder,
     tracer: Tracer,
     started: Instant,
-}
-
-struct Orphaned {
-    error: GroupError,
-    give_up: Instant,
-    /// When to look again for a replica that serves.
-    look: Instant,
 }
 
 enum Happened<G> {
@@ -174,17 +179,20 @@ impl<G: Group> Driver<G> {
     }
 
     fn carry_out(&mut self) {
+        self.put_on_trial();
         while let Some(action) = self.poll() {
             match action {
                 Action::Step(plan) => self.step(plan),
                 Action::Emit { sequence, token, logprobs, cached_tokens } => {
                     self.emit(sequence, TokenEvent::Token { token, logprobs, cached_tokens });
                     self.guides.advance(sequence, token);
+                    self.went_on(sequence);
                 }
                 Action::Finish { sequence, reason, usage } => self.finish(sequence, reason, usage),
                 Action::Reject { sequence, reason } => self.reject(sequence, reason),
                 Action::Abandon { fault, .. } => self.unseat(GroupError::Abandoned(fault)),
             }
+            self.put_on_trial();
         }
     }
 
@@ -217,8 +225,8 @@ impl<G: Group> Driver<G> {
             let _ = other.send(Command::Submit(Box::new(submission)));
             return;
         }
-        let Submission { mut request, timeout, guide, events, admission, trace } = submission;
-        let mut stream = Stream { events, admission: Some(admission), trace };
+        let Submission { mut request, timeout, guide, events, admission, trace, span } = submission;
+        let mut stream = Stream { events, admission: Some(admission), trace, span };
         if !is_ready {
             return stream.answer(Err(Refusal::NotReady(readiness)));
         }
@@ -245,19 +253,23 @@ impl<G: Group> Driver<G> {
     fn cancel(&mut self, sequence: SequenceId) {
         if self.streams.remove(&sequence).is_some() {
             self.guides.end(sequence);
+            self.suspects.forget(sequence);
             self.tell(Event::Cancelled(sequence));
         }
     }
 
     fn stepped(&mut self, outcome: StepOutcome) {
         if let Seat::Taken { group, in_flight } = &mut self.seat {
-            let InFlight { sent, traced } = in_flight.pop_front().expect("only steps in flight come back");
+            let InFlight { sent, traced, sequences } =
+                in_flight.pop_front().expect("only steps in flight come back");
             let (back, ranks) = (now(), group.rank_times());
             self.recorder.stepped(back - sent, RankTime::from(&outcome), ranks);
             if let Some(traced) = traced {
                 traced.tell(&self.tracer, (sent, back), ranks);
             }
+            self.answered = sequences;
         }
+        self.suspects.went_well();
         self.stats.send_modify(|stats| stats.computed(outcome.compute_us));
         self.tell(Event::Stepped(outcome));
     }
@@ -299,48 +311,24 @@ impl<G: Group> Driver<G> {
         let Some(epoch) = self.epoch.filter(|_| !matches!(self.seat, Seat::Empty)) else {
             return;
         };
-        tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost");
+        match error {
+            GroupError::Dissolved => {
+                tracing::info!(%epoch, sequences = self.streams.len(), "group dissolved")
+            }
+            _ => tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost"),
+        }
+        let verdict = self.judge(&error);
         self.seat = Seat::Empty;
         self.recorder.lost(now(), error.reason());
         self.readiness.send_replace(Readiness::Lost { error: error.clone() });
         self.tell(Event::GroupLost { epoch });
+        self.carry_out_verdict(verdict, &error);
         self.orphan(error);
         self.rescue();
     }
 
     fn is_seated(&self) -> bool {
         matches!(self.seat, Seat::Taken { .. })
-    }
-
-    fn orphan(&mut self, error: GroupError) {
-        let now = now();
-        let (give_up, look) = (now + self.regroup_wait, now + rescue::LOOK_EVERY);
-        self.orphaned = Some(Orphaned { error, give_up, look });
-    }
-
-    fn look_for_replica(&mut self) {
-        if let Some(orphaned) = &mut self.orphaned {
-            orphaned.look = now() + rescue::LOOK_EVERY;
-        }
-        self.rescue();
-    }
-
-    /// Sequences that came from another replica when this one had just lost its group too.
-    fn orphan_those_who_came(&mut self) {
-        if self.orphaned.is_none() {
-            // As whoever asks is told; a driver that never had a group has lost none, and only waits.
-            let error = match &*self.readiness.borrow() {
-                Readiness::Lost { error } => error.clone(),
-                _ => GroupError::Outgrown,
-            };
-            self.orphan(error);
-        }
-    }
-
-    fn give_up(&mut self) {
-        if let Some(Orphaned { error, .. }) = self.orphaned.take() {
-            self.fail_all(Failure::GroupLost(error));
-        }
     }
 
     fn fail_all(&mut self, failure: Failure) {
@@ -352,6 +340,7 @@ impl<G: Group> Driver<G> {
         if let Some(stream) = self.streams.remove(&sequence) {
             stream.say(TokenEvent::Failed(failure));
             self.guides.end(sequence);
+            self.suspects.forget(sequence);
             self.tell(Event::Cancelled(sequence));
         }
     }
@@ -363,7 +352,8 @@ impl<G: Group> Driver<G> {
         self.guides.mask(&mut plan);
         let (before, traced) = (now(), TracedStep::of(&self.tracer, &plan, &self.streams));
         let (done, sent) = (group.send(&plan), now());
-        in_flight.push_back(InFlight { sent, traced });
+        let sequences = plan.work.iter().map(|work| work.sequence).collect();
+        in_flight.push_back(InFlight { sent, traced, sequences });
         self.recorder.sent(sent - before);
         self.scheduler.reclaim(plan);
         if let Err(error) = done {
@@ -382,6 +372,7 @@ impl<G: Group> Driver<G> {
         if let Some(stream) = self.streams.remove(&sequence) {
             stream.say(TokenEvent::Finished { reason, usage });
         }
+        self.came_to_end(sequence, reason);
     }
 
     fn reject(&mut self, sequence: SequenceId, reason: Rejection) {

@@ -25,6 +25,9 @@ pub trait Group: Send + 'static {
     fn rank_times(&self) -> &[RankTime] {
         &[]
     }
+
+    /// The step that failed is not to be counted against the workers: what was in it is suspected.
+    fn acquit(&mut self) {}
 }
 
 /// What a step took on one rank.
@@ -47,6 +50,9 @@ pub enum GroupError {
     Lost { rank: Rank, reason: String },
     #[error("worker of rank {rank} refused step {step}: {reason}")]
     Refused { rank: Rank, step: StepId, reason: String },
+    /// Another rank, or the link to it, is at fault.
+    #[error("worker of rank {rank} was left alone in step {step}: {reason}")]
+    Stranded { rank: Rank, step: StepId, reason: String },
     /// Every rank must sample the same tokens; where they do not, none can be trusted.
     #[error("ranks {} and {} disagree on step {step}: {difference}", ranks.0, ranks.1)]
     Disagree { step: StepId, ranks: (Rank, Rank), difference: String },
@@ -55,6 +61,9 @@ pub enum GroupError {
     /// Nothing is wrong with it.
     #[error("more workers have come, and form a larger group")]
     Outgrown,
+    /// Nor here; no other takes its place.
+    #[error("the replica was dissolved by order")]
+    Dissolved,
 }
 
 /// [`GroupError`] in a word, for metrics.
@@ -65,15 +74,17 @@ pub enum LossReason {
     RanksDisagree,
     OutcomeUnfit,
     Outgrown,
+    Dissolved,
 }
 
 impl LossReason {
-    pub const ALL: [LossReason; 5] = [
+    pub const ALL: [LossReason; 6] = [
         LossReason::WorkerLost,
         LossReason::StepRefused,
         LossReason::RanksDisagree,
         LossReason::OutcomeUnfit,
         LossReason::Outgrown,
+        LossReason::Dissolved,
     ];
 
     pub fn as_str(self) -> &'static str {
@@ -83,6 +94,7 @@ impl LossReason {
             LossReason::RanksDisagree => "ranks_disagree",
             LossReason::OutcomeUnfit => "outcome_unfit",
             LossReason::Outgrown => "outgrown",
+            LossReason::Dissolved => "dissolved",
         }
     }
 }
@@ -91,10 +103,21 @@ impl GroupError {
     pub fn reason(&self) -> LossReason {
         match self {
             GroupError::Lost { .. } => LossReason::WorkerLost,
-            GroupError::Refused { .. } => LossReason::StepRefused,
+            GroupError::Refused { .. } | GroupError::Stranded { .. } => LossReason::StepRefused,
             GroupError::Disagree { .. } => LossReason::RanksDisagree,
             GroupError::Abandoned(_) => LossReason::OutcomeUnfit,
             GroupError::Outgrown => LossReason::Outgrown,
+            GroupError::Dissolved => LossReason::Dissolved,
+        }
+    }
+
+    /// Whether what was in the step may be why it failed. That a worker is gone is never a request's fault.
+    pub fn may_be_of_a_request(&self) -> bool {
+        match self {
+            GroupError::Refused { .. } | GroupError::Disagree { .. } => true,
+            GroupError::Abandoned(fault) => !matches!(fault, GroupFault::NoBlocks),
+            GroupError::Lost { .. } | GroupError::Stranded { .. } => false,
+            GroupError::Outgrown | GroupError::Dissolved => false,
         }
     }
 }

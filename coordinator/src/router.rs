@@ -4,7 +4,9 @@
 //! What a replica has is guessed by what was sent to it: prompts are remembered by hashes of their beginnings. A wrong
 //! guess costs time and changes nothing.
 
-use crate::driver::{DriverHandle, Generation, Readiness, Refusal, Replicas, Stats, TokenStream};
+use crate::driver::{
+    DriverHandle, Generation, NotDissolved, Readiness, Refusal, Replicas, Stats, TokenStream,
+};
 use flotilla_shared::TokenId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -66,6 +68,11 @@ impl ReplicaRouter {
     /// All of them, in the order of their numbers.
     pub fn drivers(&self) -> Vec<DriverHandle> {
         self.replicas.all()
+    }
+
+    /// See [`Replicas::dissolve`].
+    pub fn dissolve(&self, number: usize, force: bool) -> Result<(), NotDissolved> {
+        self.replicas.dissolve(number, force)
     }
 
     /// Of each replica.

@@ -1,7 +1,7 @@
 //! The door for workers, with workers that are not ours: what each is told that may not join.
 
 use flotilla_coordinator::fleet::{Fleet, Formation, Planning, Progress, Weights};
-use flotilla_coordinator::group::Group;
+use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_planner::{Aim, Goal};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker, to_worker};
@@ -288,4 +288,83 @@ fn old(plan: wire::StepPlan, spoil: fn(&mut wire::StepOutcome)) -> Vec<from_work
         spoil(&mut outcome);
     }
     vec![from_worker::Message::Outcome(outcome)]
+}
+
+fn failed(plan: &wire::StepPlan, reason: &str, blames_another: bool) -> Vec<from_worker::Message> {
+    let (reason, epoch) = (reason.to_owned(), plan.epoch);
+    vec![from_worker::Message::Failed(wire::Failed { reason, epoch, blames_another })]
+}
+
+/// Every step but the first of a group fails.
+fn fails(plan: wire::StepPlan) -> Vec<from_worker::Message> {
+    if plan.step == 1 { sampled(plan) } else { failed(&plan, "not a number", false) }
+}
+
+/// How the next step of a group of so many workers fails.
+async fn fail_once(fleet: &Fleet, formation: &Formation, epoch: u64, acquits: bool) -> GroupError {
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(epoch), formation, false, &progress).await.unwrap();
+    let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+    let plan = StepPlan { epoch: Epoch(epoch), step: StepId(1), work, ..Default::default() };
+    group.send(&plan).unwrap();
+    let error = group.outcome().await.expect_err("it fails");
+    if acquits {
+        group.acquit();
+    }
+    error
+}
+
+/// By its own fault three times in a row: without the acquittal in between it would be.
+#[tokio::test]
+async fn a_worker_that_is_acquitted_is_not_sent_away() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut steps = ready_worker(&fleet, fails).await;
+    for (epoch, acquits) in [(1, false), (2, true), (3, false), (4, false)] {
+        let error = fail_once(&fleet, &formation(), epoch, acquits).await;
+        assert!(matches!(error, GroupError::Refused { .. }), "{error}");
+    }
+    fail_once(&fleet, &formation(), 5, false).await;
+    // The third that counts.
+    let sent_away = async { while steps.recv().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(60), sent_away).await.expect("it is sent away");
+}
+
+/// Whoever fails by its own fault is named, also if the other rank's complaint comes first.
+#[tokio::test]
+async fn the_rank_that_fails_is_named_and_not_the_one_that_it_leaves_alone() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _a = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), |plan| {
+        if plan.step == 1 { sampled(plan) } else { failed(&plan, "the other is gone", true) }
+    })
+    .await;
+    let _b = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), fails).await;
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let formation = Formation { ranks: 2, plan: Some(Plan::even(&spec, 2, 1)), ..formation() };
+    let error = fail_once(&fleet, &formation, 1, false).await;
+    assert!(matches!(&error, GroupError::Refused { reason, .. } if reason == "not a number"), "{error}");
+}
+
+#[tokio::test]
+async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let wanted = Formation { ranks: 3, ..formation() };
+    let (mut one, mut other) = (Box::pin(fleet.grown(&wanted, 2, 2)), Box::pin(fleet.grown(&wanted, 2, 2)));
+    let _newcomer = ready_worker(&fleet, sampled).await;
+    let growing = tokio::select! {
+        growing = &mut one => growing,
+        growing = &mut other => {
+            std::mem::swap(&mut one, &mut other);
+            growing
+        }
+    };
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
+    assert!(!is_early, "both end for one worker");
+    // It is part of a group now.
+    let progress = watch::Sender::new(Progress::Ready);
+    let _group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    drop(growing);
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
+    assert!(!is_early, "it ends for a worker that is taken");
+    let _newcomer = ready_worker(&fleet, sampled).await;
+    drop(tokio::time::timeout(Duration::from_secs(60), other).await.expect("this one is its own"));
 }

@@ -55,6 +55,9 @@ pub enum Event {
     Cancelled(SequenceId),
     /// The mask of this sequence's next token is there: see [`Request::guided`].
     Masked(SequenceId),
+    /// From now on this sequence alone is taken in from the line, and nobody else, until it ends or the next such
+    /// event; with nobody, all are again. What runs goes on.
+    OnTrial(Option<SequenceId>),
     /// Time has passed: a deadline may have come. See [`crate::Scheduler::wakes_at`].
     Tick,
     /// The oldest step in flight is done. Of any other step it is stale, and ignored.

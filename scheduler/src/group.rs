@@ -322,6 +322,9 @@ impl Group {
     /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment is
     /// passed over, and looked at again before all others.
     fn admit(&mut self, settings: &Settings, line: &mut Line, batch: &mut Batch, counters: &mut Counters) {
+        if let Some(id) = line.on_trial {
+            return self.admit_only(id, settings, line, batch, counters);
+        }
         let mut at = 0;
         while let Some(next) = line.aside(at).filter(|_| self.has_seat(settings, batch)) {
             match self.fits(next, settings) {
@@ -343,6 +346,22 @@ impl Group {
                 Fit::PrefixIsComing | Fit::No => return,
             }
         }
+    }
+
+    fn admit_only(
+        &mut self,
+        id: SequenceId,
+        settings: &Settings,
+        line: &mut Line,
+        batch: &mut Batch,
+        counters: &mut Counters,
+    ) {
+        if !self.has_seat(settings, batch) {
+            return;
+        }
+        let Some(Fit::Yes(prefix)) = line.find_mut(id).map(|next| self.fits(next, settings)) else { return };
+        let sequence = line.remove(id).expect("looked at just now");
+        self.seat(sequence, prefix, batch, counters);
     }
 
     fn has_seat(&self, settings: &Settings, batch: &Batch) -> bool {

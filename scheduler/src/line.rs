@@ -21,6 +21,8 @@ pub struct Line {
     queues: BTreeMap<(i32, ClientId), VecDeque<Sequence>>,
     clients: BTreeMap<ClientId, Account>,
     count: usize,
+    /// While somebody is, nobody else is next.
+    pub on_trial: Option<SequenceId>,
 }
 
 /// What one client has had, while it has sequences here or in the group.
@@ -159,6 +161,15 @@ impl Line {
 
     fn account(&mut self, client: ClientId) -> &mut Account {
         self.clients.get_mut(&client).expect("a client with a sequence has an account")
+    }
+
+    pub fn find_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
+        self.iter_mut().find(|sequence| sequence.id == id)
+    }
+
+    /// Nobody waits for one that is gone.
+    pub fn end_trial(&mut self, id: SequenceId) {
+        self.on_trial.take_if(|on_trial| *on_trial == id);
     }
 
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {

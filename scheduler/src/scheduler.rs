@@ -66,6 +66,7 @@ impl Scheduler {
             Event::Arrived(request) => self.arrive(request),
             Event::Cancelled(sequence) => self.end_early(sequence, FinishReason::Cancelled),
             Event::Masked(sequence) => self.mask_arrived(sequence),
+            Event::OnTrial(sequence) => self.line.on_trial = sequence,
             Event::Tick => {}
             Event::Stepped(outcome) => self.apply(outcome),
         }
@@ -221,6 +222,7 @@ impl Scheduler {
         let sequence = self.line.remove(id)?;
         self.ids.remove(&id);
         self.line.leave(sequence.client);
+        self.line.end_trial(id);
         Some(sequence)
     }
 
@@ -337,6 +339,7 @@ impl Scheduler {
         tracing::debug!(sequence = %id, ?reason, ?usage, ?alive, "finished");
         self.ids.remove(&id);
         self.line.leave(sequence.client);
+        self.line.end_trial(id);
         self.actions.push_back(Action::Finish { sequence: id, reason, usage });
     }
 }

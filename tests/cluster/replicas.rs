@@ -3,6 +3,7 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, greedy, greedy_text};
+use crate::support::program::run;
 use crate::support::server::{Coordinator, Up};
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -108,4 +109,62 @@ async fn prompts_that_begin_alike_go_to_the_same_replica() {
     }
     assert_eq!(cached[0], 0);
     assert!(cached[1..].iter().all(|cached| *cached > 100), "{cached:?}");
+}
+
+#[tokio::test]
+async fn a_replica_is_dissolved_and_its_worker_serves_another() {
+    let (model, dir) = (endless().await, tempfile::tempdir().unwrap());
+    let file = dir.path().join("keys.toml");
+    let made = run(["key", "root", "--admin"]).await;
+    std::fs::write(&file, &made.expect_status(0).stdout).unwrap();
+    let key = made.stderr.lines().last().expect("the key is told once").to_owned();
+    let more = ["--replicas", "2", "--regroup-grace", "60", "--api-keys", file.to_str().unwrap()];
+    let coordinator = Coordinator::start(model.path(), 1, &more).await;
+    let mut workers = ["a", "b"].map(|name| coordinator.worker(name));
+    let client = Client::with_key(&coordinator.url, &key);
+    replicas_ready(&client, 2).await;
+    let prompts: Vec<String> = (0..6).map(|number| format!("Story number {number}")).collect();
+    let mut undisturbed = Vec::new();
+    for prompt in &prompts {
+        undisturbed.push(greedy_text(&client, prompt, 400).await);
+    }
+    let mut streams = Vec::new();
+    for prompt in &prompts {
+        let mut stream = client.stream(COMPLETIONS, greedy(prompt, 400)).await;
+        let begun = stream.text_of(20).await;
+        streams.push((stream, begun));
+    }
+    let dissolve = |more: &[&str]| {
+        let args = [&["dissolve", "--url", &coordinator.url, "--api-key", &key], more].concat();
+        run(args.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    };
+    let done = dissolve(&["0"]).await;
+    assert_eq!(done.expect_status(0).stdout, "replica 0 is dissolved\n");
+    for ((stream, begun), undisturbed) in streams.into_iter().zip(&undisturbed) {
+        let rest = timeout(Duration::from_secs(60), stream.rest()).await.expect("the stream ends");
+        assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")));
+        assert_eq!(&(begun + &rest.text), undisturbed);
+    }
+    dissolve(&["0"]).await.expect_refusal(1, &["409", "dissolved before"]);
+    dissolve(&["1"]).await.expect_refusal(1, &["409", "the last that serves", "hint: with force"]);
+    // Who served replica 0 waits for whoever needs it, and makes no replica of its own.
+    let serves = cluster(&client).await["workers"][0]["name"].as_str().expect("a name").to_owned();
+    let (served, waits) = if serves == "a" { (0, "b") } else { (1, "a") };
+    workers[served].kill().await;
+    let moved = async {
+        loop {
+            let cluster = cluster(&client).await;
+            if cluster["status"] == "ready" && cluster["workers"][0]["name"] == waits {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(60), moved).await.expect("the other worker serves replica 1");
+    assert_eq!(greedy_text(&client, &prompts[0], 400).await, undisturbed[0]);
+    assert_eq!(dissolve(&["1", "--force"]).await.expect_status(0).stdout, "replica 1 is dissolved\n");
+    client.health(503).await;
+    let said = coordinator.process.said();
+    let acts: Vec<&str> = said.lines().filter(|line| line.contains("act=\"dissolve-replica\"")).collect();
+    assert!(acts.len() == 4 && acts.iter().all(|act| act.contains("who=\"root\"")), "{acts:?}");
 }

@@ -3,6 +3,7 @@
 use super::server::PATIENCE;
 use futures::StreamExt;
 use futures::stream::BoxStream;
+use reqwest::header::{AUTHORIZATION, HeaderMap};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -15,10 +16,19 @@ pub struct Client {
 
 impl Client {
     pub fn new(url: &str) -> Client {
+        Client::with_headers(url, HeaderMap::new())
+    }
+
+    pub fn with_key(url: &str, key: &str) -> Client {
+        let bearer = format!("Bearer {key}").parse().expect("a key is ASCII");
+        Client::with_headers(url, HeaderMap::from_iter([(AUTHORIZATION, bearer)]))
+    }
+
+    fn with_headers(url: &str, headers: HeaderMap) -> Client {
         let _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
         // It speaks http, and trusts nobody's certificate.
         let http = reqwest::Client::builder().timeout(2 * PATIENCE).no_proxy().tls_certs_only([]);
-        let http = http.build().expect("a client");
+        let http = http.default_headers(headers).build().expect("a client");
         Client { http, url: url.to_owned() }
     }
 

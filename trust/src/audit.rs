@@ -13,6 +13,8 @@ pub enum Act {
     /// `who`: the group's epoch.
     FormGroup,
     DissolveGroup,
+    /// By order of `who`, the name of a key.
+    DissolveReplica,
     /// `who`: the files.
     ReadKeys,
     ReadCertificates,
@@ -24,11 +26,12 @@ pub enum Act {
 }
 
 impl Act {
-    const ALL: [Act; 9] = [
+    const ALL: [Act; 10] = [
         Act::AdmitWorker,
         Act::WorkerLeft,
         Act::FormGroup,
         Act::DissolveGroup,
+        Act::DissolveReplica,
         Act::ReadKeys,
         Act::ReadCertificates,
         Act::Drain,
@@ -43,6 +46,7 @@ impl Act {
             Act::WorkerLeft => "worker-left",
             Act::FormGroup => "form-group",
             Act::DissolveGroup => "dissolve-group",
+            Act::DissolveReplica => "dissolve-replica",
             Act::ReadKeys => "read-keys",
             Act::ReadCertificates => "read-certificates",
             Act::Drain => "drain",

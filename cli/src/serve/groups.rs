@@ -3,7 +3,7 @@
 
 use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
-use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Progress, RemoteGroup};
+use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Growing, Progress, RemoteGroup};
 use flotilla_coordinator::group::GroupError;
 use flotilla_shared::{Epoch, Plan};
 use flotilla_trust::audit::{self, Act};
@@ -24,18 +24,20 @@ pub struct Replica<'a> {
     pub considered: watch::Sender<usize>,
     /// It is not the first of this coordinator: nobody waits for its workers.
     pub is_more: bool,
+    /// Its group ended for a larger one, which does not stand yet.
+    pub growing: Option<Growing>,
 }
 
 impl Replica<'_> {
-    /// Forms a group, and another one whenever it is lost; returns only what no new worker can mend. `on_lost` is told
-    /// the name of the worker that was lost, if one was.
+    /// Forms a group, and another one whenever it is lost; returns what no new worker can mend, or nothing once the
+    /// replica was dissolved. `on_lost` is told the name of the worker that was lost, if one was.
     pub async fn keep_formed(
         mut self,
         on_ready: impl Fn(&Plan),
         on_lost: impl Fn(Option<&str>),
-    ) -> FormError {
+    ) -> Option<FormError> {
         let mut lost_at: Option<Instant> = None;
-        loop {
+        while !self.driver.is_dissolved() {
             let group = match self.form(lost_at.is_some() || self.is_more).await {
                 Ok(group) => group,
                 Err(FormError::Worker { rank, name, reason, failure }) => {
@@ -47,7 +49,7 @@ impl Replica<'_> {
                     tokio::time::sleep(FORM_PAUSE).await;
                     continue;
                 }
-                Err(error) => return error,
+                Err(error) => return Some(error),
             };
             if let Some(lost_at) = lost_at {
                 let (epoch, ranks) = (group.epoch(), group.plan().rank_count());
@@ -55,6 +57,7 @@ impl Replica<'_> {
                 info!(%epoch, ranks, seconds, "a group stands again");
                 self.formation.board.reformed(lost_at.elapsed());
             }
+            self.growing = None;
             let stood_at = Instant::now();
             let lost = self.serve(group, &on_ready).await;
             lost_at = Some(Instant::now());
@@ -64,6 +67,8 @@ impl Replica<'_> {
                 tokio::time::sleep(FORM_PAUSE).await;
             }
         }
+        self.formation.board.gone();
+        None
     }
 
     async fn form(&self, again: bool) -> Result<RemoteGroup, FormError> {
@@ -83,15 +88,20 @@ impl Replica<'_> {
         audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         self.groups.formed(epoch, self.formation.kv_blocks, group);
         self.considered.send_replace(considered);
+        let mut driver = self.driver.clone();
         let ready = async {
-            self.driver.ready().await;
+            driver.ready().await;
             on_ready(&plan);
             std::future::pending::<()>().await
         };
         let lost = tokio::select! {
             // In a step the driver hears of it first, between steps nobody asks the workers anything.
             lost = loss => lost,
-            () = self.fleet.grown(&self.formation, considered, ranks) => Some((GroupError::Outgrown, None)),
+            growing = self.fleet.grown(&self.formation, considered, ranks) => {
+                self.growing = Some(growing);
+                Some((GroupError::Outgrown, None))
+            }
+            () = self.driver.dissolved() => Some((GroupError::Dissolved, None)),
             () = ready => None,
         };
         self.considered.send_replace(0);

@@ -78,15 +78,21 @@ pub async fn keep_replicas(
         standing.push(stands);
         let formation = Formation { board: formation.board.of_replica(number), ..formation.clone() };
         let is_more = number >= count.first();
-        Replica { fleet, formation, groups, driver, considered, is_more }.keep_formed(on_ready, on_lost)
+        Replica { fleet, formation, groups, driver, considered, is_more, growing: None }
+            .keep_formed(on_ready, on_lost)
     };
+    let mut has_dissolved = false;
     for number in 0..count.first() {
         running.push(more(number, &mut standing));
     }
     loop {
         tokio::select! {
-            Some(error) = running.next() => return error,
-            () = tokio::time::sleep(LOOK_EVERY), if count == ReplicaCount::Auto => {
+            Some(ended) = running.next() => match ended {
+                Some(error) => return error,
+                None => has_dissolved = true,
+            },
+            // Whoever dissolves one wants its workers elsewhere.
+            () = tokio::time::sleep(LOOK_EVERY), if count == ReplicaCount::Auto && !has_dissolved => {
                 // Who was lost goes before who is new.
                 let all_stand = standing.iter().all(|considered| *considered.borrow() == formation.ranks);
                 let number = standing.len();
@@ -95,6 +101,8 @@ pub async fn keep_replicas(
                     running.push(more(number, &mut standing));
                 }
             }
+            // By force: nothing is served until this process is started again.
+            else => std::future::pending::<()>().await,
         }
     }
 }

@@ -8,7 +8,7 @@ use flotilla_scheduler::Rejection;
 use serde_json::{Value, json};
 
 use super::fields::{FieldError, Problem};
-use crate::driver::{Failure, Readiness, Refusal};
+use crate::driver::{Failure, NotDissolved, Readiness, Refusal};
 use crate::guide::{Fault, FormError};
 use crate::keys::Exceeded;
 
@@ -85,6 +85,15 @@ pub enum ApiError {
     PreviousNotFound { id: String },
     #[error("{path}: no item {id:?} is stored\nhint: send the item itself")]
     ItemNotFound { path: String, id: String },
+    #[error(
+        "this takes the key of an administrator\n\
+         hint: one with admin = true in the server's key file; without --api-keys nobody may"
+    )]
+    NotAdmin,
+    #[error("{number:?} is no number of a replica\nhint: they are counted from 0, as in GET /v1/cluster")]
+    NoReplica { number: String },
+    #[error("{0}")]
+    NotDissolved(#[from] NotDissolved),
     #[error("the server made a mistake: {0}")]
     Internal(String),
 }
@@ -109,10 +118,14 @@ impl ApiError {
                 StatusCode::NOT_FOUND
             }
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::NotAdmin => StatusCode::FORBIDDEN,
+            Self::NoReplica { .. } | Self::NotDissolved(NotDissolved::NoSuch { .. }) => StatusCode::NOT_FOUND,
+            Self::NotDissolved(_) => StatusCode::CONFLICT,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Failed(Failure::StepsFail(_)) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::NotReady(_)
             | Self::Draining
             | Self::Failed(_)
@@ -164,11 +177,16 @@ impl ApiError {
             Self::NotReady(_) => "not_ready",
             Self::Draining => "draining",
             Self::Failed(Failure::FormExhausted(_)) => "grammar_exhausted",
+            Self::Failed(Failure::StepsFail(_)) => "steps_fail",
             Self::Failed(_) => "interrupted",
             Self::Deadline => "deadline_exceeded",
             Self::ResponseNotFound { .. } => "response_not_found",
             Self::PreviousNotFound { .. } => "previous_response_not_found",
             Self::ItemNotFound { .. } => "item_not_found",
+            Self::NotAdmin => "not_admin",
+            Self::NoReplica { .. } | Self::NotDissolved(NotDissolved::NoSuch { .. }) => "replica_not_found",
+            Self::NotDissolved(NotDissolved::Last { .. }) => "replica_is_last",
+            Self::NotDissolved(_) => "replica_not_serving",
             Self::Internal(_) => "internal_error",
         }
     }
@@ -192,7 +210,7 @@ impl ApiError {
                 Some(RETRY_AFTER_S)
             }
             // Another try would go the same way.
-            Self::Failed(Failure::FormExhausted(_)) => None,
+            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_)) => None,
             Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),
             Self::NotReady(_) | Self::Draining | Self::Failed(_) | Self::Deadline => {
                 Some(RETRY_AFTER_LOADING_S)

@@ -12,6 +12,7 @@ mod cluster;
 mod completions;
 mod content;
 mod cors;
+mod dissolve;
 mod draining;
 mod encoding;
 mod ending;
@@ -154,6 +155,7 @@ fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
         // A model's name may hold a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/cluster", get(cluster::tell))
+        .route("/v1/cluster/replicas/{number}/dissolve", post(dissolve::dissolve))
         .route("/tokenize", post(tokenize::tokenize))
         .route("/detokenize", post(tokenize::detokenize))
         .merge(responses::routes())

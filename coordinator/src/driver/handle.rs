@@ -10,6 +10,7 @@ use flotilla_scheduler::{ClientId, FinishReason, Rejection, Request, Usage};
 use flotilla_shared::step::Logprobs;
 use flotilla_shared::{Epoch, KvBlocks, Sampling, SequenceId, TokenId};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::Span;
 
 use super::guides::Ready;
 use super::record::{Record, Recorder};
@@ -60,6 +61,11 @@ pub enum TokenEvent {
 pub enum Failure {
     #[error("the workers of the model were lost: {0}")]
     GroupLost(GroupError),
+    #[error(
+        "the workers fail in every step that this request is part of, and it is given up: {0}\n\
+         hint: other requests are served; the server's log says more"
+    )]
+    StepsFail(GroupError),
     #[error("what keeps the answer to its form failed, by a mistake of the server's")]
     GuideLost,
     #[error("the answer's form could not be followed to its end within its limits: {0}")]
@@ -126,6 +132,7 @@ pub(super) struct Submission {
     pub events: mpsc::UnboundedSender<TokenEvent>,
     pub admission: Admission,
     pub trace: Option<TraceContext>,
+    pub span: Span,
 }
 
 /// What the fleet tells the driver.
@@ -145,6 +152,8 @@ pub struct DriverHandle {
     /// A sequence may move to one of them.
     replicas: WeakReplicas,
     sequences: Arc<AtomicU64>,
+    /// Whether it is to end, for good.
+    dissolved: watch::Sender<bool>,
 }
 
 impl DriverHandle {
@@ -155,7 +164,8 @@ impl DriverHandle {
         replicas: WeakReplicas,
         sequences: Arc<AtomicU64>,
     ) -> DriverHandle {
-        DriverHandle { commands, readiness, stats, recorder, replicas, sequences }
+        let dissolved = watch::Sender::new(false);
+        DriverHandle { commands, readiness, stats, recorder, replicas, sequences, dissolved }
     }
 
     /// Sequences that run or wait.
@@ -197,7 +207,8 @@ impl DriverHandle {
         let (events_in, events) = mpsc::unbounded_channel();
         let (admission, admitted) = oneshot::channel();
         let (timeout, trace) = (generation.timeout, generation.trace);
-        let submission = Submission { request, timeout, guide, events: events_in, admission, trace };
+        let span = Span::current();
+        let submission = Submission { request, timeout, guide, events: events_in, admission, trace, span };
         let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
         let (commands, replicas) = (self.commands.clone(), self.replicas.clone());
@@ -222,6 +233,27 @@ impl DriverHandle {
         }
     }
 
+    /// Its requests go on in other replicas, and no group is to take the place of the one that it has.
+    pub(super) fn dissolve(&self) {
+        self.dissolved.send_replace(true);
+    }
+
+    /// Whether it takes requests in, and will.
+    pub(super) fn serves(&self) -> bool {
+        !self.is_dissolved() && matches!(self.readiness(), Readiness::Ready { .. })
+    }
+
+    pub fn is_dissolved(&self) -> bool {
+        *self.dissolved.borrow()
+    }
+
+    /// Resolves once it is to be dissolved.
+    pub async fn dissolved(&self) {
+        let mut dissolved = self.dissolved.subscribe();
+        // The sender is this handle's own.
+        let _ = dissolved.wait_for(|dissolved| *dissolved).await;
+    }
+
     /// How busy it is, and what it has done.
     pub fn stats(&self) -> Stats {
         *self.stats.borrow()
@@ -241,7 +273,7 @@ impl DriverHandle {
 }
 
 async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
-    let span = tracing::Span::current();
+    let span = Span::current();
     let prepared = tokio::task::spawn_blocking(|| Ready::prepare(guide, span)).await;
     // Blocking tasks are cancelled only when the runtime ends.
     let lost = |error: tokio::task::JoinError| match error.is_panic() {

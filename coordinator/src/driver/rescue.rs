@@ -2,14 +2,15 @@
 //! tokens, their guide, and whoever listens.
 
 use super::handle::Command;
-use super::{Driver, DriverHandle, Readiness, Stream};
+use super::{Driver, DriverHandle, Failure, Readiness, Stream};
 use crate::driver::guides::Ready;
-use crate::group::Group;
+use crate::group::{Group, GroupError};
 use flotilla_scheduler::Traveller;
 use flotilla_shared::SequenceId;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock, Weak};
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Between two looks for a replica that serves, while sequences wait.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -32,6 +33,25 @@ impl Replicas {
         self.drivers.read().expect("no holder panics").clone()
     }
 
+    /// Orders that this replica ends; the last one that serves only by force.
+    pub fn dissolve(&self, number: usize, force: bool) -> Result<(), NotDissolved> {
+        // So that of two orders at once the second sees the first.
+        let drivers = self.drivers.write().expect("no holder panics");
+        let driver = drivers.get(number).ok_or(NotDissolved::NoSuch { number, count: drivers.len() })?;
+        if driver.is_dissolved() {
+            return Err(NotDissolved::Already { number });
+        }
+        if !driver.serves() {
+            return Err(NotDissolved::NotServing { number, readiness: driver.readiness() });
+        }
+        let is_last = drivers.iter().enumerate().all(|(at, other)| at == number || !other.serves());
+        if is_last && !force {
+            return Err(NotDissolved::Last { number });
+        }
+        driver.dissolve();
+        Ok(())
+    }
+
     pub(super) fn sequences(&self) -> Arc<AtomicU64> {
         self.sequences.clone()
     }
@@ -39,6 +59,24 @@ impl Replicas {
     pub(super) fn downgrade(&self) -> WeakReplicas {
         WeakReplicas(Arc::downgrade(&self.drivers))
     }
+}
+
+/// Why a replica goes on.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotDissolved {
+    #[error("no replica has the number {number}: there are {count}, counted from 0")]
+    NoSuch { number: usize, count: usize },
+    #[error("replica {number} was dissolved before")]
+    Already { number: usize },
+    #[error(
+        "replica {number} does not serve: {readiness}\nhint: one can be dissolved while its group stands"
+    )]
+    NotServing { number: usize, readiness: Readiness },
+    #[error(
+        "replica {number} is the last that serves: its requests could go nowhere\n\
+         hint: with force it is dissolved all the same, and no request is served any more"
+    )]
+    Last { number: usize },
 }
 
 /// Held by what the replicas' own handles hold, so that none of them keeps itself alive.
@@ -54,7 +92,7 @@ impl WeakReplicas {
     /// The one with the least to do of those that serve.
     pub(super) fn idlest(&self) -> Option<DriverHandle> {
         let all = self.all().into_iter();
-        let serve = all.filter(|driver| matches!(driver.readiness(), Readiness::Ready { .. }));
+        let serve = all.filter(DriverHandle::serves);
         serve.min_by_key(DriverHandle::busy)
     }
 }
@@ -66,9 +104,48 @@ pub(super) struct Moving {
     pub stream: Stream,
 }
 
+/// Sequences wait for another group, here or in another replica.
+pub(super) struct Orphaned {
+    pub error: GroupError,
+    pub give_up: Instant,
+    /// When to look again for a replica that serves.
+    pub look: Instant,
+}
+
 impl<G: Group> Driver<G> {
+    pub(super) fn orphan(&mut self, error: GroupError) {
+        let now = super::now();
+        let (give_up, look) = (now + self.regroup_wait, now + LOOK_EVERY);
+        self.orphaned = Some(Orphaned { error, give_up, look });
+    }
+
+    pub(super) fn look_for_replica(&mut self) {
+        if let Some(orphaned) = &mut self.orphaned {
+            orphaned.look = super::now() + LOOK_EVERY;
+        }
+        self.rescue();
+    }
+
+    /// Sequences that came from another replica when this one had just lost its group too.
+    pub(super) fn orphan_those_who_came(&mut self) {
+        if self.orphaned.is_none() {
+            // As whoever asks is told; a driver that never had a group has lost none, and only waits.
+            let error = match &*self.readiness.borrow() {
+                Readiness::Lost { error } => error.clone(),
+                _ => GroupError::Outgrown,
+            };
+            self.orphan(error);
+        }
+    }
+
+    pub(super) fn give_up(&mut self) {
+        if let Some(Orphaned { error, .. }) = self.orphaned.take() {
+            self.fail_all(Failure::GroupLost(error));
+        }
+    }
+
     /// Moves whatever waits to a replica that serves, if there is one. A sequence whose guide is away follows when it
-    /// is back.
+    /// is back; one that may be why steps fail is tried here.
     pub(super) fn rescue(&mut self) {
         if self.is_seated() || self.streams.is_empty() {
             return;
@@ -77,12 +154,13 @@ impl<G: Group> Driver<G> {
         let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
         let (before, now) = (sequences.len(), super::now() - self.started);
         for sequence in sequences {
-            if self.guides.is_away(sequence) {
+            if self.guides.is_away(sequence) || self.suspects.holds(sequence) {
                 continue;
             }
             // Of one that has just ended the last word is still to be said, here.
             let Some(traveller) = self.scheduler.depart(now, sequence) else { continue };
             let Some(mut stream) = self.streams.remove(&sequence) else { continue };
+            self.suspects.forget(sequence);
             // It was taken in, and the other driver does not know that nobody has said so yet.
             stream.answer(Ok(()));
             let moving = Box::new(Moving { traveller, guide: self.guides.take(sequence), stream });

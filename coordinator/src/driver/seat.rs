@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::future::pending;
 
-use flotilla_shared::StepOutcome;
+use flotilla_shared::{SequenceId, StepOutcome};
 use tokio::time::Instant;
 
 use super::traced::TracedStep;
@@ -21,6 +21,8 @@ pub enum Seat<G> {
 pub struct InFlight {
     pub sent: Instant,
     pub traced: Option<TracedStep>,
+    /// That have rows in it.
+    pub sequences: Vec<SequenceId>,
 }
 
 impl<G: Group> Seat<G> {

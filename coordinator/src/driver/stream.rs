@@ -1,6 +1,7 @@
 //! Who listens to a sequence, from the driver's side.
 
 use tokio::sync::mpsc;
+use tracing::Span;
 
 use super::handle::{Admission, Refusal, TokenEvent};
 use crate::traces::Context;
@@ -11,6 +12,8 @@ pub struct Stream {
     pub admission: Option<Admission>,
     /// The request that it is of, if that is traced.
     pub trace: Option<Context>,
+    /// What is logged of it bears the request's id.
+    pub span: Span,
 }
 
 impl Stream {

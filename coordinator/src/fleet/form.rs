@@ -2,6 +2,7 @@
 
 use super::gather::{Gathered, gather, grown};
 use super::planning::Planning;
+use super::pool::Growing;
 use super::remote::RemoteGroup;
 use super::service::Fleet;
 use super::weights::Serving;
@@ -171,9 +172,10 @@ impl Fleet {
         Ok(group)
     }
 
-    /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer.
-    pub async fn grown(&self, formation: &Formation, considered: usize, ranks: usize) {
-        grown(&self.pool, formation, considered, ranks).await;
+    /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer. What comes
+    /// of it is to be kept until the next group stands.
+    pub async fn grown(&self, formation: &Formation, considered: usize, ranks: usize) -> Growing {
+        grown(&self.pool, formation, considered, ranks).await
     }
 
     /// Until every rank says Ready; says how each reaches the others.
@@ -209,14 +211,16 @@ impl Fleet {
 /// A group whose first step failed; its workers go home.
 fn not_tried_out(group: &mut RemoteGroup, error: GroupError) -> FormError {
     let (rank, failure) = match &error {
-        GroupError::Lost { rank, .. } | GroupError::Refused { rank, .. } => {
-            (*rank, fault(group.is_here(*rank)))
-        }
+        GroupError::Lost { rank, .. }
+        | GroupError::Refused { rank, .. }
+        | GroupError::Stranded { rank, .. } => (*rank, fault(group.is_here(*rank))),
         GroupError::Disagree { ranks, .. } => {
             group.disputed(*ranks);
             (ranks.1, FormFailure::RanksDisagree)
         }
-        GroupError::Abandoned(_) | GroupError::Outgrown => (Rank(0), FormFailure::WorkerFailed),
+        GroupError::Abandoned(_) | GroupError::Outgrown | GroupError::Dissolved => {
+            (Rank(0), FormFailure::WorkerFailed)
+        }
     };
     let name = group.names().get(rank.index()).copied().unwrap_or_default().to_owned();
     let reason = format!("the group's first step failed: {error}");

@@ -3,7 +3,7 @@
 
 use super::form::{FormError, Formation, Progress};
 use super::planning::{Planned, Planning, given, plan};
-use super::pool::Pool;
+use super::pool::{Growing, Pool};
 use super::worker::Worker;
 use flotilla_shared::{Epoch, Plan, PlanError, WeightsId};
 use std::time::Duration;
@@ -106,13 +106,20 @@ async fn take(
 }
 
 /// Resolves when a group of so many ranks, which was chosen from so many workers, could be chosen from as many as are
-/// wanted.
-pub async fn grown(pool: &Pool, formation: &Formation, considered: usize, ranks: usize) {
-    while considered >= formation.ranks || ranks + pool.count() < formation.ranks {
-        tokio::select! {
-            () = pool.arrival() => {}
-            // Whoever was looked at by another replica comes back without a word.
-            () = tokio::time::sleep(TICK) => {}
+/// wanted, and no other group is about to take them.
+pub async fn grown(pool: &Pool, formation: &Formation, considered: usize, ranks: usize) -> Growing {
+    let could_not = || considered >= formation.ranks || ranks + pool.count() < formation.ranks;
+    loop {
+        while could_not() {
+            tokio::select! {
+                () = pool.arrival() => {}
+                // Whoever was looked at by another replica comes back without a word.
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+        let growing = pool.growing().await;
+        if !could_not() {
+            return growing;
         }
     }
 }

@@ -18,6 +18,6 @@ mod worker;
 pub use figures::Figures;
 pub use form::{FormError, FormFailure, Formation, Progress, Weights};
 pub use planning::Planning;
-pub use pool::Pool;
+pub use pool::{Growing, Pool};
 pub use remote::{RemoteGroup, join};
 pub use service::{Fleet, FleetError};

@@ -3,7 +3,7 @@
 use super::measuring::KnownLinks;
 use super::worker::Worker;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Workers that may wait for a group; one more is turned away.
 pub const WAITING_MAX: usize = 256;
@@ -18,7 +18,14 @@ struct Shared {
     arrivals: watch::Sender<u64>,
     /// Between workers that are, or were, here.
     links: KnownLinks,
+    /// Whoever gives its group up for a larger one holds it until that one stands.
+    growing: Arc<Semaphore>,
 }
+
+/// The right to give a group up for a larger one, until it is dropped. One has it at a time: two groups that lack one
+/// worker each would both end for the same newcomer.
+#[must_use]
+pub struct Growing(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
 
 impl Default for Pool {
     fn default() -> Pool {
@@ -26,6 +33,7 @@ impl Default for Pool {
             waiting: Mutex::default(),
             arrivals: watch::channel(0).0,
             links: KnownLinks::default(),
+            growing: Arc::new(Semaphore::new(1)),
         }))
     }
 }
@@ -77,6 +85,11 @@ impl Pool {
             let _ = arrivals.changed().await;
             drop(shared);
         }
+    }
+
+    /// Once nobody else has it.
+    pub async fn growing(&self) -> Growing {
+        Growing(self.0.growing.clone().acquire_owned().await.expect("it is never closed"))
     }
 
     pub fn links(&self) -> &KnownLinks {

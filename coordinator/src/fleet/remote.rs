@@ -5,9 +5,15 @@ use super::worker::Worker;
 use crate::group::{Group, GroupError, RankTime};
 use flotilla_proto::wire::{self, ToWorker, from_worker, to_worker};
 use flotilla_shared::{Epoch, Plan, Rank, SequenceId, StepId, StepOutcome, StepPlan};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use std::collections::VecDeque;
 use std::future::Future;
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// For a rank that failed to say so, after another has noticed it.
+const FAULT_WAIT: Duration = Duration::from_millis(500);
 
 /// Workers that hold one copy of the model together.
 pub struct RemoteGroup {
@@ -155,7 +161,7 @@ impl Group for RemoteGroup {
             *answer = Some(outcome(Rank(rank as u16), due, worker).await?);
             Ok(())
         });
-        futures::future::try_join_all(answers).await?;
+        all_or_fault(answers.collect()).await?;
         self.steps.pop_front();
         self.rank_times.clear();
         self.rank_times.extend(self.answers.iter().flatten().map(RankTime::from));
@@ -165,6 +171,36 @@ impl Group for RemoteGroup {
     fn rank_times(&self) -> &[RankTime] {
         &self.rank_times
     }
+
+    fn acquit(&mut self) {
+        self.workers.iter_mut().for_each(Worker::acquit);
+    }
+}
+
+/// Once all have answered, or one has not. One that was left alone by another is not believed before that other has
+/// had the time to say what it was, or the link to it to break.
+async fn all_or_fault(
+    mut answers: FuturesUnordered<impl Future<Output = Result<(), GroupError>>>,
+) -> Result<(), GroupError> {
+    let stranded = loop {
+        match answers.next().await {
+            None => return Ok(()),
+            Some(Ok(())) => {}
+            Some(Err(error @ GroupError::Stranded { .. })) => break error,
+            Some(Err(error)) => return Err(error),
+        }
+    };
+    let fault = async {
+        while let Some(answer) = answers.next().await {
+            if let Err(error) = answer
+                && !matches!(error, GroupError::Stranded { .. })
+            {
+                return error;
+            }
+        }
+        stranded.clone()
+    };
+    Err(tokio::time::timeout(FAULT_WAIT, fault).await.unwrap_or(stranded.clone()))
 }
 
 /// The answer that comes next, by its number on the wire, and the steps there that are nobody's who drives the group.
@@ -203,7 +239,11 @@ async fn outcome(rank: Rank, due: Due, worker: &mut Worker) -> Result<StepOutcom
         }
         Some(Ok(from_worker::Message::Failed(failed))) => {
             worker.failed(failed.blames_another);
-            Err(GroupError::Refused { rank, step, reason: failed.reason })
+            let reason = failed.reason;
+            Err(match failed.blames_another {
+                true => GroupError::Stranded { rank, step, reason },
+                false => GroupError::Refused { rank, step, reason },
+            })
         }
         Some(Ok(_)) => Err(lost("it answered a step with something else than its outcome".into())),
         Some(Err(reason)) => Err(lost(reason)),

@@ -149,7 +149,7 @@ impl FleetRpc for FleetService {
         let (hears, outbox) = mpsc::unbounded_channel();
         let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
-        let worker = Worker { hello, says, hears, ended, failures: 0, disputes: 0 };
+        let worker = Worker { hello, says, hears, ended, failures: 0, disputes: 0, acquitted: false };
         if !self.pool.enter(worker) {
             let full = Status::resource_exhausted(format!("{WAITING_MAX} workers wait already"));
             refused(&full);

@@ -27,6 +27,8 @@ pub struct Worker {
     pub failures: u32,
     /// Groups in a row that ended because it and another could not reach each other.
     pub disputes: u32,
+    /// What it says of the step that ended its group does not count.
+    pub acquitted: bool,
 }
 
 impl Worker {
@@ -42,6 +44,7 @@ impl Worker {
     /// What it says of a failure counts against it: its own at once, one that it blames on another when it is repeated.
     pub fn failed(&mut self, blames_another: bool) {
         match blames_another {
+            _ if self.acquitted => {}
             true => self.disputes += 1,
             false => self.failures += 1,
         }
@@ -50,6 +53,12 @@ impl Worker {
     /// A step was answered.
     pub fn did_well(&mut self) {
         (self.failures, self.disputes) = (0, 0);
+    }
+
+    /// What failed is laid to a request: until it is home, nothing counts against it.
+    pub fn acquit(&mut self) {
+        self.did_well();
+        self.acquitted = true;
     }
 
     pub fn held(&self) -> Option<&Held> {
@@ -85,6 +94,7 @@ impl Worker {
             ))));
             return;
         }
+        self.acquitted = false;
         tokio::time::sleep(FAILURE_PAUSE * self.failures).await;
         if !pool.enter(self) {
             warn!(name, "too many workers wait already, one is sent away");

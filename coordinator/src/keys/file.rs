@@ -4,10 +4,11 @@
 //! [[key]]
 //! name = "alice"
 //! blake3 = "0f1e…"             # of the key, 64 hexadecimal digits
-//! requests_per_minute = 60     # these four may be left out
+//! requests_per_minute = 60     # these five may be left out
 //! tokens_per_minute = 100000
 //! concurrent = 4
 //! priority = 0
+//! admin = false                # may change the fleet
 //! ```
 
 use std::collections::BTreeSet;
@@ -63,6 +64,7 @@ pub struct NewKey {
     pub hash: blake3::Hash,
     pub allowance: Allowance,
     pub priority: i32,
+    pub admin: bool,
 }
 
 impl NewKey {
@@ -78,8 +80,8 @@ impl NewKey {
     }
 
     fn used_by(self, client: ClientId, used: Arc<Used>) -> Arc<Key> {
-        let NewKey { name, hash, allowance, priority } = self;
-        Arc::new(Key { name, client, hash, allowance, priority, used })
+        let NewKey { name, hash, allowance, priority, admin } = self;
+        Arc::new(Key { name, client, hash, allowance, priority, admin, used })
     }
 }
 
@@ -100,6 +102,8 @@ struct Entry {
     concurrent: Option<Spanned<u32>>,
     #[serde(default)]
     priority: i32,
+    #[serde(default)]
+    admin: bool,
 }
 
 fn parse(text: &str) -> Result<Entries, KeyFileFault> {
@@ -163,7 +167,7 @@ impl Entry {
             tokens_per_minute: limit(self.tokens_per_minute),
             concurrent: limit(self.concurrent),
         };
-        Ok(NewKey { name, hash, allowance, priority: self.priority })
+        Ok(NewKey { name, hash, allowance, priority: self.priority, admin: self.admin })
     }
 }
 
@@ -184,11 +188,12 @@ mod tests {
     #[test]
     fn what_is_written_can_be_read() {
         let text = entry("alice", "secret a").unwrap()
-            + "requests_per_minute = 60\npriority = -2\n\n"
+            + "requests_per_minute = 60\npriority = -2\nadmin = true\n\n"
             + &entry("bob@example.org", "secret b").unwrap();
         let keys = parse(&text).unwrap();
         let [alice, bob] = keys.as_slice() else { panic!("two keys") };
         assert_eq!((alice.name.as_str(), alice.priority), ("alice", -2));
+        assert_eq!((alice.admin, bob.admin), (true, false));
         assert_eq!((alice.allowance.requests_per_minute, alice.hash), (Some(60), blake3::hash(b"secret a")));
         assert_eq!((bob.allowance, bob.hash), (Allowance::default(), blake3::hash(b"secret b")));
         assert_eq!(entry("no blanks", "x"), None);

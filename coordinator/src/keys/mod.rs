@@ -28,6 +28,8 @@ pub struct Key {
     pub allowance: Allowance,
     /// Requests of this key are at most that urgent; lower goes first.
     pub priority: i32,
+    /// Whether it may change the fleet.
+    pub admin: bool,
     used: Arc<Used>,
 }
 

@@ -90,8 +90,8 @@ impl Keyring {
         for entry in entries {
             keys_new.push(match old.remove(entry.hash.as_bytes()) {
                 Some(key) => {
-                    if (&key.name, key.allowance, key.priority)
-                        != (&entry.name, entry.allowance, entry.priority)
+                    if (&key.name, key.allowance, key.priority, key.admin)
+                        != (&entry.name, entry.allowance, entry.priority, entry.admin)
                     {
                         changed.push(entry.name.clone());
                     }

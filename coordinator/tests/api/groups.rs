@@ -113,3 +113,30 @@ async fn answers_under_way_are_finished_before_the_server_stops() {
     assert_eq!(rest.last().unwrap()["choices"][0]["finish_reason"], "stop");
     until(async || server.client.get(format!("{}/health", server.url)).send().await.is_err()).await;
 }
+
+#[tokio::test]
+async fn a_request_that_makes_every_step_fail_is_told_so() {
+    let driver = driver::Settings { regroup_wait: Duration::from_secs(600), ..Default::default() };
+    let server = Server::start_with(Setup { driver, ..Setup::default() }).await;
+    server.seen.refuse.store(true, Ordering::SeqCst);
+    let form_again = async {
+        for epoch in 2.. {
+            until(async || server.get("/health").await.status() == 503).await;
+            server.form_group(epoch);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let body = user("x");
+    let refused = tokio::select! {
+        refused = server.post(CHAT, &body) => refused,
+        () = form_again => unreachable!("it never ends"),
+    };
+    assert!(refused.headers().get("retry-after").is_none());
+    let (status, error) = error_of(refused).await;
+    assert_eq!((status, &error["type"], &error["code"]), (500, &json!("server_error"), &json!("steps_fail")));
+    let words = error["message"].as_str().unwrap();
+    assert!(
+        words.contains("in every step that this request is part of") && words.contains("hint"),
+        "{words}"
+    );
+}

@@ -157,3 +157,34 @@ async fn keys_share_no_beginnings() {
     }
     assert!(found[0] == 0 && found[1] > 0 && found[2] == 0 && found[3] == found[1], "{found:?}");
 }
+
+#[tokio::test]
+async fn only_an_administrator_ends_a_replica_and_the_last_one_only_by_force() {
+    let server = server(&[("alice", ""), ("root", "admin = true")]).await;
+    let path = |number: &str| format!("/v1/cluster/replicas/{number}/dissolve");
+    let (none, force) = (json!({}), json!({"force": true}));
+    assert_eq!(server.post(&path("0"), &force).await.status(), 401);
+    let refusals = [
+        ("alice", "0", &force, 403, "not_admin"),
+        ("root", "0", &none, 409, "replica_is_last"),
+        ("root", "1", &force, 404, "replica_not_found"),
+        ("root", "x", &force, 404, "replica_not_found"),
+        ("root", "0", &json!({"forse": true}), 400, "unknown_parameter"),
+    ];
+    for (key, number, body, status, code) in refusals {
+        let (found, error) = error_of(server.post_as(key, &path(number), body).await).await;
+        assert_eq!((found, &error["code"]), (status, &json!(code)), "{key} {number} {body}");
+    }
+    assert_eq!(server.get("/health").await.status(), 200);
+    assert_eq!(server.post_as("root", &path("0"), &force).await.status(), 200);
+    let (status, error) = error_of(server.post_as("root", &path("0"), &force).await).await;
+    assert_eq!((status, &error["code"]), (409, &json!("replica_not_serving")), "{error}");
+}
+
+#[tokio::test]
+async fn without_keys_nobody_is_an_administrator() {
+    let server = Server::start().await;
+    let path = "/v1/cluster/replicas/0/dissolve";
+    let (status, error) = error_of(server.post(path, &json!({"force": true})).await).await;
+    assert_eq!((status, &error["code"]), (403, &json!("not_admin")));
+}

@@ -27,6 +27,8 @@ pub struct Seen {
     pub sampling: Mutex<Sampling>,
     /// Set to lose the group in its next step.
     pub die: AtomicBool,
+    /// Set to refuse every step.
+    pub refuse: AtomicBool,
 }
 
 impl Seen {
@@ -157,6 +159,10 @@ impl Group for Parrot {
         let plan = self.plans.pop_front().expect("a step was sent");
         if self.seen.die.swap(false, Ordering::SeqCst) {
             return Err(GroupError::Lost { rank: Rank(2), reason: "its power was cut".to_owned() });
+        }
+        if self.seen.refuse.load(Ordering::SeqCst) {
+            let reason = "what it computed is not a number".to_owned();
+            return Err(GroupError::Refused { rank: Rank(0), step: plan.step, reason });
         }
         for sequence in &plan.release {
             self.sequences.remove(sequence);
