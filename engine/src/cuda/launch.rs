@@ -7,7 +7,7 @@
 //! What a kernel that is started early owes: before it ends, every block waits, also one that has nothing to do, or
 //! what comes after it could start before what came ahead of it has ended; and it does so before it reads or
 //! writes what another kernel of the stream writes or reads. Pointers to such memory are not `__restrict__`: their loads
-//! could be moved ahead of the wait.
+//! could be moved ahead of the wait. (One reads ahead what the kernel ahead has itself waited for: `down_few` in `experts_few.cu`.)
 
 use super::driver;
 use super::trial::Trial;

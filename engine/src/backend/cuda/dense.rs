@@ -153,9 +153,10 @@ impl DenseKernels {
         self.library.is_some()
     }
 
-    /// Whether a step of T tokens loads code when it is first carried out, which it must not while it is recorded.
-    pub fn loads_late(&self, t: usize) -> bool {
-        self.choose(t, 1) == Way::CublasLt
+    /// Whether a step of T tokens may load code when it is first carried out, which it must not while it is recorded. The
+    /// same on every rank, also on those without the library: NCCL wants all ranks to record a step, or none.
+    pub fn loads_late(t: usize) -> bool {
+        t > FEW_TOKENS
     }
 
     /// y = x Wᵀ + bias for the first *rows of T tokens; rows of y after them may be written, too. x: act [≥ T, K],

@@ -85,7 +85,7 @@ struct Columns {
     __device__ Columns(const unsigned* sorted, uint4 item) : sorted(sorted), expert(item.x), first(item.y), count(item.z) {}
     // Columns that the item does not have are copies of its last: no branch, and nothing is read that nobody wrote.
     __device__ unsigned position(unsigned column) const { return first + min(column, count - 1); }
-    __device__ unsigned route(unsigned column) const { return sorted[position(column)]; }
+    __device__ unsigned route(unsigned column) const { return load_past_l1(sorted + position(column)); }
 };
 
 // The tensors of one launch.

@@ -11,10 +11,11 @@
 // after it: they are multiplied into the decoded f16. A lane sees all scales of its rows in the tile first, takes the largest
 // of the four lanes, `top`, and multiplies by 2^(15 + scale - top): with the 2^-14 of decoding, values up to 12. The rest,
 // 2^(top - 128), is multiplied into the sum. Exact for blocks of down to 2^-24 of the largest scale that a row has in
-// its warp's part; blocks below 2^-29 of it count as zero, which is less than a sum in f32 would keep of them.
+// its warp's part (and in its last block, which lanes without one repeat); blocks below 2^-29 of it count as zero. A sum in f32 would not
+// see them beside the largest either, unless that one's values, or its activations, are all zero.
 //
-// A word of 4 bytes in 32 lanes (8 weights a lane) costs 18 instructions: decoding 11, scaling 4, mma 1, and 1 or 2 for loads
-// and scales. The first version, which brought weights through shared memory by cp.async and multiplied scales into f32
+// A word of 4 bytes in 32 lanes (8 weights a lane) costs 21 instructions, counted in sm_90's assembly of the loop over tiles: decoding 11,
+// scaling 4, mma 1, the rest loads, scales, sums and addresses. The first version, which brought weights through shared memory by cp.async and multiplied scales into f32
 // sums, had 25 by the hardware's counters.
 //
 // Measured on a card, H200 (4.48 TB/s read), µs a launch at the shape of 20b on one rank, gate_up / down, 1, 8, 32 rows:
@@ -28,7 +29,6 @@ constexpr int LANE_ROWS = 2 * M_TILES; // g, g + 8, ..
 constexpr int CHUNK_BLOCKS = 4;
 constexpr int SUM_STRIDE = ROW_TILE + 4; // a lane's two columns and the next lane's lie in different banks
 constexpr int BLOCKS_OF_SM = N_TILES_MAX == 2 ? 3 : 4;                       // that there are registers for; likewise
-constexpr unsigned SCALE_NAN = 255;
 
 template <class Shape> struct Few {
     static constexpr int BLOCKS = Shape::COLUMNS / 32;
@@ -168,7 +168,7 @@ struct DownEnd {
     __device__ DownEnd(const DownArgs& args, const Columns& columns, unsigned tile) : at(threadIdx.x % ROW_TILE) {
         bias = args.weights.of<Down>(columns.expert).bias_of(tile * ROW_TILE + at);
         route = columns.route(threadIdx.x / ROW_TILE);
-        router = args.router[route];
+        router = load_past_l1(args.router + route);
     }
     __device__ void finish(const float* sums, const DownArgs& args, const Columns& columns, unsigned tile) const {
         unsigned column = threadIdx.x / ROW_TILE;
@@ -180,7 +180,8 @@ struct DownEnd {
     }
 };
 
-// EARLY: routes and items are those of before the kernel ahead, so that weights can be asked for before it has ended.
+// EARLY: routes and items were made before the kernel ahead, which waited for them, so that weights can be asked for before it
+// has ended. They are read past L1: only a wait would empty it.
 template <class Args, class End, bool EARLY>
 __device__ void product_few(const Args& args, const unsigned* sorted, const uint4* items, const unsigned* item_count) {
     using Tile = Few<Args>;
@@ -191,11 +192,11 @@ __device__ void product_few(const Args& args, const unsigned* sorted, const uint
     let_next_start(); // which may count on everything that this kernel has waited for
 
     // Tile by tile in turns, so that multiprocessors have alike many.
-    const unsigned tiles = *item_count * Tile::TILES;
+    const unsigned tiles = load_past_l1(item_count) * Tile::TILES;
     unsigned at = blockIdx.x;
     if (at >= tiles) return EARLY ? wait_for_previous() : void();
 
-    uint4 item = items[at / Tile::TILES];
+    uint4 item = load_past_l1(items + at / Tile::TILES);
     TileRows<Args> rows(item.x, at % Tile::TILES);
     uint4 ring[DEPTH][LANE_ROWS];
     unsigned scales[TURNS][LANE_ROWS];
@@ -208,7 +209,7 @@ __device__ void product_few(const Args& args, const unsigned* sorted, const uint
         const Columns columns(sorted, item);
         // Behind the last tile that one comes once more: loads that nobody looks at.
         const unsigned next = at + gridDim.x < tiles ? at + gridDim.x : at;
-        const uint4 next_item = items[next / Tile::TILES];
+        const uint4 next_item = load_past_l1(items + next / Tile::TILES);
         const unsigned tile = at % Tile::TILES;
         const End last(args, columns, tile);
         if (EARLY) wait_for_previous();

@@ -135,8 +135,8 @@ struct Operand {
         const unsigned factor[2] = {fold_factor(scale_g), fold_factor(scale_g_8)};
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            first[i] = multiply_f16x2(first[i], factor[i % 2]);
-            second[i] = multiply_f16x2(second[i], factor[i % 2]);
+            first[i] = mul_f16x2(first[i], factor[i % 2]);
+            second[i] = mul_f16x2(second[i], factor[i % 2]);
         }
     }
 };
@@ -273,7 +273,7 @@ __device__ inline void sum_exactly(float (&sum)[M_TILES][N / 2], Ring<Args, N>& 
     }
 }
 
-// As swiglu in experts.cu, by the card's quick exponential and division: 2^-20 off at most, where f16 rounds at 2^-11.
+// As swiglu in experts.cu, by the card's quick exponential and division: off by less than f16 rounds.
 __device__ inline float quick_swiglu(float gate, float up, float limit) {
     const float g = fminf(gate, limit), u = fmaxf(-limit, fminf(up, limit));
     return (u + 1.0f) * __fdividef(g, 1.0f + __expf(-1.702f * g));

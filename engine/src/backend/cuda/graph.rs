@@ -3,6 +3,7 @@
 
 use super::CudaBackend;
 use super::batch::DeviceBatch;
+use super::dense::DenseKernels;
 use crate::batch::Batch;
 use crate::cuda::CudaError;
 use cudarc::driver::{CudaGraph, sys};
@@ -73,7 +74,7 @@ impl CudaBackend {
 
     /// Whether the step loads code, and has not done so before.
     fn loads_now(&mut self, bucket: usize) -> bool {
-        let late = self.kernels.dense.loads_late(bucket);
+        let late = DenseKernels::loads_late(bucket);
         late && self.graphs.as_mut().is_some_and(|graphs| graphs.loaded.insert(bucket))
     }
 

@@ -314,17 +314,27 @@ FLOTILLA_DEVICE float mxfp4_scale(uint8_t s) {
 
 // ---------------------------------------------------------------- global memory
 
-/// 16 bytes that are read once: past L1, so that what is read often stays there. Read-only for the whole kernel.
+/// 16 bytes that are read once: past L1, so that what is read often stays there. Not by ld.global.nc: ptxas moves those
+/// behind a wait for the kernel ahead.
 FLOTILLA_DEVICE uint4 load_stream_16(const void* global) {
 #ifdef FLOTILLA_EMULATED
     flotilla_emulated::check_address(global, 16, "load_stream_16", __LINE__);
     return *(const uint4*)global;
 #else
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                  : "l"(global));
     return v;
+#endif
+}
+
+/// A value past L1, which may still have what an earlier kernel left there.
+template <class T> FLOTILLA_DEVICE T load_past_l1(const T* from) {
+#ifdef FLOTILLA_EMULATED
+    return *from;
+#else
+    return __ldcg(from);
 #endif
 }
 

@@ -54,16 +54,6 @@ FLOTILLA_DEVICE void fence_async_proxy() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 #endif
 }
-/// Both halves, each rounded to nearest even.
-FLOTILLA_DEVICE unsigned multiply_f16x2(unsigned a, unsigned b) {
-#ifdef FLOTILLA_EMULATED
-    return pack_f16(lo_f16(a) * lo_f16(b), hi_f16(a) * hi_f16(b));
-#else
-    unsigned product;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
-    return product;
-#endif
-}
 /// Where piece `piece` (16 bytes) of a column lies in a tile.
 FLOTILLA_DEVICE int wgmma_piece(int column, int piece) { return column * 128 + (piece ^ column % 8) * 16; }
 

@@ -49,6 +49,7 @@ __device__ __forceinline__ unsigned long long now_ns() {
 // Looking at what another rank has yet to give.
 struct Waiting {
     const unsigned* gone; // u32 [RANKS], the host's: not 0 if a rank gives nothing more
+    unsigned own;         // this rank, whose word says so after a sum that was waited for in vain
     unsigned long long patience_ns;
     unsigned long long since_ns;
     unsigned looks;
@@ -60,11 +61,12 @@ struct Waiting {
         if (++looks % 64 != 0) return false;
         const unsigned long long now = now_ns();
         if (since_ns == 0) since_ns = now;
-        return load_acquire_system(&gone[rank]) != 0 || now - since_ns > patience_ns;
+        return load_acquire_system(&gone[rank]) != 0 || load_acquire_system(&gone[own]) != 0 ||
+               (long long)(now - since_ns) > (long long)patience_ns;
     }
 };
-__device__ __forceinline__ Waiting wait_with(const unsigned* gone, unsigned long long patience_ns) {
-    return {gone, patience_ns, 0, 0};
+__device__ __forceinline__ Waiting wait_with(const unsigned* gone, unsigned own, unsigned long long patience_ns) {
+    return {gone, own, patience_ns, 0, 0};
 }
 
 // ---------------------------------------------------------------- short: pairs
@@ -111,7 +113,7 @@ __device__ __forceinline__ bool are_of(PairOfPairs pairs, unsigned operation) {
 /// What ranks [first, first + AT_ONCE) but this one have for the thread's units, as far as `missing` asks for it (a bit
 /// for each unit and rank). Returns whether all of it came.
 __device__ __forceinline__ bool receive(PairOfPairs (&got)[UNITS][AT_ONCE], unsigned missing, const PairOfPairs* pairs,
-                                        unsigned first, unsigned operation, Waiting waiting) {
+                                        unsigned first, unsigned operation, Waiting& waiting) {
     for (bool is_last = false;; ) {
         // All reads are under way before the first of them is looked at.
 #pragma unroll
@@ -156,6 +158,7 @@ sum_short(float* y, unsigned n, unsigned rank, PairOfPairs* pairs, unsigned* gon
     // It orders nothing.
     if (threadIdx.x == 0) *(volatile unsigned*)told = operation;
     bool is_whole = true;
+    Waiting waiting = wait_with(gone, rank, patience_ns);
 #pragma unroll 1
     for (unsigned first = 0; first < RANKS; first += AT_ONCE) {
         PairOfPairs got[UNITS][AT_ONCE];
@@ -165,7 +168,7 @@ sum_short(float* y, unsigned n, unsigned rank, PairOfPairs* pairs, unsigned* gon
             const unsigned r = first + bit % AT_ONCE, i = bit / AT_ONCE * blockDim.x + threadIdx.x;
             if (r < RANKS && r != rank && 2 * i < n) missing |= 1u << bit;
         }
-        if (!receive(got, missing, pairs, first, operation, wait_with(gone, patience_ns))) is_whole = false;
+        if (!receive(got, missing, pairs, first, operation, waiting)) is_whole = false;
 #pragma unroll
         for (unsigned unit = 0; unit < UNITS; unit++) {
 #pragma unroll
@@ -283,7 +286,7 @@ struct Meeting {
 
     /// Returns, the same in all threads of the block, whether everybody's flag of the chunk is up; if not, the group
     /// has ended. `ended` is shared by the block, and 0.
-    __device__ __forceinline__ bool wait_for_flags(unsigned rank, unsigned chunk, unsigned operation, Waiting waiting,
+    __device__ __forceinline__ bool wait_for_flags(unsigned rank, unsigned chunk, unsigned operation, Waiting& waiting,
                                                    unsigned* ended) const {
         if (threadIdx.x < RANKS && threadIdx.x != rank) {
             const unsigned* flag = &flags[threadIdx.x * FLAGS + chunk];
@@ -327,9 +330,10 @@ collect(float* y, unsigned n, unsigned rank, float* values, unsigned capacity, u
     const Slots slots = {values, capacity};
     const Meeting meeting = {flags, told};
     const unsigned operation = state[0] + 1;
+    Waiting waiting = wait_with(gone, rank, patience_ns);
     __syncthreads();
     for (unsigned chunk = blockIdx.x; chunk * CHUNK < n; chunk += gridDim.x) {
-        if (!meeting.wait_for_flags(rank, chunk, operation, wait_with(gone, patience_ns), &ended)) {
+        if (!meeting.wait_for_flags(rank, chunk, operation, waiting, &ended)) {
             if (threadIdx.x == 0) store_release_system(&gone[rank], 1);
             return;
         }

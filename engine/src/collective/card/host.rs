@@ -136,7 +136,8 @@ impl HostSum {
         let collect_blocks_max = (card.facts().multiprocessors / ranks_on_card as u32).max(1);
         let (rank, capacity) = (rank.index(), capacity(elements_max));
         let card = card.clone();
-        let kernel_patience_ns = u64::try_from(deadline.saturating_mul(2).as_nanos()).unwrap_or(u64::MAX);
+        let kernel_patience_ns =
+            u64::try_from(deadline.saturating_mul(2).as_nanos()).unwrap_or(u64::MAX).min(i64::MAX as u64);
         Ok(HostSum {
             card,
             rank,

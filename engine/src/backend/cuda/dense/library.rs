@@ -32,6 +32,8 @@ pub struct LibraryProducts {
     widen: CudaFunction,
     /// Of the product that is launched next: f32 [M].
     bias: CudaSlice<f32>,
+    /// It has multiplied as it should.
+    trusted: bool,
     /// None where the library has no way. Few: a rank has three shapes of W, and T is rounded up.
     ways: HashMap<ProductShape, Option<Product>>,
 }
@@ -44,16 +46,18 @@ impl LibraryProducts {
 
     fn opened(card: &Card, widen: CudaFunction) -> Result<LibraryProducts, CudaError> {
         let (cublas, bias) = (CublasLt::open(card, WORKSPACE_BYTES)?, card.zeros(BIAS_MAX)?);
-        let mut products = LibraryProducts { card: card.clone(), cublas, widen, bias, ways: HashMap::new() };
-        if products.is_free() {
+        let ways = HashMap::new();
+        let mut products = LibraryProducts { card: card.clone(), cublas, widen, bias, trusted: false, ways };
+        if !card.has_company() {
             products.check()?;
+            products.trusted = true;
         }
         Ok(products)
     }
 
-    /// Whether products may go by it: this process has one rank only.
+    /// Whether products may go by it: this process has one rank only, from the start on.
     pub fn is_free(&self) -> bool {
-        !self.card.has_company()
+        self.trusted && !self.card.has_company()
     }
 
     /// y = x Wᵀ + bias for T tokens and some of the rows after them, which may hold anything. False, with nothing
