@@ -344,6 +344,37 @@ async fn the_rank_that_fails_is_named_and_not_the_one_that_it_leaves_alone() {
     assert!(matches!(&error, GroupError::Refused { reason, .. } if reason == "not a number"), "{error}");
 }
 
+/// The driver does something else now and then, and asks again: what was said in between is not lost.
+#[tokio::test]
+async fn a_rank_left_alone_is_heard_also_by_who_looks_away() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _a = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), |plan| {
+        if plan.step == 1 { sampled(plan) } else { failed(&plan, "the other is gone", true) }
+    })
+    .await;
+    let _b = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), |plan| {
+        if plan.step == 1 { sampled(plan) } else { Vec::new() }
+    })
+    .await;
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let formation = Formation { ranks: 2, plan: Some(Plan::even(&spec, 2, 1)), ..formation() };
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+    group.send(&StepPlan { epoch: Epoch(1), step: StepId(1), work, ..Default::default() }).unwrap();
+    let heard = async {
+        loop {
+            if let Ok(outcome) = tokio::time::timeout(Duration::from_millis(100), group.outcome()).await {
+                return outcome;
+            }
+        }
+    };
+    let heard =
+        tokio::time::timeout(Duration::from_secs(60), heard).await.expect("it is not waited for for ever");
+    let error = heard.expect_err("one is alone, and the other says nothing");
+    assert!(matches!(&error, GroupError::Stranded { .. }), "{error}");
+}
+
 #[tokio::test]
 async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();

@@ -146,6 +146,11 @@ async fn a_replica_is_dissolved_and_its_worker_serves_another() {
         assert_eq!(&(begun + &rest.text), undisturbed);
     }
     dissolve(&["0"]).await.expect_refusal(1, &["409", "dissolved before"]);
+    // What was ended by order is nothing to alarm anybody about.
+    let metrics = client.text("/metrics").await;
+    let serving: Vec<&str> =
+        metrics.lines().filter(|line| line.starts_with("flotilla_replica_serving{")).collect();
+    assert!(matches!(&serving[..], [one] if one.contains("replica=\"1\"")), "{serving:?}");
     dissolve(&["1"]).await.expect_refusal(1, &["409", "the last that serves", "hint: with force"]);
     // Who served replica 0 waits for whoever needs it, and makes no replica of its own.
     let serves = cluster(&client).await["workers"][0]["name"].as_str().expect("a name").to_owned();

@@ -37,6 +37,12 @@ impl Client {
         answer(self.http.get(format!("{}{path}", self.url)).send().await).await
     }
 
+    /// A body that is no JSON.
+    pub async fn text(&self, path: &str) -> String {
+        let answer = self.http.get(format!("{}{path}", self.url)).send().await.expect("an answer");
+        answer.text().await.expect("a text")
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         self.post_text(path, body.to_string()).await
     }

@@ -11,6 +11,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::time::Duration;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 /// For a rank that failed to say so, after another has noticed it.
 const FAULT_WAIT: Duration = Duration::from_millis(500);
@@ -31,8 +32,10 @@ pub struct RemoteGroup {
     to_release: Option<SequenceId>,
     /// Sent and not answered, oldest first, as they are numbered on the wire.
     steps: VecDeque<StepId>,
-    /// What came so far of the oldest.
-    answers: Vec<Option<StepOutcome>>,
+    /// What came so far of the oldest, errors too: who waits for it may leave and come back at any time.
+    answers: Vec<Option<Result<StepOutcome, GroupError>>>,
+    /// When the first rank said that another had left it alone.
+    alone_since: Option<Instant>,
     /// Of the last that was answered.
     rank_times: Vec<RankTime>,
 }
@@ -53,6 +56,7 @@ impl RemoteGroup {
             to_release: None,
             steps: VecDeque::new(),
             answers,
+            alone_since: None,
         }
     }
 
@@ -155,17 +159,23 @@ impl Group for RemoteGroup {
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         let step = *self.steps.front().expect("a step was sent");
         let due = Due { epoch: self.epoch, step, before: self.before };
+        let faults = self.answers.iter().flatten().filter_map(|answer| answer.as_ref().err());
+        let stranded = faults.cloned().next();
+        if let Some(error) = stranded.as_ref().filter(|error| !matches!(error, GroupError::Stranded { .. })) {
+            return Err(error.clone());
+        }
         let ranks = self.workers.iter_mut().zip(&mut self.answers).enumerate();
         let lacking = ranks.filter(|(_, (_, answer))| answer.is_none());
         let answers = lacking.map(|(rank, (worker, answer))| async move {
-            *answer = Some(outcome(Rank(rank as u16), due, worker).await?);
-            Ok(())
+            let came = outcome(Rank(rank as u16), due, worker).await;
+            answer.insert(came).as_ref().map(|_| ()).map_err(GroupError::clone)
         });
-        all_or_fault(answers.collect()).await?;
+        all_or_fault(answers.collect(), stranded, &mut self.alone_since).await?;
         self.steps.pop_front();
+        let outcomes = self.answers.iter_mut().filter_map(Option::take).collect::<Result<Vec<_>, _>>()?;
         self.rank_times.clear();
-        self.rank_times.extend(self.answers.iter().flatten().map(RankTime::from));
-        join(&self.plan, self.answers.iter_mut().filter_map(Option::take).collect())
+        self.rank_times.extend(outcomes.iter().map(RankTime::from));
+        join(&self.plan, outcomes)
     }
 
     fn rank_times(&self) -> &[RankTime] {
@@ -178,29 +188,30 @@ impl Group for RemoteGroup {
 }
 
 /// Once all have answered, or one has not. One that was left alone by another is not believed before that other has
-/// had the time to say what it was, or the link to it to break.
+/// had the time to say what it was, or the link to it to break. `stranded`: what such a one said before this was asked
+/// again, at `alone_since`.
 async fn all_or_fault(
     mut answers: FuturesUnordered<impl Future<Output = Result<(), GroupError>>>,
+    mut stranded: Option<GroupError>,
+    alone_since: &mut Option<Instant>,
 ) -> Result<(), GroupError> {
-    let stranded = loop {
-        match answers.next().await {
-            None => return Ok(()),
+    loop {
+        let answer = match (&stranded, *alone_since) {
+            (Some(error), Some(since)) => {
+                timeout_at(since + FAULT_WAIT, answers.next()).await.map_err(|_| error.clone())?
+            }
+            _ => answers.next().await,
+        };
+        match answer {
+            None => return stranded.map_or(Ok(()), Err),
             Some(Ok(())) => {}
-            Some(Err(error @ GroupError::Stranded { .. })) => break error,
+            Some(Err(error @ GroupError::Stranded { .. })) => {
+                alone_since.get_or_insert_with(Instant::now);
+                stranded.get_or_insert(error);
+            }
             Some(Err(error)) => return Err(error),
         }
-    };
-    let fault = async {
-        while let Some(answer) = answers.next().await {
-            if let Err(error) = answer
-                && !matches!(error, GroupError::Stranded { .. })
-            {
-                return error;
-            }
-        }
-        stranded.clone()
-    };
-    Err(tokio::time::timeout(FAULT_WAIT, fault).await.unwrap_or(stranded.clone()))
+    }
 }
 
 /// The answer that comes next, by its number on the wire, and the steps there that are nobody's who drives the group.

@@ -147,6 +147,11 @@ impl Replica {
         matches!(self.readiness, Readiness::Ready { .. })
     }
 
+    /// By order: that it does not serve is no trouble.
+    fn is_dissolved(&self) -> bool {
+        self.record.losses(LossReason::Dissolved) > 0
+    }
+
     fn label(&self) -> (&'static str, String) {
         ("replica", self.number.to_string())
     }
@@ -162,7 +167,8 @@ impl Replica {
 
 fn standing(series: &mut Series, replicas: &[Replica]) -> Result<(), Error> {
     let serves = Named("replica_serving", "Whether a group serves in this replica: 1, or 0", None);
-    series.gauge(serves, replicas.iter().map(|it| (it.labels(), f64::from(u8::from(it.is_ready())))))?;
+    let wanted = replicas.iter().filter(|it| !it.is_dissolved());
+    series.gauge(serves, wanted.map(|it| (it.labels(), f64::from(u8::from(it.is_ready())))))?;
     let epoch = Named("epoch", "Of the group that serves", None);
     let epochs = replicas.iter().filter_map(|it| match it.readiness {
         Readiness::Ready { epoch } => Some((it.labels(), epoch.0 as f64)),
