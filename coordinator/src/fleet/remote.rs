@@ -159,8 +159,8 @@ impl Group for RemoteGroup {
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         let step = *self.steps.front().expect("a step was sent");
         let due = Due { epoch: self.epoch, step, before: self.before };
-        let faults = self.answers.iter().flatten().filter_map(|answer| answer.as_ref().err());
-        let stranded = faults.cloned().next();
+        let mut faults = self.answers.iter().flatten().filter_map(|answer| answer.as_ref().err());
+        let stranded = faults.next().cloned();
         if let Some(error) = stranded.as_ref().filter(|error| !matches!(error, GroupError::Stranded { .. })) {
             return Err(error.clone());
         }
