@@ -62,7 +62,8 @@ impl Wording {
             Endpoint::Completions => json!({ "index": 0, "text": text, "finish_reason": "length" }),
             Endpoint::Responses => return self.response("incomplete", &text)["response"].to_string(),
         };
-        self.chunk(json!([choice]), self.usage())
+        let object = if self.endpoint == Endpoint::Chat { "chat.completion" } else { "text_completion" };
+        self.body(object, json!([choice]), self.usage())
     }
 
     fn text(&self) -> String {
@@ -82,8 +83,18 @@ impl Wording {
     }
 
     fn chunk(&self, choices: Value, usage: Value) -> String {
-        json!({ "id": self.id, "created": 1, "model": "scripted", "choices": choices, "usage": usage })
-            .to_string()
+        self.body(
+            if self.endpoint == Endpoint::Chat { "chat.completion.chunk" } else { "text_completion" },
+            choices,
+            usage,
+        )
+    }
+
+    /// `object`: other clients look at it.
+    fn body(&self, object: &str, choices: Value, usage: Value) -> String {
+        let mut fields = json!({ "id": self.id, "object": object, "created": 1, "model": "scripted" });
+        (fields["choices"], fields["usage"]) = (choices, usage);
+        fields.to_string()
     }
 
     fn event(&self, number: u64, name: &str, mut fields: Value) -> String {
