@@ -142,7 +142,8 @@ pub struct ExpertWeights<'a> {
 /// Between the products; taken once.
 #[derive(Debug)]
 pub struct ExpertBuffers {
-    /// f16 [T·K, I], by (expert, row), eight by eight in the order 0 4 1 5 2 6 3 7.
+    /// f16 [T·K, I], by (expert, row), in the order that the way of the step reads: eight by eight 0 4 1 5 2 6 3 7, or the
+    /// pairs of experts_wgmma.cu.
     act: CudaSlice<u16>,
     /// f32 [T·K, H], by route.
     slots: CudaSlice<f32>,

@@ -10,9 +10,9 @@
 // Tiles of 8 columns that an item does not have are skipped. A step of a warp is 64 mma and, in sm_90's
 // assembly, 440 other instructions, of which 128 are fmaf for scales; the mma take 512 clocks or more of a
 // quarter of an SM: bound by tensor cores on every card.
-// Predicted, not measured, of the rate of mma.sync with f32 sums: 0.6 on the H200 (that rate is 0.6 of wgmma's),
+// Predicted before a card was at hand, of the rate of mma.sync with f32 sums: 0.6 on the H200 (that rate is 0.6 of wgmma's),
 // 0.75 on RTX 4090, 3090.
-// Untried: 128 columns for prompts beyond 4096 rows; wgmma with decoded tiles in shared memory.
+// Untried: 128 columns in a block. By warpgroup products: experts_wgmma.cu.
 //
 // | version | card | date | µs gate_up / down at 512, 2048 rows, 20b | 120b |
 // |---|---|---|---|---|
