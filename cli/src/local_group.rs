@@ -1,6 +1,6 @@
 //! A group whose ranks are threads of this process, with the same executor that a worker process has.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use flotilla_coordinator::fleet::join;
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_engine::backend::Backend;
@@ -12,10 +12,14 @@ use flotilla_shared::{Assignment, Plan, Rank, StepId, StepOutcome, StepPlan};
 use flotilla_worker::device::{Device, on_card, on_cpu};
 use flotilla_worker::{Executor, StepError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-type Job = (StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>);
+enum Job {
+    Step(StepPlan, oneshot::Sender<Result<StepOutcome, StepError>>),
+    /// Reads the weights, and says how many bytes they are.
+    Read(oneshot::Sender<u64>),
+}
 
 /// Dropping it ends the threads, and waits for them: what they have of a card is let go of before the process ends,
 /// and the driver with it.
@@ -50,6 +54,18 @@ impl LocalGroup {
             on_built.recv()??;
         }
         Ok(LocalGroup { plan, ranks, threads: rank_threads, step: StepId(0), answers: Vec::new() })
+    }
+
+    /// Bytes a second of one pass over the weights where they lie, by all ranks at once; none where a backend has no way to.
+    pub async fn read_rate(&self) -> Result<Option<f64>> {
+        let start = Instant::now();
+        let read = self.ranks.iter().map(|jobs| {
+            let (answer, on_answer) = oneshot::channel();
+            jobs.send(Job::Read(answer)).map(|()| on_answer)
+        });
+        let read = read.collect::<Result<Vec<_>, _>>().ok().context("a rank's thread is gone")?;
+        let bytes: u64 = futures::future::try_join_all(read).await?.into_iter().sum();
+        Ok((bytes > 0).then(|| bytes as f64 / start.elapsed().as_secs_f64()))
     }
 }
 
@@ -99,8 +115,12 @@ where
     B: Backend,
     C: Collective + AllReduce<B::Activations>,
 {
-    while let Some((plan, answer)) = inbox.blocking_recv() {
-        let _ = answer.send(executor.execute(&plan));
+    // Who no longer waits for an answer needs none.
+    while let Some(job) = inbox.blocking_recv() {
+        match job {
+            Job::Step(plan, answer) => drop(answer.send(executor.execute(&plan))),
+            Job::Read(answer) => drop(answer.send(executor.backend().read_weights())),
+        }
     }
 }
 
@@ -114,7 +134,7 @@ impl Group for LocalGroup {
         for (rank, jobs) in self.ranks.iter().enumerate() {
             let (answer, on_answer) = oneshot::channel();
             let gone = |_| GroupError::Lost { rank: Rank(rank as u16), reason: "its thread is gone".into() };
-            jobs.send((plan.clone(), answer)).map_err(gone)?;
+            jobs.send(Job::Step(plan.clone(), answer)).map_err(gone)?;
             self.answers.push(on_answer);
         }
         Ok(())

@@ -72,11 +72,16 @@ impl<'a, G: Group> Driver<'a, G> {
         Driver { lanes, ..Driver::new(group, spec) }
     }
 
+    /// What is measured, between its cases.
+    pub fn group(&self) -> &G {
+        &self.group
+    }
+
     /// Seconds of each case in each round, after one that does not count.
     pub async fn rounds(&mut self, rounds: usize, steps: usize, cases: &[Kind]) -> Result<Vec<Vec<f64>>> {
         ensure!(rounds > 0 && steps > 0, "--rounds and --steps must be at least 1");
         let mut seconds = vec![Vec::new(); cases.len()];
-        self.measure(&Kind::Decode { sequences: 1, depth: 0 }, steps).await?;
+        self.warm(steps).await?;
         for _ in 0..rounds {
             for (kind, seconds) in cases.iter().zip(&mut seconds) {
                 seconds.push(self.measure(kind, steps).await?);
@@ -85,7 +90,12 @@ impl<'a, G: Group> Driver<'a, G> {
         Ok(seconds)
     }
 
-    async fn measure(&mut self, kind: &Kind, steps: usize) -> Result<f64> {
+    /// A measurement that does not count.
+    pub async fn warm(&mut self, steps: usize) -> Result<()> {
+        self.measure(&Kind::Decode { sequences: 1, depth: 0 }, steps).await.map(drop)
+    }
+
+    pub async fn measure(&mut self, kind: &Kind, steps: usize) -> Result<f64> {
         match *kind {
             Kind::Decode { sequences, depth } => self.decode(sequences, depth, steps).await,
             Kind::Prompt { tokens } => self.prompt(tokens).await,

@@ -58,6 +58,10 @@ impl fmt::Display for Report {
                 self.dense,
                 group.load_seconds
             )?;
+            let read: Vec<_> = group.read.iter().flatten().map(|rate| format!("{:.1}", rate / 1e9)).collect();
+            if !self.processes && !read.is_empty() {
+                writeln!(f, "its weights are read where they lie, round by round, at {} GB/s", read.join(", "))?;
+            }
             writeln!(f, "{:28}{:>10}{:>11}{:>11}", "", "tok/s", "ms a step", "of bound")?;
             for case in &group.cases {
                 let what = match case.kind {

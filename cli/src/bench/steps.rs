@@ -8,7 +8,7 @@ use crate::device::SumArgs;
 use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings};
 use anyhow::Result;
-use flotilla_coordinator::fleet::{Formation, Weights};
+use flotilla_coordinator::fleet::{Formation, RemoteGroup, Weights};
 use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_engine::weights::{Synthetic, WeightSource};
 use flotilla_shared::step::BLOCK_TOKENS;
@@ -26,6 +26,8 @@ pub struct GroupRates {
     /// Of each rank.
     pub threads: usize,
     pub load_seconds: f64,
+    /// Bytes a second that the bound counts with, in each round: of the weights where they lie, or, of processes, of other memory.
+    pub read: Vec<Option<f64>>,
     pub cases: Vec<CaseRate>,
 }
 
@@ -35,11 +37,13 @@ pub struct CaseRate {
     pub kind: Kind,
     pub tokens_per_second: f64,
     pub step_ms: f64,
+    /// Of each round.
+    pub seconds: Vec<f64>,
     /// Of what the memory's read rate allows, for one sequence without a context.
     pub of_bound: Option<f64>,
 }
 
-/// Measures one number of ranks. `read`: bytes a second of all threads together.
+/// Measures one number of ranks. `read`: bytes a second that all threads together read of other memory than the weights'.
 pub async fn measure(
     args: &EngineArgs,
     spec: &ModelSpec,
@@ -47,82 +51,134 @@ pub async fn measure(
     threads: usize,
     read: Option<f64>,
 ) -> Result<GroupRates> {
-    let cases = cases(args);
-    let kv_blocks = blocks(&cases, args.steps, spec);
+    let kinds = cases(args);
     let start = Instant::now();
-    let (load_seconds, rates) = if args.processes {
-        let settings = |coordinator, token| WorkerSettings {
-            coordinator,
-            token,
-            threads,
-            memory_bytes: None,
-            devices: vec![DeviceChoice::Cpu],
-            cpu: args.cpu.clone(),
-            sums: SumArgs::default(),
-            cache: Default::default(),
-            doors: Vec::new(),
-        };
-        let formation = Formation {
-            spec: spec.clone(),
-            weights: Weights::Synthetic { seed: SEED },
-            ranks,
-            plan: (args.stages > 1).then(|| Plan::even(spec, ranks, args.stages)),
-            kv_blocks,
-            step_tokens_max: STEP_ROWS,
-            sampleable: vec![0..spec.vocab as TokenId],
-            links: args.links.collective,
-            wire: args.links.collective_wire,
-            planning: Default::default(),
-            regroup_grace: Duration::ZERO,
-            board: Default::default(),
-        };
-        let (group, _workers) = LocalWorkers::form(&formation, settings).await?;
-        (start.elapsed(), Driver::new(group, spec).rounds(args.rounds, args.steps, &cases).await?)
+    let (load, rounds, read) = if args.processes {
+        let (group, _workers) = processes(args, spec, ranks, threads, &kinds).await?;
+        let load = start.elapsed();
+        let mut driver = Driver::new(group, spec);
+        (load, driver.rounds(args.rounds, args.steps, &kinds).await?, vec![read; args.rounds])
     } else {
-        let source = Synthetic::new(spec.clone(), SEED);
-        let assignment = Assignment {
-            epoch: Epoch(1),
-            rank: Rank(0),
-            spec: spec.clone(),
-            plan: Plan::even(spec, ranks, args.stages),
-            weights: WeightOrigin::Stream,
-            weights_id: source.identity()?,
-            kv_blocks,
-            step_tokens_max: STEP_ROWS as u32,
-            sampleable: vec![0..spec.vocab as TokenId],
-            peers: vec![String::new(); ranks],
-            links: Default::default(),
-            group_key: [0; 32],
-        };
-        let device = |_| {
-            let mut device = DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default())?;
-            if let Device::Cpu(cpu) = &mut device {
-                // Pages that were never written are all the same one, and in the first cache.
-                cpu.touch_kv = true;
-            }
-            Ok(device)
-        };
-        let devices = (0..ranks).map(device);
-        let group = LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)?;
-        (start.elapsed(), Driver::new(group, spec).rounds(args.rounds, args.steps, &cases).await?)
+        let group = local(args, spec, ranks, threads, &kinds)?;
+        let load = start.elapsed();
+        let (rounds, read) = beside_read(&mut Driver::new(group, spec), args, &kinds).await?;
+        (load, rounds, read)
     };
-    let bound = read.map(|read| read / token_bytes(spec, args.cpu.dense) as f64);
-    let cases = cases.into_iter().zip(rates).map(|(kind, seconds)| {
-        let seconds = median(seconds);
+    let bytes = token_bytes(spec, args.cpu.dense) as f64;
+    let cases = kinds.into_iter().zip(rounds).map(|(kind, seconds)| {
         let (tokens, steps) = match kind {
             Kind::Decode { sequences, .. } => (sequences * args.steps, args.steps),
             Kind::Prompt { tokens } => (tokens, tokens.div_ceil(STEP_ROWS)),
         };
-        let tokens_per_second = tokens as f64 / seconds;
-        let is_bound = matches!(kind, Kind::Decode { sequences: 1, depth: 0 });
-        CaseRate {
-            kind,
-            tokens_per_second,
-            step_ms: seconds * 1e3 / steps as f64,
-            of_bound: bound.filter(|_| is_bound).map(|bound| tokens_per_second / bound),
-        }
+        let of_bound = seconds.iter().zip(&read).filter(|_| kind == BOUND);
+        let of_bound = of_bound.map(|(seconds, read)| Some(bytes * tokens as f64 / seconds / (*read)?));
+        let of_bound = of_bound.collect::<Option<Vec<_>>>().filter(|rounds| !rounds.is_empty()).map(median);
+        let typical = median(seconds.clone());
+        let (tokens_per_second, step_ms) = (tokens as f64 / typical, typical * 1e3 / steps as f64);
+        CaseRate { kind, tokens_per_second, step_ms, seconds, of_bound }
     });
-    Ok(GroupRates { ranks, threads, load_seconds: load_seconds.as_secs_f64(), cases: cases.collect() })
+    let cases = cases.collect();
+    Ok(GroupRates { ranks, threads, load_seconds: load.as_secs_f64(), read, cases })
+}
+
+/// The case that is compared with its bound.
+const BOUND: Kind = Kind::Decode { sequences: 1, depth: 0 };
+
+/// Seconds of each case in each round, and in each what the weights were read with, where they lie: before and after the case
+/// that is compared with it. Memory differs from one piece to the next by what is beneath a virtual machine.
+async fn beside_read(
+    driver: &mut Driver<'_, LocalGroup>,
+    args: &EngineArgs,
+    cases: &[Kind],
+) -> Result<(Vec<Vec<f64>>, Vec<Option<f64>>)> {
+    let (mut seconds, mut read) = (vec![Vec::new(); cases.len()], Vec::new());
+    driver.warm(args.steps).await?;
+    for _ in 0..args.rounds {
+        let mut rates = Vec::new();
+        for (kind, seconds) in cases.iter().zip(&mut seconds) {
+            let is_bound = *kind == BOUND;
+            if is_bound {
+                rates.extend(driver.group().read_rate().await?);
+            }
+            seconds.push(driver.measure(kind, args.steps).await?);
+            if is_bound {
+                rates.extend(driver.group().read_rate().await?);
+            }
+        }
+        read.push((!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64));
+    }
+    Ok((seconds, read))
+}
+
+/// Ranks as processes, as they are served.
+async fn processes(
+    args: &EngineArgs,
+    spec: &ModelSpec,
+    ranks: usize,
+    threads: usize,
+    cases: &[Kind],
+) -> Result<(RemoteGroup, LocalWorkers)> {
+    let settings = |coordinator, token| WorkerSettings {
+        coordinator,
+        token,
+        threads,
+        memory_bytes: None,
+        devices: vec![DeviceChoice::Cpu],
+        cpu: args.cpu.clone(),
+        sums: SumArgs::default(),
+        cache: Default::default(),
+        doors: Vec::new(),
+    };
+    let formation = Formation {
+        spec: spec.clone(),
+        weights: Weights::Synthetic { seed: SEED },
+        ranks,
+        plan: (args.stages > 1).then(|| Plan::even(spec, ranks, args.stages)),
+        kv_blocks: blocks(cases, args.steps, spec),
+        step_tokens_max: STEP_ROWS,
+        sampleable: vec![0..spec.vocab as TokenId],
+        links: args.links.collective,
+        wire: args.links.collective_wire,
+        planning: Default::default(),
+        regroup_grace: Duration::ZERO,
+        board: Default::default(),
+    };
+    LocalWorkers::form(&formation, settings).await
+}
+
+/// Ranks as threads of this process.
+fn local(
+    args: &EngineArgs,
+    spec: &ModelSpec,
+    ranks: usize,
+    threads: usize,
+    cases: &[Kind],
+) -> Result<LocalGroup> {
+    let source = Synthetic::new(spec.clone(), SEED);
+    let assignment = Assignment {
+        epoch: Epoch(1),
+        rank: Rank(0),
+        spec: spec.clone(),
+        plan: Plan::even(spec, ranks, args.stages),
+        weights: WeightOrigin::Stream,
+        weights_id: source.identity()?,
+        kv_blocks: blocks(cases, args.steps, spec),
+        step_tokens_max: STEP_ROWS as u32,
+        sampleable: vec![0..spec.vocab as TokenId],
+        peers: vec![String::new(); ranks],
+        links: Default::default(),
+        group_key: [0; 32],
+    };
+    let device = |_| {
+        let mut device = DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default())?;
+        if let Device::Cpu(cpu) = &mut device {
+            // Pages that were never written are all the same one, and in the first cache.
+            cpu.touch_kv = true;
+        }
+        Ok(device)
+    };
+    let devices = (0..ranks).map(device);
+    LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)
 }
 
 fn cases(args: &EngineArgs) -> Vec<Kind> {

@@ -78,6 +78,12 @@ pub trait Backend: Shard {
         Ok(())
     }
 
+    /// Reads all weights of the rank once and throws them away, for benchmarks: what a step could at best do. How many
+    /// bytes that was; none where the backend has no way to.
+    fn read_weights(&self) -> u64 {
+        0
+    }
+
     /// u16 [L of the stage, K]: the experts that a row of the last batch took, if the batch kept its routing.
     fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError>;
 }

@@ -151,6 +151,10 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     type Activations = [f32];
 
+    fn read_weights(&self) -> u64 {
+        self.weights.read(&self.threads)
+    }
+
     fn embed(&mut self, batch: &Batch) -> &mut [f32] {
         self.rope.set_positions(&batch.positions);
         self.experts.begin(batch);

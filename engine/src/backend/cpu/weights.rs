@@ -10,6 +10,7 @@ use flotilla_shared::TensorSlice;
 use flotilla_shared::spec::MXFP4_BLOCK;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use std::collections::HashMap;
+use std::hint::black_box;
 use std::sync::Mutex;
 use tracing::info;
 
@@ -101,6 +102,18 @@ impl CpuWeights {
         let loss = made.iter().fold(Loss::default(), |all, (_, _, loss)| all + *loss);
         self.int8 = made.into_iter().map(|(tensor, shape, _)| (tensor, shape)).collect();
         info!(tensors = self.int8.len(), relative_error = loss.relative(), "dense weights made int8");
+    }
+
+    /// Reads all of it once: how many bytes that was.
+    pub fn read(&self, threads: &Threads) -> u64 {
+        const CHUNK: usize = 1 << 20;
+        let chunks: Vec<_> = self.held.tensors().flat_map(|held| held.bytes().chunks(CHUNK)).collect();
+        threads.ranges(chunks.len(), |range, _| {
+            range.for_each(|chunk| {
+                black_box(self.kernels.read(chunks[chunk]));
+            });
+        });
+        self.held.bytes_held()
     }
 
     /// A dense matrix [rows, columns].
