@@ -25,7 +25,7 @@ fn main() {
     let wanted = |of: &[String], word: String| words.iter().all(|w| !of.contains(w)) || words.contains(&word);
     let isas = Isa::ALL.map(|isa| format!("{isa:?}"));
     let counts = TOKENS.map(|t| t.to_string());
-    let kinds = ["bf16", "mxfp4", "mxfp4x2", "mxfp4x1", "attend"].map(String::from);
+    let kinds = ["bf16", "int8", "int8x1", "mxfp4", "mxfp4x2", "mxfp4x1", "attend"].map(String::from);
 
     let memory = huge(BF16_COUNT * N * K * 2);
     println!("weights [{N}, {K}], one thread");
@@ -33,11 +33,13 @@ fn main() {
         let kernels = Kernels::new(isa);
         let (read, fma) = (read_rate(&memory), fma_rate(kernels));
         println!("\n{isa:?}: reads {read:.1} GB/s, multiplies and adds {fma:.1} G/s");
-        for kind in &kinds[..4] {
+        for kind in &kinds[..6] {
             for tokens in TOKENS.into_iter().filter(|t| wanted(&counts, t.to_string())) {
                 if wanted(&kinds, kind.clone()) {
                     let (seconds, bytes) = match kind.as_str() {
                         "bf16" => bf16(kernels, &memory, tokens),
+                        "int8" => int8(kernels, &memory, tokens, Precision::TwoPlanes),
+                        "int8x1" => int8(kernels, &memory, tokens, Precision::OnePlane),
                         "mxfp4" => mxfp4(kernels, &memory, tokens, Precision::F32),
                         "mxfp4x2" => mxfp4(kernels, &memory, tokens, Precision::TwoPlanes),
                         _ => mxfp4(kernels, &memory, tokens, Precision::OnePlane),
@@ -51,7 +53,7 @@ fn main() {
                 }
             }
         }
-        if wanted(&kinds, kinds[4].clone()) {
+        if wanted(&kinds, kinds[6].clone()) {
             attend::attend(kernels, read, fma);
             swiglu(kernels);
         }
@@ -223,6 +225,32 @@ fn mxfp4(kernels: Kernels, memory: &[u8], tokens: usize, precision: Precision) -
         }
     });
     (seconds, (N * K / 2 + N * K / 32) as f64)
+}
+
+/// (seconds a product, bytes of its weights)
+fn int8(kernels: Kernels, memory: &[u8], tokens: usize, precision: Precision) -> (f64, f64) {
+    const ROWS: usize = 96;
+    let (numbers, scales) = GroupedInt8::bytes(N, K);
+    let count = if tokens > 64 { 1 } else { memory.len() / (numbers + scales) };
+    let values = activations(tokens);
+    let mut x = Activations::with_room(precision, tokens, K);
+    let ids: Vec<u32> = (0..tokens as u32).collect();
+    let mut scratch = Scratch::new();
+    let seconds = best(count, || {
+        for bytes in memory.chunks_exact(numbers + scales).take(count) {
+            for (token, values) in values.chunks_exact(K).enumerate() {
+                // SAFETY: there is one thread.
+                unsafe { x.shared().set(kernels, token, 0, values) };
+            }
+            let w = GroupedInt8::new(kernels, bytes, (N, K));
+            for row in (0..N).step_by(ROWS) {
+                for ids in ids.chunks(TILE / ROWS) {
+                    black_box(kernels.int8_product(w, &x, ids, row..row + ROWS, &mut scratch));
+                }
+            }
+        }
+    });
+    (seconds, (numbers + scales) as f64)
 }
 
 fn swiglu(kernels: Kernels) {

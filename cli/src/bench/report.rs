@@ -60,7 +60,11 @@ impl fmt::Display for Report {
             )?;
             let read: Vec<_> = group.read.iter().flatten().map(|rate| format!("{:.1}", rate / 1e9)).collect();
             if !self.processes && !read.is_empty() {
-                writeln!(f, "its weights are read where they lie, round by round, at {} GB/s", read.join(", "))?;
+                writeln!(
+                    f,
+                    "its weights are read where they lie, round by round, at {} GB/s",
+                    read.join(", ")
+                )?;
             }
             writeln!(f, "{:28}{:>10}{:>11}{:>11}", "", "tok/s", "ms a step", "of bound")?;
             for case in &group.cases {

@@ -15,8 +15,16 @@ use super::super::{Kernels, Op};
 use super::{GroupedInt8, GroupedMxfp4, LANES_MAX, ROOM, Weights};
 use std::ops::Range;
 
-/// How far ahead of a block weights are fetched.
+/// How far ahead of a block weights are fetched where a block has little arithmetic.
 const AHEAD_BYTES: usize = 4096;
+/// Where it has more: from memory that far ahead, and from there into the first cache shortly before.
+const FAR_BYTES: usize = 16384;
+const NEAR_BYTES: usize = 1024;
+/// Bytes of weights for one of scales, of all kinds here.
+const BYTES_OF_SCALES: usize = 16;
+/// Multiplications of bytes for each byte of weights from which on it has more. Below, many blocks are under way at once by
+/// themselves, and what is fetched far ahead is in the way.
+const FAR_FROM: usize = 4;
 
 struct Product<'a, W> {
     weights: W,
@@ -42,6 +50,22 @@ impl<W: Weights> Op for Product<'_, W> {
                 Precision::TwoPlanes => self.by_planes::<S, 2>(s),
             }
         }
+    }
+}
+
+/// Asks for what lies behind a block and its scales. Addresses need not exist.
+#[inline(always)]
+fn fetch_ahead<S: Simd, W: Weights>(s: S, bytes: *const u8, scales: *const u8, far: bool) {
+    for line in (0..S::LANES * W::ROW_BYTES).step_by(64) {
+        if far {
+            s.prefetch_far(bytes.wrapping_add(FAR_BYTES + line));
+            s.prefetch(bytes.wrapping_add(NEAR_BYTES + line));
+        } else {
+            s.prefetch(bytes.wrapping_add(AHEAD_BYTES + line));
+        }
+    }
+    if far {
+        s.prefetch(scales.wrapping_add(FAR_BYTES / BYTES_OF_SCALES));
     }
 }
 
@@ -91,9 +115,7 @@ impl<W: Weights> Product<'_, W> {
             for block in 0..self.weights.shape().blocks_per_row {
                 let (bytes, scales) = self.weights.block(row, block, &mut room);
                 if token == 0 {
-                    for line in (0..S::LANES * W::ROW_BYTES).step_by(64) {
-                        s.prefetch(bytes.wrapping_add(AHEAD_BYTES + line));
-                    }
+                    fetch_ahead::<S, W>(s, bytes, scales, C * P * BLOCK >= FAR_FROM * W::ROW_BYTES);
                 }
                 let w = W::decode(s, bytes);
                 let scales = self.weights.scales(s, scales);
