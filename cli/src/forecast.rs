@@ -69,6 +69,7 @@ impl Forecast {
             hosts: vec![0; ranks],
             within: shm,
             between: shm,
+            ways: Default::default(),
             costs: Costs::default(),
         }
     }

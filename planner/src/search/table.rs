@@ -157,10 +157,12 @@ impl<'a> StageTable<'a> {
         hand_over_s(self.model.fleet, &self.spreads[last], &self.spreads[first], values)
     }
 
-    /// What the place of a stage can cost: two ways over the slower link instead of the faster one.
+    /// What the place of a stage can cost: two ways over the slowest link instead of the fastest.
     pub fn slack_s(&self) -> f64 {
         let bytes = 4.0 * (self.model.work.rows * self.model.spec.hidden) as f64;
-        let fleet = self.model.fleet;
-        2.0 * (fleet.between.round_s(1, bytes) - fleet.within.round_s(1, bytes)).abs()
+        let rounds = self.model.fleet.links().map(|link| link.round_s(1, bytes));
+        let (least, most) =
+            rounds.fold((f64::INFINITY, 0.0f64), |(least, most), s| (least.min(s), most.max(s)));
+        2.0 * (most - least)
     }
 }

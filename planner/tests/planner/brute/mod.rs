@@ -30,6 +30,10 @@ impl Brute<'_> {
         let mut best: Option<(f64, String)> = None;
         let stages_max = STAGES_MAX[usize::from(self.fleet.devices.len() > 4)];
         for stages in orders(self.fleet, stages_max) {
+            let devices = stages.concat();
+            if devices.iter().any(|&a| devices.iter().any(|&b| a != b && !self.fleet.reaches(a, b))) {
+                continue;
+            }
             for layers in self.layers(stages.len()) {
                 let Some(token_s) = self.token_s(&mut cuts, &stages, &layers) else { continue };
                 if best.as_ref().is_none_or(|(least, _)| token_s < *least) {
