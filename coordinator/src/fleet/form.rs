@@ -132,11 +132,12 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
-        let Gathered { mut workers, plan, considered } =
+        let Gathered { mut workers, plan, left_out, considered } =
             gather(&self.pool, epoch, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());
+        formation.board.left_out(left_out);
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {

@@ -1,13 +1,13 @@
 //! How the model is cut over the workers that are there: over all of them alike, or as is fastest.
 
 use super::form::Formation;
-use super::measuring::{Measured, place};
+use super::known_links::{Measured, place};
 use super::worker::Worker;
-use flotilla_planner::{Fleet, Goal, Link, choose};
+use flotilla_planner::{Fleet, Goal, LeftOut, Link, Reason, Ways, choose};
 use flotilla_shared::held::seats;
 use flotilla_shared::{Demand, Held, Inventory, LinkChoice, ModelSpec, Plan, PlanError, WeightsId};
 use std::collections::BTreeMap;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Bandwidths and compute rates that differ by less are taken for equal: measured ones always differ a little, and
 /// equal workers should have equal shares, and keep them.
@@ -24,11 +24,11 @@ pub enum Planning {
     Fastest { goal: Goal, within: Option<Link>, between: Option<Link> },
 }
 
-/// Workers with a plan for them, in the order of its ranks, and those that it leaves out.
+/// Workers with a plan for them, in the order of its ranks, and those that it leaves out, with the reason.
 pub(super) struct Planned {
     pub plan: Plan,
     pub workers: Vec<Worker>,
-    pub left_out: Vec<Worker>,
+    pub left_out: Vec<(Worker, String)>,
 }
 
 /// Cuts the model over `workers`; if it does not fit they come back.
@@ -48,16 +48,20 @@ pub(super) fn plan(
                 false => Link::preset("pcie4"),
             };
             // Where nothing was measured there is no such link.
+            let told = (within.is_some(), between.is_some());
             let within = within.or(measured.within).unwrap_or(usual);
             let between = between.or(measured.between).unwrap_or(Link::preset("10gbe"));
-            let hosts = hosts(&workers, formation.links);
-            let fleet = Fleet { hosts, devices, within, between, costs: Default::default() };
+            let (hosts, numbers) = hosts(&workers, formation.links);
+            let ways = ways(&measured, &numbers, told);
+            let fleet = Fleet { hosts, devices, within, between, ways, costs: Default::default() };
             match choose(spec, &fleet, goal, demand) {
                 Err(error) => Err((error, workers)),
                 Ok(choice) => {
                     let (kind, token_ms) = (choice.kind, 1e3 * choice.decode.token_s);
                     info!(%kind, predicted_token_ms = token_ms, left_out = choice.left_out.len(), "planned");
-                    Ok(picked(spec, weights, choice.plan, &choice.devices, workers))
+                    let reasons = reasons(&choice.left_out, &workers);
+                    let order = &choice.devices;
+                    Ok(picked(spec, weights, choice.plan, order, workers, reasons))
                 }
             }
         }
@@ -76,7 +80,7 @@ pub(super) fn given(
         Err(error) => Err((error, workers)),
         Ok(plan) => {
             let order: Vec<usize> = (0..workers.len()).collect();
-            Ok(picked(spec, weights, plan, &order, workers))
+            Ok(picked(spec, weights, plan, &order, workers, Vec::new()))
         }
     }
 }
@@ -114,15 +118,17 @@ fn in_order(order: &[usize], workers: Vec<Worker>) -> (Vec<Worker>, Vec<Worker>)
     (named, all.into_iter().flatten().collect())
 }
 
-/// Those that a plan names, in the order of its ranks. Equal ones change places where one holds what the other is to have.
+/// Those that a plan names, in the order of its ranks, and the others with the reason of each. Equal ones change places where one holds what the other is to have.
 fn picked(
     spec: &ModelSpec,
     weights: WeightsId,
     plan: Plan,
     order: &[usize],
     workers: Vec<Worker>,
+    reasons: Vec<String>,
 ) -> Planned {
     let (workers, left_out) = in_order(order, workers);
+    let left_out = left_out.into_iter().zip(reasons).collect();
     let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
     let better = seats(spec, &plan, weights, &held);
     let same = |a: &Worker, b: &Worker| {
@@ -162,13 +168,38 @@ fn level(devices: &mut [Inventory], rate: fn(&mut Inventory) -> &mut f64) {
 }
 
 /// Workers of one place have one number.
-fn hosts(workers: &[Worker], links: LinkChoice) -> Vec<u16> {
+fn hosts(workers: &[Worker], links: LinkChoice) -> (Vec<u16>, BTreeMap<String, u16>) {
     let mut numbers = BTreeMap::new();
     let number = |worker: &Worker| {
         let next = numbers.len() as u16;
         *numbers.entry(place(worker, links).to_owned()).or_insert(next)
     };
-    workers.iter().map(number).collect()
+    (workers.iter().map(number).collect(), numbers)
+}
+
+/// What was found out of single pairs, where it is not as of all; rates only of the kinds that were not `told`: within a
+/// host, between hosts.
+fn ways(measured: &Measured, numbers: &BTreeMap<String, u16>, told: (bool, bool)) -> Ways {
+    let ways = measured.ways.iter().filter(|((a, b), link)| {
+        let (told, usual) = if a == b { (told.0, measured.within) } else { (told.1, measured.between) };
+        link.is_none() || !told && *link != usual
+    });
+    let numbered = ways.filter_map(|((a, b), link)| Some((*numbers.get(a)?, *numbers.get(b)?, *link)));
+    numbered.collect()
+}
+
+/// Why each is left out.
+fn reasons(left_out: &[LeftOut], workers: &[Worker]) -> Vec<String> {
+    let reasons = left_out.iter().map(|left_out| match left_out.reason {
+        Reason::OutOfReach { of } => {
+            let (name, reason) =
+                (workers[left_out.device].name(), format!("it does not reach {}", workers[of].name()));
+            warn!(name, reason, "a worker is left out");
+            reason
+        }
+        reason => reason.to_string(),
+    });
+    reasons.collect()
 }
 
 #[cfg(test)]
