@@ -1,7 +1,8 @@
 //! Every plan of a coarse grid: every order of every choice of devices into stages, every range of layers in steps, every
-//! division of kv heads, and of blocks and the vocabulary in steps. Priced by the model that the search has, and fitted
+//! division of kv heads, and of blocks or whole experts and the vocabulary in steps. Priced by the model that the search has, and fitted
 //! by the plan's own count of bytes; no code of the search is used.
 
+mod division;
 mod orders;
 mod stage;
 

@@ -28,7 +28,7 @@ fn fleet(devices: Vec<Inventory>, hosts: &[u16], within: &str, between: &str) ->
 }
 
 /// Hosts that are not all joined alike, or not at all.
-fn uneven() -> Vec<(String, Fleet)> {
+pub fn uneven() -> Vec<(String, Fleet)> {
     let (big, middle) = (card(24.0, 936.0, 71.0), card(16.0, 448.0, 60.0));
     let small = card(12.0, 360.0, 25.0);
     let nodes = vec![node(32.0, 40.0), node(32.0, 40.0), node(16.0, 25.0)];
@@ -72,7 +72,7 @@ pub fn fleets() -> Vec<(String, Fleet)> {
         ("2x24+16+12", vec![big.clone(), big, middle, small]),
         ("2x32", vec![large; 2]),
     ];
-    let mut fleets = uneven();
+    let mut fleets = Vec::new();
     for (name, devices) in &boxes {
         let apart: Vec<u16> = (0..devices.len() as u16).collect();
         for link in ["pcie3", "pcie5"] {
