@@ -70,6 +70,7 @@ impl Forecast {
             within: shm,
             between: shm,
             ways: Default::default(),
+            int8: false,
             costs: Costs::default(),
         }
     }

@@ -16,6 +16,8 @@ pub struct Fleet {
     pub between: Link,
     #[serde(skip_serializing_if = "Ways::is_empty")]
     pub ways: Ways,
+    /// Whether sums of CPUs go as int8 between hosts: rounded, so it is never chosen, only told.
+    pub int8: bool,
     pub costs: Costs,
 }
 

@@ -68,6 +68,7 @@ fn fleet(args: &PlanArgs, devices: &Devices) -> Fleet {
         within: args.link.unwrap_or(usual),
         between: args.between,
         ways: Default::default(),
+        int8: false,
         costs: Costs::default(),
     }
 }

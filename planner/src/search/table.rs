@@ -52,9 +52,7 @@ impl<'a> StageTable<'a> {
                 shapes[start * (count + 1) + end] = number;
             }
         }
-        let spread = |group: &Group| {
-            Spread::of(lattice.devices(group).iter().map(|&device| model.fleet.hosts[device]))
-        };
+        let spread = |group: &Group| Spread::of(model.fleet, &lattice.devices(group));
         let spreads: Vec<Spread> = lattice.groups.iter().map(spread).collect();
         let times_s = vec![f64::NAN; lattice.alike.len() * layers.len()];
         let floors = lattice
@@ -68,7 +66,7 @@ impl<'a> StageTable<'a> {
             let classes = left.iter().zip(&lattice.classes);
             let devices: Vec<usize> =
                 classes.flat_map(|(&count, class)| &class.devices[..count]).copied().collect();
-            let floor = Floor::of(model, &devices, &Spread::of([]));
+            let floor = Floor::of(model, &devices, &Spread::of(model.fleet, &[]));
             Rest { layer_s: floor.bare_layer_s(), layers_max: floor.layers_max() }
         });
         let rests = rests.collect();

@@ -81,6 +81,7 @@ pub fn seconds(
         within: between,
         between,
         ways: Default::default(),
+        int8: false,
         costs: Default::default(),
     };
     let devices: Vec<usize> = (0..ranks).collect();

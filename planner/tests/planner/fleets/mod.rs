@@ -24,7 +24,15 @@ fn node(gb: f64, gb_per_s: f64) -> Inventory {
 
 fn fleet(devices: Vec<Inventory>, hosts: &[u16], within: &str, between: &str) -> Fleet {
     let (within, between) = (Link::preset(within), Link::preset(between));
-    Fleet { devices, hosts: hosts.to_vec(), within, between, ways: Ways::default(), costs: Costs::default() }
+    Fleet {
+        devices,
+        hosts: hosts.to_vec(),
+        within,
+        between,
+        ways: Ways::default(),
+        int8: false,
+        costs: Costs::default(),
+    }
 }
 
 /// Hosts that are not all joined alike, or not at all.
