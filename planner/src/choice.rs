@@ -1,5 +1,6 @@
 //! What is chosen, what it beat, and why.
 
+use crate::collective::Collective;
 use crate::fleet::Fleet;
 use crate::model::{Decode, Prediction, StageTime};
 use flotilla_shared::Plan;
@@ -16,6 +17,8 @@ pub struct Choice {
     /// At the goal.
     pub decode: Decode,
     pub prediction: Prediction,
+    /// How each stage sums.
+    pub collectives: Vec<Collective>,
     pub left_out: Vec<LeftOut>,
     /// The fastest of another kind; none where none fits.
     pub runner_up: Option<RunnerUp>,

@@ -9,6 +9,7 @@
 
 mod capacity;
 pub mod choice;
+pub mod collective;
 pub mod fleet;
 pub mod goal;
 pub mod link;
@@ -18,6 +19,7 @@ pub mod ways;
 
 pub use capacity::kv_tokens_max;
 pub use choice::{Choice, Kind, LeftOut, Lost, Part, Reason, RunnerUp, parts};
+pub use collective::{Collective, SumWay, collectives};
 pub use fleet::{Costs, Fleet, KindCosts, Rate, Rates};
 pub use goal::{Aim, Goal};
 pub use link::Link;

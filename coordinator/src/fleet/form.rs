@@ -132,7 +132,7 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
-        let Gathered { mut workers, plan, left_out, considered } =
+        let Gathered { mut workers, plan, left_out, whole_values_max, considered } =
             gather(&self.pool, epoch, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
@@ -145,7 +145,10 @@ impl Fleet {
                 WeightOrigin::Stream
             }
         };
-        assign(epoch, formation, &plan, origin, weights_id, &workers);
+        let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
+        let links = Links::between(hosts, formation.links, formation.wire);
+        let links = Links { whole_values_max, ..links };
+        assign(epoch, formation, &plan, origin, weights_id, &links, &workers);
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
         let reached = match reached {
             Ok(reached) => reached,
@@ -240,11 +243,10 @@ fn assign(
     plan: &Plan,
     origin: WeightOrigin,
     weights_id: WeightsId,
+    links: &Links,
     workers: &[Worker],
 ) {
     let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
-    let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
-    let links = Links::between(hosts, formation.links, formation.wire);
     let group_key = random_key();
     for (worker, share) in workers.iter().zip(plan.ranks()) {
         let assignment = Assignment {

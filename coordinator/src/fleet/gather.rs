@@ -23,6 +23,8 @@ pub struct Gathered {
     pub plan: Plan,
     /// Who was there too, and why it is no rank.
     pub left_out: Vec<LeftOut>,
+    /// As [`flotilla_shared::Links`] has it.
+    pub whole_values_max: Vec<u32>,
     /// How many there were to choose from.
     pub considered: usize,
 }
@@ -87,21 +89,18 @@ async fn take(
             return None;
         }
     }
-    let (spec, demand) = (&formation.spec, formation.demand());
+    let measured = pool.links().between(&workers, formation.links);
     let planned = match formation.plan.as_ref().filter(|plan| plan.rank_count() == count) {
-        Some(fixed) => given(fixed, spec, demand, weights, workers),
-        None => {
-            let measured = pool.links().between(&workers, formation.links);
-            plan(formation, measured, weights, workers)
-        }
+        Some(fixed) => given(fixed, formation, &measured, weights, workers),
+        None => plan(formation, &measured, weights, workers),
     };
     Some(match planned {
-        Ok(Planned { plan, workers, left_out }) => {
+        Ok(Planned { plan, workers, left_out, whole_values_max }) => {
             let (others, reasons): (Vec<Worker>, Vec<String>) = left_out.into_iter().unzip();
             let named = others.iter().map(|worker| worker.name().to_owned()).zip(reasons);
             let left_out = named.map(|(name, reason)| LeftOut { name, reason }).collect();
             pool.put_back(others);
-            Ok(Gathered { workers, plan, left_out, considered: count })
+            Ok(Gathered { workers, plan, left_out, whole_values_max, considered: count })
         }
         Err((error, workers)) => {
             pool.put_back(workers);

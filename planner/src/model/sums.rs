@@ -66,7 +66,7 @@ fn sum_s(fleet: &Fleet, ranks: &Spread, values: usize) -> f64 {
         true => pieces(),
         false if coded && size <= CODED_WHOLE_RANKS_MAX || values <= WHOLE_BY_WIRE_MIN => whole(),
         false if values > WHOLE_BY_WIRE_MAX / size => pieces(),
-        // The side of `whole_values_max` is that of f32.
+        false if coded => whole(),
         false if whole_s(fleet, ranks, values, 1.0) <= pieces_s(fleet, ranks, values, 1.0) => whole(),
         false => pieces(),
     }

@@ -14,6 +14,7 @@ mod route;
 mod table;
 
 use crate::choice::{Choice, Kind, Lost, RunnerUp, left_out};
+use crate::collective::collectives;
 use crate::fleet::Fleet;
 use crate::goal::Goal;
 use crate::model::{Decode, Prediction, StageModel, Work, predict_decode, predict_prefill};
@@ -86,7 +87,9 @@ impl Finalist {
             devices: other.devices,
             decode: other.decode,
         });
-        Choice { kind, left_out: left_out(fleet, &devices), plan, devices, decode, prediction, runner_up }
+        let collectives = collectives(spec, fleet, &plan, &devices);
+        let left_out = left_out(fleet, &devices);
+        Choice { kind, left_out, plan, devices, decode, prediction, collectives, runner_up }
     }
 }
 
