@@ -69,6 +69,8 @@ impl Forecast {
             hosts: vec![0; ranks],
             within: shm,
             between: shm,
+            ways: Default::default(),
+            int8: false,
             costs: Costs::default(),
         }
     }

@@ -44,6 +44,8 @@ pub struct Group {
     pub epoch: Epoch,
     pub kv_blocks: KvBlocks,
     pub members: Vec<Member>,
+    /// Whoever could have been a member.
+    pub left_out: Vec<LeftOut>,
     /// Of all members together.
     pub loading: Pace,
 }
@@ -52,6 +54,13 @@ impl Member {
     pub fn is_card(&self) -> bool {
         self.inventory.backend == BackendKind::Cuda
     }
+}
+
+/// A worker that the plan has no use for, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    pub name: String,
+    pub reason: String,
 }
 
 /// A worker and what it holds.
@@ -112,8 +121,16 @@ impl Board {
             }
         });
         let members = members.collect();
-        let group = Group { epoch, kv_blocks: demand.kv_blocks, members, loading: Pace::default() };
+        let (kv_blocks, left_out, loading) = (demand.kv_blocks, Vec::new(), Pace::default());
+        let group = Group { epoch, kv_blocks, members, left_out, loading };
         lock(&self.facts.groups).insert(self.replica, group);
+    }
+
+    /// Who is no member of the group that is going to be.
+    pub fn left_out(&self, workers: Vec<LeftOut>) {
+        if let Some(group) = lock(&self.facts.groups).get_mut(&self.replica) {
+            group.left_out = workers;
+        }
     }
 
     /// No group of this replica is there any more.

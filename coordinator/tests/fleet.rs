@@ -1,5 +1,6 @@
 //! The door for workers, with workers that are not ours: what each is told that may not join.
 
+use flotilla_coordinator::board::LeftOut;
 use flotilla_coordinator::fleet::{Fleet, Formation, Planning, Progress, Weights};
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_planner::{Aim, Goal};
@@ -96,6 +97,16 @@ async fn worker_on(
     rate: Result<LinkRate, String>,
     answer: fn(wire::StepPlan) -> Vec<from_worker::Message>,
 ) -> Joined {
+    worker_that(fleet, host, move |_| rate.clone(), answer).await
+}
+
+/// The same; `tells` is asked of a pair of hosts, the one that is dialed first.
+async fn worker_that(
+    fleet: &Fleet,
+    host: &str,
+    tells: impl Fn(&str) -> Result<LinkRate, String> + Send + 'static,
+    answer: fn(wire::StepPlan) -> Vec<from_worker::Message>,
+) -> Joined {
     let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
     let mut client = FleetClient::new(endpoint.connect().await.unwrap());
     let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
@@ -103,6 +114,8 @@ async fn worker_on(
     let mut hello = hello();
     hello.inventory.memory_bytes = 1 << 40;
     host.clone_into(&mut hello.host);
+    host.clone_into(&mut hello.inventory.name);
+    hello.collective_address = format!("{host}:1");
     say(from_worker::Message::Hello((&hello).into())).unwrap();
     let mut request = Request::new(UnboundedReceiverStream::new(outbox));
     request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
@@ -120,7 +133,9 @@ async fn worker_on(
                     answer(plan).into_iter().try_for_each(&say)
                 }
                 to_worker::Message::Measure(test) => {
-                    say(from_worker::Message::Measured(measured(Epoch(test.epoch), rate.clone())))
+                    let hosts = test.peers.iter().map(|peer| peer.trim_end_matches(":1")).collect::<Vec<_>>();
+                    let found = tells(&hosts.join("-"));
+                    say(from_worker::Message::Measured(measured(Epoch(test.epoch), found)))
                 }
                 to_worker::Message::Dissolve(dissolve) => {
                     say(from_worker::Message::Released(wire::Released {
@@ -226,8 +241,58 @@ async fn ranks_over(rate: Result<LinkRate, String>) -> usize {
 async fn links_are_measured_and_plans_follow_them() {
     assert_eq!(ranks_over(Ok(LinkRate { latency_s: 20e-6, bytes_per_s: 1e9 })).await, 2);
     assert_eq!(ranks_over(Ok(LinkRate { latency_s: 0.1, bytes_per_s: 1e6 })).await, 1);
-    // As over 10 Gbit/s, where nothing is known.
-    assert_eq!(ranks_over(Err("no way to it".into())).await, 2);
+    // Two that do not reach each other are no group.
+    assert_eq!(ranks_over(Err("no way to it".into())).await, 1);
+}
+
+/// What a worker on this host says of its link to that one.
+type Tells = fn(&str) -> Result<LinkRate, String>;
+
+/// A group over workers on hosts `a`, `b` and `c`, of which each is named as its host; and whom the plan leaves out.
+async fn group_of_three(tells: Tells, wanted: usize) -> (Vec<String>, Vec<LeftOut>) {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut joined = Vec::new();
+    for host in ["a", "b", "c"].into_iter().take(wanted) {
+        joined.push(worker_that(&fleet, host, tells, sampled).await);
+    }
+    let goal = Goal { aim: Aim::Latency, context: 128, stages_max: usize::MAX };
+    let planning = Planning::Fastest { goal, within: None, between: None };
+    let formation = Formation { ranks: wanted, plan: None, planning, ..formation() };
+    let progress = watch::Sender::new(Progress::Ready);
+    let group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let names = group.names().into_iter().map(str::to_owned).collect();
+    (names, formation.board.groups()[0].1.left_out.clone())
+}
+
+const FAST: Result<LinkRate, String> = Ok(LinkRate { latency_s: 20e-6, bytes_per_s: 1e9 });
+
+#[tokio::test]
+async fn who_does_not_reach_another_is_left_out_and_the_board_says_why() {
+    assert_eq!(group_of_three(|_| FAST, 3).await, (vec!["a".into(), "b".into(), "c".into()], vec![]));
+    // A pair is cut where one of both says so; the third reaches both.
+    let (names, left_out) =
+        group_of_three(|pair| if pair == "a-c" { Err("no".into()) } else { FAST }, 3).await;
+    assert_eq!(names.len(), 2, "{names:?}");
+    assert!(names.contains(&"b".into()), "{names:?}");
+    let other = if names.contains(&"a".into()) { "a" } else { "c" };
+    assert_eq!(left_out.len(), 1, "{left_out:?}");
+    assert_eq!(left_out[0].reason, format!("it does not reach {other}"));
+    // One way is not enough: in a group either end may have to dial.
+    let (names, left_out) =
+        group_of_three(|pair| if pair == "c-b" { Err("no".into()) } else { FAST }, 3).await;
+    assert_eq!((names.len(), left_out.len()), (2, 1), "{names:?}");
+    assert!(names.contains(&"a".into()), "{names:?}");
+}
+
+#[tokio::test]
+async fn of_a_pair_that_is_far_one_is_left_out_though_the_others_are_near() {
+    let far = |pair: &str| match pair {
+        "a-c" | "c-a" | "b-c" | "c-b" => Ok(LinkRate { latency_s: 0.1, bytes_per_s: 1e6 }),
+        _ => FAST,
+    };
+    let (names, left_out) = group_of_three(far, 3).await;
+    assert_eq!(names, ["a", "b"]);
+    assert_eq!(left_out, [LeftOut { name: "c".into(), reason: "it would not make the plan faster".into() }]);
 }
 
 /// What a worker answers the second step with, and what is said of it.

@@ -48,7 +48,7 @@ fn by_threads() -> Ranks {
 }
 
 fn by_links(hosts: &[u16], wire: WireFormat, spin: Option<Duration>) -> Ranks {
-    let links = Links { hosts: hosts.to_vec(), must_share: true, wire };
+    let links = Links { hosts: hosts.to_vec(), must_share: true, wire, ..Links::default() };
     let listeners = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback has a port"));
     let peers: Vec<String> =
         listeners.iter().map(|l| l.local_addr().expect("it is bound").to_string()).collect();

@@ -1,5 +1,6 @@
 //! What is chosen, what it beat, and why.
 
+use crate::collective::Collective;
 use crate::fleet::Fleet;
 use crate::model::{Decode, Prediction, StageTime};
 use flotilla_shared::Plan;
@@ -16,6 +17,8 @@ pub struct Choice {
     /// At the goal.
     pub decode: Decode,
     pub prediction: Prediction,
+    /// How each stage sums.
+    pub collectives: Vec<Collective>,
     pub left_out: Vec<LeftOut>,
     /// The fastest of another kind; none where none fits.
     pub runner_up: Option<RunnerUp>,
@@ -63,14 +66,17 @@ impl fmt::Display for Kind {
 pub struct LeftOut {
     /// Of the fleet.
     pub device: usize,
+    #[serde(flatten)]
     pub reason: Reason,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(tag = "reason", rename_all = "snake_case")]
 pub enum Reason {
     /// CPUs and cards are no ranks of one group, and the others do more.
     OtherBackend,
+    /// It does not reach this one, which is used, and the others do more.
+    OutOfReach { of: usize },
     /// Nothing that was found with it is faster.
     NoFaster,
 }
@@ -79,6 +85,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Reason::OtherBackend => "processors and cards cannot be ranks of one group",
+            Reason::OutOfReach { .. } => "it does not reach one of those that are used",
             Reason::NoFaster => "it would not make the plan faster",
         })
     }
@@ -174,7 +181,13 @@ pub(crate) fn left_out(fleet: &Fleet, used: &[usize]) -> Vec<LeftOut> {
     let unused = (0..fleet.devices.len()).filter(|device| !used.contains(device));
     let left_out = unused.map(|device| {
         let same = Some(fleet.devices[device].backend) == backend;
-        LeftOut { device, reason: if same { Reason::NoFaster } else { Reason::OtherBackend } }
+        let unreached = used.iter().find(|&&other| !fleet.reaches(device, other));
+        let reason = match unreached {
+            _ if !same => Reason::OtherBackend,
+            Some(&of) => Reason::OutOfReach { of },
+            None => Reason::NoFaster,
+        };
+        LeftOut { device, reason }
     });
     left_out.collect()
 }

@@ -1,6 +1,7 @@
 //! What there is: devices, the hosts that they are in, the links between them, and what computing costs beside bytes.
 
 use crate::link::Link;
+use crate::ways::Ways;
 use flotilla_shared::{BackendKind, Inventory};
 use serde::Serialize;
 
@@ -10,10 +11,13 @@ pub struct Fleet {
     pub devices: Vec<Inventory>,
     /// By device: devices of equal number are in one host.
     pub hosts: Vec<u16>,
-    /// Between devices of one host.
+    /// Between devices of one host, and between hosts, where `ways` says nothing else.
     pub within: Link,
-    /// Between hosts.
     pub between: Link,
+    #[serde(skip_serializing_if = "Ways::is_empty")]
+    pub ways: Ways,
+    /// Whether sums of CPUs go as int8 between hosts: rounded, so it is never chosen, only told.
+    pub int8: bool,
     pub costs: Costs,
 }
 
@@ -113,6 +117,25 @@ impl Rate {
 const RELATIVE_BELOW: f64 = 1e6;
 
 impl Fleet {
+    /// Between two hosts, or within one; none where there is no way.
+    pub fn link(&self, a: u16, b: u16) -> Option<Link> {
+        match self.ways.of(a, b) {
+            Some(way) => way.link,
+            None if a == b => Some(self.within),
+            None => Some(self.between),
+        }
+    }
+
+    /// Whether two devices can be ranks of one group.
+    pub fn reaches(&self, a: usize, b: usize) -> bool {
+        self.link(self.hosts[a], self.hosts[b]).is_some()
+    }
+
+    /// All that join some devices.
+    pub(crate) fn links(&self) -> impl Iterator<Item = Link> {
+        self.ways.links().chain([self.within, self.between])
+    }
+
     /// The rates of every device. Bandwidths are taken as they are where every device knows its own, as relative to the
     /// usual one where they are shares, and as equal where one is unknown.
     pub fn rates(&self) -> Vec<Rates> {

@@ -9,16 +9,20 @@
 
 mod capacity;
 pub mod choice;
+pub mod collective;
 pub mod fleet;
 pub mod goal;
 pub mod link;
 pub mod model;
 mod search;
+pub mod ways;
 
 pub use capacity::kv_tokens_max;
-pub use choice::{Choice, Kind, LeftOut, Lost, Part, RunnerUp, parts};
+pub use choice::{Choice, Kind, LeftOut, Lost, Part, Reason, RunnerUp, parts};
+pub use collective::{Collective, SumWay, collectives};
 pub use fleet::{Costs, Fleet, KindCosts, Rate, Rates};
 pub use goal::{Aim, Goal};
 pub use link::Link;
 pub use model::{Decode, Prediction, StageTime, StepTime, Work, predict_decode, predict_step};
 pub use search::choose;
+pub use ways::{Way, Ways};

@@ -43,6 +43,9 @@ pub struct Links {
     /// Whether ranks that are to share memory and cannot end the group; otherwise they use TCP.
     pub must_share: bool,
     pub wire: WireFormat,
+    /// By stage: up to how many values the vectors of ranks that are not all of one host go whole to every peer. Where it is
+    /// 0, or the list is empty, the engine decides.
+    pub whole_values_max: Vec<u32>,
 }
 
 impl Links {
@@ -63,7 +66,7 @@ impl Links {
             // Whether they can is seen when they try.
             LinkChoice::Shm => numbered.map(|_| 0).collect(),
         };
-        Links { hosts, must_share: choice == LinkChoice::Shm, wire }
+        Links { hosts, must_share: choice == LinkChoice::Shm, wire, whole_values_max: Vec::new() }
     }
 
     /// As planned, between two different ranks.

@@ -67,6 +67,8 @@ fn fleet(args: &PlanArgs, devices: &Devices) -> Fleet {
         hosts: devices.0.iter().map(|(_, host)| *host).collect(),
         within: args.link.unwrap_or(usual),
         between: args.between,
+        ways: Default::default(),
+        int8: false,
         costs: Costs::default(),
     }
 }

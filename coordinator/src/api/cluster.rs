@@ -12,7 +12,7 @@ use flotilla_shared::{LayerKind, ModelSpec, Plan, Rank, Reach};
 use serde_json::{Value, json};
 
 use super::Api;
-use crate::board::{Group, Member};
+use crate::board::{Group, LeftOut, Member};
 use crate::driver::{Readiness, Stats};
 use crate::pace::Pace;
 
@@ -32,6 +32,11 @@ pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
         })
     });
     let workers: Vec<Value> = workers.collect();
+    let left_out = groups.iter().flat_map(|(replica, group)| {
+        let of = move |left_out: &LeftOut| json!({"replica": replica, "name": left_out.name, "reason": left_out.reason});
+        group.left_out.iter().map(of)
+    });
+    let left_out: Vec<Value> = left_out.collect();
     let reforms = api.settings.board.reforms();
     Json(json!({
         "object": "cluster",
@@ -45,6 +50,7 @@ pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
         "reforms": {"count": reforms.count, "last_seconds": reforms.last_seconds},
         "loading": groups.iter().map(|(_, group)| loading(&group.loading, now)).collect::<Vec<_>>(),
         "workers": workers,
+        "left_out": left_out,
         "kv": kv(&stats),
         "load": {
             "running": stats.load.sequences_running,

@@ -132,11 +132,12 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
-        let Gathered { mut workers, plan, considered } =
+        let Gathered { mut workers, plan, left_out, whole_values_max, considered } =
             gather(&self.pool, epoch, formation, weights_id, again, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());
+        formation.board.left_out(left_out);
         let origin = match &formation.weights {
             Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
             Weights::Stream(source) => {
@@ -144,7 +145,10 @@ impl Fleet {
                 WeightOrigin::Stream
             }
         };
-        assign(epoch, formation, &plan, origin, weights_id, &workers);
+        let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
+        let links = Links::between(hosts, formation.links, formation.wire);
+        let links = Links { whole_values_max, ..links };
+        assign(epoch, formation, &plan, origin, weights_id, &links, &workers);
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
         let reached = match reached {
             Ok(reached) => reached,
@@ -239,11 +243,10 @@ fn assign(
     plan: &Plan,
     origin: WeightOrigin,
     weights_id: WeightsId,
+    links: &Links,
     workers: &[Worker],
 ) {
     let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
-    let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
-    let links = Links::between(hosts, formation.links, formation.wire);
     let group_key = random_key();
     for (worker, share) in workers.iter().zip(plan.ranks()) {
         let assignment = Assignment {

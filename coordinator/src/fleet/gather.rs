@@ -5,6 +5,7 @@ use super::form::{FormError, Formation, Progress};
 use super::planning::{Planned, Planning, given, plan};
 use super::pool::{Growing, Pool};
 use super::worker::Worker;
+use crate::board::LeftOut;
 use flotilla_shared::{Epoch, Plan, PlanError, WeightsId};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -20,6 +21,10 @@ const DISPUTES_MAX: u32 = 2;
 pub struct Gathered {
     pub workers: Vec<Worker>,
     pub plan: Plan,
+    /// Who was there too, and why it is no rank.
+    pub left_out: Vec<LeftOut>,
+    /// As [`flotilla_shared::Links`] has it.
+    pub whole_values_max: Vec<u32>,
     /// How many there were to choose from.
     pub considered: usize,
 }
@@ -74,29 +79,28 @@ async fn take(
     };
     let mut workers = pool.take(count, prefers)?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));
-    // After a loss requests wait: what is known of links must do.
-    if !again
-        && let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
-            (formation.planning, &formation.plan)
+    if let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
+        (formation.planning, &formation.plan)
     {
-        workers = pool.links().learn(epoch, formation.links, workers).await;
+        // After a loss requests wait: what is known of links must do.
+        workers = pool.links().learn(epoch, formation.links, workers, again).await;
         if workers.len() < count {
             pool.put_back(workers);
             return None;
         }
     }
-    let (spec, demand) = (&formation.spec, formation.demand());
+    let measured = pool.links().between(&workers, formation.links);
     let planned = match formation.plan.as_ref().filter(|plan| plan.rank_count() == count) {
-        Some(fixed) => given(fixed, spec, demand, weights, workers),
-        None => {
-            let measured = pool.links().slowest(&workers, formation.links);
-            plan(formation, measured, weights, workers)
-        }
+        Some(fixed) => given(fixed, formation, &measured, weights, workers),
+        None => plan(formation, &measured, weights, workers),
     };
     Some(match planned {
-        Ok(Planned { plan, workers, left_out }) => {
-            pool.put_back(left_out);
-            Ok(Gathered { workers, plan, considered: count })
+        Ok(Planned { plan, workers, left_out, whole_values_max }) => {
+            let (others, reasons): (Vec<Worker>, Vec<String>) = left_out.into_iter().unzip();
+            let named = others.iter().map(|worker| worker.name().to_owned()).zip(reasons);
+            let left_out = named.map(|(name, reason)| LeftOut { name, reason }).collect();
+            pool.put_back(others);
+            Ok(Gathered { workers, plan, left_out, whole_values_max, considered: count })
         }
         Err((error, workers)) => {
             pool.put_back(workers);

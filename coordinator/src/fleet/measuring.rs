@@ -2,61 +2,35 @@
 //! two hosts, and one for every host with several. As many pairs at once as have no worker in common.
 
 use super::form::random_key;
+use super::known_links::{KnownLinks, ends, place};
 use super::worker::Worker;
-use flotilla_planner::Link;
 use flotilla_proto::measured_from;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_shared::{Epoch, LinkChoice, LinkRate, LinkTest, Links, Rank, WireFormat};
 use futures::future::join_all;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tracing::{info, warn};
 
 /// Workers give up sooner: 5 s to meet, as long for a sum, and 3 s of sums after it.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// A link that could not be measured is tried again after this.
+/// A link that could not be measured is tried again after this; after a loss, when requests wait, after that.
 const RETRY: Duration = Duration::from_secs(60);
-/// More are forgotten: workers come and go.
-const KNOWN_MAX: usize = 4096;
+const RETRY_AFTER_LOSS: Duration = Duration::from_secs(600);
 /// With more hosts each is measured with its neighbours only.
 const HOSTS_PAIRED_MAX: usize = 16;
-/// What each peer takes of a wait, of the whole latency that is measured between two.
-const PEER_WITHIN_S: f64 = 0.2e-6;
-const PEER_BETWEEN_S: f64 = 3e-6;
-
-/// What is known, by the places of both ends; nothing of two that did not reach each other. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct KnownLinks(Arc<Mutex<BTreeMap<Ends, Known>>>);
-
-/// Found, or tried in vain, at that time.
-#[derive(Clone, Copy)]
-struct Known {
-    rate: Option<LinkRate>,
-    at: Instant,
-}
-
-type Ends = (String, String);
-
-/// As the planner takes links: the slowest counts, since sums wait for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Measured {
-    pub within: Option<Link>,
-    pub between: Option<Link>,
-}
-
-/// Where a worker is, as far as links go: its host, or itself where memory is not to be shared.
-pub fn place(worker: &Worker, choice: LinkChoice) -> &str {
-    match choice {
-        LinkChoice::Tcp => &worker.hello.collective_address,
-        LinkChoice::Auto | LinkChoice::Shm => &worker.hello.host,
-    }
-}
 
 impl KnownLinks {
-    /// Measures what is not known between `workers`, and gives back those that still are here.
-    pub async fn learn(&self, epoch: Epoch, choice: LinkChoice, workers: Vec<Worker>) -> Vec<Worker> {
-        let mut pairs = self.unknown(&workers, choice);
+    /// Measures what is not known between `workers`, and gives back those that still are here. After a loss only links
+    /// that failed long ago are tried.
+    pub async fn learn(
+        &self,
+        epoch: Epoch,
+        choice: LinkChoice,
+        workers: Vec<Worker>,
+        after_loss: bool,
+    ) -> Vec<Worker> {
+        let mut pairs = self.unknown(&workers, choice, after_loss);
         let mut workers: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
         while !pairs.is_empty() {
             let (mut tests, mut later) = (Vec::new(), Vec::new());
@@ -81,32 +55,18 @@ impl KnownLinks {
         workers.into_iter().flatten().collect()
     }
 
-    /// Of links that are known between `workers`.
-    pub fn slowest(&self, workers: &[Worker], choice: LinkChoice) -> Measured {
-        let places: Vec<&str> = workers.iter().map(|worker| place(worker, choice)).collect();
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let rates =
-            known.iter().filter(|((a, b), _)| places.contains(&a.as_str()) && places.contains(&b.as_str()));
-        let (within, between): (Vec<_>, Vec<_>) = rates.partition(|((a, b), _)| a == b);
-        let slowest = |rates: Vec<(&Ends, &Known)>, peer_s: f64| {
-            let rates: Vec<LinkRate> = rates.into_iter().filter_map(|(_, known)| known.rate).collect();
-            let latency_s = rates.iter().map(|rate| rate.latency_s).reduce(f64::max)?;
-            let bytes_per_s = rates.iter().map(|rate| rate.bytes_per_s).reduce(f64::min)?;
-            Some(Link { name: "measured", latency_s: (latency_s - peer_s).max(0.0), peer_s, bytes_per_s })
-        };
-        Measured { within: slowest(within, PEER_WITHIN_S), between: slowest(between, PEER_BETWEEN_S) }
-    }
-
-    /// Places of two workers for each link that was not tried.
-    fn unknown(&self, workers: &[Worker], choice: LinkChoice) -> Vec<(usize, usize)> {
+    /// Places of two workers for each link that is to be tried.
+    fn unknown(&self, workers: &[Worker], choice: LinkChoice, after_loss: bool) -> Vec<(usize, usize)> {
         let mut places: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (at, worker) in workers.iter().enumerate() {
             places.entry(place(worker, choice)).or_default().push(at);
         }
         let places: Vec<(&str, Vec<usize>)> = places.into_iter().collect();
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_new = |a: &str, b: &str| {
-            known.get(&ends(a, b)).is_none_or(|known| known.rate.is_none() && known.at.elapsed() >= RETRY)
+        let known = self.lock();
+        let retry = if after_loss { RETRY_AFTER_LOSS } else { RETRY };
+        let is_new = |a: &str, b: &str| match known.get(&ends(a, b)) {
+            None => !after_loss,
+            Some(known) => known.rate.is_none() && known.at.elapsed() >= retry,
         };
         let within = places.iter().filter(|(place, all)| all.len() > 1 && is_new(place, place));
         let within = within.map(|(_, all)| (all[0], all[1]));
@@ -123,47 +83,59 @@ impl KnownLinks {
         (a, mut one): (usize, Worker),
         (b, mut other): (usize, Worker),
     ) -> [(usize, Option<Worker>); 2] {
-        let (here, there) = (place(&one, choice).to_owned(), place(&other, choice).to_owned());
-        let peers = [&one, &other].map(|worker| worker.hello.collective_address.clone());
-        let links = Links::between([here.as_str(), &there], choice, WireFormat::F32);
-        let key = random_key();
-        for (rank, worker) in [(0, &one), (1, &other)] {
-            let test = LinkTest { epoch, rank: Rank(rank), peers: peers.clone(), links: links.clone(), key };
-            worker.tell(to_worker::Message::Measure((&test).into()));
+        let mut found = meet(epoch, choice, [&mut one, &mut other]).await;
+        // Who dials may get through where the other does not, and in a group either may have to.
+        if let Ok(first) = found.rate {
+            let Found { rate, mut here } = meet(epoch, choice, [&mut other, &mut one]).await;
+            here.reverse();
+            found = Found { rate: rate.map(|second| slower(first, second)), here };
         }
-        let (first, second) = tokio::join!(answer(epoch, &mut one), answer(epoch, &mut other));
-        let (ends, names) = (ends(&here, &there), (one.name().to_owned(), other.name().to_owned()));
-        let rate = match (&first, &second) {
-            (Answer::Rate(first), Answer::Rate(second)) => {
-                let latency_s = first.latency_s.max(second.latency_s);
-                let bytes_per_s = first.bytes_per_s.min(second.bytes_per_s);
-                info!(
-                    a = names.0,
-                    b = names.1,
-                    latency_us = 1e6 * latency_s,
-                    bytes_per_second = bytes_per_s,
-                    "link"
-                );
-                Some(LinkRate { latency_s, bytes_per_s })
+        let (a_name, b_name) = (one.name(), other.name());
+        match &found.rate {
+            Ok(LinkRate { latency_s, bytes_per_s }) => {
+                let (latency_us, bytes_per_second) = (1e6 * latency_s, bytes_per_s);
+                info!(a = a_name, b = b_name, latency_us, bytes_per_second, "link");
             }
-            (first, second) => {
-                let reason = first.reason().or(second.reason()).unwrap_or_default();
-                warn!(a = names.0, b = names.1, reason, "the link between two workers cannot be measured");
-                None
+            Err(reason) => {
+                warn!(a = a_name, b = b_name, reason, "two workers do not reach each other");
             }
-        };
+        }
         // Of one that is gone in the middle nothing is known.
-        if !matches!((&first, &second), (Answer::Gone(_), _) | (_, Answer::Gone(_))) {
-            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if known.len() >= KNOWN_MAX {
-                known.clear();
-            }
-            known.insert(ends, Known { rate, at: Instant::now() });
+        if found.here == [true; 2] {
+            self.know(ends(place(&one, choice), place(&other, choice)), found.rate.ok());
         }
-        let here =
-            |worker, answer: &Answer| if matches!(answer, Answer::Gone(_)) { None } else { Some(worker) };
-        [(a, here(one, &first)), (b, here(other, &second))]
+        [(a, found.here[0].then_some(one)), (b, found.here[1].then_some(other))]
     }
+}
+
+/// What two workers found, or why they did not, and who of them still is here.
+struct Found {
+    rate: Result<LinkRate, String>,
+    here: [bool; 2],
+}
+
+/// The second of them dials.
+async fn meet(epoch: Epoch, choice: LinkChoice, [one, other]: [&mut Worker; 2]) -> Found {
+    let peers = [&*one, &*other].map(|worker| worker.hello.collective_address.clone());
+    let links = Links::between([place(one, choice), place(other, choice)], choice, WireFormat::F32);
+    let key = random_key();
+    for (rank, worker) in [(0, &*one), (1, &*other)] {
+        let test = LinkTest { epoch, rank: Rank(rank), peers: peers.clone(), links: links.clone(), key };
+        worker.tell(to_worker::Message::Measure((&test).into()));
+    }
+    let (first, second) = tokio::join!(answer(epoch, one), answer(epoch, other));
+    let here = [&first, &second].map(|answer| !matches!(answer, Answer::Gone(_)));
+    let rate = match (first, second) {
+        (Answer::Rate(first), Answer::Rate(second)) => Ok(slower(first, second)),
+        // Who is gone is the reason of both.
+        (Answer::Gone(reason), _) | (_, Answer::Gone(reason)) => Err(reason),
+        (Answer::NoRate(reason), _) | (_, Answer::NoRate(reason)) => Err(reason),
+    };
+    Found { rate, here }
+}
+
+fn slower(a: LinkRate, b: LinkRate) -> LinkRate {
+    LinkRate { latency_s: a.latency_s.max(b.latency_s), bytes_per_s: a.bytes_per_s.min(b.bytes_per_s) }
 }
 
 enum Answer {
@@ -171,15 +143,6 @@ enum Answer {
     /// The worker is here, and has no rate.
     NoRate(String),
     Gone(String),
-}
-
-impl Answer {
-    fn reason(&self) -> Option<&str> {
-        match self {
-            Answer::Rate(_) => None,
-            Answer::NoRate(reason) | Answer::Gone(reason) => Some(reason),
-        }
-    }
 }
 
 async fn answer(epoch: Epoch, worker: &mut Worker) -> Answer {
@@ -194,10 +157,6 @@ async fn answer(epoch: Epoch, worker: &mut Worker) -> Answer {
         Some(Err(reason)) => Answer::Gone(reason),
         None => Answer::Gone("it is gone".into()),
     }
-}
-
-fn ends(a: &str, b: &str) -> Ends {
-    if a <= b { (a.to_owned(), b.to_owned()) } else { (b.to_owned(), a.to_owned()) }
 }
 
 /// Every two of so many hosts; of many, those next to each other in a ring.

@@ -5,6 +5,7 @@ mod figures;
 mod first;
 mod form;
 mod gather;
+mod known_links;
 mod listener;
 mod measuring;
 mod planning;

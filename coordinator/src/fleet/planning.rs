@@ -1,13 +1,15 @@
 //! How the model is cut over the workers that are there: over all of them alike, or as is fastest.
 
 use super::form::Formation;
-use super::measuring::{Measured, place};
+use super::known_links::{Measured, place};
 use super::worker::Worker;
-use flotilla_planner::{Fleet, Goal, Link, choose};
+use flotilla_planner::{Collective, Fleet, Goal, LeftOut, Link, Reason, Ways, choose, collectives};
 use flotilla_shared::held::seats;
-use flotilla_shared::{Demand, Held, Inventory, LinkChoice, ModelSpec, Plan, PlanError, WeightsId};
+use flotilla_shared::{
+    BackendKind, Demand, Held, Inventory, LinkChoice, ModelSpec, Plan, PlanError, WeightsId, WireFormat,
+};
 use std::collections::BTreeMap;
-use tracing::info;
+use tracing::{info, warn};
 
 /// Bandwidths and compute rates that differ by less are taken for equal: measured ones always differ a little, and
 /// equal workers should have equal shares, and keep them.
@@ -24,17 +26,19 @@ pub enum Planning {
     Fastest { goal: Goal, within: Option<Link>, between: Option<Link> },
 }
 
-/// Workers with a plan for them, in the order of its ranks, and those that it leaves out.
+/// Workers with a plan for them, in the order of its ranks, and those that it leaves out, with the reason.
 pub(super) struct Planned {
     pub plan: Plan,
     pub workers: Vec<Worker>,
-    pub left_out: Vec<Worker>,
+    pub left_out: Vec<(Worker, String)>,
+    /// As [`flotilla_shared::Links`] has it.
+    pub whole_values_max: Vec<u32>,
 }
 
 /// Cuts the model over `workers`; if it does not fit they come back.
 pub(super) fn plan(
     formation: &Formation,
-    measured: Measured,
+    measured: &Measured,
     weights: WeightsId,
     workers: Vec<Worker>,
 ) -> Result<Planned, (PlanError, Vec<Worker>)> {
@@ -42,22 +46,16 @@ pub(super) fn plan(
     match formation.planning {
         Planning::Tensor => over_all(spec, demand, weights, workers),
         Planning::Fastest { goal, within, between } => {
-            let devices = leveled(inventories(&workers));
-            let usual = match devices.iter().all(|device| device.backend == Default::default()) {
-                true => Link::preset("shm"),
-                false => Link::preset("pcie4"),
-            };
-            // Where nothing was measured there is no such link.
-            let within = within.or(measured.within).unwrap_or(usual);
-            let between = between.or(measured.between).unwrap_or(Link::preset("10gbe"));
-            let hosts = hosts(&workers, formation.links);
-            let fleet = Fleet { hosts, devices, within, between, costs: Default::default() };
+            let fleet = fleet(formation, measured, (within, between), &workers);
             match choose(spec, &fleet, goal, demand) {
                 Err(error) => Err((error, workers)),
                 Ok(choice) => {
                     let (kind, token_ms) = (choice.kind, 1e3 * choice.decode.token_s);
                     info!(%kind, predicted_token_ms = token_ms, left_out = choice.left_out.len(), "planned");
-                    Ok(picked(spec, weights, choice.plan, &choice.devices, workers))
+                    let reasons = reasons(&choice.left_out, &workers);
+                    let whole_values_max = lengths(&choice.collectives);
+                    let planned = picked(spec, weights, choice.plan, &choice.devices, workers, reasons);
+                    Ok(Planned { whole_values_max, ..planned })
                 }
             }
         }
@@ -67,18 +65,58 @@ pub(super) fn plan(
 /// As `plan` says, over just as many workers as it has ranks.
 pub(super) fn given(
     plan: &Plan,
-    spec: &ModelSpec,
-    demand: Demand,
+    formation: &Formation,
+    measured: &Measured,
     weights: WeightsId,
     workers: Vec<Worker>,
 ) -> Result<Planned, (PlanError, Vec<Worker>)> {
-    match plan.clone().fitting(spec, &inventories(&workers), demand) {
+    let spec = &formation.spec;
+    match plan.clone().fitting(spec, &inventories(&workers), formation.demand()) {
         Err(error) => Err((error, workers)),
         Ok(plan) => {
             let order: Vec<usize> = (0..workers.len()).collect();
-            Ok(picked(spec, weights, plan, &order, workers))
+            let whole_values_max = match formation.planning {
+                Planning::Tensor => Vec::new(),
+                Planning::Fastest { within, between, .. } => {
+                    let fleet = fleet(formation, measured, (within, between), &workers);
+                    lengths(&collectives(spec, &fleet, &plan, &order))
+                }
+            };
+            let planned = picked(spec, weights, plan, &order, workers, Vec::new());
+            Ok(Planned { whole_values_max, ..planned })
         }
     }
+}
+
+/// What there is, with links as they are told, or as they were measured.
+fn fleet(
+    formation: &Formation,
+    measured: &Measured,
+    (within, between): (Option<Link>, Option<Link>),
+    workers: &[Worker],
+) -> Fleet {
+    let devices = leveled(inventories(workers));
+    // Cards sum by ways of their own within a host, which nobody measures.
+    let cards = devices.iter().any(|device| device.backend != BackendKind::default());
+    let (usual, found) =
+        if cards { (Link::preset("pcie4"), None) } else { (Link::preset("shm"), measured.within) };
+    let (hosts, numbers) = hosts(workers, formation.links);
+    let ways = ways(measured, &numbers, (within.is_some() || cards, between.is_some()));
+    Fleet {
+        hosts,
+        devices,
+        // Where nothing was measured there is no such link.
+        within: within.or(found).unwrap_or(usual),
+        between: between.or(measured.between).unwrap_or(Link::preset("10gbe")),
+        ways,
+        int8: formation.wire == WireFormat::Int8,
+        costs: Default::default(),
+    }
+}
+
+/// As workers are told: 0 where they know better.
+fn lengths(collectives: &[Collective]) -> Vec<u32> {
+    collectives.iter().map(|stage| stage.whole_values_max.unwrap_or(0) as u32).collect()
 }
 
 fn inventories(workers: &[Worker]) -> Vec<Inventory> {
@@ -102,7 +140,7 @@ fn over_all(
     let (workers, _) = in_order(&order, workers);
     // Unequal workers have other shares in another order.
     match cut(&workers) {
-        Ok(plan) => Ok(Planned { plan, workers, left_out: Vec::new() }),
+        Ok(plan) => Ok(Planned { plan, workers, left_out: Vec::new(), whole_values_max: Vec::new() }),
         Err(error) => Err((error, workers)),
     }
 }
@@ -114,15 +152,17 @@ fn in_order(order: &[usize], workers: Vec<Worker>) -> (Vec<Worker>, Vec<Worker>)
     (named, all.into_iter().flatten().collect())
 }
 
-/// Those that a plan names, in the order of its ranks. Equal ones change places where one holds what the other is to have.
+/// Those that a plan names, in the order of its ranks, and the others with the reason of each. Equal ones change places where one holds what the other is to have.
 fn picked(
     spec: &ModelSpec,
     weights: WeightsId,
     plan: Plan,
     order: &[usize],
     workers: Vec<Worker>,
+    reasons: Vec<String>,
 ) -> Planned {
     let (workers, left_out) = in_order(order, workers);
+    let left_out = left_out.into_iter().zip(reasons).collect();
     let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
     let better = seats(spec, &plan, weights, &held);
     let same = |a: &Worker, b: &Worker| {
@@ -135,11 +175,12 @@ fn picked(
             && close(a.inventory.compute, b.inventory.compute)
             && close(a.inventory.expert_compute, b.inventory.expert_compute)
     };
+    let whole_values_max = Vec::new();
     if !better.iter().zip(&workers).all(|(&other, worker)| same(&workers[other], worker)) {
-        return Planned { plan, workers, left_out };
+        return Planned { plan, workers, left_out, whole_values_max };
     }
     let (workers, _) = in_order(&better, workers);
-    Planned { plan, workers, left_out }
+    Planned { plan, workers, left_out, whole_values_max }
 }
 
 /// Devices that are about alike are alike.
@@ -162,19 +203,43 @@ fn level(devices: &mut [Inventory], rate: fn(&mut Inventory) -> &mut f64) {
 }
 
 /// Workers of one place have one number.
-fn hosts(workers: &[Worker], links: LinkChoice) -> Vec<u16> {
+fn hosts(workers: &[Worker], links: LinkChoice) -> (Vec<u16>, BTreeMap<String, u16>) {
     let mut numbers = BTreeMap::new();
     let number = |worker: &Worker| {
         let next = numbers.len() as u16;
         *numbers.entry(place(worker, links).to_owned()).or_insert(next)
     };
-    workers.iter().map(number).collect()
+    (workers.iter().map(number).collect(), numbers)
+}
+
+/// What was found out of single pairs, where it is not as of all; rates only of the kinds that were not `told`: within a
+/// host, between hosts.
+fn ways(measured: &Measured, numbers: &BTreeMap<String, u16>, told: (bool, bool)) -> Ways {
+    let ways = measured.ways.iter().filter(|((a, b), link)| {
+        let (told, usual) = if a == b { (told.0, measured.within) } else { (told.1, measured.between) };
+        link.is_none() || !told && *link != usual
+    });
+    let numbered = ways.filter_map(|((a, b), link)| Some((*numbers.get(a)?, *numbers.get(b)?, *link)));
+    numbered.collect()
+}
+
+/// Why each is left out.
+fn reasons(left_out: &[LeftOut], workers: &[Worker]) -> Vec<String> {
+    let reasons = left_out.iter().map(|left_out| match left_out.reason {
+        Reason::OutOfReach { of } => {
+            let (name, reason) =
+                (workers[left_out.device].name(), format!("it does not reach {}", workers[of].name()));
+            warn!(name, reason, "a worker is left out");
+            reason
+        }
+        reason => reason.to_string(),
+    });
+    reasons.collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flotilla_shared::BackendKind;
 
     #[test]
     fn what_differs_little_is_equal() {

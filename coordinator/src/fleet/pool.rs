@@ -1,6 +1,6 @@
 //! Workers that are here and in no group. Whoever joins comes here, and whoever is let go comes back.
 
-use super::measuring::KnownLinks;
+use super::known_links::KnownLinks;
 use super::worker::Worker;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};

@@ -1,6 +1,6 @@
 //! The page of the cluster: what is known before, while and after a group forms.
 
-use flotilla_coordinator::board::Board;
+use flotilla_coordinator::board::{Board, LeftOut};
 use flotilla_shared::plan::Demand;
 use flotilla_shared::{
     BackendKind, Epoch, Inventory, KvBlocks, KvDtype, Loading, ModelSpec, Plan, Rank, Reach,
@@ -47,6 +47,7 @@ async fn what_each_worker_holds_is_told_from_loading_on() {
     let demand = Demand { kv_blocks: KvBlocks::plain(1024), step_tokens_max: 512 };
     let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
     board.planned(Epoch(1), &spec, &plan, &workers, demand);
+    board.left_out(vec![LeftOut { name: "c".into(), reason: "it does not reach a".into() }]);
     let half = Loading { bytes_done: 5, bytes_total: 10 };
     board.loading(&[half, Loading::default()]);
     server.fleet.loading("weights 5 B of 10 B");
@@ -75,6 +76,9 @@ async fn what_each_worker_holds_is_told_from_loading_on() {
     let (held, whole) = (sum("weights_bytes"), model["weights_bytes"].as_u64().unwrap());
     assert!(held >= whole && held - whole < whole / 100, "{held} of {whole}");
     assert!(sum("kv_bytes") > 0 && sum("activation_bytes") > 0);
+
+    let left_out = json!([{"replica": 0, "name": "c", "reason": "it does not reach a"}]);
+    assert_eq!((&before["left_out"], &loading["left_out"]), (&json!([]), &left_out));
 
     assert_eq!(first["links"], Value::Null);
     let not_shared = Some("rank 1: another container".to_owned());

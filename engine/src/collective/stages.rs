@@ -39,6 +39,11 @@ impl Seat {
         Seat { stage: stage.expect("a rank is of a stage"), stages, rank }
     }
 
+    /// Which stage it is of.
+    pub fn stage(&self) -> usize {
+        self.stage
+    }
+
     /// The ranks that it sums with, and itself.
     pub fn ranks(&self) -> Range<usize> {
         self.stages[self.stage].clone()

@@ -3,7 +3,7 @@
 use flotilla_engine::collective::{
     Collective, CollectiveError, Peers, ProcessCollective, Solo, Stop, threads,
 };
-use flotilla_shared::{Epoch, Links, Rank, WireFormat};
+use flotilla_shared::{Epoch, Links, Rank};
 use std::net::TcpListener;
 use std::thread;
 use std::time::Duration;
@@ -35,7 +35,7 @@ impl Kind {
         match self {
             Kind::Threads | Kind::Tcp => Links::default(),
             Kind::Shm | Kind::Mixed => {
-                Links { hosts: (0..n).map(host).collect(), must_share: true, wire: WireFormat::F32 }
+                Links { hosts: (0..n).map(host).collect(), must_share: true, ..Links::default() }
             }
         }
     }

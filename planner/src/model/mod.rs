@@ -4,6 +4,7 @@
 mod plan;
 mod routing;
 mod sizes;
+mod spread;
 mod stage;
 mod step;
 mod sums;
@@ -12,8 +13,9 @@ mod work;
 pub use plan::{Decode, Prediction, Prefill, predict_decode, predict_prefill, predict_step};
 pub use routing::{distinct_experts, slowest_whole_s};
 pub(crate) use sizes::Sizes;
+pub use spread::Spread;
 pub(crate) use stage::{Layers, StageModel, Units};
 pub use stage::{RankTime, StageTime};
 pub use step::StepTime;
-pub use sums::{Spread, all_reduce_s, hand_over_s};
+pub use sums::{all_reduce_s, hand_over_s, whole_values_max};
 pub use work::Work;

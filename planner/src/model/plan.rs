@@ -1,8 +1,9 @@
 //! What is predicted of a plan.
 
+use super::spread::Spread;
 use super::stage::{Layers, StageModel, Units, placement_of};
 use super::step::StepTime;
-use super::sums::{Spread, hand_over_s};
+use super::sums::hand_over_s;
 use super::work::Work;
 use crate::fleet::Fleet;
 use flotilla_shared::{ModelSpec, Plan};
@@ -51,7 +52,7 @@ pub fn predict_step(spec: &ModelSpec, fleet: &Fleet, plan: &Plan, devices: &[usi
         let units: Vec<Units> = stage.ranks.iter().map(Units::of).collect();
         let layers = Layers::of(spec, stage.layers.clone());
         stages.push(model.stage(mine, &units, placement_of(spec, stage), layers));
-        spreads.push(Spread::of(mine.iter().map(|&device| fleet.hosts[device])));
+        spreads.push(Spread::of(fleet, mine));
     }
     let values = work.rows * spec.hidden;
     let hand_overs = spreads.windows(2).map(|pair| hand_over_s(fleet, &pair[0], &pair[1], values));

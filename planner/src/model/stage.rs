@@ -2,7 +2,8 @@
 
 use super::routing::{distinct_experts, slowest_whole_s};
 use super::sizes::Sizes;
-use super::sums::{Spread, all_reduce_s, gather_s};
+use super::spread::Spread;
+use super::sums::{all_reduce_s, gather_s};
 use super::work::Work;
 use crate::fleet::{Fleet, Rates};
 use flotilla_shared::plan::Placement;
@@ -204,7 +205,7 @@ impl<'a> StageModel<'a> {
                 layers.count() as f64 * (router + self.whole_s(devices, &counts))
             }
         };
-        let spread = Spread::of(devices.iter().map(|&device| self.fleet.hosts[device]));
+        let spread = Spread::of(self.fleet, devices);
         StageTime {
             attention_s: slowest(&|rank| rank.attention_s),
             experts_s,

@@ -24,7 +24,9 @@ impl Floor {
             1.0 / devices.iter().map(|&device| 1.0 / unit_s(device)).sum::<f64>()
         };
         let attention = |kind| spec.kv_heads as f64 * together(&|device| model.attention_s(device, 1, kind));
-        let experts = spec.intermediate_blocks() as f64 * together(&|device| model.block_s(device));
+        // Whole experts cannot take less than slices, unless they are priced so.
+        let cheaper = model.fleet.costs.whole_factor.min(1.0);
+        let experts = cheaper * spec.intermediate_blocks() as f64 * together(&|device| model.block_s(device));
         let beside = |full, first, last| {
             let layers = Layers { full, window: 0, first, last };
             model.sums_s(ranks, layers) + model.fixed_s(devices, layers)

@@ -4,6 +4,7 @@
 //! that would be too many states, devices stand in a row instead, and a stage is a run of it.
 
 use crate::fleet::Fleet;
+use crate::link::Link;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -25,7 +26,7 @@ pub(crate) struct Class {
 #[derive(Clone, Debug)]
 pub(crate) struct Group {
     pub classes: Vec<usize>,
-    /// Groups of equal number take equal time: the same kinds of devices, alike over hosts.
+    /// Groups of equal number take equal time: the same kinds of devices, alike over hosts that are joined alike.
     pub alike: usize,
     /// Number of its set of hosts.
     pub hosts: usize,
@@ -55,6 +56,9 @@ pub(crate) struct Lattice {
 /// What makes two devices alike: the bits of its numbers.
 type Traits = (u64, u64, u64, usize, u8);
 
+/// What makes two groups alike: the devices of each host, and what joins the hosts.
+type Alike = (Vec<Vec<Traits>>, Vec<[u64; 3]>);
+
 fn traits(fleet: &Fleet, device: usize) -> Traits {
     let inventory = &fleet.devices[device];
     let bits = |value: f64| if value.is_finite() { value.max(0.0).to_bits() } else { 0 };
@@ -82,8 +86,8 @@ impl Lattice {
         }
         let kinds: Vec<(u16, Traits)> = by_traits.keys().map(|(host, kind)| (*host, kind.0)).collect();
         let classes: Vec<Class> = by_traits.into_values().map(|devices| Class { devices }).collect();
-        let mut builder =
-            Builder { kinds, lattice: Lattice { classes, ..Lattice::default() }, ..Builder::default() };
+        let lattice = Lattice { classes, ..Lattice::default() };
+        let mut builder = Builder { fleet, kinds, lattice, alike: BTreeMap::new(), hosts: BTreeMap::new() };
         let counts: Vec<usize> = builder.lattice.classes.iter().map(|class| class.devices.len()).collect();
         let states = builder
             .states(&counts, false, MOVES_FREE_MAX)
@@ -96,16 +100,16 @@ impl Lattice {
     }
 }
 
-#[derive(Default)]
-struct Builder {
+struct Builder<'a> {
+    fleet: &'a Fleet,
     /// By class.
     kinds: Vec<(u16, Traits)>,
     lattice: Lattice,
-    alike: BTreeMap<Vec<Vec<Traits>>, usize>,
+    alike: BTreeMap<Alike, usize>,
     hosts: BTreeMap<Vec<u16>, usize>,
 }
 
-impl Builder {
+impl Builder<'_> {
     /// How many of each class can be used, from none to all, in rising order; `None` if they have too many moves.
     ///
     /// `in_order`: of hosts that are alike, a later one is never used more than an earlier one.
@@ -146,13 +150,39 @@ impl Builder {
         hosts
     }
 
-    /// The nearest host before that has the same devices.
+    /// The nearest host before that has the same devices and the same ways.
     fn twin(&self, counts: &[usize], host: &Range<usize>) -> Option<Range<usize>> {
         let devices = |host: &Range<usize>| -> Vec<(Traits, usize)> {
             host.clone().map(|class| (self.kinds[class].1, counts[class])).collect()
         };
         let before = self.hosts_of_classes().into_iter().take_while(|other| other.start < host.start);
-        before.filter(|other| devices(other) == devices(host)).last()
+        let same = |other: &Range<usize>| devices(other) == devices(host) && self.has_same_ways(other, host);
+        before.filter(same).last()
+    }
+
+    /// Whether two hosts are as far from all others, and their devices from each other.
+    fn has_same_ways(&self, a: &Range<usize>, b: &Range<usize>) -> bool {
+        if self.fleet.ways.is_empty() {
+            return true;
+        }
+        let (a, b) = (self.kinds[a.start].0, self.kinds[b.start].0);
+        let link = |a, b| self.fleet.link(a, b);
+        let mut others = self.kinds.iter().map(|(host, _)| *host).filter(|host| *host != a && *host != b);
+        link(a, a) == link(b, b) && others.all(|other| link(a, other) == link(b, other))
+    }
+
+    /// The bits of what joins hosts, by pairs in their order.
+    fn ways(&self, hosts: &[u16]) -> Vec<[u64; 3]> {
+        if self.fleet.ways.is_empty() {
+            return Vec::new();
+        }
+        let bits = |link: Option<Link>| {
+            link.map_or([u64::MAX; 3], |link| {
+                [link.latency_s, link.peer_s, link.bytes_per_s].map(f64::to_bits)
+            })
+        };
+        let pairs = hosts.iter().enumerate().flat_map(|(at, &a)| hosts[at..].iter().map(move |&b| (a, b)));
+        pairs.map(|(a, b)| bits(self.fleet.link(a, b))).collect()
     }
 
     /// Every choice of devices can follow every other.
@@ -206,10 +236,9 @@ impl Builder {
         let hosts: Vec<u16> = by_host.keys().copied().collect();
         let mut by_host: Vec<Vec<usize>> = by_host.into_values().collect();
         by_host.sort_by_key(|classes| classes.iter().map(|&class| self.kinds[class].1).collect::<Vec<_>>());
-        let key: Vec<Vec<Traits>> = by_host
-            .iter()
-            .map(|classes| classes.iter().map(|&class| self.kinds[class].1).collect())
-            .collect();
+        let kinds = |classes: &Vec<usize>| classes.iter().map(|&class| self.kinds[class].1).collect();
+        let in_order: Vec<u16> = by_host.iter().map(|classes| self.kinds[classes[0]].0).collect();
+        let key = (by_host.iter().map(kinds).collect(), self.ways(&in_order));
         let next = self.hosts.len();
         let hosts = *self.hosts.entry(hosts).or_insert(next);
         let number = self.lattice.groups.len();
@@ -265,6 +294,8 @@ mod tests {
             hosts: devices.iter().map(|(_, host)| *host).collect(),
             within: Link::preset("pcie4"),
             between: Link::preset("10gbe"),
+            ways: Default::default(),
+            int8: false,
             costs: Costs::default(),
         }
     }
@@ -278,6 +309,17 @@ mod tests {
         assert_eq!((lattice.classes.len(), lattice.moves.len(), lattice.groups.len()), (2, 9, 8));
         // One; two together; two apart; three; four.
         assert_eq!(lattice.alike.len(), 5);
+    }
+
+    #[test]
+    fn hosts_that_are_joined_by_other_links_are_not_alike() {
+        let apart = fleet(&[(16, 0), (16, 1), (16, 2)]);
+        let same = Lattice::new(&apart, &[0, 1, 2]);
+        // One; two; three.
+        assert_eq!((same.groups.len(), same.alike.len()), (7, 3));
+        let slow = Fleet { ways: [(0, 1, Some(Link::preset("1gbe")))].into_iter().collect(), ..apart };
+        let lattice = Lattice::new(&slow, &[0, 1, 2]);
+        assert_eq!((lattice.groups.len(), lattice.alike.len()), (7, 4));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 mod cut;
 mod floor;
+mod islands;
 mod lattice;
 mod level;
 mod room;
@@ -13,12 +14,14 @@ mod route;
 mod table;
 
 use crate::choice::{Choice, Kind, Lost, RunnerUp, left_out};
+use crate::collective::collectives;
 use crate::fleet::Fleet;
 use crate::goal::Goal;
 use crate::model::{Decode, Prediction, StageModel, Work, predict_decode, predict_prefill};
 use cut::StageCutting;
 use flotilla_shared::plan::{Placement, RANKS_MAX, StageCut};
 use flotilla_shared::{BackendKind, Demand, Inventory, ModelSpec, Plan, PlanError};
+use islands::islands;
 use lattice::Lattice;
 use route::{Route, Routes, Rules, members};
 use table::StageTable;
@@ -40,8 +43,8 @@ pub fn choose(spec: &ModelSpec, fleet: &Fleet, goal: Goal, demand: Demand) -> Re
     for backend in [BackendKind::Cpu, BackendKind::Cuda] {
         let of = |device: &usize| fleet.devices[*device].backend == backend;
         let devices: Vec<usize> = (0..fleet.devices.len()).filter(of).collect();
-        if !devices.is_empty() {
-            finalists.extend(Search { spec, fleet, goal, demand }.finalists(&devices));
+        for together in islands(fleet, &devices).iter().filter(|together| !together.is_empty()) {
+            finalists.extend(Search { spec, fleet, goal, demand }.finalists(together));
         }
     }
     finalists.sort_by(|a, b| a.decode.token_s.total_cmp(&b.decode.token_s));
@@ -84,7 +87,9 @@ impl Finalist {
             devices: other.devices,
             decode: other.decode,
         });
-        Choice { kind, left_out: left_out(fleet, &devices), plan, devices, decode, prediction, runner_up }
+        let collectives = collectives(spec, fleet, &plan, &devices);
+        let left_out = left_out(fleet, &devices);
+        Choice { kind, left_out, plan, devices, decode, prediction, collectives, runner_up }
     }
 }
 
@@ -168,15 +173,23 @@ fn stage_cut(layers: usize, cutting: &StageCutting) -> StageCut {
     }
 }
 
-/// What is missing on the kind of device that has the most memory.
+/// What is missing on the kind of device that has the most memory, of those that reach each other.
 fn misfit(spec: &ModelSpec, fleet: &Fleet, demand: Demand) -> PlanError {
-    let of = |backend| -> Vec<Inventory> {
-        fleet.devices.iter().filter(|device| device.backend == backend).cloned().collect()
+    let of = |backend| -> Vec<usize> {
+        (0..fleet.devices.len()).filter(|&device| fleet.devices[device].backend == backend).collect()
     };
-    let memory = |devices: &[Inventory]| {
-        devices.iter().fold(0u64, |sum, device| sum.saturating_add(device.memory_bytes))
+    let memory = |devices: &[usize]| {
+        devices.iter().fold(0u64, |sum, &device| sum.saturating_add(fleet.devices[device].memory_bytes))
     };
     let (cpus, cards) = (of(BackendKind::Cpu), of(BackendKind::Cuda));
     let most = if memory(&cpus) > memory(&cards) { cpus } else { cards };
-    Plan::misfit(spec, &most, demand)
+    let together = islands(fleet, &most).into_iter().next().unwrap_or_default();
+    let inventories: Vec<Inventory> = together.iter().map(|&device| fleet.devices[device].clone()).collect();
+    let fit = Plan::misfit(spec, &inventories, demand);
+    let name = |device: usize| fleet.devices[device].name.clone();
+    let mut pairs = most.iter().flat_map(|&a| most.iter().map(move |&b| (a, b)));
+    match pairs.find(|&(a, b)| a < b && !fleet.reaches(a, b)) {
+        Some((a, b)) => PlanError::Apart { a: name(a), b: name(b), fit: Box::new(fit) },
+        None => fit,
+    }
 }

@@ -52,9 +52,7 @@ impl<'a> StageTable<'a> {
                 shapes[start * (count + 1) + end] = number;
             }
         }
-        let spread = |group: &Group| {
-            Spread::of(lattice.devices(group).iter().map(|&device| model.fleet.hosts[device]))
-        };
+        let spread = |group: &Group| Spread::of(model.fleet, &lattice.devices(group));
         let spreads: Vec<Spread> = lattice.groups.iter().map(spread).collect();
         let times_s = vec![f64::NAN; lattice.alike.len() * layers.len()];
         let floors = lattice
@@ -68,7 +66,7 @@ impl<'a> StageTable<'a> {
             let classes = left.iter().zip(&lattice.classes);
             let devices: Vec<usize> =
                 classes.flat_map(|(&count, class)| &class.devices[..count]).copied().collect();
-            let floor = Floor::of(model, &devices, &Spread::of([]));
+            let floor = Floor::of(model, &devices, &Spread::of(model.fleet, &[]));
             Rest { layer_s: floor.bare_layer_s(), layers_max: floor.layers_max() }
         });
         let rests = rests.collect();
@@ -157,10 +155,12 @@ impl<'a> StageTable<'a> {
         hand_over_s(self.model.fleet, &self.spreads[last], &self.spreads[first], values)
     }
 
-    /// What the place of a stage can cost: two ways over the slower link instead of the faster one.
+    /// What the place of a stage can cost: two ways over the slowest link instead of the fastest.
     pub fn slack_s(&self) -> f64 {
         let bytes = 4.0 * (self.model.work.rows * self.model.spec.hidden) as f64;
-        let fleet = self.model.fleet;
-        2.0 * (fleet.between.round_s(1, bytes) - fleet.within.round_s(1, bytes)).abs()
+        let rounds = self.model.fleet.links().map(|link| link.round_s(1, bytes));
+        let (least, most) =
+            rounds.fold((f64::INFINITY, 0.0f64), |(least, most), s| (least.min(s), most.max(s)));
+        2.0 * (most - least)
     }
 }

@@ -2,7 +2,9 @@
 //! what the coordinator would do without a planner.
 
 use crate::fleets;
-use flotilla_planner::{Aim, Choice, Costs, Fleet, Goal, Link, choose, kv_tokens_max, predict_decode};
+use flotilla_planner::{
+    Aim, Choice, Costs, Fleet, Goal, Link, Reason, Ways, choose, kv_tokens_max, predict_decode,
+};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::tensor::TensorId;
@@ -40,6 +42,17 @@ fn small_spec() -> impl Strategy<Value = ModelSpec> {
     )
 }
 
+/// Of pairs of the hosts of [`numbers`]; cut ones where `cuts` are wanted.
+fn ways(cuts: bool) -> impl Strategy<Value = Ways> {
+    let links = ["1gbe", "25gbe", "nvlink"].map(|name| Some(Link::preset(name)));
+    let link = if cuts {
+        prop_oneof![select(links.to_vec()), Just(None)].boxed()
+    } else {
+        select(links.to_vec()).boxed()
+    };
+    prop::collection::vec((0u16..3, 0u16..3, link), 0..5).prop_map(|ways| ways.into_iter().collect())
+}
+
 /// Memory in parts of `unit_gb`, bandwidth, host.
 type Numbers = Vec<(f64, f64, u16)>;
 
@@ -61,6 +74,8 @@ fn fleet(numbers: &Numbers, unit_bytes: f64, mixed: bool, links: (&str, &str)) -
         hosts: numbers.iter().map(|(_, _, host)| *host).collect(),
         within: Link::preset(links.0),
         between: Link::preset(links.1),
+        ways: Default::default(),
+        int8: false,
         costs: Costs::default(),
     }
 }
@@ -90,6 +105,14 @@ fn check(
     once.extend(choice.left_out.iter().map(|left_out| left_out.device));
     once.sort_unstable();
     prop_assert_eq!(once, (0..fleet.devices.len()).collect::<Vec<_>>());
+    for (at, &a) in devices.iter().enumerate() {
+        prop_assert!(devices[..at].iter().all(|&b| fleet.reaches(a, b)), "{devices:?} in {fleet:?}");
+    }
+    for left_out in &choice.left_out {
+        if let Reason::OutOfReach { of } = left_out.reason {
+            prop_assert!(devices.contains(&of) && !fleet.reaches(left_out.device, of));
+        }
+    }
     let memory: Vec<u64> = devices.iter().map(|&device| fleet.devices[device].memory_bytes).collect();
     for ((share, &device), &memory) in plan.ranks().zip(devices).zip(&memory) {
         prop_assert!(plan.total_bytes(spec, share.rank, demand) <= memory);
@@ -122,9 +145,10 @@ proptest! {
         goal in goals(),
         mixed in any::<bool>(),
         links in links(),
+        ways in ways(true),
     ) {
         let weights: u64 = TensorId::all(&spec).map(|tensor| tensor.info(&spec).bytes()).sum();
-        let fleet = fleet(&numbers, weights as f64, mixed, links);
+        let fleet = Fleet { ways, ..fleet(&numbers, weights as f64, mixed, links) };
         let demand = Demand { kv_blocks: KvBlocks::plain(2), step_tokens_max: 3 };
         let Ok(choice) = choose(&spec, &fleet, goal, demand) else { return Ok(()) };
         check(&spec, &fleet, goal, demand, &choice)?;
@@ -152,9 +176,10 @@ proptest! {
         goal in goals(),
         mixed in any::<bool>(),
         links in links(),
+        ways in ways(false),
     ) {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
-        let fleet = fleet(&numbers, 10e9, mixed, links);
+        let fleet = Fleet { ways, ..fleet(&numbers, 10e9, mixed, links) };
         let tokens = goal.context.min(4096);
         let demand = Demand { kv_blocks: KvBlocks::for_tokens(tokens, spec.window, 4, 256), step_tokens_max: 256 };
         let found = choose(&spec, &fleet, goal, demand);
@@ -233,4 +258,34 @@ fn devices_that_do_not_help_are_left_out() {
     fleet.devices[2].backend = BackendKind::Cpu;
     let other = choose(&spec, &fleet, goal, fleets::demand(&spec, goal)).unwrap();
     assert_eq!(other.left_out[0].reason.to_string(), "processors and cards cannot be ranks of one group");
+}
+
+/// Two that do not reach each other are never in one group, nor in stages that have nothing to say to each other: all meet.
+#[test]
+fn who_is_cut_off_is_left_out_and_it_is_said_why() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let goal = Goal { aim: Aim::Latency, context: 1024, stages_max: usize::MAX };
+    let demand = fleets::demand(&spec, goal);
+    let whole =
+        fleet(&vec![(0.8, 1e12, 0), (0.8, 1e12, 1), (0.8, 1e12, 2)], 10e9, false, ("pcie4", "100gbe"));
+    assert_eq!(choose(&spec, &whole, goal, demand).unwrap().devices.len(), 3);
+    let cut = Fleet { ways: [(0, 2, None)].into_iter().collect(), ..whole };
+    let choice = choose(&spec, &cut, goal, demand).unwrap();
+    check(&spec, &cut, goal, demand, &choice).unwrap();
+    assert_eq!((choice.devices.len(), choice.left_out.len()), (2, 1));
+    let left_out = choice.left_out[0];
+    assert_eq!(left_out.reason, Reason::OutOfReach { of: 2 - left_out.device });
+    // The model does not fit on one, and nobody reaches another.
+    let mut apart = Fleet { ways: [(0, 1, None), (0, 2, None), (1, 2, None)].into_iter().collect(), ..cut };
+    apart
+        .devices
+        .iter_mut()
+        .zip(["a", "b", "c"])
+        .for_each(|(device, name)| name.clone_into(&mut device.name));
+    let error = choose(&spec, &apart, goal, demand).unwrap_err().to_string();
+    assert!(
+        error.starts_with("a and b do not reach each other, so one of them is left out, and then the model"),
+        "{error}"
+    );
+    assert!(error.contains("over 1 ranks") && error.contains("are missing\nhint: add workers"), "{error}");
 }

@@ -17,6 +17,7 @@ impl From<&Links> for wire::Links {
         wire::Links {
             hosts: links.hosts.iter().map(|&host| host.into()).collect(),
             must_share: links.must_share,
+            whole_values_max: links.whole_values_max.clone(),
             wire: wire.into(),
         }
     }
@@ -28,10 +29,15 @@ pub(super) fn links(links: Option<wire::Links>, ranks: usize) -> Result<Links, W
     if !links.hosts.is_empty() && links.hosts.len() != ranks {
         return Err(wrong("Links.hosts", format!("has {} of {ranks} ranks", links.hosts.len())));
     }
+    if links.whole_values_max.len() > ranks {
+        let (stages, field) = (links.whole_values_max.len(), "Links.whole_values_max");
+        return Err(wrong(field, format!("has {stages} stages of {ranks} ranks")));
+    }
     let hosts = links.hosts.into_iter().map(|host| narrow(host.into(), "Links.hosts"));
     Ok(Links {
         hosts: hosts.collect::<Result<_, _>>()?,
         must_share: links.must_share,
+        whole_values_max: links.whole_values_max,
         wire: match wire::Wire::try_from(links.wire) {
             Ok(wire::Wire::F32) => WireFormat::F32,
             Ok(wire::Wire::Int8) => WireFormat::Int8,
@@ -81,10 +87,17 @@ mod tests {
 
     #[test]
     fn links_that_cannot_be_are_refused() {
-        let good = Links { hosts: vec![0, 0, 1], must_share: true, wire: WireFormat::Int8 };
+        let good = Links {
+            hosts: vec![0, 0, 1],
+            must_share: true,
+            wire: WireFormat::Int8,
+            whole_values_max: vec![0, 700],
+        };
         assert_eq!(links(Some((&good).into()), 3), Ok(good.clone()));
         assert_eq!(links(None, 3), Ok(Links::default()));
         assert_eq!(links(Some((&good).into()), 2).unwrap_err().field, "Links.hosts");
+        let many = wire::Links { whole_values_max: vec![1; 4], ..(&good).into() };
+        assert_eq!(links(Some(many), 3).unwrap_err().field, "Links.whole_values_max");
         let wrong = wire::Links { wire: 7, ..(&good).into() };
         assert_eq!(links(Some(wrong), 3).unwrap_err().field, "Links.wire");
         let many = wire::Ready { by_memory: vec![0; RANKS_MAX], ..Default::default() };

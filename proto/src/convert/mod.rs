@@ -384,6 +384,7 @@ mod tests {
                         hosts: (0..shares.len() as u16).map(|rank| rank / 3).collect(),
                         must_share: epoch % 2 == 0,
                         wire: if epoch % 3 == 0 { WireFormat::Int8 } else { WireFormat::F32 },
+                        whole_values_max: vec![epoch as u32 % 9000; shares.len() % 3],
                     },
                     group_key,
                     weights_id: WeightsId(group_key.map(|byte| !byte)),

@@ -112,6 +112,8 @@ pub enum PlanError {
         Bytes(*offered), Bytes(*needed)
     )]
     DeviceTooSmall { rank: Rank, device: String, offered: u64, needed: u64 },
+    #[error("{a} and {b} do not reach each other, so one of them is left out, and then {fit}")]
+    Apart { a: String, b: String, fit: Box<PlanError> },
 }
 
 fn missing(needed: u64, offered: u64) -> String {

@@ -80,6 +80,8 @@ pub fn seconds(
         hosts: (0..ranks as u16).collect(),
         within: between,
         between,
+        ways: Default::default(),
+        int8: false,
         costs: Default::default(),
     };
     let devices: Vec<usize> = (0..ranks).collect();

@@ -63,6 +63,8 @@ pub struct ProcessCollective {
     any_share: bool,
     all_share: bool,
     wire: WireFormat,
+    /// Up to so many values vectors go whole, where they pass the wire as f32.
+    whole_values_max: usize,
     buffers: Buffers,
     /// Of an x that is gathered.
     pieces: Vec<u8>,
@@ -115,6 +117,7 @@ impl ProcessCollective {
         // Ranks of all stages may be of one machine.
         let spin = mesh::spin_among(&streams);
         let (own, others) = streams.into_iter().partition(|(peer, _)| seat.ranks().contains(&peer.index()));
+        let own_size = seat.ranks().len();
         let mut group = ProcessCollective {
             seat,
             mesh: Mesh::new(rank, epoch, own, deadline, spin)?,
@@ -122,6 +125,7 @@ impl ProcessCollective {
             any_share: false,
             all_share: false,
             wire: WireFormat::F32,
+            whole_values_max: sums::whole_values_max(None, own_size),
             buffers: Buffers::default(),
             pieces: Vec::new(),
             failed: None,
@@ -147,6 +151,8 @@ impl ProcessCollective {
         let shared = sharing::share(self, links, open).inspect_err(|error| self.end(error.clone()))?;
         (self.any_share, self.all_share) = (shared.any, shared.all);
         self.wire = links.wire;
+        let told = links.whole_values_max.get(self.seat.stage()).copied();
+        self.whole_values_max = sums::whole_values_max(told, self.size());
         let why_not = pairs::share(self, links, open_pipe).inspect_err(|error| self.end(error.clone()))?;
         let Reach { mut by_memory, not_shared } = shared.reach;
         by_memory.extend(self.neighbours.by_memory());

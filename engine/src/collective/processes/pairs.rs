@@ -80,7 +80,7 @@ mod tests {
     use super::*;
     use crate::collective::processes::slots::Slots;
     use crate::collective::{AllReduce, Peers, Stop};
-    use flotilla_shared::{Epoch, Reach, WireFormat};
+    use flotilla_shared::{Epoch, Reach};
     use std::net::TcpListener;
     use std::time::Duration;
 
@@ -102,7 +102,7 @@ mod tests {
                     Epoch(1),
                     patience,
                 )?;
-                let links = Links { hosts: vec![0; 4], must_share, wire: WireFormat::F32 };
+                let links = Links { hosts: vec![0; 4], must_share, ..Links::default() };
                 let reach =
                     group.link_with(&links, &Slots::open, &|invitation| match blind.contains(&us.0) {
                         true => Err(io::Error::other("another container")),

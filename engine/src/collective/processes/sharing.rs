@@ -88,13 +88,13 @@ mod tests {
     use super::*;
     use crate::collective::AllReduce;
     use crate::collective::processes::pipe::Pipe;
-    use flotilla_shared::{Epoch, WireFormat};
+    use flotilla_shared::Epoch;
     use std::net::TcpListener;
     use std::time::Duration;
 
     /// Ranks 0, 1 and 3 are of one host, 2 and 4 of another; those of `blind` can open nobody's memory.
     fn meet(must_share: bool, blind: &'static [u16]) -> Vec<Result<(Reach, f32), CollectiveError>> {
-        let links = Links { hosts: vec![0, 0, 1, 0, 1], must_share, wire: WireFormat::F32 };
+        let links = Links { hosts: vec![0, 0, 1, 0, 1], must_share, ..Links::default() };
         let listeners: Vec<_> =
             links.hosts.iter().map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let peers: Vec<String> = listeners.iter().map(|l| l.local_addr().unwrap().to_string()).collect();

@@ -19,8 +19,19 @@ const WHOLE_IN_MEMORY_MAX: usize = 16 << 10;
 const WHOLE_BY_WIRE_MAX: usize = 64 << 10;
 /// Groups up to this size give whole vectors as int8, however long: a piece's sum would go back as f32.
 const WHOLE_CODED_RANKS_MAX: usize = 4;
+/// Fewer values always go whole: so many leave something for each of 64 ranks.
+const WHOLE_BY_WIRE_MIN: usize = 512;
 /// What a rank can show at once.
 const CHUNK_ELEMENTS: usize = SHOWN_BYTES_MAX / size_of::<f32>();
+
+/// By wire, of so many ranks: what a plan told, which is 0 where it knows nothing of the link, within bounds.
+pub(super) fn whole_values_max(told: Option<u32>, ranks: usize) -> usize {
+    let most = WHOLE_BY_WIRE_MAX / ranks;
+    match told {
+        None | Some(0) => most,
+        Some(values) => (values as usize).clamp(WHOLE_BY_WIRE_MIN.min(most), most),
+    }
+}
 
 #[derive(Default)]
 pub(super) struct Buffers {
@@ -46,7 +57,9 @@ impl ProcessCollective {
         let whole_max = match is_coded {
             true if self.size() <= WHOLE_CODED_RANKS_MAX => usize::MAX,
             _ if self.all_share => WHOLE_IN_MEMORY_MAX,
-            _ => WHOLE_BY_WIRE_MAX / self.size(),
+            // Where blocks begin is not to depend on a plan.
+            true => whole_values_max(None, self.size()),
+            false => self.whole_values_max,
         };
         match (x.len() > whole_max, is_coded) {
             (false, false) => self.sum_whole(x),

@@ -1,7 +1,8 @@
 //! Every plan of a coarse grid: every order of every choice of devices into stages, every range of layers in steps, every
-//! division of kv heads, and of blocks and the vocabulary in steps. Priced by the model that the search has, and fitted
+//! division of kv heads, and of blocks or whole experts and the vocabulary in steps. Priced by the model that the search has, and fitted
 //! by the plan's own count of bytes; no code of the search is used.
 
+mod division;
 mod orders;
 mod stage;
 
@@ -30,6 +31,10 @@ impl Brute<'_> {
         let mut best: Option<(f64, String)> = None;
         let stages_max = STAGES_MAX[usize::from(self.fleet.devices.len() > 4)];
         for stages in orders(self.fleet, stages_max) {
+            let devices = stages.concat();
+            if devices.iter().any(|&a| devices.iter().any(|&b| a != b && !self.fleet.reaches(a, b))) {
+                continue;
+            }
             for layers in self.layers(stages.len()) {
                 let Some(token_s) = self.token_s(&mut cuts, &stages, &layers) else { continue };
                 if best.as_ref().is_none_or(|(least, _)| token_s < *least) {

@@ -1,6 +1,6 @@
 //! The fleets that the tests plan for.
 
-use flotilla_planner::{Costs, Fleet, Goal, Link};
+use flotilla_planner::{Costs, Fleet, Goal, Link, Ways};
 use flotilla_shared::{BackendKind, Demand, Inventory, KvBlocks, KvDtype, ModelSpec};
 
 pub fn card(gb: f64, gb_per_s: f64, tflops: f64) -> Inventory {
@@ -24,7 +24,48 @@ fn node(gb: f64, gb_per_s: f64) -> Inventory {
 
 fn fleet(devices: Vec<Inventory>, hosts: &[u16], within: &str, between: &str) -> Fleet {
     let (within, between) = (Link::preset(within), Link::preset(between));
-    Fleet { devices, hosts: hosts.to_vec(), within, between, costs: Costs::default() }
+    Fleet {
+        devices,
+        hosts: hosts.to_vec(),
+        within,
+        between,
+        ways: Ways::default(),
+        int8: false,
+        costs: Costs::default(),
+    }
+}
+
+/// Hosts that are not all joined alike, or not at all.
+pub fn uneven() -> Vec<(String, Fleet)> {
+    let (big, middle) = (card(24.0, 936.0, 71.0), card(16.0, 448.0, 60.0));
+    let small = card(12.0, 360.0, 25.0);
+    let nodes = vec![node(32.0, 40.0), node(32.0, 40.0), node(16.0, 25.0)];
+    let link = |name| Some(Link::preset(name));
+    let joined = |devices: &[Inventory], between: &str, ways: &[(u16, u16, Option<Link>)]| {
+        let hosts: Vec<u16> = (0..devices.len() as u16).collect();
+        Fleet { ways: ways.iter().copied().collect(), ..fleet(devices.to_vec(), &hosts, "pcie4", between) }
+    };
+    let (four, unlike) = (vec![big.clone(); 4], vec![big.clone(), big.clone(), middle, small]);
+    let pairs = [(0, 1, link("25gbe")), (2, 3, link("25gbe"))];
+    let fleets = [
+        ("4x24 in pairs", joined(&four, "1gbe", &pairs)),
+        (
+            "4x24 of which two are close and two are cut",
+            joined(&four, "10gbe", &[(1, 2, link("100gbe")), (0, 3, None)]),
+        ),
+        ("3x24 of which two are cut", joined(&four[..3], "10gbe", &[(0, 1, None)])),
+        (
+            "2x24+16+12, the first alone",
+            joined(&unlike, "25gbe", &[(0, 1, None), (0, 2, None), (0, 3, None)]),
+        ),
+        (
+            "2x24+16+12, the last by a slow way",
+            joined(&unlike, "25gbe", &[(0, 3, link("1gbe")), (1, 3, link("1gbe"))]),
+        ),
+        ("CPU nodes, of which two are far", joined(&nodes, "25gbe", &[(0, 1, link("1gbe"))])),
+        ("CPU nodes, of which two are cut", joined(&nodes, "25gbe", &[(1, 2, None)])),
+    ];
+    fleets.map(|(name, fleet)| (name.to_owned(), fleet)).into()
 }
 
 /// Everything that fits in one host over PCIe, over hosts by every network.
