@@ -35,11 +35,13 @@ pub trait Group: Send + 'static {
 pub struct RankTime {
     pub compute_us: u64,
     pub times: StepTimes,
+    pub memory_bytes: Option<u64>,
 }
 
 impl From<&StepOutcome> for RankTime {
     fn from(outcome: &StepOutcome) -> RankTime {
-        RankTime { compute_us: outcome.compute_us, times: outcome.times }
+        let StepOutcome { compute_us, times, memory_bytes, .. } = *outcome;
+        RankTime { compute_us, times, memory_bytes }
     }
 }
 
