@@ -97,7 +97,8 @@ async fn conversations_and_tools_go_through_their_turns() {
     let report = counts_as_the_server_does(&up, &talk).await;
     assert_eq!(report.requests.iter().filter(|row| row.turn == 2).count(), 4);
     let tokenizer = repository("demo/model/tokenizer.json");
-    let tools = ["--tools", "--prompt-tokens", "250", "--max-tokens", "300", "--requests", "3"];
+    let tools =
+        ["--tools", "--prompt-tokens", "250", "--max-tokens", "300", "--requests", "3", "--seed", "3"];
     let exact = ["--tokenizer", path(&tokenizer), "--clients", "1", "--extra", r#"{"temperature": 0}"#];
     let report = counts_as_the_server_does(&up, &[&tools[..], &exact].concat()).await;
     // What is offered is a part of the prompt.
