@@ -7,6 +7,7 @@ mod blame;
 mod durations;
 mod guides;
 mod handle;
+mod losses;
 mod record;
 mod rescue;
 mod seat;
@@ -32,6 +33,7 @@ use handle::{Command, News, Submission};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
+use losses::{Losses, Rows};
 pub use record::{Phase, RankTotals, Record, Recorder};
 pub use rescue::{NotDissolved, Replicas};
 use rescue::{Orphaned, WeakReplicas};
@@ -73,6 +75,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         streams: BTreeMap::new(),
         guides: Guides::new(),
         suspects: Suspects::default(),
+        losses: Losses::default(),
         on_trial: None,
         answered: Vec::new(),
         arrived: Vec::new(),
@@ -102,10 +105,12 @@ struct Driver<G> {
     guides: Guides,
     /// Who may have made steps fail.
     suspects: Suspects,
+    /// Who may have made workers end.
+    losses: Losses,
     /// As the scheduler was told.
     on_trial: Option<SequenceId>,
-    /// Those of the last step that was answered.
-    answered: Vec<SequenceId>,
+    /// Of the last step that was answered.
+    answered: Vec<Rows>,
     /// Submitted since the last actions, and not answered yet.
     arrived: Vec<SequenceId>,
     readiness: watch::Sender<Readiness>,
@@ -253,21 +258,22 @@ impl<G: Group> Driver<G> {
     fn cancel(&mut self, sequence: SequenceId) {
         if self.streams.remove(&sequence).is_some() {
             self.guides.end(sequence);
-            self.suspects.forget(sequence);
+            self.acquit(sequence);
             self.tell(Event::Cancelled(sequence));
         }
     }
 
     fn stepped(&mut self, outcome: StepOutcome) {
         if let Seat::Taken { group, in_flight } = &mut self.seat {
-            let InFlight { sent, traced, sequences } =
+            let InFlight { sent, traced, rows } =
                 in_flight.pop_front().expect("only steps in flight come back");
             let (back, ranks) = (now(), group.rank_times());
             self.recorder.stepped(back - sent, RankTime::from(&outcome), ranks);
             if let Some(traced) = traced {
                 traced.tell(&self.tracer, (sent, back), ranks);
             }
-            self.answered = sequences;
+            self.losses.answered(&rows);
+            self.answered = rows;
         }
         self.suspects.went_well();
         self.stats.send_modify(|stats| stats.computed(outcome.compute_us));
@@ -340,7 +346,7 @@ impl<G: Group> Driver<G> {
         if let Some(stream) = self.streams.remove(&sequence) {
             stream.say(TokenEvent::Failed(failure));
             self.guides.end(sequence);
-            self.suspects.forget(sequence);
+            self.acquit(sequence);
             self.tell(Event::Cancelled(sequence));
         }
     }
@@ -352,8 +358,10 @@ impl<G: Group> Driver<G> {
         self.guides.mask(&mut plan);
         let (before, traced) = (now(), TracedStep::of(&self.tracer, &plan, &self.streams));
         let (done, sent) = (group.send(&plan), now());
-        let sequences = plan.work.iter().map(|work| work.sequence).collect();
-        in_flight.push_back(InFlight { sent, traced, sequences });
+        // What did not reach every rank is carried out by none, and no reason for a loss.
+        if done.is_ok() {
+            in_flight.push_back(InFlight { sent, traced, rows: Rows::of(&plan) });
+        }
         self.recorder.sent(sent - before);
         self.scheduler.reclaim(plan);
         if let Err(error) = done {

@@ -35,11 +35,13 @@ pub trait Group: Send + 'static {
 pub struct RankTime {
     pub compute_us: u64,
     pub times: StepTimes,
+    pub memory_bytes: Option<u64>,
 }
 
 impl From<&StepOutcome> for RankTime {
     fn from(outcome: &StepOutcome) -> RankTime {
-        RankTime { compute_us: outcome.compute_us, times: outcome.times }
+        let StepOutcome { compute_us, times, memory_bytes, .. } = *outcome;
+        RankTime { compute_us, times, memory_bytes }
     }
 }
 
@@ -111,7 +113,12 @@ impl GroupError {
         }
     }
 
-    /// Whether what was in the step may be why it failed. That a worker is gone is never a request's fault.
+    /// Whether a worker is gone, or cannot be reached by another: by chance, as a rule.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, GroupError::Lost { .. } | GroupError::Stranded { .. })
+    }
+
+    /// Whether what was in the step may be why workers failed in it. That some are gone is judged by itself.
     pub fn may_be_of_a_request(&self) -> bool {
         match self {
             GroupError::Refused { .. } | GroupError::Disagree { .. } => true,

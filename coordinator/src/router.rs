@@ -7,6 +7,7 @@
 use crate::driver::{
     DriverHandle, Generation, NotDissolved, Readiness, Refusal, Replicas, Stats, TokenStream,
 };
+use crate::group::GroupError;
 use flotilla_shared::TokenId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -55,14 +56,14 @@ impl ReplicaRouter {
         }
     }
 
-    /// Ready while one serves; else what the first says.
+    /// Ready while one serves; else what the first says that was not dissolved.
     pub fn readiness(&self) -> Readiness {
-        let mut all = self.replicas.all().into_iter().map(|driver| driver.readiness());
-        let first = all.next().unwrap_or(Readiness::Stopped);
-        match first {
-            Readiness::Ready { .. } => first,
-            _ => all.find(|one| matches!(one, Readiness::Ready { .. })).unwrap_or(first),
-        }
+        let rank = |readiness: &Readiness| match readiness {
+            Readiness::Ready { .. } => 0,
+            Readiness::Lost { error: GroupError::Dissolved } => 2,
+            _ => 1,
+        };
+        self.each().into_iter().min_by_key(rank).unwrap_or(Readiness::Stopped)
     }
 
     /// All of them, in the order of their numbers.

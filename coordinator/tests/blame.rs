@@ -1,6 +1,6 @@
-//! Requests that make steps fail, in virtual time: the real driver and scheduler over workers that refuse steps. Who is to
-//! blame ends with an error, everybody else has all of its tokens, and a fleet that fails whatever it is given is not
-//! tried for ever.
+//! Requests that make steps fail or end workers, in virtual time: the real driver and scheduler over workers that refuse
+//! steps or are lost. Who is to blame ends with an error, everybody else has all of its tokens, and a fleet that fails
+//! whatever it is given is not tried for ever.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -29,8 +29,13 @@ enum Fault {
     PoisonedDecode,
     /// In each step.
     Always,
+    /// As `Poison` and `PoisonedDecode`, and the worker is gone.
+    Deadly,
+    DeadlyDecode,
     /// A worker is lost in each fourth step.
     Loss,
+    /// In some steps by their number in the group, whatever is in them; in each group the next one, over and over.
+    LossIn(&'static [u64]),
     Never,
 }
 
@@ -59,23 +64,28 @@ impl Workers {
         self.bad.extend(bad.map(|work| work.sequence));
         let mut tally = self.fleet.tally.lock().unwrap();
         tally.steps += 1;
-        let fails = match *self.fleet.fault.lock().unwrap() {
-            Fault::Poison => plan.work.iter().any(|work| self.bad.contains(&work.sequence)),
-            Fault::PoisonedDecode => {
-                plan.work.iter().any(|work| self.bad.contains(&work.sequence) && work.position > 0)
-            }
-            Fault::Always => true,
-            Fault::Loss if tally.steps.is_multiple_of(4) => {
-                return Err(GroupError::Lost { rank: Rank(0), reason: "its power was cut".into() });
-            }
-            Fault::Loss | Fault::Never => false,
+        let has_bad = |from: u32| {
+            plan.work.iter().any(|work| self.bad.contains(&work.sequence) && work.position >= from)
         };
-        if fails {
+        let fault = *self.fleet.fault.lock().unwrap();
+        let fails = match fault {
+            Fault::Poison | Fault::Deadly => has_bad(0),
+            Fault::PoisonedDecode | Fault::DeadlyDecode => has_bad(1),
+            Fault::Always => true,
+            Fault::Loss => tally.steps.is_multiple_of(4),
+            Fault::LossIn(steps) => steps[plan.epoch.0 as usize % steps.len()] == plan.step.0,
+            Fault::Never => false,
+        };
+        let refuses = matches!(fault, Fault::Poison | Fault::PoisonedDecode | Fault::Always);
+        if fails && refuses {
             return Err(GroupError::Refused {
                 rank: Rank(1),
                 step: plan.step,
                 reason: "not a number".into(),
             });
+        }
+        if fails {
+            return Err(GroupError::Lost { rank: Rank(0), reason: "its power was cut".into() });
         }
         let sampling = plan.work.iter().filter(|work| work.sample);
         let sampled = sampling.map(|work| Sampled { sequence: work.sequence, token: 7, logprobs: None });
@@ -175,7 +185,12 @@ fn is_whole((tokens, last): &Told) -> bool {
 }
 
 fn is_blamed((_, last): &Told) -> bool {
-    matches!(last, TokenEvent::Failed(Failure::StepsFail(GroupError::Refused { .. })))
+    matches!(
+        last,
+        TokenEvent::Failed(
+            Failure::StepsFail(GroupError::Refused { .. }) | Failure::LosesWorkers(GroupError::Lost { .. })
+        )
+    )
 }
 
 fn check(bad: &[bool], told: &[Told], what: &str) {
@@ -243,13 +258,75 @@ async fn where_every_step_fails_nobody_is_blamed_for_ever() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_lost_worker_counts_against_nobody() {
+async fn a_lost_worker_counts_against_nobody_who_gets_further() {
     let fleet = Fleet::new(Fault::Loss);
     let mut driver = fleet.replica(&Replicas::default());
     driver.ready().await;
     check(&[false; 6], &ask_all(&driver, &[false; 6], Duration::ZERO).await, "losses");
     assert!(fleet.losses() >= 5, "{} groups lost", fleet.losses());
     assert_eq!(fleet.tally.lock().unwrap().acquittals, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_ends_workers_ends_and_the_others_go_on() {
+    let fleets: [(&[bool], u64); 6] = [
+        (&[true], 3),
+        (&[false, false, false, false, true], 5),
+        (&[false, true, false, false, false], 6),
+        (&[false, true, false, true, false], 10),
+        // Two choices of one request, say.
+        (&[false, false, true, true], 8),
+        (&[true, false, false], 6),
+    ];
+    for fault in [Fault::Deadly, Fault::DeadlyDecode] {
+        for (bad, losses_max) in fleets {
+            let fleet = Fleet::new(fault);
+            let mut driver = fleet.replica(&Replicas::default());
+            driver.ready().await;
+            let told = ask_all(&driver, bad, Duration::ZERO).await;
+            check(bad, &told, &format!("{fault:?}"));
+            assert!(fleet.losses() <= losses_max, "{fault:?} {bad:?}: {} groups lost", fleet.losses());
+        }
+    }
+}
+
+/// Step 1 of a group brings one whom a loss met one row further than it was, step 2 two, which is enough.
+#[tokio::test(start_paused = true)]
+async fn one_that_is_alone_survives_whatever_lets_it_get_further() {
+    let fates: [(&[u64], bool); 6] = [
+        (&[1, 3], true),
+        (&[2, 3], true),
+        (&[3], true),
+        (&[1, 1, 9], false),
+        (&[1, 9, 2], false),
+        (&[2], false),
+    ];
+    for (steps, survives) in fates {
+        let fleet = Fleet::new(Fault::LossIn(steps));
+        let mut driver = fleet.replica(&Replicas::default());
+        driver.ready().await;
+        let told = ask_all(&driver, &[false], Duration::ZERO).await;
+        check(&[!survives], &told, &format!("{steps:?}"));
+        driver.ready().await;
+        assert!(fleet.losses() >= 3, "{steps:?}: {} groups lost", fleet.losses());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_two_replicas_it_does_not_end_workers_of_one_and_the_other_for_ever() {
+    let fleet = Fleet::new(Fault::Deadly);
+    let replicas = Replicas::default();
+    let (mut one, mut other) = (fleet.replica(&replicas), fleet.replica(&replicas));
+    one.ready().await;
+    other.ready().await;
+    let (here, there) = ([false, false, true, false], [false; 4]);
+    let told = tokio::join!(
+        ask_all(&one, &here, Duration::from_millis(30)),
+        ask_all(&other, &there, Duration::from_millis(30))
+    );
+    check(&here, &told.0, "here");
+    check(&there, &told.1, "there");
+    assert!(fleet.losses() <= 10, "{} groups lost", fleet.losses());
 }
 
 #[tokio::test(start_paused = true)]
@@ -269,17 +346,18 @@ async fn with_two_replicas_it_does_not_go_from_one_to_the_other_for_ever() {
     assert!(fleet.losses() <= 10, "{} groups lost", fleet.losses());
 }
 
-/// Forty fleets: sound requests are whole, whatever two bad ones do between them.
+/// Eighty fleets: sound requests are whole, whatever two bad ones do between them.
 #[tokio::test(start_paused = true)]
 async fn whoever_comes_when_the_sound_are_whole() {
     let mut seed: u64 = std::env::var("SEED").map_or(1, |seed| seed.parse().expect("SEED is a number"));
-    for _ in 0..40 {
+    for _ in 0..80 {
         let start = seed;
         let mut chance = |below: u64| {
             seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 33) % below
         };
-        let fault = if chance(2) == 0 { Fault::Poison } else { Fault::PoisonedDecode };
+        let faults = [Fault::Poison, Fault::PoisonedDecode, Fault::Deadly, Fault::DeadlyDecode];
+        let fault = faults[chance(4) as usize];
         let mut bad = vec![false; 2 + chance(8) as usize];
         for _ in 0..chance(3) {
             let at = chance(bad.len() as u64) as usize;

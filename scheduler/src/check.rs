@@ -32,6 +32,7 @@ impl Scheduler {
             assert_eq!(sequence.end(self.length_max()), None, "sequence {} should have ended", sequence.id);
         }
         assert_eq!(self.line.accounted(), ids.len(), "accounts of clients");
+        assert!(self.line.on_trial.is_none_or(|tried| ids.contains(&tried)), "all wait for one that is gone");
     }
 
     fn check_waiting(&self) {
@@ -52,6 +53,8 @@ impl Scheduler {
         assert_eq!(working.len(), plan.work.len(), "a sequence works twice in a step");
         for admission in &plan.admit {
             assert!(working.contains(&admission.sequence), "{} admitted for nothing", admission.sequence);
+            let is_let_in = self.line.on_trial.is_none_or(|tried| tried == admission.sequence);
+            assert!(is_let_in, "{} let in beside one on trial", admission.sequence);
         }
         let group = self.group.as_ref().expect("a plan is a group's");
         let lane = group.in_flight.back().expect("a plan is in flight").lane;

@@ -56,7 +56,7 @@ pub enum Event {
     /// The mask of this sequence's next token is there: see [`Request::guided`].
     Masked(SequenceId),
     /// From now on this sequence alone is taken in from the line, and nobody else, until it ends or the next such
-    /// event; with nobody, all are again. What runs goes on.
+    /// event; with nobody, or one that has ended, all are again. What runs goes on.
     OnTrial(Option<SequenceId>),
     /// Time has passed: a deadline may have come. See [`crate::Scheduler::wakes_at`].
     Tick,

@@ -45,6 +45,9 @@ enum Happening {
         window: u32,
     },
     MasksArrive,
+    /// Somebody alone is let in, who may have ended; or all are again.
+    Try(usize),
+    TryNobody,
     TimePasses(u64),
     LoseGroup,
     /// The loss of an earlier group, or an earlier group itself.
@@ -89,6 +92,8 @@ fn happening() -> impl Strategy<Value = Happening> {
         1 => wrong.prop_map(WrongOutcome),
         3 => (0..12u32, 0..12u32).prop_map(|(full, window)| FormGroup { full, window }),
         10 => Just(MasksArrive),
+        1 => any::<usize>().prop_map(Try),
+        1 => Just(TryNobody),
         1 => (0..40u64).prop_map(TimePasses),
         1 => Just(LoseGroup),
         1 => Just(PastGroup),
@@ -167,6 +172,11 @@ impl World {
             Happening::WrongOutcome(wrong) => self.wrong_outcome(wrong),
             Happening::FormGroup { full, window } => self.form_group_of(KvBlocks { full, window }),
             Happening::MasksArrive => _ = self.masks_arrive(),
+            Happening::Try(pick) => {
+                let id = pick % (self.clients.len() + 1);
+                self.try_alone(Some(SequenceId(id as u64 + 1)));
+            }
+            Happening::TryNobody => self.try_alone(None),
             Happening::TimePasses(millis) => self.time_passes(millis),
             Happening::LoseGroup => self.lose_group(),
             Happening::PastGroup => {

@@ -66,3 +66,9 @@ fn when_it_ends_all_are_let_in() {
     tell(&mut scheduler, Event::GroupFormed { epoch: Epoch(2), kv_blocks: KvBlocks::plain(100), stages: 1 });
     assert_eq!(working(&step(&mut scheduler)), [2, 3]);
 }
+
+#[test]
+fn a_trial_of_nobody_who_is_there_is_none() {
+    let mut scheduler = waiting(9);
+    assert_eq!(working(&step(&mut scheduler)), [1, 2, 3]);
+}

@@ -133,6 +133,9 @@ pub struct StepOutcome {
     /// Time in the engine, of which [`StepTimes`] are parts.
     pub compute_us: u64,
     pub times: StepTimes,
+    /// What is taken of the memory that the rank computes in: a card's by whomever, or the machine's by the rank's process.
+    /// Told now and then.
+    pub memory_bytes: Option<u64>,
 }
 
 /// What is known of a rank's time in the engine. Absent is not measured: a card's sums are part of what it is given as a

@@ -146,6 +146,8 @@ async fn a_replica_is_dissolved_and_its_worker_serves_another() {
         assert_eq!(&(begun + &rest.text), undisturbed);
     }
     dissolve(&["0"]).await.expect_refusal(1, &["409", "dissolved before"]);
+    let status = |cluster: &Value| (cluster["status"].clone(), cluster["replicas"][0]["status"].clone());
+    assert_eq!(status(&cluster(&client).await), (json!("ready"), json!("dissolved")));
     // What was ended by order is nothing to alarm anybody about.
     let metrics = client.text("/metrics").await;
     let serving: Vec<&str> =
@@ -159,6 +161,7 @@ async fn a_replica_is_dissolved_and_its_worker_serves_another() {
     let moved = async {
         loop {
             let cluster = cluster(&client).await;
+            assert_ne!(cluster["status"], "dissolved", "another is to serve");
             if cluster["status"] == "ready" && cluster["workers"][0]["name"] == waits {
                 return;
             }
@@ -169,6 +172,7 @@ async fn a_replica_is_dissolved_and_its_worker_serves_another() {
     assert_eq!(greedy_text(&client, &prompts[0], 400).await, undisturbed[0]);
     assert_eq!(dissolve(&["1", "--force"]).await.expect_status(0).stdout, "replica 1 is dissolved\n");
     client.health(503).await;
+    assert_eq!(cluster(&client).await["status"], "dissolved");
     let said = coordinator.process.said();
     let acts: Vec<&str> = said.lines().filter(|line| line.contains("act=\"dissolve-replica\"")).collect();
     assert!(acts.len() == 4 && acts.iter().all(|act| act.contains("who=\"root\"")), "{acts:?}");

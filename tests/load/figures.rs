@@ -97,15 +97,24 @@ async fn conversations_and_tools_go_through_their_turns() {
     let report = counts_as_the_server_does(&up, &talk).await;
     assert_eq!(report.requests.iter().filter(|row| row.turn == 2).count(), 4);
     let tokenizer = repository("demo/model/tokenizer.json");
-    let tools = ["--tools", "--prompt-tokens", "250", "--max-tokens", "300", "--requests", "3"];
-    let exact = ["--tokenizer", path(&tokenizer), "--extra", r#"{"temperature": 0}"#];
+    let tools =
+        ["--tools", "--prompt-tokens", "250", "--max-tokens", "300", "--requests", "3", "--seed", "3"];
+    let exact = ["--tokenizer", path(&tokenizer), "--clients", "1", "--extra", r#"{"temperature": 0}"#];
     let report = counts_as_the_server_does(&up, &[&tools[..], &exact].concat()).await;
     // What is offered is a part of the prompt.
     assert_eq!(report.summary.prompt_lengths.expect("lengths").exact, 3, "{:?}", report.settings);
     let calls = report.summary.finish_reasons.get("tool_calls").copied().unwrap_or(0);
     assert!(calls > 0, "{:?}", report.summary);
     // Each call is told its result; one that was cut off has none.
-    assert_eq!(report.requests.iter().filter(|row| row.turn == 1).count() as u64, calls);
+    let told = |report: &Report| report.requests.iter().filter(|row| row.turn == 1).count() as u64;
+    assert_eq!(told(&report), calls);
+    // The same prompts by another way: the same calls, and the same lengths.
+    let responses = ["--endpoint", "responses"];
+    let other = counts_as_the_server_does(&up, &[&tools[..], &exact, &responses].concat()).await;
+    assert_eq!(told(&other), calls, "{:?}", other.summary);
+    let lengths =
+        |report: &Report| -> Vec<_> { report.requests.iter().map(|row| row.prompt_tokens).collect() };
+    assert_eq!(lengths(&other), lengths(&report));
 }
 
 #[tokio::test]
@@ -163,7 +172,7 @@ async fn what_cannot_be_is_refused_with_a_hint() {
         (&["--chaos", "1s:burn"], "hint: 10s:kill"),
         (&["--no-stream", "--chaos", "1s:kill"], "cannot be used with"),
         (&["--no-stream", "--goal", "ttft=1s,e2e=9s"], "hint: --goal e2e=10s"),
-        (&["--tools", "--endpoint", "responses"], "--tools needs --endpoint chat"),
+        (&["--tools", "--endpoint", "completions"], "--tools needs --endpoint chat or responses"),
     ];
     for (args, words) in refused {
         let more = if args.contains(&"--model") { vec![] } else { vec!["--model", "m"] };

@@ -14,8 +14,8 @@ type Told = BTreeMap<String, (String, BTreeSet<String>)>;
 /// Labels that are everywhere, or that Prometheus adds.
 const COMMON: [&str; 4] = ["model_name", "le", "instance", "job"];
 
-/// Of a server with a certificate that has answered one request.
-async fn told() -> Told {
+/// What a server with a certificate tells that has answered one request.
+async fn scraped() -> String {
     let made = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str, text: String| {
@@ -34,7 +34,7 @@ async fn told() -> Told {
         let text = http.get(format!("{}/metrics", up.url)).send().await.unwrap().text().await.unwrap();
         // The request is over a moment after its answer is read.
         if text.contains("finished_reason=") {
-            return read(&text);
+            return text;
         }
     }
 }
@@ -63,7 +63,8 @@ fn label_names(labels: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn the_list_of_metrics_is_what_a_server_tells() {
-    let told = told().await;
+    let text = scraped().await;
+    let told = read(&text);
     let document = fs::read_to_string(repository("docs/operating.md")).unwrap();
     let rows = document.lines().filter_map(|line| line.strip_prefix("| `flotilla_"));
     let listed: Told = rows
@@ -79,11 +80,21 @@ async fn the_list_of_metrics_is_what_a_server_tells() {
     }
     let unknown: Vec<&String> = listed.keys().filter(|name| !told.contains_key(*name)).collect();
     assert!(unknown.is_empty(), "docs/operating.md lists what is not told: {unknown:?}");
+    // Weights are in it, and beside the plan there is no more than a small process.
+    let used = sum(&text, "flotilla_worker_memory_used_bytes{", "worker=");
+    let weights = sum(&text, "flotilla_worker_memory_bytes{", "kind=\"weights\"");
+    assert!(used > weights && used < weights + 4e9, "{used} bytes are taken, and {weights} are weights");
+}
+
+/// Of all series of a name that have a label.
+fn sum(text: &str, name: &str, label: &str) -> f64 {
+    let of = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    of.map(|line| line.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number")).sum()
 }
 
 #[tokio::test]
 async fn alarms_and_dashboard_name_only_what_is_told() {
-    let told = told().await;
+    let told = read(&scraped().await);
     let rules = fs::read_to_string(repository("deploy/prometheus/alerts.yaml")).unwrap();
     let lines = rules.lines().map(str::trim);
     let of_rules: Vec<&str> = lines.clone().filter_map(|line| line.strip_prefix("expr: ")).collect();

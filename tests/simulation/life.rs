@@ -38,6 +38,9 @@ enum Due {
     /// The oldest step of this epoch comes back.
     StepIsBack(u64),
     MasksAreThere,
+    /// One of the users' requests is tried alone; later all are let in again.
+    Trial,
+    TrialEnds,
     GroupIsLost(u64),
     GroupForms,
     Deadline,
@@ -53,6 +56,7 @@ pub struct Told {
     pub late: u64,
     pub rejected: u64,
     pub groups_lost: u64,
+    pub trials: u64,
     pub preemptions: u64,
     pub cached: u64,
     pub accepted: u64,
@@ -68,6 +72,7 @@ impl Told {
         self.late += other.late;
         self.rejected += other.rejected;
         self.groups_lost += other.groups_lost;
+        self.trials += other.trials;
         self.preemptions += other.preemptions;
         self.cached += other.cached;
         self.accepted += other.accepted;
@@ -185,6 +190,8 @@ impl Life {
                 self.masks_under_way = false;
                 self.world.masks_arrive();
             }
+            Due::Trial => self.try_one(),
+            Due::TrialEnds => self.world.try_alone(None),
             Due::GroupIsLost(epoch) => self.lose_group(epoch),
             Due::GroupForms => self.form_group(),
             Due::Deadline => {
@@ -307,6 +314,21 @@ impl Life {
         let (settings, at) = (self.world.settings.clone(), self.now_us + self.chance.below(300_000));
         self.blocks = blocks(&mut self.chance, &settings);
         self.at(at, Due::GroupForms);
+        if self.chance.one_in(2) {
+            let at = self.now_us + self.chance.below(600_000);
+            self.at(at, Due::Trial);
+        }
+    }
+
+    fn try_one(&mut self) {
+        let asked: Vec<SequenceId> = self.users.iter().filter_map(|user| user.asked).collect();
+        let Some(&tried) = asked.get(self.chance.below(asked.len() as u64) as usize) else { return };
+        self.world.try_alone(Some(tried));
+        self.result.trials += 1;
+        if self.chance.one_in(2) {
+            let at = self.now_us + self.chance.below(200_000);
+            self.at(at, Due::TrialEnds);
+        }
     }
 
     /// Everybody has had a last word, and the pools are whole.

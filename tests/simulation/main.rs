@@ -48,9 +48,18 @@ fn every_seed_comes_to_its_end() {
     println!("{all:?}");
     // That the seeds meet what they are there for.
     let life::Told {
-        finished, cancelled, late, rejected, groups_lost, preemptions, cached, accepted, ..
+        finished,
+        cancelled,
+        late,
+        rejected,
+        groups_lost,
+        trials,
+        preemptions,
+        cached,
+        accepted,
+        ..
     } = all;
-    let met = [finished, cancelled, late, rejected, groups_lost, preemptions, cached, accepted];
+    let met = [finished, cancelled, late, rejected, groups_lost, trials, preemptions, cached, accepted];
     assert!(met.iter().all(|&count| count > 0), "something never happened: {all:?}");
 }
 

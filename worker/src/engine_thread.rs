@@ -2,6 +2,7 @@
 //! same order; while it runs one, the next may lie there already. When it ends, what is kept comes back.
 
 use crate::executor::{Executor, StepError};
+use crate::memory::Meter;
 use crate::stock::{Leaves, OnDevice};
 use flotilla_engine::backend::Backend;
 use flotilla_engine::collective::{AllReduce, Collective};
@@ -81,11 +82,14 @@ where
     B: Backend,
     C: Collective + AllReduce<B::Activations>,
 {
+    let mut meter = Meter::default();
     while let Some(plan) = inbox.blocking_recv() {
         let start = Instant::now();
-        let outcome = executor
-            .execute(&plan)
-            .map(|outcome| StepOutcome { compute_us: start.elapsed().as_micros() as u64, ..outcome });
+        let outcome = executor.execute(&plan).map(|outcome| {
+            let compute_us = start.elapsed().as_micros() as u64;
+            let memory_bytes = meter.read(start, || executor.backend().memory_bytes());
+            StepOutcome { compute_us, memory_bytes, ..outcome }
+        });
         let failed = outcome.is_err();
         if outbox.send(outcome).is_err() || failed {
             break;

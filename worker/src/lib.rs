@@ -11,6 +11,7 @@ mod link;
 mod load;
 mod measuring;
 mod member;
+mod memory;
 mod obtain;
 mod patchwork;
 mod session;

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::Api;
 use crate::board::{Group, LeftOut, Member};
 use crate::driver::{Readiness, Stats};
+use crate::group::GroupError;
 use crate::pace::Pace;
 
 pub async fn tell(State(api): State<Arc<Api>>) -> Json<Value> {
@@ -66,6 +67,7 @@ fn status(readiness: &Readiness) -> &'static str {
     match readiness {
         Readiness::Loading { .. } => "loading",
         Readiness::Ready { .. } => "ready",
+        Readiness::Lost { error: GroupError::Dissolved } => "dissolved",
         Readiness::Lost { .. } => "lost",
         Readiness::Stopped => "stopped",
     }

@@ -125,7 +125,9 @@ impl ApiError {
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Failed(Failure::StepsFail(_)) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::Failed(Failure::StepsFail(_) | Failure::LosesWorkers(_)) => {
+                StatusCode::INTERNAL_SERVER_ERROR
+            }
             Self::NotReady(_)
             | Self::Draining
             | Self::Failed(_)
@@ -178,6 +180,7 @@ impl ApiError {
             Self::Draining => "draining",
             Self::Failed(Failure::FormExhausted(_)) => "grammar_exhausted",
             Self::Failed(Failure::StepsFail(_)) => "steps_fail",
+            Self::Failed(Failure::LosesWorkers(_)) => "workers_lost",
             Self::Failed(_) => "interrupted",
             Self::Deadline => "deadline_exceeded",
             Self::ResponseNotFound { .. } => "response_not_found",
@@ -210,7 +213,9 @@ impl ApiError {
                 Some(RETRY_AFTER_S)
             }
             // Another try would go the same way.
-            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_)) => None,
+            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_) | Failure::LosesWorkers(_)) => {
+                None
+            }
             Self::OverLimit { exceeded, .. } => Some(room_after_s(exceeded)),
             Self::NotReady(_) | Self::Draining | Self::Failed(_) | Self::Deadline => {
                 Some(RETRY_AFTER_LOADING_S)

@@ -1,6 +1,7 @@
-//! What the driver does about suspects: it says which steps failed, lets them in as they are to be tried, and ends who is
-//! found guilty.
+//! What the driver does about suspects: it says which steps failed, and with which workers were lost, lets them in as they
+//! are to be tried, and ends who is found guilty.
 
+use super::losses::{Losses, Rows};
 use super::seat::Seat;
 use super::suspects::{Suspects, Verdict};
 use super::{Driver, Failure};
@@ -13,18 +14,25 @@ impl<G: Group> Driver<G> {
     pub(super) fn judge(&mut self, error: &GroupError) -> Verdict {
         if *error == GroupError::Dissolved {
             // Nobody is tried here any more.
-            self.suspects = Suspects::default();
+            (self.suspects, self.losses) = (Suspects::default(), Losses::default());
         }
         let Seat::Taken { group, in_flight } = &mut self.seat else { return Verdict::Open };
+        if error.is_loss() {
+            // Any of them may run, where there are stages; and the oldest may be done.
+            let rows: Vec<Rows> = in_flight.iter().flat_map(|step| &step.rows).copied().collect();
+            let guilty = self.losses.lost(&rows, |sequence| self.streams.contains_key(&sequence));
+            return guilty.map_or(Verdict::Open, Verdict::Guilty);
+        }
         let step = match error {
             GroupError::Abandoned(_) => &self.answered,
-            _ => in_flight.front().map_or(&self.answered, |step| &step.sequences),
+            _ => in_flight.front().map_or(&self.answered, |step| &step.rows),
         };
         if !error.may_be_of_a_request() || step.is_empty() {
             return Verdict::Open;
         }
+        let step: Vec<SequenceId> = step.iter().map(|rows| rows.sequence).collect();
         let here: Vec<SequenceId> = self.streams.keys().copied().collect();
-        let (verdict, acquits) = self.suspects.failed(step, error, &here);
+        let (verdict, acquits) = self.suspects.failed(&step, error, &here);
         if acquits {
             group.acquit();
         }
@@ -52,6 +60,7 @@ impl<G: Group> Driver<G> {
     }
 
     pub(super) fn came_to_end(&mut self, sequence: SequenceId, reason: FinishReason) {
+        self.losses.forget(sequence);
         match reason {
             FinishReason::StopToken(_) | FinishReason::Length => {
                 let guilty = self.suspects.finished(sequence);
@@ -63,18 +72,34 @@ impl<G: Group> Driver<G> {
 
     fn convict(&mut self, guilty: Vec<(SequenceId, GroupError)>) {
         for (sequence, error) in guilty {
+            let is_loss = error.is_loss();
             if let Some(stream) = self.streams.get(&sequence) {
-                stream.span.in_scope(
-                    || tracing::error!(%sequence, %error, "steps fail with this request in them: it ends"),
-                );
+                stream.span.in_scope(|| match is_loss {
+                    true => {
+                        tracing::error!(%sequence, %error, "workers are lost with this request alone: it ends")
+                    }
+                    false => tracing::error!(%sequence, %error, "steps fail with this request in them: it ends"),
+                });
             }
-            self.fail(sequence, Failure::StepsFail(error));
+            let failure = if is_loss { Failure::LosesWorkers } else { Failure::StepsFail };
+            self.fail(sequence, failure(error));
         }
+    }
+
+    /// It ended or will not be tried.
+    pub(super) fn acquit(&mut self, sequence: SequenceId) {
+        self.suspects.forget(sequence);
+        self.losses.forget(sequence);
+    }
+
+    /// It is tried here, and does not go on in another replica.
+    pub(super) fn must_stay(&self, sequence: SequenceId) -> bool {
+        self.suspects.holds(sequence) || self.losses.holds(sequence)
     }
 
     /// Tells the scheduler who alone is to be let in, if that has changed.
     pub(super) fn put_on_trial(&mut self) {
-        let next = self.suspects.on_trial(self.streams.keys().copied());
+        let next = self.suspects.on_trial(self.streams.keys().copied()).or_else(|| self.losses.on_trial());
         if next != self.on_trial {
             self.on_trial = next;
             self.tell(Event::OnTrial(next));

@@ -66,6 +66,11 @@ pub enum Failure {
          hint: other requests are served; the server's log says more"
     )]
     StepsFail(GroupError),
+    #[error(
+        "a worker was lost three times in a row while this request alone was computed, and it is given up: {0}\n\
+         hint: the worker's log says why it ended; if that was chance, send the request again"
+    )]
+    LosesWorkers(GroupError),
     #[error("what keeps the answer to its form failed, by a mistake of the server's")]
     GuideLost,
     #[error("the answer's form could not be followed to its end within its limits: {0}")]

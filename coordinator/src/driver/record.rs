@@ -49,6 +49,8 @@ pub struct RankTotals {
     /// None: never measured.
     pub collective: Option<Duration>,
     pub exchanges: u64,
+    /// As it said last, in the group that serves.
+    pub memory_bytes: Option<u64>,
 }
 
 #[derive(Clone, Debug)]
@@ -145,6 +147,7 @@ impl Recorder {
     pub(super) fn formed(&self, now: Instant) {
         self.with(|record| {
             record.groups_formed += 1;
+            record.ranks.iter_mut().for_each(|rank| rank.memory_bytes = None);
             record.without_group = record.without_group(now);
             record.without_since = None;
         });
@@ -166,6 +169,7 @@ impl RankTotals {
     fn add(&mut self, rank: &RankTime) {
         self.engine += Duration::from_micros(rank.compute_us);
         self.exchanges += u64::from(rank.times.exchanges);
+        self.memory_bytes = rank.memory_bytes.or(self.memory_bytes);
         if let Some(us) = rank.times.collective_us {
             *self.collective.get_or_insert_default() += Duration::from_micros(us);
         }
@@ -179,7 +183,7 @@ mod tests {
 
     fn at(compute_us: u64, collective_us: Option<u64>) -> RankTime {
         let times = StepTimes { collective_us, exchanges: 3, sample_us: collective_us.map(|us| us / 2) };
-        RankTime { compute_us, times }
+        RankTime { compute_us, times, ..RankTime::default() }
     }
 
     #[test]
@@ -222,6 +226,19 @@ mod tests {
         let record = recorder.record();
         let of = |phase| (record.phase(phase).count(), record.phase(phase).sum());
         assert_eq!((of(Phase::Schedule), of(Phase::Send)), ((3, us(330)), (3, us(18))));
+    }
+
+    #[test]
+    fn what_a_rank_said_of_its_memory_is_of_its_group() {
+        let recorder = Recorder::new(Instant::now());
+        let said = |memory_bytes| {
+            let rank = RankTime { memory_bytes, ..at(9, None) };
+            recorder.stepped(Duration::from_millis(1), rank, &[rank]);
+            recorder.record().ranks[0].memory_bytes
+        };
+        assert_eq!([Some(7), None, Some(5), None].map(said), [Some(7), Some(7), Some(5), Some(5)]);
+        recorder.formed(Instant::now());
+        assert_eq!(said(None), None);
     }
 
     #[test]

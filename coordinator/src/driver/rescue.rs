@@ -2,6 +2,7 @@
 //! tokens, their guide, and whoever listens.
 
 use super::handle::Command;
+use super::losses::Met;
 use super::{Driver, DriverHandle, Failure, Readiness, Stream};
 use crate::driver::guides::Ready;
 use crate::group::{Group, GroupError};
@@ -102,6 +103,8 @@ pub(super) struct Moving {
     pub traveller: Traveller,
     pub guide: Option<Ready>,
     pub stream: Stream,
+    /// Of lost workers.
+    pub met: Option<Met>,
 }
 
 /// Sequences wait for another group, here or in another replica.
@@ -154,16 +157,17 @@ impl<G: Group> Driver<G> {
         let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
         let (before, now) = (sequences.len(), super::now() - self.started);
         for sequence in sequences {
-            if self.guides.is_away(sequence) || self.suspects.holds(sequence) {
+            if self.guides.is_away(sequence) || self.must_stay(sequence) {
                 continue;
             }
             // Of one that has just ended the last word is still to be said, here.
             let Some(traveller) = self.scheduler.depart(now, sequence) else { continue };
             let Some(mut stream) = self.streams.remove(&sequence) else { continue };
             self.suspects.forget(sequence);
+            let met = self.losses.forget(sequence);
             // It was taken in, and the other driver does not know that nobody has said so yet.
             stream.answer(Ok(()));
-            let moving = Box::new(Moving { traveller, guide: self.guides.take(sequence), stream });
+            let moving = Box::new(Moving { traveller, guide: self.guides.take(sequence), stream, met });
             if let Err(moving) = other.send(Command::Adopt(moving)) {
                 // It has ended meanwhile.
                 self.adopt(moving);
@@ -176,7 +180,7 @@ impl<G: Group> Driver<G> {
     }
 
     pub(super) fn adopt(&mut self, moving: Box<Moving>) {
-        let Moving { traveller, guide, stream } = *moving;
+        let Moving { traveller, guide, stream, met } = *moving;
         // Its client has left meanwhile, and the word of that came before it.
         if stream.is_left() {
             return;
@@ -184,6 +188,9 @@ impl<G: Group> Driver<G> {
         let sequence = traveller.id();
         if let Some(guide) = guide {
             self.guides.begin(sequence, guide);
+        }
+        if let Some(met) = met {
+            self.losses.adopt(sequence, met);
         }
         self.streams.insert(sequence, stream);
         let now = super::now() - self.started;

@@ -3,9 +3,10 @@
 use std::collections::VecDeque;
 use std::future::pending;
 
-use flotilla_shared::{SequenceId, StepOutcome};
+use flotilla_shared::StepOutcome;
 use tokio::time::Instant;
 
+use super::losses::Rows;
 use super::traced::TracedStep;
 use crate::group::{Group, GroupError};
 
@@ -21,8 +22,7 @@ pub enum Seat<G> {
 pub struct InFlight {
     pub sent: Instant,
     pub traced: Option<TracedStep>,
-    /// That have rows in it.
-    pub sequences: Vec<SequenceId>,
+    pub rows: Vec<Rows>,
 }
 
 impl<G: Group> Seat<G> {

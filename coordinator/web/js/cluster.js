@@ -73,7 +73,13 @@ class ClusterPage {
     if (this.problem && !this.cluster) return t('statusNever');
     if (this.problem) return t('statusUnreachable', { time: duration((performance.now() - this.seenMs) / 1000) });
     if (!this.cluster) return '';
-    const words = { ready: 'statusReady', loading: 'statusLoading', lost: 'statusLost', stopped: 'statusStopped' };
+    const words = {
+      ready: 'statusReady',
+      loading: 'statusLoading',
+      lost: 'statusLost',
+      dissolved: 'statusDissolved',
+      stopped: 'statusStopped',
+    };
     const sentence = words[this.cluster.status] ? t(words[this.cluster.status]) : this.cluster.status;
     return this.cluster.reason ? `${sentence} (${this.cluster.reason})` : sentence;
   }

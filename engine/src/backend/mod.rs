@@ -84,6 +84,11 @@ pub trait Backend: Shard {
         0
     }
 
+    /// Taken of the device's memory, by whomever, where the device has its own and tells.
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// u16 [L of the stage, K]: the experts that a row of the last batch took, if the batch kept its routing.
     fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError>;
 }

@@ -106,8 +106,8 @@ pub fn user(text: &str) -> Value {
 }
 
 /// The function that is offered.
-pub fn tools() -> Value {
-    json!([{ "type": "function", "function": {
+pub fn function() -> Value {
+    json!({
         "name": "get_weather",
         "description": "The weather in a city",
         "parameters": {
@@ -115,7 +115,7 @@ pub fn tools() -> Value {
             "properties": { "city": { "type": "string" } },
             "required": ["city"],
         },
-    }}])
+    })
 }
 
 /// What it is said to have found.

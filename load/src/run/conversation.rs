@@ -55,8 +55,8 @@ impl Scene<'_> {
         }
         let calls = talk.messages.last().and_then(|message| message["tool_calls"].as_array()).cloned();
         // One that was cut off cannot be followed.
-        let whole =
-            talk.records.last().is_some_and(|record| record.finish_reason.as_deref() != Some("length"));
+        let reason = talk.records.last().and_then(|record| record.finish_reason.as_deref());
+        let whole = !matches!(reason, Some("length" | "max_output_tokens"));
         let Some(calls) = calls.filter(|_| talk.tools && whole) else { return true };
         for call in &calls {
             talk.messages.push(json!({ "role": "tool", "tool_call_id": call["id"], "content": TOOL_RESULT }));

@@ -173,6 +173,7 @@ impl From<StepOutcome> for wire::StepOutcome {
             collective_us: outcome.times.collective_us,
             exchanges: outcome.times.exchanges,
             sample_us: outcome.times.sample_us,
+            memory_bytes: outcome.memory_bytes,
         }
     }
 }
@@ -201,6 +202,7 @@ impl TryFrom<wire::StepOutcome> for StepOutcome {
                 exchanges: outcome.exchanges,
                 sample_us: outcome.sample_us,
             },
+            memory_bytes: outcome.memory_bytes,
         })
     }
 }
@@ -340,13 +342,14 @@ mod tests {
         #[test]
         fn outcomes_survive_the_wire(
             ids in any::<(u64, u64, u64)>(),
-            parts in any::<(Option<u64>, u32, Option<u64>)>(),
+            parts in any::<(Option<u64>, u32, Option<u64>, Option<u64>)>(),
             sampled in vec(sampled(), 0..5),
             captured in vec(captured(), 0..5),
         ) {
             let (epoch, step) = (Epoch(ids.0), StepId(ids.1));
             let times = StepTimes { collective_us: parts.0, exchanges: parts.1, sample_us: parts.2 };
-            let outcome = StepOutcome { epoch, step, sampled, captured, compute_us: ids.2, times };
+            let (compute_us, memory_bytes) = (ids.2, parts.3);
+            let outcome = StepOutcome { epoch, step, sampled, captured, compute_us, times, memory_bytes };
             prop_assert_eq!(StepOutcome::try_from(wire::StepOutcome::from(outcome.clone())).unwrap(), outcome);
         }
     }

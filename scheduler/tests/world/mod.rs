@@ -234,6 +234,8 @@ pub struct World {
     pub masks_due: Vec<SequenceId>,
     /// Those of this epoch.
     pub plans: Vec<StepPlan>,
+    /// Nobody else is let in until it ends.
+    on_trial: Option<SequenceId>,
 }
 
 impl World {
@@ -258,6 +260,7 @@ impl World {
             faults: vec![],
             masks_due: vec![],
             plans: vec![],
+            on_trial: None,
         }
     }
 
@@ -289,6 +292,15 @@ impl World {
             client.cancelled = true;
         }
         self.tell(Event::Cancelled(SequenceId(id)));
+    }
+
+    /// It alone is let in from now on; nobody, or one that has ended: all are.
+    pub fn try_alone(&mut self, sequence: Option<SequenceId>) {
+        // What has ended and was not told of yet is told first: a trial of it is none.
+        self.settle_actions();
+        let lives = |id: &SequenceId| self.clients.get(id).is_some_and(|client| client.end.is_none());
+        self.on_trial = sequence.filter(lives);
+        self.tell(Event::OnTrial(sequence));
     }
 
     pub fn form_group(&mut self, kv_blocks: usize) {
@@ -385,6 +397,12 @@ impl World {
         let tokens_max = self.settings.tokens_per_step_max;
         assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
         self.check_who_works(&plan);
+        let others = plan
+            .admit
+            .iter()
+            .map(|it| it.sequence)
+            .filter(|id| self.on_trial.is_some_and(|tried| tried != *id));
+        assert_eq!(others.count(), 0, "let in beside {:?}, on trial", self.on_trial);
         let workers = self.workers.as_mut().expect("a step for a group that exists");
         let outcome = workers.run(&plan);
         assert!(workers.held.len() <= self.settings.sequences_max, "too many sequences run");
@@ -466,6 +484,7 @@ impl World {
             }
         }
         client.end = Some(End::Finished(reason, usage));
+        self.on_trial.take_if(|tried| *tried == sequence);
     }
 
     fn see_rejection(&mut self, sequence: SequenceId, reason: Rejection) {

@@ -80,7 +80,7 @@ where
         self.collective.abort_handle()
     }
 
-    /// Runs one step. `compute_us` is left to the caller, who has a clock.
+    /// Runs one step. `compute_us` and `memory_bytes` are left to the caller, who has a clock.
     pub fn execute(&mut self, plan: &StepPlan) -> Result<StepOutcome, StepError> {
         self.expect_step(plan)?;
         self.update_sequences(plan)?;
@@ -93,7 +93,8 @@ where
         let captured = self.capture(plan)?;
         self.backend.finish()?;
         let times = self.times(sampling);
-        Ok(StepOutcome { epoch: plan.epoch, step: plan.step, sampled, captured, compute_us: 0, times })
+        let (epoch, step) = (plan.epoch, plan.step);
+        Ok(StepOutcome { epoch, step, sampled, captured, times, ..StepOutcome::default() })
     }
 
     /// The tokens, where they are chosen, and the time that choosing took, without exchanges.

@@ -52,7 +52,8 @@ pub async fn target(args: &ServeArgs) -> Result<Target> {
 
 pub fn prompts(args: &ServeArgs) -> Result<Prompts> {
     let flags = &args.prompts;
-    ensure!(!flags.tools || args.endpoint == EndpointArg::Chat, "--tools needs --endpoint chat");
+    let has_tools = args.endpoint != EndpointArg::Completions;
+    ensure!(!flags.tools || has_tools, "--tools needs --endpoint chat or responses");
     let lengths = match flags.sharegpt_lengths {
         true => (SHAREGPT_PROMPTS, SHAREGPT_ANSWERS),
         false => (flags.prompt_tokens, flags.max_tokens),

@@ -67,7 +67,8 @@ impl Collector for FleetMetrics {
         ranks(&mut series, &replicas)?;
         caches(&mut series, &replicas)?;
         self.fleet(&mut series, &replicas, &groups)?;
-        workers(&mut series, &groups)
+        workers(&mut series, &groups)?;
+        memory_used(&mut series, &replicas, &groups)
     }
 }
 
@@ -276,6 +277,19 @@ fn workers(series: &mut Series, groups: &[(usize, Group)]) -> Result<(), Error> 
     series.gauge(done, each(|it| it.loading.bytes_done() as f64))?;
     let goal = Named("worker_load_goal", "Weights that a worker is to have", BYTES);
     series.gauge(goal, each(|it| it.loading.bytes_total() as f64))
+}
+
+/// Of groups that serve: what was said in an earlier one is another's.
+fn memory_used(series: &mut Series, replicas: &[Replica], groups: &[(usize, Group)]) -> Result<(), Error> {
+    let used = groups.iter().flat_map(|(number, group)| {
+        let serves =
+            |it: &&Replica| matches!(it.readiness, Readiness::Ready { epoch } if epoch == group.epoch);
+        let ranks = replicas.get(*number).filter(serves).map_or(&[][..], |it| &it.record.ranks);
+        let said = group.members.iter().zip(ranks);
+        said.filter_map(|(it, rank)| Some((labels(*number, it), rank.memory_bytes? as f64)))
+    });
+    let taken = "Memory that a worker's process takes, files left out; of a card, what all take of it";
+    series.gauge(Named("worker_memory_used", taken, BYTES), used)
 }
 
 fn labels(replica: usize, member: &Member) -> Labels {

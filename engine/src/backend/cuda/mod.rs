@@ -401,6 +401,11 @@ impl Backend for CudaBackend {
         self.check()
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        let free = self.card.memory_free_bytes().ok()?;
+        Some(self.card.facts().memory_bytes.saturating_sub(free))
+    }
+
     fn routing(&mut self, row: usize) -> Result<Vec<u16>, BackendError> {
         let mut routing = Vec::new();
         self.attempt(|s| {
