@@ -47,7 +47,7 @@ async fn what_each_worker_holds_is_told_from_loading_on() {
     let demand = Demand { kv_blocks: KvBlocks::plain(1024), step_tokens_max: 512 };
     let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
     board.planned(Epoch(1), &spec, &plan, &workers, demand);
-    let half = Loading { bytes_done: 5, bytes_total: 10 };
+    let half = Loading { bytes_done: 5, bytes_total: 10, ..Loading::default() };
     board.loading(&[half, Loading::default()]);
     server.fleet.loading("weights 5 B of 10 B");
     until(async || cluster(&server).await["reason"] == "the model is loading: weights 5 B of 10 B").await;

@@ -24,6 +24,7 @@ fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
         peers: vec![String::new(); plan.rank_count()],
         links: Default::default(),
         group_key: [0; 32],
+        holders: Vec::new(),
         spec,
     };
     CpuBackend::new(settings, &assignment, weights).into_weights()

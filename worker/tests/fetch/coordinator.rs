@@ -91,6 +91,7 @@ impl Coordinator {
                 peers: vec!["127.0.0.1:1".into()],
                 links: Default::default(),
                 group_key: [0; 32],
+                holders: Vec::new(),
             },
             source,
             faults: Mutex::default(),
