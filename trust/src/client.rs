@@ -48,6 +48,7 @@ pub struct ClientTls {
     files: Arc<ClientFiles>,
     config: Arc<Watched<ClientConfig>>,
     name: ServerName<'static>,
+    expects: Expects,
 }
 
 impl ClientTls {
@@ -66,7 +67,7 @@ impl ClientTls {
         let watched: Vec<File> = [files.ca.clone()].into_iter().chain(pair).collect();
         let read = Arc::clone(&files);
         let config = Watched::new(watched, move || read.config(expects))?;
-        Ok(ClientTls { files, config: Arc::new(config), name })
+        Ok(ClientTls { files, config: Arc::new(config), name, expects })
     }
 
     /// For clients of one authority among themselves: what one of them serves with, and another dials with. Both show the
@@ -97,7 +98,11 @@ impl ClientTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let refused = |error: io::Error| Refusal::of_server(&error, &self.files, &self.name);
+        let usage = match self.expects {
+            Expects::Server => "serverAuth",
+            Expects::Client => "clientAuth",
+        };
+        let refused = |error: io::Error| Refusal::of_server(&error, &self.files, &self.name, usage);
         let connector = TlsConnector::from(self.config.current());
         let mut stream = connector.connect(self.name.clone(), stream).await.map_err(refused)?;
         let word = stream.fill_buf().await.map_err(refused)?;

@@ -24,6 +24,10 @@ pub struct Settings {
     pub device: Device,
     /// Where weights are kept from one load to the next; `None`: nowhere.
     pub weight_cache: Option<CacheSettings>,
+    /// Where weights are handed on to other workers; `None`: they are not.
+    pub weights_listen: Option<SocketAddr>,
+    /// Bytes a second that are handed on at most.
+    pub weight_rate_max: Option<u64>,
     /// How long to try to reach the coordinator.
     pub join_timeout: Duration,
     /// How long to keep the weights and try to reach it again when it is lost; zero ends the worker at once.

@@ -105,6 +105,10 @@ impl Kept for RankWeights {
         self.tensors().map(|held| held.slice.clone()).collect()
     }
 
+    fn has(&self, part: &TensorSlice) -> bool {
+        self.get(part.tensor).is_some_and(|held| held.slice.covers(part))
+    }
+
     fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
         let held = self.get(part.tensor).unwrap_or_else(|| panic!("{part} is not kept"));
         ByteRuns::within(part, &held.slice).visit(offset, out.len(), |start, range| {

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use flotilla_engine::weights::{WeightError, WeightSink};
-use flotilla_shared::{Loading, TensorSlice};
+use flotilla_shared::{ByPlace, Loading, Place, TensorSlice};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -15,6 +15,7 @@ pub struct Checked {
     pub slice: usize,
     pub offset: usize,
     pub bytes: Bytes,
+    pub place: Place,
 }
 
 pub struct Filler<W> {
@@ -71,15 +72,17 @@ fn take_all(
     mut chunks: mpsc::Receiver<Checked>,
     mut report: impl FnMut(Loading),
 ) -> Result<(), WeightError> {
-    let mut loading = Loading { bytes_done: 0, bytes_total: sizes.iter().sum::<usize>() as u64 };
+    let bytes_total = sizes.iter().sum::<usize>() as u64;
+    let mut loading = Loading { bytes_done: 0, bytes_total, by_place: ByPlace::default() };
     report(loading);
-    while let Some(Checked { slice, offset, bytes }) = chunks.blocking_recv() {
+    while let Some(Checked { slice, offset, bytes, place }) = chunks.blocking_recv() {
         weights.fill(slice, offset..offset + bytes.len(), &mut |out| {
             out.copy_from_slice(&bytes);
             Ok(())
         })?;
         came[slice] += bytes.len();
         loading.bytes_done += bytes.len() as u64;
+        loading.by_place.add(place, bytes.len() as u64);
         report(loading);
     }
     match loading.bytes_done == loading.bytes_total {

@@ -41,6 +41,27 @@ impl Wanted {
         taken
     }
 
+    /// The same of those parts that `is_meant`.
+    pub fn take_of(&mut self, bytes: usize, is_meant: impl Fn(&Extent) -> bool) -> Vec<Extent> {
+        let (mut taken, mut others, mut sum) = (Vec::new(), VecDeque::with_capacity(self.parts.len()), 0);
+        for part in self.parts.drain(..) {
+            match sum < bytes && is_meant(&part) {
+                true => {
+                    sum += part.bytes.len();
+                    taken.push(part);
+                }
+                false => others.push_back(part),
+            }
+        }
+        self.parts = others;
+        taken
+    }
+
+    /// Of the parts that nobody has in hand.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
     /// Everything that nobody has in hand.
     pub fn take_all(&mut self) -> Vec<Extent> {
         self.parts.drain(..).collect()

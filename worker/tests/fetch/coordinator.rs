@@ -171,6 +171,8 @@ fn settings(coordinator: String) -> Settings {
         advertise_host: "127.0.0.1".into(),
         device: Device::Cpu(CpuSettings::default()),
         weight_cache: None,
+        weights_listen: None,
+        weight_rate_max: None,
         join_timeout: Duration::from_secs(10),
         rejoin_timeout: Duration::ZERO,
         collective_timeout: Duration::from_secs(10),

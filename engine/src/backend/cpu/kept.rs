@@ -24,6 +24,10 @@ impl Kept for CpuWeights {
         exact.map(|held| held.slice().clone()).collect()
     }
 
+    fn has(&self, part: &TensorSlice) -> bool {
+        !self.int8.contains_key(&part.tensor) && self.held.has(part)
+    }
+
     fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
         let tensor = part.tensor;
         let held = self.held.get(tensor).filter(|_| !self.int8.contains_key(&tensor));
