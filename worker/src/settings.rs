@@ -32,7 +32,7 @@ pub struct Settings {
     pub join_timeout: Duration,
     /// How long to keep the weights and try to reach it again when it is lost; zero ends the worker at once.
     pub rejoin_timeout: Duration,
-    /// How long one collective operation may wait for another rank.
+    /// How long one collective operation may wait for another rank, and a load for another worker's weights.
     pub collective_timeout: Duration,
     /// Where this worker says how it stands.
     pub standing: StandingCell,

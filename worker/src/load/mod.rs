@@ -69,8 +69,9 @@ async fn bring<W: WeightSink + 'static>(
     let slices = Arc::new(weights.slices().to_vec());
     let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
     let filler = Filler::start(weights, report);
-    let chunks = filler.chunks();
     let bring = async {
+        // Gone when this is: the filler waits for the last of its senders.
+        let chunks = filler.chunks();
         let cache = settings.weight_cache.as_ref();
         let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
         if let Some(cache) = &cache {
@@ -81,7 +82,7 @@ async fn bring<W: WeightSink + 'static>(
             let (wanted, slices, chunks) = (wanted.clone(), slices.clone(), chunks.clone());
             Intake { wanted, slices, chunks, keeper: keeper.clone(), place }
         };
-        peers::fetch(handing, assignment, &from(Place::Peer)).await;
+        peers::fetch(handing, assignment, &from(Place::Peer), settings.collective_timeout).await;
         coordinator::fetch(settings, assignment, from(Place::Coordinator)).await
     };
     let brought = tokio::select! {

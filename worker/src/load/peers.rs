@@ -31,22 +31,21 @@ const STREAMS: usize = 3;
 const REQUEST_BYTES: usize = 2 * PART_BYTES;
 /// All peers are dialed at once: so long, at most, a load waits for those behind a firewall.
 const DIAL_WAIT: Duration = Duration::from_secs(2);
-/// The longest that nothing may come of a stream: a peer may be loading itself, or putting in order what it has.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// A peer that hangs is known by this much sooner.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_WAIT: Duration = Duration::from_secs(10);
 
 type Client = WeightsClient<InterceptedService<Channel, JoinToken>>;
 
-/// Takes from others what they have of what is wanted.
-pub async fn fetch(handing: &Handing, assignment: &Assignment, intake: &Intake) {
+/// Takes from others what they have of what is wanted. `silence_max` is the longest that nothing may come of a stream: a
+/// peer may be loading itself, or putting in order what it has.
+pub async fn fetch(handing: &Handing, assignment: &Assignment, intake: &Intake, silence_max: Duration) {
     if intake.wanted().is_empty() {
         return;
     }
     for peer in reachable(handing, assignment, &intake.slices).await {
         let before = intake.wanted().bytes();
-        peer.give(intake).await;
+        peer.give(intake, silence_max).await;
         let bytes = before - intake.wanted().bytes();
         if bytes > 0 {
             info!(peer = peer.address, bytes = %units::Bytes(bytes), "weights came from another worker");
@@ -151,11 +150,11 @@ impl Peer {
     }
 
     /// All that it has of what is wanted, unless it fails.
-    async fn give(self: &Arc<Self>, intake: &Intake) {
+    async fn give(self: &Arc<Self>, intake: &Intake, silence_max: Duration) {
         let mut streams = JoinSet::new();
         for _ in 0..STREAMS {
-            let stream =
-                Stream { peer: self.clone(), intake: intake.clone(), is_over: self.is_over.subscribe() };
+            let (peer, is_over) = (self.clone(), self.is_over.subscribe());
+            let stream = Stream { peer, intake: intake.clone(), is_over, silence_max };
             streams.spawn(stream.run());
         }
         while let Some(ended) = streams.join_next().await {
@@ -196,6 +195,7 @@ struct Stream {
     peer: Arc<Peer>,
     intake: Intake,
     is_over: watch::Receiver<bool>,
+    silence_max: Duration,
 }
 
 impl Stream {
@@ -225,10 +225,10 @@ impl Stream {
         }
         let client = client.as_mut().expect("it was dialed");
         let request = parts.request(self.peer.epoch, Some(self.peer.weights), &self.intake.slices);
-        let Some(stream) = in_time(&mut self.is_over, client.fetch(request)).await? else { return Ok(()) };
+        let Some(stream) = self.in_time(client.fetch(request)).await? else { return Ok(()) };
         let mut stream = stream.map_err(|status| Fault::of(&status))?.into_inner();
         loop {
-            let Some(chunk) = in_time(&mut self.is_over, stream.next()).await? else { return Ok(()) };
+            let Some(chunk) = self.in_time(stream.next()).await? else { return Ok(()) };
             let Some(chunk) = chunk else { break };
             self.receive(chunk.map_err(|status| Fault::of(&status))?, parts).await?;
         }
@@ -256,20 +256,17 @@ impl Stream {
         }
         Ok(self.intake.take(&extent, chunk.data, found).await?)
     }
-}
 
-/// What comes of `what`; `None`, if the peer is passed over first. Nothing is lost of what it did not bring.
-async fn in_time<T>(
-    is_over: &mut watch::Receiver<bool>,
-    what: impl Future<Output = T>,
-) -> Result<Option<T>, Fault> {
-    tokio::select! {
-        came = timeout(SILENCE_MAX, what) => match came {
-            Ok(came) => Ok(Some(came)),
-            Err(_) => Err(Fault::Other(format!("nothing came of it in {} s", SILENCE_MAX.as_secs()))),
-        },
-        // The sender lives as long as the peer.
-        _ = is_over.wait_for(|is_over| *is_over) => Ok(None),
+    /// What comes of `what`; `None`, if the peer is passed over first. Nothing is lost of what it did not bring.
+    async fn in_time<T>(&mut self, what: impl Future<Output = T>) -> Result<Option<T>, Fault> {
+        tokio::select! {
+            came = timeout(self.silence_max, what) => match came {
+                Ok(came) => Ok(Some(came)),
+                Err(_) => Err(Fault::Other(format!("nothing came of it in {} s", self.silence_max.as_secs()))),
+            },
+            // The sender lives as long as the peer.
+            _ = self.is_over.wait_for(|is_over| *is_over) => Ok(None),
+        }
     }
 }
 
