@@ -8,7 +8,7 @@ use crate::cache::{Gather, Kept};
 use flotilla_engine::weights::{CHUNK_BYTES, Digest, Extent, Throttle, WeightError, extents_of};
 use flotilla_proto::wire::weights_server::{Weights, WeightsServer};
 use flotilla_proto::{Fetch, MESSAGE_BYTES_MAX, WireError, wire};
-use flotilla_shared::TensorSlice;
+use flotilla_shared::{TensorSlice, WeightsId};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +16,9 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+/// For a load to begin of which the coordinator has told others already, and between two looks.
+const BEGIN_WAIT: Duration = Duration::from_secs(3);
+const BEGIN_LOOK: Duration = Duration::from_millis(10);
 /// Streams at once: each is a thread that copies, beside those that compute.
 const FETCHES_MAX: usize = 8;
 /// How long a further one waits for another to end.
@@ -40,6 +43,15 @@ impl Service {
     pub fn new(shelf: Shelf, bytes_per_second_max: Option<u64>) -> Service {
         let throttle = bytes_per_second_max.map(|rate| Arc::new(Throttle::new(rate)));
         Service { shelf, throttle, places: Arc::new(Semaphore::new(FETCHES_MAX)) }
+    }
+
+    async fn offered(&self, weights: WeightsId) -> Offered {
+        loop {
+            if let Some(offered) = self.shelf.offered(weights) {
+                return offered;
+            }
+            tokio::time::sleep(BEGIN_LOOK).await;
+        }
     }
 }
 
@@ -83,8 +95,9 @@ impl Weights for Service {
         let fetch = Fetch::try_from(request.into_inner());
         let Fetch { weights, slices, extents, .. } =
             fetch.map_err(|error: WireError| invalid(error.to_string()))?;
-        let offered = weights.and_then(|weights| self.shelf.offered(weights));
-        let offered = offered.ok_or_else(|| Status::unavailable("these weights are not here"))?;
+        let weights = weights.ok_or_else(|| invalid("FetchRequest.weights_id is missing".into()))?;
+        let offered = tokio::time::timeout(BEGIN_WAIT, self.offered(weights)).await;
+        let offered = offered.map_err(|_| Status::unavailable("these weights are not here"))?;
         let extents = extents_of(&offered.spec, &slices, extents).map_err(invalid)?;
         let place = tokio::time::timeout(PLACE_WAIT, self.places.clone().acquire_owned()).await;
         let place =

@@ -255,7 +255,7 @@ async fn who_shows_no_key_or_asks_for_what_is_not_there_is_refused() {
     }
     let other = Fetch { weights: Some(WeightsId([1; 32])), ..whole(norm) };
     assert_eq!(refused(&good, other).await, Code::Unavailable);
-    assert_eq!(refused(&good, Fetch { weights: None, ..whole(norm) }).await, Code::Unavailable);
+    assert_eq!(refused(&good, Fetch { weights: None, ..whole(norm) }).await, Code::InvalidArgument);
     let outside = TensorSlice { tensor: TensorId::Embed, ranges: vec![0..1 << 30, 0..64] };
     assert_eq!(refused(&good, Fetch { slices: vec![outside], ..whole(norm) }).await, Code::InvalidArgument);
     assert_eq!(
