@@ -6,7 +6,7 @@ use crate::device::Device;
 use crate::engine_thread::NotBuilt;
 use crate::error::WorkerError;
 use crate::handing::{Fills, Handing, Lent};
-use crate::load::{Filled, load};
+use crate::load::{Filled, Way, load};
 use crate::patchwork::Patchwork;
 use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock};
@@ -39,7 +39,8 @@ pub async fn obtain(
     };
     let cache = settings.weight_cache.as_ref();
     let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
-    handing.shelf.begin(assignment, cache, matches!(settings.device, Device::Cpu(_)));
+    let in_memory = matches!(settings.device, Device::Cpu(_));
+    let way = Way { settings, handing, digests: handing.shelf.begin(assignment, cache, in_memory) };
     let obtained = match &settings.device {
         Device::Cpu(_) => match stock.and_then(|stock| stock.on.into_kept()) {
             Some(kept) => {
@@ -47,7 +48,7 @@ pub async fn obtain(
                 let kept = bytes_total - weights.lacking_bytes();
                 info!(bytes = kept, of = bytes_total, "some weights are here still");
                 let tell = move |loading| tell(with_kept(kept, loading));
-                let (filled, result) = lend(settings, handing, assignment, weights, stop, tell).await;
+                let (filled, result) = lend(&way, assignment, weights, stop, tell).await;
                 match result {
                     Ok(()) => Ok(loaded(handing, filled.weights.into_weights())),
                     Err(error) => Err((error, Some(pieces(filled.weights.into_parts()).into()))),
@@ -55,7 +56,7 @@ pub async fn obtain(
             }
             None => {
                 let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
-                let (filled, result) = lend(settings, handing, assignment, weights, stop, tell).await;
+                let (filled, result) = lend(&way, assignment, weights, stop, tell).await;
                 match result {
                     Ok(()) => Ok(loaded(handing, filled.weights)),
                     Err(error) => Err((error, Some(OnDevice::Loaded(Arc::new(whole(filled))).into()))),
@@ -66,7 +67,7 @@ pub async fn obtain(
             // There is no room for two shares.
             drop(stock);
             let weights = CudaWeights::new(&card.card, slices).map_err(|error| (error.into(), None))?;
-            let (filled, result) = load((settings, handing), assignment, weights, stop, tell).await;
+            let (filled, result) = load(&way, assignment, weights, stop, tell).await;
             result.map(|()| OnDevice::Card(Box::new(filled.weights))).map_err(|error| (error, None))
         }
     };
@@ -78,17 +79,16 @@ pub async fn obtain(
 
 /// Loads into memory that others may read meanwhile; at the end they do not any more.
 async fn lend<W: Fills>(
-    settings: &Settings,
-    handing: &Handing,
+    way: &Way<'_>,
     assignment: &Assignment,
     weights: W,
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
 ) -> (Filled<W>, Result<(), WorkerError>) {
     let lent = Lent::new(weights);
-    handing.shelf.lay(lent.reader());
-    let (Filled { weights, whole }, result) = load((settings, handing), assignment, lent, stop, tell).await;
-    handing.shelf.lift();
+    way.handing.shelf.lay(lent.reader());
+    let (Filled { weights, whole }, result) = load(way, assignment, lent, stop, tell).await;
+    way.handing.shelf.lift();
     (Filled { weights: weights.into_inner(), whole }, result)
 }
 

@@ -170,7 +170,9 @@ impl Stream {
 
     /// Whether somebody takes it. Without bytes it says that they are not to be had.
     fn send(&self, slice: usize, offset: usize, bytes: Option<Vec<u8>>) -> bool {
-        let digest = bytes.as_ref().map_or_else(Vec::new, |bytes| Digest::of(bytes).0.to_vec());
+        let known = || self.offered.digests.get(&self.slices[slice], offset);
+        let digest = bytes.as_ref().map(|bytes| known().unwrap_or_else(|| Digest::of(bytes)));
+        let digest = digest.map_or_else(Vec::new, |digest| digest.0.to_vec());
         let data = bytes.unwrap_or_default();
         if let Some(throttle) = &self.throttle {
             throttle.pass(data.len());

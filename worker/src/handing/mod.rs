@@ -2,6 +2,7 @@
 //! each slice leaves the coordinator once. Serving never touches the engine's thread: it reads what never changes, a
 //! chunk at a time, for a bounded number at once.
 
+mod digests;
 mod door;
 mod fetch;
 mod lent;
@@ -9,6 +10,7 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
+pub use digests::Digests;
 pub use lent::{Fills, Lent};
 pub use shelf::Shelf;
 

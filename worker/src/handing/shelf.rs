@@ -2,6 +2,7 @@
 //! fills to what the engine computes with, and are out of reach in between; who reads waits meanwhile, and hears when it
 //! is in vain. Whoever moves them takes them off first, and is alone with them then.
 
+use super::digests::Digests;
 use crate::cache::WeightCache;
 use flotilla_engine::weights::{Kept, WeightError};
 use flotilla_shared::{Assignment, ModelSpec, TensorSlice, WeightsId};
@@ -42,6 +43,7 @@ struct Offer {
     weights: WeightsId,
     spec: ModelSpec,
     cache: Option<Arc<WeightCache>>,
+    digests: Arc<Digests>,
     memory: Memory,
 }
 
@@ -58,6 +60,7 @@ pub struct Offered {
     load: u64,
     pub spec: ModelSpec,
     pub cache: Option<Arc<WeightCache>>,
+    pub digests: Arc<Digests>,
 }
 
 /// What became of a read.
@@ -74,12 +77,22 @@ pub enum Found {
 
 impl Shelf {
     /// The weights of an assignment are going to be here, `in_memory` or on a card; those of before are not any more.
-    pub fn begin(&self, assignment: &Assignment, cache: Option<Arc<WeightCache>>, in_memory: bool) {
+    /// Returned is where the digests of what comes are kept.
+    pub fn begin(
+        &self,
+        assignment: &Assignment,
+        cache: Option<Arc<WeightCache>>,
+        in_memory: bool,
+    ) -> Arc<Digests> {
         let memory = if in_memory { Memory::Coming } else { Memory::OutOfReach };
         let (weights, spec) = (assignment.weights_id, assignment.spec.clone());
+        let slices = assignment.plan.slices(&spec, assignment.rank);
         let mut state = self.write();
+        let before = state.offer.take().filter(|before| before.weights == weights);
+        let digests = Arc::new(Digests::of(&slices, before.as_ref().map(|before| &*before.digests)));
         state.load += 1;
-        state.offer = Some(Offer { weights, spec, cache, memory });
+        state.offer = Some(Offer { weights, spec, cache, digests: digests.clone(), memory });
+        digests
     }
 
     pub fn lay(&self, lends: Arc<dyn Lends>) {
@@ -105,7 +118,8 @@ impl Shelf {
     pub fn offered(&self, weights: WeightsId) -> Option<Offered> {
         let state = self.read_state();
         let offer = state.offer.as_ref().filter(|offer| offer.weights == weights)?;
-        Some(Offered { load: state.load, spec: offer.spec.clone(), cache: offer.cache.clone() })
+        let (spec, cache, digests) = (offer.spec.clone(), offer.cache.clone(), offer.digests.clone());
+        Some(Offered { load: state.load, spec, cache, digests })
     }
 
     /// Bytes of `part` from `offset` on, from memory.

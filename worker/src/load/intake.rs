@@ -33,7 +33,8 @@ impl Intake {
         if let Some(keeper) = &self.keeper {
             keeper.keep(extent.slice, &self.slices[extent.slice], offset, &bytes, digest);
         }
-        let checked = Checked { slice: extent.slice, offset, bytes, place: self.place };
+        let (slice, place) = (extent.slice, self.place);
+        let checked = Checked { slice, offset, bytes, place, digest: Some(digest) };
         let sent = self.chunks.send(checked).await;
         sent.map_err(|_| WorkerError::Weights("the memory for weights cannot be written".into()))
     }

@@ -77,7 +77,7 @@ impl Readers<'_> {
             for chunk in part.chunks() {
                 let Some(bytes) = gather.read(chunk.clone()) else { break };
                 let (slice, offset, bytes) = (part.slice, chunk.start, Bytes::from(bytes));
-                let checked = Checked { slice, offset, bytes, place: Place::Cache };
+                let checked = Checked { slice, offset, bytes, place: Place::Cache, digest: None };
                 if self.chunks.blocking_send(checked).is_err() {
                     // The memory could not be written: the load fails, and says so.
                     return Some(part);

@@ -11,7 +11,7 @@ mod wanted;
 
 use crate::cache::WeightCache;
 use crate::error::WorkerError;
-use crate::handing::Handing;
+use crate::handing::{Digests, Handing};
 use crate::settings::Settings;
 pub use filler::Filled;
 use filler::Filler;
@@ -33,10 +33,18 @@ const STOP_TICK: Duration = Duration::from_millis(20);
 /// Reports at most so often, and at the end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
+/// How weights come.
+pub struct Way<'a> {
+    pub settings: &'a Settings,
+    pub handing: &'a Handing,
+    /// Of what comes.
+    pub digests: Arc<Digests>,
+}
+
 /// Fills `weights` with what the assignment says, unless it is stopped; `tell` is told how far it is. Also of a load
 /// that failed it says what is whole.
 pub async fn load<W: WeightSink + 'static>(
-    (settings, handing): (&Settings, &Handing),
+    way: &Way<'_>,
     assignment: &Assignment,
     weights: W,
     stop: &Stop,
@@ -45,7 +53,7 @@ pub async fn load<W: WeightSink + 'static>(
     let start = Instant::now();
     let report = every(REPORT_EVERY, tell);
     let (filled, result) = match assignment.weights {
-        WeightOrigin::Stream => bring((settings, handing), assignment, weights, stop, report).await,
+        WeightOrigin::Stream => bring(way, assignment, weights, stop, report).await,
         WeightOrigin::Synthetic { seed } => {
             make(Synthetic::new(assignment.spec.clone(), seed), weights, report).await
         }
@@ -60,7 +68,7 @@ pub async fn load<W: WeightSink + 'static>(
 
 /// Asks one place after the other.
 async fn bring<W: WeightSink + 'static>(
-    (settings, handing): (&Settings, &Handing),
+    way: &Way<'_>,
     assignment: &Assignment,
     weights: W,
     stop: &Stop,
@@ -68,7 +76,8 @@ async fn bring<W: WeightSink + 'static>(
 ) -> (Filled<W>, Result<(), WorkerError>) {
     let slices = Arc::new(weights.slices().to_vec());
     let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
-    let filler = Filler::start(weights, report);
+    let Way { settings, handing, digests } = way;
+    let filler = Filler::start(weights, digests.clone(), report);
     let bring = async {
         // Gone when this is: the filler waits for the last of its senders.
         let chunks = filler.chunks();
