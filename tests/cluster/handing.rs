@@ -101,6 +101,7 @@ async fn a_peer_that_dies_while_it_hands_on_is_replaced_by_the_coordinator() {
     timeout(PATIENCE, some_came).await.expect("it begins");
     first.kill().await;
     second.hear("a worker does not hand on its weights, they come from elsewhere").await;
+    second.hear("ready epoch=").await;
     replicas_ready(&client, 1).await;
     let (by_peer, by_coordinator) = (loaded(&client, "peer").await, loaded(&client, "coordinator").await);
     assert!(by_peer > 0 && by_coordinator > copy, "{by_peer} and {by_coordinator} of twice {copy}");

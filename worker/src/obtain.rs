@@ -41,27 +41,10 @@ pub async fn obtain(
     let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
     let in_memory = matches!(settings.device, Device::Cpu(_));
     let way = Way { settings, handing, digests: handing.shelf.begin(assignment, cache, in_memory) };
-    let obtained = match &settings.device {
+    match &settings.device {
         Device::Cpu(_) => match stock.and_then(|stock| stock.on.into_kept()) {
-            Some(kept) => {
-                let weights = patch(slices, kept).await?;
-                let kept = bytes_total - weights.lacking_bytes();
-                info!(bytes = kept, of = bytes_total, "some weights are here still");
-                let tell = move |loading| tell(with_kept(kept, loading));
-                let (filled, result) = lend(&way, assignment, weights, stop, tell).await;
-                match result {
-                    Ok(()) => Ok(loaded(handing, filled.weights.into_weights())),
-                    Err(error) => Err((error, Some(pieces(filled.weights.into_parts()).into()))),
-                }
-            }
-            None => {
-                let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
-                let (filled, result) = lend(&way, assignment, weights, stop, tell).await;
-                match result {
-                    Ok(()) => Ok(loaded(handing, filled.weights)),
-                    Err(error) => Err((error, Some(OnDevice::Loaded(Arc::new(whole(filled))).into()))),
-                }
-            }
+            Some(kept) => complete(&way, assignment, (slices, kept), stop, tell).await,
+            None => load_all(&way, assignment, slices, stop, tell).await,
         },
         Device::Card(card) => {
             // There is no room for two shares.
@@ -70,11 +53,45 @@ pub async fn obtain(
             let (filled, result) = load(&way, assignment, weights, stop, tell).await;
             result.map(|()| OnDevice::Card(Box::new(filled.weights))).map_err(|error| (error, None))
         }
-    };
-    if obtained.is_err() {
-        handing.shelf.clear();
     }
-    obtained
+}
+
+/// What lacks beside what is kept.
+async fn complete(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    (slices, kept): (Vec<TensorSlice>, Box<dyn Kept>),
+    stop: &Stop,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> Result<OnDevice, NotBuilt<WorkerError>> {
+    let all: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
+    let weights = patch(slices, kept).await?;
+    let kept = all - weights.lacking_bytes();
+    info!(bytes = kept, of = all, "some weights are here still");
+    let tell = move |loading| tell(with_kept(kept, loading));
+    let (filled, result) = lend(way, assignment, weights, stop, tell).await;
+    match result {
+        Ok(()) => Ok(loaded(way, filled.weights.into_weights())),
+        Err(error) => {
+            way.handing.shelf.clear();
+            Err((error, Some(pieces(filled.weights.into_parts()).into())))
+        }
+    }
+}
+
+async fn load_all(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    slices: Vec<TensorSlice>,
+    stop: &Stop,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> Result<OnDevice, NotBuilt<WorkerError>> {
+    let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
+    let (filled, result) = lend(way, assignment, weights, stop, tell).await;
+    match result {
+        Ok(()) => Ok(loaded(way, filled.weights)),
+        Err(error) => Err((error, Some(loaded(way, whole(filled)).into()))),
+    }
 }
 
 /// Loads into memory that others may read meanwhile; at the end they do not any more.
@@ -92,10 +109,10 @@ async fn lend<W: Fills>(
     (Filled { weights: weights.into_inner(), whole }, result)
 }
 
-/// All is here, and others may read it until the engine takes it.
-fn loaded(handing: &Handing, weights: RankWeights) -> OnDevice {
+/// This is here, and others may read it until the engine, or the next load, takes it.
+fn loaded(way: &Way<'_>, weights: RankWeights) -> OnDevice {
     let weights = Arc::new(weights);
-    handing.shelf.lay(weights.clone());
+    way.handing.shelf.lay(weights.clone());
     OnDevice::Loaded(weights)
 }
 

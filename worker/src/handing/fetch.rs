@@ -5,10 +5,11 @@ use super::door::Connection;
 use super::shelf::{Found, Offered, Shelf};
 use super::words_of;
 use crate::cache::{Gather, Kept};
-use flotilla_engine::weights::{CHUNK_BYTES, Digest, Extent, Throttle, WeightError, extents_of};
+use flotilla_engine::weights::{Digest, Extent, Throttle, WeightError, extents_of};
 use flotilla_proto::wire::weights_server::{Weights, WeightsServer};
 use flotilla_proto::{Fetch, MESSAGE_BYTES_MAX, WireError, wire};
 use flotilla_shared::{TensorSlice, WeightsId};
+use std::cell::OnceCell;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -105,8 +106,7 @@ impl Weights for Service {
         let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
         let (shelf, throttle) = (self.shelf.clone(), self.throttle.clone());
         tokio::task::spawn_blocking(move || {
-            let kept = offered.cache.as_ref().map(|cache| cache.kept(&offered.spec));
-            let stream = Stream { shelf, throttle, offered, kept, slices, chunks };
+            let stream = Stream { shelf, throttle, offered, kept: OnceCell::new(), slices, chunks };
             if let Err(status) = stream.send_all(&extents) {
                 let _ = stream.chunks.blocking_send(Err(status));
             }
@@ -120,7 +120,8 @@ struct Stream {
     shelf: Shelf,
     throttle: Option<Arc<Throttle>>,
     offered: Offered,
-    kept: Option<Kept>,
+    /// In the cache, once it was looked at.
+    kept: OnceCell<Kept>,
     slices: Vec<TensorSlice>,
     chunks: mpsc::Sender<Sent>,
 }
@@ -129,30 +130,40 @@ impl Stream {
     /// Ends early when who asked is gone.
     fn send_all(&self, extents: &[Extent]) -> Result<(), Status> {
         for extent in extents {
-            let slice = &self.slices[extent.slice];
-            let mut gather = self.kept.as_ref().and_then(|kept| kept.around(slice).into_iter().next());
-            let mut gather = gather.take().map(|kept| Gather::new(kept, slice));
-            for chunk in extent.chunks() {
-                let bytes = match self.memory(slice, chunk.start, chunk.len())? {
-                    Some(bytes) => Some(bytes),
-                    None => gather.as_mut().and_then(|gather| gather.read(chunk.clone())),
-                };
-                let is_here = bytes.is_some();
-                let is_taken = self.send(extent.slice, chunk.start, bytes);
-                if !is_taken {
-                    return Ok(());
-                }
-                if !is_here {
-                    break;
-                }
+            if !self.send_extent(extent)? {
+                return Ok(());
             }
         }
         Ok(())
     }
 
+    /// Up to where it is to be had; whether somebody takes it.
+    fn send_extent(&self, extent: &Extent) -> Result<bool, Status> {
+        let (slice, mut gather) = (&self.slices[extent.slice], None);
+        for chunk in extent.chunks() {
+            let mut from_disk = || {
+                let gather = gather.get_or_insert_with(|| self.gather(slice)).as_mut();
+                gather.and_then(|gather| gather.read(chunk.clone()))
+            };
+            let bytes = self.memory(slice, chunk.start, chunk.len())?.or_else(&mut from_disk);
+            let is_here = bytes.is_some();
+            let is_taken = self.send(extent.slice, chunk.start, bytes);
+            if !is_here || !is_taken {
+                return Ok(is_taken);
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the disk has of it, if there is a cache.
+    fn gather(&self, slice: &TensorSlice) -> Option<Gather<'_>> {
+        let cache = self.offered.cache.as_ref()?;
+        let kept = self.kept.get_or_init(|| cache.kept(&self.offered.spec));
+        kept.around(slice).first().map(|kept| Gather::new(kept, slice))
+    }
+
     /// A chunk from memory, once it is there; `None`: it never will be.
     fn memory(&self, slice: &TensorSlice, offset: usize, len: usize) -> Result<Option<Vec<u8>>, Status> {
-        debug_assert!(len <= CHUNK_BYTES);
         let (mut bytes, start) = (vec![0; len], Instant::now());
         loop {
             let unread = |error: WeightError| Status::data_loss(error.to_string());
