@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 const BEGIN_WAIT: Duration = Duration::from_secs(3);
 const BEGIN_LOOK: Duration = Duration::from_millis(10);
 /// Streams at once: each is a thread that copies, beside those that compute.
-const FETCHES_MAX: usize = 8;
+const FETCHES_MAX: usize = 4;
 /// How long a further one waits for another to end.
 const PLACE_WAIT: Duration = Duration::from_secs(5);
 /// Chunks on their way in one stream.

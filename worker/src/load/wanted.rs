@@ -106,6 +106,20 @@ mod tests {
     }
 
     #[test]
+    fn those_that_are_meant_are_taken_and_the_others_keep_their_order() {
+        let mut wanted = wanted();
+        let all = wanted.bytes();
+        let embed: Vec<Extent> = wanted.take_of(PART_BYTES + 1, |part| part.slice == 1);
+        let taken: u64 = embed.iter().map(|part| part.bytes.len() as u64).sum();
+        assert!(embed.len() == 2 && embed.iter().all(|part| part.slice == 1), "{embed:?}");
+        assert_eq!(wanted.bytes(), all - taken);
+        assert_eq!(wanted.take(1)[0].slice, 0);
+        let rest = wanted.take_of(usize::MAX, |_| true);
+        assert!(rest.is_sorted_by_key(|part| part.bytes.start) && rest.len() == 1, "{rest:?}");
+        assert!(wanted.take_of(1, |_| true).is_empty());
+    }
+
+    #[test]
     fn parts_come_in_order_and_those_put_back_come_first() {
         let mut wanted = wanted();
         let first = wanted.take(1);

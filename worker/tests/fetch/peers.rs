@@ -191,6 +191,24 @@ async fn two_workers_that_load_at_once_load_one_copy() {
     expect_right(&first).await;
 }
 
+/// More streams than the first serves at once: they take turns, or come to the coordinator, and nothing is lost.
+#[tokio::test]
+async fn several_workers_load_from_one() {
+    let mut first = beside(Vec::new()).await;
+    first.expect_ready().await;
+    let (address, key) = first.door.clone().unwrap();
+    let mut others = Vec::new();
+    for _ in 0..4 {
+        others.push(beside(vec![holder(address.clone(), key)]).await);
+    }
+    for other in &mut others {
+        other.expect_ready().await;
+        expect_right(other).await;
+        let by = other.loading.by_place;
+        assert!(by.of(flotilla_shared::Place::Peer) > 0, "{by:?}");
+    }
+}
+
 /// What was rounded is not the model's any more: it comes from the coordinator, or from the peer's disk.
 #[tokio::test]
 async fn rounded_weights_are_not_handed_on() {
