@@ -80,7 +80,7 @@ impl Bars {
         if let Some(bar) = &self.sum {
             let sum = |part: fn(&Loading) -> u64| ranks.iter().map(part).sum();
             let (bytes_done, bytes_total) = (sum(|rank| rank.bytes_done), sum(|rank| rank.bytes_total));
-            set(bar, Loading { bytes_done, bytes_total });
+            set(bar, Loading { bytes_done, bytes_total, ..Loading::default() });
         }
     }
 

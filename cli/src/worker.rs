@@ -6,13 +6,15 @@ use crate::health;
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use crate::rates::Rates;
-use crate::serve::asked_to_stop;
+use crate::serve::{asked_to_stop, parse_rate};
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_shared::Inventory;
+use flotilla_shared::units::Bytes;
 use flotilla_worker::{Device, Settings, StandingCell};
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 /// Part of free memory that a worker offers when it is not told.
@@ -57,6 +59,13 @@ pub struct WorkerArgs {
     /// [default: the host of --collective-listen]
     #[arg(long)]
     advertise_host: Option<String>,
+    /// Where to hand on weights to other workers, with a port, or none
+    /// [default: the host of --collective-listen, any free port]
+    #[arg(long, value_name = "ADDRESS")]
+    weights_listen: Option<Listen>,
+    /// Bytes of weights a second to all other workers together, such as 500MB/s [default: as fast as it goes]
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    weight_rate: Option<Bytes>,
     /// Where supervisors ask over HTTP: /health is 200 while the process answers, /ready while it has a place in the fleet
     /// [default: nowhere]
     #[arg(long, value_name = "ADDRESS")]
@@ -73,6 +82,24 @@ pub struct WorkerArgs {
     /// Say whether flags and files are right, and start nothing; status 2 if they are not. No card is looked for
     #[arg(long)]
     pub check: bool,
+}
+
+/// An address to listen on, or `none`.
+#[derive(Clone, Copy, Debug)]
+enum Listen {
+    At(SocketAddr),
+    Nowhere,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Listen, String> {
+        match text {
+            "none" => Ok(Listen::Nowhere),
+            text => text.parse().map(Listen::At).map_err(|error| format!("{error}, and not \"none\"")),
+        }
+    }
 }
 
 pub fn run(args: WorkerArgs) -> Result<()> {
@@ -133,6 +160,12 @@ impl WorkerArgs {
                 ip => ip.to_string(),
             }),
             collective_listen: self.collective_listen,
+            weights_listen: match self.weights_listen {
+                None => Some(SocketAddr::new(self.collective_listen.ip(), 0)),
+                Some(Listen::At(address)) => Some(address),
+                Some(Listen::Nowhere) => None,
+            },
+            weight_rate_max: self.weight_rate.map(|rate| rate.0),
             device,
             weight_cache: self.cache.settings(),
             join_timeout: Duration::from_secs(self.join_timeout),

@@ -37,6 +37,7 @@ fn hello() -> Hello {
         collective_address: "127.0.0.1:1".into(),
         host: "host".into(),
         held: None,
+        hands_on: None,
     }
 }
 

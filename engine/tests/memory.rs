@@ -153,6 +153,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         peers: vec![],
         links: Default::default(),
         group_key: [0; 32],
+        holders: Vec::new(),
     };
     let slices = plan.slices(spec, rank);
     let gaps = slices.len() as u64 * GAP_BYTES;

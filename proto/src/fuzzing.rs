@@ -2,7 +2,7 @@
 //! must hold together.
 
 use crate::wire::{self, from_worker, to_worker};
-use crate::{Hello, chunk_digest, measured_from, released_from};
+use crate::{Fetch, Hello, chunk_digest, measured_from, released_from};
 use flotilla_shared::{Assignment, Epoch, LinkTest, Loading, Reach, StepOutcome, StepPlan, TensorSlice};
 use prost::Message;
 
@@ -18,6 +18,8 @@ pub fn to_worker(bytes: &[u8]) {
                 let held: u64 = plan.slices(spec, share.rank).iter().map(|slice| slice.bytes() as u64).sum();
                 assert_eq!(held, plan.bytes(spec, share.rank).weights());
             }
+            // And so can what others hold.
+            assignment.holders.iter().for_each(|holder| drop(holder.held.slices(spec)));
         }
         to_worker::Message::Step(step) => drop(StepPlan::try_from(step)),
         to_worker::Message::Measure(test) => drop(LinkTest::try_from(test)),
@@ -47,6 +49,9 @@ pub fn weights(bytes: &[u8]) {
     if let Ok(slice) = wire::Slice::decode(bytes) {
         drop(TensorSlice::try_from(slice));
     }
+    if let Ok(request) = wire::FetchRequest::decode(bytes) {
+        drop(Fetch::try_from(request));
+    }
 }
 
 #[cfg(test)]
@@ -56,15 +61,18 @@ mod mutate;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flotilla_shared::{KvBlocks, Links, ModelSpec, Plan, Rank, WeightOrigin, WeightsId};
+    use flotilla_shared::{Held, Holder, KvBlocks, Links, ModelSpec, Plan, Rank, WeightOrigin, WeightsId};
 
     fn assignment() -> Vec<u8> {
         let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
         spec.layers.truncate(2);
+        let plan = Plan::with_shares(&spec, &[1.0, 2.0]);
+        let share = plan.share(Rank(0)).1.clone();
+        let held = Held { weights: WeightsId([8; 32]), layers: 0..2, share };
         let assignment = Assignment {
             epoch: Epoch(1),
             rank: Rank(1),
-            plan: Plan::with_shares(&spec, &[1.0, 2.0]),
+            plan,
             weights: WeightOrigin::Stream,
             kv_blocks: KvBlocks::plain(8),
             step_tokens_max: 8,
@@ -72,6 +80,7 @@ mod tests {
             peers: vec!["a:1".into(), "b:1".into()],
             links: Links::default(),
             group_key: [7; 32],
+            holders: vec![Holder { address: "c:1".into(), key: [9; 32], held }],
             weights_id: WeightsId([8; 32]),
             spec,
         };

@@ -7,7 +7,9 @@ mod convert;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 
-pub use convert::{Hello, WireError, chunk_digest, measured, measured_from, ready, released, released_from};
+pub use convert::{
+    Fetch, Hello, WireError, chunk_digest, measured, measured_from, ready, released, released_from,
+};
 
 /// Generated from `flotilla/v1/worker.proto`.
 #[allow(missing_docs, unused_qualifications, clippy::all)]

@@ -1,5 +1,6 @@
 //! What a worker is told when it becomes a member of a group, and how it answers until it can step.
 
+use crate::held::Held;
 use crate::ids::{Epoch, Rank, TokenId};
 use crate::links::Links;
 use crate::plan::Plan;
@@ -31,6 +32,21 @@ pub struct Assignment {
     pub links: Links,
     /// Known to the members of this epoch only.
     pub group_key: [u8; 32],
+    /// Workers of other groups that have parts of these weights, or are loading them; those to be asked first, first.
+    pub holders: Vec<Holder>,
+}
+
+/// Workers that an assignment names at most.
+pub const HOLDERS_MAX: usize = 8;
+
+/// A worker that hands on what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Holder {
+    /// Where it listens for those who fetch, `host:port`.
+    pub address: String,
+    /// Who asks it shows that the coordinator sent him.
+    pub key: [u8; 32],
+    pub held: Held,
 }
 
 /// Blocks of [`crate::step::BLOCK_TOKENS`] positions in the two pools of a KV cache.
@@ -98,4 +114,45 @@ impl fmt::Debug for WeightsId {
 pub struct Loading {
     pub bytes_done: u64,
     pub bytes_total: u64,
+    /// Where what is done came from; of synthetic weights nothing is said.
+    pub by_place: ByPlace,
+}
+
+/// Where a worker has a part of its weights from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A group before left it here.
+    Kept,
+    /// The worker's disk.
+    Cache,
+    /// Another worker.
+    Peer,
+    Coordinator,
+}
+
+impl Place {
+    pub const ALL: [Place; 4] = [Place::Kept, Place::Cache, Place::Peer, Place::Coordinator];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Place::Kept => "kept",
+            Place::Cache => "cache",
+            Place::Peer => "peer",
+            Place::Coordinator => "coordinator",
+        }
+    }
+}
+
+/// Bytes by the place that they came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByPlace([u64; 4]);
+
+impl ByPlace {
+    pub fn of(self, place: Place) -> u64 {
+        self.0[place as usize]
+    }
+
+    pub fn add(&mut self, place: Place, bytes: u64) {
+        self.0[place as usize] += bytes;
+    }
 }

@@ -3,6 +3,7 @@
 use crate::group::WeightsId;
 use crate::plan::{Plan, RankShare, Stage};
 use crate::spec::{MXFP4_BLOCK, ModelSpec};
+use crate::tensor::TensorSlice;
 use std::ops::Range;
 
 /// Weights that outlived their group.
@@ -14,6 +15,22 @@ pub struct Held {
 }
 
 impl Held {
+    /// What is held, in the order of the forward.
+    pub fn slices(&self, spec: &ModelSpec) -> Vec<TensorSlice> {
+        self.share.slices(spec, &self.layers)
+    }
+
+    /// Whether all of it is of a model of this shape: to be asked of what others say that they hold.
+    pub fn lies_in(&self, spec: &ModelSpec) -> bool {
+        let (share, blocks) = (&self.share, spec.intermediate / MXFP4_BLOCK);
+        let within = |range: &Range<usize>, count: usize| range.start <= range.end && range.end <= count;
+        within(&self.layers, spec.layer_count())
+            && within(&share.kv_heads, spec.kv_heads)
+            && within(&share.experts.experts, spec.experts)
+            && within(&share.experts.blocks, blocks)
+            && within(&share.vocab, spec.vocab)
+    }
+
     /// Elements, about, that a rank of `stage` with this `share` needs and that are held already.
     pub fn of_use(&self, spec: &ModelSpec, stage: &Stage, share: &RankShare) -> usize {
         let both = |a: &Range<usize>, b: &Range<usize>| a.end.min(b.end).saturating_sub(a.start.max(b.start));

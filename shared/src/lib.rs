@@ -16,7 +16,9 @@ pub mod step;
 pub mod tensor;
 pub mod units;
 
-pub use group::{Assignment, KvBlocks, Loading, WeightOrigin, WeightsId};
+pub use group::{
+    Assignment, ByPlace, HOLDERS_MAX, Holder, KvBlocks, Loading, Place, WeightOrigin, WeightsId,
+};
 pub use held::Held;
 pub use ids::{BlockId, Epoch, Rank, SequenceId, StepId, TokenId};
 pub use inventory::{BackendKind, Inventory, KvDtype};

@@ -2,6 +2,7 @@
 
 mod clients;
 mod drain;
+mod handing;
 mod links;
 mod loss;
 mod malformed;

@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// A folder of `flotilla certs`, for a coordinator on loopback and the workers a and b.
-struct Certs(TempDir);
+pub struct Certs(TempDir);
 
 impl Certs {
-    async fn new() -> Certs {
+    pub async fn new() -> Certs {
         let certs = Certs(tempfile::tempdir().unwrap());
         let ran =
             certs.make(&["--coordinator", "localhost,127.0.0.1", "--worker", "a", "--worker", "b"]).await;
@@ -33,19 +33,19 @@ impl Certs {
         self.0.path().join(file).to_str().expect("test paths are UTF-8").to_owned()
     }
 
-    fn coordinator_flags(&self) -> Vec<String> {
+    pub fn coordinator_flags(&self) -> Vec<String> {
         let files = [("cert", "tls.crt"), ("key", "tls.key"), ("ca", "ca.crt")];
         let flags = files
             .map(|(flag, file)| [format!("--worker-tls-{flag}"), self.path(&format!("coordinator/{file}"))]);
         flags.concat()
     }
 
-    fn authority_flags(&self) -> Vec<String> {
+    pub fn authority_flags(&self) -> Vec<String> {
         vec!["--tls-ca".into(), self.path("ca.crt")]
     }
 
     /// Its own certificate and key.
-    fn worker_flags(&self, name: &str) -> Vec<String> {
+    pub fn worker_flags(&self, name: &str) -> Vec<String> {
         let file = |file: &str| self.path(&format!("workers/{name}/{file}"));
         vec!["--tls-cert".into(), file("tls.crt"), "--tls-key".into(), file("tls.key")]
     }
@@ -69,7 +69,7 @@ async fn coordinator(model: &Path, workers: usize, certs: &Certs) -> Coordinator
 }
 
 /// A worker that dials over TLS, or over what `scheme` says.
-fn worker(workers_at: &str, scheme: &str, token: &str, name: &str, flags: &[Vec<String>]) -> Running {
+pub fn worker(workers_at: &str, scheme: &str, token: &str, name: &str, flags: &[Vec<String>]) -> Running {
     let address = workers_at.replace("http://", scheme);
     let args = ["worker", "--coordinator", &address, "--join-token", token, "--name", name, "--threads", "1"];
     let flags = flags.concat();

@@ -12,8 +12,10 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::version::TLS13;
 use tokio_rustls::rustls::{ClientConfig, Error as RustlsError};
 
+use crate::another_client::AnotherClient;
 use crate::file::{File, TlsError, authority, identity, provider};
 use crate::refusal::Refusal;
+use crate::server::{ServerFiles, ServerTls, Versions};
 use crate::watched::Watched;
 
 #[derive(Clone, Debug)]
@@ -24,6 +26,15 @@ pub struct ClientFiles {
     pub identity: Option<(File, File)>,
     /// The protocol that is spoken inside: `h2`.
     pub protocol: &'static str,
+}
+
+/// Whose certificate the other side must show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expects {
+    /// A server's, for the name that is dialed.
+    Server,
+    /// Another client's, under whatever name.
+    Client,
 }
 
 /// Neither a host's name nor an address.
@@ -37,17 +48,42 @@ pub struct ClientTls {
     files: Arc<ClientFiles>,
     config: Arc<Watched<ClientConfig>>,
     name: ServerName<'static>,
+    expects: Expects,
 }
 
 impl ClientTls {
     /// `name`: what the server's certificate must name.
     pub fn open(files: ClientFiles, name: ServerName<'static>) -> Result<ClientTls, TlsError> {
+        Self::open_expecting(files, name, Expects::Server)
+    }
+
+    fn open_expecting(
+        files: ClientFiles,
+        name: ServerName<'static>,
+        expects: Expects,
+    ) -> Result<ClientTls, TlsError> {
         let files = Arc::new(files);
         let pair = files.identity.clone().into_iter().flat_map(|(cert, key)| [cert, key]);
         let watched: Vec<File> = [files.ca.clone()].into_iter().chain(pair).collect();
         let read = Arc::clone(&files);
-        let config = Watched::new(watched, move || read.config())?;
-        Ok(ClientTls { files, config: Arc::new(config), name })
+        let config = Watched::new(watched, move || read.config(expects))?;
+        Ok(ClientTls { files, config: Arc::new(config), name, expects })
+    }
+
+    /// For clients of one authority among themselves: what one of them serves with, and another dials with. Both show the
+    /// certificate that they show a server. `None`: this one has none.
+    pub fn among_clients(&self) -> Result<Option<(ServerTls, ClientTls)>, TlsError> {
+        let Some((cert, key)) = self.files.identity.clone() else { return Ok(None) };
+        let files = ServerFiles {
+            cert,
+            key,
+            client_ca: Some(self.files.ca.clone()),
+            versions: Versions::Tls13,
+            protocol: self.files.protocol,
+        };
+        // Nobody looks at the name, and it is not sent.
+        let dials = Self::open_expecting((*self.files).clone(), self.name.clone(), Expects::Client)?;
+        Ok(Some((ServerTls::open(files)?, dials)))
     }
 
     /// A name as a URL has it: IPv6 addresses stand in brackets there.
@@ -62,7 +98,11 @@ impl ClientTls {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
-        let refused = |error: io::Error| Refusal::of_server(&error, &self.files, &self.name);
+        let usage = match self.expects {
+            Expects::Server => "serverAuth",
+            Expects::Client => "clientAuth",
+        };
+        let refused = |error: io::Error| Refusal::of_server(&error, &self.files, &self.name, usage);
         let connector = TlsConnector::from(self.config.current());
         let mut stream = connector.connect(self.name.clone(), stream).await.map_err(refused)?;
         let word = stream.fill_buf().await.map_err(refused)?;
@@ -71,11 +111,16 @@ impl ClientTls {
 }
 
 impl ClientFiles {
-    fn config(&self) -> Result<ClientConfig, TlsError> {
+    fn config(&self, expects: Expects) -> Result<ClientConfig, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&TLS13])
-            .expect("the provider has suites of TLS 1.3")
-            .with_root_certificates(authority(&self.ca)?);
+            .expect("the provider has suites of TLS 1.3");
+        let builder = match expects {
+            Expects::Server => builder.with_root_certificates(authority(&self.ca)?),
+            Expects::Client => {
+                builder.dangerous().with_custom_certificate_verifier(AnotherClient::of(&self.ca)?)
+            }
+        };
         let mut config = match &self.identity {
             None => builder.with_no_client_auth(),
             Some((cert, key)) => {
@@ -90,6 +135,7 @@ impl ClientFiles {
         };
         config.alpn_protocols = vec![self.protocol.into()];
         config.resumption = Resumption::disabled();
+        config.enable_sni = expects == Expects::Server;
         Ok(config)
     }
 }

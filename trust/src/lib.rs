@@ -2,6 +2,7 @@
 //! rustls with ring, the one provider of the whole program.
 #![forbid(unsafe_code)]
 
+mod another_client;
 pub mod audit;
 mod client;
 mod file;

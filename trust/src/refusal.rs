@@ -62,8 +62,13 @@ impl Refusal {
         }
     }
 
-    /// Of a server, by the client's error.
-    pub(crate) fn of_server(error: &io::Error, files: &ClientFiles, name: &ServerName<'_>) -> Refusal {
+    /// Of a server, by the client's error; its certificate must be made for `usage`.
+    pub(crate) fn of_server(
+        error: &io::Error,
+        files: &ClientFiles,
+        name: &ServerName<'_>,
+        usage: &'static str,
+    ) -> Refusal {
         let unknown = || Refusal::UnknownAuthority { ca: files.ca.to_string(), flag: files.ca.flag };
         match cause(error) {
             Some(RustlsError::AlertReceived(Alert::CertificateRequired)) => Refusal::WantsCertificate,
@@ -77,7 +82,7 @@ impl Refusal {
                 let presented = if presented.is_empty() { "no name".into() } else { presented.join(", ") };
                 Refusal::WrongName { name: name.to_str().into_owned(), presented }
             }
-            Some(RustlsError::InvalidCertificate(bad)) => certificate(bad, "serverAuth", unknown),
+            Some(RustlsError::InvalidCertificate(bad)) => certificate(bad, usage, unknown),
             _ => other(error),
         }
     }

@@ -271,3 +271,45 @@ fn a_key_that_does_not_fit_is_told_at_the_start() {
     let error = ClientTls::open(files, ClientTls::name("x").unwrap()).unwrap_err().to_string();
     assert!(error.contains("do not serve") && error.ends_with("hint: they must belong together"), "{error}");
 }
+
+/// `server.*` stands for the dialed one, `client.*` for who dials: each with its own files.
+async fn shake_as_clients(dialed: &World, dialing: &World) -> (Result<(), Refusal>, Result<(), Refusal>) {
+    let among = |world: &World| world.client(true, "coordinator").among_clients().unwrap().unwrap();
+    let ((served, _), (_, dials)) = (among(dialed), among(dialing));
+    shake(&dials, &served).await
+}
+
+#[tokio::test]
+async fn clients_of_one_authority_meet_whatever_their_names() {
+    let (world, authority) = (World::new(), Authority::new());
+    world.trust("server-ca", &authority);
+    authority.issue(world.0.path(), "client", Wanted { name: "gpu-7", ..WORKER });
+    let other = World::new();
+    other.trust("server-ca", &authority);
+    authority.issue(other.0.path(), "client", WORKER);
+    assert_eq!(shake_as_clients(&world, &other).await, (Ok(()), Ok(())));
+    assert!(
+        world.client(false, "coordinator").among_clients().unwrap().is_none(),
+        "there is nothing to show"
+    );
+}
+
+#[tokio::test]
+async fn clients_refuse_strangers_and_servers() {
+    let (one, authority) = (World::new(), Authority::new());
+    one.trust("server-ca", &authority);
+    authority.issue(one.0.path(), "client", WORKER);
+    let told = |refused: Result<(), Refusal>| refused.unwrap_err().to_string();
+    // Of another authority: neither believes the other.
+    let stranger = World::new();
+    let (dialing, _) = shake_as_clients(&one, &stranger).await;
+    assert!(told(dialing).contains("not of an authority in"));
+    // What a coordinator shows is no worker's, and the other way round.
+    let server = World::new();
+    server.trust("server-ca", &authority);
+    authority.issue(server.0.path(), "client", COORDINATOR);
+    let (dialing, _) = shake_as_clients(&server, &one).await;
+    assert!(told(dialing).contains("the extended key usage must have clientAuth"));
+    let (_, dialed) = shake_as_clients(&one, &server).await;
+    assert!(told(dialed).contains("the extended key usage must have clientAuth"));
+}

@@ -9,6 +9,7 @@ use flotilla_engine::collective::{Collective, CollectiveError};
 use flotilla_engine::cuda::{Card, CudaError};
 use flotilla_engine::weights::RankWeights;
 use flotilla_shared::{Assignment, BackendKind, KvDtype};
+use std::sync::Arc;
 use std::time::Duration;
 use thiserror::Error;
 
@@ -68,7 +69,7 @@ pub fn on_cpu<L: Collective>(
 pub fn again_on_cpu<L: Collective>(
     cpu: &CpuSettings,
     assignment: &Assignment,
-    weights: CpuWeights,
+    weights: Arc<CpuWeights>,
     link: L,
 ) -> Executor<CpuBackend, L> {
     Executor::new(assignment, CpuBackend::again(cpu, assignment, weights), link)

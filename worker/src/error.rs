@@ -6,7 +6,7 @@ use flotilla_engine::collective::CollectiveError;
 use flotilla_engine::cuda::CudaError;
 use flotilla_engine::weights::WeightError;
 use flotilla_proto::WireError;
-use flotilla_trust::Refusal;
+use flotilla_trust::{Refusal, TlsError};
 use std::net::SocketAddr;
 use thiserror::Error;
 use tonic::Status;
@@ -17,6 +17,12 @@ pub enum WorkerError {
         "cannot listen for other workers on {address}: {error}\nhint: choose another --collective-listen"
     )]
     Listen { address: SocketAddr, error: std::io::Error },
+    #[error(
+        "cannot listen for workers that fetch weights on {address}: {error}\nhint: choose another --weights-listen, or none"
+    )]
+    ListenForWeights { address: SocketAddr, error: std::io::Error },
+    #[error(transparent)]
+    Certificates(#[from] TlsError),
     #[error("coordinator address {0} is not a URL\nhint: it looks like http://host:7070")]
     Address(String),
     #[error("the join token has characters that a header cannot carry\nhint: use letters and digits")]
@@ -72,17 +78,17 @@ impl From<BuildError> for WorkerError {
     }
 }
 
-/// What lies under a status that the transport made: what the other side said when it closed the connection, say.
-fn causes(status: &Status) -> String {
-    let (mut text, mut cause) = (String::new(), std::error::Error::source(status));
+/// `words` of an error of the transport, and what lies under it: what the other side said when it closed the connection, say.
+pub fn with_causes(mut words: String, error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error.source();
     while let Some(error) = cause {
-        let words = error.to_string();
-        if !status.message().contains(&words) && !text.contains(&words) {
-            text += &format!(": {words}");
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words += &format!(": {more}");
         }
         cause = error.source();
     }
-    text
+    words
 }
 
 impl From<Status> for WorkerError {
@@ -92,7 +98,7 @@ impl From<Status> for WorkerError {
             Unauthenticated | FailedPrecondition | InvalidArgument | ResourceExhausted => {
                 WorkerError::Refused(status.message().into())
             }
-            code => WorkerError::LinkBroke(format!("{code:?}: {}{}", status.message(), causes(&status))),
+            code => WorkerError::LinkBroke(with_causes(format!("{code:?}: {}", status.message()), &status)),
         }
     }
 }

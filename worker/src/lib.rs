@@ -7,6 +7,7 @@ pub mod device;
 mod engine_thread;
 mod error;
 pub mod executor;
+mod handing;
 mod link;
 mod load;
 mod measuring;

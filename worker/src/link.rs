@@ -26,7 +26,7 @@ const RETRY_PAUSE_TLS: Duration = Duration::from_secs(1);
 
 /// Carries the join token with every call.
 #[derive(Clone, Debug)]
-pub struct JoinToken(MetadataValue<Ascii>);
+pub struct JoinToken(pub MetadataValue<Ascii>);
 
 impl tonic::service::Interceptor for JoinToken {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -101,6 +101,7 @@ impl Link {
     pub async fn join(
         settings: &Settings,
         listener: &TcpListener,
+        hands_on: Option<(String, [u8; 32])>,
         held: Option<Held>,
         patience: Duration,
     ) -> Result<Link, WorkerError> {
@@ -114,6 +115,7 @@ impl Link {
             collective_address: advertised(&settings.advertise_host, port),
             host: host(),
             held,
+            hands_on,
         };
         let says = Says(says);
         says.say(from_worker::Message::Hello((&hello).into()));
@@ -139,7 +141,7 @@ impl Link {
 }
 
 /// `host`, or `host:port`; an IPv6 address stands in brackets if it has a port.
-fn advertised(host: &str, port: u16) -> String {
+pub fn advertised(host: &str, port: u16) -> String {
     let has_port = host.rsplit_once(':').is_some_and(|(host, port)| {
         port.parse::<u16>().is_ok() && (!host.contains(':') || host.ends_with(']'))
     });
@@ -195,7 +197,7 @@ pub fn check(coordinator: &str, has_tls: bool, join_token: &str) -> Result<(), W
     address(coordinator, has_tls).map(drop)
 }
 
-fn bearer(join_token: &str) -> Result<MetadataValue<Ascii>, WorkerError> {
+pub fn bearer(join_token: &str) -> Result<MetadataValue<Ascii>, WorkerError> {
     format!("Bearer {join_token}").parse().map_err(|_| WorkerError::Token)
 }
 

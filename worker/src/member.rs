@@ -4,11 +4,12 @@
 use crate::device::{Device, again_on_cpu, on_card, on_cpu};
 use crate::engine_thread::{EngineThread, NotBuilt};
 use crate::error::WorkerError;
+use crate::handing::Handing;
 use crate::link::{Link, Order, Says, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
 use crate::standing::Standing;
-use crate::stock::{OnDevice, Stock, share_of};
+use crate::stock::{OnDevice, Stock, alone, share_of};
 use flotilla_engine::collective::{CollectiveError, Peers, ProcessCollective, Stop};
 use flotilla_shared::step::steps_ahead_max;
 use flotilla_shared::{Assignment, Epoch, Reach};
@@ -23,6 +24,7 @@ const END_TIMEOUT: Duration = Duration::from_secs(60);
 pub struct Member<'a> {
     pub settings: &'a Settings,
     pub listener: &'a TcpListener,
+    pub handing: &'a Handing,
     pub assignment: Box<Assignment>,
 }
 
@@ -88,10 +90,10 @@ impl Member<'_> {
         stock: Option<Stock>,
         stop: Stop,
     ) -> Result<(EngineThread, Reach), NotBuilt<WorkerError>> {
-        let Member { settings, listener, assignment } = self;
+        let Member { settings, listener, handing, assignment } = self;
         let (device, deadline) = (settings.device.clone(), settings.collective_timeout);
         let tell = move |loading| says.loading(loading);
-        let weights = obtain(settings, &assignment, stock, &stop, tell).await?;
+        let weights = obtain(settings, handing, &assignment, stock, &stop, tell).await?;
         let listener = match listener.try_clone() {
             Ok(listener) => listener,
             Err(error) => {
@@ -104,16 +106,25 @@ impl Member<'_> {
         let (reached, on_reached) = std::sync::mpsc::channel();
         let meeting =
             Meeting { assignment: assignment.clone(), listener, stop: stop.clone(), deadline, reached };
+        let shelf = handing.shelf.clone();
         let built = match (device, weights) {
             (Device::Cpu(cpu), weights) => {
                 EngineThread::start(move || match meeting.meet() {
-                    Ok(group) => Ok(match weights {
-                        OnDevice::Loaded(weights) => on_cpu(&cpu, &assignment, weights, group),
-                        OnDevice::Cpu(weights) => again_on_cpu(&cpu, &assignment, weights, group),
-                        OnDevice::Card(_) | OnDevice::Pieces(_) => {
-                            unreachable!("what was obtained is whole, and here")
-                        }
-                    }),
+                    Ok(group) => {
+                        let executor = match weights {
+                            OnDevice::Loaded(weights) => {
+                                // They are put in another order, in place.
+                                shelf.lift();
+                                on_cpu(&cpu, &assignment, alone(weights), group)
+                            }
+                            OnDevice::Cpu(weights) => again_on_cpu(&cpu, &assignment, weights, group),
+                            OnDevice::Card(_) | OnDevice::Pieces(_) => {
+                                unreachable!("what was obtained is whole, and here")
+                            }
+                        };
+                        shelf.lay(executor.backend().weights());
+                        Ok(executor)
+                    }
                     Err(error) => Err((error.into(), Some(weights.into()))),
                 })
                 .await?
@@ -121,7 +132,7 @@ impl Member<'_> {
             (Device::Card(card), OnDevice::Card(weights)) => {
                 EngineThread::start(move || match meeting.meet() {
                     Ok(group) => {
-                        let executor = on_card(&card, &assignment, weights, group, deadline);
+                        let executor = on_card(&card, &assignment, *weights, group, deadline);
                         let executor = executor.map_err(|error| (error.into(), None))?;
                         stop.watch_over(executor.abort_handle());
                         Ok(executor)

@@ -1,22 +1,27 @@
 //! A rank's weights: those that are kept if they are what is assigned; or what of them is of use, and the rest from
 //! wherever the assignment says. What a load has brought that is broken off is kept as well.
 
+use crate::cache::WeightCache;
 use crate::device::Device;
 use crate::engine_thread::NotBuilt;
 use crate::error::WorkerError;
-use crate::load::{Filled, load};
+use crate::handing::{Fills, Handing, Lent};
+use crate::load::{Filled, Way, load};
 use crate::patchwork::Patchwork;
 use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock};
 use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::Stop;
 use flotilla_engine::weights::{Kept, RankWeights, Several};
-use flotilla_shared::{Assignment, Loading, TensorSlice};
+use flotilla_shared::{Assignment, Loading, Place, TensorSlice};
+use std::sync::Arc;
 use tracing::info;
 
-/// `tell` is told how far it is. When it is stopped or fails, what is as good as before comes back.
+/// `tell` is told how far it is. When it is stopped or fails, what is as good as before comes back. Others may read what
+/// comes as it comes.
 pub async fn obtain(
     settings: &Settings,
+    handing: &Handing,
     assignment: &Assignment,
     stock: Option<Stock>,
     stop: &Stop,
@@ -27,43 +32,96 @@ pub async fn obtain(
     let stock = match stock {
         Some(stock) if stock.is_all_of(assignment) => {
             info!(bytes = bytes_total, "weights are here still");
-            tell(Loading { bytes_done: bytes_total, bytes_total });
+            tell(with_kept(bytes_total, Loading::default()));
             return Ok(stock.on);
         }
         stock => stock.filter(|stock| stock.is_of(assignment)),
     };
+    let cache = settings.weight_cache.as_ref();
+    let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
+    let in_memory = matches!(settings.device, Device::Cpu(_));
+    let way = Way { settings, handing, digests: handing.shelf.begin(assignment, cache, in_memory) };
     match &settings.device {
         Device::Cpu(_) => match stock.and_then(|stock| stock.on.into_kept()) {
-            Some(kept) => {
-                let weights = patch(slices, kept).await?;
-                info!(
-                    bytes = bytes_total - weights.lacking_bytes(),
-                    of = bytes_total,
-                    "some weights are here still"
-                );
-                let (filled, result) = load(settings, assignment, weights, stop, tell).await;
-                match result {
-                    Ok(()) => Ok(OnDevice::Loaded(filled.weights.into_weights())),
-                    Err(error) => Err((error, Some(pieces(filled.weights.into_parts()).into()))),
-                }
-            }
-            None => {
-                let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
-                let (filled, result) = load(settings, assignment, weights, stop, tell).await;
-                match result {
-                    Ok(()) => Ok(OnDevice::Loaded(filled.weights)),
-                    Err(error) => Err((error, Some(OnDevice::Loaded(whole(filled)).into()))),
-                }
-            }
+            Some(kept) => complete(&way, assignment, (slices, kept), stop, tell).await,
+            None => load_all(&way, assignment, slices, stop, tell).await,
         },
         Device::Card(card) => {
             // There is no room for two shares.
             drop(stock);
             let weights = CudaWeights::new(&card.card, slices).map_err(|error| (error.into(), None))?;
-            let (filled, result) = load(settings, assignment, weights, stop, tell).await;
-            result.map(|()| OnDevice::Card(filled.weights)).map_err(|error| (error, None))
+            let (filled, result) = load(&way, assignment, weights, stop, tell).await;
+            result.map(|()| OnDevice::Card(Box::new(filled.weights))).map_err(|error| (error, None))
         }
     }
+}
+
+/// What lacks beside what is kept.
+async fn complete(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    (slices, kept): (Vec<TensorSlice>, Box<dyn Kept>),
+    stop: &Stop,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> Result<OnDevice, NotBuilt<WorkerError>> {
+    let all: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
+    let weights = patch(slices, kept).await?;
+    let kept = all - weights.lacking_bytes();
+    info!(bytes = kept, of = all, "some weights are here still");
+    let tell = move |loading| tell(with_kept(kept, loading));
+    let (filled, result) = lend(way, assignment, weights, stop, tell).await;
+    match result {
+        Ok(()) => Ok(loaded(way, filled.weights.into_weights())),
+        Err(error) => {
+            way.handing.shelf.clear();
+            Err((error, Some(pieces(filled.weights.into_parts()).into())))
+        }
+    }
+}
+
+async fn load_all(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    slices: Vec<TensorSlice>,
+    stop: &Stop,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> Result<OnDevice, NotBuilt<WorkerError>> {
+    let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
+    let (filled, result) = lend(way, assignment, weights, stop, tell).await;
+    match result {
+        Ok(()) => Ok(loaded(way, filled.weights)),
+        Err(error) => Err((error, Some(loaded(way, whole(filled)).into()))),
+    }
+}
+
+/// Loads into memory that others may read meanwhile; at the end they do not any more.
+async fn lend<W: Fills>(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    weights: W,
+    stop: &Stop,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> (Filled<W>, Result<(), WorkerError>) {
+    let lent = Lent::new(weights);
+    way.handing.shelf.lay(lent.reader());
+    let (Filled { weights, whole }, result) = load(way, assignment, lent, stop, tell).await;
+    way.handing.shelf.lift();
+    (Filled { weights: weights.into_inner(), whole }, result)
+}
+
+/// This is here, and others may read it until the engine, or the next load, takes it.
+fn loaded(way: &Way<'_>, weights: RankWeights) -> OnDevice {
+    let weights = Arc::new(weights);
+    way.handing.shelf.lay(weights.clone());
+    OnDevice::Loaded(weights)
+}
+
+/// Progress with what was here before.
+fn with_kept(bytes: u64, mut loading: Loading) -> Loading {
+    loading.bytes_done += bytes;
+    loading.bytes_total += bytes;
+    loading.by_place.add(Place::Kept, bytes);
+    loading
 }
 
 /// Copies what is kept: not for the threads that serve.

@@ -1,6 +1,7 @@
 //! A rank's weights of which some are kept from a group before: what lacks is loaded as rectangles, and a slice is put
 //! together, and its kept part given back, as soon as all of it is here. So a rank never holds much more than its share.
 
+use crate::handing::Fills;
 use flotilla_engine::weights::{Kept, Need, RankWeights, WeightError, WeightSink};
 use flotilla_shared::TensorSlice;
 use std::ops::Range;
@@ -69,6 +70,12 @@ impl Patchwork {
         self.came[own].fill_with(Vec::new);
         self.kept.forget(self.needs[at].slice.tensor);
         Ok(())
+    }
+}
+
+impl Fills for Patchwork {
+    fn filled(&self) -> &RankWeights {
+        &self.weights
     }
 }
 

@@ -3,6 +3,7 @@
 //! is open, and only what is said in it is obeyed: two coordinators never command one worker.
 
 use crate::error::WorkerError;
+use crate::handing::Handing;
 use crate::link::{Link, Order, unexpected};
 use crate::measuring::measure_link;
 use crate::member::{Member, Parted};
@@ -24,18 +25,19 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
     tokio::pin!(stop);
     let listener = TcpListener::bind(settings.collective_listen)
         .map_err(|error| WorkerError::Listen { address: settings.collective_listen, error })?;
+    let handing = Handing::start(&settings).await?;
     let mut stock = None;
     let mut patience = settings.join_timeout;
     loop {
         let held = stock.as_ref().map(|stock: &Stock| stock.held.clone());
         let mut link = tokio::select! {
-            link = join(&settings, &listener, held, patience) => link?,
+            link = join(&settings, &listener, &handing, held, patience) => link?,
             () = &mut stop => return Ok(()),
         };
         info!(coordinator = settings.coordinator, "joined the coordinator");
         settings.standing.is(Standing::Joined);
         let says = link.says.clone();
-        let mut session = Session { settings: &settings, listener: &listener, stock };
+        let mut session = Session { settings: &settings, listener: &listener, handing: &handing, stock };
         let error = tokio::select! {
             error = session.converse(&mut link) => error,
             // A step may be under way; the others need not wait for its end to hear of this one's.
@@ -65,13 +67,14 @@ pub async fn run(settings: Settings, stop: impl Future<Output = ()>) -> Result<(
 async fn join(
     settings: &Settings,
     listener: &TcpListener,
+    handing: &Handing,
     held: Option<Held>,
     patience: Duration,
 ) -> Result<Link, WorkerError> {
     let start = Instant::now();
     loop {
         let left = patience.saturating_sub(start.elapsed());
-        match Link::join(settings, listener, held.clone(), left).await {
+        match Link::join(settings, listener, handing.door.clone(), held.clone(), left).await {
             Err(error) if error.is_of_the_link() && start.elapsed() < patience => {
                 warn!(%error, "the coordinator did not let this worker join, trying again");
                 tokio::time::sleep(REJOIN_PAUSE).await;
@@ -84,6 +87,7 @@ async fn join(
 struct Session<'a> {
     settings: &'a Settings,
     listener: &'a TcpListener,
+    handing: &'a Handing,
     stock: Option<Stock>,
 }
 
@@ -108,8 +112,13 @@ impl Session<'_> {
         let epoch = assignment.epoch;
         info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), %epoch, "assigned");
         self.settings.standing.is(Standing::Forming);
-        let member = Member { settings: self.settings, listener: self.listener, assignment };
+        let (settings, listener, handing) = (self.settings, self.listener, self.handing);
+        let member = Member { settings, listener, handing, assignment };
         let (parted, stock) = member.serve(link, self.stock.take()).await;
+        if stock.is_none() {
+            // Whatever others still read would hold the memory.
+            handing.shelf.clear();
+        }
         self.stock = stock;
         match parted {
             Parted::Dissolved => {}

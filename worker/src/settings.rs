@@ -24,11 +24,15 @@ pub struct Settings {
     pub device: Device,
     /// Where weights are kept from one load to the next; `None`: nowhere.
     pub weight_cache: Option<CacheSettings>,
+    /// Where weights are handed on to other workers; `None`: they are not.
+    pub weights_listen: Option<SocketAddr>,
+    /// Bytes a second that are handed on at most.
+    pub weight_rate_max: Option<u64>,
     /// How long to try to reach the coordinator.
     pub join_timeout: Duration,
     /// How long to keep the weights and try to reach it again when it is lost; zero ends the worker at once.
     pub rejoin_timeout: Duration,
-    /// How long one collective operation may wait for another rank.
+    /// How long one collective operation may wait for another rank, and a load for another worker's weights.
     pub collective_timeout: Duration,
     /// Where this worker says how it stands.
     pub standing: StandingCell,

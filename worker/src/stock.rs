@@ -5,6 +5,7 @@ use flotilla_engine::backend::cpu::{CpuBackend, CpuWeights};
 use flotilla_engine::backend::cuda::{CudaBackend, CudaWeights};
 use flotilla_engine::weights::{Kept, RankWeights, Several, WeightSink};
 use flotilla_shared::{Assignment, Held, TensorSlice};
+use std::sync::Arc;
 
 /// Weights, and whose share they are.
 pub struct Stock {
@@ -15,10 +16,10 @@ pub struct Stock {
 /// Where and how they lie.
 pub enum OnDevice {
     /// Whole, in the checkpoint's order.
-    Loaded(RankWeights),
+    Loaded(Arc<RankWeights>),
     /// As products read them.
-    Cpu(CpuWeights),
-    Card(CudaWeights),
+    Cpu(Arc<CpuWeights>),
+    Card(Box<CudaWeights>),
     /// What a load that was broken off has left, in the host's memory.
     Pieces(Several),
 }
@@ -37,8 +38,16 @@ impl Leaves for CpuBackend {
 
 impl Leaves for CudaBackend {
     fn leave(self) -> Option<OnDevice> {
-        self.into_weights().map(OnDevice::Card)
+        self.into_weights().map(|weights| OnDevice::Card(Box::new(weights)))
     }
+}
+
+/// Weights that others could read, and cannot any more.
+///
+/// # Panics
+/// If they are on the shelf still.
+pub fn alone<W>(weights: Arc<W>) -> W {
+    Arc::into_inner(weights).expect("they are off the shelf, and nobody else holds them")
 }
 
 /// Whose share an assignment is.
@@ -73,11 +82,11 @@ impl OnDevice {
         }
     }
 
-    /// For weights in the host's memory, which can be read back while others are taken.
+    /// For weights in the host's memory, which can be read back while others are taken. They must be off the shelf.
     pub fn into_kept(self) -> Option<Box<dyn Kept>> {
         match self {
-            OnDevice::Loaded(weights) => Some(Box::new(weights)),
-            OnDevice::Cpu(weights) => Some(Box::new(weights)),
+            OnDevice::Loaded(weights) => Some(Box::new(alone(weights))),
+            OnDevice::Cpu(weights) => Some(Box::new(alone(weights))),
             OnDevice::Pieces(pieces) => Some(Box::new(pieces)),
             OnDevice::Card(_) => None,
         }

@@ -168,6 +168,7 @@ fn local(
         peers: vec![String::new(); ranks],
         links: Default::default(),
         group_key: [0; 32],
+        holders: Vec::new(),
     };
     let device = |_| {
         let mut device = DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default())?;

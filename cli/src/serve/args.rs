@@ -154,7 +154,7 @@ fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
 }
 
 /// `500MB/s`, or without `/s`.
-fn parse_rate(text: &str) -> std::result::Result<Bytes, String> {
+pub fn parse_rate(text: &str) -> std::result::Result<Bytes, String> {
     match text.strip_suffix("/s").unwrap_or(text).parse() {
         Ok(Bytes(0)) => Err("expected more than nothing".into()),
         parsed => parsed,

@@ -206,6 +206,7 @@ async fn verify(
             peers: vec![String::new(); formation.ranks],
             links: Default::default(),
             group_key: [0; 32],
+            holders: Vec::new(),
         };
         let devices = args.device.iter().cycle().take(formation.ranks);
         let devices = devices.map(|device| device.open(args.threads.into(), &args.cpu(), args.sums));

@@ -2,6 +2,7 @@
 
 use super::pool::Pool;
 use super::weights::Counter;
+use flotilla_shared::Place;
 use flotilla_trust::ServerTls;
 use std::fmt;
 use std::sync::Arc;
@@ -32,6 +33,11 @@ impl Figures {
     /// To all workers, since the start.
     pub fn weight_bytes_sent(&self) -> u64 {
         self.counter.bytes_sent()
+    }
+
+    /// What workers said that they have loaded, by where it came from, since the start.
+    pub fn weight_bytes_loaded(&self, place: Place) -> u64 {
+        self.counter.bytes_loaded(place)
     }
 }
 

@@ -1,6 +1,7 @@
 //! From waiting workers to a group that can step: plan, assign, load, ready.
 
 use super::gather::{Gathered, gather, grown};
+use super::holders::Holding;
 use super::planning::Planning;
 use super::pool::Growing;
 use super::remote::RemoteGroup;
@@ -13,8 +14,8 @@ use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_shared::{
-    Assignment, Demand, Epoch, Inventory, KvBlocks, LinkChoice, Links, Loading, ModelSpec, Plan, PlanError,
-    Rank, Reach, TokenId, WeightOrigin, WeightsId, WireFormat,
+    Assignment, ByPlace, Demand, Epoch, Holder, Inventory, KvBlocks, LinkChoice, Links, Loading, ModelSpec,
+    Plan, PlanError, Rank, Reach, TokenId, WeightOrigin, WeightsId, WireFormat,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -148,7 +149,8 @@ impl Fleet {
         let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
         let links = Links::between(hosts, formation.links, formation.wire);
         let links = Links { whole_values_max, ..links };
-        assign(epoch, formation, &plan, origin, weights_id, &links, &workers);
+        let holders = self.holders(formation, origin, weights_id, &plan, &workers);
+        assign(epoch, formation, &plan, (origin, weights_id), &links, &workers, holders);
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
         let reached = match reached {
             Ok(reached) => reached,
@@ -182,6 +184,22 @@ impl Fleet {
         grown(&self.pool, formation, considered, ranks).await
     }
 
+    /// By rank, whom it asks before this process: nobody, if it makes its weights.
+    fn holders(
+        &self,
+        formation: &Formation,
+        origin: WeightOrigin,
+        weights_id: WeightsId,
+        plan: &Plan,
+        workers: &[Worker],
+    ) -> Vec<Vec<Holder>> {
+        let members: Vec<&Holding> = workers.iter().map(|worker| &*worker.holding).collect();
+        match origin {
+            WeightOrigin::Stream => self.pool.holders().send_out(&formation.spec, weights_id, plan, &members),
+            WeightOrigin::Synthetic { .. } => vec![Vec::new(); workers.len()],
+        }
+    }
+
     /// Until every rank says Ready; says how each reaches the others.
     async fn load(
         &self,
@@ -193,7 +211,9 @@ impl Fleet {
         progress.send_replace(Progress::Loading(vec![Loading::default(); workers.len()]));
         let waits = workers.iter_mut().zip(plan.ranks()).map(|(worker, share)| async move {
             let name = worker.name().to_owned();
+            let mut before = ByPlace::default();
             let ready = until_ready(epoch, worker, |loading| {
+                self.hear_of_weights(loading.by_place, std::mem::replace(&mut before, loading.by_place));
                 progress.send_modify(|progress| {
                     if let Progress::Loading(ranks) = progress {
                         ranks[share.rank.index()] = loading;
@@ -241,14 +261,14 @@ fn assign(
     epoch: Epoch,
     formation: &Formation,
     plan: &Plan,
-    origin: WeightOrigin,
-    weights_id: WeightsId,
+    (origin, weights_id): (WeightOrigin, WeightsId),
     links: &Links,
     workers: &[Worker],
+    holders: Vec<Vec<Holder>>,
 ) {
     let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
     let group_key = random_key();
-    for (worker, share) in workers.iter().zip(plan.ranks()) {
+    for ((worker, share), holders) in workers.iter().zip(plan.ranks()).zip(holders) {
         let assignment = Assignment {
             epoch,
             rank: share.rank,
@@ -261,6 +281,7 @@ fn assign(
             peers: peers.clone(),
             links: links.clone(),
             group_key,
+            holders,
             weights_id,
         };
         worker.tell(to_worker::Message::Assignment((&assignment).into()));
@@ -276,6 +297,7 @@ async fn until_ready(
         match worker.says.recv().await {
             Some(Ok(from_worker::Message::Loading(loading))) => report(loading.into()),
             Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => {
+                worker.holding.loaded();
                 return ready.try_into().map_err(|error: WireError| error.to_string());
             }
             Some(Ok(from_worker::Message::Failed(failed))) => {

@@ -1,5 +1,6 @@
 //! Workers that are here and in no group. Whoever joins comes here, and whoever is let go comes back.
 
+use super::holders::Holders;
 use super::known_links::KnownLinks;
 use super::worker::Worker;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,8 @@ struct Shared {
     arrivals: watch::Sender<u64>,
     /// Between workers that are, or were, here.
     links: KnownLinks,
+    /// Of workers that are here, and of those that are in groups.
+    holders: Holders,
     /// Whoever gives its group up for a larger one holds it until that one stands.
     growing: Arc<Semaphore>,
 }
@@ -33,6 +36,7 @@ impl Default for Pool {
             waiting: Mutex::default(),
             arrivals: watch::channel(0).0,
             links: KnownLinks::default(),
+            holders: Holders::default(),
             growing: Arc::new(Semaphore::new(1)),
         }))
     }
@@ -94,6 +98,10 @@ impl Pool {
 
     pub fn links(&self) -> &KnownLinks {
         &self.0.links
+    }
+
+    pub fn holders(&self) -> &Holders {
+        &self.0.holders
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Worker>> {

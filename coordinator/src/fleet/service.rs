@@ -8,7 +8,7 @@ use super::worker::Worker;
 use flotilla_proto::wire::fleet_server::{Fleet as FleetRpc, FleetServer};
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker};
 use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, wire};
-use flotilla_shared::Epoch;
+use flotilla_shared::{ByPlace, Epoch};
 use flotilla_trust::ServerTls;
 use flotilla_trust::audit::{self, Act};
 use std::net::SocketAddr;
@@ -104,6 +104,11 @@ impl Fleet {
         self.counter.serve(serving);
     }
 
+    /// A worker says where it has weights from, and said before.
+    pub(super) fn hear_of_weights(&self, now: ByPlace, before: ByPlace) {
+        self.counter.hear(now, before);
+    }
+
     pub(super) fn close_weights(&self, epoch: Epoch) {
         self.counter.close(epoch);
     }
@@ -149,7 +154,9 @@ impl FleetRpc for FleetService {
         let (hears, outbox) = mpsc::unbounded_channel();
         let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
-        let worker = Worker { hello, says, hears, ended, failures: 0, disputes: 0, acquitted: false };
+        let holding = self.pool.holders().enter(&hello, ended.clone());
+        let worker =
+            Worker { hello, says, hears, ended, holding, failures: 0, disputes: 0, acquitted: false };
         if !self.pool.enter(worker) {
             let full = Status::resource_exhausted(format!("{WAITING_MAX} workers wait already"));
             refused(&full);

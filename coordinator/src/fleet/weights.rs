@@ -1,10 +1,9 @@
 //! The streams of slices: what the workers of the forming group may fetch, read and digested off the async
 //! threads, all of them together no faster than they may.
 
-use super::rate::Throttle;
-use flotilla_engine::weights::{Extent, WeightError, WeightSource, lies_within, read_chunk};
-use flotilla_proto::wire;
-use flotilla_shared::{Epoch, ModelSpec, TensorSlice};
+use flotilla_engine::weights::{Extent, Throttle, WeightError, WeightSource, extents_of, read_chunk};
+use flotilla_proto::{Fetch, WireError, wire};
+use flotilla_shared::{ByPlace, Epoch, Place, TensorSlice};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,8 +14,6 @@ use tonic::Status;
 
 /// Chunks on their way in one stream.
 const CHUNKS_AHEAD: usize = 4;
-/// Extents of one request at most.
-const EXTENTS_MAX: usize = 4096;
 
 pub(super) type Chunks = ReceiverStream<Result<wire::SliceChunk, Status>>;
 
@@ -32,6 +29,8 @@ pub(super) struct Counter {
     serving: Mutex<BTreeMap<Epoch, Arc<Serving>>>,
     throttle: Option<Throttle>,
     bytes_sent: AtomicU64,
+    /// What workers said that they have loaded, since the start.
+    loaded: Mutex<ByPlace>,
 }
 
 impl Counter {
@@ -52,16 +51,30 @@ impl Counter {
         self.bytes_sent.load(Ordering::Relaxed)
     }
 
-    fn serving(&self, epoch: u64) -> Result<Arc<Serving>, Status> {
-        let serving = self.serving.lock().expect("no holder panics").get(&Epoch(epoch)).cloned();
+    /// A worker says where it has weights from, and said before.
+    pub(super) fn hear(&self, now: ByPlace, before: ByPlace) {
+        let mut loaded = self.loaded.lock().expect("no holder panics");
+        for place in Place::ALL {
+            loaded.add(place, now.of(place).saturating_sub(before.of(place)));
+        }
+    }
+
+    pub(super) fn bytes_loaded(&self, place: Place) -> u64 {
+        self.loaded.lock().expect("no holder panics").of(place)
+    }
+
+    fn serving(&self, epoch: Epoch) -> Result<Arc<Serving>, Status> {
+        let serving = self.serving.lock().expect("no holder panics").get(&epoch).cloned();
         serving.ok_or_else(|| Status::unavailable(format!("epoch {epoch} has no weights to fetch")))
     }
 
     /// The chunks that are asked for, as they are read.
     pub(super) fn fetch(self: &Arc<Self>, request: wire::FetchRequest) -> Result<Chunks, Status> {
-        let serving = self.serving(request.epoch)?;
-        let slices = slices(request.slices, serving.source.spec())?;
-        let extents = checked(&request.extents, &slices)?;
+        let invalid = |what: String| Status::invalid_argument(what);
+        let Fetch { epoch, slices, extents, .. } =
+            request.try_into().map_err(|error: WireError| invalid(error.to_string()))?;
+        let serving = self.serving(epoch)?;
+        let extents = extents_of(serving.source.spec(), &slices, extents).map_err(invalid)?;
         let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
         let counter = self.clone();
         tokio::task::spawn_blocking(move || {
@@ -116,47 +129,11 @@ fn message(
     Ok(wire::SliceChunk { slice: slice as u32, offset, data: bytes.into(), digest: digest.0.to_vec().into() })
 }
 
-/// The slices as ours, each of which lies in its tensor.
-fn slices(slices: Vec<wire::Slice>, spec: &ModelSpec) -> Result<Vec<TensorSlice>, Status> {
-    let invalid = |what: String| Status::invalid_argument(what);
-    if slices.len() > EXTENTS_MAX {
-        return Err(invalid(format!("{} slices at once, at most {EXTENTS_MAX}", slices.len())));
-    }
-    let check = |slice: wire::Slice| {
-        let slice = TensorSlice::try_from(slice).map_err(|error| invalid(error.to_string()))?;
-        match lies_within(&slice, spec) && !slice.is_empty() {
-            true => Ok(slice),
-            false => Err(invalid(format!("{slice} does not lie in the model"))),
-        }
-    };
-    slices.into_iter().map(check).collect()
-}
-
-/// The extents as ours, each of which lies in its slice.
-fn checked(extents: &[wire::Extent], slices: &[TensorSlice]) -> Result<Vec<Extent>, Status> {
-    if extents.len() > EXTENTS_MAX {
-        return Err(Status::invalid_argument(format!(
-            "{} extents at once, at most {EXTENTS_MAX}",
-            extents.len()
-        )));
-    }
-    let check = |wire: &wire::Extent| {
-        let slice = slices.get(wire.slice as usize);
-        let extent = Extent { slice: wire.slice as usize, bytes: wire.start as usize..wire.end as usize };
-        let good = slice.is_some_and(|slice| extent.fits(slice.bytes()));
-        good.then_some(extent).ok_or_else(|| {
-            let wire::Extent { slice, start, end } = wire;
-            Status::invalid_argument(format!("bytes {start}..{end} are no chunks of slice {slice}"))
-        })
-    };
-    extents.iter().map(check).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use flotilla_engine::weights::{CHUNK_BYTES, Digest, Synthetic};
-    use flotilla_shared::{Plan, Rank};
+    use flotilla_shared::{ModelSpec, Plan, Rank};
     use tokio_stream::StreamExt;
 
     fn counter() -> (Arc<Counter>, Vec<TensorSlice>) {
@@ -173,7 +150,7 @@ mod tests {
     fn request(extents: &[(u32, u64, u64)]) -> wire::FetchRequest {
         let extents = extents.iter().map(|&(slice, start, end)| wire::Extent { slice, start, end });
         let slices = counter().1.iter().map(wire::Slice::from).collect();
-        wire::FetchRequest { epoch: 3, slices, extents: extents.collect() }
+        wire::FetchRequest { epoch: 3, slices, extents: extents.collect(), ..Default::default() }
     }
 
     #[tokio::test]
@@ -199,7 +176,7 @@ mod tests {
         assert!(refused(request(&[(count, 0, 1)])).contains("no chunks of slice"));
         assert!(refused(request(&[(0, 5, 9)])).contains("bytes 5..9 are no chunks of slice 0"));
         assert!(refused(request(&[(0, 0, u64::MAX)])).contains("no chunks"));
-        assert!(refused(request(&vec![(0, 0, 1 << 20); EXTENTS_MAX + 1])).contains("at most 4096"));
+        assert!(refused(request(&vec![(0, 0, 1 << 20); 4097])).contains("at most 4096"));
         let outside = wire::Slice { tensor: 0, ranges: vec![wire::Range { start: 0, end: 1 << 40 }; 2] };
         let of = |slice| wire::FetchRequest { slices: vec![slice], ..request(&[]) };
         assert!(refused(of(outside)).contains("does not lie in the model"));

@@ -1,9 +1,11 @@
 //! A worker that has said Hello: what it brings, and both directions of its conversation.
 
+use super::holders::Holding;
 use super::pool::Pool;
 use flotilla_proto::wire::{Dissolve, ToWorker, from_worker, to_worker};
 use flotilla_proto::{Hello, released_from};
 use flotilla_shared::{Epoch, Held};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
@@ -23,6 +25,8 @@ pub struct Worker {
     pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
     /// Why its stream ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
+    /// What it holds, for others to ask it.
+    pub holding: Arc<Holding>,
     /// Failures of its own since it last was in a group that stood.
     pub failures: u32,
     /// Groups in a row that ended because it and another could not reach each other.
@@ -72,6 +76,8 @@ impl Worker {
 
     /// Lets it go from the group of this epoch, and puts it into the pool once it has left.
     pub fn go_home(self, epoch: Epoch, pool: Pool) {
+        // Until it says what it keeps.
+        self.holding.left_with(None);
         self.tell(to_worker::Message::Dissolve(Dissolve { epoch: epoch.0 }));
         // Without a runtime the process ends, and its links with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
@@ -108,6 +114,7 @@ impl Worker {
                 Some(Ok(from_worker::Message::Released(released))) => {
                     let held = released_from(released, epoch).map_err(|error| error.to_string())?;
                     if let Some(held) = held {
+                        self.holding.left_with(held.clone());
                         self.hello.held = held;
                         return Ok(());
                     }

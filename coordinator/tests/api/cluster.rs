@@ -48,7 +48,7 @@ async fn what_each_worker_holds_is_told_from_loading_on() {
     let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
     board.planned(Epoch(1), &spec, &plan, &workers, demand);
     board.left_out(vec![LeftOut { name: "c".into(), reason: "it does not reach a".into() }]);
-    let half = Loading { bytes_done: 5, bytes_total: 10 };
+    let half = Loading { bytes_done: 5, bytes_total: 10, ..Loading::default() };
     board.loading(&[half, Loading::default()]);
     server.fleet.loading("weights 5 B of 10 B");
     until(async || cluster(&server).await["reason"] == "the model is loading: weights 5 B of 10 B").await;

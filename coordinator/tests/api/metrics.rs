@@ -155,7 +155,7 @@ async fn each_worker_is_told_with_what_it_holds() {
     let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 64 };
     let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
     board.planned(Epoch(1), &spec, &plan, &workers, demand);
-    board.loading(&[Loading { bytes_done: 5, bytes_total: 10 }, Loading::default()]);
+    board.loading(&[Loading { bytes_done: 5, bytes_total: 10, ..Loading::default() }, Loading::default()]);
     let of_b = ["replica=\"0\"", "rank=\"1\"", "worker=\"b \\\"quoted\\\"\""];
     let weights = plan.bytes(&spec, Rank(1)).weights() as f64;
     let kind = [&of_b[..], &["kind=\"weights\""]].concat();

@@ -179,6 +179,7 @@ impl Runner {
             peers: vec![String::new()],
             links: Default::default(),
             group_key: [0; 32],
+            holders: Vec::new(),
         };
         // What other families have given back is free only now.
         card.synchronize()?;

@@ -1,8 +1,8 @@
 //! A slice in chunks, as it goes over the wire and into caches: each has its own digest, so that one that is
 //! damaged is known at once, and is the only one that is read again.
 
-use super::{WeightError, WeightSource};
-use flotilla_shared::TensorSlice;
+use super::{WeightError, WeightSource, lies_within};
+use flotilla_shared::{ModelSpec, TensorSlice};
 use std::fmt;
 use std::ops::Range;
 
@@ -68,6 +68,25 @@ impl Extent {
             bytes: start.max(bytes.start)..(start + part_bytes).min(bytes.end),
         })
     }
+}
+
+/// What is asked for of `slices`, if each lies in the model, and each part, by number of its slice and bytes, is whole
+/// chunks of it. What is wrong is told in words for whoever asked.
+pub fn extents_of(
+    spec: &ModelSpec,
+    slices: &[TensorSlice],
+    parts: Vec<(usize, Range<usize>)>,
+) -> Result<Vec<Extent>, String> {
+    if let Some(slice) = slices.iter().find(|slice| !lies_within(slice, spec) || slice.is_empty()) {
+        return Err(format!("{slice} does not lie in the model"));
+    }
+    let check = |(slice, bytes): (usize, Range<usize>)| {
+        let extent = Extent { slice, bytes };
+        let good = slices.get(slice).is_some_and(|slice| extent.fits(slice.bytes()));
+        let Range { start, end } = extent.bytes;
+        good.then_some(extent).ok_or_else(|| format!("bytes {start}..{end} are no chunks of slice {slice}"))
+    };
+    parts.into_iter().map(check).collect()
 }
 
 /// The bytes of one chunk, and their digest.

@@ -21,6 +21,8 @@ pub struct RankWeights {
     held: Vec<Option<HeldTensor>>,
     index: HashMap<TensorId, usize>,
     slices: Vec<TensorSlice>,
+    /// By slice: what was filled so far, in rising order; ranges that touch are one.
+    filled: Vec<Vec<Range<usize>>>,
 }
 
 /// One slice in memory.
@@ -42,7 +44,8 @@ impl RankWeights {
         let index: HashMap<TensorId, usize> = slices.iter().enumerate().map(|(i, s)| (s.tensor, i)).collect();
         assert_eq!(index.len(), slices.len(), "a rank holds one slice of a tensor");
         let held = slices.iter().map(|slice| HeldTensor::zeroed(slice.clone()).map(Some));
-        Ok(RankWeights { held: held.collect::<Result<_, _>>()?, index, slices })
+        let filled = vec![Vec::new(); slices.len()];
+        Ok(RankWeights { held: held.collect::<Result<_, _>>()?, index, slices, filled })
     }
 
     pub fn tensors(&self) -> impl Iterator<Item = &HeldTensor> {
@@ -73,6 +76,24 @@ impl RankWeights {
         self.held[*self.index.get(&tensor)?].take()
     }
 
+    /// Fills `out` with the bytes of `part` from byte `offset` on; `false` if they do not lie in a slice that is held, or
+    /// were not all filled yet.
+    pub fn read_filled(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> bool {
+        let Some(at) = self.index.get(&part.tensor) else { return false };
+        let (Some(held), filled) = (&self.held[*at], &self.filled[*at]) else { return false };
+        let mut is_there = held.slice.covers(part);
+        if is_there {
+            ByteRuns::within(part, &held.slice).visit(offset, out.len(), |start, range| {
+                let bytes = start..start + range.len();
+                is_there = is_there && is_filled(filled, &bytes);
+                if is_there {
+                    out[range].copy_from_slice(&held.bytes()[bytes]);
+                }
+            });
+        }
+        is_there
+    }
+
     /// Of all slices that are held.
     pub fn bytes_held(&self) -> u64 {
         self.tensors().map(|tensor| tensor.len as u64).sum()
@@ -82,6 +103,10 @@ impl RankWeights {
 impl Kept for RankWeights {
     fn kept(&self) -> Vec<TensorSlice> {
         self.tensors().map(|held| held.slice.clone()).collect()
+    }
+
+    fn has(&self, part: &TensorSlice) -> bool {
+        self.get(part.tensor).is_some_and(|held| held.slice.covers(part))
     }
 
     fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
@@ -111,8 +136,24 @@ impl WeightSink for RankWeights {
         range: Range<usize>,
         write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
     ) -> Result<(), WeightError> {
-        write(&mut self.held[index].as_mut().expect("the slice is still held").bytes[range])
+        write(&mut self.held[index].as_mut().expect("the slice is still held").bytes[range.clone()])?;
+        fill_in(&mut self.filled[index], range);
+        Ok(())
     }
+}
+
+fn is_filled(filled: &[Range<usize>], bytes: &Range<usize>) -> bool {
+    let at = filled.partition_point(|range| range.end < bytes.end);
+    filled.get(at).is_some_and(|range| range.start <= bytes.start)
+}
+
+fn fill_in(filled: &mut Vec<Range<usize>>, mut bytes: Range<usize>) {
+    let from = filled.partition_point(|range| range.end < bytes.start);
+    let to = filled.partition_point(|range| range.start <= bytes.end);
+    for range in &filled[from..to] {
+        bytes = bytes.start.min(range.start)..bytes.end.max(range.end);
+    }
+    filled.splice(from..to, [bytes]);
 }
 
 impl HeldTensor {
@@ -179,5 +220,41 @@ impl HeldTensor {
     /// If the tensor is not bf16.
     pub fn as_bf16(&self) -> &[bf16] {
         self.as_u16().reinterpret_cast()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Against a bit for each byte; the seed is that of the shuffle.
+    #[test]
+    fn what_was_filled_is_known_to_the_byte() {
+        const BYTES: usize = 40;
+        let mut seed = 7u64;
+        let mut below = |limit: usize| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) as usize % limit
+        };
+        for _ in 0..200 {
+            let (mut filled, mut bits) = (Vec::new(), [false; BYTES]);
+            for _ in 0..12 {
+                let start = below(BYTES);
+                let bytes = start..start + 1 + below((BYTES - start).min(6));
+                bits[bytes.clone()].fill(true);
+                fill_in(&mut filled, bytes);
+                assert!(filled.windows(2).all(|pair| pair[0].end < pair[1].start), "{filled:?}");
+                for start in 0..BYTES {
+                    for end in start + 1..=BYTES {
+                        let expected = bits[start..end].iter().all(|bit| *bit);
+                        assert_eq!(
+                            is_filled(&filled, &(start..end)),
+                            expected,
+                            "{start}..{end} of {filled:?}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }

@@ -13,6 +13,11 @@ pub trait Kept: Send + Sync {
     /// The slices that can be had back exactly.
     fn kept(&self) -> Vec<TensorSlice>;
 
+    /// Whether `part` lies in one of them.
+    fn has(&self, part: &TensorSlice) -> bool {
+        self.kept().iter().any(|held| held.covers(part))
+    }
+
     /// Fills `out` with the bytes of `part`, which lies in a kept slice, from byte `offset` on.
     ///
     /// # Panics
@@ -32,12 +37,11 @@ impl Kept for Several {
     }
 
     fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
-        let has = |kept: &dyn Kept| kept.kept().iter().any(|held| held.covers(part));
         let kept = self
             .0
             .iter()
             .map(|kept| &**kept)
-            .find(|kept| has(*kept))
+            .find(|kept| kept.has(part))
             .unwrap_or_else(|| panic!("{part} is not kept"));
         kept.read_back(part, offset, out)
     }

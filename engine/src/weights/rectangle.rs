@@ -62,6 +62,11 @@ impl ByteRuns {
         }
     }
 
+    /// Where byte `offset` of the slice lies in the tensor.
+    pub(crate) fn at(&self, offset: usize) -> usize {
+        self.start(offset / self.run_bytes) + offset % self.run_bytes
+    }
+
     /// Calls `visit(byte of the tensor, range of the chunk)` for each run, or part of one, of the
     /// chunk of `len` bytes that begins at byte `offset` of the slice, in order.
     ///
@@ -101,8 +106,7 @@ impl ByteRuns {
 
     /// From the first to the last byte of the tensor that bytes `bytes` of the slice, at least one, lie at.
     pub(super) fn span(&self, bytes: Range<usize>) -> Range<usize> {
-        let at = |byte: usize| self.start(byte / self.run_bytes) + byte % self.run_bytes;
-        at(bytes.start)..at(bytes.end - 1) + 1
+        self.at(bytes.start)..self.at(bytes.end - 1) + 1
     }
 
     /// All runs, those at equal distances together; of a plan's slice that is one comb.

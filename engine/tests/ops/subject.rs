@@ -104,6 +104,7 @@ impl Subject {
             peers: vec![String::new(); plan.rank_count()],
             links: Default::default(),
             group_key: [0; 32],
+            holders: Vec::new(),
         };
         let vocab = plan.share(rank).1.vocab.clone();
         let sampleable = Sampleable::new(vocab, &settings.sampleable);

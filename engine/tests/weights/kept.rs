@@ -6,6 +6,7 @@ use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings, CpuWeights, DenseWi
 use flotilla_engine::weights::{Kept, Need, RankWeights, WeightSink, WeightSource};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, Epoch, KvBlocks, Plan, Rank, TensorSlice, WeightOrigin, WeightsId};
+use std::sync::Arc;
 
 /// A rank's weights after a group that computed with them.
 fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
@@ -24,9 +25,11 @@ fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
         peers: vec![String::new(); plan.rank_count()],
         links: Default::default(),
         group_key: [0; 32],
+        holders: Vec::new(),
         spec,
     };
-    CpuBackend::new(settings, &assignment, weights).into_weights()
+    let weights = CpuBackend::new(settings, &assignment, weights).into_weights();
+    Arc::into_inner(weights).expect("nobody else has them")
 }
 
 fn read(part: &TensorSlice) -> Vec<u8> {
@@ -98,4 +101,54 @@ fn parts_are_read_back_from_any_byte_on() {
             assert_eq!(out, expected[offset..], "{part} from {offset}");
         }
     }
+}
+
+/// As peers do: each reads forward, and finds the expert of another in the room that it takes.
+#[test]
+fn many_read_back_at_once() {
+    let spec = small::spec();
+    let kept = left_by(&Plan::with_shares(&spec, &[1.0, 1.0]), 0, &CpuSettings::default());
+    let held = kept.kept();
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let (kept, held) = (&kept, &held);
+            scope.spawn(move || {
+                for at in 0..held.len() {
+                    let slice = &held[(at + reader * 3) % held.len()];
+                    let expected = read(slice);
+                    let mut out = vec![0; expected.len()];
+                    let middle = out.len() / 2;
+                    kept.read_back(slice, 0, &mut out[..middle]).unwrap();
+                    kept.read_back(slice, middle, &mut out[middle..]).unwrap();
+                    assert!(out == expected, "{slice} to reader {reader}");
+                }
+            });
+        }
+    });
+}
+
+/// Of weights that are on their way, a part can be read as soon as all of it came, and not before.
+#[test]
+fn what_has_come_can_be_read_before_the_rest() {
+    let (spec, source) = (small::spec(), small::synthetic());
+    let wanted = Plan::with_shares(&spec, &[1.0]).slices(&spec, Rank(0));
+    // A rank of two lacks parts of what comes.
+    let parts = Plan::with_shares(&spec, &[1.0, 1.0]).slices(&spec, Rank(1));
+    let mut weights = RankWeights::for_slices(wanted.clone()).unwrap();
+    let part_of = |slice: &TensorSlice| parts.iter().find(|part| part.tensor == slice.tensor);
+    for (index, slice) in wanted.iter().enumerate() {
+        let Some(part) = part_of(slice) else { continue };
+        let mut out = vec![0; part.bytes()];
+        let half = slice.bytes() / 2;
+        for range in [half..slice.bytes(), 0..half] {
+            assert!(!weights.read_filled(part, 0, &mut out) || range.start == 0, "{part} is not all there");
+            let write = &mut |bytes: &mut [u8]| source.read(slice, range.start, bytes);
+            weights.fill(index, range.clone(), write).unwrap();
+        }
+        assert!(weights.read_filled(part, 0, &mut out) && out == read(part), "{part}");
+    }
+    // More than is held is not there.
+    let narrow = RankWeights::for_slices(parts).unwrap();
+    let wide = wanted.iter().find(|slice| slice.tensor == TensorId::Embed).expect("the first has it");
+    assert!(!narrow.read_filled(wide, 0, &mut [0]));
 }

@@ -1,24 +1,28 @@
 //! Wire to domain and back. Everything that arrives is checked here: what is missing, out of range or
 //! too long is an error that names the message and the field.
 
+mod fetch;
 mod held;
+mod holders;
 mod link_test;
 mod links;
 mod slice;
 mod step;
 
+pub use fetch::Fetch;
 pub use held::{released, released_from};
 pub use link_test::{measured, measured_from};
 pub use links::ready;
 
 use crate::wire;
-use flotilla_shared::group::{Assignment, Loading, WeightOrigin, WeightsId};
+use flotilla_shared::group::{Assignment, ByPlace, Loading, Place, WeightOrigin, WeightsId};
 use flotilla_shared::plan::{ExpertShare, RANKS_MAX};
 use flotilla_shared::spec::Rope;
 use flotilla_shared::{
     BackendKind, Epoch, Held, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, Rank, RankShare,
     Stage,
 };
+use holders::holders;
 use links::links;
 use std::ops::Range;
 use thiserror::Error;
@@ -34,6 +38,8 @@ pub struct Hello {
     pub host: String,
     /// What it has of a group before.
     pub held: Option<Held>,
+    /// Where it hands on weights, and the key that who asks must show.
+    pub hands_on: Option<(String, [u8; 32])>,
 }
 
 /// Why a message is refused.
@@ -130,6 +136,11 @@ impl From<&Hello> for wire::Hello {
             collective_address: hello.collective_address.clone(),
             host: hello.host.clone(),
             held: hello.held.as_ref().map(Into::into),
+            weights_address: hello.hands_on.as_ref().map_or_else(String::new, |(address, _)| address.clone()),
+            weights_key: hello
+                .hands_on
+                .as_ref()
+                .map_or_else(Default::default, |(_, key)| key.to_vec().into()),
         }
     }
 }
@@ -144,6 +155,7 @@ impl TryFrom<wire::Hello> for Hello {
             ("Hello.version", &hello.version),
             ("Hello.collective_address", &hello.collective_address),
             ("Hello.host", &hello.host),
+            ("Hello.weights_address", &hello.weights_address),
             ("Inventory.name", &inventory.name),
             ("Inventory.device", &inventory.device),
         ];
@@ -152,6 +164,10 @@ impl TryFrom<wire::Hello> for Hello {
                 return Err(wrong(field, format!("must be at most {NAME_BYTES_MAX} printable bytes")));
             }
         }
+        let hands_on = match hello.weights_address {
+            address if address.is_empty() => None,
+            address => Some((address, exactly_32(&hello.weights_key, "Hello.weights_key")?)),
+        };
         Ok(Hello {
             protocol: hello.protocol,
             version: hello.version,
@@ -169,19 +185,33 @@ impl TryFrom<wire::Hello> for Hello {
             collective_address: hello.collective_address,
             host: hello.host,
             held: hello.held.map(Held::try_from).transpose()?,
+            hands_on,
         })
     }
 }
 
 impl From<Loading> for wire::Loading {
     fn from(loading: Loading) -> Self {
-        wire::Loading { bytes_done: loading.bytes_done, bytes_total: loading.bytes_total }
+        let from = |place| loading.by_place.of(place);
+        wire::Loading {
+            bytes_done: loading.bytes_done,
+            bytes_total: loading.bytes_total,
+            kept_bytes: from(Place::Kept),
+            cache_bytes: from(Place::Cache),
+            peer_bytes: from(Place::Peer),
+            coordinator_bytes: from(Place::Coordinator),
+        }
     }
 }
 
 impl From<wire::Loading> for Loading {
     fn from(loading: wire::Loading) -> Self {
-        Loading { bytes_done: loading.bytes_done, bytes_total: loading.bytes_total }
+        let mut by_place = ByPlace::default();
+        by_place.add(Place::Kept, loading.kept_bytes);
+        by_place.add(Place::Cache, loading.cache_bytes);
+        by_place.add(Place::Peer, loading.peer_bytes);
+        by_place.add(Place::Coordinator, loading.coordinator_bytes);
+        Loading { bytes_done: loading.bytes_done, bytes_total: loading.bytes_total, by_place }
     }
 }
 
@@ -313,6 +343,7 @@ impl From<&Assignment> for wire::Assignment {
             group_key: assignment.group_key.to_vec().into(),
             weights_id: assignment.weights_id.0.to_vec().into(),
             links: Some((&assignment.links).into()),
+            holders: assignment.holders.iter().map(Into::into).collect(),
         }
     }
 }
@@ -344,6 +375,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             epoch: Epoch(wire.epoch),
             rank,
             sampleable: sampleable.collect::<Result<_, _>>()?,
+            holders: holders(wire.holders, &spec)?,
             spec,
             plan,
             weights: match need(wire.weights, "Assignment.weights")? {
@@ -363,7 +395,7 @@ impl TryFrom<wire::Assignment> for Assignment {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flotilla_shared::{Links, WireFormat};
+    use flotilla_shared::{HOLDERS_MAX, Holder, Links, WireFormat};
     use proptest::prelude::*;
 
     fn assignment() -> impl Strategy<Value = Assignment> {
@@ -371,10 +403,18 @@ mod tests {
         (shares, any::<[u8; 32]>(), any::<u64>(), prop::option::of(any::<u64>()), any::<(u32, u32)>())
             .prop_map(|(shares, group_key, epoch, seed, kv_blocks)| {
                 let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+                let plan = Plan::with_shares(&spec, &shares);
+                let weights_id = WeightsId(group_key.map(|byte| !byte));
+                let holders = plan.ranks().take(HOLDERS_MAX).map(|share| Holder {
+                    address: format!("10.0.1.{}:7000", share.rank),
+                    key: group_key.map(|byte| byte ^ share.rank.0 as u8),
+                    held: Held { weights: weights_id, layers: 0..24, share: share.clone() },
+                });
                 Assignment {
+                    holders: holders.collect(),
                     epoch: Epoch(epoch),
                     rank: Rank(shares.len() as u16 - 1),
-                    plan: Plan::with_shares(&spec, &shares),
+                    plan,
                     weights: seed.map_or(WeightOrigin::Stream, |seed| WeightOrigin::Synthetic { seed }),
                     kv_blocks: KvBlocks { full: kv_blocks.0, window: kv_blocks.1 },
                     step_tokens_max: 512,
@@ -387,7 +427,7 @@ mod tests {
                         whole_values_max: vec![epoch as u32 % 9000; shares.len() % 3],
                     },
                     group_key,
-                    weights_id: WeightsId(group_key.map(|byte| !byte)),
+                    weights_id,
                     spec,
                 }
             })
@@ -424,14 +464,36 @@ mod tests {
                     let (stage, share) = plan.share(Rank(1));
                     Held { weights: WeightsId([9; 32]), layers: stage.layers.clone(), share: share.clone() }
                 }),
+                hands_on: (numbers.0 % 5 > 0).then(|| ("127.0.0.1:10".into(), [numbers.1 as u8; 32])),
             };
             prop_assert_eq!(Hello::try_from(wire::Hello::from(&hello)).unwrap(), hello);
         }
+
+        #[test]
+        fn progress_survives_the_wire(numbers in any::<[u64; 6]>()) {
+            let mut loading = Loading { bytes_done: numbers[0], bytes_total: numbers[1], ..Loading::default() };
+            Place::ALL.into_iter().zip(&numbers[2..]).for_each(|(place, bytes)| loading.by_place.add(place, *bytes));
+            prop_assert_eq!(Loading::from(wire::Loading::from(loading)), loading);
+        }
+    }
+
+    #[test]
+    fn who_hands_on_weights_has_a_key() {
+        let hello = wire::Hello {
+            inventory: Some(wire::Inventory::default()),
+            weights_address: "a:1".into(),
+            weights_key: vec![1; 31].into(),
+            ..Default::default()
+        };
+        assert_eq!(Hello::try_from(hello).unwrap_err().field, "Hello.weights_key");
     }
 
     #[test]
     fn malformed_assignments_are_refused_by_field() {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let share = Plan::with_shares(&spec, &[1.0]).ranks().next().unwrap().clone();
+        let held = Held { weights: WeightsId([8; 32]), layers: 0..24, share };
+        let holder = Holder { address: "c:1".into(), key: [9; 32], held };
         let good = Assignment {
             epoch: Epoch(1),
             rank: Rank(0),
@@ -444,10 +506,18 @@ mod tests {
             links: Links::default(),
             group_key: [7; 32],
             weights_id: WeightsId([8; 32]),
+            holders: vec![holder],
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);
-        let cases: [(&str, Spoil); 14] = [
+        let cases: [(&str, Spoil); 18] = [
+            ("Assignment.holders", |a| a.holders = vec![a.holders[0].clone(); HOLDERS_MAX + 1]),
+            ("Holder.address", |a| a.holders[0].address.clear()),
+            ("Holder.key", |a| a.holders[0].key = vec![1; 16].into()),
+            ("Holder.held", |a| {
+                let held = a.holders[0].held.as_mut().unwrap();
+                held.stage.as_mut().unwrap().layers = Some(wire::Range { start: 0, end: 25 });
+            }),
             ("Assignment.kv_blocks", |a| a.kv_blocks = None),
             ("Assignment.spec", |a| a.spec = None),
             ("Assignment.spec", |a| a.spec.as_mut().unwrap().hidden = 31),

@@ -10,19 +10,26 @@ use crate::tensor::{LayerTensor, TensorId, TensorSlice};
 use serde::Serialize;
 use std::ops::Range;
 
+impl RankShare {
+    /// Every slice of it in a stage of these `layers`, in the order of the forward; empty ones are left out.
+    pub fn slices(&self, spec: &ModelSpec, layers: &Range<usize>) -> Vec<TensorSlice> {
+        let first = layers.start == 0;
+        let last = layers.end == spec.layer_count();
+        let in_stage = |tensor: &TensorId| match tensor {
+            TensorId::Embed => first,
+            TensorId::FinalNorm | TensorId::Unembed => last,
+            TensorId::Layer(layer, _) => layers.contains(&(*layer as usize)),
+        };
+        let slices = TensorId::all(spec).filter(in_stage).filter_map(|tensor| self.slice(spec, tensor));
+        slices.filter(|slice| !slice.is_empty()).collect()
+    }
+}
+
 impl Plan {
     /// Every slice that a rank holds, in the order of the forward; empty ones are left out.
     pub fn slices(&self, spec: &ModelSpec, rank: Rank) -> Vec<TensorSlice> {
         let (stage, share) = self.share(rank);
-        let first = stage.layers.start == 0;
-        let last = stage.layers.end == spec.layer_count();
-        let in_stage = |tensor: &TensorId| match tensor {
-            TensorId::Embed => first,
-            TensorId::FinalNorm | TensorId::Unembed => last,
-            TensorId::Layer(layer, _) => stage.layers.contains(&(*layer as usize)),
-        };
-        let slices = TensorId::all(spec).filter(in_stage).filter_map(|tensor| share.slice(spec, tensor));
-        slices.filter(|slice| !slice.is_empty()).collect()
+        share.slices(spec, &stage.layers)
     }
 
     /// Bytes that a rank holds, by part.

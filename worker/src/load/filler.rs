@@ -1,9 +1,11 @@
 //! The one thread that puts chunks where the rank's weights lie. Whoever brings them, many at a time, has
 //! checked them, and goes on to the next while this copies.
 
+use crate::handing::Digests;
 use bytes::Bytes;
-use flotilla_engine::weights::{WeightError, WeightSink};
-use flotilla_shared::{Loading, TensorSlice};
+use flotilla_engine::weights::{Digest, WeightError, WeightSink};
+use flotilla_shared::{ByPlace, Loading, Place, TensorSlice};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
@@ -15,6 +17,9 @@ pub struct Checked {
     pub slice: usize,
     pub offset: usize,
     pub bytes: Bytes,
+    pub place: Place,
+    /// As it came with them, if it did.
+    pub digest: Option<Digest>,
 }
 
 pub struct Filler<W> {
@@ -30,10 +35,22 @@ pub struct Filled<W> {
 }
 
 impl<W: WeightSink + 'static> Filler<W> {
-    /// `report` is told after each chunk.
-    pub fn start(weights: W, report: impl FnMut(Loading) + Send + 'static) -> Filler<W> {
-        let (chunks, inbox) = mpsc::channel(CHUNKS_AHEAD);
-        let filled = tokio::task::spawn_blocking(move || fill(weights, inbox, report));
+    /// `report` is told after each chunk, and `digests` keeps what came with it.
+    pub fn start(
+        weights: W,
+        digests: Arc<Digests>,
+        report: impl FnMut(Loading) + Send + 'static,
+    ) -> Filler<W> {
+        let (chunks, mut inbox) = mpsc::channel::<Checked>(CHUNKS_AHEAD);
+        let slices = weights.slices().to_vec();
+        let next = move || {
+            let chunk = inbox.blocking_recv()?;
+            if let Some(digest) = chunk.digest {
+                digests.keep(&slices[chunk.slice], chunk.offset, digest);
+            }
+            Some(chunk)
+        };
+        let filled = tokio::task::spawn_blocking(move || fill(weights, next, report));
         Filler { chunks, filled }
     }
 
@@ -53,12 +70,12 @@ impl<W: WeightSink + 'static> Filler<W> {
 
 fn fill<W: WeightSink>(
     mut weights: W,
-    chunks: mpsc::Receiver<Checked>,
+    next: impl FnMut() -> Option<Checked>,
     report: impl FnMut(Loading),
 ) -> (Filled<W>, Result<(), WeightError>) {
     let sizes: Vec<usize> = weights.slices().iter().map(TensorSlice::bytes).collect();
     let mut came = vec![0; sizes.len()];
-    let result = take_all(&mut weights, &sizes, &mut came, chunks, report);
+    let result = take_all(&mut weights, &sizes, &mut came, next, report);
     let whole = sizes.iter().zip(&came).map(|(size, came)| size == came).collect();
     (Filled { weights, whole }, result)
 }
@@ -68,18 +85,20 @@ fn take_all(
     weights: &mut impl WeightSink,
     sizes: &[usize],
     came: &mut [usize],
-    mut chunks: mpsc::Receiver<Checked>,
+    mut next: impl FnMut() -> Option<Checked>,
     mut report: impl FnMut(Loading),
 ) -> Result<(), WeightError> {
-    let mut loading = Loading { bytes_done: 0, bytes_total: sizes.iter().sum::<usize>() as u64 };
+    let bytes_total = sizes.iter().sum::<usize>() as u64;
+    let mut loading = Loading { bytes_done: 0, bytes_total, by_place: ByPlace::default() };
     report(loading);
-    while let Some(Checked { slice, offset, bytes }) = chunks.blocking_recv() {
+    while let Some(Checked { slice, offset, bytes, place, .. }) = next() {
         weights.fill(slice, offset..offset + bytes.len(), &mut |out| {
             out.copy_from_slice(&bytes);
             Ok(())
         })?;
         came[slice] += bytes.len();
         loading.bytes_done += bytes.len() as u64;
+        loading.by_place.add(place, bytes.len() as u64);
         report(loading);
     }
     match loading.bytes_done == loading.bytes_total {

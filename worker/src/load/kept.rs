@@ -6,8 +6,8 @@ use crate::cache::{Gather, Kept, WeightCache};
 use bytes::Bytes;
 use flotilla_engine::collective::Stop;
 use flotilla_engine::weights::Extent;
-use flotilla_shared::units;
 use flotilla_shared::{ModelSpec, TensorSlice};
+use flotilla_shared::{Place, units};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::mpsc;
 use tracing::info;
@@ -76,7 +76,8 @@ impl Readers<'_> {
             let mut gather = Gather::new(kept, slice);
             for chunk in part.chunks() {
                 let Some(bytes) = gather.read(chunk.clone()) else { break };
-                let checked = Checked { slice: part.slice, offset: chunk.start, bytes: Bytes::from(bytes) };
+                let (slice, offset, bytes) = (part.slice, chunk.start, Bytes::from(bytes));
+                let checked = Checked { slice, offset, bytes, place: Place::Cache, digest: None };
                 if self.chunks.blocking_send(checked).is_err() {
                     // The memory could not be written: the load fails, and says so.
                     return Some(part);

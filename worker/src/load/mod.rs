@@ -1,19 +1,24 @@
 //! Fills a rank's weights. Places that may have them are asked in turn, each for what those before it did not
-//! have: what this worker keeps on disk, then the coordinator. Every chunk is checked against its digest before it is copied.
+//! have: what this worker keeps on disk, other workers, then the coordinator. Every chunk is checked against its digest before
+//! it is copied.
 
 mod coordinator;
 mod filler;
+mod intake;
 mod kept;
+mod peers;
 mod wanted;
 
 use crate::cache::WeightCache;
 use crate::error::WorkerError;
+use crate::handing::{Digests, Handing};
 use crate::settings::Settings;
 pub use filler::Filled;
 use filler::Filler;
 use flotilla_engine::collective::{CollectiveError, Stop};
 use flotilla_engine::weights::{Synthetic, WeightSink};
-use flotilla_shared::{Assignment, Loading, TensorSlice, WeightOrigin};
+use flotilla_shared::{Assignment, Loading, Place, TensorSlice, WeightOrigin};
+use intake::Intake;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tracing::info;
@@ -28,10 +33,18 @@ const STOP_TICK: Duration = Duration::from_millis(20);
 /// Reports at most so often, and at the end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
 
+/// How weights come.
+pub struct Way<'a> {
+    pub settings: &'a Settings,
+    pub handing: &'a Handing,
+    /// Of what comes.
+    pub digests: Arc<Digests>,
+}
+
 /// Fills `weights` with what the assignment says, unless it is stopped; `tell` is told how far it is. Also of a load
 /// that failed it says what is whole.
 pub async fn load<W: WeightSink + 'static>(
-    settings: &Settings,
+    way: &Way<'_>,
     assignment: &Assignment,
     weights: W,
     stop: &Stop,
@@ -40,7 +53,7 @@ pub async fn load<W: WeightSink + 'static>(
     let start = Instant::now();
     let report = every(REPORT_EVERY, tell);
     let (filled, result) = match assignment.weights {
-        WeightOrigin::Stream => bring(settings, assignment, weights, stop, report).await,
+        WeightOrigin::Stream => bring(way, assignment, weights, stop, report).await,
         WeightOrigin::Synthetic { seed } => {
             make(Synthetic::new(assignment.spec.clone(), seed), weights, report).await
         }
@@ -55,7 +68,7 @@ pub async fn load<W: WeightSink + 'static>(
 
 /// Asks one place after the other.
 async fn bring<W: WeightSink + 'static>(
-    settings: &Settings,
+    way: &Way<'_>,
     assignment: &Assignment,
     weights: W,
     stop: &Stop,
@@ -63,16 +76,23 @@ async fn bring<W: WeightSink + 'static>(
 ) -> (Filled<W>, Result<(), WorkerError>) {
     let slices = Arc::new(weights.slices().to_vec());
     let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
-    let filler = Filler::start(weights, report);
-    let chunks = filler.chunks();
+    let Way { settings, handing, digests } = way;
+    let filler = Filler::start(weights, digests.clone(), report);
     let bring = async {
+        // Gone when this is: the filler waits for the last of its senders.
+        let chunks = filler.chunks();
         let cache = settings.weight_cache.as_ref();
         let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
         if let Some(cache) = &cache {
             kept::read(cache, &assignment.spec, &slices, &wanted, chunks.clone(), stop).await;
         }
-        let keeper = cache.and_then(|cache| cache.keeper());
-        coordinator::fetch(settings, assignment, slices.clone(), &wanted, chunks, keeper).await
+        let keeper = cache.and_then(|cache| cache.keeper()).map(Arc::new);
+        let from = |place| {
+            let (wanted, slices, chunks) = (wanted.clone(), slices.clone(), chunks.clone());
+            Intake { wanted, slices, chunks, keeper: keeper.clone(), place }
+        };
+        peers::fetch(handing, assignment, &from(Place::Peer), settings.collective_timeout).await;
+        coordinator::fetch(settings, assignment, from(Place::Coordinator)).await
     };
     let brought = tokio::select! {
         brought = bring => brought,
@@ -94,7 +114,8 @@ async fn make<W: WeightSink + 'static>(
     mut report: impl FnMut(Loading) + Send + 'static,
 ) -> (Filled<W>, Result<(), WorkerError>) {
     let made = move || {
-        let mut report = |bytes_done, bytes_total| report(Loading { bytes_done, bytes_total });
+        let mut report =
+            |bytes_done, bytes_total| report(Loading { bytes_done, bytes_total, ..Loading::default() });
         let made = weights.make_from(&source, &mut report);
         let whole = vec![made.is_ok(); weights.slices().len()];
         (Filled { weights, whole }, made.map_err(WorkerError::from))

@@ -41,6 +41,27 @@ impl Wanted {
         taken
     }
 
+    /// The same of those parts that `is_meant`.
+    pub fn take_of(&mut self, bytes: usize, is_meant: impl Fn(&Extent) -> bool) -> Vec<Extent> {
+        let (mut taken, mut others, mut sum) = (Vec::new(), VecDeque::with_capacity(self.parts.len()), 0);
+        for part in self.parts.drain(..) {
+            match sum < bytes && is_meant(&part) {
+                true => {
+                    sum += part.bytes.len();
+                    taken.push(part);
+                }
+                false => others.push_back(part),
+            }
+        }
+        self.parts = others;
+        taken
+    }
+
+    /// Of the parts that nobody has in hand.
+    pub fn bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
     /// Everything that nobody has in hand.
     pub fn take_all(&mut self) -> Vec<Extent> {
         self.parts.drain(..).collect()
@@ -82,6 +103,20 @@ mod tests {
         let norm = TensorSlice::whole(TensorId::FinalNorm, &spec);
         let embed = TensorSlice::cut(TensorId::Embed, &spec, 0, 0..6000);
         Wanted::all(&[norm, embed])
+    }
+
+    #[test]
+    fn those_that_are_meant_are_taken_and_the_others_keep_their_order() {
+        let mut wanted = wanted();
+        let all = wanted.bytes();
+        let embed: Vec<Extent> = wanted.take_of(PART_BYTES + 1, |part| part.slice == 1);
+        let taken: u64 = embed.iter().map(|part| part.bytes.len() as u64).sum();
+        assert!(embed.len() == 2 && embed.iter().all(|part| part.slice == 1), "{embed:?}");
+        assert_eq!(wanted.bytes(), all - taken);
+        assert_eq!(wanted.take(1)[0].slice, 0);
+        let rest = wanted.take_of(usize::MAX, |_| true);
+        assert!(rest.is_sorted_by_key(|part| part.bytes.start) && rest.len() == 1, "{rest:?}");
+        assert!(wanted.take_of(1, |_| true).is_empty());
     }
 
     #[test]

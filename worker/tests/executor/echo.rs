@@ -97,6 +97,7 @@ pub fn executor() -> Executor<Echo, Solo> {
         peers: vec![String::new()],
         links: Default::default(),
         group_key: [0; 32],
+        holders: Vec::new(),
         spec,
     };
     Executor::new(&assignment, Echo::default(), Solo::new())

@@ -146,6 +146,7 @@ fn assignment(spec: &ModelSpec, plan: &Plan, rank: usize) -> Assignment {
         peers: vec![String::new(); plan.rank_count()],
         links: Default::default(),
         group_key: [0; 32],
+        holders: Vec::new(),
         spec: spec.clone(),
     }
 }

@@ -1,13 +1,15 @@
-//! A coordinator for one worker: it assigns the whole of a small model, and serves its weights with faults.
+//! A coordinator for one worker: it assigns the whole of a small model, and serves its weights with faults. Another worker
+//! may stand beside it, which hands on weights with faults of its own.
 
 use flotilla_engine::backend::cpu::CpuSettings;
 use flotilla_engine::weights::{Extent, Synthetic, WeightSource, read_chunk};
 use flotilla_proto::wire::fleet_server::{Fleet, FleetServer};
+use flotilla_proto::wire::weights_server::{Weights, WeightsServer};
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker, to_worker};
-use flotilla_proto::{MESSAGE_BYTES_MAX, wire};
+use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, wire};
 use flotilla_shared::{
-    Assignment, BackendKind, Epoch, Inventory, KvBlocks, KvDtype, LayerKind, ModelSpec, Plan, Rank,
-    TensorSlice, WeightOrigin,
+    Assignment, BackendKind, Epoch, Held, Holder, Inventory, KvBlocks, KvDtype, LayerKind, Loading,
+    ModelSpec, Plan, Rank, TensorSlice, WeightOrigin,
 };
 use flotilla_worker::{Device, Settings};
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::{TcpListenerStream, UnboundedReceiverStream};
 use tokio_stream::{Stream, StreamExt};
+use tonic::service::interceptor::InterceptedService;
 use tonic::{Request, Response, Status, Streaming};
 
 /// Only a hang reaches it.
@@ -31,33 +34,100 @@ pub enum Fault {
     Damaged(u32),
     /// The stream ends before it.
     Breaks(u32),
+    /// Nothing more comes, and nobody is told.
+    Silent(u32),
+    /// It is said not to be there.
+    Lacking(u32),
 }
 
-type Place = (usize, usize);
+/// Slice, and first byte.
+pub type Place = (usize, usize);
 
 struct Service {
     assignment: Assignment,
+    giver: Giver,
+    heard: mpsc::UnboundedSender<from_worker::Message>,
+}
+
+/// Who has weights, with its faults.
+struct Giver {
     source: Synthetic,
     slices: Vec<TensorSlice>,
     faults: Mutex<BTreeMap<Place, Fault>>,
     sent: Mutex<Vec<Place>>,
-    heard: mpsc::UnboundedSender<from_worker::Message>,
+    /// Before each chunk.
+    pause: Mutex<Duration>,
 }
 
 pub struct Coordinator {
     service: Arc<Service>,
     heard: mpsc::UnboundedReceiver<from_worker::Message>,
-    tasks: Vec<JoinHandle<()>>,
+    /// Where the worker hands on weights, once it has said so.
+    pub door: Option<(String, [u8; 32])>,
+    /// What it said last.
+    pub loading: Loading,
+    tasks: Tasks,
 }
 
-impl Drop for Coordinator {
+/// They end with it.
+#[derive(Default)]
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
+/// Another worker, which is not ours.
+pub struct FakePeer {
+    giver: Arc<Giver>,
+    pub holder: Holder,
+    _tasks: Tasks,
+}
+
+impl FakePeer {
+    /// It holds everything, and lets in who shows its key.
+    pub async fn start(faults: Vec<(Place, Fault)>) -> FakePeer {
+        let giver = Arc::new(Giver::new(faults));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = WeightsServer::from_arc(giver.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let expected = format!("Bearer {}", "07".repeat(32));
+        let admit = move |request: Request<()>| match request.metadata().get("authorization") {
+            Some(given) if given.as_encoded_bytes() == expected.as_bytes() => Ok(request),
+            _ => Err(Status::unauthenticated("wrong or missing key")),
+        };
+        let served = tonic::transport::Server::builder()
+            .add_service(InterceptedService::new(server, admit))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let tasks = Tasks(vec![tokio::spawn(async move { served.await.unwrap() })]);
+        FakePeer { giver, holder: holder(address, [7; 32]), _tasks: tasks }
+    }
+
+    /// The chunks that were sent, damaged or not.
+    pub fn sent(&self) -> Vec<Place> {
+        self.giver.sent.lock().unwrap().clone()
+    }
+}
+
+/// Of everything.
+pub fn holder(address: String, key: [u8; 32]) -> Holder {
+    let plan = Plan::with_shares(&spec(), &[1.0]);
+    let share = plan.share(Rank(0)).1.clone();
+    let held = Held { weights: source().identity().unwrap(), layers: 0..spec().layer_count(), share };
+    Holder { address, key, held }
+}
+
+/// What everybody has.
+pub fn source() -> Synthetic {
+    Synthetic::new(spec(), 4)
+}
+
 /// 12 MB.
-fn spec() -> ModelSpec {
+pub fn spec() -> ModelSpec {
     ModelSpec {
         hidden: 64,
         intermediate: 160,
@@ -74,31 +144,40 @@ fn spec() -> ModelSpec {
 impl Coordinator {
     /// With a worker, which begins to load at once.
     pub async fn start(faults: impl FnOnce(&Coordinator) -> Vec<(Place, Fault)>) -> Coordinator {
-        let (source, plan) = (Synthetic::new(spec(), 4), Plan::with_shares(&spec(), &[1.0]));
+        Self::start_beside(Vec::new(), |_| {}, faults).await
+    }
+
+    /// The same, of a worker that is told of `holders`, and has other settings.
+    pub async fn start_beside(
+        holders: Vec<Holder>,
+        adjust: impl FnOnce(&mut Settings),
+        faults: impl FnOnce(&Coordinator) -> Vec<(Place, Fault)>,
+    ) -> Coordinator {
+        let plan = Plan::with_shares(&spec(), &[1.0]);
         let (hear, heard) = mpsc::unbounded_channel();
         let service = Service {
-            slices: plan.slices(&spec(), Rank(0)),
             assignment: Assignment {
                 epoch: Epoch(1),
                 rank: Rank(0),
                 spec: spec(),
                 plan,
                 weights: WeightOrigin::Stream,
-                weights_id: source.identity().unwrap(),
+                weights_id: source().identity().unwrap(),
                 kv_blocks: KvBlocks::plain(4),
                 step_tokens_max: 16,
                 sampleable: vec![0..40_000],
                 peers: vec!["127.0.0.1:1".into()],
                 links: Default::default(),
                 group_key: [0; 32],
+                holders,
             },
-            source,
-            faults: Mutex::default(),
-            sent: Mutex::default(),
+            giver: Giver::new(Vec::new()),
             heard: hear,
         };
-        let mut coordinator = Coordinator { service: Arc::new(service), heard, tasks: Vec::new() };
-        *coordinator.service.faults.lock().unwrap() = faults(&coordinator).into_iter().collect();
+        let service = Arc::new(service);
+        let (door, loading, tasks) = Default::default();
+        let mut coordinator = Coordinator { service, heard, door, loading, tasks };
+        *coordinator.service.giver.faults.lock().unwrap() = faults(&coordinator).into_iter().collect();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = FleetServer::from_arc(coordinator.service.clone())
@@ -107,19 +186,34 @@ impl Coordinator {
         let served = tonic::transport::Server::builder()
             .add_service(server)
             .serve_with_incoming(TcpListenerStream::new(listener));
-        coordinator.tasks.push(tokio::spawn(async move { served.await.unwrap() }));
-        let worker = flotilla_worker::run(settings(format!("http://{address}")), std::future::pending());
-        coordinator.tasks.push(tokio::spawn(async move { drop(worker.await) }));
+        coordinator.tasks.0.push(tokio::spawn(async move { served.await.unwrap() }));
+        let mut settings = settings(format!("http://{address}"));
+        adjust(&mut settings);
+        let worker = flotilla_worker::run(settings, std::future::pending());
+        coordinator.tasks.0.push(tokio::spawn(async move { drop(worker.await) }));
         coordinator
     }
 
+    /// Sends no chunk sooner than this after the one before.
+    pub fn slow_down(&self, pause: Duration) {
+        *self.service.giver.pause.lock().unwrap() = pause;
+    }
+
+    /// Waits until the worker has said where it hands on weights.
+    pub async fn hear_hello(&mut self) {
+        match self.heard.recv().await {
+            Some(from_worker::Message::Hello(hello)) => self.door = Hello::try_from(hello).unwrap().hands_on,
+            other => panic!("not Hello: {other:?}"),
+        }
+    }
+
     pub fn slices(&self) -> &[TensorSlice] {
-        &self.service.slices
+        &self.service.giver.slices
     }
 
     /// The chunks that were sent, damaged or not.
     pub fn sent(&self) -> Vec<Place> {
-        self.service.sent.lock().unwrap().clone()
+        self.service.giver.sent.lock().unwrap().clone()
     }
 
     pub async fn expect_ready(&mut self) {
@@ -141,7 +235,10 @@ impl Coordinator {
         let heard = async {
             loop {
                 match self.heard.recv().await.expect("the service is there") {
-                    from_worker::Message::Hello(_) | from_worker::Message::Loading(_) => {}
+                    from_worker::Message::Hello(hello) => {
+                        self.door = Hello::try_from(hello).unwrap().hands_on;
+                    }
+                    from_worker::Message::Loading(loading) => self.loading = loading.into(),
                     other => return other,
                 }
             }
@@ -170,6 +267,8 @@ fn settings(coordinator: String) -> Settings {
         advertise_host: "127.0.0.1".into(),
         device: Device::Cpu(CpuSettings::default()),
         weight_cache: None,
+        weights_listen: None,
+        weight_rate_max: None,
         join_timeout: Duration::from_secs(10),
         rejoin_timeout: Duration::ZERO,
         collective_timeout: Duration::from_secs(10),
@@ -205,41 +304,77 @@ impl Fleet for Service {
         &self,
         request: Request<wire::FetchRequest>,
     ) -> Result<Response<Self::FetchStream>, Status> {
-        let wire::FetchRequest { slices, extents, .. } = request.into_inner();
-        let slices: Vec<TensorSlice> = slices.into_iter().map(|slice| slice.try_into().unwrap()).collect();
-        let extents = extents
-            .into_iter()
-            .map(|wire| Extent { slice: wire.slice as usize, bytes: wire.start as usize..wire.end as usize });
-        let wanted = extents.flat_map(|extent| extent.chunks().map(move |chunk| (extent.slice, chunk)));
-        let mut chunks = Vec::new();
-        for (index, chunk) in wanted {
-            let slice = &slices[index];
-            let place = (self.slices.iter().position(|own| own == slice).unwrap(), chunk.start);
-            let fault = self.fault(place);
-            if let Some(Fault::Breaks(_)) = fault {
-                chunks.push(Err(Status::unavailable("the stream was cut")));
-                break;
-            }
-            self.sent.lock().unwrap().push(place);
-            let (mut bytes, digest) = read_chunk(&self.source, slice, chunk).unwrap();
-            if fault.is_some() {
-                bytes[100] ^= 8;
-            }
-            let (data, digest) = (bytes.into(), digest.0.to_vec().into());
-            chunks.push(Ok(wire::SliceChunk { slice: index as u32, offset: place.1 as u64, data, digest }));
-        }
-        Ok(Response::new(Box::pin(tokio_stream::iter(chunks))))
+        Ok(Response::new(self.giver.give(request.into_inner())))
     }
 }
 
-impl Service {
+#[tonic::async_trait]
+impl Weights for Giver {
+    type FetchStream = Chunks;
+
+    async fn fetch(
+        &self,
+        request: Request<wire::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        Ok(Response::new(self.give(request.into_inner())))
+    }
+}
+
+impl Giver {
+    fn new(faults: Vec<(Place, Fault)>) -> Giver {
+        let slices = Plan::with_shares(&spec(), &[1.0]).slices(&spec(), Rank(0));
+        let (faults, sent) = (Mutex::new(faults.into_iter().collect()), Mutex::default());
+        Giver { source: source(), slices, faults, sent, pause: Mutex::default() }
+    }
+
+    fn give(&self, request: wire::FetchRequest) -> Chunks {
+        let wire::FetchRequest { slices, extents, .. } = request;
+        let slices: Vec<TensorSlice> = slices.into_iter().map(|slice| slice.try_into().unwrap()).collect();
+        let mut chunks = Vec::new();
+        for wire::Extent { slice: index, start, end } in extents {
+            let extent = Extent { slice: index as usize, bytes: start as usize..end as usize };
+            let slice = &slices[extent.slice];
+            for chunk in extent.chunks() {
+                let place = (self.slices.iter().position(|own| own == slice).unwrap(), chunk.start);
+                let fault = self.fault(place);
+                let offset = chunk.start as u64;
+                match fault {
+                    Some(Fault::Breaks(_)) => {
+                        chunks.push(Err(Status::unavailable("the stream was cut")));
+                        return Box::pin(tokio_stream::iter(chunks));
+                    }
+                    Some(Fault::Silent(_)) => {
+                        return Box::pin(tokio_stream::iter(chunks).chain(tokio_stream::pending()));
+                    }
+                    Some(Fault::Lacking(_)) => {
+                        chunks.push(Ok(wire::SliceChunk { slice: index, offset, ..Default::default() }));
+                        break;
+                    }
+                    Some(Fault::Damaged(_)) | None => {}
+                }
+                self.sent.lock().unwrap().push(place);
+                let (mut bytes, digest) = read_chunk(&self.source, slice, chunk).unwrap();
+                if fault.is_some() {
+                    bytes[100] ^= 8;
+                }
+                let (data, digest) = (bytes.into(), digest.0.to_vec().into());
+                chunks.push(Ok(wire::SliceChunk { slice: index, offset, data, digest }));
+            }
+        }
+        let pause = *self.pause.lock().unwrap();
+        Box::pin(tokio_stream::iter(chunks).then(move |chunk| async move {
+            tokio::time::sleep(pause).await;
+            chunk
+        }))
+    }
+
     /// What happens to the chunk this time.
     fn fault(&self, place: Place) -> Option<Fault> {
         let mut faults = self.faults.lock().unwrap();
         let fault = faults.get_mut(&place)?;
         match fault {
-            Fault::Damaged(0) | Fault::Breaks(0) => None,
-            Fault::Damaged(left) | Fault::Breaks(left) => {
+            Fault::Damaged(0) | Fault::Breaks(0) | Fault::Silent(0) | Fault::Lacking(0) => None,
+            Fault::Damaged(left) | Fault::Breaks(left) | Fault::Silent(left) | Fault::Lacking(left) => {
                 *left -= 1;
                 Some(*fault)
             }

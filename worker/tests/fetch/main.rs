@@ -1,6 +1,8 @@
-//! How a worker gets its weights from a coordinator whose streams break and whose chunks come damaged.
+//! How a worker gets its weights from a coordinator whose streams break and whose chunks come damaged, and from other
+//! workers of which the same may be said.
 
 mod coordinator;
+mod peers;
 
 use coordinator::{Coordinator, Fault};
 use flotilla_engine::weights::{CHUNK_BYTES, Extent};

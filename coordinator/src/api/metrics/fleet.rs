@@ -4,6 +4,7 @@
 use std::fmt::{self, Error};
 
 use flotilla_proto::PROTOCOL;
+use flotilla_shared::Place;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::DescriptorEncoder;
 use tokio::time::Instant;
@@ -123,6 +124,13 @@ impl FleetMetrics {
         let sent = Named("weights_sent", "Weights that went out to workers", BYTES);
         let bytes = figures.as_ref().map_or(0, |figures| figures.weight_bytes_sent());
         series.counter(sent, only(bytes as f64))?;
+        let loaded =
+            Named("weights_loaded", "Weights that workers have loaded, by where they came from", BYTES);
+        let of = |place: Place| {
+            let bytes = figures.as_ref().map_or(0, |figures| figures.weight_bytes_loaded(place));
+            (vec![("source", place.as_str().to_owned())], bytes as f64)
+        };
+        series.counter(loaded, Place::ALL.map(of))?;
         let waiting = figures.map_or(0, |figures| figures.workers_waiting());
         let workers = Named("workers", "Workers, by what they are doing", None);
         series.gauge(workers, workers_by_state(replicas, groups, waiting))

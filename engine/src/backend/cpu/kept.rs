@@ -8,7 +8,10 @@ use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use std::sync::PoisonError;
 
-/// The expert that was read last, in the checkpoint's order.
+/// Readers whose room is kept, each with an expert's bytes: so many peers may read at once, each forward.
+const ROOMS_MAX: usize = 4;
+
+/// The expert that a reader had last, in the checkpoint's order.
 #[derive(Debug, Default)]
 pub struct Ungrouped {
     of: Option<(TensorId, usize)>,
@@ -19,6 +22,10 @@ impl Kept for CpuWeights {
     fn kept(&self) -> Vec<TensorSlice> {
         let exact = self.held.tensors().filter(|held| !self.int8.contains_key(&held.tensor()));
         exact.map(|held| held.slice().clone()).collect()
+    }
+
+    fn has(&self, part: &TensorSlice) -> bool {
+        !self.int8.contains_key(&part.tensor) && self.held.has(part)
     }
 
     fn read_back(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<(), WeightError> {
@@ -45,7 +52,8 @@ impl CpuWeights {
     fn read_experts(&self, held: &HeldTensor, unit: Grouped, runs: &ByteRuns, offset: usize, out: &mut [u8]) {
         let [experts, rows, ..] = held.shape()[..] else { panic!("experts have more than two dimensions") };
         let expert_bytes = held.bytes().len() / experts;
-        let mut ungrouped = self.ungrouped.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = runs.at(offset) / expert_bytes;
+        let mut ungrouped = self.room_of((held.tensor(), first));
         runs.visit(offset, out.len(), |start, range| {
             let (mut at, mut to) = (start, range.start);
             while to < range.end {
@@ -60,6 +68,19 @@ impl CpuWeights {
                 (at, to) = (at + len, to + len);
             }
         });
+        let mut rooms = self.ungrouped.lock().unwrap_or_else(PoisonError::into_inner);
+        rooms.truncate(ROOMS_MAX - 1);
+        rooms.insert(0, ungrouped);
+    }
+
+    /// The room with that expert in it; else the one that was used longest ago, or another.
+    fn room_of(&self, expert: (TensorId, usize)) -> Ungrouped {
+        let mut rooms = self.ungrouped.lock().unwrap_or_else(PoisonError::into_inner);
+        match rooms.iter().position(|room| room.of == Some(expert)) {
+            Some(at) => rooms.remove(at),
+            None if rooms.len() == ROOMS_MAX => rooms.pop().unwrap_or_default(),
+            None => Ungrouped::default(),
+        }
     }
 }
 

@@ -31,6 +31,7 @@ use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, KvDtype, ModelSpec, RankShare};
 use kernels::{Isa, Kernels, Precision};
 use kv::KvCache;
+use std::sync::Arc;
 use threads::Threads;
 pub use weights::CpuWeights;
 
@@ -64,7 +65,8 @@ impl Default for CpuSettings {
 pub struct CpuBackend {
     spec: ModelSpec,
     share: RankShare,
-    weights: CpuWeights,
+    /// They never change: others may read them beside a step.
+    weights: Arc<CpuWeights>,
     kernels: Kernels,
     threads: Threads,
     kv: KvCache,
@@ -88,24 +90,29 @@ impl CpuBackend {
     pub fn new(settings: &CpuSettings, assignment: &Assignment, weights: RankWeights) -> Self {
         let layers = assignment.spec.layer_count();
         Self::over(settings, assignment, |kernels, threads| {
-            CpuWeights::new(weights, layers, settings.dense, kernels, threads)
+            Arc::new(CpuWeights::new(weights, layers, settings.dense, kernels, threads))
         })
     }
 
     /// The same over weights of a group before, under the same settings.
-    pub fn again(settings: &CpuSettings, assignment: &Assignment, weights: CpuWeights) -> Self {
+    pub fn again(settings: &CpuSettings, assignment: &Assignment, weights: Arc<CpuWeights>) -> Self {
         Self::over(settings, assignment, |_, _| weights)
     }
 
     /// The weights outlive the group; all other memory is given back.
-    pub fn into_weights(self) -> CpuWeights {
+    pub fn into_weights(self) -> Arc<CpuWeights> {
         self.weights
+    }
+
+    /// For others to read while it computes. Whoever takes them out at the end must be the only one left.
+    pub fn weights(&self) -> Arc<CpuWeights> {
+        self.weights.clone()
     }
 
     fn over(
         settings: &CpuSettings,
         assignment: &Assignment,
-        weights: impl FnOnce(Kernels, &Threads) -> CpuWeights,
+        weights: impl FnOnce(Kernels, &Threads) -> Arc<CpuWeights>,
     ) -> Self {
         let spec = assignment.spec.clone();
         let (stage, share) = assignment.plan.share(assignment.rank);

@@ -21,7 +21,8 @@ pub struct CpuWeights {
     plain_scales: Vec<[bool; 2]>,
     /// Those that were made int8, with their shape.
     pub(super) int8: HashMap<TensorId, (usize, usize)>,
-    pub(super) ungrouped: Mutex<Ungrouped>,
+    /// Room of those who read experts back, while nobody does.
+    pub(super) ungrouped: Mutex<Vec<Ungrouped>>,
 }
 
 /// Which of an expert's two products.

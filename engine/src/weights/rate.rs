@@ -26,19 +26,19 @@ impl Bucket {
 
 /// The bucket with a clock, for threads.
 #[derive(Debug)]
-pub(super) struct Throttle {
+pub struct Throttle {
     began: Instant,
     bucket: Mutex<Bucket>,
 }
 
 impl Throttle {
-    pub(super) fn new(bytes_per_second: u64) -> Throttle {
+    pub fn new(bytes_per_second: u64) -> Throttle {
         let bucket = Bucket { bytes_per_second: bytes_per_second.max(1) as f64, paid_at: Duration::ZERO };
         Throttle { began: Instant::now(), bucket: Mutex::new(bucket) }
     }
 
     /// Returns when `bytes` may pass; blocks the thread until then.
-    pub(super) fn pass(&self, bytes: usize) {
+    pub fn pass(&self, bytes: usize) {
         let wait = self.bucket.lock().expect("no holder panics").take(self.began.elapsed(), bytes);
         std::thread::sleep(wait);
     }

@@ -1,0 +1,215 @@
+//! Who holds which weights, or is loading them: whoever lacks some is sent to another worker first, so that each slice
+//! leaves this process once.
+
+use flotilla_proto::Hello;
+use flotilla_shared::{HOLDERS_MAX, Held, Holder, ModelSpec, Plan, WeightsId};
+use std::cmp::Reverse;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::watch;
+
+/// Of one worker, and gone with it.
+#[derive(Debug)]
+pub struct Holding {
+    /// Where it hands on weights, and by which key.
+    door: Option<(String, [u8; 32])>,
+    host: String,
+    /// Why its stream ended, once it has.
+    ended: watch::Receiver<Option<String>>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: Option<Held>,
+    is_loading: bool,
+    /// How many were sent to it before all others.
+    asked: u64,
+}
+
+/// Cheap to clone; all clones are one list.
+#[derive(Clone, Debug, Default)]
+pub struct Holders(Arc<Mutex<Vec<Weak<Holding>>>>);
+
+impl Holders {
+    /// A worker that says Hello.
+    pub fn enter(&self, hello: &Hello, ended: watch::Receiver<Option<String>>) -> Arc<Holding> {
+        let state = State { held: hello.held.clone(), ..State::default() };
+        let (door, host) = (hello.hands_on.clone(), hello.host.clone());
+        let holding = Arc::new(Holding { door, host, ended, state: Mutex::new(state) });
+        let mut all = lock(&self.0);
+        all.retain(|other| other.strong_count() > 0);
+        all.push(Arc::downgrade(&holding));
+        holding
+    }
+
+    /// `members`, in the order of their ranks, are going to load their shares of `plan`: for each, whom it asks in turn.
+    /// Of two groups that begin at the same time one comes first here, and the other is sent to it.
+    pub fn send_out(
+        &self,
+        spec: &ModelSpec,
+        weights: WeightsId,
+        plan: &Plan,
+        members: &[&Holding],
+    ) -> Vec<Vec<Holder>> {
+        let all = lock(&self.0);
+        let others: Vec<Arc<Holding>> = all.iter().filter_map(Weak::upgrade).collect();
+        let is_member = |other: &Arc<Holding>| members.iter().any(|member| std::ptr::eq(*member, &**other));
+        let others: Vec<_> = others.into_iter().filter(|other| !is_member(other)).collect();
+        let shares = plan.ranks().map(|share| {
+            let layers = plan.share(share.rank).0.layers.clone();
+            Held { weights, layers, share: share.clone() }
+        });
+        let wanted: Vec<Held> = shares.collect();
+        let sent = members.iter().zip(&wanted).map(|(member, wanted)| chosen(spec, wanted, member, &others));
+        let sent = sent.collect();
+        for (member, wanted) in members.iter().zip(wanted) {
+            let mut state = lock(&member.state);
+            (state.held, state.is_loading) = (Some(wanted), true);
+        }
+        sent
+    }
+}
+
+impl Holding {
+    /// It has all that it was told to load.
+    pub fn loaded(&self) {
+        lock(&self.state).is_loading = false;
+    }
+
+    /// It left its group, with this or with nothing; or it is just leaving.
+    pub fn left_with(&self, held: Option<Held>) {
+        let mut state = lock(&self.state);
+        (state.held, state.is_loading) = (held, false);
+    }
+
+    /// What it could give of `wanted`, about, in elements, and whether all of it is there already.
+    fn of_use(&self, spec: &ModelSpec, wanted: &Held) -> Option<(usize, bool)> {
+        let state = lock(&self.state);
+        let held = state.held.as_ref().filter(|held| held.weights == wanted.weights && held.lies_in(spec))?;
+        let stage = flotilla_shared::Stage { layers: wanted.layers.clone(), ranks: Vec::new() };
+        let of_use = held.of_use(spec, &stage, &wanted.share);
+        (of_use > 0).then_some((of_use, !state.is_loading))
+    }
+
+    fn holder(&self) -> Option<Holder> {
+        let (address, key) = self.door.clone()?;
+        Some(Holder { address, key, held: lock(&self.state).held.clone()? })
+    }
+}
+
+/// Those that have the most of it, all of it already, on the same host, and to whom the fewest were sent; the first
+/// counts one more.
+fn chosen(spec: &ModelSpec, wanted: &Held, member: &Holding, others: &[Arc<Holding>]) -> Vec<Holder> {
+    let is_here = |other: &&Arc<Holding>| other.door.is_some() && other.ended.borrow().is_none();
+    let mut of_use: Vec<_> = others
+        .iter()
+        .filter(is_here)
+        .filter_map(|other| {
+            let (elements, is_whole) = other.of_use(spec, wanted)?;
+            let asked = lock(&other.state).asked;
+            Some(((Reverse(elements), !is_whole, other.host != member.host, asked), other))
+        })
+        .collect();
+    of_use.sort_by_key(|(rank, _)| *rank);
+    if let Some((_, first)) = of_use.first() {
+        lock(&first.state).asked += 1;
+    }
+    of_use.into_iter().filter_map(|(_, other)| other.holder()).take(HOLDERS_MAX).collect()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_shared::{BackendKind, Inventory, KvDtype};
+
+    const WEIGHTS: WeightsId = WeightsId([1; 32]);
+
+    struct Worker {
+        holding: Arc<Holding>,
+        ended: watch::Sender<Option<String>>,
+    }
+
+    fn worker(holders: &Holders, address: &str, host: &str) -> Worker {
+        let hello = Hello {
+            protocol: 1,
+            version: String::new(),
+            inventory: Inventory {
+                name: address.into(),
+                backend: BackendKind::Cpu,
+                kv: KvDtype::F16,
+                device: String::new(),
+                memory_bytes: 1,
+                bandwidth: 0.0,
+                compute: 0.0,
+                expert_compute: 0.0,
+                threads: 1,
+            },
+            collective_address: String::new(),
+            host: host.into(),
+            held: None,
+            hands_on: (!address.is_empty()).then(|| (address.into(), [address.len() as u8; 32])),
+        };
+        let (ended, seen) = watch::channel(None);
+        Worker { holding: holders.enter(&hello, seen), ended }
+    }
+
+    fn sent(holders: &Holders, weights: WeightsId, plan: &Plan, workers: &[Worker]) -> Vec<Vec<String>> {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let members: Vec<&Holding> = workers.iter().map(|worker| &*worker.holding).collect();
+        let sent = holders.send_out(&spec, weights, plan, &members);
+        sent.into_iter().map(|sent| sent.into_iter().map(|holder| holder.address).collect()).collect()
+    }
+
+    fn group(holders: &Holders, names: &[&str], host: &str) -> Vec<Worker> {
+        names.iter().map(|name| worker(holders, name, host)).collect()
+    }
+
+    #[test]
+    fn each_rank_is_sent_to_whom_has_its_share_and_the_load_is_spread() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let two = Plan::with_shares(&spec, &[1.0, 1.0]);
+        let holders = Holders::default();
+        let groups = [["a0", "a1"], ["b0", "b1"], ["c0", "c1"], ["d0", "d1"]]
+            .map(|names| group(&holders, &names, "host"));
+        // The first has nobody to ask, the second only the first, and each further one whom the fewest were sent to.
+        let of = |n: usize| sent(&holders, WEIGHTS, &two, &groups[n]);
+        assert_eq!(of(0), [vec![], Vec::<String>::new()]);
+        assert_eq!(of(1), [["a0"], ["a1"]]);
+        assert_eq!(of(2), [["b0", "a0"], ["b1", "a1"]]);
+        // Who has everything goes before those who load.
+        groups[0].iter().for_each(|worker| worker.holding.loaded());
+        assert_eq!(of(3), [["a0", "c0", "b0"], ["a1", "c1", "b1"]]);
+    }
+
+    #[test]
+    fn only_who_is_here_hands_on_and_has_these_weights_is_named() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let one = Plan::with_shares(&spec, &[1.0]);
+        let holders = Holders::default();
+        let others = ["", "other", "gone", "left", "far", "near"].map(|address| {
+            let host = if address == "near" { "near" } else { "far" };
+            let worker = worker(&holders, address, host);
+            let weights = if address == "other" { WeightsId([2; 32]) } else { WEIGHTS };
+            sent(&holders, weights, &one, std::slice::from_ref(&worker));
+            worker.holding.loaded();
+            worker
+        });
+        others[2].ended.send_replace(Some("it is gone".into()));
+        others[3].holding.left_with(None);
+        let newcomer = [worker(&holders, "new", "near")];
+        assert_eq!(sent(&holders, WEIGHTS, &one, &newcomer), [["near", "far"]]);
+        // What it keeps from its group is of use again, and who is dropped is forgotten.
+        let held = others[4].holding.holder().unwrap().held;
+        others[3].holding.left_with(Some(held));
+        let mut named = sent(&holders, WEIGHTS, &one, &newcomer).concat();
+        assert_eq!(named[0], "near");
+        named.sort();
+        assert_eq!(named, ["far", "left", "near"]);
+        drop(others);
+        assert_eq!(sent(&holders, WEIGHTS, &one, &newcomer), [Vec::<String>::new()]);
+    }
+}

@@ -1,0 +1,144 @@
+//! Workers hand weights on: what a copy of the model needs leaves the coordinator once, whoever starts, and whoever dies.
+
+use crate::support::checkpoint::endless;
+use crate::support::client::{Client, greedy_text};
+use crate::support::server::{Coordinator, PATIENCE, TOKEN};
+use crate::tls::Certs;
+use std::time::Duration;
+use tokio::time::{sleep, timeout};
+
+const PROMPT: &str = "Once upon a time";
+
+/// A counter of bytes, or the sum of those of which the labels have `label`.
+async fn bytes(client: &Client, name: &str, label: &str) -> u64 {
+    let text = client.text("/metrics").await;
+    let series = text.lines().filter(|line| line.starts_with(&format!("flotilla_{name}_bytes")));
+    let series = series.filter(|line| line.contains(label));
+    series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
+}
+
+async fn sent(client: &Client) -> u64 {
+    bytes(client, "weights_sent", "").await
+}
+
+async fn loaded(client: &Client, source: &str) -> u64 {
+    bytes(client, "weights_loaded", &format!("source=\"{source}\"")).await
+}
+
+/// Waits until so many replicas are ready.
+async fn replicas_ready(client: &Client, count: usize) {
+    let ready = async {
+        loop {
+            let (_, cluster) = client.get("/v1/cluster").await;
+            let replicas = cluster["replicas"].as_array().expect("a list");
+            if replicas.iter().filter(|replica| replica["status"] == "ready").count() == count {
+                return;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, ready).await.expect("they become ready");
+}
+
+#[tokio::test]
+async fn two_replicas_that_start_together_take_one_copy() {
+    let model = endless().await;
+    // Slow enough that neither has everything when the other begins.
+    let more = ["--replicas", "2", "--weight-rate", "1MB/s"];
+    let coordinator = Coordinator::start(model.path(), 2, &more).await;
+    let _workers = ["a", "b", "c", "d"].map(|name| coordinator.worker(name));
+    let client = Client::new(&coordinator.url);
+    replicas_ready(&client, 2).await;
+    let copy = bytes(&client, "worker_load_goal", "replica=\"0\"").await;
+    assert!(copy > 500_000 && copy == bytes(&client, "worker_load_goal", "replica=\"1\"").await);
+    assert_eq!(sent(&client).await, copy);
+    assert_eq!((loaded(&client, "coordinator").await, loaded(&client, "peer").await), (copy, copy));
+}
+
+#[tokio::test]
+async fn a_worker_that_is_started_again_loads_from_another_replica() {
+    let model = endless().await;
+    let coordinator =
+        Coordinator::start(model.path(), 1, &["--replicas", "2", "--regroup-grace", "60"]).await;
+    let mut first = coordinator.worker("a");
+    let client = Client::new(&coordinator.url);
+    replicas_ready(&client, 1).await;
+    let expected = greedy_text(&client, PROMPT, 60).await;
+    let copy = sent(&client).await;
+    let mut second = coordinator.worker("b");
+    replicas_ready(&client, 2).await;
+    second.hear("weights came from another worker").await;
+    first.kill().await;
+    replicas_ready(&client, 1).await;
+    // While the other serves, and is asked something.
+    let mut again = coordinator.worker("c");
+    assert_eq!(greedy_text(&client, PROMPT, 60).await, expected);
+    replicas_ready(&client, 2).await;
+    again.hear("weights came from another worker").await;
+    assert_eq!((sent(&client).await, loaded(&client, "peer").await), (copy, 2 * copy));
+    // It has the model's bits: alone, it says the same.
+    second.kill().await;
+    replicas_ready(&client, 1).await;
+    assert_eq!(greedy_text(&client, PROMPT, 60).await, expected);
+}
+
+#[tokio::test]
+async fn a_peer_that_dies_while_it_hands_on_is_replaced_by_the_coordinator() {
+    let model = endless().await;
+    let coordinator =
+        Coordinator::start(model.path(), 1, &["--replicas", "2", "--regroup-grace", "60"]).await;
+    let mut first = coordinator.worker_with("a", TOKEN, &["--weight-rate", "300kB/s"]);
+    let client = Client::new(&coordinator.url);
+    replicas_ready(&client, 1).await;
+    let expected = greedy_text(&client, PROMPT, 60).await;
+    let copy = sent(&client).await;
+    let mut second = coordinator.worker("b");
+    let some_came = async {
+        while loaded(&client, "peer").await == 0 {
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, some_came).await.expect("it begins");
+    first.kill().await;
+    second.hear("a worker does not hand on its weights, they come from elsewhere").await;
+    second.hear("ready epoch=").await;
+    replicas_ready(&client, 1).await;
+    let (by_peer, by_coordinator) = (loaded(&client, "peer").await, loaded(&client, "coordinator").await);
+    assert!(by_peer > 0 && by_coordinator > copy, "{by_peer} and {by_coordinator} of twice {copy}");
+    assert_eq!(by_peer + by_coordinator, 2 * copy, "nothing came twice");
+    assert_eq!(greedy_text(&client, PROMPT, 60).await, expected);
+}
+
+#[tokio::test]
+async fn workers_hand_on_under_tls_with_the_certificates_that_they_have() {
+    let (model, certs) = (endless().await, Certs::new().await);
+    let flags = certs.coordinator_flags();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let more = [&flags[..], &["--replicas", "2"]].concat();
+    let coordinator = Coordinator::start(model.path(), 1, &more).await;
+    let client = Client::new(&coordinator.url);
+    let start = |name: &str| {
+        let flags = [certs.authority_flags(), certs.worker_flags(name)];
+        crate::tls::worker(&coordinator.workers_at, "https://", TOKEN, name, &flags)
+    };
+    let _first = start("a");
+    replicas_ready(&client, 1).await;
+    let copy = sent(&client).await;
+    let mut second = start("b");
+    replicas_ready(&client, 2).await;
+    second.hear("weights came from another worker").await;
+    assert_eq!(sent(&client).await, copy);
+}
+
+#[tokio::test]
+async fn who_does_not_want_to_hand_on_does_not() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 1, &["--replicas", "2"]).await;
+    let client = Client::new(&coordinator.url);
+    let _first = coordinator.worker_with("a", TOKEN, &["--weights-listen", "none"]);
+    replicas_ready(&client, 1).await;
+    let copy = sent(&client).await;
+    let _second = coordinator.worker("b");
+    replicas_ready(&client, 2).await;
+    assert_eq!((sent(&client).await, loaded(&client, "peer").await), (2 * copy, 0));
+}

@@ -1,0 +1,143 @@
+//! What is read off the shelf while weights come, move on and go, and what is told of damage.
+
+use super::fetch::{Service, serve};
+use super::shelf::{Found, Shelf};
+use super::{Digests, Lent, door, words_of};
+use crate::stock::alone;
+use flotilla_engine::weights::{Digest, RankWeights, Synthetic, WeightSink, WeightSource};
+use flotilla_proto::wire::weights_client::WeightsClient;
+use flotilla_proto::{Fetch, wire};
+use flotilla_shared::{
+    Assignment, Epoch, KvBlocks, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin, WeightsId,
+};
+use std::sync::Arc;
+use tokio_stream::StreamExt;
+use tonic::Request;
+use tonic::transport::Endpoint;
+
+fn source() -> Synthetic {
+    let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    (spec.hidden, spec.intermediate, spec.vocab, spec.experts) = (64, 160, 203, 6);
+    (spec.q_heads, spec.kv_heads, spec.head_dim) = (16, 8, 4);
+    spec.layers.truncate(2);
+    Synthetic::new(spec, 11)
+}
+
+fn assignment(weights: WeightsId) -> Assignment {
+    let spec = source().spec().clone();
+    Assignment {
+        epoch: Epoch(1),
+        rank: Rank(0),
+        plan: Plan::with_shares(&spec, &[1.0]),
+        weights: WeightOrigin::Stream,
+        weights_id: weights,
+        kv_blocks: KvBlocks::plain(2),
+        step_tokens_max: 4,
+        sampleable: vec![0..9],
+        peers: vec![String::new()],
+        links: Default::default(),
+        group_key: [0; 32],
+        holders: Vec::new(),
+        spec,
+    }
+}
+
+const WEIGHTS: WeightsId = WeightsId([1; 32]);
+
+fn read(slice: &TensorSlice) -> Vec<u8> {
+    let mut bytes = vec![0; slice.bytes()];
+    source().read(slice, 0, &mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn who_reads_hears_of_every_change() {
+    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
+    assert!(shelf.offered(WEIGHTS).is_none());
+    shelf.begin(&assignment, None, true);
+    assert!(shelf.offered(WeightsId([2; 32])).is_none());
+    let offered = shelf.offered(WEIGHTS).unwrap();
+    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
+    let (part, mut out) = (slices[3].clone(), vec![0; slices[3].bytes()]);
+    let mut found = |shelf: &Shelf| {
+        let found = shelf.read(&offered, &part, 0, &mut out).unwrap();
+        assert!(found != Found::Here || out == read(&part));
+        found
+    };
+    assert_eq!(found(&shelf), Found::NotYet, "no memory is there");
+    let mut lent = Lent::new(RankWeights::for_slices(slices.clone()).unwrap());
+    shelf.lay(lent.reader());
+    assert_eq!(found(&shelf), Found::NotYet, "nothing has come");
+    lent.load_from(&source(), &mut |_, _| {}).unwrap();
+    assert_eq!(found(&shelf), Found::Here);
+    // Whoever lifts them is alone with them.
+    shelf.lift();
+    let whole = Arc::new(lent.into_inner());
+    assert_eq!(found(&shelf), Found::NotYet);
+    shelf.lay(whole.clone());
+    assert_eq!(found(&shelf), Found::Here);
+    shelf.lift();
+    let mut narrow = alone(whole);
+    drop(narrow.take(part.tensor));
+    shelf.lay(Arc::new(narrow));
+    assert_eq!(found(&shelf), Found::Never, "this is not in memory any more");
+    // Another load is another's, of the same weights too.
+    shelf.begin(&assignment, None, true);
+    assert_eq!(found(&shelf), Found::Gone);
+    shelf.clear();
+    assert_eq!(found(&shelf), Found::Gone);
+}
+
+#[test]
+fn digests_outlive_a_load_where_slices_are_cut_alike() {
+    let spec = source().spec().clone();
+    let [one, two] =
+        [&[1.0][..], &[1.0, 1.0]].map(|shares| Plan::with_shares(&spec, shares).slices(&spec, Rank(0)));
+    let digests = Digests::of(&one, None);
+    one.iter().for_each(|slice| digests.keep(slice, 0, Digest::of(&read(slice))));
+    let next = Digests::of(&two, Some(&digests));
+    let is_same = |slice: &TensorSlice| one.contains(slice);
+    assert!(two.iter().any(is_same) && !two.iter().all(is_same));
+    for slice in &two {
+        assert_eq!(next.get(slice, 0), is_same(slice).then(|| Digest::of(&read(slice))), "{slice}");
+    }
+    // Of a slice that is not this load's nothing is kept.
+    next.keep(&one[0], 0, Digest([1; 32]));
+    assert_eq!(next.get(&one[0], 0), None);
+}
+
+/// A bit that turned in this worker's memory: the chunk goes out with the digest with which it came.
+#[tokio::test]
+async fn damage_in_memory_is_found_by_whoever_takes_it() {
+    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
+    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
+    let digests = shelf.begin(&assignment, None, true);
+    slices.iter().for_each(|slice| digests.keep(slice, 0, Digest::of(&read(slice))));
+    let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
+    weights.load_from(&source(), &mut |_, _| {}).unwrap();
+    let damaged = &slices[5];
+    weights.tensors_mut().find(|held| held.slice() == damaged).unwrap().bytes_mut()[7] ^= 1;
+    shelf.lay(Arc::new(weights));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served = serve(Service::new(shelf, None), [3; 32], door::incoming(listener, None));
+    let served = tokio::spawn(served);
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = WeightsClient::new(endpoint.connect().await.unwrap());
+    let fetch = Fetch {
+        epoch: Epoch(1),
+        weights: Some(WEIGHTS),
+        extents: slices.iter().enumerate().map(|(at, slice)| (at, 0..slice.bytes())).collect(),
+        slices: slices.clone(),
+    };
+    let mut request = Request::new(wire::FetchRequest::from(&fetch));
+    let key = format!("Bearer {}", words_of(&[3; 32]));
+    request.metadata_mut().insert("authorization", key.parse().unwrap());
+    let mut chunks = client.fetch(request).await.unwrap().into_inner();
+    for slice in &slices {
+        let chunk = chunks.next().await.unwrap().unwrap();
+        let is_right = Digest::of(&chunk.data).0[..] == chunk.digest[..];
+        assert_eq!(is_right, slice != damaged, "{slice}");
+    }
+    served.abort();
+}
