@@ -7,7 +7,7 @@ use flotilla_engine::weights::{Checkpoint, RankWeights, WeightSink, WeightSource
 use flotilla_shared::step::Sampled;
 use flotilla_shared::{
     Assignment, Epoch, KvBlocks, Links, ModelSpec, Plan, Rank, StepOutcome, StepPlan, TokenId, WeightOrigin,
-    WeightsId, WireFormat,
+    WeightsId,
 };
 use flotilla_worker::device::on_cpu;
 use std::net::TcpListener;
@@ -127,7 +127,7 @@ fn connect(
     let stop = Stop::default();
     let group = ProcessCollective::connect_unless(&stop, us, listener, addressed, &[1; 32], EPOCH, deadline);
     let hosts = if let Kind::Shm = kind { vec![0; peers.len()] } else { Vec::new() };
-    let links = Links { hosts, must_share: true, wire: WireFormat::F32 };
+    let links = Links { hosts, must_share: true, ..Links::default() };
     let mut group = group.unwrap();
     group.link(&links).unwrap();
     group
