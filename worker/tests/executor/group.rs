@@ -127,7 +127,7 @@ fn connect(
     let stop = Stop::default();
     let group = ProcessCollective::connect_unless(&stop, us, listener, addressed, &[1; 32], EPOCH, deadline);
     let hosts = if let Kind::Shm = kind { vec![0; peers.len()] } else { Vec::new() };
-    let links = Links { hosts, must_share: true, wire: WireFormat::F32 };
+    let links = Links { hosts, must_share: true, wire: WireFormat::F32, ..Links::default() };
     let mut group = group.unwrap();
     group.link(&links).unwrap();
     group
