@@ -16,6 +16,7 @@ async fn a_fleet_gets_a_table_a_speed_and_a_second_best() {
         "\nstage 0: layers 0..",
         "\nstage 1: layers ",
         "16GB@320GB/s/65TFLOPS on host 1",
+        "\nsums over ranks: by NCCL, or by the cards through the host's memory; one of a row ",
         "\nKV cache: 262144 tokens were asked for, ",
         "\npredicted, not measured",
         "\n  prompt of 2048: ",
@@ -33,6 +34,23 @@ async fn a_fleet_gets_a_table_a_speed_and_a_second_best() {
     assert!(one.contains("\nstage 0: layers 0..36 (36)") && !one.contains("\nstage 1"), "{one}");
 }
 
+/// On CPUs the ranks' own links decide: from which length on vectors go in pieces, and what rounding would bring.
+#[tokio::test]
+async fn hosts_of_cpus_are_told_how_they_would_sum() {
+    let nodes = "cpu:32GB@40GB/s; cpu:32GB@40GB/s; cpu:32GB@40GB/s; cpu:32GB@40GB/s";
+    let plan = ["plan", "--model", "gpt-oss-20b", "--stages-max", "1", "--between"];
+    let text =
+        run([&plan[..], &["10gbe", "--devices", nodes]].concat()).await.expect_status(0).stdout.clone();
+    let from = text.split_once("sums over ranks: over TCP, in pieces from ").expect(&text).1;
+    let from: usize = from.split(' ').next().unwrap().parse().expect("a number of values");
+    assert!((513..16_386).contains(&from), "{text}");
+    assert!(text.contains("with --collective-wire int8, which rounds what passes between hosts: "), "{text}");
+    let one = "4xcpu:32GB@40GB/s";
+    let text = run([&plan[..], &["10gbe", "--devices", one]].concat()).await.expect_status(0).stdout.clone();
+    assert!(text.contains("sums over ranks: through memory that the ranks share; one of a row "), "{text}");
+    assert!(!text.contains("int8"), "{text}");
+}
+
 #[tokio::test]
 async fn a_fleet_s_plan_is_json() {
     let ran =
@@ -47,6 +65,8 @@ async fn a_fleet_s_plan_is_json() {
         .map(|decode| (decode["sequences"].as_u64().unwrap(), decode["tokens_per_s"].as_f64().unwrap() > 0.0))
         .collect();
     assert_eq!(decodes, [(1, true), (8, true), (32, true)]);
+    let stages = plan["plan"]["stages"].as_array().unwrap().len();
+    assert_eq!(plan["collectives"].as_array().unwrap().len(), stages);
     let left_out = plan["left_out"].as_array().unwrap().iter();
     let cpu = left_out.into_iter().find(|left_out| left_out["device"] == 2).expect("the CPU is left out");
     assert_eq!(cpu["reason"], "other_backend");

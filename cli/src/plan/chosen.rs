@@ -4,7 +4,9 @@ use super::devices::Devices;
 use super::table::{PARTS, parts, placement, range};
 use super::{PlanArgs, cut, svg};
 use anyhow::{Context, Result};
-use flotilla_planner::{Aim, Choice, Costs, Decode, Fleet, Goal, Link, choose, kv_tokens_max};
+use flotilla_planner::{
+    Aim, Choice, Collective, Costs, Decode, Fleet, Goal, Link, SumWay, choose, kv_tokens_max, predict_decode,
+};
 use flotilla_shared::plan::Placement;
 use flotilla_shared::units::Bytes;
 use flotilla_shared::{BackendKind, Demand, KvBlocks, ModelSpec, Plan, RankShare, Stage};
@@ -79,7 +81,8 @@ impl Chosen<'_> {
         let Choice { kind, devices, decode, prediction, left_out, runner_up, .. } = &self.choice;
         let chosen = json!({
             "kind": kind, "devices": devices, "goal": self.goal, "fleet": self.fleet, "predicted_at_goal": decode,
-            "predicted": prediction, "left_out": left_out, "runner_up": runner_up, "kv_tokens_max": self.kv_tokens_max,
+            "predicted": prediction, "collectives": self.choice.collectives, "left_out": left_out,
+            "runner_up": runner_up, "kv_tokens_max": self.kv_tokens_max,
         });
         if let (Some(document), serde_json::Value::Object(chosen)) = (document.as_object_mut(), chosen) {
             document.extend(chosen);
@@ -98,6 +101,9 @@ impl Chosen<'_> {
             for share in &stage.ranks {
                 println!("{}", self.rank(share, self.choice.devices[at], wide));
                 at += 1;
+            }
+            if let Some(sums) = self.sums(number) {
+                println!("sums over ranks: {sums}");
             }
         }
         println!("\nKV cache: {}", self.cache());
@@ -137,6 +143,34 @@ impl Chosen<'_> {
         let whole = stage.ranks.iter().any(|share| placement(self.spec, share) == Placement::Whole);
         let experts = if whole { ", experts whole (so \"blocks\" are experts)" } else { "" };
         format!("layers {} ({}){experts}", range(&stage.layers), stage.layers.len())
+    }
+
+    /// How a stage sums, and what it takes of a step at the goal.
+    pub fn sums(&self, stage: usize) -> Option<String> {
+        let Collective { way, whole_values_max, row_s } = self.choice.collectives[stage];
+        let step_ms = 1e3 * self.choice.decode.step.stages[stage].sums_s;
+        let lengths = whole_values_max.map(|values| format!(", in pieces from {} values on", values + 1));
+        let lengths = lengths.unwrap_or_default();
+        let row_us = 1e6 * row_s;
+        (way != SumWay::Alone)
+            .then(|| format!("{way}{lengths}; one of a row {row_us:.1} µs, all of a step {step_ms:.2} ms"))
+    }
+
+    /// What rounding would bring, where ranks on CPUs sum between hosts: it is never chosen.
+    fn rounded(&self) -> Option<String> {
+        let by_tcp = |stage: &Collective| matches!(stage.way, SumWay::Tcp | SumWay::MemoryAndTcp);
+        if !self.choice.collectives.iter().any(by_tcp) {
+            return None;
+        }
+        let fleet = Fleet { int8: true, ..self.fleet.clone() };
+        let (sequences, context) = (self.goal.aim.sequences(), self.goal.context);
+        let decode =
+            predict_decode(self.spec, &fleet, &self.choice.plan, &self.choice.devices, sequences, context);
+        let (ms, now_ms) = (1e3 * decode.token_s, 1e3 * self.choice.decode.token_s);
+        Some(format!(
+            "with --collective-wire int8, which rounds what passes between hosts: {ms:.2} ms a token of {sequences} \
+             instead of {now_ms:.2} ms"
+        ))
     }
 
     /// A device and its host.
@@ -183,6 +217,7 @@ impl Chosen<'_> {
         let parts = flotilla_planner::parts(&self.choice.decode);
         let parts = parts.map(|(part, seconds)| format!("{part} {:.2} ms", 1e3 * seconds));
         lines.push(format!("a token of {sequences}: {}", parts.join(", ")));
+        lines.extend(self.rounded());
         lines
     }
 
