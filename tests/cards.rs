@@ -6,10 +6,11 @@ mod support;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
+use support::checkpoint::endless;
 use support::client::{CHAT, Client};
 use support::program::flotilla;
 use support::repository;
-use support::server::Running;
+use support::server::{Coordinator, EQUAL, Running, TOKEN};
 
 /// Libraries of the emulated card, or none where there is no C++ compiler and nobody insists.
 fn emulated() -> Option<Vec<(&'static str, PathBuf)>> {
@@ -106,6 +107,41 @@ async fn the_demo_model_answers_from_two_cards() {
     let answer = Client::new(&url).expect(CHAT, body).await;
     let text = answer["choices"][0]["message"]["content"].as_str().unwrap_or_default();
     assert!(text.contains("75"), "{answer:#}");
+}
+
+/// A card's memory is not read back beside its steps: its worker hands on what it has on disk, and without that nothing.
+#[tokio::test]
+async fn a_worker_with_a_card_hands_on_what_its_disk_has() {
+    let Some(environment) = emulated() else { return };
+    let (model, dir) = (endless().await, tempfile::tempdir().unwrap());
+    let replicas = ["--replicas", "3", "--weight-rate", "2MB/s"];
+    let coordinator = Coordinator::start(model.path(), 1, &replicas).await;
+    let client = Client::new(&coordinator.url);
+    let start = |name: &str, more: &[&str]| {
+        let args =
+            ["worker", "--coordinator", &coordinator.workers_at, "--join-token", TOKEN, "--name", name];
+        Running::start_with(&[&args[..], &["--device", "cuda:0"], &EQUAL, more].concat(), &environment)
+    };
+    let cache = dir.path().to_str().expect("test paths are UTF-8");
+    let mut plain = start("a", &[]);
+    plain.hear("ready epoch=").await;
+    let one = sent(&client).await;
+    // The first has no disk, so this one comes from the coordinator.
+    let mut keeps = start("b", &["--weight-cache", cache]);
+    keeps.hear("ready epoch=").await;
+    keeps.hear("kept in the weight cache").await;
+    assert_eq!(sent(&client).await, 2 * one);
+    let mut third = start("c", &[]);
+    third.hear("weights came from another worker").await;
+    third.hear("ready epoch=").await;
+    assert_eq!(sent(&client).await, 2 * one);
+}
+
+/// Bytes of weights that left the coordinator.
+async fn sent(client: &Client) -> u64 {
+    let text = client.text("/metrics").await;
+    let mut lines = text.lines().filter(|line| line.starts_with("flotilla_weights_sent_bytes_total"));
+    lines.next().unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
 }
 
 #[tokio::test]
