@@ -74,6 +74,7 @@ FAULTS = {
     "a policy's port": (lambda d: first(d, "NetworkPolicy", "coordinator")["spec"]["ingress"][0]["ports"][0].update(port=8080), "no container listens"),
     "no port for NCCL": (lambda d: first(d, "NetworkPolicy", "worker")["spec"]["ingress"][0]["ports"].pop(), "lets NCCL in"),
     "a collective's port that is fenced off": (lambda d: first(d, "NetworkPolicy", "worker")["spec"]["ingress"][0]["ports"].pop(0), "lets its peers in"),
+    "a port of weights that is fenced off": (lambda d: first(d, "NetworkPolicy", "worker")["spec"]["ingress"][0]["ports"].pop(1), "lets its peers in"),
     "a probe's port": (lambda d: worker(d)["livenessProbe"]["httpGet"].update(port="collective-0"), "asks the port"),
     "a probe's path": (lambda d: coordinator(d)["livenessProbe"]["httpGet"].update(path="/health"), "expected /version"),
     "a probe that is missing": (lambda d: worker(d).pop("readinessProbe"), "has no readinessProbe"),

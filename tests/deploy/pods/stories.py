@@ -70,12 +70,13 @@ class SeveralNodes(Story):
 
     def a_stranger_reaches_nobody(self):
         stranger, coordinator, worker = self.cluster.stranger(), self.pod("coordinator"), self.pod("worker-0")
-        doors = [(coordinator, 8000), (coordinator, 7070), (worker, 7071), (worker, 8071)]
+        doors = [(coordinator, 8000), (coordinator, 7070), (worker, 7071), (worker, 9071), (worker, 8071)]
         reached = [(pod.name, port) for pod, port in doors if self.cluster.reaches(stranger, pod, port)]
         stranger.end()
         assert reached == []
         of_workers = [(pod.name, port) for pod, port in doors if self.cluster.reaches(self.pod("worker-1").sandbox, pod, port)]
-        assert of_workers == [(coordinator.name, 7070), (worker.name, 7071)], "workers reach what they need and no more"
+        needed = [(coordinator.name, 7070), (worker.name, 7071), (worker.name, 9071)]
+        assert of_workers == needed, "workers reach what they need and no more"
 
     def one_more_worker_waits_in_reserve(self):
         self.cluster.start_of_set(2)

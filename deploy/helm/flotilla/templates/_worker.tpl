@@ -46,6 +46,7 @@ spec:
     - --coordinator={{ ternary "https" "http" $values.certManager.enabled }}://{{ include "flotilla.coordinatorHost" .root }}:7070
     - --name=$(POD_NAME)-{{ .index }}
     - --collective-listen={{ $values.listenHost }}:{{ add 7071 .index }}
+    - --weights-listen={{ $values.listenHost }}:{{ add 9071 .index }}
     - --advertise-host=$(POD_IP)
     - --health-listen={{ $values.listenHost }}:{{ add 8071 .index }}
     - --join-timeout=86400
@@ -80,6 +81,7 @@ spec:
     {{- end }}
   ports:
     - { name: collective-{{ .index }}, containerPort: {{ add 7071 .index }} }
+    - { name: weights-{{ .index }}, containerPort: {{ add 9071 .index }} }
     - { name: health-{{ .index }}, containerPort: {{ add 8071 .index }} }
   # It lives if it answers, whatever its peers do; it is ready if it has a place in the fleet. Never ask the collective's
   # port: what dials it takes a place in its queue.

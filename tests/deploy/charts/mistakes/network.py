@@ -76,18 +76,20 @@ def workers_may_do_what_they_must(docs):
     for owner, container, spec in containers(docs):
         if not policies or container["args"][0] != "worker":
             continue
-        port = int(flag(container, "collective-listen").rsplit(":", 1)[1])
         rules = [rule for doc in policies for rule in doc["spec"].get("ingress", []) if "worker" in name(doc)]
         ranges = [(at["port"], at.get("endPort", at["port"])) for rule in rules for at in rule["ports"]]
-        if not any(isinstance(low, int) and low <= port <= high for low, high in ranges):
-            yield f"{owner}: no policy lets its peers in to {port}"
+        for word in ("collective-listen", "weights-listen"):
+            port = int(flag(container, word).rsplit(":", 1)[1])
+            if not any(isinstance(low, int) and low <= port <= high for low, high in ranges):
+                yield f"{owner}: no policy lets its peers in to {port}"
         has_cards = CARDS in container["resources"].get("limits", {})
         if has_cards and EPHEMERAL not in ranges:
             yield f"{owner}: no policy lets NCCL in"
 
 
 def listens_where_it_says(docs):
-    flags = {"listen": "api", "worker-listen": "fleet", "collective-listen": "collective", "health-listen": "health"}
+    flags = {"listen": "api", "worker-listen": "fleet", "health-listen": "health"}
+    flags |= {"collective-listen": "collective", "weights-listen": "weights"}
     for owner, container, _ in containers(docs):
         for word, port_name in flags.items():
             address = flag(container, word)
