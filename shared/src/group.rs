@@ -153,6 +153,7 @@ impl ByPlace {
     }
 
     pub fn add(&mut self, place: Place, bytes: u64) {
-        self.0[place as usize] += bytes;
+        let all = &mut self.0[place as usize];
+        *all = all.saturating_add(bytes);
     }
 }

@@ -73,7 +73,7 @@ async fn complete(
     match result {
         Ok(()) => Ok(loaded(way, filled.weights.into_weights())),
         Err(error) => {
-            way.handing.shelf.clear();
+            way.handing.shelf.put_away();
             Err((error, Some(pieces(filled.weights.into_parts()).into())))
         }
     }

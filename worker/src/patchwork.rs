@@ -74,8 +74,21 @@ impl Patchwork {
 }
 
 impl Fills for Patchwork {
-    fn filled(&self) -> &RankWeights {
-        &self.weights
+    fn will_have(&self, part: &TensorSlice) -> bool {
+        self.weights.will_have(part) || self.kept.has(part)
+    }
+
+    /// What is kept can be had at once, also of a slice that lacks the rest: two that are being patched may each wait for
+    /// what the other has.
+    fn read_what_came(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<bool, WeightError> {
+        if self.weights.read_filled(part, offset, out) {
+            return Ok(true);
+        }
+        let is_kept = self.kept.has(part);
+        if is_kept {
+            self.kept.read_back(part, offset, out)?;
+        }
+        Ok(is_kept)
     }
 }
 
@@ -123,7 +136,21 @@ mod tests {
         let all: u64 = wanted.iter().map(|slice| slice.bytes() as u64).sum();
         let mut patchwork = Patchwork::new(wanted, Box::new(old)).unwrap();
         assert!(patchwork.lacking_bytes() > 0 && patchwork.lacking_bytes() < all);
+        let read = |patchwork: &Patchwork, part: &TensorSlice| {
+            let [mut bytes, mut expected] = [0, 0].map(|_| vec![0; part.bytes()]);
+            source.read(part, 0, &mut expected).unwrap();
+            assert!(patchwork.will_have(part), "{part}");
+            let is_here = patchwork.read_what_came(part, 0, &mut bytes).unwrap();
+            assert!(!is_here || bytes == expected, "{part}");
+            is_here
+        };
+        // What is kept of a slice is not held back until the rest has come.
+        for need in patchwork.needs.clone() {
+            assert!(need.kept.iter().all(|part| read(&patchwork, part)), "{}", need.slice);
+            assert!(!need.lacking.iter().any(|part| read(&patchwork, part)), "{}", need.slice);
+        }
         patchwork.load_from(&source, &mut |_, _| {}).unwrap();
+        assert!(patchwork.needs.iter().all(|need| read(&patchwork, &need.slice)));
         for held in patchwork.into_weights().tensors() {
             let mut expected = vec![0; held.bytes().len()];
             source.read(held.slice(), 0, &mut expected).unwrap();

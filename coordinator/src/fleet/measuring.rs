@@ -83,10 +83,10 @@ impl KnownLinks {
         (a, mut one): (usize, Worker),
         (b, mut other): (usize, Worker),
     ) -> [(usize, Option<Worker>); 2] {
-        let mut found = meet(epoch, choice, [&mut one, &mut other]).await;
+        let mut found = meet_again(epoch, choice, [&mut one, &mut other]).await;
         // Who dials may get through where the other does not, and in a group either may have to.
         if let Ok(first) = found.rate {
-            let Found { rate, mut here } = meet(epoch, choice, [&mut other, &mut one]).await;
+            let Found { rate, mut here } = meet_again(epoch, choice, [&mut other, &mut one]).await;
             here.reverse();
             found = Found { rate: rate.map(|second| slower(first, second)), here };
         }
@@ -112,6 +112,15 @@ impl KnownLinks {
 struct Found {
     rate: Result<LinkRate, String>,
     here: [bool; 2],
+}
+
+/// As `meet`, once more if they did not: a worker that was just busy is not cut off.
+async fn meet_again(epoch: Epoch, choice: LinkChoice, [one, other]: [&mut Worker; 2]) -> Found {
+    let found = meet(epoch, choice, [&mut *one, &mut *other]).await;
+    match found {
+        Found { rate: Err(_), here: [true, true] } => meet(epoch, choice, [one, other]).await,
+        _ => found,
+    }
 }
 
 /// The second of them dials.

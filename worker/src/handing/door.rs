@@ -63,7 +63,11 @@ async fn accept_all(
 /// None: it was refused, and told so.
 async fn prove(stream: TcpStream, tls: Option<ServerTls>) -> Option<Box<dyn Io>> {
     let _ = stream.set_nodelay(true);
-    let Some(tls) = tls else { return Some(Box::new(stream)) };
+    let Some(tls) = tls else {
+        // Whoever says nothing keeps no place.
+        let began = tokio::time::timeout(HANDSHAKE_WAIT, stream.peek(&mut [0])).await;
+        return matches!(began, Ok(Ok(1))).then(|| Box::new(stream) as Box<dyn Io>);
+    };
     let from = stream.peer_addr().map_or_else(|_| "somebody".to_owned(), |address| address.to_string());
     match tokio::time::timeout(HANDSHAKE_WAIT, tls.accept(stream)).await {
         Ok(Ok(stream)) => return Some(Box::new(stream)),

@@ -8,13 +8,20 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// A sink in the host's memory.
 pub trait Fills: WeightSink + Sync + 'static {
-    /// The slices that are filled, as far as they are.
-    fn filled(&self) -> &RankWeights;
+    /// Whether `part` is here, or will be.
+    fn will_have(&self, part: &TensorSlice) -> bool;
+
+    /// As [`Lends::read`].
+    fn read_what_came(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<bool, WeightError>;
 }
 
 impl Fills for RankWeights {
-    fn filled(&self) -> &RankWeights {
-        self
+    fn will_have(&self, part: &TensorSlice) -> bool {
+        self.slices().iter().any(|slice| slice.covers(part))
+    }
+
+    fn read_what_came(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<bool, WeightError> {
+        Ok(self.read_filled(part, offset, out))
     }
 }
 
@@ -75,10 +82,10 @@ impl<W: Fills> Reader<W> {
 
 impl<W: Fills> Lends for Reader<W> {
     fn lends(&self, part: &TensorSlice) -> bool {
-        self.read().filled().slices().iter().any(|slice| slice.covers(part))
+        self.read().will_have(part)
     }
 
     fn read(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<bool, WeightError> {
-        Ok(self.read().filled().read_filled(part, offset, out))
+        self.read().read_what_came(part, offset, out)
     }
 }

@@ -110,6 +110,13 @@ impl Shelf {
         }
     }
 
+    /// They are not in memory any more in a form that is read: only the disk has them.
+    pub fn put_away(&self) {
+        if let Some(offer) = &mut self.write().offer {
+            offer.memory = Memory::OutOfReach;
+        }
+    }
+
     /// Nothing is here any more.
     pub fn clear(&self) {
         self.write().offer = None;

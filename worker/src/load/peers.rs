@@ -71,8 +71,7 @@ async fn reachable(handing: &Handing, assignment: &Assignment, slices: &[TensorS
     for (number, peer, client) in dialed.join_all().await {
         match client {
             Ok(client) => peers.push((number, peer.with(client, &handing.dials))),
-            Err(Fault::Busy) => {}
-            Err(Fault::Other(reason)) => peer.say_passed_over(&reason),
+            Err(reason) => peer.say_passed_over(&reason),
         }
     }
     peers.sort_by_key(|(number, _)| *number);
@@ -186,7 +185,7 @@ impl Peer {
         let first = self.first.lock().expect("no holder panics").take();
         match first {
             Some(client) => Ok(client),
-            None => dial(&self.dials, &self.address, &self.key).await,
+            None => dial(&self.dials, &self.address, &self.key).await.map_err(Fault::Other),
         }
     }
 }
@@ -270,16 +269,15 @@ impl Stream {
     }
 }
 
-async fn dial(dials: &Dials, address: &str, key: &[u8; 32]) -> Result<Client, Fault> {
-    let other = |words: &str| Fault::Other(words.to_owned());
+async fn dial(dials: &Dials, address: &str, key: &[u8; 32]) -> Result<Client, String> {
     let scheme = match dials {
         Dials::Plain => "http",
         Dials::Tls(_) => "https",
-        Dials::Nobody => return Err(other("this worker has no certificate to show it")),
+        Dials::Nobody => return Err("this worker has no certificate to show it".into()),
     };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{address}"));
     let endpoint = endpoint
-        .map_err(|error| other(&error.to_string()))?
+        .map_err(|error| error.to_string())?
         .tcp_nodelay(true)
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20)
@@ -294,9 +292,12 @@ async fn dial(dials: &Dials, address: &str, key: &[u8; 32]) -> Result<Client, Fa
     };
     let channel = match timeout(DIAL_WAIT, connected).await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return Err(Fault::Other(with_causes(error.to_string(), &error))),
-        Err(_) => return Err(Fault::Other(format!("it did not answer in {} s", DIAL_WAIT.as_secs()))),
+        Ok(Err(error)) => return Err(with_causes(error.to_string(), &error)),
+        Err(_) => return Err(format!("it did not answer in {} s", DIAL_WAIT.as_secs())),
     };
-    let client = WeightsClient::with_interceptor(channel, JoinToken(bearer(&words_of(key))?));
+    let client = WeightsClient::with_interceptor(
+        channel,
+        JoinToken(bearer(&words_of(key)).map_err(|error| error.to_string())?),
+    );
     Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX).max_encoding_message_size(MESSAGE_BYTES_MAX))
 }
