@@ -199,6 +199,20 @@ fn check(bad: &[bool], told: &[Told], what: &str) {
     }
 }
 
+/// In fleets of so many requests, of which some are bad, and after so many lost groups at most.
+async fn who_is_bad_ends(faults: [Fault; 2], fleets: &[(&[bool], u64)]) {
+    for fault in faults {
+        for &(bad, losses_max) in fleets {
+            let fleet = Fleet::new(fault);
+            let mut driver = fleet.replica(&Replicas::default());
+            driver.ready().await;
+            let told = ask_all(&driver, bad, Duration::ZERO).await;
+            check(bad, &told, &format!("{fault:?}"));
+            assert!(fleet.losses() <= losses_max, "{fault:?} {bad:?}: {} groups lost", fleet.losses());
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn who_makes_steps_fail_ends_and_the_others_go_on() {
     let fleets: [(&[bool], u64); 5] = [
@@ -209,16 +223,7 @@ async fn who_makes_steps_fail_ends_and_the_others_go_on() {
         (&[false, false, true, true], 8),
         (&[true, false, false], 5),
     ];
-    for fault in [Fault::Poison, Fault::PoisonedDecode] {
-        for (bad, losses_max) in fleets {
-            let fleet = Fleet::new(fault);
-            let mut driver = fleet.replica(&Replicas::default());
-            driver.ready().await;
-            let told = ask_all(&driver, bad, Duration::ZERO).await;
-            check(bad, &told, &format!("{fault:?}"));
-            assert!(fleet.losses() <= losses_max, "{fault:?} {bad:?}: {} groups lost", fleet.losses());
-        }
-    }
+    who_is_bad_ends([Fault::Poison, Fault::PoisonedDecode], &fleets).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,16 +283,7 @@ async fn who_ends_workers_ends_and_the_others_go_on() {
         (&[false, false, true, true], 8),
         (&[true, false, false], 6),
     ];
-    for fault in [Fault::Deadly, Fault::DeadlyDecode] {
-        for (bad, losses_max) in fleets {
-            let fleet = Fleet::new(fault);
-            let mut driver = fleet.replica(&Replicas::default());
-            driver.ready().await;
-            let told = ask_all(&driver, bad, Duration::ZERO).await;
-            check(bad, &told, &format!("{fault:?}"));
-            assert!(fleet.losses() <= losses_max, "{fault:?} {bad:?}: {} groups lost", fleet.losses());
-        }
-    }
+    who_is_bad_ends([Fault::Deadly, Fault::DeadlyDecode], &fleets).await;
 }
 
 /// Step 1 of a group brings one whom a loss met one row further than it was, step 2 two, which is enough.
