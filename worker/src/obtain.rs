@@ -40,7 +40,8 @@ pub async fn obtain(
     let cache = settings.weight_cache.as_ref();
     let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
     let in_memory = matches!(settings.device, Device::Cpu(_));
-    let way = Way { settings, handing, digests: handing.shelf.begin(assignment, cache, in_memory) };
+    let digests = handing.shelf.begin(assignment, cache.clone(), in_memory);
+    let way = Way { settings, handing, cache, digests };
     match &settings.device {
         Device::Cpu(_) => match stock.and_then(|stock| stock.on.into_kept()) {
             Some(kept) => complete(&way, assignment, (slices, kept), stop, tell).await,

@@ -37,6 +37,8 @@ const REPORT_EVERY: Duration = Duration::from_millis(200);
 pub struct Way<'a> {
     pub settings: &'a Settings,
     pub handing: &'a Handing,
+    /// On the disk.
+    pub cache: Option<Arc<WeightCache>>,
     /// Of what comes.
     pub digests: Arc<Digests>,
 }
@@ -76,17 +78,15 @@ async fn bring<W: WeightSink + 'static>(
 ) -> (Filled<W>, Result<(), WorkerError>) {
     let slices = Arc::new(weights.slices().to_vec());
     let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
-    let Way { settings, handing, digests } = way;
+    let Way { settings, handing, cache, digests } = way;
     let filler = Filler::start(weights, digests.clone(), report);
     let bring = async {
         // Gone when this is: the filler waits for the last of its senders.
         let chunks = filler.chunks();
-        let cache = settings.weight_cache.as_ref();
-        let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
-        if let Some(cache) = &cache {
+        if let Some(cache) = cache {
             kept::read(cache, &assignment.spec, &slices, &wanted, chunks.clone(), stop).await;
         }
-        let keeper = cache.and_then(|cache| cache.keeper()).map(Arc::new);
+        let keeper = cache.as_ref().and_then(|cache| cache.keeper()).map(Arc::new);
         let from = |place| {
             let (wanted, slices, chunks) = (wanted.clone(), slices.clone(), chunks.clone());
             Intake { wanted, slices, chunks, keeper: keeper.clone(), place }
