@@ -2,9 +2,9 @@
 
 use super::attention::Partials;
 use super::experts::ExpertBuffers;
+use super::kernels::{Kernels, Shapes};
 use super::picks::Picks;
 use super::route::Routes;
-use super::{Kernels, Shapes};
 use crate::cuda::{Card, CudaError, DeviceSum};
 use cudarc::driver::CudaSlice;
 use flotilla_shared::ModelSpec;

@@ -11,34 +11,34 @@ pub mod dense;
 pub mod experts;
 mod graph;
 mod host;
+mod kernels;
 mod kv;
 pub mod norm;
 mod picks;
 pub mod route;
 pub mod sample;
+mod shard;
 pub mod synthetic;
 mod weights;
 
+pub use kernels::sources;
 pub use weights::{CudaWeights, weight_bytes};
 
 use super::{Backend, BackendError, Norm};
 use crate::batch::Batch;
-use crate::cuda::{Card, CudaError, DeviceSum, Source};
-use crate::sample::{Candidate, SampleRow, Sampleable, Shard};
+use crate::cuda::{Card, CudaError, DeviceSum};
 use activations::Activations;
-use attention::{Attend, AttentionKernels, AttentionShape, Cache, CacheMut};
+use attention::{Attend, Cache, CacheMut};
 use batch::DeviceBatch;
-use dense::{DenseKernels, Linear};
-use experts::{ExpertKernels, ExpertShape, ExpertWeights, Product};
-use flotilla_shared::activations::LOGIT_ROWS;
+use dense::Linear;
+use experts::{ExpertWeights, Product};
 use flotilla_shared::tensor::{LayerTensor, TensorId};
-use flotilla_shared::{Assignment, LayerKind, ModelSpec, RankShare, TokenId};
+use flotilla_shared::{Assignment, LayerKind, ModelSpec, RankShare};
 use graph::Graphs;
 use host::HostLogits;
+use kernels::{Kernels, Shapes};
 use kv::LayerCache;
-use norm::{Added, NormKernels};
-use route::{RouteKernels, RouteShape};
-use sample::SampleKernels;
+use norm::Added;
 use std::ops::Range;
 
 /// How a rank uses its card.
@@ -52,53 +52,6 @@ impl Default for CudaSettings {
     fn default() -> Self {
         CudaSettings { graphs: true }
     }
-}
-
-/// The shapes of a rank's part, by family; `None` where it has no part.
-#[derive(Clone, Debug)]
-struct Shapes {
-    attention: Option<AttentionShape>,
-    route: RouteShape,
-    experts: Option<ExpertShape>,
-}
-
-impl Shapes {
-    fn of(spec: &ModelSpec, share: &RankShare) -> Shapes {
-        let kv_heads = share.kv_heads.len();
-        let attention =
-            (kv_heads > 0).then(|| AttentionShape { head_dim: spec.head_dim, group: spec.group(), kv_heads });
-        // A rank without experts routes all the same, for whoever asks how rows were routed.
-        let own = if share.experts.is_empty() { 0..spec.experts } else { share.experts.experts.clone() };
-        let route =
-            RouteShape { hidden: spec.hidden, experts: spec.experts, per_token: spec.experts_per_token, own };
-        let intermediate = share.experts.intermediate();
-        let experts = (!share.experts.is_empty()).then(|| ExpertShape { intermediate, route: route.clone() });
-        Shapes { attention, route, experts }
-    }
-}
-
-/// Every source that a rank compiles, for checks that need no card.
-pub fn sources(spec: &ModelSpec, share: &RankShare) -> Vec<Source> {
-    let shapes = Shapes::of(spec, share);
-    let mut sources = vec![norm::source(spec.hidden), dense::source(), sample::source(), synthetic::source()];
-    sources.push(route::source(&shapes.route));
-    if let Some(shape) = shapes.attention {
-        sources.extend([shape.source(), shape.tiles_source()]);
-    }
-    if let Some(shape) = &shapes.experts {
-        sources.extend(experts::Way::ALL.map(|way| experts::source(shape, way)));
-    }
-    sources
-}
-
-/// Compiled for one rank's shapes.
-struct Kernels {
-    norm: NormKernels,
-    dense: DenseKernels,
-    attention: Option<AttentionKernels>,
-    route: RouteKernels,
-    experts: Option<ExpertKernels>,
-    sample: Option<SampleKernels>,
 }
 
 /// One rank's weights, cache and activations on a card.
@@ -171,6 +124,13 @@ impl CudaBackend {
         done.then_some(self.weights)
     }
 
+    fn check(&self) -> Result<(), BackendError> {
+        match &self.failed {
+            Some(error) => Err(BackendError(error.to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// Runs an op unless one before it failed.
     fn attempt(&mut self, op: impl FnOnce(&mut Self) -> Result<(), CudaError>) {
         if self.failed.is_none() {
@@ -194,29 +154,6 @@ impl CudaBackend {
     fn zero_y(&mut self) -> Result<(), CudaError> {
         let mut y = self.a.y.values.slice_mut(..self.batch.t() * self.spec.hidden);
         self.card.stream().memset_zeros(&mut y).map_err(CudaError::doing("clear a sum"))
-    }
-}
-
-impl Kernels {
-    fn new(
-        card: &Card,
-        spec: &ModelSpec,
-        shapes: &Shapes,
-        vocab: Range<usize>,
-        sampleable: &[Range<TokenId>],
-        rows_max: usize,
-    ) -> Result<Self, CudaError> {
-        let limit = spec.swiglu_limit;
-        let experts = shapes.experts.as_ref().map(|shape| ExpertKernels::new(card, shape, limit, rows_max));
-        let sample = (!vocab.is_empty()).then(|| SampleKernels::new(card, vocab, sampleable, LOGIT_ROWS));
-        Ok(Kernels {
-            norm: NormKernels::new(card, spec.hidden, spec.norm_eps as f32)?,
-            dense: DenseKernels::new(card)?,
-            attention: shapes.attention.map(|shape| AttentionKernels::new(card, shape)).transpose()?,
-            route: RouteKernels::new(card, &shapes.route)?,
-            experts: experts.transpose()?,
-            sample: sample.transpose()?,
-        })
     }
 }
 
@@ -422,64 +359,5 @@ impl Backend for CudaBackend {
         });
         self.check()?;
         Ok(routing.concat())
-    }
-}
-
-impl CudaBackend {
-    fn check(&self) -> Result<(), BackendError> {
-        match &self.failed {
-            Some(error) => Err(BackendError(error.to_string())),
-            None => Ok(()),
-        }
-    }
-}
-
-impl Shard for CudaBackend {
-    fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
-        self.attempt(|s| {
-            let width = s.share.vocab.len();
-            s.row.resize(width, 0.0);
-            if width == 0 {
-                return Ok(());
-            }
-            let logits = s.a.logits.slice(row * width..(row + 1) * width);
-            let copied = s.card.stream().memcpy_dtoh(&logits, &mut s.row);
-            copied.map_err(CudaError::doing("read logits"))?;
-            s.card.synchronize()
-        });
-        self.check()?;
-        Ok(&self.row)
-    }
-
-    /// Copied together, and looked at on several of the host's threads.
-    fn each<T: Send>(
-        &mut self,
-        rows: &[usize],
-        work: impl Fn(usize, &[f32]) -> T + Sync,
-    ) -> Result<Vec<T>, BackendError> {
-        self.attempt(|s| {
-            s.host.fetch(rows, &s.a.logits, s.card.stream())?;
-            s.card.synchronize()
-        });
-        self.check()?;
-        Ok(self.host.each(rows, work))
-    }
-
-    /// The sampleable tokens are those of the assignment, which the card knows from the start. Rows whose logits
-    /// are changed before the choice, or whose tokens are cut, are looked at in the host's memory instead.
-    fn best(&mut self, rows: &[SampleRow], _: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
-        let mut bests = Vec::new();
-        for rows in rows.chunks(LOGIT_ROWS) {
-            self.attempt(|s| {
-                let Some(kernels) = &mut s.kernels.sample else {
-                    bests.extend(rows.iter().map(|_| Candidate::NONE));
-                    return Ok(());
-                };
-                bests.extend(s.a.picks.best(kernels, rows, &s.a.logits)?);
-                Ok(())
-            });
-        }
-        self.check()?;
-        Ok(bests)
     }
 }
