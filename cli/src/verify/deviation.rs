@@ -150,7 +150,8 @@ impl Deviation {
     }
 
     fn limit(&mut self, what: &str, found: f64, limit: f64) {
-        if found > limit {
+        // A mean over what is infinite is no number.
+        if found.is_nan() || found > limit {
             self.faults.push(format!("{what} {found:.2e} > {limit:.0e}"));
         }
     }
@@ -202,6 +203,18 @@ mod tests {
             nan.judge(activations, 10);
             assert_eq!(nan.faults.len(), faults, "{:?}", nan.faults);
         }
+    }
+
+    /// Rows behind a change of expert are judged by their mean alone.
+    #[test]
+    fn a_nan_among_many_rows_is_seen_in_their_mean() {
+        let mut rows = Deviation::default();
+        for at in 0..40 {
+            let measured = if at == 3 { [f32::NAN, 2.0] } else { [1.0, 2.0] };
+            rows.add_row(&Row { golden: &[1.0, 2.0], measured: &measured, rerouted: true });
+        }
+        rows.judge(Activations::Bf16, 10);
+        assert_eq!(rows.faults.len(), 1, "{:?}", rows.faults);
     }
 
     #[test]
