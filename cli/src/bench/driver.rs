@@ -55,21 +55,23 @@ pub struct Driver<'a, G> {
     /// Parts of the sequences that decode, each with a step of its own in flight.
     lanes: usize,
     in_flight: usize,
+    in_flight_max: usize,
     step: StepId,
     sequence: u64,
     release: Vec<SequenceId>,
 }
 
 impl<'a, G: Group> Driver<'a, G> {
-    pub fn new(group: G, spec: &'a ModelSpec) -> Self {
-        let (step, sequence, release) = (StepId(0), 0, Vec::new());
-        Driver { group, spec, lanes: 1, in_flight: 0, step, sequence, release }
+    /// As many steps in flight as there are stages: each begins when the one before it has come back, as predictions say.
+    pub fn in_turn(group: G, spec: &'a ModelSpec) -> Self {
+        let (lanes, step, sequence, release) = (group.stages(), StepId(0), 0, Vec::new());
+        Driver { group, spec, lanes, in_flight: 0, in_flight_max: lanes, step, sequence, release }
     }
 
-    /// As many steps in flight as there are stages, as they are served.
-    pub fn with_lanes(group: G, spec: &'a ModelSpec) -> Self {
-        let lanes = group.stages();
-        Driver { lanes, ..Driver::new(group, spec) }
+    /// One more: workers have the next step when they are done with one.
+    pub fn as_served(group: G, spec: &'a ModelSpec) -> Self {
+        let driver = Driver::in_turn(group, spec);
+        Driver { in_flight_max: driver.lanes + 1, ..driver }
     }
 
     /// What is measured, between its cases.
@@ -108,9 +110,7 @@ impl<'a, G: Group> Driver<'a, G> {
         let start = Instant::now();
         for step in 0..steps {
             for lane in &lanes {
-                if self.in_flight == lanes.len() {
-                    self.outcome().await?;
-                }
+                self.make_room(lanes.len() + self.in_flight_max - self.lanes).await?;
                 let admission =
                     |at| Admission { sequence: ids[at], cached: depth as u32, ..Admission::default() };
                 let admit = if step == 0 { lane.clone().map(admission).collect() } else { Vec::new() };
@@ -169,9 +169,10 @@ impl<'a, G: Group> Driver<'a, G> {
                 ..SequenceWork::default()
             };
             let admission = Admission { sequence: ids[0], ..Admission::default() };
+            self.make_room(1 + self.in_flight_max - self.lanes).await?;
             self.send(if from == 0 { vec![admission] } else { Vec::new() }, vec![work])?;
-            self.settle().await?;
         }
+        self.settle().await?;
         let seconds = start.elapsed().as_secs_f64();
         self.release = ids;
         Ok(seconds)
@@ -199,6 +200,14 @@ impl<'a, G: Group> Driver<'a, G> {
     async fn outcome(&mut self) -> Result<()> {
         self.group.outcome().await?;
         self.in_flight -= 1;
+        Ok(())
+    }
+
+    /// Waits until one step more makes at most so many.
+    async fn make_room(&mut self, in_flight_max: usize) -> Result<()> {
+        while self.in_flight >= in_flight_max {
+            self.outcome().await?;
+        }
         Ok(())
     }
 

@@ -56,12 +56,12 @@ pub async fn measure(
     let (load, rounds, read) = if args.processes {
         let (group, _workers) = processes(args, spec, ranks, threads, &kinds).await?;
         let load = start.elapsed();
-        let mut driver = Driver::new(group, spec);
+        let mut driver = Driver::as_served(group, spec);
         (load, driver.rounds(args.rounds, args.steps, &kinds).await?, vec![read; args.rounds])
     } else {
         let group = local(args, spec, ranks, threads, &kinds)?;
         let load = start.elapsed();
-        let (rounds, read) = beside_read(&mut Driver::new(group, spec), args, &kinds).await?;
+        let (rounds, read) = beside_read(&mut Driver::as_served(group, spec), args, &kinds).await?;
         (load, rounds, read)
     };
     let bytes = token_bytes(spec, args.cpu.dense) as f64;

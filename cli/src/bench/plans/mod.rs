@@ -123,7 +123,7 @@ async fn measure(
         board: Default::default(),
     };
     let (group, _workers) = LocalWorkers::form(&formation, settings).await?;
-    let mut driver = Driver::with_lanes(group, spec);
+    let mut driver = Driver::in_turn(group, spec);
     let mut rows = Vec::new();
     for link in &args.links {
         doors.shape(link);
