@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
@@ -21,8 +21,11 @@ pub struct LocalWorkers {
     children: Vec<Child>,
 }
 
-/// Between the end of a worker and the start of the next in its place.
+/// Between the end of a worker and the start of the next in its place: twice as long each time, while they die young.
 const RESTART_PAUSE: Duration = Duration::from_millis(300);
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Who lived so long had a reason of its own to die.
+const LIVED: Duration = Duration::from_secs(60);
 
 /// How each worker is started.
 pub struct WorkerSettings {
@@ -87,6 +90,7 @@ impl LocalWorkers {
         may_restart: &AtomicBool,
         mut lost: mpsc::UnboundedReceiver<String>,
     ) -> anyhow::Error {
+        let mut young = vec![Young::default(); self.children.len()];
         loop {
             let (index, error) = tokio::select! {
                 death = self.first_death() => death,
@@ -98,15 +102,18 @@ impl LocalWorkers {
             if !may_restart.load(Ordering::Relaxed) {
                 return error;
             }
-            warn!(worker = index, "a worker ended, starting another in its place");
-            // One that dies at once must not be started in a tight loop.
-            tokio::time::sleep(RESTART_PAUSE).await;
+            let pause = young[index].pause();
+            warn!(worker = index, "a worker ended, starting another in its place in {pause:?}: {error:#}");
+            tokio::time::sleep(pause).await;
             // What was said of its name meanwhile was said of the one that has ended.
             while let Ok(lost) = lost.try_recv() {
                 self.end(&lost, Some(index));
             }
             match self.settings.spawn(index) {
-                Ok(child) => self.children[index] = child,
+                Ok(child) => {
+                    self.children[index] = child;
+                    young[index].began = Some(Instant::now());
+                }
                 Err(error) => return error,
             }
         }
@@ -123,6 +130,23 @@ impl LocalWorkers {
     /// Process ids, in rank order.
     pub fn ids(&self) -> Vec<u32> {
         self.children.iter().filter_map(Child::id).collect()
+    }
+}
+
+/// How often in a row the workers of a place died young.
+#[derive(Clone, Copy, Default)]
+struct Young {
+    deaths: u32,
+    /// When the last one began that was started in another's place.
+    began: Option<Instant>,
+}
+
+impl Young {
+    /// After a death: how long to wait before the next is started.
+    fn pause(&mut self) -> Duration {
+        let died_young = self.began.is_some_and(|began| began.elapsed() < LIVED);
+        self.deaths = if died_young { self.deaths + 1 } else { 0 };
+        (RESTART_PAUSE * 2u32.pow(self.deaths.min(10))).min(RESTART_PAUSE_MAX)
     }
 }
 
@@ -177,4 +201,20 @@ pub fn random_token() -> String {
     let mut bytes = [0; 16];
     getrandom::fill(&mut bytes).expect("the system gives random bytes");
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_dies_young_is_started_later_and_later() {
+        let mut young = Young::default();
+        assert_eq!(young.pause(), RESTART_PAUSE);
+        young.began = Some(Instant::now());
+        let pauses: Vec<u128> = (0..9).map(|_| young.pause().as_millis()).collect();
+        assert_eq!(pauses, [600, 1200, 2400, 4800, 9600, 19200, 30000, 30000, 30000]);
+        young.began = Instant::now().checked_sub(LIVED);
+        assert_eq!(young.pause(), RESTART_PAUSE);
+    }
 }
