@@ -50,6 +50,8 @@ impl LocalGroup {
             rank_threads.push(std::thread::Builder::new().name(format!("rank-{rank}")).spawn(body)?);
             ranks.push(jobs);
         }
+        // A rank that panics says nothing.
+        drop(built);
         for _ in &ranks {
             on_built.recv()??;
         }

@@ -1,6 +1,7 @@
 //! The one OS thread that owns the engine. The async side hands it steps and hears their outcomes, in the
 //! same order; while it runs one, the next may lie there already. When it ends, what is kept comes back.
 
+use crate::error::WorkerError;
 use crate::executor::{Executor, StepError};
 use crate::memory::Meter;
 use crate::stock::{Leaves, OnDevice};
@@ -20,19 +21,19 @@ pub struct EngineThread {
 }
 
 /// Why an engine was not built, and the weights that it would have had, if they are as good as before.
-pub type NotBuilt<E> = (E, Option<Box<OnDevice>>);
+pub type NotBuilt = (WorkerError, Option<Box<OnDevice>>);
 
 impl EngineThread {
     /// Starts the thread, builds the executor on it, and returns once that is done.
     ///
-    /// `build` may block: it loads pages, and forms the collective with the other ranks.
-    pub async fn start<B, C, E>(
-        build: impl FnOnce() -> Result<Executor<B, C>, NotBuilt<E>> + Send + 'static,
-    ) -> Result<EngineThread, NotBuilt<E>>
+    /// `build` may block: it loads pages, and forms the collective with the other ranks. If it panics, as where there is no
+    /// memory, the worker lives on and says so.
+    pub async fn start<B, C>(
+        build: impl FnOnce() -> Result<Executor<B, C>, NotBuilt> + Send + 'static,
+    ) -> Result<EngineThread, NotBuilt>
     where
         B: Backend + Leaves + 'static,
         C: Collective + AllReduce<B::Activations> + 'static,
-        E: Send + 'static,
     {
         let (steps, inbox) = mpsc::unbounded_channel();
         let (outbox, outcomes) = mpsc::unbounded_channel();
@@ -49,7 +50,7 @@ impl EngineThread {
             Err(error) => drop(built.send(Err(error))),
         };
         std::thread::Builder::new().name("engine".into()).spawn(body).expect("the system gives a thread");
-        on_built.await.expect("the engine thread answers before it ends")?;
+        on_built.await.unwrap_or(Err((WorkerError::EngineGone, None)))?;
         Ok(EngineThread { steps, outcomes, left })
     }
 
@@ -96,4 +97,20 @@ where
         }
     }
     executor.into_backend()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_engine::backend::cpu::CpuBackend;
+    use flotilla_engine::collective::threads::ThreadsCollective;
+
+    #[tokio::test]
+    async fn an_engine_that_panics_while_it_is_built_is_an_error_and_no_end_of_the_worker() {
+        let build = || -> Result<Executor<CpuBackend, ThreadsCollective>, NotBuilt> {
+            panic!("no memory, in a test")
+        };
+        let Err((error, None)) = EngineThread::start(build).await else { panic!("it was built") };
+        assert!(matches!(error, WorkerError::EngineGone), "{error}");
+    }
 }

@@ -51,7 +51,7 @@ pub enum WorkerError {
     Card(#[from] CudaError),
     #[error("step failed: {0}")]
     Step(#[from] StepError),
-    #[error("the engine thread ended without an answer")]
+    #[error("the engine thread ended without an answer\nhint: what it said last is in this worker's own log")]
     EngineGone,
     #[error("the engine thread hangs: it did not leave its group within {0:?}")]
     EngineHangs(std::time::Duration),

@@ -89,7 +89,7 @@ impl Member<'_> {
         says: Says,
         stock: Option<Stock>,
         stop: Stop,
-    ) -> Result<(EngineThread, Reach), NotBuilt<WorkerError>> {
+    ) -> Result<(EngineThread, Reach), NotBuilt> {
         let Member { settings, listener, handing, assignment } = self;
         let (device, deadline) = (settings.device.clone(), settings.collective_timeout);
         let tell = move |loading| says.loading(loading);

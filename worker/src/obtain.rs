@@ -26,7 +26,7 @@ pub async fn obtain(
     stock: Option<Stock>,
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
-) -> Result<OnDevice, NotBuilt<WorkerError>> {
+) -> Result<OnDevice, NotBuilt> {
     let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
     let bytes_total = slices.iter().map(|slice| slice.bytes() as u64).sum();
     let stock = match stock {
@@ -64,7 +64,7 @@ async fn complete(
     (slices, kept): (Vec<TensorSlice>, Box<dyn Kept>),
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
-) -> Result<OnDevice, NotBuilt<WorkerError>> {
+) -> Result<OnDevice, NotBuilt> {
     let all: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
     let weights = patch(slices, kept).await?;
     let kept = all - weights.lacking_bytes();
@@ -86,7 +86,7 @@ async fn load_all(
     slices: Vec<TensorSlice>,
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
-) -> Result<OnDevice, NotBuilt<WorkerError>> {
+) -> Result<OnDevice, NotBuilt> {
     let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
     let (filled, result) = lend(way, assignment, weights, stop, tell).await;
     match result {
@@ -126,7 +126,7 @@ fn with_kept(bytes: u64, mut loading: Loading) -> Loading {
 }
 
 /// Copies what is kept: not for the threads that serve.
-async fn patch(slices: Vec<TensorSlice>, kept: Box<dyn Kept>) -> Result<Patchwork, NotBuilt<WorkerError>> {
+async fn patch(slices: Vec<TensorSlice>, kept: Box<dyn Kept>) -> Result<Patchwork, NotBuilt> {
     let patch = tokio::task::spawn_blocking(move || Patchwork::new(slices, kept)).await;
     patch.expect("copying does not panic").map_err(|error| (error.into(), None))
 }
