@@ -175,12 +175,13 @@ impl Member {
 /// The nonce of a hello, or of the challenge's beginning, which has the same form.
 fn nonce_of(hello: &[u8]) -> Result<&[u8], Refusal> {
     let (magic, rest) = hello.split_at(MAGIC.len());
-    let (version, nonce) = rest.split_at(size_of_val(&VERSION));
+    let (version, nonce) = rest.split_first_chunk().expect("a hello holds a version");
+    let version = u32::from_le_bytes(*version);
     if magic != MAGIC {
         return Err(Refusal::Stranger("it does not speak this protocol".to_owned()));
     }
-    if version != VERSION.to_le_bytes() {
-        let reason = format!("its protocol version is {version:?}, expected {:?}", VERSION.to_le_bytes());
+    if version != VERSION {
+        let reason = format!("its protocol version is {version}, expected {VERSION}");
         return Err(Refusal::Stranger(reason));
     }
     Ok(nonce)
