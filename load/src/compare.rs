@@ -33,6 +33,8 @@ pub enum Verdict {
 
 /// Fewer values than these say nothing of a quantile's noise.
 const VALUES_MIN: usize = 20;
+/// Percents of cached tokens that differ by more are told.
+const CACHED_PERCENT: f64 = 5.0;
 
 /// Of one request, in milliseconds.
 type Time = fn(&Row) -> Option<f64>;
@@ -95,7 +97,9 @@ fn unlike(before: &Report, after: &Report) -> Vec<String> {
     let mut remarks = Vec::new();
     let settings = |report: &Report| report.settings.as_object().cloned().unwrap_or_default();
     let (one, other) = (settings(before), settings(after));
-    for name in one.keys().chain(other.keys().filter(|name| !one.contains_key(*name))) {
+    let names = one.keys().chain(other.keys().filter(|name| !one.contains_key(*name)));
+    // Other prompts of the same lengths are no other load.
+    for name in names.filter(|name| *name != "seed") {
         let (one, other) = (
             one.get(name).unwrap_or(&serde_json::Value::Null),
             other.get(name).unwrap_or(&serde_json::Value::Null),
@@ -110,7 +114,21 @@ fn unlike(before: &Report, after: &Report) -> Vec<String> {
                 .push(format!("{} requests of {name} failed and have no times here", report.summary.failed));
         }
     }
+    remarks.extend(other_cache(before, after));
     remarks
+}
+
+fn other_cache(before: &Report, after: &Report) -> Option<String> {
+    let percent = |Report { summary, .. }: &Report| {
+        100.0 * summary.cached_tokens as f64 / summary.prompt_tokens.max(1) as f64
+    };
+    let (one, other) = (percent(before), percent(after));
+    ((one - other).abs() > CACHED_PERCENT).then(|| {
+        format!(
+            "{one:.0} % and {other:.0} % of the prompts' tokens were in the server's cache, which alone makes first \
+             tokens sooner: ask one server twice with another --seed each"
+        )
+    })
 }
 
 fn mean(values: &mut [f64]) -> f64 {

@@ -20,12 +20,14 @@ pub struct Goal {
 }
 
 impl Goal {
-    /// Whether a request came to its end within it. One that failed never did; one without tokens has no levels of them.
+    /// Whether a request came to its end within it. One that failed never did, nor one without a piece where a level of
+    /// pieces is asked for; where one piece was all, there is nothing between.
     pub fn holds(&self, record: &Record) -> bool {
         let within = |limit: Option<u64>, found: Option<u64>| {
             limit.is_none_or(|limit| found.is_none_or(|found| found <= limit))
         };
         record.is_done()
+            && !(self.is_of_streams() && record.pieces_us.is_empty())
             && within(self.ttft_us, record.ttft_us())
             && within(self.itl_us, record.itl_us())
             && within(self.pause_us, record.pause_us())
@@ -94,6 +96,8 @@ mod tests {
         for goal in ["ttft=499ms", "itl=49ms", "tpot=49ms", "pause=59ms", "e2e=609ms", "ttft=1s,e2e=609ms"] {
             assert!(!holds(goal, &record), "{goal}");
         }
+        let empty = Record { pieces_us: Vec::new(), ..record.clone() };
+        assert!(holds("e2e=1s", &empty) && !holds("ttft=1s", &empty) && !holds("itl=1s,e2e=1s", &empty));
         let failed = Outcome::Failed { kind: ErrorKind::Cut, words: String::new() };
         assert!(!holds("ttft=1s", &Record { outcome: failed, ..record }));
     }

@@ -20,6 +20,8 @@ pub struct Record {
     pub prompt_tokens: Option<u64>,
     pub cached_tokens: Option<u64>,
     pub completion_tokens: Option<u64>,
+    /// Of these, tokens of reasoning that the server does not show: they came before the first piece.
+    pub hidden_tokens: u64,
     pub finish_reason: Option<String>,
     pub outcome: Outcome,
     pub violations: Vec<Violation>,
@@ -99,8 +101,9 @@ impl Record {
         self.sent_us.saturating_sub(self.due_us)
     }
 
+    /// Like every time here, of a request that came to its end only: a server that begins and breaks off is not quick.
     pub fn ttft_us(&self) -> Option<u64> {
-        Some(self.pieces_us.first()?.saturating_sub(self.due_us))
+        Some(self.pieces().first()?.saturating_sub(self.due_us))
     }
 
     pub fn e2e_us(&self) -> Option<u64> {
@@ -108,16 +111,21 @@ impl Record {
     }
 
     /// Between two tokens on average: from the first to the last, over the tokens less one. A server may put several tokens
-    /// into one piece.
+    /// into one piece; an answer in one piece says nothing of the time between them.
     pub fn itl_us(&self) -> Option<u64> {
-        let (first, last) = (self.pieces_us.first()?, self.pieces_us.last()?);
-        let between = self.tokens().checked_sub(1).filter(|between| *between > 0)?;
-        self.is_done().then(|| (last - first) / between)
+        let [first, .., last] = self.pieces() else { return None };
+        let shown = self.tokens().saturating_sub(self.hidden_tokens);
+        let between = shown.checked_sub(1).filter(|between| *between > 0)?;
+        Some((last - first) / between)
     }
 
     /// Between pieces, one after the other.
     pub fn gaps_us(&self) -> impl Iterator<Item = u64> {
-        self.pieces_us.windows(2).map(|pair| pair[1] - pair[0])
+        self.pieces().windows(2).map(|pair| pair[1] - pair[0])
+    }
+
+    fn pieces(&self) -> &[u64] {
+        if self.is_done() { &self.pieces_us } else { &[] }
     }
 
     pub fn pause_us(&self) -> Option<u64> {
@@ -157,12 +165,21 @@ mod tests {
     }
 
     #[test]
-    fn what_failed_has_no_end_and_no_average() {
+    fn what_failed_has_no_times() {
         let failed = Outcome::Failed { kind: ErrorKind::Cut, words: String::new() };
         let record = Record { outcome: failed, ..late() };
-        assert_eq!((record.ttft_us(), record.e2e_us(), record.itl_us()), (Some(700_000), None, None));
+        assert_eq!((record.ttft_us(), record.e2e_us(), record.itl_us()), (None, None, None));
+        assert_eq!((record.pause_us(), record.gaps_us().count()), (None, 0));
         let silent = Record { pieces_us: Vec::new(), completion_tokens: Some(1), ..late() };
         assert_eq!((silent.ttft_us(), silent.itl_us(), silent.tokens()), (None, None, 1));
+    }
+
+    #[test]
+    fn tokens_that_were_not_shown_are_not_between_pieces() {
+        let record = Record { completion_tokens: Some(503), hidden_tokens: 500, ..late() };
+        assert_eq!(record.itl_us(), Some(200_000));
+        let whole = Record { pieces_us: vec![1_700_000], completion_tokens: Some(200), ..late() };
+        assert_eq!((whole.ttft_us(), whole.itl_us()), (Some(700_000), None));
     }
 
     #[test]

@@ -201,6 +201,29 @@ async fn a_sweep_finds_where_a_level_breaks() {
     assert!(report.sweep.iter().any(|point| !point.holds && point.rate < best * 1.21), "{}", ran.stdout);
 }
 
+/// Prompts that the run before had asked would be in the server's cache, and every rate but the first too good.
+#[tokio::test]
+async fn no_run_of_a_sweep_asks_what_another_has_asked() {
+    let up = demo().await;
+    let args = ["--sweep", "--rate", "4", "--duration", "1s", "--sweep-runs", "3", "--goal", "e2e=60s"];
+    let prompts = ["--prompt-tokens", "400", "--max-tokens", "2", "--arrivals", "constant"];
+    let (_, report) = bench(&up.url, &[&args[..], &prompts].concat()).await;
+    assert_eq!(report.sweep.len(), 3);
+    for point in &report.sweep {
+        let (cached, prompts) = (point.summary.cached_tokens, point.summary.prompt_tokens);
+        assert!(point.summary.done > 2 && cached * 3 < prompts, "{cached} of {prompts} at {}", point.rate);
+    }
+    // Without a sweep the same seed asks the same, and a comparison says what that does.
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["a", "b"].map(|name| dir.path().join(name));
+    for file in &files {
+        let common = ["bench", "serve", "--url", &up.url, "--seed", "9", "--requests", "4"];
+        run([&common[..], &prompts[..4], &["--json", path(file)]].concat()).await.expect_status(0);
+    }
+    let ran = run(["bench", "compare", path(&files[0]), path(&files[1])]).await;
+    assert!(ran.expect_status(0).stdout.contains("ask one server twice with another --seed each"), "{ran:?}");
+}
+
 #[tokio::test]
 async fn two_reports_are_told_apart_only_where_they_differ() {
     let slow = |ms| Script { ttft: Duration::from_millis(ms), ..Script::quick() };

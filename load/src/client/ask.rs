@@ -77,8 +77,12 @@ impl Target {
                 }
             }
         }
+        let now = clock.us();
         for event in events.rest() {
-            checker.event(&event);
+            if checker.event(&event) {
+                pieces_us.push(now);
+                live.pieces(1);
+            }
         }
         Ok(())
     }

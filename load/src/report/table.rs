@@ -63,7 +63,7 @@ fn spreads(f: &mut fmt::Formatter<'_>, s: &Summary) -> fmt::Result {
     }
     match s.without_first_token() {
         0 => Ok(()),
-        none => writeln!(f, "{none} of {} requests had no first token: they ended before it", s.requests),
+        none => writeln!(f, "{none} of {} answers had no first token: nothing was in them", s.done),
     }
 }
 

@@ -99,6 +99,9 @@ impl Talk {
     /// Notes what came, and goes on from there. Whether it can.
     fn hear(&mut self, answer: Answer, turn: &Turn, stopped: bool, think_us: u64) -> bool {
         let usage = answer.checked.usage;
+        // Counted by the server, and never sent.
+        let hidden = usage.and_then(|usage| usage.reasoning_tokens).filter(|_| !answer.checked.thought);
+        let hidden_tokens = hidden.unwrap_or(0);
         let outcome = match answer.failure {
             _ if stopped => Outcome::Stopped,
             Some((kind, words)) => Outcome::Failed { kind, words },
@@ -115,6 +118,7 @@ impl Talk {
             prompt_tokens: usage.map(|usage| usage.prompt_tokens),
             cached_tokens: usage.and_then(|usage| usage.cached_tokens),
             completion_tokens: usage.map(|usage| usage.completion_tokens),
+            hidden_tokens,
             finish_reason: answer.checked.finish_reason,
             outcome: outcome.clone(),
             violations: answer.checked.violations,

@@ -105,9 +105,9 @@ impl Summary {
         }
     }
 
-    /// How many streams have no time to the first token: no piece of them came.
+    /// How many streams came to their end without a piece, and so without a time to the first token.
     pub fn without_first_token(&self) -> u64 {
-        if self.whole { 0 } else { self.requests.saturating_sub(self.ttft.count) }
+        if self.whole { 0 } else { self.done.saturating_sub(self.ttft.count) }
     }
 
     /// Until a client had something: the first token, or where answers are whole, the answer.

@@ -55,6 +55,8 @@ pub struct Usage {
     pub completion_tokens: u64,
     pub total_tokens: Option<u64>,
     pub cached_tokens: Option<u64>,
+    /// Of the completion's tokens, those of reasoning.
+    pub reasoning_tokens: Option<u64>,
 }
 
 /// A function that the model calls.
@@ -70,6 +72,8 @@ pub struct Call {
 pub struct Checked {
     pub text: String,
     pub calls: Vec<Call>,
+    /// Whether reasoning was shown, a piece of it at least.
+    pub thought: bool,
     /// In the server's words: of a response its status, or why it is incomplete.
     pub finish_reason: Option<String>,
     pub usage: Option<Usage>,
@@ -131,12 +135,16 @@ impl Usage {
     /// By the names of chat and completions, or by those of responses.
     pub(super) fn read(usage: &Value) -> Option<Usage> {
         let of = |names: [&str; 2]| names.into_iter().find_map(|name| usage[name].as_u64());
-        let details = ["prompt_tokens_details", "input_tokens_details"];
+        let detail = |details: [&str; 2], name| details.into_iter().find_map(|of| usage[of][name].as_u64());
         Some(Usage {
             prompt_tokens: of(["prompt_tokens", "input_tokens"])?,
             completion_tokens: of(["completion_tokens", "output_tokens"])?,
             total_tokens: usage["total_tokens"].as_u64(),
-            cached_tokens: details.into_iter().find_map(|name| usage[name]["cached_tokens"].as_u64()),
+            cached_tokens: detail(["prompt_tokens_details", "input_tokens_details"], "cached_tokens"),
+            reasoning_tokens: detail(
+                ["completion_tokens_details", "output_tokens_details"],
+                "reasoning_tokens",
+            ),
         })
     }
 

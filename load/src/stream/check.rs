@@ -124,6 +124,7 @@ impl Checker {
         }
         let thought = [&delta["reasoning_content"], &delta["reasoning"]];
         let thinks = thought.iter().any(|text| text.as_str().is_some_and(|text| !text.is_empty()));
+        self.checked.thought |= thinks;
         let calls = delta["tool_calls"].as_array().filter(|calls| !calls.is_empty());
         for call in calls.into_iter().flatten().filter(|_| index == 0) {
             self.call(call);

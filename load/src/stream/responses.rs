@@ -29,10 +29,13 @@ impl Checker {
                 self.checked.text.push_str(event["delta"].as_str().unwrap_or_default());
                 return self.response_piece(event);
             }
-            "response.reasoning_text.delta"
-            | "response.reasoning_summary_text.delta"
-            | "response.refusal.delta"
-            | "response.function_call_arguments.delta" => return self.response_piece(event),
+            "response.reasoning_text.delta" | "response.reasoning_summary_text.delta" => {
+                self.checked.thought = true;
+                return self.response_piece(event);
+            }
+            "response.refusal.delta" | "response.function_call_arguments.delta" => {
+                return self.response_piece(event);
+            }
             _ => {}
         }
         false

@@ -2,6 +2,7 @@
 
 use super::Session;
 use anyhow::{Result, bail};
+use flotilla_load::chance::Chance;
 use flotilla_load::report::{Point, Report};
 use flotilla_load::run::{Load, Plan};
 use flotilla_load::schedule::Arrivals;
@@ -14,7 +15,7 @@ pub async fn sweep(session: &Session<'_>, plan: &Plan) -> Result<(Report, Vec<Po
     let mut search = Search::new(start, outcome.sweep_precision, outcome.sweep_runs);
     let (mut points, mut report) = (Vec::new(), Report::default());
     while let Some(rate) = search.next() {
-        let run = session.run(&at(plan, rate)?).await;
+        let run = session.run(&at(plan, rate, points.len() as u64)?).await;
         if run.stopped {
             break;
         }
@@ -37,12 +38,14 @@ pub async fn sweep(session: &Session<'_>, plan: &Plan) -> Result<(Report, Vec<Po
     Ok((report, points))
 }
 
-fn at(plan: &Plan, rate: f64) -> Result<Plan> {
+/// Every run asks prompts of its own: a prefix cache would know those of the run before.
+fn at(plan: &Plan, rate: f64, run: u64) -> Result<Plan> {
     let arrivals = match plan.load {
         Load::Open(Arrivals::Poisson { .. }) => Arrivals::Poisson { rate },
         Load::Open(Arrivals::Constant { .. }) => Arrivals::Constant { rate },
         Load::Open(Arrivals::Burst { size, .. }) => Arrivals::Burst { rate, size },
         _ => bail!("a sweep goes by one rate after the other\nhint: --arrivals poisson, constant or burst"),
     };
-    Ok(Plan { load: Load::Open(arrivals), ..plan.clone() })
+    let seed = if run == 0 { plan.seed } else { Chance::of(plan.seed, run).bits() };
+    Ok(Plan { load: Load::Open(arrivals), seed, ..plan.clone() })
 }
