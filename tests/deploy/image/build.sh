@@ -61,7 +61,7 @@ image() {
     local target="$1" name="$2" words
     mapfile -t words < <(settings)
     echo "-- $name"
-    engine build --isolation chroot --pull-never --layers "${words[@]}" --build-arg "REVISION=$(git -C "$root" rev-parse HEAD)" \
+    engine build --isolation chroot --pull-never --layers "${words[@]}" --label "org.opencontainers.image.revision=$(git -C "$root" rev-parse HEAD)" \
         -f "$folder/tree/deploy/Dockerfile" --target "$target" -t "$name" "$folder/tree" > "$folder/$target.log" 2>&1 && return
     tail -30 "$folder/$target.log" >&2
     return 1

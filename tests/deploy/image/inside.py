@@ -10,7 +10,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "pods")]
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[1] / "pods"), str(HERE.parents[1])]
 
 from node import make_places
 from sandbox import START

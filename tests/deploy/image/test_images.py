@@ -13,10 +13,10 @@ import pytest
 from inside import Image, free_port
 from manifests import ROOT
 
-# Measured: 69 and 1340 MB on 2026-11-29. What grows past these was not meant to be there.
-MEGABYTES_MAX = {"cpu": 100, "cuda": 1600}
+# 53 and 1450 MB on 2026-11-29. What grows past these was not meant to be there.
+MEGABYTES_MAX = {"cpu": 80, "cuda": 1600}
 SHELLS = {"sh", "bash", "dash", "busybox", "perl", "python3", "apt", "dpkg"}
-QUESTION = {"messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 16}
+QUESTION = {"messages": [{"role": "user", "content": "Hello!"}], "temperature": 0}
 
 
 @pytest.fixture(params=["cpu", "cuda"], scope="module")
@@ -58,7 +58,7 @@ def test_it_is_no_larger_than_it_was(image):
 
 
 def test_there_is_no_shell_without_cards(cpu):
-    assert [str(file) for file in cpu.files() if file.name in SHELLS] == []
+    assert [str(path) for path in cpu.root.rglob("*") if path.name in SHELLS and path.is_file()] == []
     assert cpu.run("-c", "true", entry=["/bin/sh"]).returncode != 0
 
 
@@ -139,7 +139,7 @@ def test_it_answers(image):
     served = image.start("up", f"--listen=127.0.0.1:{port}", "--device=cpu", "--threads=1")
     try:
         answer = asked(port, served)
-        assert answer["usage"]["completion_tokens"] > 0 and answer["choices"][0]["message"]["role"] == "assistant", answer
+        assert answer["choices"][0]["message"]["content"], answer
     finally:
         served.kill()
         served.wait()
