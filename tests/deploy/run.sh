@@ -4,6 +4,7 @@
 #
 #   run.sh [charts] [pods]      both by default
 #   run.sh render               writes deploy/kubernetes/ anew
+#   run.sh image, run.sh compose    of images that are built: image/run.sh calls them
 #
 # FLOTILLA_BIN is the program, target/debug/flotilla by default. FLOTILLA_DEPLOY_DIR is the folder for what is installed
 # and written, FLOTILLA_DEPLOY_STORIES which stories are told (all). Nothing but the installation leaves the machine.
@@ -39,6 +40,11 @@ tests() {
     timeout 560 "$folder/venv/bin/python" -m pytest -q -p no:cacheprovider --tb=short -c "$here/pytest.ini" --rootdir "$here" "$@"
 }
 
+# A world of its own: its processes, networks and mounts end with it, however it ends.
+world() {
+    timeout --kill-after=10 500 unshare --net --mount --pid --uts --fork --kill-child --mount-proc -- "$folder/venv/bin/python" "$@"
+}
+
 need_root() {
     [ "$(id -u)" = 0 ] && return
     echo "error: pods are run by root: they have networks and mounts of their own" >&2
@@ -50,11 +56,11 @@ status=0
 for part in "${parts[@]}"; do
     case "$part" in
         charts) tests "$here/charts" || status=$? ;;
-        # A world of its own: its processes, networks and mounts end with it, however it ends.
-        pods) need_root; install_nft; timeout --kill-after=10 500 unshare --net --mount --pid --uts --fork --kill-child --mount-proc -- \
-            "$folder/venv/bin/python" "$here/pods/world.py" ${FLOTILLA_DEPLOY_STORIES:-} || status=$? ;;
+        pods) need_root; install_nft; world "$here/pods/world.py" ${FLOTILLA_DEPLOY_STORIES:-} || status=$? ;;
+        image) need_root; tests "$here/image" || status=$? ;;
+        compose) need_root; world "$here/image/compose.py" || status=$? ;;
         render) "$folder/venv/bin/python" "$here/render.py" ;;
-        *) echo "error: there is no part $part; there are charts, pods and render" >&2; exit 1 ;;
+        *) echo "error: there is no part $part; there are charts, pods, image, compose and render" >&2; exit 1 ;;
     esac
 done
 exit "$status"

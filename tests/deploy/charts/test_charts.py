@@ -14,7 +14,7 @@ from render import text
 # Chart.yaml asks for 1.30 at least.
 VERSIONS = [f"1.{minor}" for minor in range(30, 38)]
 KINDS = {path.stem: json.loads(path.read_text()) for path in (Path(__file__).parent / "kinds").glob("*.json")}
-FEATURES = ["monitoring.serviceMonitor.enabled=true", "monitoring.dashboards.enabled=true", "joinToken.existingSecret="]
+FEATURES = ["ingress.enabled=true", "ingress.host=flotilla.example", "ingress.tlsSecret=tls", "ingress.className=nginx", "monitoring.serviceMonitor.enabled=true", "monitoring.dashboards.enabled=true", "joinToken.existingSecret="]
 if (CHART / "files/prometheus/alerts.yaml").exists():
     FEATURES.append("monitoring.alerts.enabled=true")
 
@@ -88,6 +88,7 @@ WRONG = [
     ("workers.resources.limits=null", "/workers/resources"),
     ("gpu.enabled=yes please", "/gpu/enabled"),
     ("networkPolicy.dnsPorts={dns}", "/networkPolicy/dnsPorts/0"),
+    ("ingress.enabled=true", "/ingress/host"),
 ]
 
 
@@ -105,6 +106,7 @@ CLASHES = [
     ("topology=node", "serving.replicas=2"),
     ("topology=node", "workers.args={--threads=1}"),
     ("monitoring.alerts.enabled=true", "serving.stages=0"),
+    ("autoscaling.enabled=true,serving.replicas=auto", "autoscaling.replicasMin=5"),
 ]
 
 
@@ -133,6 +135,33 @@ def test_names_are_asked_for_where_dns_listens():
     policies = [doc for doc in documents(rendered("replicas", "networkPolicy.dnsPorts={53,5353}")) if doc["kind"] == "NetworkPolicy"]
     wanted = [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]
     assert len(policies) == 2 and all(policy["spec"]["egress"][0]["ports"] == wanted for policy in policies)
+
+
+@pytest.mark.parametrize(
+    "location, port", [("https://models.example/m", 443), ("http://models.example/m", 80), ("https://models.example:8443/m", 8443)]
+)
+def test_the_coordinator_reaches_the_models_web_server_and_no_other_port(location, port):
+    policies = [doc for doc in documents(rendered("replicas", f"model.location={location}")) if doc["kind"] == "NetworkPolicy"]
+    [coordinator] = [doc for doc in policies if doc["metadata"]["name"].endswith("-coordinator")]
+    assert coordinator["spec"]["egress"][1:] == [{"ports": [{"port": port}]}]
+
+
+@pytest.mark.parametrize("values", VALUES)
+def test_a_way_in_leads_to_the_service_of_the_api(values):
+    docs = documents(rendered(values, *FEATURES))
+    [ingress] = [doc for doc in docs if doc["kind"] == "Ingress"]
+    [rule] = ingress["spec"]["rules"]
+    backend = rule["http"]["paths"][0]["backend"]["service"]
+    [service] = [doc for doc in docs if doc["kind"] == "Service" and doc["metadata"]["name"] == backend["name"]]
+    assert service["metadata"]["labels"]["app.kubernetes.io/component"] == "api"
+    assert backend["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
+    assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+def test_a_cluster_that_gives_users_is_told_none():
+    for _, template in templates(documents(rendered("groups", "fixedUser=false"))):
+        assert template["spec"]["securityContext"].keys() & {"runAsUser", "runAsGroup", "fsGroup"} == set()
+        assert template["spec"]["securityContext"]["runAsNonRoot"] is True
 
 
 def test_a_packed_chart_is_the_same(tmp_path):

@@ -23,10 +23,10 @@ GLIBC = (2, 36)
 
 
 def stages(text: str, tmp_path) -> dict[str, list[tuple[str, str]]]:
-    """Instructions with their values, by the stage's name, in order."""
+    """Instructions with their values, by the stage's name, in order; those before the first stage by ""."""
     parser = DockerfileParser(fileobj=open(tmp_path / "Dockerfile", "wb+"))
     parser.content = text
-    found = {}
+    name, found = "", {"": []}
     for instruction in parser.structure:
         if instruction["instruction"] == "FROM":
             base, _, name = instruction["value"].partition(" AS ")
@@ -37,21 +37,28 @@ def stages(text: str, tmp_path) -> dict[str, list[tuple[str, str]]]:
 
 
 def ignored(path: str) -> bool:
-    """As BuildKit reads Dockerfile.dockerignore: the last line that fits says."""
+    """As BuildKit reads Dockerfile.dockerignore: the last line that fits it, or a folder that it is in, says."""
     result = False
     for line in ADMITTED:
-        pattern = line.removeprefix("!")
-        if line and not line.startswith("#") and (fnmatch.fnmatch(path, pattern) or f"{path}/".startswith(f"{pattern}/")):
+        if line and not line.startswith("#") and fits(path.split("/"), line.removeprefix("!").split("/")):
             result = not line.startswith("!")
     return result
 
 
+def fits(path: list[str], pattern: list[str]) -> bool:
+    """A star is for one name."""
+    return len(path) >= len(pattern) and all(fnmatch.fnmatch(*both) for both in zip(path, pattern))
+
+
 def mistakes(found: dict) -> list[str]:
-    return [f"{stage}: {finding}" for stage, steps in found.items() for finding in stage_mistakes(found, stage, steps)] + endings(found)
+    named = {stage: steps for stage, steps in found.items() if stage}
+    return [f"{stage}: {finding}" for stage, steps in named.items() for finding in stage_mistakes(named, stage, steps)] + endings(named)
 
 
 def stage_mistakes(found, stage, steps):
     base = steps[0][1]
+    if "." not in base.rpartition("/")[0].split("/")[0]:
+        yield f"{base} has no registry, without which only Docker knows where it is"
     if not re.search(r":[a-z]*[0-9.]+|:nonroot$", base) or base.endswith(":latest"):
         yield f"{base} is not pinned to a version"
     for kind, value in steps:
@@ -91,8 +98,9 @@ def test_the_dockerfile_is_right(found):
 
 
 FAULTS = {
-    "a floating base": (lambda s: s["cuda"].__setitem__(0, ("FROM", "debian:latest")), "not pinned"),
-    "a base without a tag": (lambda s: s["build"].__setitem__(0, ("FROM", "rust")), "not pinned"),
+    "a floating base": (lambda s: s["cuda"].__setitem__(0, ("FROM", "docker.io/library/debian:latest")), "not pinned"),
+    "a base without a tag": (lambda s: s["build"].__setitem__(0, ("FROM", "docker.io/library/rust")), "not pinned"),
+    "a base without a registry": (lambda s: s["build"].__setitem__(0, ("FROM", "rust:1.95-bookworm")), "no registry"),
     "root": (lambda s: s["cpu"].append(("USER", "root")), "USER is root"),
     "no lock": (lambda s: s["build"].append(("RUN", "cargo build --release")), "Cargo.lock"),
     "no hashes": (lambda s: s["libraries"].append(("RUN", "pip install nvidia-nccl-cu12")), "not pinned"),
@@ -126,26 +134,28 @@ def test_a_build_has_all_that_it_needs(tmp_path):
         os.symlink(ROOT / file, tmp_path / file)
     ran = subprocess.run(["cargo", "metadata", "--locked", "--no-deps", "--format-version", "1"], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    assert not any(file.startswith(("docs/", "deploy/helm", ".ci")) for file in kept)
+    assert not any(file.startswith(("docs/", "deploy/helm", ".ci", "tests/golden", "engine/tests")) for file in kept)
 
 
 def members_left_out() -> list[str]:
-    """Packages of the workspace of which the context has no manifest, no source, or no file that the manifest names."""
+    """Packages of the workspace of which the context has no manifest, no source, or no program or benchmark that the
+    manifest names: without those Cargo reads none of it."""
     members = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["members"]
     return [member for member in members if any(ignored(os.path.normpath(f"{member}/{file}")) for file in files_of(member))]
 
 
 def files_of(member):
     manifest = tomllib.loads((ROOT / member / "Cargo.toml").read_text())
-    targets = [target for kind in ("bin", "test", "example", "bench") for target in manifest.get(kind, [])]
-    return ["Cargo.toml", "src", *(target["path"] for target in targets if "path" in target)]
+    programs = [target["path"] for target in manifest.get("bin", []) if "path" in target]
+    benches = [target.get("path", f"benches/{target['name']}.rs") for target in manifest.get("bench", [])]
+    return ["Cargo.toml", "src", *programs, *benches]
 
 
 def test_every_package_of_the_workspace_is_in_the_context():
     assert members_left_out() == []
 
 
-@pytest.mark.parametrize("line, member", [("!load", "load"), ("!tests", "tests/emulator")])
+@pytest.mark.parametrize("line, member", [("!load", "load"), ("!tests/emulator", "tests/emulator")])
 def test_a_package_that_is_left_out_is_found(line, member, monkeypatch):
     monkeypatch.setitem(globals(), "ADMITTED", [admitted for admitted in ADMITTED if admitted != line])
     assert member in members_left_out()
@@ -167,6 +177,14 @@ def test_pods_start_what_the_image_has(values, found):
         demo = [arg for arg in container["args"] if arg.startswith("--model=/opt")]
         assert all(arg.removeprefix("--model=") in places for arg in demo), demo
         assert container["image"].endswith("-cuda") == ("nvidia.com/gpu" in container["resources"]["limits"])
+
+
+def test_the_labels_name_the_version(found):
+    version = tomllib.loads((ROOT / "Cargo.toml").read_text())["workspace"]["package"]["version"]
+    assert ("ARG", f"VERSION={version}") in found[""]
+    for stage in ("cpu", "cuda"):
+        labels = dict(found[stage])["LABEL"]
+        assert "org.opencontainers.image.version=$VERSION" in labels and ("ARG", "VERSION") in found[stage], stage
 
 
 def services():

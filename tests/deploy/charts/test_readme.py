@@ -46,8 +46,17 @@ def test_a_command_works(line, tmp_path):
         assert documents(ran.stdout), "it makes nothing"
 
 
+@pytest.mark.parametrize("line", [line for line in commands() if line.startswith("docker run")])
+def test_the_program_takes_what_docker_gives_it(line, tmp_path):
+    words = shlex.split(re.sub(r"--model \S+", f"--model {ROOT / 'demo/model'}", line))
+    [image] = [word for word in words if "flotilla:" in word]
+    ran = subprocess.run([FLOTILLA, *words[words.index(image) + 1 :], "--check"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
+    assert image.endswith("-cuda") == ("--gpus" in words)
+
+
 def test_some_commands_are_run():
-    assert len(RUN) >= 7 and any(line.startswith("helm install") for line in RUN), RUN
+    assert len(RUN) >= 7 and sum(line.startswith("docker run") for line in commands()) >= 2 and any(line.startswith("helm install") for line in RUN), RUN
 
 
 def test_links_lead_somewhere():

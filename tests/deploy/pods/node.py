@@ -18,6 +18,26 @@ def run(*words: str) -> None:
     assert done.returncode == 0, f"{' '.join(words)}: {done.stderr}"
 
 
+def make_root(root: Path, program: str, demo: Path):
+    for folder in ("etc", "usr/local/bin", DEMO):
+        (root / folder).mkdir(parents=True)
+    for library in LIBRARIES:
+        place = root / library.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(library, place)
+    shutil.copy(program, root / "usr/local/bin/flotilla")
+    shutil.copytree(demo, root / DEMO, dirs_exist_ok=True)
+    (root / "etc/nsswitch.conf").write_text("hosts: files\n")
+
+
+def make_places(root: Path):
+    """Where an engine mounts what containers have of the machine."""
+    for folder in ("proc", "dev/shm", "tmp", "etc"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    for file in ("etc/hosts", "dev/null", "dev/zero", "dev/urandom"):
+        (root / file).touch()
+
+
 class Node:
     def __init__(self, folder: Path, program: str, demo: Path):
         self.folder, self.addresses = folder, itertools.count(10)
@@ -28,7 +48,7 @@ class Node:
         self.hosts = folder / "hosts"
         self.tell_names()
         self.network()
-        self.image = self.build_image(program, demo)
+        self.image = self.take_image(folder / "image", program, demo)
 
     def network(self):
         run("ip", "link", "set", "lo", "up")
@@ -39,21 +59,14 @@ class Node:
     def address(self) -> str:
         return f"10.77.0.{next(self.addresses)}"
 
-    def build_image(self, program: str, demo: Path) -> Path:
-        root = self.folder / "image"
-        for folder in ("proc", "dev", "tmp", "etc", "usr/local/bin", DEMO):
-            (root / folder).mkdir(parents=True)
-        for library in LIBRARIES:
-            place = root / library.lstrip("/")
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(library, place)
-        shutil.copy(program, root / "usr/local/bin/flotilla")
-        shutil.copytree(demo, root / DEMO, dirs_exist_ok=True)
-        (root / "etc/nsswitch.conf").write_text("hosts: files\n")
-        (root / "etc/hosts").touch()
-        for device in ("null", "zero", "urandom"):
-            (root / "dev" / device).touch()
-        (root / "dev/shm").mkdir()
+    def take_image(self, root: Path, program: str, demo: Path) -> Path:
+        """A built image's root if there is one, or one with what the Dockerfile's last stage has of importance."""
+        built = os.environ.get("FLOTILLA_DEPLOY_ROOT")
+        if built:
+            run("cp", "--archive", built, str(root))
+        else:
+            make_root(root, program, demo)
+        make_places(root)
         return root
 
     def name(self, name: str, addresses: list[str]):

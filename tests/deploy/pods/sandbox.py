@@ -12,7 +12,7 @@ from pathlib import Path
 from container import command, environment
 from node import Node, run
 
-# Within the container's own mounts; $root is a view of the image. Nothing that it mounts is seen outside.
+# Within the container's own mounts: nothing that it mounts is seen outside. It begins in the image's WORKDIR.
 START = """
 set -eu
 mount --make-rprivate /
@@ -22,7 +22,7 @@ mount -t proc proc {image}/proc
 for device in null zero urandom; do mount --bind /dev/$device {image}/dev/$device; done
 mount --bind {hosts} {image}/etc/hosts
 {mounts}
-exec setpriv --no-new-privs chroot --userspec={user}:{group} --groups={groups} {image} {command}
+exec setpriv --no-new-privs unshare --root={image} --wd=/opt/flotilla --setgid={group} --setuid={user} -- {command}
 """
 
 
@@ -101,7 +101,6 @@ class Sandbox:
             mounts="\n".join(mounts),
             user=user["runAsUser"],
             group=user["runAsGroup"],
-            groups=user["fsGroup"],
             command=shlex.join(words),
         )
 

@@ -60,6 +60,11 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where clients ask. With groups, the plain name is that of the LeaderWorkerSet's own Service. */}}
+{{- define "flotilla.apiService" -}}
+{{ include "flotilla.fullname" . }}{{ if include "flotilla.isGroups" . }}-api{{ end }}
+{{- end -}}
+
 {{- define "flotilla.scheme" -}}{{ ternary "HTTPS" "HTTP" (ne (include "flotilla.apiSecret" .) "") }}{{- end -}}
 
 {{/* The claim that the model lies on. */}}
