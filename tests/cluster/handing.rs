@@ -5,6 +5,8 @@ use crate::support::client::{Client, greedy_text};
 use crate::support::server::{Coordinator, PATIENCE, TOKEN};
 use crate::tls::Certs;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 const PROMPT: &str = "Once upon a time";
@@ -141,4 +143,31 @@ async fn who_does_not_want_to_hand_on_does_not() {
     let _second = coordinator.worker("b");
     replicas_ready(&client, 2).await;
     assert_eq!((sent(&client).await, loaded(&client, "peer").await), (2 * copy, 0));
+}
+
+/// Whoever opens connections to the coordinator's port and says nothing keeps no worker from joining, under TLS either.
+#[tokio::test]
+async fn silent_connections_keep_no_worker_out() {
+    let (model, certs) = (endless().await, Certs::new().await);
+    let flags = certs.coordinator_flags();
+    for tls in [false, true] {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).filter(|_| tls).collect();
+        let coordinator = Coordinator::start(model.path(), 1, &flags).await;
+        let port = coordinator.workers_at.rsplit_once("//").expect("a scheme").1;
+        let mut silent = Vec::new();
+        for number in 0..300 {
+            let mut stream = TcpStream::connect(port).await.unwrap();
+            if number % 2 == 0 {
+                // Of HTTP/2's first words, or of TLS's.
+                stream.write_all(if tls { &[0x16] } else { b"P" }).await.unwrap();
+            }
+            silent.push(stream);
+        }
+        let flags = [certs.authority_flags(), certs.worker_flags("a")];
+        let _worker = match tls {
+            true => crate::tls::worker(&coordinator.workers_at, "https://", TOKEN, "a", &flags),
+            false => coordinator.worker("a"),
+        };
+        replicas_ready(&Client::new(&coordinator.url), 1).await;
+    }
 }

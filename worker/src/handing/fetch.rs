@@ -1,7 +1,6 @@
 //! The gRPC side of handing on: who may fetch, and streams of chunks, read and digested on threads of their own, a
 //! bounded number at once and no faster than they may.
 
-use super::door::Connection;
 use super::shelf::{Found, Offered, Shelf};
 use super::words_of;
 use crate::cache::{Gather, Kept};
@@ -9,6 +8,7 @@ use flotilla_engine::weights::{Digest, Extent, Throttle, WeightError, extents_of
 use flotilla_proto::wire::weights_server::{Weights, WeightsServer};
 use flotilla_proto::{Fetch, MESSAGE_BYTES_MAX, WireError, wire};
 use flotilla_shared::{TensorSlice, WeightsId};
+use flotilla_trust::door::{Caller, Connection};
 use std::cell::OnceCell;
 use std::io;
 use std::sync::Arc;
@@ -70,7 +70,10 @@ pub async fn serve(
     let admit = move |request: Request<()>| {
         let given = request.metadata().get("authorization");
         match given.map(|value| blake3::hash(value.as_encoded_bytes())) {
-            Some(given) if given == expected => Ok(request),
+            Some(given) if given == expected => {
+                request.extensions().get::<Caller>().inspect(|caller| caller.let_in());
+                Ok(request)
+            }
             _ => Err(Status::unauthenticated("wrong or missing key")),
         }
     };
