@@ -70,7 +70,7 @@ impl Fleet {
             let caller = request.extensions().get::<Caller>();
             match given == Some(expected) {
                 true => caller.inspect(|caller| caller.let_in()),
-                false => return Err(refuse_token(address(caller))),
+                false => return Err(refuse_token(words_of(caller))),
             };
             Ok(request)
         };
@@ -132,7 +132,7 @@ fn refuse_token(from: String) -> Status {
     )
 }
 
-fn address(from: Option<&Caller>) -> String {
+fn words_of(from: Option<&Caller>) -> String {
     from.map_or_else(|| "a worker".into(), |from| from.address.to_string())
 }
 
@@ -150,7 +150,7 @@ impl FleetRpc for FleetService {
         &self,
         request: Request<Streaming<FromWorker>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
-        let from = address(request.extensions().get());
+        let from = words_of(request.extensions().get());
         let mut stream = request.into_inner();
         let refused = |status: &Status| audit::refused(Act::AdmitWorker, &from, status.message());
         let hello = receive_hello(&mut stream).await.inspect_err(refused)?;

@@ -6,6 +6,7 @@ mod digests;
 mod door;
 mod fetch;
 mod lent;
+mod piece;
 mod shelf;
 #[cfg(test)]
 mod tests;

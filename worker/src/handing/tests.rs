@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio_stream::StreamExt;
-use tonic::Request;
 use tonic::transport::Endpoint;
+use tonic::{Request, Status};
 
 fn source() -> Synthetic {
     let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
@@ -126,6 +126,13 @@ impl Drop for AbortOnDrop {
 
 /// All chunks of `slices`, as somebody asks who has the key.
 async fn fetched(address: std::net::SocketAddr, slices: &[TensorSlice]) -> Vec<wire::SliceChunk> {
+    try_fetched(address, slices).await.unwrap()
+}
+
+async fn try_fetched(
+    address: std::net::SocketAddr,
+    slices: &[TensorSlice],
+) -> Result<Vec<wire::SliceChunk>, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let mut client = WeightsClient::new(endpoint.connect().await.unwrap());
     let fetch = Fetch {
@@ -137,8 +144,7 @@ async fn fetched(address: std::net::SocketAddr, slices: &[TensorSlice]) -> Vec<w
     let mut request = Request::new(wire::FetchRequest::from(&fetch));
     let key = format!("Bearer {}", words_of(&[3; 32]));
     request.metadata_mut().insert("authorization", key.parse().unwrap());
-    let chunks = client.fetch(request).await.unwrap().into_inner();
-    chunks.map(|chunk| chunk.unwrap()).collect().await
+    client.fetch(request).await?.into_inner().collect().await
 }
 
 /// A bit that turned in this worker's memory: the chunk goes out with the digest with which it came.
@@ -158,6 +164,54 @@ async fn damage_in_memory_is_found_by_whoever_takes_it() {
         let is_right = Digest::of(&chunk.data).0[..] == chunk.digest[..];
         assert_eq!(is_right, slice != damaged, "{slice}");
     }
+}
+
+/// Parts of a share, as another cut wants them, with the model's bytes behind them; `kept`: whose digests are known.
+async fn fetched_in_halves(
+    kept: bool,
+    damaged: bool,
+) -> Result<Vec<(TensorSlice, wire::SliceChunk)>, Status> {
+    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
+    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
+    let digests = shelf.begin(&assignment, None, true);
+    slices.iter().filter(|_| kept).for_each(|slice| digests.keep(slice, 0, Digest::of(&read(slice))));
+    let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
+    weights.load_from(&source(), &mut |_, _| {}).unwrap();
+    if damaged {
+        weights.tensors_mut().for_each(|held| held.bytes_mut()[7] ^= 1);
+    }
+    shelf.lay(Arc::new(weights));
+    let (address, _served) = served(shelf).await;
+    let halves = Plan::with_shares(&assignment.spec, &[1.0, 1.0]).slices(&assignment.spec, Rank(1));
+    let halves: Vec<_> = halves.into_iter().filter(|half| !slices.contains(half)).collect();
+    assert!(halves.len() > 10);
+    let chunks = try_fetched(address, &halves).await?;
+    Ok(halves.into_iter().zip(chunks).collect())
+}
+
+#[tokio::test]
+async fn another_cut_is_made_of_checked_chunks_and_is_proven_only_then() {
+    for kept in [true, false] {
+        for (half, chunk) in fetched_in_halves(kept, false).await.unwrap() {
+            assert!(chunk.data == read(&half), "{half}");
+            assert_eq!((chunk.digest.to_vec(), chunk.proven), (Digest::of(&chunk.data).0.to_vec(), kept));
+        }
+    }
+    // Damage is found here, and not sent with a digest that looks right.
+    let status = fetched_in_halves(true, true).await.unwrap_err();
+    assert!(status.message().contains("is damaged in this worker's memory"), "{status}");
+}
+
+#[test]
+fn what_is_put_together_of_what_came_without_proof_has_none() {
+    let slices = assignment(WEIGHTS).plan.slices(source().spec(), Rank(0));
+    let digests = Digests::of(&slices, None);
+    digests.doubt(slices[1].tensor);
+    for slice in &slices[..2] {
+        digests.keep_made(slice, 0, &read(slice));
+    }
+    let known = [&slices[0], &slices[1]].map(|slice| digests.get(slice, 0));
+    assert_eq!(known, [Some(Digest::of(&read(&slices[0]))), None]);
 }
 
 /// They say nothing, or a byte, and stay.

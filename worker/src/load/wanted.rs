@@ -4,7 +4,8 @@
 use super::PART_BYTES;
 use flotilla_engine::weights::{Digest, Extent, WeightError};
 use flotilla_shared::TensorSlice;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
 /// Times that one chunk may come damaged.
 const DAMAGED_MAX: u32 = 3;
@@ -18,9 +19,9 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// All of `slices`.
-    pub fn all(slices: &[TensorSlice]) -> Wanted {
-        let whole = slices.iter().enumerate().map(|(index, slice)| Extent::whole(index, slice));
+    /// All of those `slices` that are numbered so.
+    pub fn of(slices: &[TensorSlice], numbers: Range<usize>) -> Wanted {
+        let whole = numbers.map(|number| Extent::whole(number, &slices[number]));
         let parts = whole.flat_map(|extent| extent.parts(PART_BYTES)).collect();
         Wanted { slices: slices.to_vec(), parts, damaged: BTreeMap::new() }
     }
@@ -60,6 +61,11 @@ impl Wanted {
     /// Of the parts that nobody has in hand.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
+    /// The slices that they are of.
+    pub fn slices_left(&self) -> BTreeSet<usize> {
+        self.parts.iter().map(|part| part.slice).collect()
     }
 
     /// Everything that nobody has in hand.
@@ -102,7 +108,7 @@ mod tests {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
         let norm = TensorSlice::whole(TensorId::FinalNorm, &spec);
         let embed = TensorSlice::cut(TensorId::Embed, &spec, 0, 0..6000);
-        Wanted::all(&[norm, embed])
+        Wanted::of(&[norm, embed], 0..2)
     }
 
     #[test]
