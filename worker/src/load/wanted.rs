@@ -7,6 +7,8 @@ use flotilla_shared::TensorSlice;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
+/// Of one request, which may name 4096: rectangles may be small.
+const PARTS_MAX: usize = 1024;
 /// Times that one chunk may come damaged.
 const DAMAGED_MAX: u32 = 3;
 
@@ -30,10 +32,11 @@ impl Wanted {
         self.parts.is_empty()
     }
 
-    /// The next parts, of about `bytes` together; none when nothing is missing that nobody has in hand.
+    /// The next parts, of about `bytes` together and no more than one request may have; none when nothing is missing that nobody has in hand.
     pub fn take(&mut self, bytes: usize) -> Vec<Extent> {
         let (mut taken, mut sum) = (Vec::new(), 0);
         while sum < bytes
+            && taken.len() < PARTS_MAX
             && let Some(part) = self.parts.pop_front()
         {
             sum += part.bytes.len();
@@ -46,7 +49,7 @@ impl Wanted {
     pub fn take_of(&mut self, bytes: usize, is_meant: impl Fn(&Extent) -> bool) -> Vec<Extent> {
         let (mut taken, mut others, mut sum) = (Vec::new(), VecDeque::with_capacity(self.parts.len()), 0);
         for part in self.parts.drain(..) {
-            match sum < bytes && is_meant(&part) {
+            match sum < bytes && taken.len() < PARTS_MAX && is_meant(&part) {
                 true => {
                     sum += part.bytes.len();
                     taken.push(part);

@@ -14,11 +14,13 @@ mod host;
 mod kv;
 pub mod norm;
 mod picks;
+mod reader;
 pub mod route;
 pub mod sample;
 pub mod synthetic;
 mod weights;
 
+pub use reader::CudaReader;
 pub use weights::{CudaWeights, weight_bytes};
 
 use super::{Backend, BackendError, Norm};
