@@ -176,12 +176,23 @@ impl Coordinator {
         adjust: impl FnOnce(&mut Settings),
         faults: impl FnOnce(&Coordinator) -> Vec<(Place, Fault)>,
     ) -> Coordinator {
-        let plan = Plan::with_shares(&spec(), &[1.0]);
+        Self::start_rank((0, 1), holders, adjust, faults).await
+    }
+
+    /// The same, of a worker that is this rank of so many. The others never come, so that it does not get further than to have
+    /// its weights.
+    pub async fn start_rank(
+        (rank, count): (u16, usize),
+        holders: Vec<Holder>,
+        adjust: impl FnOnce(&mut Settings),
+        faults: impl FnOnce(&Coordinator) -> Vec<(Place, Fault)>,
+    ) -> Coordinator {
+        let plan = Plan::with_shares(&spec(), &vec![1.0; count]);
         let (hear, heard) = mpsc::unbounded_channel();
         let service = Service {
             assignment: Assignment {
                 epoch: Epoch(1),
-                rank: Rank(0),
+                rank: Rank(rank),
                 spec: spec(),
                 plan,
                 weights: WeightOrigin::Stream,
@@ -189,7 +200,7 @@ impl Coordinator {
                 kv_blocks: KvBlocks::plain(4),
                 step_tokens_max: 16,
                 sampleable: vec![0..40_000],
-                peers: vec!["127.0.0.1:1".into()],
+                peers: vec!["127.0.0.1:1".into(); count],
                 links: Default::default(),
                 group_key: [0; 32],
                 holders,
@@ -244,6 +255,32 @@ impl Coordinator {
             from_worker::Message::Ready(_) => {}
             other => panic!("not ready: {other:?}"),
         }
+    }
+
+    /// Waits until it has everything; what that is.
+    pub async fn expect_loaded(&mut self) -> Vec<TensorSlice> {
+        let loaded = async {
+            while self.loading.bytes_total == 0 || self.loading.bytes_done < self.loading.bytes_total {
+                match self.heard.recv().await.expect("the service is there") {
+                    from_worker::Message::Hello(hello) => {
+                        self.door = Hello::try_from(hello).unwrap().hands_on;
+                    }
+                    from_worker::Message::Loading(loading) => self.loading = loading.into(),
+                    other => panic!("not loaded: {other:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, loaded).await.expect("the worker comes to an end");
+        let Assignment { plan, spec, rank, .. } = &self.service.assignment;
+        plan.slices(spec, *rank)
+    }
+
+    /// The worker, as others are told of it.
+    pub fn holder(&self) -> Holder {
+        let Assignment { plan, rank, .. } = &self.service.assignment;
+        let (address, key) = self.door.clone().expect("it hands on");
+        let whole = holder(address, key);
+        Holder { held: Held { share: plan.share(*rank).1.clone(), ..whole.held }, ..whole }
     }
 
     /// Why.

@@ -32,24 +32,30 @@ fn places() -> [Place; 2] {
 
 /// What somebody who shows `key` is sent of a slice; `None`: it is said not to be there.
 async fn fetch(address: &str, key: &str, request: Fetch) -> Result<Option<Vec<u8>>, Status> {
+    fetch_and_ask(address, key, request).await.map(|(bytes, _)| bytes)
+}
+
+/// Also whether all of it is proven.
+async fn fetch_and_ask(address: &str, key: &str, request: Fetch) -> Result<(Option<Vec<u8>>, bool), Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let client = WeightsClient::new(endpoint.connect().await.unwrap());
     let mut client = client.max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut request = Request::new(wire::FetchRequest::from(&request));
     request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     let mut stream = client.fetch(request).await?.into_inner();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut proven) = (Vec::new(), true);
     while let Some(chunk) = stream.message().await? {
         if chunk.data.is_empty() {
-            return Ok(None);
+            return Ok((None, false));
         }
+        proven &= chunk.proven;
         assert_eq!(
             (chunk.offset as usize, chunk.digest),
             (bytes.len(), Digest::of(&chunk.data).0.to_vec().into())
         );
         bytes.extend_from_slice(&chunk.data);
     }
-    Ok(Some(bytes))
+    Ok((Some(bytes), proven))
 }
 
 fn whole(slice: &TensorSlice) -> Fetch {
@@ -183,6 +189,36 @@ async fn a_share_is_put_together_of_what_several_hold() {
     assert_eq!(one.bytes_sent() + other.bytes_sent(), total);
     assert!(one.bytes_sent() > total / 3 && other.bytes_sent() > total / 3);
     expect_right(&coordinator).await;
+}
+
+/// Three that form anew beside two that have everything: not a byte comes from the coordinator, each is the model's, and, as
+/// those who gave it had it from there, proven.
+#[tokio::test]
+async fn a_group_of_three_takes_everything_from_one_of_two() {
+    let patient = |settings: &mut Settings| {
+        hands_on(settings);
+        settings.collective_timeout = Duration::from_secs(60);
+    };
+    let start = |seat, holders| Coordinator::start_rank(seat, holders, patient, |_| Vec::new());
+    let mut two = [start((0, 2), Vec::new()).await, start((1, 2), Vec::new()).await];
+    for rank in &mut two {
+        rank.expect_loaded().await;
+    }
+    for rank in 0..3 {
+        let mut one = start((rank, 3), two.each_ref().map(Coordinator::holder).to_vec()).await;
+        let slices = one.expect_loaded().await;
+        assert_eq!(
+            (one.sent(), one.loading.by_place.of(flotilla_shared::Place::Peer)),
+            (vec![], one.loading.bytes_total)
+        );
+        let (address, key) = one.door.clone().unwrap();
+        for slice in &slices {
+            let (bytes, proven) = fetch_and_ask(&address, &words(&key), whole(slice)).await.unwrap();
+            let mut expected = vec![0; slice.bytes()];
+            source().read(slice, 0, &mut expected).unwrap();
+            assert!(bytes.as_ref() == Some(&expected) && proven, "{slice}");
+        }
+    }
 }
 
 /// Two of three are here, and one of them breaks off: the rest comes from the coordinator.
