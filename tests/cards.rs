@@ -7,7 +7,7 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use support::checkpoint::endless;
-use support::client::{CHAT, Client};
+use support::client::{CHAT, Client, greedy_text};
 use support::program::flotilla;
 use support::repository;
 use support::server::{Coordinator, EQUAL, Running, TOKEN};
@@ -109,32 +109,44 @@ async fn the_demo_model_answers_from_two_cards() {
     assert!(text.contains("75"), "{answer:#}");
 }
 
-/// A card's memory is not read back beside its steps: its worker hands on what it has on disk, and without that nothing.
+/// What a card computes with it hands on, also while it serves, and also to those who cut in another way; the answers are
+/// those of the first.
 #[tokio::test]
-async fn a_worker_with_a_card_hands_on_what_its_disk_has() {
+async fn workers_with_cards_hand_on_what_these_have() {
     let Some(environment) = emulated() else { return };
-    let (model, dir) = (endless().await, tempfile::tempdir().unwrap());
-    let replicas = ["--replicas", "3", "--weight-rate", "2MB/s"];
-    let coordinator = Coordinator::start(model.path(), 1, &replicas).await;
+    let model = endless().await;
+    let more = ["--replicas", "2", "--regroup-grace", "0.2"];
+    let coordinator = Coordinator::start(model.path(), 2, &more).await;
     let client = Client::new(&coordinator.url);
     let start = |name: &str, more: &[&str]| {
         let args =
             ["worker", "--coordinator", &coordinator.workers_at, "--join-token", TOKEN, "--name", name];
         Running::start_with(&[&args[..], &["--device", "cuda:0"], &EQUAL, more].concat(), &environment)
     };
-    let cache = dir.path().to_str().expect("test paths are UTF-8");
-    let mut plain = start("a", &[]);
-    plain.hear("ready epoch=").await;
-    let one = sent(&client).await;
-    // The first has no disk, so this one comes from the coordinator.
-    let mut keeps = start("b", &["--weight-cache", cache]);
-    keeps.hear("ready epoch=").await;
-    keeps.hear("kept in the weight cache").await;
-    assert_eq!(sent(&client).await, 2 * one);
-    let mut third = start("c", &[]);
-    third.hear("weights came from another worker").await;
-    third.hear("ready epoch=").await;
-    assert_eq!(sent(&client).await, 2 * one);
+    let mut first = ["a", "b"].map(|name| start(name, &[]));
+    for worker in &mut first {
+        worker.hear("ready epoch=").await;
+    }
+    client.health(200).await;
+    let expected = greedy_text(&client, "Once upon a time", 20).await;
+    let copy = sent(&client).await;
+    let mut second = ["c", "d"].map(|name| start(name, &[]));
+    assert_eq!(greedy_text(&client, "Once upon a time", 20).await, expected);
+    for worker in &mut second {
+        worker.hear("weights came from another worker").await;
+        worker.hear("ready epoch=").await;
+    }
+    assert_eq!(sent(&client).await, copy);
+    // The one that is left of a group takes all of it: its halves lie with two others.
+    second[1].kill().await;
+    second[0].hear("weights came from another worker").await;
+    second[0].hear("ready epoch=").await;
+    assert_eq!(sent(&client).await, copy);
+    for worker in &mut first {
+        worker.kill().await;
+    }
+    client.health(200).await;
+    assert_eq!(greedy_text(&client, "Once upon a time", 20).await, expected);
 }
 
 /// Bytes of weights that left the coordinator.

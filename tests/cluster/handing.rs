@@ -5,6 +5,8 @@ use crate::support::client::{Client, greedy_text};
 use crate::support::server::{Coordinator, PATIENCE, TOKEN};
 use crate::tls::Certs;
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 const PROMPT: &str = "Once upon a time";
@@ -141,4 +143,60 @@ async fn who_does_not_want_to_hand_on_does_not() {
     let _second = coordinator.worker("b");
     replicas_ready(&client, 2).await;
     assert_eq!((sent(&client).await, loaded(&client, "peer").await), (2 * copy, 0));
+}
+
+/// Three of each replica, then two of one: their halves are put together of what they have and of the other's thirds.
+#[tokio::test]
+async fn a_group_of_another_cut_takes_nothing_from_the_coordinator() {
+    let model = endless().await;
+    let more = ["--replicas", "2", "--regroup-grace", "0.2"];
+    let coordinator = Coordinator::start(model.path(), 3, &more).await;
+    let client = Client::new(&coordinator.url);
+    let mut first = ["a", "b", "c"].map(|name| coordinator.worker(name));
+    replicas_ready(&client, 1).await;
+    let expected = greedy_text(&client, PROMPT, 60).await;
+    let copy = sent(&client).await;
+    let mut second = ["d", "e", "f"].map(|name| coordinator.worker(name));
+    replicas_ready(&client, 2).await;
+    assert_eq!((sent(&client).await, loaded(&client, "peer").await), (copy, copy));
+    second[2].kill().await;
+    for worker in &mut second[..2] {
+        worker.hear("some weights are here still").await;
+        worker.hear("weights came from another worker").await;
+    }
+    replicas_ready(&client, 2).await;
+    assert!(sent(&client).await == copy && loaded(&client, "peer").await > copy);
+    // The one that is left has the model's bits.
+    for worker in &mut first {
+        worker.kill().await;
+    }
+    replicas_ready(&client, 1).await;
+    assert_eq!(greedy_text(&client, PROMPT, 60).await, expected);
+}
+
+/// Whoever opens connections to the coordinator's port and says nothing keeps no worker from joining, under TLS either.
+#[tokio::test]
+async fn silent_connections_keep_no_worker_out() {
+    let (model, certs) = (endless().await, Certs::new().await);
+    let flags = certs.coordinator_flags();
+    for tls in [false, true] {
+        let flags: Vec<&str> = flags.iter().map(String::as_str).filter(|_| tls).collect();
+        let coordinator = Coordinator::start(model.path(), 1, &flags).await;
+        let port = coordinator.workers_at.rsplit_once("//").expect("a scheme").1;
+        let mut silent = Vec::new();
+        for number in 0..300 {
+            let mut stream = TcpStream::connect(port).await.unwrap();
+            if number % 2 == 0 {
+                // Of HTTP/2's first words, or of TLS's.
+                stream.write_all(if tls { &[0x16] } else { b"P" }).await.unwrap();
+            }
+            silent.push(stream);
+        }
+        let flags = [certs.authority_flags(), certs.worker_flags("a")];
+        let _worker = match tls {
+            true => crate::tls::worker(&coordinator.workers_at, "https://", TOKEN, "a", &flags),
+            false => coordinator.worker("a"),
+        };
+        replicas_ready(&Client::new(&coordinator.url), 1).await;
+    }
 }

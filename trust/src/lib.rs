@@ -1,10 +1,12 @@
-//! Who is trusted, and what was done: TLS from files that may change, refusals in words, and the audit log.
+//! Who is trusted, and what was done: TLS from files that may change, ports that bound who has shown nothing yet, refusals
+//! in words, and the audit log.
 //! rustls with ring, the one provider of the whole program.
 #![forbid(unsafe_code)]
 
 mod another_client;
 pub mod audit;
 mod client;
+pub mod door;
 mod file;
 mod refusal;
 mod server;

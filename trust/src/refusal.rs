@@ -36,6 +36,10 @@ pub enum Refusal {
     /// An alert: what the other side found.
     #[error("it refuses this side's certificate{}: {reason}", in_file(cert))]
     Refused { cert: Option<String>, reason: &'static str },
+    #[error("it did not show within {seconds} s what lets it in")]
+    Late { seconds: u64 },
+    #[error("too many connections wait that have not shown what lets them in, and it had waited longest")]
+    Crowded,
     #[error("{0}")]
     Other(String),
 }

@@ -15,6 +15,7 @@ mod member;
 mod memory;
 mod obtain;
 mod patchwork;
+mod recut;
 mod session;
 mod settings;
 mod standing;

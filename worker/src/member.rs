@@ -14,6 +14,7 @@ use flotilla_engine::collective::{CollectiveError, Peers, ProcessCollective, Sto
 use flotilla_shared::step::steps_ahead_max;
 use flotilla_shared::{Assignment, Epoch, Reach};
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 use tracing::{info, warn};
@@ -132,8 +133,13 @@ impl Member<'_> {
             (Device::Card(card), OnDevice::Card(weights)) => {
                 EngineThread::start(move || match meeting.meet() {
                     Ok(group) => {
+                        let reader = weights.reader();
                         let executor = on_card(&card, &assignment, *weights, group, deadline);
                         let executor = executor.map_err(|error| (error.into(), None))?;
+                        match reader {
+                            Ok(reader) => shelf.lay(Arc::new(reader)),
+                            Err(error) => warn!(%error, "this card's weights are not handed on"),
+                        }
                         stop.watch_over(executor.abort_handle());
                         Ok(executor)
                     }

@@ -1,7 +1,6 @@
 //! A rank's weights: those that are kept if they are what is assigned; or what of them is of use, and the rest from
 //! wherever the assignment says. What a load has brought that is broken off is kept as well.
 
-use crate::cache::WeightCache;
 use crate::device::Device;
 use crate::engine_thread::NotBuilt;
 use crate::error::WorkerError;
@@ -12,7 +11,7 @@ use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock};
 use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::Stop;
-use flotilla_engine::weights::{Kept, RankWeights, Several};
+use flotilla_engine::weights::{Kept, Need, RankWeights, Several, WeightSink};
 use flotilla_shared::{Assignment, Loading, Place, TensorSlice};
 use std::sync::Arc;
 use tracing::info;
@@ -37,22 +36,24 @@ pub async fn obtain(
         }
         stock => stock.filter(|stock| stock.is_of(assignment)),
     };
-    let cache = settings.weight_cache.as_ref();
-    let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
-    let in_memory = matches!(settings.device, Device::Cpu(_));
-    let digests = handing.shelf.begin(assignment, cache.clone(), in_memory);
-    let way = Way { settings, handing, cache, digests };
+    let way = Way::open(settings, handing, assignment).await;
     match &settings.device {
-        Device::Cpu(_) => match stock.and_then(|stock| stock.on.into_kept()) {
-            Some(kept) => complete(&way, assignment, (slices, kept), stop, tell).await,
-            None => load_all(&way, assignment, slices, stop, tell).await,
-        },
+        Device::Cpu(_) => {
+            let kept = stock.and_then(|stock| stock.on.into_kept());
+            let needs = way.needs(assignment, &slices, kept.as_deref());
+            if kept.is_none() && needs.iter().all(Need::is_plain) {
+                return load_all(&way, assignment, slices, stop, tell).await;
+            }
+            let kept = kept.unwrap_or_else(|| Box::new(Several(Vec::new())));
+            complete(&way, assignment, (slices, needs, kept), stop, tell).await
+        }
         Device::Card(card) => {
             // There is no room for two shares.
             drop(stock);
+            let needs = way.needs(assignment, &slices, None);
             let weights = CudaWeights::new(&card.card, slices).map_err(|error| (error.into(), None))?;
-            let (filled, result) = load(&way, assignment, weights, stop, tell).await;
-            result.map(|()| OnDevice::Card(Box::new(filled.weights))).map_err(|error| (error, None))
+            let weights = load_on_card(&way, assignment, (weights, needs), stop, tell).await?;
+            Ok(OnDevice::Card(Box::new(weights)))
         }
     }
 }
@@ -61,14 +62,17 @@ pub async fn obtain(
 async fn complete(
     way: &Way<'_>,
     assignment: &Assignment,
-    (slices, kept): (Vec<TensorSlice>, Box<dyn Kept>),
+    (slices, needs, kept): (Vec<TensorSlice>, Vec<Need>, Box<dyn Kept>),
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
 ) -> Result<OnDevice, NotBuilt> {
     let all: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
-    let weights = patch(slices, kept).await?;
+    let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
+    let weights = patch(way, weights, needs, kept).await?;
     let kept = all - weights.lacking_bytes();
-    info!(bytes = kept, of = all, "some weights are here still");
+    if kept > 0 {
+        info!(bytes = kept, of = all, "some weights are here still");
+    }
     let tell = move |loading| tell(with_kept(kept, loading));
     let (filled, result) = lend(way, assignment, weights, stop, tell).await;
     match result {
@@ -93,6 +97,23 @@ async fn load_all(
         Ok(()) => Ok(loaded(way, filled.weights)),
         Err(error) => Err((error, Some(loaded(way, whole(filled)).into()))),
     }
+}
+
+/// What a load on a card that is broken off has brought is lost.
+async fn load_on_card(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    (weights, needs): (CudaWeights, Vec<Need>),
+    stop: &Stop,
+    tell: impl Fn(Loading) + Send + 'static,
+) -> Result<CudaWeights, NotBuilt> {
+    if needs.iter().all(Need::is_plain) {
+        let (filled, result) = load(way, assignment, weights, stop, tell).await;
+        return result.map(|()| filled.weights).map_err(|error| (error, None));
+    }
+    let weights = patch(way, weights, needs, Box::new(Several(Vec::new()))).await?;
+    let (filled, result) = load(way, assignment, weights, stop, tell).await;
+    result.map(|()| filled.weights.into_weights()).map_err(|error| (error, None))
 }
 
 /// Loads into memory that others may read meanwhile; at the end they do not any more.
@@ -126,15 +147,22 @@ fn with_kept(bytes: u64, mut loading: Loading) -> Loading {
 }
 
 /// Copies what is kept: not for the threads that serve.
-async fn patch(slices: Vec<TensorSlice>, kept: Box<dyn Kept>) -> Result<Patchwork, NotBuilt> {
-    let patch = tokio::task::spawn_blocking(move || Patchwork::new(slices, kept)).await;
+async fn patch<W: WeightSink + 'static>(
+    way: &Way<'_>,
+    weights: W,
+    needs: Vec<Need>,
+    kept: Box<dyn Kept>,
+) -> Result<Patchwork<W>, NotBuilt> {
+    let digests = way.digests.clone();
+    let patch = move || Patchwork::new(weights, needs, kept, digests);
+    let patch = tokio::task::spawn_blocking(patch).await;
     patch.expect("copying does not panic").map_err(|error| (error.into(), None))
 }
 
 /// Without the tensors that are not all there.
 fn whole(filled: Filled<RankWeights>) -> RankWeights {
     let Filled { mut weights, whole } = filled;
-    let slices = flotilla_engine::weights::WeightSink::slices(&weights).to_vec();
+    let slices = weights.slices().to_vec();
     for (slice, _) in slices.iter().zip(&whole).filter(|(_, whole)| !**whole) {
         drop(weights.take(slice.tensor));
     }

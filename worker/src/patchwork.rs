@@ -1,14 +1,16 @@
-//! A rank's weights of which some are kept from a group before: what lacks is loaded as rectangles, and a slice is put
-//! together, and its kept part given back, as soon as all of it is here. So a rank never holds much more than its share.
+//! A rank's weights that come in parts: what is kept of a group before, and rectangles of what lacks, as those have them who
+//! give them. A slice is put together, and its kept part given back, as soon as all of it is here. So a rank never holds much
+//! more than its share.
 
-use crate::handing::Fills;
-use flotilla_engine::weights::{Kept, Need, RankWeights, WeightError, WeightSink};
+use crate::handing::{Digests, Fills};
+use flotilla_engine::weights::{CHUNK_BYTES, Kept, Need, RankWeights, WeightError, WeightSink};
 use flotilla_shared::TensorSlice;
 use std::ops::Range;
+use std::sync::Arc;
 
-pub struct Patchwork {
+pub struct Patchwork<W> {
     kept: Box<dyn Kept>,
-    weights: RankWeights,
+    weights: W,
     /// One a slice.
     needs: Vec<Need>,
     /// All rectangles that lack, in the order of the slices, and which need each is of.
@@ -18,23 +20,30 @@ pub struct Patchwork {
     came: Vec<Vec<u8>>,
     /// Bytes that each need still lacks.
     left: Vec<u64>,
+    /// Of slices that are put together of nothing but what comes.
+    digests: Arc<Digests>,
 }
 
-impl Patchwork {
-    /// Takes the memory for `slices`, and at once from `kept` what is there whole.
-    pub fn new(slices: Vec<TensorSlice>, kept: Box<dyn Kept>) -> Result<Patchwork, WeightError> {
-        let needs = Need::of(&slices, &kept.kept());
+impl<W: WeightSink> Patchwork<W> {
+    /// Fills `weights`, of which `needs` has each slice, and at once from `kept` what is there whole.
+    pub fn new(
+        weights: W,
+        needs: Vec<Need>,
+        kept: Box<dyn Kept>,
+        digests: Arc<Digests>,
+    ) -> Result<Patchwork<W>, WeightError> {
         let numbered = needs.iter().enumerate();
         let pairs = numbered.flat_map(|(at, need)| need.lacking.iter().map(move |part| (at, part.clone())));
         let (of, lacking): (Vec<usize>, Vec<TensorSlice>) = pairs.unzip();
         let mut patchwork = Patchwork {
             kept,
-            weights: RankWeights::for_slices(slices)?,
+            weights,
             left: needs.iter().map(Need::lacking_bytes).collect(),
             came: vec![Vec::new(); lacking.len()],
             needs,
             lacking,
             of,
+            digests,
         };
         for at in 0..patchwork.needs.len() {
             if patchwork.left[at] == 0 {
@@ -50,11 +59,29 @@ impl Patchwork {
     }
 
     /// The weights, once everything was filled.
-    pub fn into_weights(self) -> RankWeights {
+    pub fn into_weights(self) -> W {
         assert!(self.left.iter().all(|left| *left == 0), "some slices are not whole");
         self.weights
     }
 
+    fn put_together(&mut self, at: usize) -> Result<(), WeightError> {
+        let need = &self.needs[at];
+        let first = self.of.partition_point(|of| *of < at);
+        let own = first..self.of.partition_point(|of| *of <= at);
+        let see = &mut |start: usize, bytes: &[u8]| {
+            // What was kept has lain here unlooked at.
+            for (number, chunk) in bytes.chunks(CHUNK_BYTES).enumerate().filter(|_| need.kept.is_none()) {
+                self.digests.keep_made(&need.slice, start + number * CHUNK_BYTES, chunk);
+            }
+        };
+        need.fill(&mut self.weights, at, &*self.kept, &self.came[own.clone()], see)?;
+        self.came[own].fill_with(Vec::new);
+        self.kept.forget(self.needs[at].slice.tensor);
+        Ok(())
+    }
+}
+
+impl Patchwork<RankWeights> {
     /// Of a load that was broken off: the slices that are whole, and what is kept of the others.
     pub fn into_parts(mut self) -> (RankWeights, Box<dyn Kept>) {
         for (need, _) in self.needs.iter().zip(&self.left).filter(|(_, left)| **left > 0) {
@@ -62,18 +89,9 @@ impl Patchwork {
         }
         (self.weights, self.kept)
     }
-
-    fn put_together(&mut self, at: usize) -> Result<(), WeightError> {
-        let first = self.of.partition_point(|of| *of < at);
-        let own = first..self.of.partition_point(|of| *of <= at);
-        self.needs[at].fill(&mut self.weights, at, &*self.kept, &self.came[own.clone()])?;
-        self.came[own].fill_with(Vec::new);
-        self.kept.forget(self.needs[at].slice.tensor);
-        Ok(())
-    }
 }
 
-impl Fills for Patchwork {
+impl Fills for Patchwork<RankWeights> {
     fn will_have(&self, part: &TensorSlice) -> bool {
         self.weights.will_have(part) || self.kept.has(part)
     }
@@ -92,7 +110,7 @@ impl Fills for Patchwork {
     }
 }
 
-impl WeightSink for Patchwork {
+impl<W: WeightSink> WeightSink for Patchwork<W> {
     fn slices(&self) -> &[TensorSlice] {
         &self.lacking
     }
@@ -103,15 +121,23 @@ impl WeightSink for Patchwork {
         range: Range<usize>,
         write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
     ) -> Result<(), WeightError> {
+        let at = self.of[index];
+        self.left[at] -= range.len() as u64;
+        // What comes as one goes where it belongs at once.
+        if self.needs[at].is_plain() {
+            return self.weights.fill(at, range, write);
+        }
         let bytes = &mut self.came[index];
         if bytes.is_empty() {
             // Zeroed pages of the system: taken when they are written.
             *bytes = vec![0; self.lacking[index].bytes()];
         }
-        write(&mut bytes[range.clone()])?;
-        let at = self.of[index];
-        self.left[at] -= range.len() as u64;
+        write(&mut bytes[range])?;
         if self.left[at] == 0 { self.put_together(at) } else { Ok(()) }
+    }
+
+    fn finish(&mut self) -> Result<(), WeightError> {
+        self.weights.finish()
     }
 }
 
@@ -134,9 +160,11 @@ mod tests {
         old.load_from(&source, &mut |_, _| {}).unwrap();
         let wanted = plans[1].slices(&spec, Rank(0));
         let all: u64 = wanted.iter().map(|slice| slice.bytes() as u64).sum();
-        let mut patchwork = Patchwork::new(wanted, Box::new(old)).unwrap();
+        let needs = Need::of(&wanted, &old.kept());
+        let weights = RankWeights::for_slices(wanted).unwrap();
+        let mut patchwork = Patchwork::new(weights, needs, Box::new(old), Arc::default()).unwrap();
         assert!(patchwork.lacking_bytes() > 0 && patchwork.lacking_bytes() < all);
-        let read = |patchwork: &Patchwork, part: &TensorSlice| {
+        let read = |patchwork: &Patchwork<RankWeights>, part: &TensorSlice| {
             let [mut bytes, mut expected] = [0, 0].map(|_| vec![0; part.bytes()]);
             source.read(part, 0, &mut expected).unwrap();
             assert!(patchwork.will_have(part), "{part}");

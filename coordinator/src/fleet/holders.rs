@@ -97,8 +97,9 @@ impl Holding {
     }
 }
 
-/// Those that have the most of it, all of it already, on the same host, and to whom the fewest were sent; the first
-/// counts one more.
+/// Those that have the most of it, all of it already, on the same host, and to whom the fewest were sent; but the first of
+/// each kind of share before the second of any, for together they may have what none has alone. The first of each kind counts
+/// one more.
 fn chosen(spec: &ModelSpec, wanted: &Held, member: &Holding, others: &[Arc<Holding>]) -> Vec<Holder> {
     let is_here = |other: &&Arc<Holding>| other.door.is_some() && other.ended.borrow().is_none();
     let mut of_use: Vec<_> = others
@@ -107,14 +108,25 @@ fn chosen(spec: &ModelSpec, wanted: &Held, member: &Holding, others: &[Arc<Holdi
         .filter_map(|other| {
             let (elements, is_whole) = other.of_use(spec, wanted)?;
             let asked = lock(&other.state).asked;
-            Some(((Reverse(elements), !is_whole, other.host != member.host, asked), other))
+            let rank = (Reverse(elements), !is_whole, other.host != member.host, asked);
+            Some((rank, other, other.holder()?))
         })
         .collect();
-    of_use.sort_by_key(|(rank, _)| *rank);
-    if let Some((_, first)) = of_use.first() {
-        lock(&first.state).asked += 1;
+    of_use.sort_by_key(|(rank, ..)| *rank);
+    let mut kinds: Vec<(Held, usize)> = Vec::new();
+    let mut in_turn: Vec<(usize, &Arc<Holding>, Holder)> = Vec::new();
+    for (_, other, holder) in of_use {
+        let at = kinds.iter().position(|(held, _)| *held == holder.held).unwrap_or_else(|| {
+            kinds.push((holder.held.clone(), 0));
+            kinds.len() - 1
+        });
+        in_turn.push((kinds[at].1, other, holder));
+        kinds[at].1 += 1;
     }
-    of_use.into_iter().filter_map(|(_, other)| other.holder()).take(HOLDERS_MAX).collect()
+    in_turn.sort_by_key(|(turn, ..)| *turn);
+    in_turn.truncate(HOLDERS_MAX);
+    in_turn.iter().filter(|(turn, ..)| *turn == 0).for_each(|(_, other, _)| lock(&other.state).asked += 1);
+    in_turn.into_iter().map(|(.., holder)| holder).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -183,6 +195,29 @@ mod tests {
         // Who has everything goes before those who load.
         groups[0].iter().for_each(|worker| worker.holding.loaded());
         assert_eq!(of(3), [["a0", "c0", "b0"], ["a1", "c1", "b1"]]);
+    }
+
+    /// Nine copies in halves and one newcomer of three: both halves are named, though the one is of more use.
+    #[test]
+    fn who_has_the_rest_is_named_beside_those_who_have_most() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let [two, three] = [&[1.0, 1.0][..], &[1.0; 3]].map(|shares| Plan::with_shares(&spec, shares));
+        let holders = Holders::default();
+        let names: Vec<[String; 2]> = (0..9).map(|n| [format!("first{n}"), format!("second{n}")]).collect();
+        let _halves: Vec<_> = names
+            .iter()
+            .map(|names| {
+                let halves = group(&holders, &names.each_ref().map(String::as_str), "host");
+                sent(&holders, WEIGHTS, &two, &halves);
+                halves
+            })
+            .collect();
+        let named = sent(&holders, WEIGHTS, &three, &group(&holders, &["a", "b", "c"], "host"));
+        for (rank, halves) in [["first"].as_slice(), &["first", "second"], &["second"]].iter().enumerate() {
+            assert_eq!(named[rank].len(), HOLDERS_MAX);
+            let is_named = |half: &&&str| named[rank].iter().any(|name| name.starts_with(**half));
+            assert_eq!(halves.iter().filter(is_named).count(), halves.len(), "{named:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use flotilla_proto::{Hello, MESSAGE_BYTES_MAX, PROTOCOL, wire};
 use flotilla_shared::{ByPlace, Epoch};
 use flotilla_trust::ServerTls;
 use flotilla_trust::audit::{self, Act};
+use flotilla_trust::door::Caller;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,7 +67,12 @@ impl Fleet {
         let admit = move |request: Request<()>| {
             let given = request.metadata().get("authorization");
             let given = given.map(|value| blake3::hash(value.as_encoded_bytes()));
-            if given == Some(expected) { Ok(request) } else { Err(refuse_token(request.remote_addr())) }
+            let caller = request.extensions().get::<Caller>();
+            match given == Some(expected) {
+                true => caller.inspect(|caller| caller.let_in()),
+                false => return Err(refuse_token(words_of(caller))),
+            };
+            Ok(request)
         };
         let server = tonic::service::interceptor::InterceptedService::new(server, admit);
         let serve = tonic::transport::Server::builder()
@@ -119,15 +125,15 @@ impl Fleet {
     }
 }
 
-fn refuse_token(from: Option<SocketAddr>) -> Status {
-    audit::refused(Act::AdmitWorker, address(from), "wrong or missing join token");
+fn refuse_token(from: String) -> Status {
+    audit::refused(Act::AdmitWorker, from, "wrong or missing join token");
     Status::unauthenticated(
         "wrong or missing join token\nhint: give the worker the coordinator's --join-token",
     )
 }
 
-fn address(from: Option<SocketAddr>) -> String {
-    from.map_or_else(|| "a worker".into(), |from| from.to_string())
+fn words_of(from: Option<&Caller>) -> String {
+    from.map_or_else(|| "a worker".into(), |from| from.address.to_string())
 }
 
 struct FleetService {
@@ -144,7 +150,7 @@ impl FleetRpc for FleetService {
         &self,
         request: Request<Streaming<FromWorker>>,
     ) -> Result<Response<Self::JoinStream>, Status> {
-        let from = address(request.remote_addr());
+        let from = words_of(request.extensions().get());
         let mut stream = request.into_inner();
         let refused = |status: &Status| audit::refused(Act::AdmitWorker, &from, status.message());
         let hello = receive_hello(&mut stream).await.inspect_err(refused)?;

@@ -126,7 +126,8 @@ fn message(
 ) -> Result<wire::SliceChunk, WeightError> {
     let offset = chunk.start as u64;
     let (bytes, digest) = read_chunk(source, &slices[slice], chunk)?;
-    Ok(wire::SliceChunk { slice: slice as u32, offset, data: bytes.into(), digest: digest.0.to_vec().into() })
+    let (slice, digest) = (slice as u32, digest.0.to_vec().into());
+    Ok(wire::SliceChunk { slice, offset, data: bytes.into(), digest, proven: true })
 }
 
 #[cfg(test)]

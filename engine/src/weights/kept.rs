@@ -72,18 +72,30 @@ impl Need {
         wanted.iter().map(need).collect()
     }
 
+    /// Cuts what lacks where `others` end, so that each part lies whole in one of them, or meets none.
+    pub fn divide(&mut self, others: &[TensorSlice]) {
+        let lacking = std::mem::take(&mut self.lacking);
+        self.lacking = lacking.into_iter().flat_map(|part| divided(part, others)).collect();
+    }
+
+    /// Whether nothing of it is kept, and all of it comes as one.
+    pub fn is_plain(&self) -> bool {
+        self.kept.is_none() && self.lacking == std::slice::from_ref(&self.slice)
+    }
+
     pub fn lacking_bytes(&self) -> u64 {
         self.lacking.iter().map(|part| part.bytes() as u64).sum()
     }
 
     /// Fills slice number `index` of a sink with what is kept of it, and with `lacking`: the bytes of each rectangle, in
-    /// their order.
+    /// their order. `see` is shown what it is filled with, and from which byte on: whole chunks.
     pub fn fill(
         &self,
         sink: &mut dyn WeightSink,
         index: usize,
         kept: &dyn Kept,
         lacking: &[Vec<u8>],
+        see: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<(), WeightError> {
         assert_eq!(lacking.len(), self.lacking.len(), "{}: bytes of each rectangle", self.slice);
         let runs = |part: &TensorSlice| ByteRuns::within(part, &self.slice);
@@ -100,12 +112,27 @@ impl Need {
                         out[range].copy_from_slice(&bytes[at..at + len]);
                     });
                 }
-                let Some((part, runs)) = &of_kept else { return Ok(()) };
-                copy_kept(kept, part, runs, chunk.clone(), out, &mut room)
+                if let Some((part, runs)) = &of_kept {
+                    copy_kept(kept, part, runs, chunk.clone(), out, &mut room)?;
+                }
+                see(start, out);
+                Ok(())
             })?;
         }
         Ok(())
     }
+}
+
+/// A part in parts: what the one has that has most of it, and likewise of the rest.
+fn divided(part: TensorSlice, others: &[TensorSlice]) -> Vec<TensorSlice> {
+    if others.iter().any(|other| other.covers(&part)) {
+        return vec![part];
+    }
+    let common = others.iter().filter_map(|other| part.common(other));
+    // The first of those that have as much.
+    let Some(most) = common.min_by_key(|common| std::cmp::Reverse(common.bytes())) else { return vec![part] };
+    let rest = part.without(&most).into_iter().flat_map(|rest| divided(rest, others));
+    std::iter::once(most.clone()).chain(rest).collect()
 }
 
 /// Those bytes of a kept part that lie in the chunk: they follow each other in the part.
@@ -133,4 +160,40 @@ fn copy_kept(
         out[range].copy_from_slice(&room[at - first..at - first + len]);
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_shared::{ModelSpec, Plan, Rank};
+
+    /// From any cut to any other: parts tile what lacks, and each lies whole in one of the others or meets none.
+    #[test]
+    fn what_lacks_is_cut_where_others_end() {
+        let spec = ModelSpec::published("gpt-oss-20b").expect("it is");
+        let of = |count: usize, rank| Plan::with_shares(&spec, &vec![1.0; count]).slices(&spec, Rank(rank));
+        let cases = [(3, 2), (2, 3), (4, 3), (3, 3), (1, 4)];
+        for ((wanted, held), lost) in cases.into_iter().flat_map(|case| [(case, 0), (case, 1)]) {
+            // Without the first of them, not everything is held.
+            let others: Vec<TensorSlice> = (lost..held).flat_map(|rank| of(held, rank as u16)).collect();
+            for mut need in Need::of(&of(wanted, wanted as u16 - 1), &of(5, 0)) {
+                let before = need.lacking.clone();
+                let own: Vec<_> =
+                    others.iter().filter(|other| other.tensor == need.slice.tensor).cloned().collect();
+                need.divide(&own);
+                let bytes = |parts: &[TensorSlice]| parts.iter().map(TensorSlice::bytes).sum::<usize>();
+                assert_eq!(bytes(&need.lacking), bytes(&before), "{}", need.slice);
+                for (number, part) in need.lacking.iter().enumerate() {
+                    assert!(before.iter().any(|whole| whole.covers(part)), "{part}");
+                    assert!(
+                        need.lacking[number + 1..].iter().all(|other| other.common(part).is_none()),
+                        "{part}"
+                    );
+                    let is_whole = own.iter().any(|other| other.covers(part));
+                    let is_nobodys = own.iter().all(|other| other.common(part).is_none());
+                    assert!(is_whole || (lost > 0 && is_nobodys), "{part}");
+                }
+            }
+        }
+    }
 }

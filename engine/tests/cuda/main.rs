@@ -12,6 +12,7 @@ mod experts;
 mod missing;
 mod norm;
 mod planted;
+mod reader;
 mod route;
 mod sample;
 mod support;

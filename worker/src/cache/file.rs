@@ -99,8 +99,8 @@ impl PartFile {
         Ok(PartFile { file, part: part.clone(), digests })
     }
 
-    /// The chunk of the slice that begins at byte `offset`, checked.
-    pub fn chunk(&self, offset: usize) -> io::Result<Vec<u8>> {
+    /// The chunk of the slice that begins at byte `offset`, checked, and its digest.
+    pub fn chunk(&self, offset: usize) -> io::Result<(Vec<u8>, Digest)> {
         let within = offset - self.part.bytes.start;
         let mut bytes = vec![0; CHUNK_BYTES.min(self.part.bytes.end - offset)];
         self.file.read_exact_at(&mut bytes, self.part.data_at() + within as u64)?;
@@ -110,7 +110,7 @@ impl PartFile {
                 "blake3 of the chunk at byte {offset} is {found}, expected {expected}"
             )));
         }
-        Ok(bytes)
+        Ok((bytes, found))
     }
 }
 

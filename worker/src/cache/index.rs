@@ -49,6 +49,12 @@ impl Kept {
         self.0.is_empty()
     }
 
+    /// The slices of `tensor` of which everything is kept.
+    pub fn whole(&self, tensor: TensorId) -> impl Iterator<Item = &TensorSlice> {
+        let kept = self.0.get(&tensor).into_iter().flatten();
+        kept.filter(|kept| kept.is_whole()).map(|kept| &kept.slice)
+    }
+
     /// Those that `slice` lies in, the smallest first: it may be itself.
     pub fn around(&self, slice: &TensorSlice) -> Vec<&KeptSlice> {
         let same = self.0.get(&slice.tensor).into_iter().flatten();
@@ -59,6 +65,10 @@ impl Kept {
 }
 
 impl KeptSlice {
+    fn is_whole(&self) -> bool {
+        self.parts.iter().map(|(start, end)| end - start).sum::<usize>() == self.slice.bytes()
+    }
+
     /// The part that has byte `offset` of the slice, and its file.
     pub fn part_at(&self, offset: usize) -> Option<(PartName, PathBuf)> {
         let (&start, &end) = self.parts.range(..=offset).next_back().filter(|(_, end)| offset < **end)?;

@@ -63,7 +63,7 @@ fn read(cache: &WeightCache, slice: &TensorSlice) -> Vec<Option<Vec<u8>>> {
     let around = kept.around(slice);
     let Some(first) = around.first() else { return Vec::new() };
     let mut gather = Gather::new(first, slice);
-    Extent::whole(0, slice).chunks().map(|chunk| gather.read(chunk)).collect()
+    Extent::whole(0, slice).chunks().map(|chunk| gather.read(chunk).map(|(bytes, _)| bytes)).collect()
 }
 
 fn expected(slice: &TensorSlice) -> Vec<Option<Vec<u8>>> {

@@ -1,14 +1,15 @@
 //! The gRPC side of handing on: who may fetch, and streams of chunks, read and digested on threads of their own, a
 //! bounded number at once and no faster than they may.
 
-use super::door::Connection;
+use super::piece::{Memory, Piece};
 use super::shelf::{Found, Offered, Shelf};
 use super::words_of;
 use crate::cache::{Gather, Kept};
-use flotilla_engine::weights::{Digest, Extent, Throttle, WeightError, extents_of};
+use flotilla_engine::weights::{Extent, Throttle, WeightError, extents_of};
 use flotilla_proto::wire::weights_server::{Weights, WeightsServer};
 use flotilla_proto::{Fetch, MESSAGE_BYTES_MAX, WireError, wire};
 use flotilla_shared::{TensorSlice, WeightsId};
+use flotilla_trust::door::{Caller, Connection};
 use std::cell::OnceCell;
 use std::io;
 use std::sync::Arc;
@@ -70,7 +71,10 @@ pub async fn serve(
     let admit = move |request: Request<()>| {
         let given = request.metadata().get("authorization");
         match given.map(|value| blake3::hash(value.as_encoded_bytes())) {
-            Some(given) if given == expected => Ok(request),
+            Some(given) if given == expected => {
+                request.extensions().get::<Caller>().inspect(|caller| caller.let_in());
+                Ok(request)
+            }
             _ => Err(Status::unauthenticated("wrong or missing key")),
         }
     };
@@ -116,10 +120,10 @@ impl Weights for Service {
     }
 }
 
-struct Stream {
+pub(super) struct Stream {
     shelf: Shelf,
     throttle: Option<Arc<Throttle>>,
-    offered: Offered,
+    pub(super) offered: Offered,
     /// In the cache, once it was looked at.
     kept: OnceCell<Kept>,
     slices: Vec<TensorSlice>,
@@ -140,14 +144,15 @@ impl Stream {
     /// Up to where it is to be had; whether somebody takes it.
     fn send_extent(&self, extent: &Extent) -> Result<bool, Status> {
         let (slice, mut gather) = (&self.slices[extent.slice], None);
+        let mut memory = Memory::new(self, slice);
         for chunk in extent.chunks() {
             let mut from_disk = || {
                 let gather = gather.get_or_insert_with(|| self.gather(slice)).as_mut();
-                gather.and_then(|gather| gather.read(chunk.clone()))
+                gather.and_then(|gather| gather.read(chunk.clone())).map(Piece::proven)
             };
-            let bytes = self.memory(slice, chunk.start, chunk.len())?.or_else(&mut from_disk);
-            let is_here = bytes.is_some();
-            let is_taken = self.send(extent.slice, chunk.start, bytes);
+            let piece = memory.chunk(chunk.clone())?.or_else(&mut from_disk);
+            let is_here = piece.is_some();
+            let is_taken = self.send(extent.slice, chunk.start, piece);
             if !is_here || !is_taken {
                 return Ok(is_taken);
             }
@@ -162,8 +167,13 @@ impl Stream {
         kept.around(slice).first().map(|kept| Gather::new(kept, slice))
     }
 
-    /// A chunk from memory, once it is there; `None`: it never will be.
-    fn memory(&self, slice: &TensorSlice, offset: usize, len: usize) -> Result<Option<Vec<u8>>, Status> {
+    /// Bytes from memory, once they are there; `None`: they never will be.
+    pub(super) fn memory(
+        &self,
+        slice: &TensorSlice,
+        offset: usize,
+        len: usize,
+    ) -> Result<Option<Vec<u8>>, Status> {
         let (mut bytes, start) = (vec![0; len], Instant::now());
         loop {
             let unread = |error: WeightError| Status::data_loss(error.to_string());
@@ -179,17 +189,15 @@ impl Stream {
         }
     }
 
-    /// Whether somebody takes it. Without bytes it says that they are not to be had.
-    fn send(&self, slice: usize, offset: usize, bytes: Option<Vec<u8>>) -> bool {
-        let known = || self.offered.digests.get(&self.slices[slice], offset);
-        let digest = bytes.as_ref().map(|bytes| known().unwrap_or_else(|| Digest::of(bytes)));
-        let digest = digest.map_or_else(Vec::new, |digest| digest.0.to_vec());
-        let data = bytes.unwrap_or_default();
+    /// Whether somebody takes it. Without a piece it says that the bytes are not to be had.
+    fn send(&self, slice: usize, offset: usize, piece: Option<Piece>) -> bool {
+        let digest = piece.as_ref().map_or_else(Vec::new, |piece| piece.digest.0.to_vec());
+        let (data, proven) = piece.map_or_else(Default::default, |piece| (piece.bytes, piece.is_proven));
         if let Some(throttle) = &self.throttle {
             throttle.pass(data.len());
         }
-        let (data, digest) = (data.into(), digest.into());
-        let chunk = wire::SliceChunk { slice: slice as u32, offset: offset as u64, data, digest };
+        let (slice, data, digest) = (slice as u32, data.into(), digest.into());
+        let chunk = wire::SliceChunk { slice, offset: offset as u64, data, digest, proven };
         self.chunks.blocking_send(Ok(chunk)).is_ok()
     }
 }

@@ -6,6 +6,7 @@ mod digests;
 mod door;
 mod fetch;
 mod lent;
+mod piece;
 mod shelf;
 #[cfg(test)]
 mod tests;
@@ -14,7 +15,6 @@ pub use digests::Digests;
 pub use lent::{Fills, Lent};
 pub use shelf::Shelf;
 
-use crate::device::Device;
 use crate::error::WorkerError;
 use crate::link::advertised;
 use crate::settings::Settings;
@@ -43,13 +43,11 @@ pub enum Dials {
 }
 
 impl Handing {
-    /// Listens, if this worker has something to hand on and may.
+    /// Listens, if this worker may hand on what it has.
     pub async fn start(settings: &Settings) -> Result<Handing, WorkerError> {
         let (dials, serves) = ways(settings)?;
         let mut handing = Handing { shelf: Shelf::default(), door: None, dials, served: None };
-        // A card's memory is not read back beside a step; what it has on disk is handed on.
-        let has_some = matches!(settings.device, Device::Cpu(_)) || settings.weight_cache.is_some();
-        if let (Some(serves), true, Some(address)) = (serves, has_some, settings.weights_listen) {
+        if let (Some(serves), Some(address)) = (serves, settings.weights_listen) {
             handing.serve(settings, address, serves).await?;
         }
         Ok(handing)

@@ -11,9 +11,11 @@ use flotilla_shared::{
     Assignment, Epoch, KvBlocks, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin, WeightsId,
 };
 use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio_stream::StreamExt;
-use tonic::Request;
 use tonic::transport::Endpoint;
+use tonic::{Request, Status};
 
 fn source() -> Synthetic {
     let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
@@ -106,6 +108,45 @@ fn digests_outlive_a_load_where_slices_are_cut_alike() {
     assert_eq!(next.get(&one[0], 0), None);
 }
 
+/// What is on `shelf` is served at this address, under the key 3.
+async fn served(shelf: Shelf) -> (std::net::SocketAddr, AbortOnDrop) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let served = serve(Service::new(shelf, None), [3; 32], door::incoming(listener, None));
+    (address, AbortOnDrop(tokio::spawn(async { drop(served.await) })))
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// All chunks of `slices`, as somebody asks who has the key.
+async fn fetched(address: std::net::SocketAddr, slices: &[TensorSlice]) -> Vec<wire::SliceChunk> {
+    try_fetched(address, slices).await.unwrap()
+}
+
+async fn try_fetched(
+    address: std::net::SocketAddr,
+    slices: &[TensorSlice],
+) -> Result<Vec<wire::SliceChunk>, Status> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+    let mut client = WeightsClient::new(endpoint.connect().await.unwrap());
+    let fetch = Fetch {
+        epoch: Epoch(1),
+        weights: Some(WEIGHTS),
+        extents: slices.iter().enumerate().map(|(at, slice)| (at, 0..slice.bytes())).collect(),
+        slices: slices.to_vec(),
+    };
+    let mut request = Request::new(wire::FetchRequest::from(&fetch));
+    let key = format!("Bearer {}", words_of(&[3; 32]));
+    request.metadata_mut().insert("authorization", key.parse().unwrap());
+    client.fetch(request).await?.into_inner().collect().await
+}
+
 /// A bit that turned in this worker's memory: the chunk goes out with the digest with which it came.
 #[tokio::test]
 async fn damage_in_memory_is_found_by_whoever_takes_it() {
@@ -118,26 +159,79 @@ async fn damage_in_memory_is_found_by_whoever_takes_it() {
     let damaged = &slices[5];
     weights.tensors_mut().find(|held| held.slice() == damaged).unwrap().bytes_mut()[7] ^= 1;
     shelf.lay(Arc::new(weights));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let served = serve(Service::new(shelf, None), [3; 32], door::incoming(listener, None));
-    let served = tokio::spawn(served);
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
-    let mut client = WeightsClient::new(endpoint.connect().await.unwrap());
-    let fetch = Fetch {
-        epoch: Epoch(1),
-        weights: Some(WEIGHTS),
-        extents: slices.iter().enumerate().map(|(at, slice)| (at, 0..slice.bytes())).collect(),
-        slices: slices.clone(),
-    };
-    let mut request = Request::new(wire::FetchRequest::from(&fetch));
-    let key = format!("Bearer {}", words_of(&[3; 32]));
-    request.metadata_mut().insert("authorization", key.parse().unwrap());
-    let mut chunks = client.fetch(request).await.unwrap().into_inner();
-    for slice in &slices {
-        let chunk = chunks.next().await.unwrap().unwrap();
+    let (address, _served) = served(shelf).await;
+    for (slice, chunk) in slices.iter().zip(fetched(address, &slices).await) {
         let is_right = Digest::of(&chunk.data).0[..] == chunk.digest[..];
         assert_eq!(is_right, slice != damaged, "{slice}");
     }
-    served.abort();
+}
+
+/// Parts of a share, as another cut wants them, with the model's bytes behind them; `kept`: whose digests are known.
+async fn fetched_in_halves(
+    kept: bool,
+    damaged: bool,
+) -> Result<Vec<(TensorSlice, wire::SliceChunk)>, Status> {
+    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
+    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
+    let digests = shelf.begin(&assignment, None, true);
+    slices.iter().filter(|_| kept).for_each(|slice| digests.keep(slice, 0, Digest::of(&read(slice))));
+    let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
+    weights.load_from(&source(), &mut |_, _| {}).unwrap();
+    if damaged {
+        weights.tensors_mut().for_each(|held| held.bytes_mut()[7] ^= 1);
+    }
+    shelf.lay(Arc::new(weights));
+    let (address, _served) = served(shelf).await;
+    let halves = Plan::with_shares(&assignment.spec, &[1.0, 1.0]).slices(&assignment.spec, Rank(1));
+    let halves: Vec<_> = halves.into_iter().filter(|half| !slices.contains(half)).collect();
+    assert!(halves.len() > 10);
+    let chunks = try_fetched(address, &halves).await?;
+    Ok(halves.into_iter().zip(chunks).collect())
+}
+
+#[tokio::test]
+async fn another_cut_is_made_of_checked_chunks_and_is_proven_only_then() {
+    for kept in [true, false] {
+        for (half, chunk) in fetched_in_halves(kept, false).await.unwrap() {
+            assert!(chunk.data == read(&half), "{half}");
+            assert_eq!((chunk.digest.to_vec(), chunk.proven), (Digest::of(&chunk.data).0.to_vec(), kept));
+        }
+    }
+    // Damage is found here, and not sent with a digest that looks right.
+    let status = fetched_in_halves(true, true).await.unwrap_err();
+    assert!(status.message().contains("is damaged in this worker's memory"), "{status}");
+}
+
+#[test]
+fn what_is_put_together_of_what_came_without_proof_has_none() {
+    let slices = assignment(WEIGHTS).plan.slices(source().spec(), Rank(0));
+    let digests = Digests::of(&slices, None);
+    digests.doubt(slices[1].tensor);
+    for slice in &slices[..2] {
+        digests.keep_made(slice, 0, &read(slice));
+    }
+    let known = [&slices[0], &slices[1]].map(|slice| digests.get(slice, 0));
+    assert_eq!(known, [Some(Digest::of(&read(&slices[0]))), None]);
+}
+
+/// They say nothing, or a byte, and stay.
+#[tokio::test]
+async fn connections_that_show_no_key_keep_nobody_out() {
+    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
+    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
+    shelf.begin(&assignment, None, true);
+    let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
+    weights.load_from(&source(), &mut |_, _| {}).unwrap();
+    shelf.lay(Arc::new(weights));
+    let (address, _served) = served(shelf).await;
+    let mut strangers = Vec::new();
+    for number in 0..300 {
+        let mut stranger = tokio::net::TcpStream::connect(address).await.unwrap();
+        if number % 2 == 0 {
+            stranger.write_all(b"P").await.unwrap();
+        }
+        strangers.push(stranger);
+    }
+    let chunks = tokio::time::timeout(Duration::from_secs(60), fetched(address, &slices[..2])).await;
+    assert_eq!(chunks.expect("it is served").len(), 2);
 }

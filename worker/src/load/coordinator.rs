@@ -86,7 +86,7 @@ impl Stream {
                 self.intake.wanted().put_back_damaged(extent, expected, found)?;
                 continue;
             }
-            self.intake.take(&extent, chunk.data, found).await?;
+            self.intake.take(&extent, chunk.data, Some(found)).await?;
         }
         match parts.is_empty() {
             true => Ok(()),

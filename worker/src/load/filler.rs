@@ -18,7 +18,7 @@ pub struct Checked {
     pub offset: usize,
     pub bytes: Bytes,
     pub place: Place,
-    /// As it came with them, if it did.
+    /// As it came with them, if it proves them.
     pub digest: Option<Digest>,
 }
 
@@ -45,8 +45,10 @@ impl<W: WeightSink + 'static> Filler<W> {
         let slices = weights.slices().to_vec();
         let next = move || {
             let chunk = inbox.blocking_recv()?;
-            if let Some(digest) = chunk.digest {
-                digests.keep(&slices[chunk.slice], chunk.offset, digest);
+            let slice = &slices[chunk.slice];
+            match chunk.digest {
+                Some(digest) => digests.keep(slice, chunk.offset, digest),
+                None => digests.doubt(slice.tensor),
             }
             Some(chunk)
         };

@@ -27,14 +27,20 @@ impl Intake {
         self.wanted.lock().expect("no holder panics")
     }
 
-    /// A chunk with the digest that it should have.
-    pub async fn take(&self, extent: &Extent, bytes: Bytes, digest: Digest) -> Result<(), WorkerError> {
+    /// A chunk with the digest that it should have; none: nothing is known of it but that it came as it was sent. Such a one
+    /// is not kept on disk, where it would be believed.
+    pub async fn take(
+        &self,
+        extent: &Extent,
+        bytes: Bytes,
+        digest: Option<Digest>,
+    ) -> Result<(), WorkerError> {
         let offset = extent.bytes.start;
-        if let Some(keeper) = &self.keeper {
+        if let (Some(keeper), Some(digest)) = (&self.keeper, digest) {
             keeper.keep(extent.slice, &self.slices[extent.slice], offset, &bytes, digest);
         }
         let (slice, place) = (extent.slice, self.place);
-        let checked = Checked { slice, offset, bytes, place, digest: Some(digest) };
+        let checked = Checked { slice, offset, bytes, place, digest };
         let sent = self.chunks.send(checked).await;
         sent.map_err(|_| WorkerError::Weights("the memory for weights cannot be written".into()))
     }
@@ -136,7 +142,7 @@ mod tests {
     fn chunk(slice: u32, offset: usize, bytes: usize) -> wire::SliceChunk {
         let data = vec![0; bytes];
         let digest = Digest::of(&data).0.to_vec().into();
-        wire::SliceChunk { slice, offset: offset as u64, data: data.into(), digest }
+        wire::SliceChunk { slice, offset: offset as u64, data: data.into(), digest, proven: true }
     }
 
     fn parts() -> Parts {

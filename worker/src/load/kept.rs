@@ -2,47 +2,39 @@
 
 use super::filler::Checked;
 use super::wanted::Wanted;
-use crate::cache::{Gather, Kept, WeightCache};
+use crate::cache::{Gather, Kept};
 use bytes::Bytes;
 use flotilla_engine::collective::Stop;
 use flotilla_engine::weights::Extent;
-use flotilla_shared::{ModelSpec, TensorSlice};
-use flotilla_shared::{Place, units};
+use flotilla_shared::{Place, TensorSlice};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::mpsc;
-use tracing::info;
 
 /// Threads that read and digest.
 const READERS: usize = 4;
 
 type Chunks = mpsc::Sender<Checked>;
 
-/// Brings what is kept; the rest stays wanted.
+/// Brings what is kept, and says how much that was; the rest stays wanted.
 pub async fn read(
-    cache: &Arc<WeightCache>,
-    spec: &ModelSpec,
-    slices: &[TensorSlice],
+    kept: &Arc<Kept>,
+    slices: &Arc<Vec<TensorSlice>>,
     wanted: &Arc<Mutex<Wanted>>,
     chunks: Chunks,
     stop: &Stop,
-) {
-    let (cache, spec, slices, wanted) = (cache.clone(), spec.clone(), slices.to_vec(), wanted.clone());
-    let stop = stop.clone();
+) -> u64 {
+    let (kept, slices, wanted, stop) = (kept.clone(), slices.clone(), wanted.clone(), stop.clone());
     let read = move || {
-        let kept = cache.kept(&spec);
-        if kept.is_empty() {
-            return;
-        }
-        let mut parts = lock(&wanted).take_all().into_iter();
-        let readers = Readers { kept: &kept, slices: &slices, chunks: &chunks, stop: &stop };
-        let missing = readers.read(&Mutex::new(&mut parts));
+        let parts = lock(&wanted).take_all();
         let bytes = |parts: &[Extent]| parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
-        let total: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
+        let total = bytes(&parts);
+        let readers = Readers { kept: &kept, slices: &slices, chunks: &chunks, stop: &stop };
+        let missing = readers.read(&Mutex::new(&mut parts.into_iter()));
         let found = total - bytes(&missing);
-        info!(bytes = %units::Bytes(found), of = %units::Bytes(total), "read from the weight cache");
         lock(&wanted).put_back(missing);
+        found
     };
-    tokio::task::spawn_blocking(read).await.expect("reading the cache does not panic");
+    tokio::task::spawn_blocking(read).await.expect("reading the cache does not panic")
 }
 
 struct Readers<'a> {
@@ -75,9 +67,9 @@ impl Readers<'_> {
         for kept in self.kept.around(slice) {
             let mut gather = Gather::new(kept, slice);
             for chunk in part.chunks() {
-                let Some(bytes) = gather.read(chunk.clone()) else { break };
+                let Some((bytes, digest)) = gather.read(chunk.clone()) else { break };
                 let (slice, offset, bytes) = (part.slice, chunk.start, Bytes::from(bytes));
-                let checked = Checked { slice, offset, bytes, place: Place::Cache, digest: None };
+                let checked = Checked { slice, offset, bytes, place: Place::Cache, digest: Some(digest) };
                 if self.chunks.blocking_send(checked).is_err() {
                     // The memory could not be written: the load fails, and says so.
                     return Some(part);

@@ -8,21 +8,24 @@ mod intake;
 mod kept;
 mod peers;
 mod wanted;
+mod way;
+mod windows;
 
-use crate::cache::WeightCache;
 use crate::error::WorkerError;
-use crate::handing::{Digests, Handing};
-use crate::settings::Settings;
 pub use filler::Filled;
-use filler::Filler;
+use filler::{Checked, Filler};
 use flotilla_engine::collective::{CollectiveError, Stop};
 use flotilla_engine::weights::{Synthetic, WeightSink};
-use flotilla_shared::{Assignment, Loading, Place, TensorSlice, WeightOrigin};
+use flotilla_shared::{Assignment, Loading, Place, TensorSlice, WeightOrigin, units};
 use intake::Intake;
+use peers::Peers;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 use tracing::info;
 use wanted::Wanted;
+pub use way::Way;
+use windows::windows;
 
 /// What is asked for at once, and kept as one file: so many bytes of a slice, from a multiple of it on.
 pub const PART_BYTES: usize = 16 << 20;
@@ -32,16 +35,6 @@ const STOP_TICK: Duration = Duration::from_millis(20);
 
 /// Reports at most so often, and at the end.
 const REPORT_EVERY: Duration = Duration::from_millis(200);
-
-/// How weights come.
-pub struct Way<'a> {
-    pub settings: &'a Settings,
-    pub handing: &'a Handing,
-    /// On the disk.
-    pub cache: Option<Arc<WeightCache>>,
-    /// Of what comes.
-    pub digests: Arc<Digests>,
-}
 
 /// Fills `weights` with what the assignment says, unless it is stopped; `tell` is told how far it is. Also of a load
 /// that failed it says what is whole.
@@ -68,7 +61,7 @@ pub async fn load<W: WeightSink + 'static>(
     (filled, result)
 }
 
-/// Asks one place after the other.
+/// Asks one place after the other, window by window.
 async fn bring<W: WeightSink + 'static>(
     way: &Way<'_>,
     assignment: &Assignment,
@@ -77,28 +70,48 @@ async fn bring<W: WeightSink + 'static>(
     report: impl FnMut(Loading) + Send + 'static,
 ) -> (Filled<W>, Result<(), WorkerError>) {
     let slices = Arc::new(weights.slices().to_vec());
-    let wanted = Arc::new(Mutex::new(Wanted::all(&slices)));
-    let Way { settings, handing, cache, digests } = way;
-    let filler = Filler::start(weights, digests.clone(), report);
-    let bring = async {
-        // Gone when this is: the filler waits for the last of its senders.
-        let chunks = filler.chunks();
-        if let Some(cache) = cache {
-            kept::read(cache, &assignment.spec, &slices, &wanted, chunks.clone(), stop).await;
-        }
-        let keeper = cache.as_ref().and_then(|cache| cache.keeper()).map(Arc::new);
-        let from = |place| {
-            let (wanted, slices, chunks) = (wanted.clone(), slices.clone(), chunks.clone());
-            Intake { wanted, slices, chunks, keeper: keeper.clone(), place }
-        };
-        peers::fetch(handing, assignment, &from(Place::Peer), settings.collective_timeout).await;
-        coordinator::fetch(settings, assignment, from(Place::Coordinator)).await
-    };
+    let filler = Filler::start(weights, way.digests.clone(), report);
+    // Gone when this is: the filler waits for the last of its senders.
+    let bring = bring_to(way, assignment, slices, filler.chunks(), stop);
     let brought = tokio::select! {
         brought = bring => brought,
         () = stopped(stop) => Err(CollectiveError::Aborted.into()),
     };
     filler.finish(brought).await
+}
+
+async fn bring_to(
+    way: &Way<'_>,
+    assignment: &Assignment,
+    slices: Arc<Vec<TensorSlice>>,
+    chunks: mpsc::Sender<Checked>,
+    stop: &Stop,
+) -> Result<(), WorkerError> {
+    let Way { settings, handing, cache, on_disk, .. } = way;
+    let keeper = cache.as_ref().and_then(|cache| cache.keeper()).map(Arc::new);
+    let (mut from_disk, mut peers) = (0, None);
+    for window in windows(&slices) {
+        let wanted = Arc::new(Mutex::new(Wanted::of(&slices, window)));
+        if let Some(on_disk) = on_disk {
+            from_disk += kept::read(on_disk, &slices, &wanted, chunks.clone(), stop).await;
+        }
+        let from = |place| {
+            let (wanted, slices, chunks) = (wanted.clone(), slices.clone(), chunks.clone());
+            Intake { wanted, slices, chunks, keeper: keeper.clone(), place }
+        };
+        if !wanted.lock().expect("no holder panics").is_empty() && peers.is_none() {
+            peers = Some(Peers::reach(handing, assignment, &slices).await);
+        }
+        if let Some(peers) = &peers {
+            peers.give(&from(Place::Peer), settings.collective_timeout).await;
+        }
+        coordinator::fetch(settings, assignment, from(Place::Coordinator)).await?;
+    }
+    if from_disk > 0 {
+        let all: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
+        info!(bytes = %units::Bytes(from_disk), of = %units::Bytes(all), "read from the weight cache");
+    }
+    Ok(())
 }
 
 async fn stopped(stop: &Stop) {

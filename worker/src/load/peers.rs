@@ -1,5 +1,5 @@
-//! Other workers as places of weights: those that the coordinator names are asked in turn for what they hold whole. One
-//! that does not answer, breaks off, refuses, stands still or sends damage is passed over for the rest of the load, and
+//! Other workers as places of weights: those that the coordinator names are asked for what they hold whole, each for what
+//! those before it do not have. One that does not answer, breaks off, refuses, stands still or sends damage is passed over for the rest of the load, and
 //! what it owes is wanted again. So nothing here can fail a load.
 
 use super::PART_BYTES;
@@ -12,8 +12,9 @@ use flotilla_engine::weights::{Digest, Extent};
 use flotilla_proto::wire::weights_client::WeightsClient;
 use flotilla_proto::{MESSAGE_BYTES_MAX, wire};
 use flotilla_shared::{Assignment, Epoch, Holder, TensorSlice, WeightsId, units};
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 use tokio::sync::watch;
@@ -37,45 +38,85 @@ const PING_WAIT: Duration = Duration::from_secs(10);
 
 type Client = WeightsClient<InterceptedService<Channel, JoinToken>>;
 
-/// Takes from others what they have of what is wanted. `silence_max` is the longest that nothing may come of a stream: a
-/// peer may be loading itself, or putting in order what it has.
-pub async fn fetch(handing: &Handing, assignment: &Assignment, intake: &Intake, silence_max: Duration) {
-    if intake.wanted().is_empty() {
-        return;
+/// Those that were named, hold something of use and answered, in their order.
+pub struct Peers(Vec<Arc<Peer>>);
+
+impl Peers {
+    /// Dials those that hold some of `slices`.
+    pub async fn reach(handing: &Handing, assignment: &Assignment, slices: &[TensorSlice]) -> Peers {
+        let own_key = handing.door.as_ref().map(|(_, key)| *key);
+        let mut dialed = JoinSet::new();
+        for (number, holder) in assignment.holders.iter().enumerate() {
+            let (peer, dials) = (Peer::of(holder, assignment, slices), handing.dials.clone());
+            // A worker that joined anew may be named to itself.
+            if peer.is_of_use() && Some(peer.key) != own_key {
+                dialed.spawn(async move {
+                    let client = dial(&dials, &peer.address, &peer.key).await;
+                    (number, peer, client)
+                });
+            }
+        }
+        let mut peers = Vec::new();
+        for (number, peer, client) in dialed.join_all().await {
+            match client {
+                Ok(client) => peers.push((number, peer.with(client, &handing.dials))),
+                Err(reason) => peer.say_passed_over(&reason),
+            }
+        }
+        peers.sort_by_key(|(number, _)| *number);
+        Peers(peers.into_iter().map(|(_, peer)| Arc::new(peer)).collect())
     }
-    for peer in reachable(handing, assignment, &intake.slices).await {
-        let before = intake.wanted().bytes();
-        peer.give(intake, silence_max).await;
-        let bytes = before - intake.wanted().bytes();
-        if bytes > 0 {
-            info!(peer = peer.address, bytes = %units::Bytes(bytes), "weights came from another worker");
+
+    /// Takes from them what they have of what is wanted: each part from the first that has it, from several at once, and what
+    /// one does not give from the next. `silence_max` is the longest that nothing may come of a stream: a peer may be loading
+    /// itself, or putting in order what it has.
+    pub async fn give(&self, intake: &Intake, silence_max: Duration) {
+        let mut before = None;
+        loop {
+            let parts = intake.wanted().slices_left();
+            let firsts: BTreeMap<usize, usize> =
+                parts.into_iter().filter_map(|slice| Some((slice, self.first_with(slice)?))).collect();
+            let state = (intake.wanted().bytes(), firsts);
+            // Nobody has more of it, or those that do are too busy.
+            if state.1.is_empty() || before.as_ref() == Some(&state) {
+                return;
+            }
+            self.give_each(&Arc::new(state.1.clone()), intake, silence_max).await;
+            before = Some(state);
+        }
+    }
+
+    fn first_with(&self, slice: usize) -> Option<usize> {
+        self.0.iter().position(|peer| peer.gives(slice))
+    }
+
+    /// `firsts`: which peer gives which slice.
+    async fn give_each(&self, firsts: &Arc<BTreeMap<usize, usize>>, intake: &Intake, silence_max: Duration) {
+        let mut giving = JoinSet::new();
+        for (number, peer) in self.0.iter().enumerate() {
+            if !firsts.values().any(|first| *first == number) {
+                // A connection that nothing is asked on is not kept at the other side.
+                peer.forget_first();
+                continue;
+            }
+            let (peer, firsts, intake) = (peer.clone(), firsts.clone(), intake.clone());
+            giving.spawn(async move { peer.give(number, firsts, &intake, silence_max).await });
+        }
+        while let Some(ended) = giving.join_next().await {
+            ended.expect("taking from a peer does not panic");
         }
     }
 }
 
-/// Those that hold something of use and answer, in their order.
-async fn reachable(handing: &Handing, assignment: &Assignment, slices: &[TensorSlice]) -> Vec<Arc<Peer>> {
-    let own_key = handing.door.as_ref().map(|(_, key)| *key);
-    let mut dialed = JoinSet::new();
-    for (number, holder) in assignment.holders.iter().enumerate() {
-        let (peer, dials) = (Peer::of(holder, assignment, slices), handing.dials.clone());
-        // A worker that joined anew may be named to itself.
-        if peer.is_of_use() && Some(peer.key) != own_key {
-            dialed.spawn(async move {
-                let client = dial(&dials, &peer.address, &peer.key).await;
-                (number, peer, client)
-            });
+impl Drop for Peers {
+    fn drop(&mut self) {
+        for peer in &self.0 {
+            let bytes = peer.bytes.load(Ordering::Relaxed);
+            if bytes > 0 {
+                info!(peer = peer.address, bytes = %units::Bytes(bytes), "weights came from another worker");
+            }
         }
     }
-    let mut peers = Vec::new();
-    for (number, peer, client) in dialed.join_all().await {
-        match client {
-            Ok(client) => peers.push((number, peer.with(client, &handing.dials))),
-            Err(reason) => peer.say_passed_over(&reason),
-        }
-    }
-    peers.sort_by_key(|(number, _)| *number);
-    peers.into_iter().map(|(_, peer)| Arc::new(peer)).collect()
 }
 
 /// Why a stream ends before its time.
@@ -116,8 +157,11 @@ struct Peer {
     /// Why it is passed over, once it is.
     fault: OnceLock<String>,
     is_over: watch::Sender<bool>,
-    /// What it said that it does not have.
+    /// What it said that it does not have, and is not asked again.
     lacks: Mutex<Vec<Extent>>,
+    lacked: Mutex<BTreeSet<usize>>,
+    /// That came from it.
+    bytes: AtomicU64,
 }
 
 impl Peer {
@@ -137,6 +181,8 @@ impl Peer {
             fault: OnceLock::new(),
             is_over: watch::Sender::new(false),
             lacks: Mutex::default(),
+            lacked: Mutex::default(),
+            bytes: AtomicU64::new(0),
         }
     }
 
@@ -148,18 +194,36 @@ impl Peer {
         Peer { first: Mutex::new(Some(client)), dials: dials.clone(), ..self }
     }
 
-    /// All that it has of what is wanted, unless it fails.
-    async fn give(self: &Arc<Self>, intake: &Intake, silence_max: Duration) {
+    fn gives(&self, slice: usize) -> bool {
+        let lacks = || self.lacked.lock().expect("no holder panics").contains(&slice);
+        self.has[slice] && self.fault.get().is_none() && !lacks()
+    }
+
+    fn forget_first(&self) {
+        drop(self.first.lock().expect("no holder panics").take());
+    }
+
+    /// All of what is wanted that it is the first for, unless it fails.
+    async fn give(
+        self: &Arc<Self>,
+        number: usize,
+        firsts: Arc<BTreeMap<usize, usize>>,
+        intake: &Intake,
+        silence_max: Duration,
+    ) {
+        self.streams.store(STREAMS, Ordering::Relaxed);
         let mut streams = JoinSet::new();
         for _ in 0..STREAMS {
             let (peer, is_over) = (self.clone(), self.is_over.subscribe());
-            let stream = Stream { peer, intake: intake.clone(), is_over, silence_max };
+            let (firsts, intake) = (firsts.clone(), intake.clone());
+            let stream = Stream { peer, number, firsts, intake, is_over, silence_max };
             streams.spawn(stream.run());
         }
         while let Some(ended) = streams.join_next().await {
             ended.expect("a stream does not panic");
         }
         let lacks = std::mem::take(&mut *self.lacks.lock().expect("no holder panics"));
+        self.lacked.lock().expect("no holder panics").extend(lacks.iter().map(|part| part.slice));
         intake.wanted().put_back(lacks);
     }
 
@@ -192,6 +256,9 @@ impl Peer {
 
 struct Stream {
     peer: Arc<Peer>,
+    /// Of the peer, and which of them gives which slice.
+    number: usize,
+    firsts: Arc<BTreeMap<usize, usize>>,
     intake: Intake,
     is_over: watch::Receiver<bool>,
     silence_max: Duration,
@@ -202,7 +269,7 @@ impl Stream {
     async fn run(mut self) {
         let mut client = None;
         loop {
-            let has = |part: &Extent| self.peer.has[part.slice];
+            let has = |part: &Extent| self.firsts.get(&part.slice) == Some(&self.number);
             let mut parts = Parts::new(self.intake.wanted().take_of(REQUEST_BYTES, has));
             if parts.is_empty() {
                 return;
@@ -253,7 +320,8 @@ impl Stream {
                 "{place} came damaged: blake3 is {found}, expected {expected}"
             )));
         }
-        Ok(self.intake.take(&extent, chunk.data, found).await?)
+        self.peer.bytes.fetch_add(chunk.data.len() as u64, Ordering::Relaxed);
+        Ok(self.intake.take(&extent, chunk.data, chunk.proven.then_some(found)).await?)
     }
 
     /// What comes of `what`; `None`, if the peer is passed over first. Nothing is lost of what it did not bring.

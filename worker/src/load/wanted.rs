@@ -4,8 +4,11 @@
 use super::PART_BYTES;
 use flotilla_engine::weights::{Digest, Extent, WeightError};
 use flotilla_shared::TensorSlice;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::Range;
 
+/// Of one request, which may name 4096: rectangles may be small.
+const PARTS_MAX: usize = 1024;
 /// Times that one chunk may come damaged.
 const DAMAGED_MAX: u32 = 3;
 
@@ -18,9 +21,9 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// All of `slices`.
-    pub fn all(slices: &[TensorSlice]) -> Wanted {
-        let whole = slices.iter().enumerate().map(|(index, slice)| Extent::whole(index, slice));
+    /// All of those `slices` that are numbered so.
+    pub fn of(slices: &[TensorSlice], numbers: Range<usize>) -> Wanted {
+        let whole = numbers.map(|number| Extent::whole(number, &slices[number]));
         let parts = whole.flat_map(|extent| extent.parts(PART_BYTES)).collect();
         Wanted { slices: slices.to_vec(), parts, damaged: BTreeMap::new() }
     }
@@ -29,10 +32,11 @@ impl Wanted {
         self.parts.is_empty()
     }
 
-    /// The next parts, of about `bytes` together; none when nothing is missing that nobody has in hand.
+    /// The next parts, of about `bytes` together and no more than one request may have; none when nothing is missing that nobody has in hand.
     pub fn take(&mut self, bytes: usize) -> Vec<Extent> {
         let (mut taken, mut sum) = (Vec::new(), 0);
         while sum < bytes
+            && taken.len() < PARTS_MAX
             && let Some(part) = self.parts.pop_front()
         {
             sum += part.bytes.len();
@@ -45,7 +49,7 @@ impl Wanted {
     pub fn take_of(&mut self, bytes: usize, is_meant: impl Fn(&Extent) -> bool) -> Vec<Extent> {
         let (mut taken, mut others, mut sum) = (Vec::new(), VecDeque::with_capacity(self.parts.len()), 0);
         for part in self.parts.drain(..) {
-            match sum < bytes && is_meant(&part) {
+            match sum < bytes && taken.len() < PARTS_MAX && is_meant(&part) {
                 true => {
                     sum += part.bytes.len();
                     taken.push(part);
@@ -60,6 +64,11 @@ impl Wanted {
     /// Of the parts that nobody has in hand.
     pub fn bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
+    /// The slices that they are of.
+    pub fn slices_left(&self) -> BTreeSet<usize> {
+        self.parts.iter().map(|part| part.slice).collect()
     }
 
     /// Everything that nobody has in hand.
@@ -102,7 +111,7 @@ mod tests {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
         let norm = TensorSlice::whole(TensorId::FinalNorm, &spec);
         let embed = TensorSlice::cut(TensorId::Embed, &spec, 0, 0..6000);
-        Wanted::all(&[norm, embed])
+        Wanted::of(&[norm, embed], 0..2)
     }
 
     #[test]

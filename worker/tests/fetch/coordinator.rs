@@ -55,6 +55,8 @@ struct Giver {
     slices: Vec<TensorSlice>,
     faults: Mutex<BTreeMap<Place, Fault>>,
     sent: Mutex<Vec<Place>>,
+    bytes_sent: Mutex<usize>,
+    proven: bool,
     /// Before each chunk.
     pause: Mutex<Duration>,
 }
@@ -89,7 +91,24 @@ pub struct FakePeer {
 impl FakePeer {
     /// It holds everything, and lets in who shows its key.
     pub async fn start(faults: Vec<(Place, Fault)>) -> FakePeer {
-        let giver = Arc::new(Giver::new(faults));
+        Self::giving(Giver::new(faults)).await
+    }
+
+    /// The same, but its digests say nothing of its memory.
+    pub async fn without_proof() -> FakePeer {
+        Self::giving(Giver { proven: false, ..Giver::new(Vec::new()) }).await
+    }
+
+    /// It has the share of this rank of so many.
+    pub async fn of_rank(rank: u16, count: usize, faults: Vec<(Place, Fault)>) -> FakePeer {
+        let plan = Plan::with_shares(&spec(), &vec![1.0; count]);
+        let mut peer = Self::start(faults).await;
+        peer.holder.held.share = plan.share(Rank(rank)).1.clone();
+        peer
+    }
+
+    async fn giving(giver: Giver) -> FakePeer {
+        let giver = Arc::new(giver);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = WeightsServer::from_arc(giver.clone())
@@ -110,6 +129,10 @@ impl FakePeer {
     /// The chunks that were sent, damaged or not.
     pub fn sent(&self) -> Vec<Place> {
         self.giver.sent.lock().unwrap().clone()
+    }
+
+    pub fn bytes_sent(&self) -> usize {
+        *self.giver.bytes_sent.lock().unwrap()
     }
 }
 
@@ -153,12 +176,23 @@ impl Coordinator {
         adjust: impl FnOnce(&mut Settings),
         faults: impl FnOnce(&Coordinator) -> Vec<(Place, Fault)>,
     ) -> Coordinator {
-        let plan = Plan::with_shares(&spec(), &[1.0]);
+        Self::start_rank((0, 1), holders, adjust, faults).await
+    }
+
+    /// The same, of a worker that is this rank of so many. The others never come, so that it does not get further than to have
+    /// its weights.
+    pub async fn start_rank(
+        (rank, count): (u16, usize),
+        holders: Vec<Holder>,
+        adjust: impl FnOnce(&mut Settings),
+        faults: impl FnOnce(&Coordinator) -> Vec<(Place, Fault)>,
+    ) -> Coordinator {
+        let plan = Plan::with_shares(&spec(), &vec![1.0; count]);
         let (hear, heard) = mpsc::unbounded_channel();
         let service = Service {
             assignment: Assignment {
                 epoch: Epoch(1),
-                rank: Rank(0),
+                rank: Rank(rank),
                 spec: spec(),
                 plan,
                 weights: WeightOrigin::Stream,
@@ -166,7 +200,7 @@ impl Coordinator {
                 kv_blocks: KvBlocks::plain(4),
                 step_tokens_max: 16,
                 sampleable: vec![0..40_000],
-                peers: vec!["127.0.0.1:1".into()],
+                peers: vec!["127.0.0.1:1".into(); count],
                 links: Default::default(),
                 group_key: [0; 32],
                 holders,
@@ -221,6 +255,32 @@ impl Coordinator {
             from_worker::Message::Ready(_) => {}
             other => panic!("not ready: {other:?}"),
         }
+    }
+
+    /// Waits until it has everything; what that is.
+    pub async fn expect_loaded(&mut self) -> Vec<TensorSlice> {
+        let loaded = async {
+            while self.loading.bytes_total == 0 || self.loading.bytes_done < self.loading.bytes_total {
+                match self.heard.recv().await.expect("the service is there") {
+                    from_worker::Message::Hello(hello) => {
+                        self.door = Hello::try_from(hello).unwrap().hands_on;
+                    }
+                    from_worker::Message::Loading(loading) => self.loading = loading.into(),
+                    other => panic!("not loaded: {other:?}"),
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, loaded).await.expect("the worker comes to an end");
+        let Assignment { plan, spec, rank, .. } = &self.service.assignment;
+        plan.slices(spec, *rank)
+    }
+
+    /// The worker, as others are told of it.
+    pub fn holder(&self) -> Holder {
+        let Assignment { plan, rank, .. } = &self.service.assignment;
+        let (address, key) = self.door.clone().expect("it hands on");
+        let whole = holder(address, key);
+        Holder { held: Held { share: plan.share(*rank).1.clone(), ..whole.held }, ..whole }
     }
 
     /// Why.
@@ -324,7 +384,8 @@ impl Giver {
     fn new(faults: Vec<(Place, Fault)>) -> Giver {
         let slices = Plan::with_shares(&spec(), &[1.0]).slices(&spec(), Rank(0));
         let (faults, sent) = (Mutex::new(faults.into_iter().collect()), Mutex::default());
-        Giver { source: source(), slices, faults, sent, pause: Mutex::default() }
+        let (bytes_sent, pause) = Default::default();
+        Giver { source: source(), slices, faults, sent, bytes_sent, proven: true, pause }
     }
 
     fn give(&self, request: wire::FetchRequest) -> Chunks {
@@ -335,7 +396,8 @@ impl Giver {
             let extent = Extent { slice: index as usize, bytes: start as usize..end as usize };
             let slice = &slices[extent.slice];
             for chunk in extent.chunks() {
-                let place = (self.slices.iter().position(|own| own == slice).unwrap(), chunk.start);
+                // Of a part of a slice, the slice.
+                let place = (self.slices.iter().position(|own| own.covers(slice)).unwrap(), chunk.start);
                 let fault = self.fault(place);
                 let offset = chunk.start as u64;
                 match fault {
@@ -353,12 +415,13 @@ impl Giver {
                     Some(Fault::Damaged(_)) | None => {}
                 }
                 self.sent.lock().unwrap().push(place);
+                *self.bytes_sent.lock().unwrap() += chunk.len();
                 let (mut bytes, digest) = read_chunk(&self.source, slice, chunk).unwrap();
                 if fault.is_some() {
                     bytes[100] ^= 8;
                 }
-                let (data, digest) = (bytes.into(), digest.0.to_vec().into());
-                chunks.push(Ok(wire::SliceChunk { slice: index, offset, data, digest }));
+                let (data, digest, proven) = (bytes.into(), digest.0.to_vec().into(), self.proven);
+                chunks.push(Ok(wire::SliceChunk { slice: index, offset, data, digest, proven }));
             }
         }
         let pause = *self.pause.lock().unwrap();

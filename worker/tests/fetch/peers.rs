@@ -32,24 +32,30 @@ fn places() -> [Place; 2] {
 
 /// What somebody who shows `key` is sent of a slice; `None`: it is said not to be there.
 async fn fetch(address: &str, key: &str, request: Fetch) -> Result<Option<Vec<u8>>, Status> {
+    fetch_and_ask(address, key, request).await.map(|(bytes, _)| bytes)
+}
+
+/// Also whether all of it is proven.
+async fn fetch_and_ask(address: &str, key: &str, request: Fetch) -> Result<(Option<Vec<u8>>, bool), Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let client = WeightsClient::new(endpoint.connect().await.unwrap());
     let mut client = client.max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut request = Request::new(wire::FetchRequest::from(&request));
     request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
     let mut stream = client.fetch(request).await?.into_inner();
-    let mut bytes = Vec::new();
+    let (mut bytes, mut proven) = (Vec::new(), true);
     while let Some(chunk) = stream.message().await? {
         if chunk.data.is_empty() {
-            return Ok(None);
+            return Ok((None, false));
         }
+        proven &= chunk.proven;
         assert_eq!(
             (chunk.offset as usize, chunk.digest),
             (bytes.len(), Digest::of(&chunk.data).0.to_vec().into())
         );
         bytes.extend_from_slice(&chunk.data);
     }
-    Ok(Some(bytes))
+    Ok((Some(bytes), proven))
 }
 
 fn whole(slice: &TensorSlice) -> Fetch {
@@ -170,6 +176,120 @@ async fn a_peer_that_stands_still_is_waited_for_a_bounded_time() {
     let mut coordinator = Coordinator::start_beside(holders, impatient, |_| Vec::new()).await;
     expect_whole(&mut coordinator, &[&peer]).await;
     assert!(sent(&coordinator).contains_key(&second) && !peer.sent().is_empty());
+}
+
+/// What is to be loaded lies whole with nobody: it is put together of halves, and what both have comes once.
+#[tokio::test]
+async fn a_share_is_put_together_of_what_several_hold() {
+    let [one, other] = [FakePeer::of_rank(0, 2, vec![]).await, FakePeer::of_rank(1, 2, vec![]).await];
+    let mut coordinator = beside(vec![one.holder.clone(), other.holder.clone()]).await;
+    coordinator.expect_ready().await;
+    assert_eq!(coordinator.sent(), []);
+    let total = coordinator.loading.bytes_total as usize;
+    assert_eq!(one.bytes_sent() + other.bytes_sent(), total);
+    assert!(one.bytes_sent() > total / 3 && other.bytes_sent() > total / 3);
+    expect_right(&coordinator).await;
+}
+
+/// Three that form anew beside two that have everything: not a byte comes from the coordinator, each is the model's, and, as
+/// those who gave it had it from there, proven.
+#[tokio::test]
+async fn a_group_of_three_takes_everything_from_one_of_two() {
+    let patient = |settings: &mut Settings| {
+        hands_on(settings);
+        settings.collective_timeout = Duration::from_secs(60);
+    };
+    let start = |seat, holders| Coordinator::start_rank(seat, holders, patient, |_| Vec::new());
+    let mut two = [start((0, 2), Vec::new()).await, start((1, 2), Vec::new()).await];
+    for rank in &mut two {
+        rank.expect_loaded().await;
+    }
+    for rank in 0..3 {
+        let mut one = start((rank, 3), two.each_ref().map(Coordinator::holder).to_vec()).await;
+        let slices = one.expect_loaded().await;
+        assert_eq!(
+            (one.sent(), one.loading.by_place.of(flotilla_shared::Place::Peer)),
+            (vec![], one.loading.bytes_total)
+        );
+        let (address, key) = one.door.clone().unwrap();
+        for slice in &slices {
+            let (bytes, proven) = fetch_and_ask(&address, &words(&key), whole(slice)).await.unwrap();
+            let mut expected = vec![0; slice.bytes()];
+            source().read(slice, 0, &mut expected).unwrap();
+            assert!(bytes.as_ref() == Some(&expected) && proven, "{slice}");
+        }
+    }
+}
+
+/// Two of three are here, and one of them breaks off: the rest comes from the coordinator.
+#[tokio::test]
+async fn what_a_share_lacks_of_several_comes_from_the_coordinator() {
+    let [_, second] = places();
+    let breaks = vec![((second.0, 0), Fault::Breaks(1))];
+    let [one, other] = [FakePeer::of_rank(0, 3, vec![]).await, FakePeer::of_rank(2, 3, breaks).await];
+    let mut coordinator = beside(vec![one.holder.clone(), other.holder.clone()]).await;
+    coordinator.expect_ready().await;
+    use flotilla_shared::Place::{Coordinator, Peer};
+    let by = coordinator.loading.by_place;
+    let total = coordinator.loading.bytes_total;
+    assert_eq!(
+        (by.of(Peer) + by.of(Coordinator), by.of(Peer)),
+        (total, (one.bytes_sent() + other.bytes_sent()) as u64)
+    );
+    assert!(by.of(Peer) > total / 4 && by.of(Coordinator) > total / 4, "{by:?}");
+    expect_right(&coordinator).await;
+}
+
+/// What was put together is kept in parts, and found again.
+#[tokio::test]
+async fn parts_that_are_kept_on_disk_are_put_together_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeps = |settings: &mut Settings| {
+        hands_on(settings);
+        settings.weight_cache = Some(CacheSettings { dir: dir.path().to_owned(), bytes_max: 1 << 30 });
+    };
+    let [one, other] = [FakePeer::of_rank(0, 2, vec![]).await, FakePeer::of_rank(1, 2, vec![]).await];
+    let holders = vec![one.holder.clone(), other.holder.clone()];
+    let mut first = Coordinator::start_beside(holders, keeps, |_| Vec::new()).await;
+    first.expect_ready().await;
+    // It is written behind the loading.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let total = first.loading.bytes_total;
+    while bytes_in(dir.path()) < total {
+        assert!(Instant::now() < deadline, "the disk has all of it at last");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut again = Coordinator::start_beside(Vec::new(), keeps, |_| Vec::new()).await;
+    again.expect_ready().await;
+    assert_eq!((again.sent(), again.loading.by_place.of(flotilla_shared::Place::Cache)), (vec![], total));
+    expect_right(&again).await;
+}
+
+/// Of finished files.
+fn bytes_in(dir: &std::path::Path) -> u64 {
+    let folders = std::fs::read_dir(dir).unwrap().map(|folder| folder.unwrap().path());
+    let files = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|file| file.unwrap());
+    let finished = files.filter(|file| !file.file_name().to_string_lossy().ends_with("tmp"));
+    finished.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+/// A digest that was made of a peer's memory proves nothing: what came by it is used, and not kept where it would be believed.
+#[tokio::test]
+async fn what_comes_without_proof_is_not_kept_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let keeps = |settings: &mut Settings| {
+        hands_on(settings);
+        settings.weight_cache = Some(CacheSettings { dir: dir.path().to_owned(), bytes_max: 1 << 30 });
+    };
+    let peer = FakePeer::without_proof().await;
+    let mut first = Coordinator::start_beside(vec![peer.holder.clone()], keeps, |_| Vec::new()).await;
+    expect_whole(&mut first, &[&peer]).await;
+    // Nor does this worker say that it can prove it.
+    let (address, key) = first.door.clone().unwrap();
+    let mut second = Coordinator::start_beside(vec![holder(address, key)], keeps, |_| Vec::new()).await;
+    second.expect_ready().await;
+    assert_eq!((second.sent(), bytes_in(dir.path())), (vec![], 0));
+    expect_right(&second).await;
 }
 
 /// The second begins while the first has hardly anything, and takes what comes there as it comes.

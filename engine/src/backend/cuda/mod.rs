@@ -15,6 +15,7 @@ mod kernels;
 mod kv;
 pub mod norm;
 mod picks;
+mod reader;
 pub mod route;
 pub mod sample;
 mod shard;
@@ -22,6 +23,7 @@ pub mod synthetic;
 mod weights;
 
 pub use kernels::sources;
+pub use reader::CudaReader;
 pub use weights::{CudaWeights, weight_bytes};
 
 use super::{Backend, BackendError, Norm};

@@ -1,6 +1,7 @@
 //! A rank's weights in a card's memory: the checkpoint's bytes, packed and unpadded, in one allocation a
 //! layer. q, k and v lie behind each other, for they are one product.
 
+use super::reader::CudaReader;
 use super::synthetic::SyntheticKernels;
 use crate::cuda::{Card, CudaError};
 use crate::weights::{FILL_BYTES, Synthetic, WeightError, WeightSink};
@@ -9,9 +10,12 @@ use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Where a tensor begins, so that kernels may read it 16 bytes at a time and whole cache lines at best.
 const ALIGN_BYTES: usize = 256;
+
+const UNREAD: &str = "weights are read back once they are whole";
 
 /// Tensors that must follow each other without a gap.
 const JOINED: [LayerTensor; 4] =
@@ -86,7 +90,8 @@ pub struct CudaWeights {
     slices: Vec<TensorSlice>,
     index: HashMap<TensorId, usize>,
     layout: Layout,
-    arenas: Vec<CudaSlice<u8>>,
+    /// Nobody else has them before everything is there, and nobody writes to them after.
+    arenas: Arc<Vec<CudaSlice<u8>>>,
     /// What is on its way from the host; none once everything is there.
     staging: Option<PinnedHostSlice<u8>>,
 }
@@ -99,7 +104,7 @@ impl CudaWeights {
             // SAFETY: kernels read what `fill` has written, which is every byte between the gaps.
             unsafe { card.unset(bytes.max(1)) }
         });
-        let arenas = arenas.collect::<Result<_, _>>()?;
+        let arenas = Arc::new(arenas.collect::<Result<_, _>>()?);
         let context = card.stream().context();
         // SAFETY: written by `fill` before it is copied from. Not write-combined: a source may read back.
         let staging = unsafe { context.alloc_pinned_with_flags(FILL_BYTES, sys::CU_MEMHOSTALLOC_PORTABLE) };
@@ -118,6 +123,17 @@ impl CudaWeights {
         &self.card
     }
 
+    /// For whoever reads them beside those that compute with them.
+    ///
+    /// # Panics
+    /// If they are not whole.
+    pub fn reader(&self) -> Result<CudaReader, CudaError> {
+        assert!(self.staging.is_none(), "{UNREAD}");
+        let places = self.slices.iter().zip(&self.layout.places);
+        let places = places.map(|(slice, Place { arena, bytes })| (slice.clone(), *arena, bytes.start));
+        CudaReader::new(&self.card, self.arenas.clone(), places.collect())
+    }
+
     /// Bytes taken on the card.
     pub fn bytes(&self) -> u64 {
         self.layout.bytes()
@@ -133,8 +149,9 @@ impl CudaWeights {
         let kernels = SyntheticKernels::new(&self.card, source).map_err(|error| refused(first, error))?;
         let total = self.slices.iter().map(|slice| slice.bytes() as u64).sum();
         let mut done = 0;
+        let arenas = Arc::get_mut(&mut self.arenas).expect(UNREAD);
         for (slice, place) in self.slices.iter().zip(&self.layout.places) {
-            let mut out = self.arenas[place.arena].slice_mut(place.bytes.clone());
+            let mut out = arenas[place.arena].slice_mut(place.bytes.clone());
             // Waited for, so that progress is what is there and an error names its slice.
             let made = kernels.make(slice, &mut out).and_then(|()| self.card.synchronize());
             made.map_err(|error| refused(slice, error))?;
@@ -207,7 +224,8 @@ impl WeightSink for CudaWeights {
         let out = &mut out.map_err(|error| refused(slice, error))?[..range.len()];
         write(out)?;
         let start = place.bytes.start + range.start;
-        let mut to = self.arenas[place.arena].slice_mut(start..start + out.len());
+        let arenas = Arc::get_mut(&mut self.arenas).expect(UNREAD);
+        let mut to = arenas[place.arena].slice_mut(start..start + out.len());
         let copied = self.card.stream().memcpy_htod(out, &mut to);
         copied.map_err(CudaError::doing("copy weights to the card")).map_err(|error| refused(slice, error))
     }
