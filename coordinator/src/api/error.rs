@@ -41,6 +41,8 @@ pub enum ApiError {
     BodyTooLarge { bytes_max: usize },
     #[error("the body did not arrive within {seconds} seconds")]
     BodyTooSlow { seconds: u64 },
+    #[error("nothing more of the body arrived for {seconds} seconds")]
+    BodyStopped { seconds: u64 },
     #[error("the server is reading as many bodies as it has room for, and had none within {seconds} seconds")]
     NoRoom { seconds: u64 },
     #[error("the body could not be read: {0}")]
@@ -121,7 +123,7 @@ impl ApiError {
             Self::NotAdmin => StatusCode::FORBIDDEN,
             Self::NoReplica { .. } | Self::NotDissolved(NotDissolved::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::NotDissolved(_) => StatusCode::CONFLICT,
-            Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooSlow { .. } | Self::BodyStopped { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -168,7 +170,7 @@ impl ApiError {
             Self::NoRoom { .. } => "no_room",
             Self::NoPlace => "connections_full",
             Self::BodyTooLarge { .. } => "body_too_large",
-            Self::BodyTooSlow { .. } => "body_too_slow",
+            Self::BodyTooSlow { .. } | Self::BodyStopped { .. } => "body_too_slow",
             Self::BodyBroken(_) => "body_broken",
             Self::UnknownRoute { .. } => "not_found",
             Self::WrongMethod { .. } => "method_not_allowed",
