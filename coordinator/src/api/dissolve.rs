@@ -19,7 +19,7 @@ pub async fn dissolve(
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
     let who = admin(&request)?;
-    let (body, _room) = api.bodies.read_json(request.into_body()).await?;
+    let (body, _room) = api.bodies.read(request.into_body()).await?.json()?;
     let mut fields = Node::body(body).object()?;
     let force = fields.take("force").map_or(Ok(false), Node::bool)?;
     fields.finish()?;

@@ -66,6 +66,6 @@ fn stop(node: Node) -> Result<String> {
 }
 
 fn tokens(node: Node) -> Result<Vec<TokenId>> {
-    let token = |node: Node| node.count(0..=u32::MAX.into()).map(|id| id as TokenId);
-    node.array_of(STOP_TOKENS_MAX, "tokens")?.into_iter().map(token).collect()
+    node.at_most(STOP_TOKENS_MAX, "tokens")?;
+    node.token_ids()
 }

@@ -33,6 +33,11 @@ pub enum ApiError {
     )]
     ContextLength { prompt_tokens: usize, context_tokens_max: usize },
     #[error(
+        "the prompt has {bytes} bytes, and the context of this model holds {context_tokens_max} tokens of at most \
+         {token_bytes_max} bytes"
+    )]
+    ContextBytes { bytes: usize, context_tokens_max: usize, token_bytes_max: usize },
+    #[error(
         "the prompts of all choices together have {tokens} tokens, of at most {tokens_max} in one request\n\
          hint: send the prompts in several requests, or ask for fewer choices"
     )]
@@ -111,7 +116,7 @@ impl ApiError {
             Self::BadJson { .. } | Self::Field(_) | Self::ContextLength { .. } | Self::BodyBroken(_) => {
                 StatusCode::BAD_REQUEST
             }
-            Self::PromptsTooLarge { .. } => StatusCode::BAD_REQUEST,
+            Self::ContextBytes { .. } | Self::PromptsTooLarge { .. } => StatusCode::BAD_REQUEST,
             Self::FormTooComplex(_)
             | Self::FormUnsatisfiable(_)
             | Self::Failed(Failure::FormExhausted(_)) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -165,7 +170,7 @@ impl ApiError {
             Self::FormTooComplex(_) => "grammar_too_complex",
             Self::FormUnsatisfiable(_) => "grammar_unsatisfiable",
             Self::UnknownModel { .. } => "model_not_found",
-            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::ContextLength { .. } | Self::ContextBytes { .. } => "context_length_exceeded",
             Self::PromptsTooLarge { .. } => "prompts_too_large",
             Self::NoRoom { .. } => "no_room",
             Self::NoPlace => "connections_full",

@@ -179,5 +179,5 @@ fn json(node: Node) -> Result<Grammar> {
 }
 
 fn choice(node: Node) -> Result<Grammar> {
-    Ok(Grammar::Choice(node.array()?.into_iter().map(Node::string).collect::<Result<_>>()?))
+    node.list("a string", |text| text.as_str().map(str::to_owned)).map(Grammar::Choice)
 }

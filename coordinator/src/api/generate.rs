@@ -166,6 +166,15 @@ pub fn check_prompt(api: &Api, prompt: &[TokenId]) -> Result<(), ApiError> {
     Err(ApiError::ContextLength { prompt_tokens: prompt.len(), context_tokens_max })
 }
 
+/// What cannot fit is refused before it is made into tokens, which costs more than to count its bytes.
+pub fn check_text(api: &Api, bytes: usize) -> Result<(), ApiError> {
+    let (context_tokens_max, token_bytes_max) = (api.settings.context_tokens_max, api.token_bytes_max);
+    if bytes <= context_tokens_max.saturating_mul(token_bytes_max) {
+        return Ok(());
+    }
+    Err(ApiError::ContextBytes { bytes, context_tokens_max, token_bytes_max })
+}
+
 struct Choice {
     /// None once the choice has ended.
     tokens: Option<TokenStream>,

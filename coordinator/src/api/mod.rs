@@ -59,15 +59,15 @@ use ids::Ids;
 use metrics::Metrics;
 pub use responses::StoreLimits;
 
-/// What every endpoint works with.
 /// For fuzzers: a body as each endpoint reads it.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_body(body: serde_json::Value) {
     let _ = chat::request::ChatRequest::read(body.clone());
-    let _ = completions::read(body.clone());
+    let _ = completions::read(body.clone(), usize::MAX);
     let _ = responses::request::ResponsesRequest::read(body);
 }
 
+/// What every endpoint works with.
 pub struct Api {
     settings: Settings,
     harmony: Harmony,
@@ -79,6 +79,8 @@ pub struct Api {
     metrics: Arc<Metrics>,
     responses: responses::Store,
     stop_tokens: Vec<TokenId>,
+    /// No token stands for more.
+    token_bytes_max: usize,
     started_unix_s: u64,
 }
 
@@ -86,6 +88,9 @@ impl Api {
     pub fn new(settings: Settings, harmony: Harmony, replicas: ReplicaRouter) -> Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
+        let tokenizer = harmony.tokenizer();
+        let pieces = tokenizer.piece_ids().filter_map(|id| tokenizer.decode_bytes(id));
+        let token_bytes_max = pieces.map(<[u8]>::len).max().unwrap_or(0);
         let metrics = Arc::new(Metrics::new(&settings, &replicas));
         Api {
             guides: Guides::within(harmony.clone(), settings.limits.compile_time),
@@ -97,6 +102,7 @@ impl Api {
             metrics,
             responses: responses::Store::new(settings.limits.responses),
             stop_tokens,
+            token_bytes_max,
             started_unix_s,
             settings,
         }

@@ -44,12 +44,12 @@ fn top_k(node: Node) -> Result<u32> {
 
 /// `{"50256": -100}`, rising by token.
 fn logit_bias(node: Node) -> Result<Vec<(TokenId, f32)>> {
-    let (too_many, twice) = (node.clone(), node.clone());
-    let entries = node.object()?.into_entries();
-    if entries.len() > BIASED_TOKENS_MAX {
-        let what = format!("at most {BIASED_TOKENS_MAX} tokens, found {}", entries.len());
-        return Err(too_many.invalid(what));
+    let count = node.value.as_object().map_or(0, serde_json::Map::len);
+    if count > BIASED_TOKENS_MAX {
+        return Err(node.invalid(format!("at most {BIASED_TOKENS_MAX} tokens, found {count}")));
     }
+    let twice = node.clone();
+    let entries = node.object()?.into_entries();
     let mut biases = entries.into_iter().map(bias).collect::<Result<Vec<_>>>()?;
     biases.sort_unstable_by_key(|(token, _)| *token);
     match biases.windows(2).find(|pair| pair[0].0 == pair[1].0) {
