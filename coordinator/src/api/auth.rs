@@ -23,7 +23,10 @@ pub async fn layer(State(api): State<Arc<Api>>, request: Request, next: Next) ->
             log.expect("every request has a log").begin_visit(visit);
             next.run(request).await
         }
-        Err(error) => error.into_response(),
+        Err(error) => {
+            api.bodies.drop_unread(request).await;
+            error.into_response()
+        }
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::header;
 use futures::StreamExt;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -29,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Of a body that is too large, so much is read and thrown away, in multiples of what is allowed: most
 /// clients send everything before they read the answer, and would else see a broken connection.
 const DISCARD_FACTOR: usize = 8;
+/// Nobody is kept waiting for longer with what is refused in any case.
+const DISCARD_WAIT: Duration = Duration::from_secs(5);
 
 /// Where bodies are read.
 pub struct Bodies {
@@ -97,8 +101,25 @@ impl Bodies {
         }
     }
 
+    /// Of a request that is refused whatever its body says: else the client, which sends all of it before it reads
+    /// anything, would see a broken connection instead of the answer.
+    pub async fn drop_unread(&self, request: Request) {
+        // Who asks first sends nothing before it is told to.
+        if !request.headers().contains_key(header::EXPECT) {
+            let body = request.into_body();
+            let few = body.size_hint().lower() <= self.discard_max() as u64;
+            if few && !body.is_end_stream() {
+                let _ = timeout(DISCARD_WAIT, self.discard(body.into_data_stream())).await;
+            }
+        }
+    }
+
+    fn discard_max(&self) -> usize {
+        self.limits.bytes_max.saturating_mul(DISCARD_FACTOR)
+    }
+
     async fn discard(&self, mut chunks: BodyDataStream) {
-        let mut bytes_left = self.limits.bytes_max.saturating_mul(DISCARD_FACTOR);
+        let mut bytes_left = self.discard_max();
         while let Some(Ok(chunk)) = chunks.next().await {
             match bytes_left.checked_sub(chunk.len()) {
                 Some(left) => bytes_left = left,

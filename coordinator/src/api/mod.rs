@@ -40,7 +40,7 @@ mod trace;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use flotilla_shared::TokenId;
@@ -182,14 +182,19 @@ fn probes() -> Router<Arc<Api>> {
         .route("/metrics", get(metrics::tell))
 }
 
-async fn no_place() -> ApiError {
+async fn no_place(State(api): State<Arc<Api>>, request: Request) -> ApiError {
+    api.bodies.drop_unread(request).await;
     ApiError::NoPlace
 }
 
-async fn unknown_route(request: Request) -> ApiError {
-    ApiError::UnknownRoute { path: request.uri().path().to_owned() }
+async fn unknown_route(State(api): State<Arc<Api>>, request: Request) -> ApiError {
+    let path = request.uri().path().to_owned();
+    api.bodies.drop_unread(request).await;
+    ApiError::UnknownRoute { path }
 }
 
-async fn wrong_method(request: Request) -> ApiError {
-    ApiError::WrongMethod { method: request.method().clone(), path: request.uri().path().to_owned() }
+async fn wrong_method(State(api): State<Arc<Api>>, request: Request) -> ApiError {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    api.bodies.drop_unread(request).await;
+    ApiError::WrongMethod { method, path }
 }
