@@ -154,19 +154,31 @@ fn seen(router: Router<Arc<Api>>, api: &Arc<Api>) -> Router {
 
 /// What needs a key, where there are keys.
 fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
+    asking()
+        .route_layer(from_fn_with_state(Arc::clone(api), auth::ask))
+        .merge(looking().route_layer(from_fn_with_state(Arc::clone(api), auth::look)))
+        .route_layer(from_fn_with_state(Arc::clone(api), draining::layer))
+}
+
+/// What counts among the requests that a key may make.
+fn asking() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/responses", post(responses::create))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+}
+
+/// What does not.
+fn looking() -> Router<Arc<Api>> {
+    Router::new()
         .route("/v1/models", get(models::list))
         // A model's name may hold a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/cluster", get(cluster::tell))
         .route("/v1/cluster/replicas/{number}/dissolve", post(dissolve::dissolve))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .merge(responses::routes())
-        .route_layer(from_fn_with_state(Arc::clone(api), auth::layer))
-        .route_layer(from_fn_with_state(Arc::clone(api), draining::layer))
+        .merge(responses::stored_routes())
 }
 
 /// What machines and people look at without a key: it tells of no request.

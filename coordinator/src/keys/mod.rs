@@ -47,6 +47,11 @@ impl Key {
         Ok(Visit { key: Arc::clone(self), choices: AtomicU32::new(1) })
     }
 
+    /// A request that only looks: it is known whose it is, and costs nothing of what the key may use.
+    pub fn look(self: &Arc<Key>) -> Visit {
+        Visit { key: Arc::clone(self), choices: AtomicU32::new(0) }
+    }
+
     fn account(&self) -> MutexGuard<'_, Account> {
         self.used.account.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -90,6 +90,35 @@ async fn requests_a_minute() {
     assert_eq!(server.post_as("bob", CHAT, &yes()).await.status(), 200, "others have limits of their own");
 }
 
+/// A page that watches the cluster takes nothing from who asks with the same key.
+#[tokio::test]
+async fn looking_is_not_asking() {
+    let server = server(&[("alice", "requests_per_minute = 1\nconcurrent = 1")]).await;
+    let look = async |path: &str| {
+        let request = server.client.get(format!("{}{path}", server.url)).bearer_auth("alice");
+        request.send().await.unwrap().status().as_u16()
+    };
+    let looks =
+        [("/v1/cluster", 200), ("/v1/models", 200), ("/v1/responses/none", 404), ("/v1/cluster", 200)];
+    for (path, status) in looks {
+        assert_eq!(look(path).await, status, "{path}");
+    }
+    let mut stream = Events::of(server.post_as("alice", CHAT, &endless()).await);
+    stream.next().await.unwrap();
+    for (path, status) in looks {
+        assert_eq!(look(path).await, status, "{path}, while an answer is made");
+    }
+    drop(stream);
+    for path in [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"] {
+        until(async || {
+            let (status, error) = error_of(server.post_as("alice", path, &yes()).await).await;
+            // Until the server has seen that the client of the stream is gone.
+            status == 429 && error["message"].as_str().unwrap().ends_with("it may make 1 requests a minute")
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn requests_at_once() {
     let server = server(&[("alice", "concurrent = 1"), ("bob", "")]).await;

@@ -43,15 +43,15 @@ use request::ResponsesRequest;
 pub use store::{Store, StoreLimits};
 use store::{Stored, Turn};
 
-pub fn routes() -> Router<Arc<Api>> {
+/// What is done with responses that are there.
+pub fn stored_routes() -> Router<Arc<Api>> {
     Router::new()
-        .route("/v1/responses", post(create))
         .route("/v1/responses/{id}", get(retrieve).delete(delete))
         .route("/v1/responses/{id}/cancel", post(cancel))
         .route("/v1/responses/{id}/input_items", get(input_items))
 }
 
-async fn create(
+pub async fn create(
     State(api): State<Arc<Api>>,
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
