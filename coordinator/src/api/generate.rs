@@ -83,21 +83,38 @@ pub async fn generate(
     options.check_tokens(api.harmony.tokenizer())?;
     check_size(api, options, prompts)?;
     let pattern = options.bound.pattern(api).await?;
-    let seed = options.seed.unwrap_or_else(|| api.ids.seed());
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
     log.note(|facts| {
         facts.stream = options.stream;
         facts.choices = prompts.len() * options.choices;
-        facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
+        facts.prompt_tokens = prompt_tokens;
     });
     if api.settings.log_prompts {
         prompts.iter().for_each(|prompt| log.show_prompt(prompt, api.harmony.tokenizer()));
     }
     if let Some(visit) = log.visit() {
-        let tokens = prompts.iter().map(Vec::len).sum();
         let over = |exceeded| ApiError::OverLimit { key: visit.key.name.clone(), exceeded };
         visit.open_choices(prompts.len() * options.choices).map_err(over)?;
-        visit.spend_prompt(tokens).map_err(over)?;
+        visit.spend_prompt(prompt_tokens).map_err(over)?;
     }
+    let submitted = submit(api, log, options, prompts, tokens_max, pattern.as_ref(), reader).await;
+    if submitted.is_err() {
+        // Clients come back with it.
+        log.visit().into_iter().for_each(|visit| visit.give_back_prompt(prompt_tokens));
+    }
+    submitted
+}
+
+async fn submit(
+    api: &Arc<Api>,
+    log: &RequestLog,
+    options: &Options,
+    prompts: &[Vec<TokenId>],
+    tokens_max: usize,
+    pattern: Option<&Pattern>,
+    reader: impl Fn() -> Box<dyn Reader>,
+) -> Result<Updates, ApiError> {
+    let seed = options.seed.unwrap_or_else(|| api.ids.seed());
     // A client may step back behind what its key allows, never before it.
     let allowed = log.visit().map_or(i32::MIN, |visit| visit.key.priority);
     let priority = options.priority.max(allowed);
@@ -112,7 +129,7 @@ pub async fn generate(
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
-            guide: guide(api, options, pattern.as_ref()),
+            guide: guide(api, options, pattern),
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),

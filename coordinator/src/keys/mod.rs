@@ -83,6 +83,11 @@ impl Visit {
         self.key.account().prompt(&self.key.allowance, self.key.now(), tokens)
     }
 
+    /// The request was refused after all, and nothing was computed of its prompt.
+    pub fn give_back_prompt(&self, tokens: usize) {
+        self.key.account().give_back(&self.key.allowance, tokens);
+    }
+
     /// A token was made. It is owed, if the account is empty: an answer under way is not cut off.
     pub fn spend_token(&self) {
         self.key.account().token(&self.key.allowance, self.key.now());

@@ -11,13 +11,22 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// A server that knows these keys: name, which is the key as well, and limits.
 async fn server(keys: &[(&str, &str)]) -> Server {
+    let server = not_ready(keys).await;
+    server.form_group(1);
+    until(async || server.get("/health").await.status() == 200).await;
+    server
+}
+
+/// One that has no workers yet.
+async fn not_ready(keys: &[(&str, &str)]) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.toml");
     let text: String = keys.iter().map(|(name, limits)| entry(name, name).unwrap() + limits + "\n").collect();
     std::fs::write(&path, text).unwrap();
     let keys = Arc::new(Keyring::read(&path).unwrap());
-    Server::start_with(Setup { adjust: Box::new(|settings| settings.keys = Some(keys)), ..Setup::default() })
-        .await
+    let adjust =
+        Box::new(|settings: &mut flotilla_coordinator::service::Settings| settings.keys = Some(keys));
+    Server::start_with(Setup { adjust, ready: false, ..Setup::default() }).await
 }
 
 fn yes() -> Value {
@@ -173,6 +182,19 @@ async fn tokens_a_minute() {
     assert_eq!((status, &error["code"]), (429, &json!("rate_limit_exceeded")));
     assert!(error["message"].as_str().unwrap().ends_with("it may use 200 tokens a minute"), "{error}");
     assert_eq!(server.post_as("bob", CHAT, &long).await.status(), 200);
+}
+
+/// Who comes back while the model loads has all of its tokens when it is there.
+#[tokio::test]
+async fn what_is_not_taken_in_costs_no_tokens() {
+    let server = not_ready(&[("alice", "tokens_per_minute = 200")]).await;
+    let body = user(&thinks_and_says("", &"word ".repeat(100)));
+    for _ in 0..3 {
+        let (status, error) = error_of(server.post_as("alice", CHAT, &body).await).await;
+        assert_eq!((status, &error["code"]), (503, &json!("not_ready")), "{error}");
+    }
+    server.form_group(1);
+    until(async || server.post_as("alice", CHAT, &body).await.status() == 200).await;
 }
 
 /// How fast an answer comes, and its usage, would tell one key what another asked.
