@@ -115,9 +115,7 @@ async fn submit(
     reader: impl Fn() -> Box<dyn Reader>,
 ) -> Result<Updates, ApiError> {
     let seed = options.seed.unwrap_or_else(|| api.ids.seed());
-    // A client may step back behind what its key allows, never before it.
-    let allowed = log.visit().map_or(i32::MIN, |visit| visit.key.priority);
-    let priority = options.priority.max(allowed);
+    let priority = priority(options.priority, log.visit().map(|visit| visit.key.priority));
     // More than there are is all, which costs less to find.
     let all = options.choosing.top_k as usize >= api.harmony.tokenizer().vocab_size();
     let top_k = if all { 0 } else { options.choosing.top_k };
@@ -147,6 +145,14 @@ async fn submit(
 fn times(index: usize, submitted: Instant, prompt_tokens: usize) -> ChoiceTimes {
     let (ran, first_token) = (None, None);
     ChoiceTimes { index, submitted, ran, first_token, prompt_tokens, cached_tokens: 0, generated_tokens: 0 }
+}
+
+/// A client may step back behind what its key allows, never before it. Lower goes first.
+fn priority(wanted: Option<i32>, key: Option<i32>) -> i32 {
+    match (wanted, key) {
+        (Some(wanted), Some(key)) => wanted.max(key),
+        (wanted, key) => wanted.or(key).unwrap_or(0),
+    }
 }
 
 /// What keeps a sequence to its form, and to its least length.
@@ -329,4 +335,24 @@ pub fn total(ended: &[Option<Usage>], choices_per_prompt: usize) -> Usage {
         total.reasoning_tokens += usage.reasoning_tokens;
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_nothing_has_the_priority_of_its_key() {
+        let cases = [
+            ((None, None), 0),
+            ((None, Some(-5)), -5),
+            ((None, Some(5)), 5),
+            ((Some(-9), None), -9),
+            ((Some(-9), Some(-5)), -5),
+            ((Some(0), Some(-5)), 0),
+        ];
+        for ((wanted, key), expected) in cases {
+            assert_eq!(priority(wanted, key), expected, "{wanted:?} of {key:?}");
+        }
+    }
 }

@@ -25,8 +25,8 @@ pub struct Options {
     pub ending: Ending,
     pub bound: Bound,
     pub tokens_max: Option<usize>,
-    /// Lower goes first (vLLM's).
-    pub priority: i32,
+    /// Lower goes first (vLLM's). None: the key's, or 0.
+    pub priority: Option<i32>,
     /// Prompts share what was computed of them within one salt only (vLLM's `cache_salt`).
     pub salt: u64,
     pub stream: bool,
@@ -53,7 +53,7 @@ impl Options {
             ending,
             bound: Bound::default(),
             tokens_max,
-            priority: fields.take("priority").map_or(Ok(0), priority)?,
+            priority: fields.take("priority").map(priority).transpose()?,
             salt: fields.take("cache_salt").map_or(Ok(0), salt)?,
             stream,
             include_usage,
@@ -175,7 +175,7 @@ mod tests {
         let of = |text: &str| read(json!({"cache_salt": text})).map(|options| options.salt);
         assert!(of("a") == of("a") && of("a") != of("b") && of("a") != Ok(0));
         assert_eq!(of("").unwrap_err().to_string(), "cache_salt: a salt must not be empty");
-        assert_eq!(read(json!({"priority": -3})).unwrap().priority, -3);
+        assert_eq!(read(json!({"priority": -3})).unwrap().priority, Some(-3));
         assert!(read(json!({"priority": 1e10})).is_err());
     }
 }
