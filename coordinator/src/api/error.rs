@@ -2,7 +2,7 @@
 //! `{"error": {message, type, param, code}}`, and when to come back.
 
 use axum::Json;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use flotilla_scheduler::Rejection;
 use serde_json::{Value, json};
@@ -108,6 +108,7 @@ pub enum ApiError {
 /// When a client refused for want of room, or of workers, should try again.
 const RETRY_AFTER_S: u32 = 1;
 const RETRY_AFTER_LOADING_S: u32 = 5;
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const MESSAGE_CHARS_MAX: usize = 1000;
 
 impl ApiError {
@@ -231,6 +232,17 @@ impl ApiError {
         }
     }
 
+    /// OpenAI's clients try every status from 500 on again by themselves, unless this header forbids it.
+    fn forbids_retry(&self) -> bool {
+        match self {
+            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_) | Failure::LosesWorkers(_)) => true,
+            // It has had all the time that there is, and would want it again: whoever asked may know of less to ask
+            // for, or wait until less is going on, as `Retry-After` says.
+            Self::Deadline => true,
+            _ => false,
+        }
+    }
+
     pub fn to_json(&self) -> Value {
         json!({"error": {
             "message": shortened(&self.to_string()),
@@ -264,6 +276,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), Json(self.to_json())).into_response();
         if let Some(seconds) = self.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.forbids_retry() {
+            response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

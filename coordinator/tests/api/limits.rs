@@ -58,6 +58,7 @@ async fn a_request_that_takes_too_long_ends_with_a_reason() {
     let mut body = user("<|channel|>final<|message|>on and on");
     let response = server.post(CHAT, &body).await;
     assert_eq!(response.headers()["retry-after"], "5");
+    assert_eq!(response.headers()["x-should-retry"], "false", "a client's own next try would take as long");
     let (status, error) = error_of(response).await;
     assert_eq!((status, &error["code"]), (503, &json!("deadline_exceeded")));
 
