@@ -4,7 +4,7 @@
 use flotilla_shared::TokenId;
 use serde_json::Value;
 
-use super::fields::{Fields, Node, Result};
+use super::fields::{FieldError, Fields, Node, Problem, Result};
 
 /// Every token's text is held against the beginnings of each.
 const STOP_BYTES_MAX: usize = 256;
@@ -37,6 +37,19 @@ impl Ending {
             include: fields.take("include_stop_str_in_output").map_or(Ok(false), Node::bool)?,
             tokens_min: fields.take("min_tokens").map_or(Ok(0), |node| node.count(0..=TOKENS_MIN_MAX))?,
         })
+    }
+
+    /// `tokens_max`: as many as there may be, whether the client said so, the endpoint, or the context.
+    pub fn check_least(&self, tokens_max: usize) -> Result<()> {
+        let Ending { tokens_min, .. } = self;
+        if *tokens_min <= tokens_max {
+            return Ok(());
+        }
+        let what = format!(
+            "{tokens_min} tokens at least, of at most {tokens_max}\n\
+             hint: max_tokens says how many there may be, if the context has room for them"
+        );
+        Err(FieldError { path: "min_tokens".to_owned(), problem: Problem::Invalid(what) })
     }
 
     /// `eos`: the model's.

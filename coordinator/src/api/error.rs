@@ -235,7 +235,9 @@ impl ApiError {
     /// OpenAI's clients try every status from 500 on again by themselves, unless this header forbids it.
     fn forbids_retry(&self) -> bool {
         match self {
-            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_) | Failure::LosesWorkers(_)) => true,
+            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_) | Failure::LosesWorkers(_)) => {
+                true
+            }
             // It has had all the time that there is, and would want it again: whoever asked may know of less to ask
             // for, or wait until less is going on, as `Retry-After` says.
             Self::Deadline => true,

@@ -82,6 +82,8 @@ pub async fn generate(
 ) -> Result<Updates, ApiError> {
     options.check_tokens(api.harmony.tokenizer())?;
     check_size(api, options, prompts)?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    options.ending.check_least(tokens_max.min(api.settings.context_tokens_max - longest))?;
     let pattern = options.bound.pattern(api).await?;
     let prompt_tokens = prompts.iter().map(Vec::len).sum();
     log.note(|facts| {

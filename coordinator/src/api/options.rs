@@ -41,10 +41,7 @@ impl Options {
         let stream = fields.take("stream").map_or(Ok(false), Node::bool)?;
         let (include_usage, continuous_usage) = stream_options(fields, stream)?;
         let (ending, tokens_max) = (Ending::read(fields)?, tokens_max(fields)?);
-        if tokens_max.is_some_and(|max| ending.tokens_min > max) {
-            let what = "more tokens at least than at most".to_owned();
-            return Err(FieldError { path: "min_tokens".to_owned(), problem: Problem::Invalid(what) });
-        }
+        ending.check_least(tokens_max.unwrap_or(usize::MAX))?;
         Ok(Options {
             model: fields.take("model").map(Node::string).transpose()?,
             choosing: sampling::read(fields)?,
