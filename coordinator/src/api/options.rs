@@ -76,7 +76,7 @@ impl Options {
         Sampling { seed, ..self.choosing.clone() }
     }
 
-    /// Every id that the client named must be that of a token.
+    /// Every id that the client named must be that of a token, and so must be what it counts of them.
     pub fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<()> {
         for (token, _) in &self.choosing.logit_bias {
             check_token(tokenizer, || format!("logit_bias.{token}"), *token)?;
@@ -84,7 +84,7 @@ impl Options {
         for (at, token) in self.ending.tokens.iter().enumerate() {
             check_token(tokenizer, || format!("stop_token_ids[{at}]"), *token)?;
         }
-        Ok(())
+        sampling::check_top_k(self.choosing.top_k, tokenizer.vocab_size())
     }
 }
 
