@@ -66,7 +66,7 @@ impl Options {
             return Err(FieldError { path: "ignore_eos".to_owned(), problem });
         }
         bound.check()?;
-        self.bound = bound;
+        self.bound = bound.without_unbound();
         Ok(())
     }
 

@@ -69,7 +69,7 @@ impl Shared {
     ) -> Result<Plan, E> {
         let answer = form.response.as_ref().map(&mut find).transpose()?;
         let mut calls = vec![None; form.tools.len()];
-        for (place, tool) in form.callable().filter(|(_, tool)| tool.strict || form.must_call()) {
+        for (place, tool) in form.bound() {
             calls[place] = Some(find(&arguments(tool))?);
         }
         let vocabulary = Arc::clone(&self.compiler().vocabulary);
