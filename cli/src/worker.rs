@@ -6,7 +6,7 @@ use crate::health;
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use crate::rates::Rates;
-use crate::serve::{asked_to_stop, parse_rate};
+use crate::serve::{YEAR_S, asked_to_stop, parse_rate};
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -71,13 +71,13 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "ADDRESS")]
     health_listen: Option<SocketAddr>,
     /// Seconds to keep trying to reach the coordinator
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=YEAR_S))]
     join_timeout: u64,
     /// Seconds to keep the weights and try to reach a coordinator again when the link to it is lost; 0 ends the worker
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(..=YEAR_S))]
     rejoin_timeout: u64,
     /// Seconds that one exchange may wait for another worker
-    #[arg(long, default_value_t = 30)]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=YEAR_S))]
     collective_timeout: u64,
     /// Say whether flags and files are right, and start nothing; status 2 if they are not. No card is looked for
     #[arg(long)]

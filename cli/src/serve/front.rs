@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The longest that a flag may ask for: what is added to the time of day must be a time.
+pub const YEAR_S: u64 = 365 * 86_400;
 /// Their heading in the help.
 const FRONT: &str = "The API's front";
 
@@ -28,7 +30,7 @@ pub struct FrontArgs {
     #[arg(help_heading = FRONT, long, value_name = "ORIGIN")]
     cors_origin: Vec<String>,
     /// Seconds that a request may take, queue and answer together; 0 is without end
-    #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0)]
+    #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 0, value_parser = clap::value_parser!(u64).range(..=YEAR_S))]
     request_timeout: u64,
     /// Seconds that requests under way may take after the order to stop; new ones get 503 meanwhile
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
@@ -123,5 +125,28 @@ impl FrontArgs {
 impl Front {
     pub fn scheme(&self) -> &'static str {
         if self.tls.is_some() { "https" } else { "http" }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        front: FrontArgs,
+    }
+
+    /// A server that started with it panicked at the first request.
+    #[test]
+    fn no_request_may_take_longer_than_there_is_time() {
+        for (seconds, fine) in
+            [("0", true), ("31536000", true), ("31536001", false), ("9999999999999999999", false)]
+        {
+            let flags = Flags::try_parse_from(["x", "--request-timeout", seconds]);
+            assert_eq!(flags.is_ok_and(|flags| flags.front.request_timeout <= YEAR_S), fine, "{seconds}");
+        }
     }
 }

@@ -24,6 +24,7 @@ use flotilla_coordinator::service;
 use flotilla_scheduler::Scheduler;
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::{ModelSpec, Plan};
+pub use front::YEAR_S;
 use replicas::keep_replicas;
 use std::cell::Cell;
 use std::future::Future;

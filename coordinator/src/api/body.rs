@@ -1,32 +1,49 @@
-//! A request's body: bounded in bytes and in time, then JSON. The bodies of all requests together are bounded,
-//! too: where there is no room, more of a body is not read until there is.
+//! A request's body: bounded in bytes and in time, then JSON. A short one is read as it comes: there are no more of
+//! those than connections. The bodies of all others together are bounded, too: each takes the room for all that
+//! it may have at once, before it is read on. So none waits for room while it holds some.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::{Body, Bytes};
+use axum::body::{Body, BodyDataStream, Bytes, HttpBody};
+use axum::extract::Request;
+use axum::http::header;
 use futures::StreamExt;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::ApiError;
 
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimits {
     pub bytes_max: usize,
-    /// Of all bodies that are being read or made into prompts.
+    /// Of all bodies beyond [`SHORT_BYTES_MAX`] that are being read or made into prompts.
     pub bytes_all_max: usize,
+    /// Until there is room; and again until all of the body is there.
     pub wait: Duration,
 }
 
+/// So much of a body needs no room.
+pub const SHORT_BYTES_MAX: usize = 64 << 10;
+/// A client that sends nothing for so long is given up: others may wait for its room.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Of a body that is too large, so much is read and thrown away, in multiples of what is allowed: most
 /// clients send everything before they read the answer, and would else see a broken connection.
 const DISCARD_FACTOR: usize = 8;
+/// Nobody is kept waiting for longer with what is refused in any case.
+const DISCARD_WAIT: Duration = Duration::from_secs(5);
 
 /// Where bodies are read.
 pub struct Bodies {
     limits: BodyLimits,
     room: Arc<Semaphore>,
+}
+
+/// All of a body. It is made into JSON where that delays nobody: as values it takes some 40 times its bytes.
+pub struct Received {
+    bytes: Vec<u8>,
+    room: Room,
 }
 
 /// What a body takes of the room for all, until it is dropped: hold it until a prompt is made of it.
@@ -40,57 +57,96 @@ impl Bodies {
         Bodies { limits, room: Arc::new(Semaphore::new(room)) }
     }
 
-    pub async fn read_json(&self, body: Body) -> Result<(Value, Room), ApiError> {
-        let mut reading = Reading::default();
-        let seconds = self.limits.wait.as_secs();
-        match tokio::time::timeout(self.limits.wait, self.read(body, &mut reading)).await {
-            Ok(read) => read?,
-            Err(_) if reading.waits => return Err(ApiError::NoRoom { seconds }),
-            Err(_) => return Err(ApiError::BodyTooSlow { seconds }),
+    pub async fn read(&self, body: Body) -> Result<Received, ApiError> {
+        let bytes_max = self.limits.bytes_max;
+        let announced = body.size_hint().exact().map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        let (mut bytes, mut room) = (Vec::new(), Room::default());
+        let mut until = Instant::now() + self.limits.wait;
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = self.next(&mut chunks, until).await? {
+            let bytes_read = bytes.len() + chunk.len();
+            if announced.unwrap_or(bytes_read) > bytes_max || bytes_read > bytes_max {
+                drop((bytes, room));
+                let _ = timeout_at(until, self.discard(chunks)).await;
+                return Err(ApiError::BodyTooLarge { bytes_max });
+            }
+            if bytes_read > SHORT_BYTES_MAX && room.0.is_none() {
+                let needed = announced.unwrap_or(bytes_max);
+                room = self.room(needed).await?;
+                bytes.reserve_exact(needed - bytes.len());
+                until = Instant::now() + self.limits.wait;
+            }
+            bytes.extend_from_slice(&chunk);
         }
-        // serde_json stops at a depth of 128.
-        Ok((serde_json::from_slice(&reading.bytes)?, reading.room))
+        room.keep(bytes.len());
+        Ok(Received { bytes, room })
     }
 
-    async fn read(&self, body: Body, reading: &mut Reading) -> Result<(), ApiError> {
-        let bytes_max = self.limits.bytes_max;
-        let mut chunks = body.into_data_stream();
-        let mut bytes_read = 0;
-        while let Some(chunk) = chunks.next().await {
-            let chunk = chunk.map_err(|error| ApiError::BodyBroken(error.to_string()))?;
-            bytes_read += chunk.len();
-            if bytes_read <= bytes_max {
-                self.take_in(chunk, reading).await;
-            } else if bytes_read > bytes_max.saturating_mul(DISCARD_FACTOR) {
-                break;
-            } else {
-                *reading = Reading::default();
+    /// The next part, if it comes in time.
+    async fn next(&self, chunks: &mut BodyDataStream, until: Instant) -> Result<Option<Bytes>, ApiError> {
+        let pause_until = Instant::now() + PAUSE_MAX;
+        match timeout_at(until.min(pause_until), chunks.next()).await {
+            Ok(chunk) => chunk.transpose().map_err(|error| ApiError::BodyBroken(error.to_string())),
+            Err(_) if pause_until < until => Err(ApiError::BodyStopped { seconds: PAUSE_MAX.as_secs() }),
+            Err(_) => Err(ApiError::BodyTooSlow { seconds: self.limits.wait.as_secs() }),
+        }
+    }
+
+    /// For all of a body at once: nothing is held meanwhile.
+    async fn room(&self, bytes: usize) -> Result<Room, ApiError> {
+        let permits = u32::try_from(bytes).unwrap_or(u32::MAX);
+        match timeout(self.limits.wait, Arc::clone(&self.room).acquire_many_owned(permits)).await {
+            Ok(permit) => Ok(Room(Some(permit.expect("it is never closed")))),
+            Err(_) => Err(ApiError::NoRoom { seconds: self.limits.wait.as_secs() }),
+        }
+    }
+
+    /// Of a request that is refused whatever its body says: else the client, which sends all of it before it reads
+    /// anything, would see a broken connection instead of the answer.
+    pub async fn drop_unread(&self, request: Request) {
+        // Who asks first sends nothing before it is told to.
+        if !request.headers().contains_key(header::EXPECT) {
+            let body = request.into_body();
+            let few = body.size_hint().lower() <= self.discard_max() as u64;
+            if few && !body.is_end_stream() {
+                let _ = timeout(DISCARD_WAIT, self.discard(body.into_data_stream())).await;
             }
         }
-        if bytes_read > bytes_max { Err(ApiError::BodyTooLarge { bytes_max }) } else { Ok(()) }
     }
 
-    /// Only what has arrived takes room: a client that announces much and sends nothing keeps nobody out.
-    async fn take_in(&self, chunk: Bytes, reading: &mut Reading) {
-        reading.waits = true;
-        // What is read at once is no more than the connection's buffer.
-        let bytes = u32::try_from(chunk.len()).unwrap_or(u32::MAX);
-        let more = Arc::clone(&self.room).acquire_many_owned(bytes).await.expect("it is never closed");
-        reading.waits = false;
-        match &mut reading.room.0 {
-            Some(room) => room.merge(more),
-            room => *room = Some(more),
+    fn discard_max(&self) -> usize {
+        self.limits.bytes_max.saturating_mul(DISCARD_FACTOR)
+    }
+
+    async fn discard(&self, mut chunks: BodyDataStream) {
+        let mut bytes_left = self.discard_max();
+        while let Some(Ok(chunk)) = chunks.next().await {
+            match bytes_left.checked_sub(chunk.len()) {
+                Some(left) => bytes_left = left,
+                None => break,
+            }
         }
-        reading.bytes.extend_from_slice(&chunk);
     }
 }
 
-#[derive(Default)]
-struct Reading {
-    bytes: Vec<u8>,
-    room: Room,
-    /// For room.
-    waits: bool,
+impl Received {
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// serde_json stops at a depth of 128.
+    pub fn json(self) -> Result<(Value, Room), ApiError> {
+        Ok((serde_json::from_slice(&self.bytes)?, self.room))
+    }
+}
+
+impl Room {
+    /// What came is less than what could have come, where a client did not say how much it is.
+    fn keep(&mut self, bytes: usize) {
+        if let Some(permit) = &mut self.0 {
+            drop(permit.split(permit.num_permits().saturating_sub(bytes)));
+        }
+    }
 }
 
 #[cfg(test)]
@@ -98,35 +154,82 @@ mod tests {
     use super::*;
     use futures::stream;
 
+    const BYTES_MAX: usize = 4 * SHORT_BYTES_MAX;
+
     fn bodies(bytes_all_max: usize) -> Bodies {
-        Bodies::new(BodyLimits { bytes_max: 100, bytes_all_max, wait: Duration::from_secs(60) })
+        let wait = Duration::from_secs(60);
+        Bodies::new(BodyLimits { bytes_max: BYTES_MAX, bytes_all_max, wait })
     }
 
-    fn text(bytes: usize) -> Body {
-        Body::from(format!("\"{}\"", "x".repeat(bytes - 2)))
+    fn text(bytes: usize) -> String {
+        format!("\"{}\"", "x".repeat(bytes - 2))
+    }
+
+    /// In parts, as it comes over a network, and without a word on how much it is.
+    fn parts(text: &str) -> Vec<Result<Bytes, std::io::Error>> {
+        text.as_bytes().chunks(10_000).map(|part| Ok(Bytes::copy_from_slice(part))).collect()
+    }
+
+    fn chunked(text: &str) -> Body {
+        Body::from_stream(stream::iter(parts(text)))
+    }
+
+    /// Of a client that stops when it has sent this.
+    fn stopped(text: &str) -> Body {
+        Body::from_stream(stream::iter(parts(text)).chain(stream::pending()))
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_waits_until_another_has_become_a_prompt() {
-        let bodies = bodies(150);
-        let (_, first) = bodies.read_json(text(100)).await.ok().unwrap();
-        let error = bodies.read_json(text(80)).await.err().unwrap();
+        let bodies = bodies(BYTES_MAX + BYTES_MAX / 2);
+        let first = bodies.read(text(BYTES_MAX).into()).await.ok().unwrap();
+        let error = bodies.read(text(BYTES_MAX - 9).into()).await.err().unwrap();
         assert_eq!((error.code(), error.status().as_u16()), ("no_room", 503));
-        let (_, _second) = bodies.read_json(text(50)).await.ok().unwrap();
+        let _second = bodies.read(text(BYTES_MAX / 2).into()).await.ok().unwrap();
         drop(first);
-        assert!(bodies.read_json(text(80)).await.is_ok());
-        assert_eq!(bodies.room.available_permits(), 100, "what is read and dropped takes no room");
+        let third = bodies.read(chunked(&text(BYTES_MAX / 2))).await.ok().unwrap();
+        assert_eq!(bodies.room.available_permits(), BYTES_MAX / 2, "no more than came");
+        drop(third);
+        assert_eq!(bodies.room.available_permits(), BYTES_MAX, "what is read and dropped takes no room");
+    }
+
+    /// As many as there is room for, and one more, send nearly all: that none of them can be finished is nothing to
+    /// short ones, and to long ones no longer than a pause may be.
+    #[tokio::test(start_paused = true)]
+    async fn who_sends_nearly_all_keeps_nobody_out() {
+        let bodies = bodies(2 * BYTES_MAX);
+        let nearly_all = &text(BYTES_MAX)[..BYTES_MAX - 200];
+        let stuck = futures::future::join_all((0..3).map(|_| bodies.read(stopped(nearly_all))));
+        let others = async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert_eq!(bodies.room.available_permits(), 0);
+            let began = Instant::now();
+            assert!(bodies.read(chunked(&text(SHORT_BYTES_MAX))).await.is_ok());
+            assert_eq!(began.elapsed(), Duration::ZERO, "a short one waits for nobody");
+            assert!(bodies.read(text(BYTES_MAX).into()).await.is_ok());
+            assert!(began.elapsed() <= PAUSE_MAX, "{:?}", began.elapsed());
+        };
+        let (stuck, ()) = futures::future::join(stuck, others).await;
+        for error in stuck.into_iter().map(|read| read.err().unwrap()) {
+            assert_eq!((error.code(), error.status().as_u16()), ("body_too_slow", 408));
+        }
+        assert_eq!(bodies.room.available_permits(), 2 * BYTES_MAX);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_sends_slowly_or_too_much_keeps_nobody_out() {
-        let bodies = bodies(100);
-        let silent = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        assert_eq!(bodies.read_json(silent).await.err().unwrap().code(), "body_too_slow");
-        assert_eq!(bodies.read_json(text(101)).await.err().unwrap().code(), "body_too_large");
-        let broken = ["x".repeat(60), "x".repeat(60)].map(|part| Ok::<_, std::io::Error>(Bytes::from(part)));
-        let broken = Body::from_stream(stream::iter(broken));
-        assert_eq!(bodies.read_json(broken).await.err().unwrap().code(), "body_too_large");
-        assert!(bodies.read_json(text(100)).await.is_ok());
+        let bodies = bodies(BYTES_MAX);
+        assert_eq!(bodies.read(stopped("")).await.err().unwrap().code(), "body_too_slow");
+        let drops = stream::repeat("x").then(async |drop| {
+            tokio::time::sleep(PAUSE_MAX / 2).await;
+            Ok::<_, std::io::Error>(Bytes::from(drop))
+        });
+        let began = Instant::now();
+        let error = bodies.read(Body::from_stream(drops)).await.err().unwrap();
+        assert_eq!((error.code(), began.elapsed()), ("body_too_slow", Duration::from_secs(60)));
+        for body in [text(BYTES_MAX + 1).into(), chunked(&text(BYTES_MAX + 1))] {
+            assert_eq!(bodies.read(body).await.err().unwrap().code(), "body_too_large");
+        }
+        assert!(bodies.read(text(BYTES_MAX).into()).await.is_ok());
     }
 }

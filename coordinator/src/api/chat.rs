@@ -15,10 +15,10 @@ use super::Api;
 use super::answer::{Answer, Envelope};
 use super::encoding::at_desk;
 use super::error::ApiError;
-use super::generate::{check_prompt, generate};
+use super::generate::{check_prompt, check_text, generate};
 use super::log::RequestLog;
 use super::reader::{ChatReader, Reader};
-use crate::harmony::chat::{Chat, conversation};
+use crate::harmony::chat::{Chat, ChatMessage, conversation};
 use crate::harmony::render::PastAnalysis;
 pub use request::ChatRequest;
 use request::chat_error;
@@ -29,14 +29,19 @@ pub async fn complete(
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
-    let (body, room) = api.bodies.read_json(request.into_body()).await?;
-    let ChatRequest { options, chat } = ChatRequest::read(body)?;
-    api.check_model(options.model.as_deref())?;
-    options.bound.check_limits()?;
-    let offered_tools = !chat.tools.is_empty();
-    let prompt = render(&api, chat).await?;
-    drop(room);
-    check_prompt(&api, &prompt)?;
+    let body = api.bodies.read(request.into_body()).await?;
+    let (options, offered_tools, prompt) = at_desk(&api, body.len(), move |api| {
+        let (body, _room) = body.json()?;
+        let ChatRequest { options, chat } = ChatRequest::read(body)?;
+        api.check_model(options.model.as_deref())?;
+        options.bound.check_limits()?;
+        check_text(api, text_bytes(&chat))?;
+        let offered_tools = !chat.tools.is_empty();
+        let prompt = render(api, chat)?;
+        check_prompt(api, &prompt)?;
+        Ok((options, offered_tools, prompt))
+    })
+    .await?;
     let reader =
         || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
@@ -46,12 +51,21 @@ pub async fn complete(
     Answer { wording, envelope, updates, choice_count: options.choices, options, log }.respond(&api).await
 }
 
-/// The prompt that a chat becomes.
-pub async fn render(api: &Arc<Api>, mut chat: Chat) -> Result<Vec<TokenId>, ApiError> {
+/// Of what is shown to the model whatever else there is: the thoughts of turns that are over are left out.
+pub fn text_bytes(chat: &Chat) -> usize {
+    let bytes = |message: &ChatMessage| match message {
+        ChatMessage::System { content }
+        | ChatMessage::Developer { content }
+        | ChatMessage::User { content, .. }
+        | ChatMessage::Tool { content, .. } => content.len(),
+        ChatMessage::Assistant { .. } => 0,
+    };
+    chat.messages.iter().map(bytes).sum()
+}
+
+/// The prompt that a chat becomes. It takes a while.
+pub fn render(api: &Api, mut chat: Chat) -> Result<Vec<TokenId>, ApiError> {
     chat.current_date = Some((api.settings.current_date)());
-    at_desk(api, move |api| {
-        let conversation = conversation(&chat).map_err(chat_error)?;
-        Ok(api.harmony.render_for_completion(&conversation, PastAnalysis::default()))
-    })
-    .await
+    let conversation = conversation(&chat).map_err(chat_error)?;
+    Ok(api.harmony.render_for_completion(&conversation, PastAnalysis::default()))
 }

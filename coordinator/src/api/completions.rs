@@ -10,11 +10,12 @@ use flotilla_shared::TokenId;
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Envelope, Wording};
+use super::body::Received;
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{self, Node};
 use super::form::{self, Bound};
-use super::generate::{Ended, check_prompt, generate};
+use super::generate::{Ended, check_prompt, check_text, generate};
 use super::log::RequestLog;
 use super::logprobs::{self, Likelihood};
 use super::options::{Options, check_token};
@@ -32,17 +33,10 @@ pub async fn complete(
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
-    let (body, room) = api.bodies.read_json(request.into_body()).await?;
-    let Request { options, prompts, echo, show_specials } = read(body)?;
-    api.check_model(options.model.as_deref())?;
     let tokenizer = Arc::clone(api.harmony.tokenizer());
-    let echoes =
-        if echo { prompts.iter().map(|prompt| prompt.text(&tokenizer)).collect() } else { Vec::new() };
-    let prompts = encode(&api, prompts).await?;
-    drop(room);
-    for prompt in &prompts {
-        check_prompt(&api, prompt)?;
-    }
+    let body = api.bodies.read(request.into_body()).await?;
+    let Ready { options, prompts, echoes, show_specials } =
+        at_desk(&api, body.len(), move |api| ready(api, body)).await?;
     let reader = || -> Box<dyn Reader> {
         let tokenizer = Arc::clone(&tokenizer);
         Box::new(TextReader::new(tokenizer, &options.ending, &api.stop_tokens, show_specials))
@@ -58,6 +52,25 @@ pub async fn complete(
         choices: options.choices,
     };
     Answer { wording, envelope, updates, choice_count, options, log }.respond(&api).await
+}
+
+/// What a body becomes.
+struct Ready {
+    options: Options,
+    prompts: Vec<Vec<TokenId>>,
+    /// The prompts as `echo` gives them back, if it does.
+    echoes: Vec<String>,
+    show_specials: bool,
+}
+
+fn ready(api: &Api, body: Received) -> Result<Ready, ApiError> {
+    let (body, _room) = body.json()?;
+    let Request { options, prompts, echo, show_specials } = read(body, api.settings.context_tokens_max)?;
+    api.check_model(options.model.as_deref())?;
+    let echoed = if echo { &prompts[..] } else { &[] };
+    let echoes = echoed.iter().map(|prompt| prompt.text(api.harmony.tokenizer())).collect();
+    let prompts = prompts.into_iter().map(|prompt| encode(api, prompt)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Ready { options, prompts, echoes, show_specials })
 }
 
 enum Prompt {
@@ -84,9 +97,9 @@ pub(super) struct Request {
     show_specials: bool,
 }
 
-pub(super) fn read(body: Value) -> fields::Result<Request> {
+pub(super) fn read(body: Value, context_tokens_max: usize) -> Result<Request, ApiError> {
     let mut fields = Node::body(body).object()?;
-    let prompts = prompts(fields.require("prompt")?)?;
+    let prompts = prompts(fields.require("prompt")?, context_tokens_max)?;
     let mut options = Options::read(&mut fields)?;
     options.choosing.logprobs = sampling::text_logprobs(&mut fields)?;
     if let Some(source) = form::structured_outputs(&mut fields)? {
@@ -108,48 +121,48 @@ fn echo_of(node: Node, logprobs: bool) -> fields::Result<bool> {
 }
 
 /// A string, token ids, or an array of either.
-fn prompts(node: Node) -> fields::Result<Vec<Prompt>> {
+fn prompts(node: Node, context_tokens_max: usize) -> Result<Vec<Prompt>, ApiError> {
     let expected = "a string, an array of strings, or an array of token ids";
+    let one = |node| prompt(node, context_tokens_max);
     match &node.value {
-        Value::String(_) => Ok(vec![prompt(node)?]),
-        Value::Array(items) if items.is_empty() => Err(node.unexpected(expected)),
-        Value::Array(items) if items[0].is_number() => Ok(vec![prompt(node)?]),
-        Value::Array(_) => node.array_of(PROMPTS_MAX, "prompts")?.into_iter().map(prompt).collect(),
-        _ => Err(node.unexpected(expected)),
+        Value::String(_) => Ok(vec![one(node)?]),
+        Value::Array(items) if items.is_empty() => Err(node.unexpected(expected).into()),
+        Value::Array(items) if items[0].is_number() => Ok(vec![one(node)?]),
+        Value::Array(_) => node.array_of(PROMPTS_MAX, "prompts")?.into_iter().map(one).collect(),
+        _ => Err(node.unexpected(expected).into()),
     }
 }
 
-fn prompt(node: Node) -> fields::Result<Prompt> {
-    let empty = node.invalid("a prompt must not be empty");
+fn prompt(node: Node, context_tokens_max: usize) -> Result<Prompt, ApiError> {
+    let empty = || node.invalid("a prompt must not be empty");
     match &node.value {
-        Value::String(text) if text.is_empty() => Err(empty),
-        Value::Array(tokens) if tokens.is_empty() => Err(empty),
-        Value::String(_) => node.string().map(Prompt::Text),
-        Value::Array(_) => {
-            let path = node.path.clone();
-            let token = |node: Node| node.count(0..=u64::from(u32::MAX)).map(|token| token as TokenId);
-            let tokens = node.array()?.into_iter().map(token).collect::<fields::Result<_>>()?;
-            Ok(Prompt::Tokens { path, tokens })
+        Value::String(text) if text.is_empty() => Err(empty().into()),
+        Value::Array(tokens) if tokens.is_empty() => Err(empty().into()),
+        Value::String(_) => Ok(Prompt::Text(node.string()?)),
+        Value::Array(tokens) if tokens.len() >= context_tokens_max => {
+            Err(ApiError::ContextLength { prompt_tokens: tokens.len(), context_tokens_max })
         }
-        _ => Err(node.unexpected("a string or an array of token ids")),
+        Value::Array(_) => Ok(Prompt::Tokens { tokens: node.token_ids()?, path: node.path }),
+        _ => Err(node.unexpected("a string or an array of token ids").into()),
     }
 }
 
-async fn encode(api: &Arc<Api>, prompts: Vec<Prompt>) -> Result<Vec<Vec<TokenId>>, ApiError> {
-    at_desk(api, |api| prompts.into_iter().map(|prompt| encode_one(api, prompt)).collect()).await
-}
-
-fn encode_one(api: &Api, prompt: Prompt) -> Result<Vec<TokenId>, ApiError> {
+fn encode(api: &Api, prompt: Prompt) -> Result<Vec<TokenId>, ApiError> {
     let tokenizer = api.harmony.tokenizer();
-    match prompt {
-        Prompt::Text(text) => Ok(tokenizer.encode_special(&text)),
+    let tokens = match prompt {
+        Prompt::Text(text) => {
+            check_text(api, text.len())?;
+            tokenizer.encode_special(&text)
+        }
         Prompt::Tokens { path, tokens } => {
             for (at, token) in tokens.iter().enumerate() {
                 check_token(tokenizer, || format!("{path}[{at}]"), *token)?;
             }
-            Ok(tokens)
+            tokens
         }
-    }
+    };
+    check_prompt(api, &tokens)?;
+    Ok(tokens)
 }
 
 struct TextWording {

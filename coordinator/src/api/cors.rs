@@ -17,7 +17,7 @@ pub struct Origins(Vec<HeaderValue>);
 /// How long a browser may keep what it was told, in seconds.
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
-const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, retry-after");
+const EXPOSED: HeaderValue = HeaderValue::from_static("x-request-id, retry-after, x-should-retry");
 const ANY: HeaderValue = HeaderValue::from_static("*");
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

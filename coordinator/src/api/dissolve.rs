@@ -18,8 +18,14 @@ pub async fn dissolve(
     Path(number): Path<String>,
     request: Request,
 ) -> Result<Json<Value>, ApiError> {
-    let who = admin(&request)?;
-    let (body, _room) = api.bodies.read_json(request.into_body()).await?;
+    let who = match admin(&request) {
+        Ok(who) => who,
+        Err(error) => {
+            api.bodies.drop_unread(request).await;
+            return Err(error);
+        }
+    };
+    let (body, _room) = api.bodies.read(request.into_body()).await?.json()?;
     let mut fields = Node::body(body).object()?;
     let force = fields.take("force").map_or(Ok(false), Node::bool)?;
     fields.finish()?;

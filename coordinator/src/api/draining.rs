@@ -13,6 +13,7 @@ use super::log::RequestLog;
 
 pub async fn layer(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let Some(underway) = api.settings.drain.enter() else {
+        api.bodies.drop_unread(request).await;
         return ApiError::Draining.into_response();
     };
     request.extensions().get::<RequestLog>().expect("every request has a log").hold(underway);

@@ -4,7 +4,7 @@
 use flotilla_shared::TokenId;
 use serde_json::Value;
 
-use super::fields::{Fields, Node, Result};
+use super::fields::{FieldError, Fields, Node, Problem, Result};
 
 /// Every token's text is held against the beginnings of each.
 const STOP_BYTES_MAX: usize = 256;
@@ -39,6 +39,19 @@ impl Ending {
         })
     }
 
+    /// `tokens_max`: as many as there may be, whether the client said so, the endpoint, or the context.
+    pub fn check_least(&self, tokens_max: usize) -> Result<()> {
+        let Ending { tokens_min, .. } = self;
+        if *tokens_min <= tokens_max {
+            return Ok(());
+        }
+        let what = format!(
+            "{tokens_min} tokens at least, of at most {tokens_max}\n\
+             hint: max_tokens says how many there may be, if the context has room for them"
+        );
+        Err(FieldError { path: "min_tokens".to_owned(), problem: Problem::Invalid(what) })
+    }
+
     /// `eos`: the model's.
     pub fn stop_tokens(&self, eos: &[TokenId]) -> Vec<TokenId> {
         let eos = if self.ignore_eos { &[] } else { eos };
@@ -66,6 +79,6 @@ fn stop(node: Node) -> Result<String> {
 }
 
 fn tokens(node: Node) -> Result<Vec<TokenId>> {
-    let token = |node: Node| node.count(0..=u32::MAX.into()).map(|id| id as TokenId);
-    node.array_of(STOP_TOKENS_MAX, "tokens")?.into_iter().map(token).collect()
+    node.at_most(STOP_TOKENS_MAX, "tokens")?;
+    node.token_ids()
 }

@@ -2,7 +2,7 @@
 //! `{"error": {message, type, param, code}}`, and when to come back.
 
 use axum::Json;
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use flotilla_scheduler::Rejection;
 use serde_json::{Value, json};
@@ -33,6 +33,11 @@ pub enum ApiError {
     )]
     ContextLength { prompt_tokens: usize, context_tokens_max: usize },
     #[error(
+        "the prompt has {bytes} bytes, and the context of this model holds {context_tokens_max} tokens of at most \
+         {token_bytes_max} bytes"
+    )]
+    ContextBytes { bytes: usize, context_tokens_max: usize, token_bytes_max: usize },
+    #[error(
         "the prompts of all choices together have {tokens} tokens, of at most {tokens_max} in one request\n\
          hint: send the prompts in several requests, or ask for fewer choices"
     )]
@@ -41,6 +46,8 @@ pub enum ApiError {
     BodyTooLarge { bytes_max: usize },
     #[error("the body did not arrive within {seconds} seconds")]
     BodyTooSlow { seconds: u64 },
+    #[error("nothing more of the body arrived for {seconds} seconds")]
+    BodyStopped { seconds: u64 },
     #[error("the server is reading as many bodies as it has room for, and had none within {seconds} seconds")]
     NoRoom { seconds: u64 },
     #[error("the body could not be read: {0}")]
@@ -101,6 +108,7 @@ pub enum ApiError {
 /// When a client refused for want of room, or of workers, should try again.
 const RETRY_AFTER_S: u32 = 1;
 const RETRY_AFTER_LOADING_S: u32 = 5;
+const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const MESSAGE_CHARS_MAX: usize = 1000;
 
 impl ApiError {
@@ -109,7 +117,7 @@ impl ApiError {
             Self::BadJson { .. } | Self::Field(_) | Self::ContextLength { .. } | Self::BodyBroken(_) => {
                 StatusCode::BAD_REQUEST
             }
-            Self::PromptsTooLarge { .. } => StatusCode::BAD_REQUEST,
+            Self::ContextBytes { .. } | Self::PromptsTooLarge { .. } => StatusCode::BAD_REQUEST,
             Self::FormTooComplex(_)
             | Self::FormUnsatisfiable(_)
             | Self::Failed(Failure::FormExhausted(_)) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -121,7 +129,7 @@ impl ApiError {
             Self::NotAdmin => StatusCode::FORBIDDEN,
             Self::NoReplica { .. } | Self::NotDissolved(NotDissolved::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::NotDissolved(_) => StatusCode::CONFLICT,
-            Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::BodyTooSlow { .. } | Self::BodyStopped { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -163,12 +171,12 @@ impl ApiError {
             Self::FormTooComplex(_) => "grammar_too_complex",
             Self::FormUnsatisfiable(_) => "grammar_unsatisfiable",
             Self::UnknownModel { .. } => "model_not_found",
-            Self::ContextLength { .. } => "context_length_exceeded",
+            Self::ContextLength { .. } | Self::ContextBytes { .. } => "context_length_exceeded",
             Self::PromptsTooLarge { .. } => "prompts_too_large",
             Self::NoRoom { .. } => "no_room",
             Self::NoPlace => "connections_full",
             Self::BodyTooLarge { .. } => "body_too_large",
-            Self::BodyTooSlow { .. } => "body_too_slow",
+            Self::BodyTooSlow { .. } | Self::BodyStopped { .. } => "body_too_slow",
             Self::BodyBroken(_) => "body_broken",
             Self::UnknownRoute { .. } => "not_found",
             Self::WrongMethod { .. } => "method_not_allowed",
@@ -224,6 +232,19 @@ impl ApiError {
         }
     }
 
+    /// OpenAI's clients try every status from 500 on again by themselves, unless this header forbids it.
+    fn forbids_retry(&self) -> bool {
+        match self {
+            Self::Failed(Failure::FormExhausted(_) | Failure::StepsFail(_) | Failure::LosesWorkers(_)) => {
+                true
+            }
+            // It has had all the time that there is, and would want it again: whoever asked may know of less to ask
+            // for, or wait until less is going on, as `Retry-After` says.
+            Self::Deadline => true,
+            _ => false,
+        }
+    }
+
     pub fn to_json(&self) -> Value {
         json!({"error": {
             "message": shortened(&self.to_string()),
@@ -257,6 +278,9 @@ impl IntoResponse for ApiError {
         let mut response = (self.status(), Json(self.to_json())).into_response();
         if let Some(seconds) = self.retry_after_s() {
             response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
+        }
+        if self.forbids_retry() {
+            response.headers_mut().insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if response.status() == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

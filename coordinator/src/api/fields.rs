@@ -6,6 +6,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use flotilla_shared::TokenId;
 use serde_json::{Map, Value};
 
 /// What is wrong with one field.
@@ -116,13 +117,39 @@ impl Node {
         }
     }
 
+    /// An array of what `read` takes. A million of them cost no paths: only of a wrong one is there a node.
+    pub fn list<T>(&self, expected: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<T>> {
+        let Value::Array(items) = &self.value else {
+            return Err(self.unexpected("an array"));
+        };
+        let one = |(at, value): (usize, &Value)| {
+            let wrong = || Node { path: format!("{}[{at}]", self.path), value: value.clone() };
+            read(value).ok_or_else(|| wrong().unexpected(expected))
+        };
+        items.iter().enumerate().map(one).collect()
+    }
+
+    /// An array of ids, whether or not there are tokens of these ids.
+    pub fn token_ids(&self) -> Result<Vec<TokenId>> {
+        let id = |value: &Value| value.as_u64().and_then(|id| TokenId::try_from(id).ok());
+        self.list("a whole number from 0 to 4294967295", id)
+    }
+
+    /// How many an array has; none of what is none.
+    pub fn len(&self) -> usize {
+        self.value.as_array().map_or(0, Vec::len)
+    }
+
     /// An array of at most so many `what`.
     pub fn array_of(self, max: usize, what: &str) -> Result<Vec<Node>> {
-        match &self.value {
-            Value::Array(items) if items.len() > max => {
-                Err(self.invalid(format!("at most {max} {what}, found {}", items.len())))
-            }
-            _ => self.array(),
+        self.at_most(max, what)?;
+        self.array()
+    }
+
+    pub fn at_most(&self, max: usize, what: &str) -> Result<()> {
+        match self.len() {
+            len if len > max => Err(self.invalid(format!("at most {max} {what}, found {len}"))),
+            _ => Ok(()),
         }
     }
 
@@ -237,6 +264,19 @@ mod tests {
         let kind = body.take("kind").unwrap().word(&["low", "high"]).unwrap_err();
         assert_eq!(kind.to_string(), "kind: expected \"low\" or \"high\", found the string \"odd\"");
         assert_eq!(body.finish().unwrap_err().to_string(), "x: no parameter of this name is known");
+    }
+
+    #[test]
+    fn of_a_list_the_wrong_one_is_named() {
+        let body = json!({"tokens": [1, 2, -1, 4], "no": 7});
+        let node = |name| fields(body.clone()).take(name).unwrap();
+        let error = node("tokens").token_ids().unwrap_err().to_string();
+        assert_eq!(error, "tokens[2]: expected a whole number from 0 to 4294967295, found the number -1");
+        assert_eq!(
+            node("no").token_ids().unwrap_err().to_string(),
+            "no: expected an array, found the number 7"
+        );
+        assert!(node("tokens").at_most(4, "tokens").is_ok() && node("tokens").at_most(3, "tokens").is_err());
     }
 
     #[test]

@@ -55,6 +55,15 @@ impl Bound {
         }
     }
 
+    /// Without the schemas that bind nothing: a request holds its form to its end, and they may be of megabytes.
+    pub fn without_unbound(self) -> Bound {
+        match self {
+            Bound::Turn(form) if form.is_free() => Bound::Free,
+            Bound::Turn(form) => Bound::Turn(form.without_unbound()),
+            Bound::Free | Bound::Text(_) => self,
+        }
+    }
+
     pub fn is_free(&self) -> bool {
         match self {
             Bound::Free => true,
@@ -179,5 +188,5 @@ fn json(node: Node) -> Result<Grammar> {
 }
 
 fn choice(node: Node) -> Result<Grammar> {
-    Ok(Grammar::Choice(node.array()?.into_iter().map(Node::string).collect::<Result<_>>()?))
+    node.list("a string", |text| text.as_str().map(str::to_owned)).map(Grammar::Choice)
 }

@@ -82,25 +82,42 @@ pub async fn generate(
 ) -> Result<Updates, ApiError> {
     options.check_tokens(api.harmony.tokenizer())?;
     check_size(api, options, prompts)?;
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    options.ending.check_least(tokens_max.min(api.settings.context_tokens_max - longest))?;
     let pattern = options.bound.pattern(api).await?;
-    let seed = options.seed.unwrap_or_else(|| api.ids.seed());
+    let prompt_tokens = prompts.iter().map(Vec::len).sum();
     log.note(|facts| {
         facts.stream = options.stream;
         facts.choices = prompts.len() * options.choices;
-        facts.prompt_tokens = prompts.iter().map(Vec::len).sum();
+        facts.prompt_tokens = prompt_tokens;
     });
     if api.settings.log_prompts {
         prompts.iter().for_each(|prompt| log.show_prompt(prompt, api.harmony.tokenizer()));
     }
     if let Some(visit) = log.visit() {
-        let tokens = prompts.iter().map(Vec::len).sum();
         let over = |exceeded| ApiError::OverLimit { key: visit.key.name.clone(), exceeded };
         visit.open_choices(prompts.len() * options.choices).map_err(over)?;
-        visit.spend_prompt(tokens).map_err(over)?;
+        visit.spend_prompt(prompt_tokens).map_err(over)?;
     }
-    // A client may step back behind what its key allows, never before it.
-    let allowed = log.visit().map_or(i32::MIN, |visit| visit.key.priority);
-    let priority = options.priority.max(allowed);
+    let submitted = submit(api, log, options, prompts, tokens_max, pattern.as_ref(), reader).await;
+    if submitted.is_err() {
+        // Clients come back with it.
+        log.visit().into_iter().for_each(|visit| visit.give_back_prompt(prompt_tokens));
+    }
+    submitted
+}
+
+async fn submit(
+    api: &Arc<Api>,
+    log: &RequestLog,
+    options: &Options,
+    prompts: &[Vec<TokenId>],
+    tokens_max: usize,
+    pattern: Option<&Pattern>,
+    reader: impl Fn() -> Box<dyn Reader>,
+) -> Result<Updates, ApiError> {
+    let seed = options.seed.unwrap_or_else(|| api.ids.seed());
+    let priority = priority(options.priority, log.visit().map(|visit| visit.key.priority));
     // More than there are is all, which costs less to find.
     let all = options.choosing.top_k as usize >= api.harmony.tokenizer().vocab_size();
     let top_k = if all { 0 } else { options.choosing.top_k };
@@ -112,7 +129,7 @@ pub async fn generate(
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
-            guide: guide(api, options, pattern.as_ref()),
+            guide: guide(api, options, pattern),
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),
@@ -130,6 +147,14 @@ pub async fn generate(
 fn times(index: usize, submitted: Instant, prompt_tokens: usize) -> ChoiceTimes {
     let (ran, first_token) = (None, None);
     ChoiceTimes { index, submitted, ran, first_token, prompt_tokens, cached_tokens: 0, generated_tokens: 0 }
+}
+
+/// A client may step back behind what its key allows, never before it. Lower goes first.
+fn priority(wanted: Option<i32>, key: Option<i32>) -> i32 {
+    match (wanted, key) {
+        (Some(wanted), Some(key)) => wanted.max(key),
+        (wanted, key) => wanted.or(key).unwrap_or(0),
+    }
 }
 
 /// What keeps a sequence to its form, and to its least length.
@@ -164,6 +189,15 @@ pub fn check_prompt(api: &Api, prompt: &[TokenId]) -> Result<(), ApiError> {
         return Ok(());
     }
     Err(ApiError::ContextLength { prompt_tokens: prompt.len(), context_tokens_max })
+}
+
+/// What cannot fit is refused before it is made into tokens, which costs more than to count its bytes.
+pub fn check_text(api: &Api, bytes: usize) -> Result<(), ApiError> {
+    let (context_tokens_max, token_bytes_max) = (api.settings.context_tokens_max, api.token_bytes_max);
+    if bytes <= context_tokens_max.saturating_mul(token_bytes_max) {
+        return Ok(());
+    }
+    Err(ApiError::ContextBytes { bytes, context_tokens_max, token_bytes_max })
 }
 
 struct Choice {
@@ -303,4 +337,24 @@ pub fn total(ended: &[Option<Usage>], choices_per_prompt: usize) -> Usage {
         total.reasoning_tokens += usage.reasoning_tokens;
     }
     total
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_says_nothing_has_the_priority_of_its_key() {
+        let cases = [
+            ((None, None), 0),
+            ((None, Some(-5)), -5),
+            ((None, Some(5)), 5),
+            ((Some(-9), None), -9),
+            ((Some(-9), Some(-5)), -5),
+            ((Some(0), Some(-5)), 0),
+        ];
+        for ((wanted, key), expected) in cases {
+            assert_eq!(priority(wanted, key), expected, "{wanted:?} of {key:?}");
+        }
+    }
 }

@@ -40,7 +40,7 @@ mod trace;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::middleware::from_fn_with_state;
 use axum::routing::{get, post};
 use flotilla_shared::TokenId;
@@ -59,15 +59,15 @@ use ids::Ids;
 use metrics::Metrics;
 pub use responses::StoreLimits;
 
-/// What every endpoint works with.
 /// For fuzzers: a body as each endpoint reads it.
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz_body(body: serde_json::Value) {
     let _ = chat::request::ChatRequest::read(body.clone());
-    let _ = completions::read(body.clone());
+    let _ = completions::read(body.clone(), usize::MAX);
     let _ = responses::request::ResponsesRequest::read(body);
 }
 
+/// What every endpoint works with.
 pub struct Api {
     settings: Settings,
     harmony: Harmony,
@@ -79,6 +79,8 @@ pub struct Api {
     metrics: Arc<Metrics>,
     responses: responses::Store,
     stop_tokens: Vec<TokenId>,
+    /// No token stands for more.
+    token_bytes_max: usize,
     started_unix_s: u64,
 }
 
@@ -86,6 +88,9 @@ impl Api {
     pub fn new(settings: Settings, harmony: Harmony, replicas: ReplicaRouter) -> Api {
         let started_unix_s = (settings.unix_seconds)();
         let stop_tokens = stop_tokens(&settings, &harmony);
+        let tokenizer = harmony.tokenizer();
+        let pieces = tokenizer.piece_ids().filter_map(|id| tokenizer.decode_bytes(id));
+        let token_bytes_max = pieces.map(<[u8]>::len).max().unwrap_or(0);
         let metrics = Arc::new(Metrics::new(&settings, &replicas));
         Api {
             guides: Guides::within(harmony.clone(), settings.limits.compile_time),
@@ -97,6 +102,7 @@ impl Api {
             metrics,
             responses: responses::Store::new(settings.limits.responses),
             stop_tokens,
+            token_bytes_max,
             started_unix_s,
             settings,
         }
@@ -148,19 +154,31 @@ fn seen(router: Router<Arc<Api>>, api: &Arc<Api>) -> Router {
 
 /// What needs a key, where there are keys.
 fn guarded(api: &Arc<Api>) -> Router<Arc<Api>> {
+    asking()
+        .route_layer(from_fn_with_state(Arc::clone(api), auth::ask))
+        .merge(looking().route_layer(from_fn_with_state(Arc::clone(api), auth::look)))
+        .route_layer(from_fn_with_state(Arc::clone(api), draining::layer))
+}
+
+/// What counts among the requests that a key may make.
+fn asking() -> Router<Arc<Api>> {
     Router::new()
         .route("/v1/chat/completions", post(chat::complete))
         .route("/v1/completions", post(completions::complete))
+        .route("/v1/responses", post(responses::create))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+}
+
+/// What does not.
+fn looking() -> Router<Arc<Api>> {
+    Router::new()
         .route("/v1/models", get(models::list))
         // A model's name may hold a slash.
         .route("/v1/models/{*id}", get(models::retrieve))
         .route("/v1/cluster", get(cluster::tell))
         .route("/v1/cluster/replicas/{number}/dissolve", post(dissolve::dissolve))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .merge(responses::routes())
-        .route_layer(from_fn_with_state(Arc::clone(api), auth::layer))
-        .route_layer(from_fn_with_state(Arc::clone(api), draining::layer))
+        .merge(responses::stored_routes())
 }
 
 /// What machines and people look at without a key: it tells of no request.
@@ -176,14 +194,19 @@ fn probes() -> Router<Arc<Api>> {
         .route("/metrics", get(metrics::tell))
 }
 
-async fn no_place() -> ApiError {
+async fn no_place(State(api): State<Arc<Api>>, request: Request) -> ApiError {
+    api.bodies.drop_unread(request).await;
     ApiError::NoPlace
 }
 
-async fn unknown_route(request: Request) -> ApiError {
-    ApiError::UnknownRoute { path: request.uri().path().to_owned() }
+async fn unknown_route(State(api): State<Arc<Api>>, request: Request) -> ApiError {
+    let path = request.uri().path().to_owned();
+    api.bodies.drop_unread(request).await;
+    ApiError::UnknownRoute { path }
 }
 
-async fn wrong_method(request: Request) -> ApiError {
-    ApiError::WrongMethod { method: request.method().clone(), path: request.uri().path().to_owned() }
+async fn wrong_method(State(api): State<Arc<Api>>, request: Request) -> ApiError {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    api.bodies.drop_unread(request).await;
+    ApiError::WrongMethod { method, path }
 }

@@ -25,8 +25,8 @@ pub struct Options {
     pub ending: Ending,
     pub bound: Bound,
     pub tokens_max: Option<usize>,
-    /// Lower goes first (vLLM's).
-    pub priority: i32,
+    /// Lower goes first (vLLM's). None: the key's, or 0.
+    pub priority: Option<i32>,
     /// Prompts share what was computed of them within one salt only (vLLM's `cache_salt`).
     pub salt: u64,
     pub stream: bool,
@@ -41,10 +41,7 @@ impl Options {
         let stream = fields.take("stream").map_or(Ok(false), Node::bool)?;
         let (include_usage, continuous_usage) = stream_options(fields, stream)?;
         let (ending, tokens_max) = (Ending::read(fields)?, tokens_max(fields)?);
-        if tokens_max.is_some_and(|max| ending.tokens_min > max) {
-            let what = "more tokens at least than at most".to_owned();
-            return Err(FieldError { path: "min_tokens".to_owned(), problem: Problem::Invalid(what) });
-        }
+        ending.check_least(tokens_max.unwrap_or(usize::MAX))?;
         Ok(Options {
             model: fields.take("model").map(Node::string).transpose()?,
             choosing: sampling::read(fields)?,
@@ -53,7 +50,7 @@ impl Options {
             ending,
             bound: Bound::default(),
             tokens_max,
-            priority: fields.take("priority").map_or(Ok(0), priority)?,
+            priority: fields.take("priority").map(priority).transpose()?,
             salt: fields.take("cache_salt").map_or(Ok(0), salt)?,
             stream,
             include_usage,
@@ -69,7 +66,7 @@ impl Options {
             return Err(FieldError { path: "ignore_eos".to_owned(), problem });
         }
         bound.check()?;
-        self.bound = bound;
+        self.bound = bound.without_unbound();
         Ok(())
     }
 
@@ -79,7 +76,7 @@ impl Options {
         Sampling { seed, ..self.choosing.clone() }
     }
 
-    /// Every id that the client named must be that of a token.
+    /// Every id that the client named must be that of a token, and so must be what it counts of them.
     pub fn check_tokens(&self, tokenizer: &Tokenizer) -> Result<()> {
         for (token, _) in &self.choosing.logit_bias {
             check_token(tokenizer, || format!("logit_bias.{token}"), *token)?;
@@ -87,7 +84,7 @@ impl Options {
         for (at, token) in self.ending.tokens.iter().enumerate() {
             check_token(tokenizer, || format!("stop_token_ids[{at}]"), *token)?;
         }
-        Ok(())
+        sampling::check_top_k(self.choosing.top_k, tokenizer.vocab_size())
     }
 }
 
@@ -175,7 +172,7 @@ mod tests {
         let of = |text: &str| read(json!({"cache_salt": text})).map(|options| options.salt);
         assert!(of("a") == of("a") && of("a") != of("b") && of("a") != Ok(0));
         assert_eq!(of("").unwrap_err().to_string(), "cache_salt: a salt must not be empty");
-        assert_eq!(read(json!({"priority": -3})).unwrap().priority, -3);
+        assert_eq!(read(json!({"priority": -3})).unwrap().priority, Some(-3));
         assert!(read(json!({"priority": 1e10})).is_err());
     }
 }

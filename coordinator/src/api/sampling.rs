@@ -2,7 +2,7 @@
 //! it. Names and ranges are OpenAI's, and vLLM's where OpenAI has none. Whether the ids that are named
 //! here are tokens of the model is checked where the model is known: see `Options::check_tokens`.
 
-use super::fields::{Fields, Node, Result};
+use super::fields::{FieldError, Fields, Node, Problem, Result};
 use flotilla_shared::sampling::TOP_LOGPROBS_MAX;
 use flotilla_shared::{Sampling, TokenId};
 
@@ -10,6 +10,9 @@ use flotilla_shared::{Sampling, TokenId};
 pub const TEMPERATURE_MIN: f32 = 0.01;
 /// Tokens with a bias: each travels to every worker with the sequence. OpenAI's limit is of this order.
 const BIASED_TOKENS_MAX: usize = 1024;
+
+/// For each row of a step every rank sends so many candidates.
+const TOP_K_MAX: u32 = 4096;
 
 /// Everything but the seed, which differs from choice to choice, and logprobs, which go by other names in
 /// chat than in completions.
@@ -42,14 +45,25 @@ fn top_k(node: Node) -> Result<u32> {
         .ok_or_else(|| node.unexpected("a whole number of at least 1, or -1 or 0 for all"))
 }
 
+/// From the size of the vocabulary on it is all of them, which costs nothing.
+pub fn check_top_k(top_k: u32, vocab_size: usize) -> Result<()> {
+    if top_k <= TOP_K_MAX || top_k as usize >= vocab_size {
+        return Ok(());
+    }
+    let what = format!(
+        "at most {TOP_K_MAX} of the likeliest tokens, found {top_k}\nhint: 0 or -1 keeps all of them"
+    );
+    Err(FieldError { path: "top_k".to_owned(), problem: Problem::Invalid(what) })
+}
+
 /// `{"50256": -100}`, rising by token.
 fn logit_bias(node: Node) -> Result<Vec<(TokenId, f32)>> {
-    let (too_many, twice) = (node.clone(), node.clone());
-    let entries = node.object()?.into_entries();
-    if entries.len() > BIASED_TOKENS_MAX {
-        let what = format!("at most {BIASED_TOKENS_MAX} tokens, found {}", entries.len());
-        return Err(too_many.invalid(what));
+    let count = node.value.as_object().map_or(0, serde_json::Map::len);
+    if count > BIASED_TOKENS_MAX {
+        return Err(node.invalid(format!("at most {BIASED_TOKENS_MAX} tokens, found {count}")));
     }
+    let twice = node.clone();
+    let entries = node.object()?.into_entries();
     let mut biases = entries.into_iter().map(bias).collect::<Result<Vec<_>>>()?;
     biases.sort_unstable_by_key(|(token, _)| *token);
     match biases.windows(2).find(|pair| pair[0].0 == pair[1].0) {
@@ -115,6 +129,20 @@ mod tests {
         assert_eq!(read(&mut fields(body)), Ok(expected));
         let sampled = Sampling { temperature: 1.0, ..Sampling::GREEDY };
         assert_eq!(read(&mut fields(json!({"top_k": -1}))), Ok(sampled));
+    }
+
+    #[test]
+    fn many_candidates_are_refused_and_all_are_not() {
+        let vocab_size = 200_019;
+        for fine in [0, 1, 4096, 200_019, u32::MAX] {
+            assert_eq!(check_top_k(fine, vocab_size), Ok(()), "{fine}");
+        }
+        for many in [4097, 200_018] {
+            let error = check_top_k(many, vocab_size).unwrap_err().to_string();
+            let words = format!("top_k: at most 4096 of the likeliest tokens, found {many}\nhint: 0 or -1");
+            assert!(error.starts_with(&words), "{error}");
+        }
+        assert_eq!(check_top_k(5000, 4117), Ok(()), "all of a small vocabulary");
     }
 
     #[test]

@@ -148,6 +148,19 @@ impl Form {
         })
     }
 
+    /// Those whose arguments are kept to their schema.
+    pub(super) fn bound(&self) -> impl Iterator<Item = (usize, &ToolForm)> {
+        self.callable().filter(|(_, tool)| tool.strict || self.must_call())
+    }
+
+    /// Without the schemas of all other tools.
+    pub fn without_unbound(mut self) -> Form {
+        let bound: Vec<usize> = self.bound().map(|(place, _)| place).collect();
+        let unbound = self.tools.iter_mut().enumerate().filter(|(place, _)| !bound.contains(place));
+        unbound.for_each(|(_, tool)| tool.parameters = None);
+        self
+    }
+
     /// What can be told without compiling.
     pub fn check(&self) -> Result<(), FormError> {
         if self.must_call() && self.callable().next().is_none() {

@@ -33,6 +33,7 @@ pub use form::{Fault, Form, FormError, Grammar, Source, ToolChoice, ToolForm};
 use progress::{Progress, watched};
 use shelf::Shelf;
 pub use turn::Pattern;
+use turn::Wanted;
 
 /// Grammars that are compiled at once; each takes a processor for some milliseconds. One that was given up keeps
 /// its place until it ends: llguidance cannot be interrupted, but has limits of its own.
@@ -104,13 +105,13 @@ impl Guides {
         if form.is_free() {
             return Ok(None);
         }
-        self.off_thread(move |shared, progress| shared.turn(&form, progress)).await.map(Some)
+        self.pattern(Wanted::Turn(form)).await.map(Some)
     }
 
     /// The pattern of raw text: the grammar from its first token on, then `<|endoftext|>`.
     pub async fn text(&self, source: Source) -> Result<Pattern, FormError> {
         source.check()?;
-        self.off_thread(move |shared, progress| shared.text(&source, progress)).await
+        self.pattern(Wanted::Text(source)).await
     }
 
     /// An answer of at least so many tokens, none of which is one of `ends`; it may be bound to a form besides.
@@ -119,10 +120,18 @@ impl Guides {
         Box::new(AtLeast::new(tokens, ends, pieces, form))
     }
 
-    async fn off_thread(
-        &self,
-        make: impl FnOnce(&Shared, &Progress) -> Result<Pattern, FormError> + Send + 'static,
-    ) -> Result<Pattern, FormError> {
+    /// What was compiled before waits for no place among those that are being compiled.
+    async fn pattern(&self, wanted: Wanted) -> Result<Pattern, FormError> {
+        let shared = Arc::clone(&self.shared);
+        // Grammars are compared with all on the shelf, and may be long.
+        let looked = tokio::task::spawn_blocking(move || (shared.shelved(&wanted), wanted)).await;
+        match looked.map_err(|error| FormError::unmade(error.to_string()))? {
+            (Some(pattern), _) => Ok(pattern),
+            (None, wanted) => self.compile(wanted).await,
+        }
+    }
+
+    async fn compile(&self, wanted: Wanted) -> Result<Pattern, FormError> {
         let shared = Arc::clone(&self.shared);
         let place = timeout(PLACE_WAIT, Arc::clone(&shared.compiling).acquire_owned()).await;
         let place = place.map_err(|_| progress::busy())?.expect("places are never closed");
@@ -130,12 +139,55 @@ impl Guides {
         let work = move || {
             // What all forms share is not on the account of the first.
             shared.compiler();
-            let made = make(&shared, &progress);
+            let made = shared.compile(&wanted, &progress);
             progress.done(made);
             drop(place);
         };
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILE_STACK_BYTES);
         thread.spawn(work).map_err(|error| FormError::unmade(error.to_string()))?;
         watch.pattern(self.shared.compile_time_max).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tokenizer::Tokenizer;
+
+    fn guides() -> Guides {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small_tokenizer.json");
+        Guides::new(Harmony::new(Arc::new(Tokenizer::from_file(path).unwrap())).unwrap())
+    }
+
+    fn answer(grammar: Grammar) -> Form {
+        Form { response: Some(Source { path: "x".to_owned(), grammar }), ..Form::default() }
+    }
+
+    /// As long as others compile what they like, who asks for an object as always must not wait behind them.
+    #[tokio::test]
+    async fn what_was_compiled_before_needs_no_place() {
+        let guides = guides();
+        let object = || answer(Grammar::json_object());
+        guides.turn(object()).await.unwrap();
+        let _taken = guides.shared.compiling.acquire_many(COMPILING_MAX as u32).await.unwrap();
+        assert!(guides.turn(object()).await.unwrap().is_some());
+        assert!(guides.text(object().response.unwrap()).await.is_ok());
+        let new = guides.turn(answer(Grammar::Choice(vec!["new".to_owned()])));
+        assert!(timeout(Duration::from_millis(50), new).await.is_err(), "what is new waits");
+    }
+
+    #[test]
+    fn schemas_that_bind_nothing_are_let_go() {
+        let tool = |name: &str, strict| {
+            let parameters = Some(serde_json::json!({"type": "object", "notes": [1, 2, 3]}));
+            ToolForm { name: name.to_owned(), parameters, strict, path: String::new() }
+        };
+        let left = |choice| {
+            let form = Form { tools: vec![tool("a", true), tool("b", false)], choice, ..Form::default() };
+            form.without_unbound().tools.into_iter().map(|tool| tool.parameters.is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(ToolChoice::Auto), [true, false]);
+        assert_eq!(left(ToolChoice::Required), [true, true]);
+        assert_eq!(left(ToolChoice::Named("b".to_owned())), [false, true]);
     }
 }

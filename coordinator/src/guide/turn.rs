@@ -2,7 +2,7 @@
 //! ends the turn, an answer or a call, whose text is bound where the form says so. Where a call must be made
 //! there is one thought at most and no preamble: a model that would not call puts it off for ever.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use flotilla_shared::TokenId;
 use flotilla_shared::step::TokenMask;
@@ -11,6 +11,7 @@ use super::body::Body;
 use super::compiler::{Compiled, Compiler};
 use super::form::{Form, FormError, Grammar, Source, ToolForm};
 use super::headers::{Headers, Message, OPENING, Place};
+use super::shelf::Shelf;
 use super::vocabulary::Vocabulary;
 use super::{Exhausted, Guide, Progress, Shared};
 
@@ -31,40 +32,78 @@ struct Plan {
     calls: Vec<Option<Arc<Compiled>>>,
 }
 
+/// What a pattern is made of.
+pub(super) enum Wanted {
+    Turn(Form),
+    Text(Source),
+}
+
 impl Shared {
-    pub(super) fn turn(&self, form: &Form, progress: &Progress) -> Result<Pattern, FormError> {
-        let compiler = self.compiler();
-        let answer = form.response.as_ref().map(|source| self.compiled(source, progress)).transpose()?;
-        let mut calls = vec![None; form.tools.len()];
-        for (place, tool) in form.callable().filter(|(_, tool)| tool.strict || form.must_call()) {
-            calls[place] = Some(self.compiled(&arguments(tool), progress)?);
-        }
-        let vocabulary = Arc::clone(&compiler.vocabulary);
-        let headers = Some(headers(&vocabulary, form));
-        let behind_thought = form.must_call().then(|| call_headers(&vocabulary, form));
-        Ok(Pattern { plan: Arc::new(Plan { vocabulary, headers, behind_thought, answer, calls }) })
+    /// Of what was compiled before. None: something of it was not.
+    pub(super) fn shelved(&self, wanted: &Wanted) -> Option<Pattern> {
+        // Without a compiler there is nothing on the shelf.
+        self.compiler.get()?;
+        self.pattern(wanted, |source| self.shelf().get(&source.grammar).ok_or(())).ok()
     }
 
-    pub(super) fn text(&self, source: &Source, progress: &Progress) -> Result<Pattern, FormError> {
-        let vocabulary = Arc::clone(&self.compiler().vocabulary);
-        let answer = Some(self.compiled(source, progress)?);
-        let plan = Plan { vocabulary, headers: None, behind_thought: None, answer, calls: Vec::new() };
+    pub(super) fn compile(&self, wanted: &Wanted, progress: &Progress) -> Result<Pattern, FormError> {
+        self.pattern(wanted, |source| self.compiled(source, progress))
+    }
+
+    fn pattern<E>(
+        &self,
+        wanted: &Wanted,
+        find: impl FnMut(&Source) -> Result<Arc<Compiled>, E>,
+    ) -> Result<Pattern, E> {
+        let plan = match wanted {
+            Wanted::Turn(form) => self.turn(form, find)?,
+            Wanted::Text(source) => self.text(source, find)?,
+        };
         Ok(Pattern { plan: Arc::new(plan) })
+    }
+
+    fn turn<E>(
+        &self,
+        form: &Form,
+        mut find: impl FnMut(&Source) -> Result<Arc<Compiled>, E>,
+    ) -> Result<Plan, E> {
+        let answer = form.response.as_ref().map(&mut find).transpose()?;
+        let mut calls = vec![None; form.tools.len()];
+        for (place, tool) in form.bound() {
+            calls[place] = Some(find(&arguments(tool))?);
+        }
+        let vocabulary = Arc::clone(&self.compiler().vocabulary);
+        let headers = Some(headers(&vocabulary, form));
+        let behind_thought = form.must_call().then(|| call_headers(&vocabulary, form));
+        Ok(Plan { vocabulary, headers, behind_thought, answer, calls })
+    }
+
+    fn text<E>(
+        &self,
+        source: &Source,
+        mut find: impl FnMut(&Source) -> Result<Arc<Compiled>, E>,
+    ) -> Result<Plan, E> {
+        let answer = Some(find(source)?);
+        let vocabulary = Arc::clone(&self.compiler().vocabulary);
+        Ok(Plan { vocabulary, headers: None, behind_thought: None, answer, calls: Vec::new() })
     }
 
     pub(super) fn compiler(&self) -> &Compiler {
         self.compiler.get_or_init(|| Compiler::new(Vocabulary::new(&self.harmony)))
     }
 
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shelf.lock().expect("nothing panics while it is held")
+    }
+
     fn compiled(&self, source: &Source, progress: &Progress) -> Result<Arc<Compiled>, FormError> {
         progress.begin(&source.path)?;
-        let shelf = || self.shelf.lock().expect("nothing panics while it is held");
-        if let Some(compiled) = shelf().get(&source.grammar) {
+        if let Some(compiled) = self.shelf().get(&source.grammar) {
             return Ok(compiled);
         }
         let compiled = self.compiler().compile(&source.grammar);
         let compiled = Arc::new(compiled.map_err(|complaint| complaint.of(&source.path))?);
-        shelf().put(source.grammar.clone(), Arc::clone(&compiled));
+        self.shelf().put(source.grammar.clone(), Arc::clone(&compiled));
         Ok(compiled)
     }
 }

@@ -86,6 +86,13 @@ impl Account {
         Ok(())
     }
 
+    /// Of a prompt that was refused after all.
+    pub fn give_back(&mut self, allowance: &Allowance, tokens: usize) {
+        if let Some(per_minute) = allowance.tokens_per_minute {
+            self.tokens.level = (self.tokens.level + tokens as f64).min(per_minute.into());
+        }
+    }
+
     pub fn token(&mut self, allowance: &Allowance, now: Duration) {
         if let Some(per_minute) = allowance.tokens_per_minute {
             self.tokens.fill(per_minute, now);
@@ -174,6 +181,18 @@ mod tests {
         assert_eq!(account.prompt(&allowance, s(0), 600), Ok(()));
         assert!(account.prompt(&allowance, s(539), 1).is_err(), "540 are owed");
         assert_eq!(account.prompt(&allowance, s(541), 1), Ok(()));
+    }
+
+    #[test]
+    fn what_is_given_back_can_be_used_and_no_more() {
+        let allowance = Allowance { tokens_per_minute: Some(60), ..Allowance::default() };
+        let mut account = Account::new(&allowance);
+        assert_eq!(account.prompt(&allowance, s(0), 600), Ok(()));
+        account.give_back(&allowance, 600);
+        assert_eq!(account.prompt(&allowance, s(0), 30), Ok(()));
+        account.give_back(&allowance, 31);
+        assert_eq!(account.prompt(&allowance, s(0), 60), Ok(()));
+        assert!(account.prompt(&allowance, s(0), 1).is_err(), "a minute's worth is the most");
     }
 
     #[test]

@@ -47,6 +47,11 @@ impl Key {
         Ok(Visit { key: Arc::clone(self), choices: AtomicU32::new(1) })
     }
 
+    /// A request that only looks: it is known whose it is, and costs nothing of what the key may use.
+    pub fn look(self: &Arc<Key>) -> Visit {
+        Visit { key: Arc::clone(self), choices: AtomicU32::new(0) }
+    }
+
     fn account(&self) -> MutexGuard<'_, Account> {
         self.used.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,6 +81,11 @@ impl Visit {
     /// Before the work begins; of a prompt larger than a whole minute's allowance, that much must be there.
     pub fn spend_prompt(&self, tokens: usize) -> Result<(), Exceeded> {
         self.key.account().prompt(&self.key.allowance, self.key.now(), tokens)
+    }
+
+    /// The request was refused after all, and nothing was computed of its prompt.
+    pub fn give_back_prompt(&self, tokens: usize) {
+        self.key.account().give_back(&self.key.allowance, tokens);
     }
 
     /// A token was made. It is owed, if the account is empty: an answer under way is not cut off.

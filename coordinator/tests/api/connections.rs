@@ -148,3 +148,49 @@ async fn a_client_that_stops_reading_its_stream_is_given_up() {
     until(load).await;
     drop(stream);
 }
+
+/// They send all of it before they read a word: a server that closes over what it has not read resets the connection,
+/// and the answer is lost.
+#[tokio::test]
+async fn who_is_refused_whatever_it_sends_hears_why() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    let limits = "requests_per_minute = 1\n";
+    std::fs::write(&path, flotilla_coordinator::keys::entry("alice", "alice").unwrap() + limits).unwrap();
+    let keys = std::sync::Arc::new(flotilla_coordinator::keys::Keyring::read(&path).unwrap());
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.keys = Some(keys);
+        settings.limits.connections.connections_max = 2;
+    };
+    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+    let body = "x".repeat(8 << 20);
+    let send = async |path: &str, key: &str| {
+        let mut stream = connect(&server).await;
+        let length = body.len();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\
+             connection: close\r\n\r\n"
+        );
+        within(stream.write_all((head + &body).as_bytes())).await.expect("all of it is read");
+        let mut answer = String::new();
+        within(stream.read_to_string(&mut answer)).await.expect("an answer, and no reset");
+        answer.to_lowercase()
+    };
+    let chat = "/v1/chat/completions";
+    assert!(send(chat, "bob").await.starts_with("http/1.1 401 "));
+    assert!(send(chat, "alice").await.starts_with("http/1.1 413 "));
+    let answer = send(chat, "alice").await;
+    assert!(answer.starts_with("http/1.1 429 ") && answer.contains("retry-after: "), "{answer}");
+    assert!(send("/v1/no", "alice").await.starts_with("http/1.1 404 "));
+    assert!(send("/v1/models", "alice").await.starts_with("http/1.1 405 "));
+    let mut kept = Vec::new();
+    until(async || {
+        let mut stream = connect(&server).await;
+        stream.write_all(HEALTH).await.unwrap();
+        within(stream.read_exact(&mut [0])).await.unwrap();
+        kept.push(stream);
+        let answer = send(chat, "alice").await;
+        answer.starts_with("http/1.1 503 ") && answer.contains("connections_full")
+    })
+    .await;
+}

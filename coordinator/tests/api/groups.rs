@@ -132,6 +132,7 @@ async fn a_request_that_makes_every_step_fail_is_told_so() {
         () = form_again => unreachable!("it never ends"),
     };
     assert!(refused.headers().get("retry-after").is_none());
+    assert_eq!(refused.headers()["x-should-retry"], "false", "clients try 500 again by themselves");
     let (status, error) = error_of(refused).await;
     assert_eq!((status, &error["type"], &error["code"]), (500, &json!("server_error"), &json!("steps_fail")));
     let words = error["message"].as_str().unwrap();

@@ -11,13 +11,22 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// A server that knows these keys: name, which is the key as well, and limits.
 async fn server(keys: &[(&str, &str)]) -> Server {
+    let server = not_ready(keys).await;
+    server.form_group(1);
+    until(async || server.get("/health").await.status() == 200).await;
+    server
+}
+
+/// One that has no workers yet.
+async fn not_ready(keys: &[(&str, &str)]) -> Server {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.toml");
     let text: String = keys.iter().map(|(name, limits)| entry(name, name).unwrap() + limits + "\n").collect();
     std::fs::write(&path, text).unwrap();
     let keys = Arc::new(Keyring::read(&path).unwrap());
-    Server::start_with(Setup { adjust: Box::new(|settings| settings.keys = Some(keys)), ..Setup::default() })
-        .await
+    let adjust =
+        Box::new(|settings: &mut flotilla_coordinator::service::Settings| settings.keys = Some(keys));
+    Server::start_with(Setup { adjust, ready: false, ..Setup::default() }).await
 }
 
 fn yes() -> Value {
@@ -90,6 +99,35 @@ async fn requests_a_minute() {
     assert_eq!(server.post_as("bob", CHAT, &yes()).await.status(), 200, "others have limits of their own");
 }
 
+/// A page that watches the cluster takes nothing from who asks with the same key.
+#[tokio::test]
+async fn looking_is_not_asking() {
+    let server = server(&[("alice", "requests_per_minute = 1\nconcurrent = 1")]).await;
+    let look = async |path: &str| {
+        let request = server.client.get(format!("{}{path}", server.url)).bearer_auth("alice");
+        request.send().await.unwrap().status().as_u16()
+    };
+    let looks =
+        [("/v1/cluster", 200), ("/v1/models", 200), ("/v1/responses/none", 404), ("/v1/cluster", 200)];
+    for (path, status) in looks {
+        assert_eq!(look(path).await, status, "{path}");
+    }
+    let mut stream = Events::of(server.post_as("alice", CHAT, &endless()).await);
+    stream.next().await.unwrap();
+    for (path, status) in looks {
+        assert_eq!(look(path).await, status, "{path}, while an answer is made");
+    }
+    drop(stream);
+    for path in [CHAT, "/v1/completions", "/v1/responses", "/tokenize", "/detokenize"] {
+        until(async || {
+            let (status, error) = error_of(server.post_as("alice", path, &yes()).await).await;
+            // Until the server has seen that the client of the stream is gone.
+            status == 429 && error["message"].as_str().unwrap().ends_with("it may make 1 requests a minute")
+        })
+        .await;
+    }
+}
+
 #[tokio::test]
 async fn requests_at_once() {
     let server = server(&[("alice", "concurrent = 1"), ("bob", "")]).await;
@@ -144,6 +182,19 @@ async fn tokens_a_minute() {
     assert_eq!((status, &error["code"]), (429, &json!("rate_limit_exceeded")));
     assert!(error["message"].as_str().unwrap().ends_with("it may use 200 tokens a minute"), "{error}");
     assert_eq!(server.post_as("bob", CHAT, &long).await.status(), 200);
+}
+
+/// Who comes back while the model loads has all of its tokens when it is there.
+#[tokio::test]
+async fn what_is_not_taken_in_costs_no_tokens() {
+    let server = not_ready(&[("alice", "tokens_per_minute = 200")]).await;
+    let body = user(&thinks_and_says("", &"word ".repeat(100)));
+    for _ in 0..3 {
+        let (status, error) = error_of(server.post_as("alice", CHAT, &body).await).await;
+        assert_eq!((status, &error["code"]), (503, &json!("not_ready")), "{error}");
+    }
+    server.form_group(1);
+    until(async || server.post_as("alice", CHAT, &body).await.status() == 200).await;
 }
 
 /// How fast an answer comes, and its usage, would tell one key what another asked.

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::server::{Server, Setup, error_of, user};
+use crate::server::{CONTEXT, Server, Setup, error_of, user};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -57,6 +58,7 @@ async fn a_request_that_takes_too_long_ends_with_a_reason() {
     let mut body = user("<|channel|>final<|message|>on and on");
     let response = server.post(CHAT, &body).await;
     assert_eq!(response.headers()["retry-after"], "5");
+    assert_eq!(response.headers()["x-should-retry"], "false", "a client's own next try would take as long");
     let (status, error) = error_of(response).await;
     assert_eq!((status, &error["code"]), (503, &json!("deadline_exceeded")));
 
@@ -69,4 +71,38 @@ async fn a_request_that_takes_too_long_ends_with_a_reason() {
     assert_eq!(events.pop().as_deref(), Some("[DONE]"));
     let last: Value = serde_json::from_str(&events.pop().unwrap()).unwrap();
     assert_eq!(last["error"]["code"], "deadline_exceeded", "what came before it was sent: {}", events.len());
+}
+
+/// Two million numbers in a prompt of a body that is allowed: they are counted, and no more is made of them.
+#[tokio::test]
+async fn what_cannot_fit_is_refused_before_it_is_looked_at() {
+    let server = Server::start().await;
+    let ids = |count: usize| format!("[{}\"x\"]", "1,".repeat(count - 1));
+    for (prompt, tokens) in [(ids(2_000_000), 2_000_000), (format!("[{}]", ids(CONTEXT)), CONTEXT)] {
+        let body = format!("{{\"prompt\": {prompt}}}");
+        let (status, error) = error_of(server.send(Method::POST, "/v1/completions", &body).await).await;
+        assert_eq!(
+            (status, &error["code"]),
+            (400, &json!("context_length_exceeded")),
+            "not the word among them"
+        );
+        assert!(error["message"].as_str().unwrap().contains(&format!("has {tokens} tokens")), "{error}");
+    }
+    let body = format!("{{\"prompt\": {}}}", ids(CONTEXT - 1));
+    let (_, error) = error_of(server.send(Method::POST, "/v1/completions", &body).await).await;
+    assert_eq!(error["param"], json!(format!("prompt[{}]", CONTEXT - 2)), "{error}");
+
+    let longest =
+        server.tokenizer.piece_ids().filter_map(|id| server.tokenizer.decode_bytes(id)).map(<[u8]>::len);
+    let text = "x".repeat(CONTEXT * longest.max().unwrap() + 1);
+    let input = json!({"input": text});
+    for (path, body) in
+        [(CHAT, user(&text)), ("/v1/completions", json!({"prompt": text})), ("/v1/responses", input)]
+    {
+        let (status, error) = server.refused(path, &body).await;
+        assert_eq!((status, &error["code"]), (400, &json!("context_length_exceeded")), "{path}");
+        let words = format!("the prompt has {} bytes", text.len());
+        assert!(error["message"].as_str().unwrap().starts_with(&words), "{error}");
+    }
+    assert_eq!(server.seen.admitted(), 0);
 }

@@ -63,6 +63,20 @@ async fn ids_that_are_no_tokens_are_refused_by_place() {
     assert_eq!(server.seen.admitted(), 0);
 }
 
+/// Each rank would send so many candidates for each row of each step.
+#[tokio::test]
+async fn many_candidates_are_refused() {
+    let server = Server::start().await;
+    let mut body = user(&thinks_and_says("", "Yes."));
+    body["top_k"] = json!(server.tokenizer.vocab_size() - 1);
+    let (status, error) = server.refused(CHAT, &body).await;
+    assert_eq!((status, &error["param"]), (400, &json!("top_k")), "{error}");
+    assert_eq!(server.seen.admitted(), 0);
+    body["top_k"] = json!(server.tokenizer.vocab_size());
+    server.chat(&body).await;
+    assert_eq!(server.seen.sampling.lock().unwrap().top_k, 0, "all of them");
+}
+
 #[tokio::test]
 async fn a_stop_token_ends_the_answer_and_is_no_part_of_it() {
     let server = Server::start().await;

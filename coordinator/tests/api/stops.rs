@@ -141,4 +141,13 @@ async fn an_answer_has_its_least_length() {
     body["min_tokens"] = json!(short + 41);
     let (status, error) = server.refused(CHAT, &body).await;
     assert_eq!((status, &error["param"]), (400, &json!("min_tokens")), "{error}");
+
+    // More than there may be where nobody said how many: 16 of a raw completion, and the context of a chat.
+    body.as_object_mut().unwrap().remove("max_tokens");
+    body["min_tokens"] = json!(CONTEXT);
+    let raw = json!({"prompt": "a<|endofprompt|>", "min_tokens": 17});
+    for (path, body) in [(CHAT, &body), ("/v1/completions", &raw)] {
+        let (status, error) = server.refused(path, body).await;
+        assert_eq!((status, &error["param"]), (400, &json!("min_tokens")), "{error}");
+    }
 }

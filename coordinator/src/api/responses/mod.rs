@@ -25,10 +25,11 @@ use flotilla_shared::TokenId;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::chat::text_bytes;
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{FieldError, Node, Problem};
-use super::generate::{check_prompt, generate};
+use super::generate::{check_prompt, check_text, generate};
 use super::log::RequestLog;
 use super::reader::{ChatReader, Reader};
 use crate::harmony::chat::{Chat, conversation as chat_conversation};
@@ -42,33 +43,41 @@ use request::ResponsesRequest;
 pub use store::{Store, StoreLimits};
 use store::{Stored, Turn};
 
-pub fn routes() -> Router<Arc<Api>> {
+/// What is done with responses that are there.
+pub fn stored_routes() -> Router<Arc<Api>> {
     Router::new()
-        .route("/v1/responses", post(create))
         .route("/v1/responses/{id}", get(retrieve).delete(delete))
         .route("/v1/responses/{id}/cancel", post(cancel))
         .route("/v1/responses/{id}/input_items", get(input_items))
 }
 
-async fn create(
+pub async fn create(
     State(api): State<Arc<Api>>,
     Extension(log): Extension<RequestLog>,
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
-    let (body, room) = api.bodies.read_json(request.into_body()).await?;
-    let ResponsesRequest { options, instructions, input, previous, store, chat, echo } =
-        ResponsesRequest::read(body)?;
-    api.check_model(options.model.as_deref())?;
-    options.bound.check_limits()?;
+    let body = api.bodies.read(request.into_body()).await?;
+    let body_bytes = body.len();
+    let (request, room) = at_desk(&api, body_bytes, move |api| {
+        let (body, room) = body.json()?;
+        let request = ResponsesRequest::read(body)?;
+        api.check_model(request.options.model.as_deref())?;
+        request.options.bound.check_limits()?;
+        Ok((request, room))
+    })
+    .await?;
+    let ResponsesRequest { options, instructions, input, previous, store, chat, echo } = request;
     // For whom responses are kept, and to whom alone they are shown.
     let client = log.client();
     let previous = previous_turns(&api, client, previous.as_deref())?;
     let input = resolve(&api, client, input)?;
     let offered_tools = !chat.tools.is_empty();
     let told = Told { instructions, previous: previous.clone(), input: input.clone() };
-    let prompt = render(&api, chat, told).await?;
-    drop(room);
-    check_prompt(&api, &prompt)?;
+    let prompt = at_desk(&api, told.bytes().max(body_bytes), move |api| {
+        let _room = room;
+        render(api, chat, &told)
+    })
+    .await?;
     let reader =
         || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
@@ -130,20 +139,26 @@ struct Told {
 }
 
 impl Told {
+    /// What there is to be made into tokens, beside tools.
+    fn bytes(&self) -> usize {
+        let instructions = self.instructions.as_ref().map_or(0, String::len);
+        instructions + self.items().iter().map(|item| item.bytes()).sum::<usize>()
+    }
+
     fn items(&self) -> Vec<&Item> {
         self.previous.iter().flat_map(|turn| turn.items()).chain(&self.input).collect()
     }
 }
 
-async fn render(api: &Arc<Api>, mut chat: Chat, told: Told) -> Result<Vec<TokenId>, ApiError> {
+fn render(api: &Api, mut chat: Chat, told: &Told) -> Result<Vec<TokenId>, ApiError> {
     chat.current_date = Some((api.settings.current_date)());
-    at_desk(api, move |api| {
-        chat.messages = conversation::messages(told.instructions.as_deref(), &told.items());
-        let conversation =
-            chat_conversation(&chat).map_err(|error| conversation::conversation_error(error, &told.input))?;
-        Ok(api.harmony.render_for_completion(&conversation, PastAnalysis::default()))
-    })
-    .await
+    chat.messages = conversation::messages(told.instructions.as_deref(), &told.items());
+    check_text(api, text_bytes(&chat))?;
+    let conversation =
+        chat_conversation(&chat).map_err(|error| conversation::conversation_error(error, &told.input))?;
+    let prompt = api.harmony.render_for_completion(&conversation, PastAnalysis::default());
+    check_prompt(api, &prompt)?;
+    Ok(prompt)
 }
 
 async fn retrieve(

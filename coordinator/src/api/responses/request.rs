@@ -175,6 +175,8 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>> {
     if wanted || top == 0 { Ok(wanted.then_some(top)) } else { Err(without) }
 }
 
+/// There are eight.
+const INCLUDED_MAX: usize = 64;
 const LOGPROBS: &str = "message.output_text.logprobs";
 
 /// Whether log-probabilities are wanted. Reasoning is never encrypted: it stands in an item's content, which a
@@ -189,7 +191,7 @@ fn include(node: Node) -> Result<bool> {
         "web_search_call.results",
     ];
     let mut logprobs = false;
-    for node in node.array()? {
+    for node in node.array_of(INCLUDED_MAX, "things to include")? {
         logprobs |=
             supported_word(node, &[LOGPROBS, "reasoning.encrypted_content"], NOT_SUPPORTED)? == LOGPROBS;
     }
