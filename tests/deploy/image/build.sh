@@ -1,7 +1,7 @@
 # Sourced by run.sh: makes what the Dockerfile's stages begin with, and builds its images, without Docker and without a
 # registry of images, by buildah. Everything lies in $folder.
 
-# Overlays where the system has them; else each layer is a copy, which takes more disk.
+# Where a system has no overlays FLOTILLA_IMAGE_STORAGE=vfs does without: each layer is a copy then, which takes more disk.
 engine() {
     # What the Dockerfile's RUN --mount=type=cache keeps lies in the folder for what is passing.
     TMPDIR="$folder/tmp" buildah --root "$folder/storage" --runroot "$folder/run" --storage-driver "${FLOTILLA_IMAGE_STORAGE:-overlay}" "$@"
@@ -17,7 +17,9 @@ base() {
     shift 2
     is_there "$name" && return
     echo "-- $name"
-    engine build --quiet --isolation chroot --pull-never --layers=false -f "$here/bases/$file.Dockerfile" -t "$name" "$@" >/dev/null
+    engine build --isolation chroot --pull-never --layers=false -f "$here/bases/$file.Dockerfile" -t "$name" "$@" > "$folder/$file.log" 2>&1 && return
+    tail -30 "$folder/$file.log" >&2
+    return 1
 }
 
 # Debian's packages come from where this machine has its own from.
