@@ -10,14 +10,14 @@ use bytes::Bytes;
 use flotilla_engine::weights::{CHUNK_BYTES, Digest};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::units;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use tracing::info;
 
 /// Bytes of parts that were begun and are not written yet.
@@ -44,8 +44,19 @@ pub struct Keeper {
 
 #[derive(Debug, Default)]
 struct Parts {
-    kept: HashSet<Key>,
-    passed_over: HashSet<Key>,
+    fates: HashMap<Key, Fate>,
+    /// Because the disk was behind.
+    passed_over: usize,
+}
+
+/// What becomes of a part: decided with its first chunk, or earlier.
+#[derive(Clone, Copy, Debug)]
+enum Fate {
+    /// So many bytes of it have not come yet.
+    Kept {
+        left: usize,
+    },
+    NotKept,
 }
 
 impl Keeper {
@@ -66,11 +77,24 @@ impl Keeper {
     pub fn keep(&self, index: usize, slice: &TensorSlice, offset: usize, bytes: &Bytes, digest: Digest) {
         let name = PartName::at(slice, offset);
         let key = (index, name.bytes.start);
-        if self.is_kept(key, name.bytes.len()) {
+        if self.is_kept(key, name.bytes.len(), bytes.len()) {
             let job = Job { key, offset, bytes: bytes.clone(), digest, name };
             // A writer that gave up said so.
             let _ = self.jobs.send(job);
         }
+    }
+
+    /// Of the part that has this byte some will never be given to be kept: none of what comes is, and nothing waits for it.
+    pub fn leave_out(&self, index: usize, slice: &TensorSlice, offset: usize) {
+        let key = (index, PartName::at(slice, offset).bytes.start);
+        let before = self.lock().fates.insert(key, Fate::NotKept);
+        if let Some(Fate::Kept { left }) = before {
+            self.behind.fetch_sub(left, Ordering::Relaxed);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().expect("no holder panics")
     }
 
     #[cfg(test)]
@@ -85,26 +109,32 @@ impl Keeper {
         (Keeper { jobs, parts: Mutex::default(), behind: Arc::default() }, inbox)
     }
 
-    /// Decided once for each part.
-    fn is_kept(&self, key: Key, part_bytes: usize) -> bool {
-        let mut parts = self.parts.lock().expect("no holder panics");
-        if parts.kept.contains(&key) || parts.passed_over.contains(&key) {
-            return parts.kept.contains(&key);
+    /// Whether a chunk of so many bytes is, by what was decided of its part.
+    fn is_kept(&self, key: Key, part_bytes: usize, chunk_bytes: usize) -> bool {
+        let mut parts = self.lock();
+        let Parts { fates, passed_over } = &mut *parts;
+        let fate = fates.entry(key).or_insert_with(|| {
+            let fits = self.behind.load(Ordering::Relaxed) + part_bytes <= BEHIND_BYTES_MAX;
+            if fits {
+                self.behind.fetch_add(part_bytes, Ordering::Relaxed);
+                return Fate::Kept { left: part_bytes };
+            }
+            *passed_over += 1;
+            Fate::NotKept
+        });
+        match fate {
+            Fate::Kept { left } => {
+                *left = left.saturating_sub(chunk_bytes);
+                true
+            }
+            Fate::NotKept => false,
         }
-        let fits = self.behind.load(Ordering::Relaxed) + part_bytes <= BEHIND_BYTES_MAX;
-        if fits {
-            self.behind.fetch_add(part_bytes, Ordering::Relaxed);
-            parts.kept.insert(key);
-        } else {
-            parts.passed_over.insert(key);
-        }
-        fits
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        let passed_over = self.parts.get_mut().map_or(0, |parts| parts.passed_over.len());
+        let passed_over = self.lock().passed_over;
         if passed_over > 0 {
             info!(
                 parts = passed_over,

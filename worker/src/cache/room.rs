@@ -4,11 +4,14 @@
 use super::CacheSettings;
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tracing::info;
 
 /// The folder is looked through again when so much was written, for others write too.
 const LOOK_AGAIN_BYTES: u64 = 256 << 20;
+
+/// A full folder is looked through so often.
+const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Ending of files that are being written.
 pub(super) const UNFINISHED: &str = "tmp";
@@ -22,6 +25,9 @@ pub(super) struct Room {
     bytes: u64,
     written: u64,
     looked: bool,
+    /// When a look found that nothing may make room.
+    full_at: Option<Instant>,
+    pub(super) look_pause: Duration,
 }
 
 struct Found {
@@ -33,15 +39,28 @@ struct Found {
 impl Room {
     pub(super) fn new(settings: &CacheSettings, since: SystemTime) -> Room {
         let CacheSettings { dir, bytes_max } = settings.clone();
-        Room { dir, bytes_max, since, bytes: 0, written: 0, looked: false }
+        Room {
+            dir,
+            bytes_max,
+            since,
+            bytes: 0,
+            written: 0,
+            looked: false,
+            full_at: None,
+            look_pause: LOOK_PAUSE,
+        }
     }
 
     /// Makes room for `bytes` more, and takes them; `false` if there is none that may be made.
     pub(super) fn take(&mut self, bytes: u64) -> bool {
+        if self.full_at.is_some_and(|full_at| full_at.elapsed() < self.look_pause) {
+            return false;
+        }
         if !self.looked || self.written >= LOOK_AGAIN_BYTES || self.bytes + bytes > self.bytes_max {
             self.look(bytes);
         }
         let there_is = self.bytes + bytes <= self.bytes_max;
+        self.full_at = (!there_is).then(Instant::now);
         if there_is {
             self.bytes += bytes;
             self.written += bytes;

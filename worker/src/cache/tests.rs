@@ -174,6 +174,47 @@ fn a_slow_disk_is_not_waited_for() {
     keeper.keep(0, &big, part(9) + 1, &chunk, digest);
     keeper.keep(0, &big, part(3) + 1, &chunk, digest);
     assert_eq!(jobs.try_iter().count(), 1);
+    // What is given up of a part makes room for others, whatever of it has come.
+    keeper.leave_out(0, &big, part(3) + 2);
+    keeper.keep(0, &big, part(3) + 65, &chunk, digest);
+    assert_eq!(jobs.try_iter().count(), 0);
+    keeper.keep(0, &big, part(13), &chunk, digest);
+    keeper.keep(0, &big, part(14), &chunk, digest);
+    assert_eq!(jobs.try_iter().count(), 0, "some bytes of it are still to be written");
+}
+
+/// Nothing waits for the rest of a part whose beginning was on the disk.
+#[test]
+fn a_part_that_comes_in_part_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = cache(dir.path(), u64::MAX, ID);
+    let keeper = cache.keeper().unwrap();
+    let whole = Extent::whole(0, &slice());
+    let second = PART_BYTES..slice().bytes();
+    for number in 0..20 {
+        keeper.leave_out(number, &slice(), PART_BYTES + 1);
+    }
+    hand_over(&keeper, &slice(), Extent { bytes: second.clone(), ..whole.clone() });
+    assert!(!keeper.is_behind() && files(&cache.folder).is_empty());
+    hand_over(&keeper, &slice(), Extent { bytes: 0..PART_BYTES, ..whole });
+    settle(&keeper, &cache.folder);
+    assert_eq!(files(&cache.folder).len(), 1);
+}
+
+#[test]
+fn a_full_folder_is_not_looked_through_for_each_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = CacheSettings { dir: dir.path().to_owned(), bytes_max: 100 };
+    let folder = dir.path().join("weights");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("in use"), [0; 90]).unwrap();
+    let mut room = super::room::Room::new(&settings, SystemTime::UNIX_EPOCH);
+    room.look_pause = Duration::MAX;
+    assert!(!room.take(20));
+    fs::remove_file(folder.join("in use")).unwrap();
+    assert!(!room.take(20), "it did not look");
+    room.look_pause = Duration::ZERO;
+    assert!(room.take(20));
 }
 
 #[test]

@@ -36,8 +36,11 @@ impl Intake {
         digest: Option<Digest>,
     ) -> Result<(), WorkerError> {
         let offset = extent.bytes.start;
-        if let (Some(keeper), Some(digest)) = (&self.keeper, digest) {
-            keeper.keep(extent.slice, &self.slices[extent.slice], offset, &bytes, digest);
+        let slice = &self.slices[extent.slice];
+        match (&self.keeper, digest) {
+            (Some(keeper), Some(digest)) => keeper.keep(extent.slice, slice, offset, &bytes, digest),
+            (Some(keeper), None) => keeper.leave_out(extent.slice, slice, offset),
+            (None, _) => {}
         }
         let (slice, place) = (extent.slice, self.place);
         let checked = Checked { slice, offset, bytes, place, digest };

@@ -1,8 +1,9 @@
 //! The disk as a place of weights: what an earlier load kept in the cache, read by several threads.
 
+use super::PART_BYTES;
 use super::filler::Checked;
 use super::wanted::Wanted;
-use crate::cache::{Gather, Kept};
+use crate::cache::{Gather, Keeper, Kept};
 use bytes::Bytes;
 use flotilla_engine::collective::Stop;
 use flotilla_engine::weights::Extent;
@@ -21,9 +22,11 @@ pub async fn read(
     slices: &Arc<Vec<TensorSlice>>,
     wanted: &Arc<Mutex<Wanted>>,
     chunks: Chunks,
+    keeper: Option<&Arc<Keeper>>,
     stop: &Stop,
 ) -> u64 {
     let (kept, slices, wanted, stop) = (kept.clone(), slices.clone(), wanted.clone(), stop.clone());
+    let keeper = keeper.cloned();
     let read = move || {
         let parts = lock(&wanted).take_all();
         let bytes = |parts: &[Extent]| parts.iter().map(|part| part.bytes.len() as u64).sum::<u64>();
@@ -31,6 +34,11 @@ pub async fn read(
         let readers = Readers { kept: &kept, slices: &slices, chunks: &chunks, stop: &stop };
         let missing = readers.read(&Mutex::new(&mut parts.into_iter()));
         let found = total - bytes(&missing);
+        // Of a part that lies here in part, the rest alone makes no file.
+        let begun = missing.iter().filter(|part| !part.bytes.start.is_multiple_of(PART_BYTES));
+        if let Some(keeper) = &keeper {
+            begun.for_each(|part| keeper.leave_out(part.slice, &slices[part.slice], part.bytes.start));
+        }
         lock(&wanted).put_back(missing);
         found
     };

@@ -93,7 +93,7 @@ async fn bring_to(
     for window in windows(&slices) {
         let wanted = Arc::new(Mutex::new(Wanted::of(&slices, window)));
         if let Some(on_disk) = on_disk {
-            from_disk += kept::read(on_disk, &slices, &wanted, chunks.clone(), stop).await;
+            from_disk += kept::read(on_disk, &slices, &wanted, chunks.clone(), keeper.as_ref(), stop).await;
         }
         let from = |place| {
             let (wanted, slices, chunks) = (wanted.clone(), slices.clone(), chunks.clone());
