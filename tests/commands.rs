@@ -11,7 +11,8 @@ use support::program::{flotilla, run};
 use support::repository;
 use support::server::{Up, free_port};
 
-const COMMANDS: [&str; 8] = ["up", "coordinator", "worker", "plan", "synth", "verify", "chat", "top"];
+const COMMANDS: [&str; 9] =
+    ["up", "coordinator", "worker", "plan", "synth", "verify", "chat", "top", "ready"];
 
 #[tokio::test]
 async fn every_command_has_help() {
@@ -256,6 +257,32 @@ async fn chat_without_a_server_says_what_to_do() {
         ran.expect_refusal(1, &[&format!("error: cannot reach {url}: ")]);
         assert!(ran.stderr.ends_with("\nhint: start a server with `flotilla up`\n"), "{}", ran.stderr);
     }
+}
+
+#[tokio::test]
+async fn ready_says_by_its_status_whether_a_server_is() {
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let ran = run(["ready", "--url", &url]).await;
+    ran.expect_refusal(1, &["cannot reach", "hint: start a server"]);
+    // A coordinator without workers answers, and is not ready.
+    let listen = format!("127.0.0.1:{port}");
+    let mut alone =
+        flotilla(["coordinator", "--listen", &listen, "--worker-listen", "127.0.0.1:0", "--workers", "1"]);
+    let alone = alone.env("FLOTILLA_JOIN_TOKEN", "a-token-of-this-test").kill_on_drop(true).spawn().unwrap();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let ran = loop {
+        let ran = run(["ready", "--url", &url]).await;
+        if !ran.stderr.contains("cannot reach") {
+            break ran;
+        }
+        assert!(std::time::Instant::now() < deadline, "{ran:?}");
+    };
+    ran.expect_refusal(1, &["it is not ready: "]);
+    drop(alone);
+    let up = Up::start(&repository("demo/model"), &["--workers", "1"]).await;
+    let ran = run(["ready", "--url", &up.url, "--wait", "30"]).await;
+    assert!(ran.expect_status(0).stdout.contains("\"status\":\"ready\""), "{ran:?}");
 }
 
 #[tokio::test]

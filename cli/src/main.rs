@@ -1,4 +1,4 @@
-//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `top`, `dissolve`, `doctor`, `key`, `certs`.
+//! The one door: `flotilla up`, `coordinator`, `worker`, `plan`, `synth`, `verify`, `bench`, `chat`, `top`, `ready`, `dissolve`, `doctor`, `key`, `certs`.
 //! Each command has a file of its own, which turns what was typed into settings; the work is done in the crates.
 #![forbid(unsafe_code)]
 
@@ -22,6 +22,7 @@ mod origin;
 mod plan;
 mod progress;
 mod rates;
+mod ready;
 mod serve;
 mod synth;
 mod tls;
@@ -57,6 +58,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Chat(chat::ChatArgs),
     Top(top::TopArgs),
+    Ready(ready::ReadyArgs),
     Doctor(doctor::DoctorArgs),
     Dissolve(dissolve::DissolveArgs),
     Key(key::KeyArgs),
@@ -130,6 +132,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(&args).map(done),
         Command::Chat(args) => chat::run(args).map(done),
         Command::Top(args) => top::run(args).map(done),
+        Command::Ready(args) => ready::run(&args).map(done),
         Command::Doctor(args) => doctor::run(&args).map(done),
         Command::Dissolve(args) => dissolve::run(&args).map(done),
         Command::Key(args) => key::run(&args).map(done),

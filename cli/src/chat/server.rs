@@ -62,6 +62,16 @@ impl Server {
         self.send(self.http.get(format!("{}{path}", self.url))).await
     }
 
+    /// Whether the answer is one of success, and its words: of a refusal why, of anything else what there is.
+    pub async fn probe(&self, path: &str) -> Result<(bool, String)> {
+        let asked = self.http.get(format!("{}{path}", self.url)).send().await;
+        let response = asked.with_context(|| unreachable(&self.url))?;
+        let (status, text) = (response.status(), response.text().await?);
+        let refusal = serde_json::from_str::<Value>(&text).ok();
+        let refusal = refusal.and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
+        Ok((status.is_success(), refusal.unwrap_or_else(|| text.trim_end().to_owned())))
+    }
+
     pub async fn post(&self, path: &str, body: &Value) -> Result<Response> {
         self.send(self.http.post(format!("{}{path}", self.url)).json(body)).await
     }
