@@ -207,7 +207,7 @@ mod tests {
             assert!(bodies.read(chunked(&text(SHORT_BYTES_MAX))).await.is_ok());
             assert_eq!(began.elapsed(), Duration::ZERO, "a short one waits for nobody");
             assert!(bodies.read(text(BYTES_MAX).into()).await.is_ok());
-            assert!(began.elapsed() <= PAUSE_MAX, "{:?}", began.elapsed());
+            assert!(began.elapsed() <= Duration::from_secs(10), "{:?}", began.elapsed());
         };
         let (stuck, ()) = futures::future::join(stuck, others).await;
         for error in stuck.into_iter().map(|read| read.err().unwrap()) {
