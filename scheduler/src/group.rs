@@ -9,7 +9,7 @@
 use crate::batch::{Batch, Sample, Spares};
 use crate::cache::{BlockHash, KvCache, Prefix, blocks_for};
 use crate::drafts::{Speculation, propose};
-use crate::event::{ClientId, GroupFault};
+use crate::event::{ClientId, GroupFault, Trial};
 use crate::lanes::{Lane, Lanes};
 use crate::line::Line;
 use crate::load::Counters;
@@ -75,6 +75,9 @@ impl Group {
         counters: &mut Counters,
     ) -> Option<StepPlan> {
         if self.in_flight.len() >= self.lanes.steps_in_flight_max(settings) {
+            return None;
+        }
+        if !self.make_way(line, counters) {
             return None;
         }
         let length_max = self.length_max(settings);
@@ -176,6 +179,24 @@ impl Group {
         let oldest = self.in_flight.pop_front_if(|oldest| (self.epoch, oldest.step) == (epoch, step))?;
         self.lanes.end_step(oldest.lane);
         Some(oldest)
+    }
+
+    /// For one that is to be alone: whoever else runs goes back to the line, once nothing is in flight. Until then there is no
+    /// step.
+    fn make_way(&mut self, line: &mut Line, counters: &mut Counters) -> bool {
+        let Some(Trial { sequence: tried, alone: true }) = line.on_trial else { return true };
+        while let Some(last) = self.running.iter().rposition(|sequence| sequence.id != tried) {
+            if !self.in_flight.is_empty() {
+                // No lane waits for masks meanwhile.
+                self.lanes.wait_no_more();
+                return false;
+            }
+            let sequence = self.remove(last);
+            tracing::debug!(sequence = %sequence.id, %tried, "makes way");
+            counters.preemptions += 1;
+            line.resume(sequence);
+        }
+        true
     }
 
     // Blocks.
@@ -322,8 +343,8 @@ impl Group {
     /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment is
     /// passed over, and looked at again before all others.
     fn admit(&mut self, settings: &Settings, line: &mut Line, batch: &mut Batch, counters: &mut Counters) {
-        if let Some(id) = line.on_trial {
-            return self.admit_only(id, settings, line, batch, counters);
+        if let Some(Trial { sequence, .. }) = line.on_trial {
+            return self.admit_only(sequence, settings, line, batch, counters);
         }
         let mut at = 0;
         while let Some(next) = line.aside(at).filter(|_| self.has_seat(settings, batch)) {

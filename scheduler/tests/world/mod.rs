@@ -4,7 +4,7 @@
 #![allow(dead_code)] // each test binary uses its part
 
 use flotilla_scheduler::{
-    Action, Event, FinishReason, GroupFault, Load, Rejection, Request, Scheduler, Settings, Usage,
+    Action, Event, FinishReason, GroupFault, Load, Rejection, Request, Scheduler, Settings, Trial, Usage,
 };
 use flotilla_shared::KvBlocks;
 use flotilla_shared::sampling::mix;
@@ -235,7 +235,7 @@ pub struct World {
     /// Those of this epoch.
     pub plans: Vec<StepPlan>,
     /// Nobody else is let in until it ends.
-    on_trial: Option<SequenceId>,
+    on_trial: Option<Trial>,
 }
 
 impl World {
@@ -295,12 +295,13 @@ impl World {
     }
 
     /// It alone is let in from now on; nobody, or one that has ended: all are.
-    pub fn try_alone(&mut self, sequence: Option<SequenceId>) {
+    pub fn put_on_trial(&mut self, trial: Option<Trial>) {
         // What has ended and was not told of yet is told first: a trial of it is none.
         self.settle_actions();
-        let lives = |id: &SequenceId| self.clients.get(id).is_some_and(|client| client.end.is_none());
-        self.on_trial = sequence.filter(lives);
-        self.tell(Event::OnTrial(sequence));
+        let lives =
+            |trial: &Trial| self.clients.get(&trial.sequence).is_some_and(|client| client.end.is_none());
+        self.on_trial = trial.filter(lives);
+        self.tell(Event::OnTrial(trial));
     }
 
     pub fn form_group(&mut self, kv_blocks: usize) {
@@ -397,12 +398,7 @@ impl World {
         let tokens_max = self.settings.tokens_per_step_max;
         assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
         self.check_who_works(&plan);
-        let others = plan
-            .admit
-            .iter()
-            .map(|it| it.sequence)
-            .filter(|id| self.on_trial.is_some_and(|tried| tried != *id));
-        assert_eq!(others.count(), 0, "let in beside {:?}, on trial", self.on_trial);
+        self.check_trial(&plan);
         let workers = self.workers.as_mut().expect("a step for a group that exists");
         let outcome = workers.run(&plan);
         assert!(workers.held.len() <= self.settings.sequences_max, "too many sequences run");
@@ -484,7 +480,7 @@ impl World {
             }
         }
         client.end = Some(End::Finished(reason, usage));
-        self.on_trial.take_if(|tried| *tried == sequence);
+        self.on_trial.take_if(|trial| trial.sequence == sequence);
     }
 
     fn see_rejection(&mut self, sequence: SequenceId, reason: Rejection) {
@@ -494,6 +490,13 @@ impl World {
             client.end = Some(End::Rejected);
         }
         self.rejections.push((sequence, reason));
+    }
+
+    fn check_trial(&self, plan: &StepPlan) {
+        let Some(Trial { sequence: tried, alone }) = self.on_trial else { return };
+        assert!(plan.admit.iter().all(|it| it.sequence == tried), "let in beside {tried}, on trial");
+        let is_alone = plan.work.iter().all(|work| work.sequence == tried);
+        assert!(is_alone || !alone, "others work beside {tried}, which is to be alone");
     }
 
     fn any_live(&self) -> bool {
