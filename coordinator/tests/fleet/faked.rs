@@ -6,6 +6,7 @@ use flotilla_proto::wire::{FromWorker, ToWorker, from_worker, to_worker};
 use flotilla_proto::{Hello, PROTOCOL, measured, wire};
 use flotilla_shared::{BackendKind, Epoch, Inventory, KvBlocks, KvDtype, LinkRate, ModelSpec, Plan};
 use std::time::Duration;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::Request;
 use tonic::transport::Endpoint;
@@ -56,25 +57,37 @@ pub async fn worker_that(
     tells: impl Fn(&str) -> Result<LinkRate, String> + Send + 'static,
     answer: fn(wire::StepPlan) -> Vec<from_worker::Message>,
 ) -> Joined {
-    let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
-    let mut client = FleetClient::new(endpoint.connect().await.unwrap());
-    let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
-    let say = move |message| says.send(FromWorker { message: Some(message) }).map_err(drop);
     let mut hello = hello();
     hello.inventory.memory_bytes = 1 << 40;
     host.clone_into(&mut hello.host);
     host.clone_into(&mut hello.inventory.name);
     hello.collective_address = format!("{host}:1");
+    worker_as(fleet, hello, tells, answer).await
+}
+
+/// The same, which says this Hello.
+pub async fn worker_as(
+    fleet: &Fleet,
+    hello: Hello,
+    tells: impl Fn(&str) -> Result<LinkRate, String> + Send + 'static,
+    answer: fn(wire::StepPlan) -> Vec<from_worker::Message>,
+) -> Joined {
+    let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
+    let mut client = FleetClient::new(endpoint.connect().await.unwrap());
+    let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
+    let say = move |message| says.send(FromWorker { message: Some(message) }).map_err(drop);
     say(from_worker::Message::Hello((&hello).into())).unwrap();
     let mut request = Request::new(UnboundedReceiverStream::new(outbox));
     request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
     let mut hears = client.join(request).await.unwrap().into_inner();
     let (seen, steps) = tokio::sync::mpsc::unbounded_channel();
+    let (given, assigned) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
         while let Ok(Some(ToWorker { message: Some(message) })) = hears.message().await {
             let said = match message {
                 to_worker::Message::Assignment(assignment) => {
                     let epoch = assignment.epoch;
+                    let _ = given.send(assignment);
                     say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
                 }
                 to_worker::Message::Step(plan) => {
@@ -98,10 +111,14 @@ pub async fn worker_that(
             }
         }
     });
-    steps
+    Joined { steps, assigned }
 }
 
-pub type Joined = tokio::sync::mpsc::UnboundedReceiver<wire::StepPlan>;
+/// What it was told.
+pub struct Joined {
+    pub steps: UnboundedReceiver<wire::StepPlan>,
+    pub assigned: UnboundedReceiver<wire::Assignment>,
+}
 
 pub fn formation() -> Formation {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();

@@ -5,14 +5,14 @@ use flotilla_coordinator::fleet::{Fleet, Formation, Progress};
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_proto::wire::{self, from_worker};
 use flotilla_shared::step::SequenceWork;
-use flotilla_shared::{Epoch, LinkRate, ModelSpec, Plan, SequenceId, StepId, StepPlan};
+use flotilla_shared::{Epoch, LinkRate, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan};
 use std::time::Duration;
 use tokio::sync::watch;
 
 #[tokio::test]
 async fn a_group_carries_out_a_step_before_it_serves() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
-    let mut steps = ready_worker(&fleet, sampled).await;
+    let mut steps = ready_worker(&fleet, sampled).await.steps;
     let progress = watch::Sender::new(Progress::Ready);
     let mut group = fleet.form(Epoch(3), &formation(), false, &progress).await.unwrap();
     let first = steps.try_recv().expect("a step was carried out");
@@ -69,11 +69,30 @@ async fn fail_once(fleet: &Fleet, formation: &Formation, epoch: u64, acquits: bo
     error
 }
 
+/// In a step and between two: it was told to go, which is no fault of what was in the step.
+#[tokio::test]
+async fn a_worker_that_says_that_it_leaves_is_not_lost() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _steps = ready_worker(&fleet, |plan| match plan.step {
+        1 => sampled(plan),
+        _ => vec![from_worker::Message::Leaving(wire::Leaving { reason: "it was told to stop".into() })],
+    })
+    .await;
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    let loss = group.loss();
+    let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+    group.send(&StepPlan { epoch: Epoch(1), step: StepId(1), work, ..Default::default() }).unwrap();
+    let left = GroupError::Left { rank: Rank(0), reason: "it leaves: it was told to stop".into() };
+    assert_eq!(group.outcome().await, Err(left.clone()));
+    assert_eq!(loss.await.map(|(error, _)| error), Some(left));
+}
+
 /// By its own fault three times in a row: without the acquittal in between it would be.
 #[tokio::test]
 async fn a_worker_that_is_acquitted_is_not_sent_away() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
-    let mut steps = ready_worker(&fleet, fails).await;
+    let mut steps = ready_worker(&fleet, fails).await.steps;
     for (epoch, acquits) in [(1, false), (2, true), (3, false), (4, false)] {
         let error = fail_once(&fleet, &formation(), epoch, acquits).await;
         assert!(matches!(error, GroupError::Refused { .. }), "{error}");

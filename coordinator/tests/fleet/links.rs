@@ -1,10 +1,11 @@
 //! Links between workers: measured before a plan is made, and what becomes of those that are not reached.
 
-use crate::faked::{TOKEN, formation, sampled, worker_on, worker_that};
+use crate::faked::{TOKEN, formation, hello, sampled, worker_on, worker_that};
 use flotilla_coordinator::board::LeftOut;
 use flotilla_coordinator::fleet::{Fleet, Formation, Planning, Progress};
-use flotilla_planner::{Aim, Goal};
-use flotilla_shared::{Epoch, LinkRate};
+use flotilla_planner::model::{Spread, whole_values_max};
+use flotilla_planner::{Aim, Goal, Link};
+use flotilla_shared::{Epoch, LinkRate, ModelSpec, Plan};
 use tokio::sync::watch;
 
 /// How many of two workers on two hosts a plan takes whose link they say to be so.
@@ -76,4 +77,57 @@ async fn of_a_pair_that_is_far_one_is_left_out_though_the_others_are_near() {
     let (names, left_out) = group_of_three(far, 3).await;
     assert_eq!(names, ["a", "b"]);
     assert_eq!(left_out, [LeftOut { name: "c".into(), reason: "it would not make the plan faster".into() }]);
+}
+
+/// What three workers on as many hosts are told of lengths, by a plan that is made or given; `again`: after a loss.
+async fn lengths_told(plan: Option<Plan>, between: Option<Link>, again: bool) -> Vec<u32> {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut joined = Vec::new();
+    for host in ["a", "b", "c"] {
+        joined.push(worker_that(&fleet, host, |_| FAST, sampled).await);
+    }
+    let goal = Goal { aim: Aim::Latency, context: 128, stages_max: 1 };
+    let planning = Planning::Fastest { goal, within: None, between };
+    let formation = Formation { ranks: 3, plan, planning, ..formation() };
+    let progress = watch::Sender::new(Progress::Ready);
+    let group = fleet.form(Epoch(1), &formation, again, &progress).await.unwrap();
+    assert_eq!(group.names().len(), 3);
+    let told = joined.iter_mut().map(|worker| {
+        let assignment = worker.assigned.try_recv().expect("it is assigned");
+        assignment.links.expect("links are told").whole_values_max
+    });
+    let told: Vec<_> = told.collect();
+    assert!(told.iter().all(|one| *one == told[0]), "ranks that divide vectors differently: {told:?}");
+    told[0].clone()
+}
+
+/// As the planner says of three hosts.
+fn planned(between: Link) -> u32 {
+    let device = hello().inventory;
+    let fleet = flotilla_planner::Fleet {
+        devices: vec![device; 3],
+        hosts: vec![0, 1, 2],
+        within: Link::preset("shm"),
+        between,
+        ways: Default::default(),
+        int8: false,
+        costs: Default::default(),
+    };
+    whole_values_max(&fleet, &Spread::of(&fleet, &[0, 1, 2])).expect("they are apart") as u32
+}
+
+/// From which length on sums go in pieces: a link that is only assumed says nothing of it.
+#[tokio::test]
+async fn workers_are_told_lengths_where_their_links_are_known() {
+    let measured = Link { name: "measured", latency_s: 17e-6, peer_s: 3e-6, bytes_per_s: 1e9 };
+    assert_eq!(lengths_told(None, None, false).await, [planned(measured)]);
+    let usual = Link::preset("10gbe");
+    assert!((1..21_000).contains(&planned(usual)), "another length than the engine's own");
+    assert_eq!(lengths_told(None, Some(usual), false).await, [planned(usual)]);
+    assert_eq!(lengths_told(None, Some(usual), true).await, [planned(usual)]);
+    // After a loss nothing is measured, nor for a plan that is given.
+    assert_eq!(lengths_told(None, None, true).await, [0]);
+    let even = || Some(Plan::even(&ModelSpec::published("gpt-oss-20b").unwrap(), 3, 1));
+    assert_eq!(lengths_told(even(), None, false).await, [0]);
+    assert_eq!(lengths_told(even(), Some(usual), false).await, [planned(usual)]);
 }
