@@ -101,17 +101,17 @@ fn fleet(
 ) -> Fleet {
     let devices = leveled(inventories(workers));
     // Cards sum by ways of their own within a host, which nobody measures.
-    let cards = devices.iter().any(|device| device.backend != BackendKind::default());
-    let (usual, found) =
-        if cards { (Link::preset("pcie4"), None) } else { (Link::preset("shm"), measured.within) };
+    let has = |backend| devices.iter().any(|device| device.backend == backend);
+    let within_cards = (has(BackendKind::Cuda) && within.is_none()).then(|| Link::preset("pcie4"));
     let (hosts, numbers) = hosts(workers, formation.links);
-    let ways = ways(measured, &numbers, (within.is_some() || cards, between.is_some()));
+    let ways = ways(measured, &numbers, (within.is_some() || !has(BackendKind::Cpu), between.is_some()));
     Fleet {
         hosts,
         devices,
         // Where nothing was measured there is no such link.
-        within: within.or(found).unwrap_or(usual),
+        within: within.or(measured.within).unwrap_or(Link::preset("shm")),
         between: between.or(measured.between).unwrap_or(Link::preset("10gbe")),
+        within_cards,
         ways,
         int8: formation.wire == WireFormat::Int8,
         costs: Default::default(),

@@ -1,11 +1,12 @@
 //! Links between workers: measured before a plan is made, and what becomes of those that are not reached.
 
-use crate::faked::{TOKEN, formation, hello, sampled, worker_on, worker_that};
+use crate::faked::{TOKEN, formation, hello, sampled, worker_as, worker_on, worker_that};
 use flotilla_coordinator::board::LeftOut;
 use flotilla_coordinator::fleet::{Fleet, Formation, Planning, Progress};
 use flotilla_planner::model::{Spread, whole_values_max};
 use flotilla_planner::{Aim, Goal, Link};
-use flotilla_shared::{Epoch, LinkRate, ModelSpec, Plan};
+use flotilla_proto::Hello;
+use flotilla_shared::{BackendKind, Epoch, Inventory, KvDtype, LinkRate, ModelSpec, Plan};
 use tokio::sync::watch;
 
 /// How many of two workers on two hosts a plan takes whose link they say to be so.
@@ -109,6 +110,7 @@ fn planned(between: Link) -> u32 {
         hosts: vec![0, 1, 2],
         within: Link::preset("shm"),
         between,
+        within_cards: None,
         ways: Default::default(),
         int8: false,
         costs: Default::default(),
@@ -130,4 +132,28 @@ async fn workers_are_told_lengths_where_their_links_are_known() {
     let even = || Some(Plan::even(&ModelSpec::published("gpt-oss-20b").unwrap(), 3, 1));
     assert_eq!(lengths_told(even(), None, false).await, [0]);
     assert_eq!(lengths_told(even(), Some(usual), false).await, [planned(usual)]);
+}
+
+/// Two processors of one host, with a card beside them that is too small: far apart, as they say, so one is enough.
+#[tokio::test]
+async fn beside_a_card_processors_of_a_host_are_priced_by_what_they_measured() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let small = Inventory {
+        name: "card".into(),
+        backend: BackendKind::Cuda,
+        kv: KvDtype::Bf16,
+        memory_bytes: 1,
+        ..hello().inventory
+    };
+    let card = Hello { inventory: small, host: "here".into(), ..hello() };
+    let slow = || Ok(LinkRate { latency_s: 0.1, bytes_per_s: 1e6 });
+    let _card = worker_as(&fleet, card, move |_| slow(), sampled).await;
+    let _a = worker_on(&fleet, "here", slow(), sampled).await;
+    let _b = worker_on(&fleet, "here", slow(), sampled).await;
+    let goal = Goal { aim: Aim::Latency, context: 128, stages_max: 1 };
+    let planning = Planning::Fastest { goal, within: None, between: None };
+    let formation = Formation { ranks: 3, plan: None, planning, ..formation() };
+    let progress = watch::Sender::new(Progress::Ready);
+    let group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    assert_eq!(group.names(), ["here"]);
 }
