@@ -105,13 +105,14 @@ impl RemoteGroup {
     pub fn loss(&self) -> impl Future<Output = Option<(GroupError, Option<String>)>> + Send + use<> {
         let ends = self.workers.iter().enumerate().map(|(rank, worker)| {
             let (rank, mut ended, name) = (Rank(rank as u16), worker.ended.clone(), worker.name().to_owned());
+            let leaves = worker.leaves.clone();
             Box::pin(async move {
                 let reason = match ended.wait_for(Option::is_some).await {
                     Ok(reason) => reason.clone().unwrap_or_default(),
                     // Its stream's task is gone without a word: nobody listens to it any more.
                     Err(_) => "it is no longer listened to".into(),
                 };
-                (GroupError::Lost { rank, reason }, Some(name))
+                (Worker::gone(&leaves, rank, reason), Some(name))
             })
         });
         let first = futures::future::select_all(ends);
@@ -147,10 +148,8 @@ impl Group for RemoteGroup {
         let step = StepId(message.step);
         for (rank, worker) in self.workers.iter().enumerate() {
             let message = Some(to_worker::Message::Step(message.clone()));
-            worker.hears.send(Ok(ToWorker { message })).map_err(|_| GroupError::Lost {
-                rank: Rank(rank as u16),
-                reason: "its link is closed".into(),
-            })?;
+            let closed = |_| Worker::gone(&worker.leaves, Rank(rank as u16), "its link is closed".into());
+            worker.hears.send(Ok(ToWorker { message })).map_err(closed)?;
         }
         self.steps.push_back(step);
         Ok(())
@@ -257,7 +256,7 @@ async fn outcome(rank: Rank, due: Due, worker: &mut Worker) -> Result<StepOutcom
             })
         }
         Some(Ok(_)) => Err(lost("it answered a step with something else than its outcome".into())),
-        Some(Err(reason)) => Err(lost(reason)),
+        Some(Err(reason)) => Err(Worker::gone(&worker.leaves, rank, reason)),
         None => Err(lost("it is gone".into())),
     }
 }
