@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::time::Duration;
 
-use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Scheduler, Usage};
+use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Scheduler, Trial, Usage};
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -108,7 +108,7 @@ struct Driver<G> {
     /// Who may have made workers end.
     losses: Losses,
     /// As the scheduler was told.
-    on_trial: Option<SequenceId>,
+    on_trial: Option<Trial>,
     /// Of the last step that was answered.
     answered: Vec<Rows>,
     /// Submitted since the last actions, and not answered yet.

@@ -3,6 +3,7 @@
 //! whatever it is given is not tried for ever.
 
 use std::collections::{BTreeSet, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -36,12 +37,16 @@ enum Fault {
     Loss,
     /// In some steps by their number in the group, whatever is in them; in each group the next one, over and over.
     LossIn(&'static [u64]),
+    /// A worker is told to go in the first step of each of so many groups.
+    LeavesFirst(u64),
     Never,
 }
 
 #[derive(Debug, Default)]
 struct Tally {
     steps: usize,
+    /// With rows of a bad prompt beside others.
+    mixed: usize,
     acquittals: usize,
 }
 
@@ -50,6 +55,8 @@ struct Fleet {
     fault: Arc<Mutex<Fault>>,
     tally: Arc<Mutex<Tally>>,
     formed: Arc<Mutex<u64>>,
+    /// Then none comes to be again.
+    groups_max: u64,
 }
 
 struct Workers {
@@ -67,14 +74,19 @@ impl Workers {
         let has_bad = |from: u32| {
             plan.work.iter().any(|work| self.bad.contains(&work.sequence) && work.position >= from)
         };
+        let bad = plan.work.iter().filter(|work| self.bad.contains(&work.sequence)).count();
+        tally.mixed += usize::from(bad > 0 && bad < plan.work.len());
         let fault = *self.fleet.fault.lock().unwrap();
+        if matches!(fault, Fault::LeavesFirst(groups) if plan.epoch.0 <= groups) {
+            return Err(GroupError::Left { rank: Rank(0), reason: "it was told to stop".into() });
+        }
         let fails = match fault {
             Fault::Poison | Fault::Deadly => has_bad(0),
             Fault::PoisonedDecode | Fault::DeadlyDecode => has_bad(1),
             Fault::Always => true,
             Fault::Loss => tally.steps.is_multiple_of(4),
             Fault::LossIn(steps) => steps[plan.epoch.0 as usize % steps.len()] == plan.step.0,
-            Fault::Never => false,
+            Fault::Never | Fault::LeavesFirst(_) => false,
         };
         let refuses = matches!(fault, Fault::Poison | Fault::PoisonedDecode | Fault::Always);
         if fails && refuses {
@@ -113,7 +125,8 @@ impl Group for Workers {
 
 impl Fleet {
     fn new(fault: Fault) -> Fleet {
-        Fleet { fault: Arc::new(Mutex::new(fault)), tally: Arc::default(), formed: Arc::default() }
+        let (tally, formed) = (Arc::default(), Arc::default());
+        Fleet { fault: Arc::new(Mutex::new(fault)), tally, formed, groups_max: u64::MAX }
     }
 
     /// A replica whose group stands again a second after it was lost.
@@ -127,7 +140,7 @@ impl Fleet {
     }
 
     async fn keep_formed(self, mut driver: DriverHandle, groups: FleetHandle<Workers>) {
-        loop {
+        while *self.formed.lock().unwrap() < self.groups_max {
             let epoch = {
                 let mut formed = self.formed.lock().unwrap();
                 *formed += 1;
@@ -306,6 +319,87 @@ async fn one_that_is_alone_survives_whatever_lets_it_get_further() {
         driver.ready().await;
         assert!(fleet.losses() >= 3, "{steps:?}: {} groups lost", fleet.losses());
     }
+}
+
+/// Whoever told it could tell it a hundred times.
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_is_told_to_go_counts_against_nobody() {
+    let fleet = Fleet::new(Fault::LeavesFirst(9));
+    let mut driver = fleet.replica(&Replicas::default());
+    driver.ready().await;
+    check(&[false], &ask_all(&driver, &[false], Duration::ZERO).await, "alone");
+    assert_eq!(fleet.losses(), 9);
+}
+
+async fn lost_times(driver: &mut DriverHandle, times: usize) {
+    for time in 0..times {
+        if time > 0 {
+            driver.ready().await;
+        }
+        driver.lost().await;
+    }
+}
+
+/// A replica that loses its group three times and then has none any more, and another that has work.
+async fn one_that_does_not_come_back(fault: Fault, bad: bool) -> (Vec<Told>, Fleet, Duration) {
+    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let away = Fleet::new(fault);
+    let replicas = Replicas::default();
+    let mut one = home.replica(&replicas);
+    one.ready().await;
+    let (first, second) = tokio::join!(ask(&one, false), ask(&one, bad));
+    let begun = tokio::time::Instant::now();
+    lost_times(&mut one, 3).await;
+    // Only now does the other serve.
+    let mut other = away.replica(&replicas);
+    other.ready().await;
+    let asked = async { (first.await.unwrap(), second.await.unwrap()) };
+    let mut asked = pin!(tokio::time::timeout(Duration::from_secs(600), asked));
+    let mut busy = Vec::new();
+    let told = loop {
+        let beside = ask(&other, false).await;
+        tokio::select! {
+            told = &mut asked => break told.expect("they end"),
+            beside = beside => busy.push(beside.unwrap()),
+        }
+        other.ready().await;
+    };
+    let took = begun.elapsed();
+    other.ready().await;
+    ([vec![told.0, told.1], busy].concat(), away, took)
+}
+
+/// The second is held: it met three losses, of which two were chance for all that is known.
+#[tokio::test(start_paused = true)]
+async fn one_whose_replica_does_not_come_back_is_tried_alone_in_another() {
+    let (told, away, took) = one_that_does_not_come_back(Fault::Never, false).await;
+    assert!(told.iter().all(is_whole), "{:?}", &told[..2]);
+    assert!(took > Duration::from_secs(15), "it is waited for: {took:?}");
+    assert_eq!(away.losses(), 0);
+    let (told, away, _) = one_that_does_not_come_back(Fault::Deadly, true).await;
+    assert!(is_blamed(&told[1]), "{:?}", told[1]);
+    assert!(is_whole(&told[0]) && told[2..].iter().all(is_whole), "{told:?}");
+    let mixed = away.tally.lock().unwrap().mixed;
+    assert_eq!((away.losses(), mixed), (2, 0), "others made way for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_replica_does_not_come_back_goes_at_once_to_one_that_is_idle() {
+    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let (replicas, idle) = (Replicas::default(), Fleet::new(Fault::Never));
+    let mut one = home.replica(&replicas);
+    one.ready().await;
+    let (first, other) = tokio::join!(ask(&one, false), ask(&one, false));
+    lost_times(&mut one, 1).await;
+    // Its client leaves after the first loss.
+    other.abort();
+    one.ready().await;
+    lost_times(&mut one, 2).await;
+    let begun = tokio::time::Instant::now();
+    idle.replica(&replicas).ready().await;
+    let told = first.await.unwrap();
+    assert!(is_whole(&told), "{told:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
