@@ -5,7 +5,6 @@ use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::log;
 use anyhow::{Context, Result, anyhow};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, RemoteGroup};
-use flotilla_shared::Epoch;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
