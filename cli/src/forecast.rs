@@ -70,6 +70,7 @@ impl Forecast {
             within: shm,
             between: shm,
             ways: Default::default(),
+            within_cards: None,
             int8: false,
             costs: Costs::default(),
         }

@@ -5,7 +5,6 @@ use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::log;
 use anyhow::{Context, Result, anyhow};
 use flotilla_coordinator::fleet::{Fleet, Formation, Progress, RemoteGroup};
-use flotilla_shared::Epoch;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -53,15 +52,9 @@ impl LocalWorkers {
         formation: &Formation,
         settings: impl FnOnce(SocketAddr, String) -> WorkerSettings,
     ) -> Result<(RemoteGroup, LocalWorkers)> {
-        let token = random_token();
-        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
-        let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
-        let mut workers = LocalWorkers::spawn(formation.ranks, settings(fleet.address(), token))?;
-        let group = tokio::select! {
-            group = fleet.form(Epoch(1), formation, false, &progress) => group?,
-            (_, died) = workers.first_death() => return Err(died),
-        };
-        Ok((group, workers))
+        let mut local = LocalFleet::start(formation.ranks, settings).await?;
+        let group = local.form(formation).await?;
+        Ok((group, local.workers))
     }
 
     pub fn spawn(count: usize, settings: WorkerSettings) -> Result<Self> {
@@ -147,6 +140,35 @@ impl Young {
         let died_young = self.began.is_some_and(|began| began.elapsed() < LIVED);
         self.deaths = if died_young { self.deaths + 1 } else { 0 };
         (RESTART_PAUSE * 2u32.pow(self.deaths.min(10))).min(RESTART_PAUSE_MAX)
+    }
+}
+
+/// Workers that are formed into one group after another, each driven by hand.
+pub struct LocalFleet {
+    fleet: Fleet,
+    workers: LocalWorkers,
+}
+
+impl LocalFleet {
+    /// `settings`: for the coordinator's address and its join token.
+    pub async fn start(
+        count: usize,
+        settings: impl FnOnce(SocketAddr, String) -> WorkerSettings,
+    ) -> Result<LocalFleet> {
+        let token = random_token();
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), &token, None, None).await?;
+        let workers = LocalWorkers::spawn(count, settings(fleet.address(), token))?;
+        Ok(LocalFleet { fleet, workers })
+    }
+
+    /// Of all workers; the group before is dropped by then.
+    pub async fn form(&mut self, formation: &Formation) -> Result<RemoteGroup> {
+        let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
+        let epoch = self.fleet.next_epoch();
+        tokio::select! {
+            group = self.fleet.form(epoch, formation, false, &progress) => Ok(group?),
+            (_, died) = self.workers.first_death() => Err(died),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod guides;
 mod handle;
 mod losses;
 mod record;
+mod requests;
 mod rescue;
 mod seat;
 mod stats;
@@ -20,7 +21,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::future::pending;
 use std::time::Duration;
 
-use flotilla_scheduler::{Action, Event, FinishReason, Rejection, Scheduler, Usage};
+use flotilla_scheduler::{Action, Event, Scheduler, Trial};
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -29,7 +30,7 @@ use crate::group::{Group, GroupError, RankTime};
 use crate::traces::Tracer;
 pub use durations::Durations;
 use guides::{Guided, Guides, Settled};
-use handle::{Command, News, Submission};
+use handle::{Command, News};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
 };
@@ -108,7 +109,7 @@ struct Driver<G> {
     /// Who may have made workers end.
     losses: Losses,
     /// As the scheduler was told.
-    on_trial: Option<SequenceId>,
+    on_trial: Option<Trial>,
     /// Of the last step that was answered.
     answered: Vec<Rows>,
     /// Submitted since the last actions, and not answered yet.
@@ -222,47 +223,6 @@ impl<G: Group> Driver<G> {
         self.recorder.scheduled(now() - before);
     }
 
-    fn submit(&mut self, submission: Submission) {
-        let readiness = self.readiness.borrow().clone();
-        let is_ready = matches!(readiness, Readiness::Ready { .. });
-        // The group was lost since this replica was chosen.
-        if !is_ready && let Some(other) = self.replicas.idlest() {
-            let _ = other.send(Command::Submit(Box::new(submission)));
-            return;
-        }
-        let Submission { mut request, timeout, guide, events, admission, trace, span } = submission;
-        let mut stream = Stream { events, admission: Some(admission), trace, span };
-        if !is_ready {
-            return stream.answer(Err(Refusal::NotReady(readiness)));
-        }
-        request.deadline = timeout.map(|timeout| now() - self.started + timeout);
-        request.guided = guide.is_some();
-        if let Some(guide) = guide {
-            self.guides.begin(request.sequence, guide);
-        }
-        self.streams.insert(request.sequence, stream);
-        self.arrived.push(request.sequence);
-        self.tell(Event::Arrived(request));
-    }
-
-    /// The scheduler rejects with its next actions or not at all.
-    fn admit(&mut self) {
-        for sequence in self.arrived.drain(..) {
-            if let Some(stream) = self.streams.get_mut(&sequence) {
-                stream.answer(Ok(()));
-            }
-        }
-    }
-
-    /// Of a sequence that has ended meanwhile, nothing is left to cancel.
-    fn cancel(&mut self, sequence: SequenceId) {
-        if self.streams.remove(&sequence).is_some() {
-            self.guides.end(sequence);
-            self.acquit(sequence);
-            self.tell(Event::Cancelled(sequence));
-        }
-    }
-
     fn stepped(&mut self, outcome: StepOutcome) {
         if let Seat::Taken { group, in_flight } = &mut self.seat {
             let InFlight { sent, traced, rows } =
@@ -337,20 +297,6 @@ impl<G: Group> Driver<G> {
         matches!(self.seat, Seat::Taken { .. })
     }
 
-    fn fail_all(&mut self, failure: Failure) {
-        let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
-        sequences.into_iter().for_each(|sequence| self.fail(sequence, failure.clone()));
-    }
-
-    fn fail(&mut self, sequence: SequenceId, failure: Failure) {
-        if let Some(stream) = self.streams.remove(&sequence) {
-            stream.say(TokenEvent::Failed(failure));
-            self.guides.end(sequence);
-            self.acquit(sequence);
-            self.tell(Event::Cancelled(sequence));
-        }
-    }
-
     fn step(&mut self, mut plan: StepPlan) {
         let Seat::Taken { group, in_flight } = &mut self.seat else {
             panic!("the scheduler asks for a step of a group that is not there");
@@ -366,27 +312,6 @@ impl<G: Group> Driver<G> {
         self.scheduler.reclaim(plan);
         if let Err(error) = done {
             self.unseat(error);
-        }
-    }
-
-    fn emit(&self, sequence: SequenceId, event: TokenEvent) {
-        if let Some(stream) = self.streams.get(&sequence) {
-            stream.say(event);
-        }
-    }
-
-    fn finish(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
-        self.guides.end(sequence);
-        if let Some(stream) = self.streams.remove(&sequence) {
-            stream.say(TokenEvent::Finished { reason, usage });
-        }
-        self.came_to_end(sequence, reason);
-    }
-
-    fn reject(&mut self, sequence: SequenceId, reason: Rejection) {
-        self.guides.end(sequence);
-        if let Some(mut stream) = self.streams.remove(&sequence) {
-            stream.answer(Err(Refusal::Rejected(reason)));
         }
     }
 }

@@ -50,6 +50,9 @@ impl From<&StepOutcome> for RankTime {
 pub enum GroupError {
     #[error("worker of rank {rank} is lost: {reason}")]
     Lost { rank: Rank, reason: String },
+    /// It was told to go, and said so.
+    #[error("worker of rank {rank} has left: {reason}")]
+    Left { rank: Rank, reason: String },
     #[error("worker of rank {rank} refused step {step}: {reason}")]
     Refused { rank: Rank, step: StepId, reason: String },
     /// Another rank, or the link to it, is at fault.
@@ -104,7 +107,7 @@ impl LossReason {
 impl GroupError {
     pub fn reason(&self) -> LossReason {
         match self {
-            GroupError::Lost { .. } => LossReason::WorkerLost,
+            GroupError::Lost { .. } | GroupError::Left { .. } => LossReason::WorkerLost,
             GroupError::Refused { .. } | GroupError::Stranded { .. } => LossReason::StepRefused,
             GroupError::Disagree { .. } => LossReason::RanksDisagree,
             GroupError::Abandoned(_) => LossReason::OutcomeUnfit,
@@ -113,7 +116,7 @@ impl GroupError {
         }
     }
 
-    /// Whether a worker is gone, or cannot be reached by another: by chance, as a rule.
+    /// Whether a worker is gone without a word, or cannot be reached by another: by chance, as a rule.
     pub fn is_loss(&self) -> bool {
         matches!(self, GroupError::Lost { .. } | GroupError::Stranded { .. })
     }
@@ -123,7 +126,7 @@ impl GroupError {
         match self {
             GroupError::Refused { .. } | GroupError::Disagree { .. } => true,
             GroupError::Abandoned(fault) => !matches!(fault, GroupFault::NoBlocks),
-            GroupError::Lost { .. } | GroupError::Stranded { .. } => false,
+            GroupError::Lost { .. } | GroupError::Left { .. } | GroupError::Stranded { .. } => false,
             GroupError::Outgrown | GroupError::Dissolved => false,
         }
     }

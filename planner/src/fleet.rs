@@ -14,6 +14,9 @@ pub struct Fleet {
     /// Between devices of one host, and between hosts, where `ways` says nothing else.
     pub within: Link,
     pub between: Link,
+    /// Between cards of one host, whatever `within` and `ways` say, where they are beside processors: those share memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub within_cards: Option<Link>,
     #[serde(skip_serializing_if = "Ways::is_empty")]
     pub ways: Ways,
     /// Whether sums of CPUs go as int8 between hosts: rounded, so it is never chosen, only told.
@@ -126,6 +129,12 @@ impl Fleet {
         }
     }
 
+    /// Between devices of one host, which are cards or processors.
+    pub fn link_within(&self, host: u16, cards: bool) -> Option<Link> {
+        let link = self.link(host, host);
+        self.within_cards.filter(|_| cards && link.is_some()).or(link)
+    }
+
     /// Whether two devices can be ranks of one group.
     pub fn reaches(&self, a: usize, b: usize) -> bool {
         self.link(self.hosts[a], self.hosts[b]).is_some()
@@ -133,7 +142,7 @@ impl Fleet {
 
     /// All that join some devices.
     pub(crate) fn links(&self) -> impl Iterator<Item = Link> {
-        self.ways.links().chain([self.within, self.between])
+        self.ways.links().chain([self.within, self.between]).chain(self.within_cards)
     }
 
     /// The rates of every device. Bandwidths are taken as they are where every device knows its own, as relative to the

@@ -2,6 +2,7 @@
 //! mistake of ours: it panics, with the values.
 
 use crate::cache::blocks_for;
+use crate::event::Trial;
 use crate::group::Group;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
@@ -32,7 +33,10 @@ impl Scheduler {
             assert_eq!(sequence.end(self.length_max()), None, "sequence {} should have ended", sequence.id);
         }
         assert_eq!(self.line.accounted(), ids.len(), "accounts of clients");
-        assert!(self.line.on_trial.is_none_or(|tried| ids.contains(&tried)), "all wait for one that is gone");
+        assert!(
+            self.line.on_trial.is_none_or(|trial| ids.contains(&trial.sequence)),
+            "all wait for one that is gone"
+        );
     }
 
     fn check_waiting(&self) {
@@ -53,8 +57,12 @@ impl Scheduler {
         assert_eq!(working.len(), plan.work.len(), "a sequence works twice in a step");
         for admission in &plan.admit {
             assert!(working.contains(&admission.sequence), "{} admitted for nothing", admission.sequence);
-            let is_let_in = self.line.on_trial.is_none_or(|tried| tried == admission.sequence);
+            let is_let_in = self.line.on_trial.is_none_or(|trial| trial.sequence == admission.sequence);
             assert!(is_let_in, "{} let in beside one on trial", admission.sequence);
+        }
+        if let Some(Trial { sequence, alone: true }) = self.line.on_trial {
+            let is_alone = working.iter().all(|working| *working == sequence);
+            assert!(is_alone, "{working:?} work beside {sequence}, which is to be alone");
         }
         let group = self.group.as_ref().expect("a plan is a group's");
         let lane = group.in_flight.back().expect("a plan is in flight").lane;

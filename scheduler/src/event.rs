@@ -56,12 +56,20 @@ pub enum Event {
     /// The mask of this sequence's next token is there: see [`Request::guided`].
     Masked(SequenceId),
     /// From now on this sequence alone is taken in from the line, and nobody else, until it ends or the next such
-    /// event; with nobody, or one that has ended, all are again. What runs goes on.
-    OnTrial(Option<SequenceId>),
+    /// event; with nobody, or one that has ended, all are again. What runs goes on, unless it has to make way.
+    OnTrial(Option<Trial>),
     /// Time has passed: a deadline may have come. See [`crate::Scheduler::wakes_at`].
     Tick,
     /// The oldest step in flight is done. Of any other step it is stale, and ignored.
     Stepped(StepOutcome),
+}
+
+/// Who alone is taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trial {
+    pub sequence: SequenceId,
+    /// Whatever runs makes way for it: once nothing is in flight it goes back to the head of the line, with its tokens.
+    pub alone: bool,
 }
 
 /// What must now be done.

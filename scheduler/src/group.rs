@@ -6,16 +6,19 @@
 //! sequence while a step that reads it is in flight, and is found by its name from the moment that its rows
 //! are planned: in the same step already, since a layer stores the keys of all rows before any row attends.
 
+mod admission;
+mod room;
+mod rows;
+
 use crate::batch::{Batch, Sample, Spares};
-use crate::cache::{BlockHash, KvCache, Prefix, blocks_for};
-use crate::drafts::{Speculation, propose};
+use crate::cache::KvCache;
 use crate::event::{ClientId, GroupFault};
 use crate::lanes::{Lane, Lanes};
 use crate::line::Line;
 use crate::load::Counters;
 use crate::sequence::{Seat, Sequence};
 use crate::settings::Settings;
-use flotilla_shared::step::{BLOCK_TOKENS, Sampled};
+use flotilla_shared::step::Sampled;
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepId, StepPlan, TokenId};
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -75,6 +78,9 @@ impl Group {
         counters: &mut Counters,
     ) -> Option<StepPlan> {
         if self.in_flight.len() >= self.lanes.steps_in_flight_max(settings) {
+            return None;
+        }
+        if !self.make_way(line, counters) {
             return None;
         }
         let length_max = self.length_max(settings);
@@ -178,241 +184,6 @@ impl Group {
         Some(oldest)
     }
 
-    // Blocks.
-
-    /// Blocks for a row of each sequence of the lane that decodes, and of the first. Where they run out, the lowest in
-    /// rank gives its own, once nothing is in flight; until then there is no step.
-    fn make_room(
-        &mut self,
-        settings: &Settings,
-        length_max: usize,
-        lane: Lane,
-        line: &mut Line,
-        counters: &mut Counters,
-    ) -> bool {
-        for sequence in self.running.iter_mut().filter(|sequence| !sequence.drafting) {
-            self.cache.pass(&mut sequence.tables, sequence.computed);
-        }
-        loop {
-            let (full, window) = self.blocks_needed(settings, length_max, lane);
-            if full <= self.cache.full.free_count() && window <= self.cache.window.free_count() {
-                return true;
-            }
-            if !self.in_flight.is_empty() {
-                return false;
-            }
-            self.preempt(line, counters);
-        }
-    }
-
-    fn blocks_needed(&self, settings: &Settings, length_max: usize, lane: Lane) -> (usize, usize) {
-        let knows_tokens = settings.speculation.is_some();
-        let (mut full, mut window) = (0, 0);
-        for (at, sequence) in self.running.iter().enumerate() {
-            let has_row = (at == 0 || sequence.decodes()) && sequence.takes_part(lane);
-            if has_row && sequence.is_ready(length_max, knows_tokens) {
-                let blocks = blocks_for(sequence.computed + 1);
-                full += blocks.saturating_sub(sequence.tables.full.len());
-                window += blocks.saturating_sub(sequence.tables.window_end());
-            }
-        }
-        (full, window)
-    }
-
-    /// The highest priority number, and of those the last seat. Never the first, which fits alone.
-    fn preempt(&mut self, line: &mut Line, counters: &mut Counters) {
-        let others = self.running.iter().enumerate().skip(1);
-        let last = others.max_by_key(|(_, sequence)| (sequence.priority, sequence.seat));
-        let (index, _) = last.expect("one sequence alone fits");
-        let sequence = self.remove(index);
-        tracing::debug!(sequence = %sequence.id, tokens = sequence.tokens.len(), "preempted");
-        counters.preemptions += 1;
-        line.resume(sequence);
-    }
-
-    // Rows.
-
-    /// One row each of the step's lane, and guesses after it while rows are left.
-    fn add_decodes(
-        &mut self,
-        settings: &Settings,
-        length_max: usize,
-        batch: &mut Batch,
-        counters: &mut Counters,
-    ) {
-        let (speculation, lane) = (settings.speculation, batch.lane);
-        let decodes = |sequence: &Sequence| {
-            let is_due = sequence.lane == lane && sequence.decodes();
-            is_due && sequence.is_ready(length_max, speculation.is_some())
-        };
-        let mut left = 0;
-        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
-            left += 1;
-            self.cache.grow(&mut sequence.tables, sequence.computed + 1);
-        }
-        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
-            left -= 1;
-            self.drafts.clear();
-            if let Some(speculation) = speculation.filter(|_| sequence.may_draft()) {
-                let rows = batch.rows_free.saturating_sub(left + 1);
-                guess(sequence, &speculation, rows, length_max, &mut self.drafts);
-            }
-            let end = sequence.computed + 1 + self.drafts.len();
-            let end = self.cache.grow(&mut sequence.tables, end);
-            self.drafts.truncate(end - sequence.computed - 1);
-            counters.drafted_tokens += self.drafts.len() as u64;
-            batch.add(sequence, 1, &self.drafts);
-            self.cache.name_settled(sequence);
-        }
-    }
-
-    /// Prompts share the rest. The first of them has at least half, and all that nobody else wants; shorter
-    /// ones go before it, so that a long prompt does not hold up short ones, and so do new ones.
-    fn add_prompts(
-        &mut self,
-        settings: &Settings,
-        length_max: usize,
-        line: &mut Line,
-        batch: &mut Batch,
-        counters: &mut Counters,
-    ) {
-        let is_prompt = |sequence: &Sequence| {
-            !sequence.decodes() && sequence.rows_lacking() > 1 && sequence.is_ready(length_max, false)
-        };
-        let first = self.running.iter().position(is_prompt);
-        let lacking = first.map_or(0, |first| self.running[first].rows_lacking());
-        let reserved = lacking.min(batch.rows_free.div_ceil(2));
-        batch.rows_free -= reserved;
-        let mut shorter = std::mem::take(&mut self.shorter);
-        let prompts = self.running.iter().enumerate().filter(|(_, sequence)| is_prompt(sequence));
-        shorter.extend(prompts.map(|(at, s)| (s.rows_lacking(), at)).filter(|&(rows, _)| rows < lacking));
-        shorter.sort_unstable();
-        shorter.drain(..).for_each(|(_, at)| self.add_rows(at, batch));
-        self.shorter = shorter;
-        let before = self.running.len();
-        self.admit(settings, line, batch, counters);
-        batch.rows_free += reserved;
-        if let Some(first) = first {
-            for at in first..before {
-                if is_prompt(&self.running[at]) && batch.rows_free > 0 {
-                    self.add_rows(at, batch);
-                }
-            }
-        }
-    }
-
-    /// As many rows of one sequence as are left, and as it gets blocks for, unless it has rows already. It
-    /// leaves a window block to each other that runs; the first may take the last one.
-    fn add_rows(&mut self, at: usize, batch: &mut Batch) {
-        let spare = self.running.len() - 1;
-        let sequence = &mut self.running[at];
-        if batch.plan.work.iter().any(|work| work.sequence == sequence.id) {
-            return;
-        }
-        let window_blocks =
-            self.cache.window.free_count().saturating_sub(spare) + sequence.tables.window_end();
-        let least = sequence.computed + usize::from(at == 0);
-        let end = sequence.computed + sequence.rows_lacking().min(batch.rows_free);
-        let end = end.min((window_blocks * BLOCK_TOKENS).max(least));
-        let end = self.cache.grow(&mut sequence.tables, end);
-        batch.add(sequence, end.saturating_sub(sequence.computed), &[]);
-        self.cache.name_settled(sequence);
-    }
-
-    /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment is
-    /// passed over, and looked at again before all others.
-    fn admit(&mut self, settings: &Settings, line: &mut Line, batch: &mut Batch, counters: &mut Counters) {
-        if let Some(id) = line.on_trial {
-            return self.admit_only(id, settings, line, batch, counters);
-        }
-        let mut at = 0;
-        while let Some(next) = line.aside(at).filter(|_| self.has_seat(settings, batch)) {
-            match self.fits(next, settings) {
-                Fit::Yes(prefix) => {
-                    let sequence = line.take_aside(at).expect("looked at just now");
-                    self.seat(sequence, prefix, batch, counters);
-                }
-                Fit::PrefixIsComing => at += 1,
-                Fit::No => return,
-            }
-        }
-        while let Some(next) = line.peek().filter(|_| self.has_seat(settings, batch)) {
-            match self.fits(next, settings) {
-                Fit::Yes(prefix) => {
-                    let sequence = line.pop().expect("looked at just now");
-                    self.seat(sequence, prefix, batch, counters);
-                }
-                Fit::PrefixIsComing if line.set_aside() => {}
-                Fit::PrefixIsComing | Fit::No => return,
-            }
-        }
-    }
-
-    fn admit_only(
-        &mut self,
-        id: SequenceId,
-        settings: &Settings,
-        line: &mut Line,
-        batch: &mut Batch,
-        counters: &mut Counters,
-    ) {
-        if !self.has_seat(settings, batch) {
-            return;
-        }
-        let Some(Fit::Yes(prefix)) = line.find_mut(id).map(|next| self.fits(next, settings)) else { return };
-        let sequence = line.remove(id).expect("looked at just now");
-        self.seat(sequence, prefix, batch, counters);
-    }
-
-    fn has_seat(&self, settings: &Settings, batch: &Batch) -> bool {
-        batch.rows_free > 0 && self.running.len() < settings.sequences_max
-    }
-
-    fn seat(&mut self, mut sequence: Sequence, prefix: Prefix, batch: &mut Batch, counters: &mut Counters) {
-        let tokens = sequence.tokens.len();
-        let (tables, names) = sequence.tables_and_names();
-        self.cache.begin(tables, prefix, names);
-        self.cache.grow_full(tables, tokens);
-        let cached = prefix.blocks * BLOCK_TOKENS;
-        counters.prefix_queried_tokens += tokens as u64;
-        counters.prefix_cached_tokens += cached as u64;
-        self.seat_last.0 += 1;
-        sequence.sit(self.seat_last, cached, batch.now);
-        sequence.lane = self.lanes.join(batch.lane);
-        self.running.push(sequence);
-        self.add_rows(self.running.len() - 1, batch);
-    }
-
-    /// What the next in line can begin with, if it fits: all its tokens, and a block to grow for each that
-    /// runs. Those take one in 16 steps, so what is admitted is not preempted at once, and what is preempted
-    /// is not admitted in the same step. It waits as well for its mask.
-    fn fits(&mut self, next: &mut Sequence, settings: &Settings) -> Fit {
-        if !next.is_ready(usize::MAX, false) {
-            return Fit::No;
-        }
-        // One token at least is computed, for its logits.
-        let blocks_max = if settings.prefix_cache { (next.tokens.len() - 1) / BLOCK_TOKENS } else { 0 };
-        let prefix = self.cache.find(|at| if at < blocks_max { next.name_of(at) } else { None });
-        if prefix.blocks < blocks_max
-            && let Some(name) = next.name_of(prefix.blocks)
-            && self.computes(prefix.blocks, name)
-        {
-            return Fit::PrefixIsComing;
-        }
-        let full = blocks_for(next.tokens.len()) - prefix.blocks + prefix.free + self.running.len();
-        let beyond = usize::from(prefix.blocks * BLOCK_TOKENS < next.tokens.len());
-        let window = beyond + prefix.window_free + self.running.len();
-        let fits = full <= self.cache.full.free_count() && window <= self.cache.window.free_count();
-        if fits { Fit::Yes(prefix) } else { Fit::No }
-    }
-
-    /// Whether a prompt that runs has this block still to compute.
-    fn computes(&mut self, at: usize, name: BlockHash) -> bool {
-        let prompts = self.running.iter_mut().filter(|sequence| sequence.rows_lacking() > 1);
-        let mut lacking = prompts.filter(|sequence| sequence.computed < (at + 1) * BLOCK_TOKENS);
-        lacking.any(|sequence| sequence.name_of(at) == Some(name))
-    }
-
     /// Takes a running sequence out. What is complete of its blocks can still be found.
     pub fn remove(&mut self, index: usize) -> Sequence {
         let mut sequence = self.running.remove(index);
@@ -441,27 +212,6 @@ impl Group {
     pub fn find(&self, seat: Seat) -> Option<usize> {
         self.running.binary_search_by_key(&seat, |sequence| sequence.seat).ok()
     }
-}
-
-/// Whether one who waits can be taken in.
-enum Fit {
-    /// With the beginning that it finds.
-    Yes(Prefix),
-    /// Another computes what it begins with.
-    PrefixIsComing,
-    No,
-}
-
-/// As many guesses as may be right and have rows.
-fn guess(
-    sequence: &Sequence,
-    speculation: &Speculation,
-    rows: usize,
-    length_max: usize,
-    drafts: &mut Vec<TokenId>,
-) {
-    let useful = sequence.tokens_left(length_max).saturating_sub(1);
-    propose(&sequence.tokens, speculation, speculation.drafts_max.min(useful).min(rows), drafts);
 }
 
 /// A step that the workers run or will, and the tokens that it owes.

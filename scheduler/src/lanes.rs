@@ -67,6 +67,10 @@ impl Lanes {
         &mut self.lanes[lane.0].masks_until
     }
 
+    pub fn wait_no_more(&mut self) {
+        self.lanes.iter_mut().for_each(|lane| lane.masks_until = None);
+    }
+
     /// The first end of a wait for masks.
     pub fn wakes_at(&self) -> Option<Duration> {
         self.lanes.iter().filter_map(|lane| lane.masks_until).min()

@@ -51,6 +51,9 @@
 //! ([`Settings::tokens_per_step_max`] is at least [`Settings::sequences_max`]), alone it fits in the cache,
 //! for one that does not is ended by [`FinishReason::Length`], and what is preempted goes before all others.
 //!
+//! One on trial ([`Event::OnTrial`]) goes before all of this: nobody else is taken in, and where it is to be alone what
+//! runs goes back to the line as if it were preempted, the first too.
+//!
 //! # One step
 //!
 //! 1. *Room.* Each sequence that decodes needs blocks for its next token, in the pools of the full and of
@@ -104,7 +107,7 @@ mod sequence;
 pub mod settings;
 
 pub use drafts::Speculation;
-pub use event::{Action, ClientId, Event, FinishReason, GroupFault, Rejection, Request, Usage};
+pub use event::{Action, ClientId, Event, FinishReason, GroupFault, Rejection, Request, Trial, Usage};
 pub use load::{Counters, Load};
 pub use moves::Traveller;
 pub use scheduler::Scheduler;

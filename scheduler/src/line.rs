@@ -4,7 +4,7 @@
 //! "Fairness in Serving Large Language Models" (Sheng et al., 2024: the virtual token counter). One client
 //! alone is served in the order of arrival.
 
-use crate::event::ClientId;
+use crate::event::{ClientId, Trial};
 use crate::sequence::Sequence;
 use flotilla_shared::SequenceId;
 use std::collections::{BTreeMap, VecDeque};
@@ -22,7 +22,7 @@ pub struct Line {
     clients: BTreeMap<ClientId, Account>,
     count: usize,
     /// While somebody is, nobody else is next.
-    pub on_trial: Option<SequenceId>,
+    pub on_trial: Option<Trial>,
 }
 
 /// What one client has had, while it has sequences here or in the group.
@@ -169,7 +169,7 @@ impl Line {
 
     /// Nobody waits for one that is gone.
     pub fn end_trial(&mut self, id: SequenceId) {
-        self.on_trial.take_if(|on_trial| *on_trial == id);
+        self.on_trial.take_if(|trial| trial.sequence == id);
     }
 
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {

@@ -66,7 +66,9 @@ impl Scheduler {
             Event::Arrived(request) => self.arrive(request),
             Event::Cancelled(sequence) => self.end_early(sequence, FinishReason::Cancelled),
             Event::Masked(sequence) => self.mask_arrived(sequence),
-            Event::OnTrial(sequence) => self.line.on_trial = sequence.filter(|id| self.ids.contains(id)),
+            Event::OnTrial(trial) => {
+                self.line.on_trial = trial.filter(|trial| self.ids.contains(&trial.sequence));
+            }
             Event::Tick => {}
             Event::Stepped(outcome) => self.apply(outcome),
         }

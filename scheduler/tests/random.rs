@@ -8,7 +8,7 @@
 
 mod world;
 
-use flotilla_scheduler::{ClientId, Event, FinishReason, Request, Settings, Speculation};
+use flotilla_scheduler::{ClientId, Event, FinishReason, Request, Settings, Speculation, Trial};
 use flotilla_shared::KvBlocks;
 use flotilla_shared::step::{STEPS_AHEAD_MAX, Sampled};
 use flotilla_shared::{Epoch, SequenceId, StepOutcome};
@@ -173,10 +173,11 @@ impl World {
             Happening::FormGroup { full, window } => self.form_group_of(KvBlocks { full, window }),
             Happening::MasksArrive => _ = self.masks_arrive(),
             Happening::Try(pick) => {
-                let id = pick % (self.clients.len() + 1);
-                self.try_alone(Some(SequenceId(id as u64 + 1)));
+                let (alone, pick) = (pick % 2 == 1, pick / 2);
+                let sequence = SequenceId((pick % (self.clients.len() + 1)) as u64 + 1);
+                self.put_on_trial(Some(Trial { sequence, alone }));
             }
-            Happening::TryNobody => self.try_alone(None),
+            Happening::TryNobody => self.put_on_trial(None),
             Happening::TimePasses(millis) => self.time_passes(millis),
             Happening::LoseGroup => self.lose_group(),
             Happening::PastGroup => {

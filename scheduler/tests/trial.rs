@@ -1,11 +1,16 @@
 //! A sequence on trial: nobody else is taken in until it has ended, or others are let in.
 
-use flotilla_scheduler::{Action, Event, Request, Scheduler, Settings};
+use flotilla_scheduler::{Action, Event, Request, Scheduler, Settings, Trial};
+use flotilla_shared::step::Sampled;
 use flotilla_shared::{Epoch, KvBlocks, SequenceId, StepOutcome, StepPlan};
 use std::time::Duration;
 
 fn tell(scheduler: &mut Scheduler, event: Event) {
     scheduler.handle(Duration::ZERO, event);
+}
+
+fn on_trial_of(id: u64, alone: bool) -> Event {
+    Event::OnTrial(Some(Trial { sequence: SequenceId(id), alone }))
 }
 
 /// Three that wait, then a group.
@@ -18,7 +23,7 @@ fn waiting(on_trial: u64) -> Scheduler {
             Event::Arrived(Request { sequence, prompt, tokens_max: 9, ..Request::default() }),
         );
     }
-    tell(&mut scheduler, Event::OnTrial(Some(SequenceId(on_trial))));
+    tell(&mut scheduler, on_trial_of(on_trial, false));
     let kv_blocks = KvBlocks::plain(100);
     tell(&mut scheduler, Event::GroupFormed { epoch: Epoch(1), kv_blocks, stages: 1 });
     scheduler
@@ -47,11 +52,47 @@ fn it_runs_alone_until_others_are_let_in() {
     assert_eq!((load.sequences_running, load.sequences_waiting), (1, 3));
     tell(&mut scheduler, Event::OnTrial(None));
     let outcome = StepOutcome { epoch: Epoch(1), ..StepOutcome::default() };
-    let sampled = flotilla_shared::step::Sampled { sequence: SequenceId(2), token: 7, logprobs: None };
+    let sampled = Sampled { sequence: SequenceId(2), token: 7, logprobs: None };
     let outcome = StepOutcome { step: flotilla_shared::StepId(1), sampled: vec![sampled], ..outcome };
     tell(&mut scheduler, Event::Stepped(outcome));
     assert!(matches!(scheduler.poll(), Some(Action::Emit { .. })));
     assert_eq!(working(&step(&mut scheduler)), [2, 1, 3, 4]);
+}
+
+fn sampled(plan: &StepPlan) -> Event {
+    let work = plan.work.iter().filter(|work| work.sample);
+    let sampled = work.map(|work| Sampled { sequence: work.sequence, token: 7, logprobs: None }).collect();
+    Event::Stepped(StepOutcome { epoch: plan.epoch, step: plan.step, sampled, ..StepOutcome::default() })
+}
+
+/// Those that run go on where they stood once it has ended, and lose no token.
+#[test]
+fn who_is_to_be_alone_waits_for_what_is_in_flight_and_no_longer() {
+    let mut scheduler = waiting(9);
+    let first = step(&mut scheduler);
+    assert_eq!(working(&first), [1, 2, 3]);
+    let request = Request { sequence: SequenceId(4), prompt: vec![8], tokens_max: 2, ..Request::default() };
+    tell(&mut scheduler, Event::Arrived(request));
+    tell(&mut scheduler, on_trial_of(4, true));
+    assert_eq!(scheduler.poll(), None, "a step is in flight");
+    tell(&mut scheduler, sampled(&first));
+    let told: Vec<_> = std::iter::from_fn(|| match scheduler.poll() {
+        Some(Action::Emit { sequence, .. }) => Some(sequence.0),
+        Some(Action::Step(plan)) => {
+            assert_eq!((working(&plan), plan.release.len()), (vec![4], 3));
+            None
+        }
+        other => panic!("{other:?}"),
+    })
+    .collect();
+    assert_eq!(told, [1, 2, 3]);
+    let load = scheduler.load();
+    assert_eq!((load.sequences_running, load.sequences_waiting), (1, 3));
+    tell(&mut scheduler, Event::Cancelled(SequenceId(4)));
+    assert!(matches!(scheduler.poll(), Some(Action::Finish { sequence: SequenceId(4), .. })));
+    let next = step(&mut scheduler);
+    let tokens: Vec<_> = next.work.iter().map(|work| (work.sequence.0, work.tokens.len())).collect();
+    assert_eq!(tokens, [(1, 6), (2, 6), (3, 6)], "with the token that each had");
 }
 
 #[test]

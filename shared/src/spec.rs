@@ -1,6 +1,11 @@
 //! The shape of a gpt-oss model, read from its published `config.json`. Nothing is hard-coded to one
 //! size; what the engine cannot compute is refused here, by the name of the field.
 
+mod config;
+mod rope;
+
+pub use rope::Rope;
+
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use thiserror::Error;
@@ -23,19 +28,6 @@ pub enum LayerKind {
     /// Every key before and self.
     #[serde(rename = "full_attention")]
     Full,
-}
-
-/// Rotary embedding with YaRN; a factor of 1 is plain rotary.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Rope {
-    pub theta: f64,
-    pub factor: f64,
-    pub beta_fast: f64,
-    pub beta_slow: f64,
-    /// Context length before extension, L0.
-    pub original_context: f64,
-    /// Round the ends of the ramp to whole dimensions; gpt-oss does not.
-    pub truncate: bool,
 }
 
 /// Everything about the architecture that sizes or formulas depend on.
@@ -84,69 +76,6 @@ fn refuse(field: &'static str, found: impl ToString, expected: impl ToString) ->
     SpecError::Field { field, found: found.to_string(), expected: expected.to_string() }
 }
 
-/// The file's own words; fields that do not change the arithmetic are left unread.
-#[derive(Deserialize)]
-struct Config {
-    model_type: String,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    layer_types: Option<Vec<LayerKind>>,
-    num_attention_heads: usize,
-    num_key_value_heads: usize,
-    head_dim: usize,
-    num_local_experts: usize,
-    #[serde(alias = "experts_per_token")]
-    num_experts_per_tok: Option<usize>,
-    vocab_size: usize,
-    sliding_window: usize,
-    max_position_embeddings: usize,
-    rms_norm_eps: f64,
-    #[serde(default = "default_swiglu_limit")]
-    swiglu_limit: f32,
-    rope_theta: Option<f64>,
-    #[serde(alias = "rope_parameters")]
-    rope_scaling: Option<RopeScaling>,
-    #[serde(default = "yes")]
-    attention_bias: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    quantization_config: Option<Quantization>,
-}
-
-#[derive(Deserialize)]
-struct RopeScaling {
-    rope_type: String,
-    #[serde(default = "one")]
-    factor: f64,
-    #[serde(default = "thirty_two")]
-    beta_fast: f64,
-    #[serde(default = "one")]
-    beta_slow: f64,
-    original_max_position_embeddings: Option<f64>,
-    #[serde(default = "yes")]
-    truncate: bool,
-    rope_theta: Option<f64>,
-}
-
-#[derive(Deserialize)]
-struct Quantization {
-    quant_method: String,
-}
-
-fn yes() -> bool {
-    true
-}
-fn one() -> f64 {
-    1.0
-}
-fn thirty_two() -> f64 {
-    32.0
-}
-fn default_swiglu_limit() -> f32 {
-    7.0
-}
-
 /// Sizes past these are a mistake or an attack, not a model.
 const SIZE_MAX: usize = 1 << 24;
 /// The widest head that kernels have room for.
@@ -159,14 +88,7 @@ const TENSOR_ELEMENTS_MAX: u64 = 1 << 40;
 impl ModelSpec {
     /// Reads a published `config.json`.
     pub fn from_config_json(text: &str) -> Result<Self, SpecError> {
-        // The published files name the experts per token twice; take one before serde sees a duplicate.
-        let mut value: serde_json::Value = serde_json::from_str(text)?;
-        if let Some(map) = value.as_object_mut() {
-            drop_twin(map, "num_experts_per_tok", "experts_per_token");
-            drop_twin(map, "rope_scaling", "rope_parameters");
-        }
-        let config: Config = serde_json::from_value(value)?;
-        let spec = config.into_spec()?;
+        let spec = config::read(text)?;
         spec.check()?;
         Ok(spec)
     }
@@ -267,125 +189,6 @@ impl ModelSpec {
     }
 }
 
-fn drop_twin(map: &mut serde_json::Map<String, serde_json::Value>, keep: &str, twin: &str) {
-    if map.contains_key(keep) {
-        map.remove(twin);
-    }
-}
-
-impl Config {
-    fn into_spec(self) -> Result<ModelSpec, SpecError> {
-        if self.model_type != "gpt_oss" {
-            return Err(refuse("model_type", self.model_type, "gpt_oss"));
-        }
-        if !self.attention_bias {
-            return Err(refuse("attention_bias", false, "true"));
-        }
-        if self.tie_word_embeddings {
-            return Err(refuse("tie_word_embeddings", true, "false"));
-        }
-        match &self.quantization_config {
-            Some(q) if q.quant_method == "mxfp4" => {}
-            Some(q) => {
-                return Err(refuse("quantization_config.quant_method", &q.quant_method, "mxfp4"));
-            }
-            None => {
-                return Err(refuse("quantization_config", "absent", "mxfp4 experts, as published"));
-            }
-        }
-        let layers = match self.layer_types {
-            Some(kinds) if kinds.len() == self.num_hidden_layers => kinds,
-            Some(kinds) => {
-                let expected = format!("num_hidden_layers {}", self.num_hidden_layers);
-                return Err(refuse("layer_types", format!("{} entries", kinds.len()), expected));
-            }
-            None => (0..self.num_hidden_layers.min(SIZE_MAX))
-                .map(|layer| if layer % 2 == 0 { LayerKind::Window } else { LayerKind::Full })
-                .collect(),
-        };
-        let rope = rope(self.rope_scaling, self.rope_theta, self.max_position_embeddings)?;
-        let experts_per_token =
-            self.num_experts_per_tok.ok_or_else(|| refuse("num_experts_per_tok", "absent", "a number"))?;
-        Ok(ModelSpec {
-            hidden: self.hidden_size,
-            intermediate: self.intermediate_size,
-            layers,
-            q_heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads,
-            head_dim: self.head_dim,
-            experts: self.num_local_experts,
-            experts_per_token,
-            vocab: self.vocab_size,
-            window: self.sliding_window,
-            context_max: self.max_position_embeddings,
-            norm_eps: self.rms_norm_eps,
-            swiglu_limit: self.swiglu_limit,
-            rope,
-        })
-    }
-}
-
-fn rope(scaling: Option<RopeScaling>, theta: Option<f64>, context_max: usize) -> Result<Rope, SpecError> {
-    let plain = |theta| Rope {
-        theta,
-        factor: 1.0,
-        beta_fast: 32.0,
-        beta_slow: 1.0,
-        original_context: context_max as f64,
-        truncate: false,
-    };
-    let missing = || refuse("rope_theta", "absent", "a number");
-    let Some(scaling) = scaling else {
-        return Ok(plain(theta.ok_or_else(missing)?));
-    };
-    let theta = theta.or(scaling.rope_theta).ok_or_else(missing)?;
-    match scaling.rope_type.as_str() {
-        "default" => Ok(plain(theta)),
-        "yarn" => Ok(Rope {
-            theta,
-            factor: scaling.factor,
-            beta_fast: scaling.beta_fast,
-            beta_slow: scaling.beta_slow,
-            original_context: scaling.original_max_position_embeddings.unwrap_or(context_max as f64),
-            truncate: scaling.truncate,
-        }),
-        other => Err(refuse("rope_scaling.rope_type", other, "yarn or default")),
-    }
-}
-
-impl Rope {
-    /// Angle per position of each pair (j, j + D/2), [D/2]; model-card formula "YaRN", not rounded unless asked.
-    pub fn inv_freq(&self, head_dim: usize) -> Vec<f64> {
-        let half = head_dim / 2;
-        let theta_j = |j: usize| self.theta.powf(-(j as f64) / half as f64);
-        if self.factor <= 1.0 {
-            return (0..half).map(theta_j).collect();
-        }
-        let (low, high) = self.ramp_range(head_dim);
-        let ramp = |j: usize| ((j as f64 - low) / (high - low)).clamp(0.0, 1.0);
-        (0..half).map(|j| theta_j(j) / self.factor * ramp(j) + theta_j(j) * (1.0 - ramp(j))).collect()
-    }
-
-    /// Factor on both cos and sin, at every length: 0.1 ln(factor) + 1.
-    pub fn concentration(&self) -> f64 {
-        if self.factor <= 1.0 { 1.0 } else { 0.1 * self.factor.ln() + 1.0 }
-    }
-
-    /// Dimensions between which extrapolation turns into interpolation.
-    fn ramp_range(&self, head_dim: usize) -> (f64, f64) {
-        let half = (head_dim / 2) as f64;
-        let dim_of = |rotations: f64| {
-            half * (self.original_context / (rotations * 2.0 * std::f64::consts::PI)).ln() / self.theta.ln()
-        };
-        let (mut low, mut high) = (dim_of(self.beta_fast), dim_of(self.beta_slow));
-        if self.truncate {
-            (low, high) = (low.floor(), high.ceil());
-        }
-        let (low, high) = (low.max(0.0), high.min(head_dim as f64 - 1.0));
-        if low == high { (low, high + 0.001) } else { (low, high) }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,14 +211,6 @@ mod tests {
         let small = ModelSpec::published("gpt-oss-20b").unwrap();
         assert_eq!((small.layer_count(), small.experts), (24, 32));
         assert!(ModelSpec::published("gpt-5").is_none());
-    }
-
-    #[test]
-    fn yarn_range_is_not_rounded() {
-        let rope = ModelSpec::published("gpt-oss-120b").unwrap().rope;
-        let (low, high) = rope.ramp_range(64);
-        assert!((low - 8.0927791).abs() < 1e-6 && (high - 17.3980245).abs() < 1e-6, "{low} {high}");
-        assert!((rope.concentration() - 1.3465735902799727).abs() < 1e-15);
     }
 
     #[test]

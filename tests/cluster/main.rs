@@ -1,6 +1,7 @@
 //! Real clusters on loopback: servers, workers and clients as processes that come, talk, and die.
 
 mod clients;
+mod deadly;
 mod drain;
 mod handing;
 mod links;

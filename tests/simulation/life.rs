@@ -1,7 +1,7 @@
 //! One life: what happens when, drawn from the seed, and the loop that lets it happen.
 
 use crate::world::{End, World, request};
-use flotilla_scheduler::{ClientId, FinishReason, Settings, Speculation};
+use flotilla_scheduler::{ClientId, FinishReason, Settings, Speculation, Trial};
 use flotilla_shared::sampling::mix;
 use flotilla_shared::{KvBlocks, SequenceId, TokenId};
 use std::cmp::Reverse;
@@ -191,7 +191,7 @@ impl Life {
                 self.world.masks_arrive();
             }
             Due::Trial => self.try_one(),
-            Due::TrialEnds => self.world.try_alone(None),
+            Due::TrialEnds => self.world.put_on_trial(None),
             Due::GroupIsLost(epoch) => self.lose_group(epoch),
             Due::GroupForms => self.form_group(),
             Due::Deadline => {
@@ -323,7 +323,7 @@ impl Life {
     fn try_one(&mut self) {
         let asked: Vec<SequenceId> = self.users.iter().filter_map(|user| user.asked).collect();
         let Some(&tried) = asked.get(self.chance.below(asked.len() as u64) as usize) else { return };
-        self.world.try_alone(Some(tried));
+        self.world.put_on_trial(Some(Trial { sequence: tried, alone: self.chance.one_in(2) }));
         self.result.trials += 1;
         if self.chance.one_in(2) {
             let at = self.now_us + self.chance.below(200_000);

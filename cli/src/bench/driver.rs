@@ -56,6 +56,7 @@ pub struct Driver<'a, G> {
     lanes: usize,
     in_flight: usize,
     in_flight_max: usize,
+    epoch: Epoch,
     step: StepId,
     sequence: u64,
     release: Vec<SequenceId>,
@@ -64,14 +65,20 @@ pub struct Driver<'a, G> {
 impl<'a, G: Group> Driver<'a, G> {
     /// As many steps in flight as there are stages: each begins when the one before it has come back, as predictions say.
     pub fn in_turn(group: G, spec: &'a ModelSpec) -> Self {
-        let (lanes, step, sequence, release) = (group.stages(), StepId(0), 0, Vec::new());
-        Driver { group, spec, lanes, in_flight: 0, in_flight_max: lanes, step, sequence, release }
+        let (lanes, epoch, step) = (group.stages(), Epoch(1), StepId(0));
+        let (sequence, release) = (0, Vec::new());
+        Driver { group, spec, lanes, in_flight: 0, in_flight_max: lanes, epoch, step, sequence, release }
     }
 
     /// One more: workers have the next step when they are done with one.
     pub fn as_served(group: G, spec: &'a ModelSpec) -> Self {
         let driver = Driver::in_turn(group, spec);
         Driver { in_flight_max: driver.lanes + 1, ..driver }
+    }
+
+    /// Of a group that is not the first of its workers.
+    pub fn of_epoch(self, epoch: Epoch) -> Self {
+        Driver { epoch, ..self }
     }
 
     /// What is measured, between its cases.
@@ -192,7 +199,7 @@ impl<'a, G: Group> Driver<'a, G> {
     fn send(&mut self, admit: Vec<Admission>, work: Vec<SequenceWork>) -> Result<()> {
         self.step.0 += 1;
         let release = std::mem::take(&mut self.release);
-        self.group.send(&StepPlan { epoch: Epoch(1), step: self.step, release, admit, work })?;
+        self.group.send(&StepPlan { epoch: self.epoch, step: self.step, release, admit, work })?;
         self.in_flight += 1;
         Ok(())
     }

@@ -62,13 +62,16 @@ fn fleet(args: &PlanArgs, devices: &Devices) -> Fleet {
         }
         inventories.push(device);
     }
-    let all_cpus = inventories.iter().all(|device| device.backend == BackendKind::Cpu);
-    let usual = Link::preset(if all_cpus { "shm" } else { "pcie4" });
+    let has = |backend| inventories.iter().any(|device| device.backend == backend);
+    let usual = Link::preset(if has(BackendKind::Cpu) { "shm" } else { "pcie4" });
+    let is_mixed = has(BackendKind::Cpu) && has(BackendKind::Cuda);
+    let within_cards = (is_mixed && args.link.is_none()).then(|| Link::preset("pcie4"));
     Fleet {
         devices: inventories,
         hosts: devices.0.iter().map(|(_, host)| *host).collect(),
         within: args.link.unwrap_or(usual),
         between: args.between,
+        within_cards,
         ways: Default::default(),
         int8: false,
         costs: Costs::default(),

@@ -25,7 +25,7 @@ pub struct PlanArgs {
     /// 4xrtx3090; commas between groups, semicolons between hosts
     #[arg(long, conflicts_with_all = ["ranks", "shares", "memory_gb", "backend"])]
     devices: Option<Devices>,
-    /// Between devices of one host: shm, pcie3, pcie4, pcie5 or nvlink [default: pcie4, of CPUs shm]
+    /// Between devices of one host: shm, pcie3, pcie4, pcie5 or nvlink [default: of cards pcie4, of CPUs shm]
     #[arg(long, requires = "devices")]
     link: Option<Link>,
     /// Between hosts: 1gbe, 10gbe, 25gbe or 100gbe

@@ -4,9 +4,9 @@
 use super::losses::{Losses, Rows};
 use super::seat::Seat;
 use super::suspects::{Suspects, Verdict};
-use super::{Driver, Failure};
+use super::{Driver, DriverHandle, Failure};
 use crate::group::{Group, GroupError};
-use flotilla_scheduler::{Event, FinishReason};
+use flotilla_scheduler::{Event, FinishReason, Trial};
 use flotilla_shared::SequenceId;
 
 impl<G: Group> Driver<G> {
@@ -92,14 +92,21 @@ impl<G: Group> Driver<G> {
         self.losses.forget(sequence);
     }
 
-    /// It is tried here, and does not go on in another replica.
-    pub(super) fn must_stay(&self, sequence: SequenceId) -> bool {
-        self.suspects.holds(sequence) || self.losses.holds(sequence)
+    /// It is tried here, and does not go on in `other`: as long as this replica may soon be back, and, where workers were
+    /// lost with it, others would have to make way for it there.
+    pub(super) fn must_stay(&self, sequence: SequenceId, other: &DriverHandle) -> bool {
+        if self.orphaned.as_ref().is_some_and(|orphaned| orphaned.is_held_no_more()) {
+            return false;
+        }
+        let makes_way = self.streams.len() > 1 || other.busy() > 0;
+        self.suspects.holds(sequence) || self.losses.holds(sequence) && makes_way
     }
 
     /// Tells the scheduler who alone is to be let in, if that has changed.
     pub(super) fn put_on_trial(&mut self) {
-        let next = self.suspects.on_trial(self.streams.keys().copied()).or_else(|| self.losses.on_trial());
+        let of_steps = self.suspects.on_trial(self.streams.keys().copied());
+        let of_steps = of_steps.map(|sequence| Trial { sequence, alone: false });
+        let next = of_steps.or_else(|| self.losses.on_trial());
         if next != self.on_trial {
             self.on_trial = next;
             self.tell(Event::OnTrial(next));

@@ -6,12 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_scheduler::Trial;
 use flotilla_shared::{SequenceId, StepPlan};
 
 /// In a row, and without getting further; then it is tried alone.
 const TRIALS_FROM: u32 = 2;
-/// Likewise; then it is tried here and goes to no other replica, where it would never be alone. One more than above: two
-/// replicas may lose a worker at once by chance, and whoever fled from one to the other need not wait.
+/// Likewise; then it is tried here, and goes to another replica only if this one does not come back, or that one has nothing
+/// to do. One more than above: two replicas may lose a worker at once by chance, and whoever fled from one to the other need
+/// not wait.
 const HELD_FROM: u32 = 3;
 /// Alone in flight, in a row, and without getting further; then it is given up.
 const ALONE_MAX: u32 = 3;
@@ -91,14 +93,15 @@ impl Losses {
         }
     }
 
-    /// Who alone is let in now; nobody: all are. The newest first: those that were there before were sound so far.
-    pub fn on_trial(&mut self) -> Option<SequenceId> {
+    /// Who alone is let in now; nobody: all are. The newest first: those that were there before were sound so far. Wherever one
+    /// goes that is held, whoever runs there makes way for it.
+    pub fn on_trial(&mut self) -> Option<Trial> {
         let suspects = self.met.iter().filter(|(_, met)| met.losses >= TRIALS_FROM);
         self.on_trial = self.on_trial.or_else(|| suspects.map(|(sequence, _)| *sequence).next_back());
-        self.on_trial
+        self.on_trial.map(|sequence| Trial { sequence, alone: self.holds(sequence) })
     }
 
-    /// Whether it must be tried here, and does not go on in another replica.
+    /// Whether it should be tried here, and not go on in another replica, where its trial would hold others up.
     pub fn holds(&self, sequence: SequenceId) -> bool {
         self.met.get(&sequence).is_some_and(|met| met.losses >= HELD_FROM)
     }
@@ -122,6 +125,10 @@ mod tests {
     const ONE: SequenceId = SequenceId(1);
     const OTHER: SequenceId = SequenceId(2);
 
+    fn tried(sequence: SequenceId, alone: bool) -> Option<Trial> {
+        Some(Trial { sequence, alone })
+    }
+
     fn rows(sequence: SequenceId, from: u32, to: u32) -> Rows {
         Rows { sequence, from, to }
     }
@@ -130,14 +137,20 @@ mod tests {
     fn two_losses_make_a_trial_and_three_alone_an_end() {
         let mut losses = Losses::default();
         let both = [rows(ONE, 90, 91), rows(OTHER, 0, 80)];
-        for tried in [None, Some(OTHER)] {
+        for trial in [None, tried(OTHER, false)] {
             assert_eq!(losses.lost(&both, |_| true), None);
-            assert_eq!(losses.on_trial(), tried);
+            assert_eq!(losses.on_trial(), trial);
         }
-        let ends: Vec<_> = (0..3).map(|_| losses.lost(&both[1..], |_| true)).collect();
+        let ends: Vec<_> = (0..3)
+            .map(|_| {
+                let end = losses.lost(&both[1..], |_| true);
+                assert_eq!(losses.on_trial(), tried(OTHER, true));
+                end
+            })
+            .collect();
         assert_eq!(ends, [None, None, Some(OTHER)]);
         losses.forget(OTHER);
-        assert_eq!(losses.on_trial(), Some(ONE), "it is let in next");
+        assert_eq!(losses.on_trial(), tried(ONE, false), "it is let in next");
         losses.answered(&[rows(ONE, 0, 92)]);
         assert_eq!(losses.on_trial(), None);
     }

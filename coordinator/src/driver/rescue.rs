@@ -16,6 +16,10 @@ use tokio::time::Instant;
 /// Between two looks for a replica that serves, while sequences wait.
 pub(super) const LOOK_EVERY: Duration = Duration::from_millis(200);
 
+/// This part of what all wait for another group, those wait that are to be tried here: a worker that is started again has
+/// joined long before, and what is left is enough for a trial elsewhere.
+const HELD_PART: u32 = 3;
+
 /// All replicas of one server, as they come. Cheap to clone; all clones are one fleet of them.
 #[derive(Clone, Default)]
 pub struct Replicas {
@@ -111,15 +115,23 @@ pub(super) struct Moving {
 pub(super) struct Orphaned {
     pub error: GroupError,
     pub give_up: Instant,
+    /// From then on whoever is held here goes elsewhere too.
+    held_until: Instant,
     /// When to look again for a replica that serves.
     pub look: Instant,
+}
+
+impl Orphaned {
+    pub fn is_held_no_more(&self) -> bool {
+        super::now() >= self.held_until
+    }
 }
 
 impl<G: Group> Driver<G> {
     pub(super) fn orphan(&mut self, error: GroupError) {
         let now = super::now();
-        let (give_up, look) = (now + self.regroup_wait, now + LOOK_EVERY);
-        self.orphaned = Some(Orphaned { error, give_up, look });
+        let (give_up, held_until) = (now + self.regroup_wait, now + self.regroup_wait / HELD_PART);
+        self.orphaned = Some(Orphaned { error, give_up, held_until, look: now + LOOK_EVERY });
     }
 
     pub(super) fn look_for_replica(&mut self) {
@@ -148,7 +160,7 @@ impl<G: Group> Driver<G> {
     }
 
     /// Moves whatever waits to a replica that serves, if there is one. A sequence whose guide is away follows when it
-    /// is back; one that may be why steps fail is tried here.
+    /// is back; one that may be why steps fail, or workers are lost, is tried here if this replica is back soon.
     pub(super) fn rescue(&mut self) {
         if self.is_seated() || self.streams.is_empty() {
             return;
@@ -157,7 +169,7 @@ impl<G: Group> Driver<G> {
         let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
         let (before, now) = (sequences.len(), super::now() - self.started);
         for sequence in sequences {
-            if self.guides.is_away(sequence) || self.must_stay(sequence) {
+            if self.guides.is_away(sequence) || self.must_stay(sequence, &other) {
                 continue;
             }
             // Of one that has just ended the last word is still to be said, here.

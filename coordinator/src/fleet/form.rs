@@ -236,6 +236,7 @@ impl Fleet {
 fn not_tried_out(group: &mut RemoteGroup, error: GroupError) -> FormError {
     let (rank, failure) = match &error {
         GroupError::Lost { rank, .. }
+        | GroupError::Left { rank, .. }
         | GroupError::Refused { rank, .. }
         | GroupError::Stranded { rank, .. } => (*rank, fault(group.is_here(*rank))),
         GroupError::Disagree { ranks, .. } => {

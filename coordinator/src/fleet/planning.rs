@@ -1,7 +1,7 @@
 //! How the model is cut over the workers that are there: over all of them alike, or as is fastest.
 
 use super::form::Formation;
-use super::known_links::{Measured, place};
+use super::known_links::{Measured, ends, place};
 use super::worker::Worker;
 use flotilla_planner::{Collective, Fleet, Goal, LeftOut, Link, Reason, Ways, choose, collectives};
 use flotilla_shared::held::seats;
@@ -53,7 +53,9 @@ pub(super) fn plan(
                     let (kind, token_ms) = (choice.kind, 1e3 * choice.decode.token_s);
                     info!(%kind, predicted_token_ms = token_ms, left_out = choice.left_out.len(), "planned");
                     let reasons = reasons(&choice.left_out, &workers);
-                    let whole_values_max = lengths(&choice.collectives);
+                    let known =
+                        |a, b| between.is_some() || is_measured(formation, measured, &workers, (a, b));
+                    let whole_values_max = lengths(&choice.plan, &choice.devices, &choice.collectives, known);
                     let planned = picked(spec, weights, choice.plan, &choice.devices, workers, reasons);
                     Ok(Planned { whole_values_max, ..planned })
                 }
@@ -79,7 +81,9 @@ pub(super) fn given(
                 Planning::Tensor => Vec::new(),
                 Planning::Fastest { within, between, .. } => {
                     let fleet = fleet(formation, measured, (within, between), &workers);
-                    lengths(&collectives(spec, &fleet, &plan, &order))
+                    let known =
+                        |a, b| between.is_some() || is_measured(formation, measured, &workers, (a, b));
+                    lengths(&plan, &order, &collectives(spec, &fleet, &plan, &order), known)
                 }
             };
             let planned = picked(spec, weights, plan, &order, workers, Vec::new());
@@ -97,26 +101,49 @@ fn fleet(
 ) -> Fleet {
     let devices = leveled(inventories(workers));
     // Cards sum by ways of their own within a host, which nobody measures.
-    let cards = devices.iter().any(|device| device.backend != BackendKind::default());
-    let (usual, found) =
-        if cards { (Link::preset("pcie4"), None) } else { (Link::preset("shm"), measured.within) };
+    let has = |backend| devices.iter().any(|device| device.backend == backend);
+    let within_cards = (has(BackendKind::Cuda) && within.is_none()).then(|| Link::preset("pcie4"));
     let (hosts, numbers) = hosts(workers, formation.links);
-    let ways = ways(measured, &numbers, (within.is_some() || cards, between.is_some()));
+    let ways = ways(measured, &numbers, (within.is_some() || !has(BackendKind::Cpu), between.is_some()));
     Fleet {
         hosts,
         devices,
         // Where nothing was measured there is no such link.
-        within: within.or(found).unwrap_or(usual),
+        within: within.or(measured.within).unwrap_or(Link::preset("shm")),
         between: between.or(measured.between).unwrap_or(Link::preset("10gbe")),
+        within_cards,
         ways,
         int8: formation.wire == WireFormat::Int8,
         costs: Default::default(),
     }
 }
 
-/// As workers are told: 0 where they know better.
-fn lengths(collectives: &[Collective]) -> Vec<u32> {
-    collectives.iter().map(|stage| stage.whole_values_max.unwrap_or(0) as u32).collect()
+/// By stage, as workers are told: 0 where they know better, as where a link between two of the stage's workers is not
+/// `known` but assumed. `order`: the workers by rank.
+fn lengths(
+    plan: &Plan,
+    order: &[usize],
+    collectives: &[Collective],
+    known: impl Fn(usize, usize) -> bool,
+) -> Vec<u32> {
+    let stages = plan.stages.iter().zip(collectives).map(|(stage, collective)| {
+        let ranks: Vec<usize> = stage.ranks.iter().map(|share| order[share.rank.index()]).collect();
+        let all_known = ranks.iter().all(|&a| ranks.iter().all(|&b| known(a, b)));
+        if all_known { collective.whole_values_max.unwrap_or(0) as u32 } else { 0 }
+    });
+    stages.collect()
+}
+
+/// Whether the link between two workers was measured; memory that they share needs not be.
+fn is_measured(
+    formation: &Formation,
+    measured: &Measured,
+    workers: &[Worker],
+    (a, b): (usize, usize),
+) -> bool {
+    let [a, b] = [a, b].map(|worker| place(&workers[worker], formation.links));
+    let ends = ends(a, b);
+    a == b || measured.ways.iter().any(|(of, link)| *of == ends && link.is_some())
 }
 
 fn inventories(workers: &[Worker]) -> Vec<Inventory> {

@@ -14,7 +14,7 @@ use flotilla_trust::audit::{self, Act};
 use flotilla_trust::door::Caller;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -161,8 +161,18 @@ impl FleetRpc for FleetService {
         let (inbox, says) = mpsc::channel(MESSAGES_AHEAD);
         let (end, ended) = watch::channel(None);
         let holding = self.pool.holders().enter(&hello, ended.clone());
-        let worker =
-            Worker { hello, says, hears, ended, holding, failures: 0, disputes: 0, acquitted: false };
+        let leaves = Arc::<AtomicBool>::default();
+        let worker = Worker {
+            hello,
+            says,
+            hears,
+            ended,
+            leaves: leaves.clone(),
+            holding,
+            failures: 0,
+            disputes: 0,
+            acquitted: false,
+        };
         if !self.pool.enter(worker) {
             let full = Status::resource_exhausted(format!("{WAITING_MAX} workers wait already"));
             refused(&full);
@@ -170,7 +180,7 @@ impl FleetRpc for FleetService {
         }
         audit::done(Act::AdmitWorker, &who, &device);
         tokio::spawn(async move {
-            let end = forward(stream, inbox, end).await;
+            let end = forward(stream, inbox, end, &leaves).await;
             audit::done(Act::WorkerLeft, who, end);
         });
         Ok(Response::new(UnboundedReceiverStream::new(outbox)))
@@ -213,10 +223,12 @@ async fn forward(
     mut stream: Streaming<FromWorker>,
     inbox: mpsc::Sender<Result<from_worker::Message, String>>,
     ended: watch::Sender<Option<String>>,
+    leaves: &AtomicBool,
 ) -> String {
     let end: String = loop {
         match stream.message().await {
             Ok(Some(FromWorker { message: Some(from_worker::Message::Leaving(leaving)) })) => {
+                leaves.store(true, Ordering::Release);
                 break format!("it leaves: {}", said(&leaving.reason));
             }
             Ok(Some(FromWorker { message: Some(message) })) => {

@@ -2,10 +2,12 @@
 
 use super::holders::Holding;
 use super::pool::Pool;
+use crate::group::GroupError;
 use flotilla_proto::wire::{Dissolve, ToWorker, from_worker, to_worker};
 use flotilla_proto::{Hello, released_from};
-use flotilla_shared::{Epoch, Held};
+use flotilla_shared::{Epoch, Held, Rank};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
@@ -25,6 +27,8 @@ pub struct Worker {
     pub hears: mpsc::UnboundedSender<Result<ToWorker, Status>>,
     /// Why its stream ended, once it has.
     pub ended: watch::Receiver<Option<String>>,
+    /// Whether it said that it leaves; before its stream ends.
+    pub leaves: Arc<AtomicBool>,
     /// What it holds, for others to ask it.
     pub holding: Arc<Holding>,
     /// Failures of its own since it last was in a group that stood.
@@ -43,6 +47,14 @@ impl Worker {
     /// Whether its stream still stands, as far as is known.
     pub fn is_here(&self) -> bool {
         !self.hears.is_closed() && self.ended.borrow().is_none()
+    }
+
+    /// Why a group that it is part of is no more, now that its stream has ended.
+    pub fn gone(leaves: &AtomicBool, rank: Rank, reason: String) -> GroupError {
+        match leaves.load(Ordering::Acquire) {
+            true => GroupError::Left { rank, reason },
+            false => GroupError::Lost { rank, reason },
+        }
     }
 
     /// What it says of a failure counts against it: its own at once, one that it blames on another when it is repeated.

@@ -88,12 +88,13 @@ fn pieces_s(fleet: &Fleet, ranks: &Spread, values: usize, by_wire: f64) -> f64 {
 fn round_s(fleet: &Fleet, ranks: &Spread, each: f64, by_wire: f64) -> f64 {
     let hosts = ranks.hosts().iter();
     let slowest =
-        hosts.map(|&own| within_s(fleet, own, each).max(between_s(fleet, ranks, own, by_wire * each)));
+        hosts.map(|&own| within_s(fleet, ranks, own, each).max(between_s(fleet, ranks, own, by_wire * each)));
     slowest.fold(0.0, f64::max)
 }
 
-fn within_s(fleet: &Fleet, (host, own): (u16, usize), each: f64) -> f64 {
-    if own < 2 { 0.0 } else { link_s(fleet.link(host, host), own - 1, (own - 1) as f64 * each) }
+fn within_s(fleet: &Fleet, ranks: &Spread, (host, own): (u16, usize), each: f64) -> f64 {
+    let link = || fleet.link_within(host, ranks.on_cards());
+    if own < 2 { 0.0 } else { link_s(link(), own - 1, (own - 1) as f64 * each) }
 }
 
 /// A host's own way is as fast as the fastest that it has, and each peer's may be slower.
@@ -145,9 +146,9 @@ fn copies_s(fleet: &Fleet, from: &Spread, to: &Spread, bytes: f64) -> f64 {
         let links = from.hosts().iter().map(move |&(giver, _)| fleet.link(giver, host));
         links.map(move |link| link_s(link, 1, copies as f64 * bytes))
     });
-    let near =
-        || to.hosts().iter().map(|&(host, _)| link_s(fleet.link(host, host), 1, bytes)).fold(0.0, f64::max);
-    far.reduce(f64::max).unwrap_or_else(near)
+    let near = to.hosts().iter().map(|&(host, _)| fleet.link_within(host, to.on_cards()));
+    let near = near.map(|link| link_s(link, 1, bytes));
+    far.reduce(f64::max).unwrap_or_else(|| near.fold(0.0, f64::max))
 }
 
 #[cfg(test)]
@@ -172,7 +173,8 @@ mod tests {
         let (within, between) = (Link::preset("shm"), Link::preset(between));
         let (devices, ways) = (vec![device; N], Default::default());
         let hosts = hosts.to_vec();
-        let fleet = Fleet { devices, hosts, within, between, ways, int8: false, costs: Costs::default() };
+        let (within_cards, costs) = (None, Costs::default());
+        let fleet = Fleet { devices, hosts, within, between, within_cards, ways, int8: false, costs };
         let ranks = Spread::of(&fleet, &(0..N).collect::<Vec<_>>());
         (fleet, ranks)
     }
@@ -258,6 +260,29 @@ mod tests {
         assert!((mixed_s / slow_s - 1.0).abs() < 1e-12, "{mixed_s} is not {slow_s}");
         assert_eq!(with([0, 1, 2], [(1, 2, None)]), f64::INFINITY);
         assert!(with([0, 0], [(0, 0, Some(slow))]) > with([0, 0], []));
+    }
+
+    /// Processors of a host share memory, whatever cards are beside them; and what was measured of memory is not the cards'.
+    #[test]
+    fn beside_cards_processors_of_a_host_sum_as_without_them() {
+        let (alone, cpus) = at([0, 0], "10gbe");
+        let (mut mixed, _) = at([0, 0, 0, 0], "10gbe");
+        let pcie = Link::preset("pcie4");
+        mixed.within_cards = Some(pcie);
+        mixed.devices[2..].iter_mut().for_each(|device| device.backend = BackendKind::Cuda);
+        let cards = Spread::of(&mixed, &[2, 3]);
+        for values in [1440, 262_144] {
+            assert_eq!(all_reduce_s(&mixed, &cpus, values), all_reduce_s(&alone, &cpus, values));
+            let by_bus = Fleet { within: pcie, ..alone.clone() };
+            assert_eq!(all_reduce_s(&mixed, &cards, values), whole_s(&by_bus, &cpus, values, 1.0));
+            assert_eq!(hand_over_s(&mixed, &cpus, &cpus, values), hand_over_s(&alone, &cpus, &cpus, values));
+        }
+        let slow =
+            Fleet { ways: [(0, 0, Some(Link::preset("1gbe")))].into_iter().collect(), ..mixed.clone() };
+        assert!(all_reduce_s(&slow, &cpus, 1440) > all_reduce_s(&mixed, &cpus, 1440));
+        assert_eq!(all_reduce_s(&slow, &cards, 1440), all_reduce_s(&mixed, &cards, 1440));
+        let cut = Fleet { ways: [(0, 0, None)].into_iter().collect(), ..mixed };
+        assert_eq!(all_reduce_s(&cut, &cards, 1440), f64::INFINITY);
     }
 
     #[test]

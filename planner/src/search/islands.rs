@@ -97,6 +97,7 @@ mod tests {
             within: Link::preset("shm"),
             between: Link::preset("10gbe"),
             ways: cuts.iter().map(|&(a, b)| (a, b, None)).collect(),
+            within_cards: None,
             int8: false,
             costs: Costs::default(),
         }

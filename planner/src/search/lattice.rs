@@ -295,6 +295,7 @@ mod tests {
             within: Link::preset("pcie4"),
             between: Link::preset("10gbe"),
             ways: Default::default(),
+            within_cards: None,
             int8: false,
             costs: Costs::default(),
         }

@@ -75,6 +75,7 @@ fn fleet(numbers: &Numbers, unit_bytes: f64, mixed: bool, links: (&str, &str)) -
         within: Link::preset(links.0),
         between: Link::preset(links.1),
         ways: Default::default(),
+        within_cards: None,
         int8: false,
         costs: Costs::default(),
     }

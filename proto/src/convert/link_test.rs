@@ -1,6 +1,7 @@
 //! What a link does, and the two workers that find it out.
 
-use super::{links, narrow, wrong};
+use super::links::links;
+use super::{narrow, wrong};
 use crate::{WireError, wire};
 use flotilla_shared::{Epoch, LinkRate, LinkTest, Rank};
 

@@ -10,15 +10,15 @@ mod report;
 use super::driver::{Driver, Kind, STEP_ROWS, blocks};
 use super::median;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
-use crate::local_workers::{LocalWorkers, WorkerSettings};
+use crate::local_workers::{LocalFleet, WorkerSettings};
 use crate::machine;
 use crate::model::config_text;
 use anyhow::{Context, Result, ensure};
 use cases::Case;
 use clap::Args;
-use flotilla_coordinator::fleet::{Formation, Weights};
-use flotilla_planner::Link;
-use flotilla_shared::{LinkChoice, ModelSpec, TokenId, WireFormat};
+use flotilla_coordinator::fleet::{Formation, Planning, Weights};
+use flotilla_planner::{Aim, Goal, Link};
+use flotilla_shared::{KvBlocks, LinkChoice, ModelSpec, TokenId, WireFormat};
 use links::Doors;
 use predict::Machine;
 use report::{Report, Row};
@@ -108,27 +108,16 @@ async fn measure(
         cache: Default::default(),
         doors: doors.of_workers(),
     };
-    let formation = Formation {
-        spec: spec.clone(),
-        weights: Weights::Synthetic { seed: SEED },
-        ranks,
-        plan: Some(case.plan.clone()),
-        kv_blocks: blocks(&kinds, args.steps, spec),
-        step_tokens_max: STEP_ROWS,
-        sampleable: vec![0..spec.vocab as TokenId],
-        links: LinkChoice::Tcp,
-        wire: WireFormat::F32,
-        planning: Default::default(),
-        regroup_grace: Duration::ZERO,
-        board: Default::default(),
-    };
-    let (group, _workers) = LocalWorkers::form(&formation, settings).await?;
-    let mut driver = Driver::in_turn(group, spec);
+    let mut workers = LocalFleet::start(ranks, settings).await?;
     let mut rows = Vec::new();
     for link in &args.links {
         doors.shape(link);
         let between = links::measure(link).with_context(|| format!("the shaped link {link}"))?;
         links.push(report::LinkRow::new(link, &between));
+        // Each link has a group of its own, whose sums go in pieces from where the planner says of that link.
+        let group = workers.form(&formation(spec, case, blocks(&kinds, args.steps, spec), between)).await?;
+        let epoch = group.epoch();
+        let mut driver = Driver::in_turn(group, spec).of_epoch(epoch);
         let rates = machine.rates(args.cpu.activations.unwrap_or_default());
         let seconds = driver.rounds(args.rounds, args.steps, &kinds).await?;
         for (kind, seconds) in kinds.iter().zip(seconds) {
@@ -146,7 +135,45 @@ async fn measure(
     Ok(rows)
 }
 
+/// Workers are told what the planner says of the link that was found, as the prediction takes it.
+fn formation(spec: &ModelSpec, case: &Case, kv_blocks: KvBlocks, between: Link) -> Formation {
+    let goal = Goal { aim: Aim::Latency, context: 0, stages_max: usize::MAX };
+    Formation {
+        spec: spec.clone(),
+        weights: Weights::Synthetic { seed: SEED },
+        ranks: case.plan.rank_count(),
+        planning: Planning::Fastest { goal, within: Some(between), between: Some(between) },
+        plan: Some(case.plan.clone()),
+        kv_blocks,
+        step_tokens_max: STEP_ROWS,
+        sampleable: vec![0..spec.vocab as TokenId],
+        links: LinkChoice::Tcp,
+        wire: WireFormat::F32,
+        regroup_grace: Duration::ZERO,
+        board: Default::default(),
+    }
+}
+
 fn kinds(args: &PlansArgs) -> Vec<Kind> {
     let decode = args.batch.iter().map(|&sequences| Kind::Decode { sequences, depth: 0 });
     decode.chain(args.prompt.iter().map(|&tokens| Kind::Prompt { tokens })).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Or they would divide their sums in another way than is predicted.
+    #[test]
+    fn workers_are_told_of_the_link_that_the_prediction_takes() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let found = Link { latency_s: 123e-6, ..Link::preset("10gbe") };
+        for case in cases::all(&spec) {
+            let formation = formation(&spec, &case, KvBlocks::plain(4), found);
+            let Planning::Fastest { within, between, .. } = formation.planning else {
+                panic!("{}: nothing is said of links", case.name)
+            };
+            assert_eq!((within, between, formation.plan), (Some(found), Some(found), Some(case.plan)));
+        }
+    }
 }

@@ -81,6 +81,7 @@ pub fn seconds(
         within: between,
         between,
         ways: Default::default(),
+        within_cards: None,
         int8: false,
         costs: Default::default(),
     };

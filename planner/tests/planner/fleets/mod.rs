@@ -30,6 +30,7 @@ fn fleet(devices: Vec<Inventory>, hosts: &[u16], within: &str, between: &str) ->
         within,
         between,
         ways: Ways::default(),
+        within_cards: None,
         int8: false,
         costs: Costs::default(),
     }

@@ -1,0 +1,111 @@
+//! Where there is another replica to go to.
+
+use crate::faked::{Fault, Fleet, Told, ask, ask_all, check, is_blamed, is_whole};
+use flotilla_coordinator::driver::{DriverHandle, Replicas};
+use std::pin::pin;
+use std::time::Duration;
+
+async fn lost_times(driver: &mut DriverHandle, times: usize) {
+    for time in 0..times {
+        if time > 0 {
+            driver.ready().await;
+        }
+        driver.lost().await;
+    }
+}
+
+/// A replica that loses its group three times and then has none any more, and another that has work.
+async fn one_that_does_not_come_back(fault: Fault, bad: bool) -> (Vec<Told>, Fleet, Duration) {
+    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let away = Fleet::new(fault);
+    let replicas = Replicas::default();
+    let mut one = home.replica(&replicas);
+    one.ready().await;
+    let (first, second) = tokio::join!(ask(&one, false), ask(&one, bad));
+    let begun = tokio::time::Instant::now();
+    lost_times(&mut one, 3).await;
+    // Only now does the other serve.
+    let mut other = away.replica(&replicas);
+    other.ready().await;
+    let asked = async { (first.await.unwrap(), second.await.unwrap()) };
+    let mut asked = pin!(tokio::time::timeout(Duration::from_secs(600), asked));
+    let mut busy = Vec::new();
+    let told = loop {
+        let beside = ask(&other, false).await;
+        tokio::select! {
+            told = &mut asked => break told.expect("they end"),
+            beside = beside => busy.push(beside.unwrap()),
+        }
+        other.ready().await;
+    };
+    let took = begun.elapsed();
+    other.ready().await;
+    ([vec![told.0, told.1], busy].concat(), away, took)
+}
+
+/// The second is held: it met three losses, of which two were chance for all that is known.
+#[tokio::test(start_paused = true)]
+async fn one_whose_replica_does_not_come_back_is_tried_alone_in_another() {
+    let (told, away, took) = one_that_does_not_come_back(Fault::Never, false).await;
+    assert!(told.iter().all(is_whole), "{:?}", &told[..2]);
+    assert!(took > Duration::from_secs(15), "it is waited for: {took:?}");
+    assert_eq!(away.losses(), 0);
+    let (told, away, _) = one_that_does_not_come_back(Fault::Deadly, true).await;
+    assert!(is_blamed(&told[1]), "{:?}", told[1]);
+    assert!(is_whole(&told[0]) && told[2..].iter().all(is_whole), "{told:?}");
+    let mixed = away.tally.lock().unwrap().mixed;
+    assert_eq!((away.losses(), mixed), (2, 0), "others made way for it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_whose_replica_does_not_come_back_goes_at_once_to_one_that_is_idle() {
+    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let (replicas, idle) = (Replicas::default(), Fleet::new(Fault::Never));
+    let mut one = home.replica(&replicas);
+    one.ready().await;
+    let (first, other) = tokio::join!(ask(&one, false), ask(&one, false));
+    lost_times(&mut one, 1).await;
+    // Its client leaves after the first loss.
+    other.abort();
+    one.ready().await;
+    lost_times(&mut one, 2).await;
+    let begun = tokio::time::Instant::now();
+    idle.replica(&replicas).ready().await;
+    let told = first.await.unwrap();
+    assert!(is_whole(&told), "{told:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_two_replicas_it_does_not_end_workers_of_one_and_the_other_for_ever() {
+    let fleet = Fleet::new(Fault::Deadly);
+    let replicas = Replicas::default();
+    let (mut one, mut other) = (fleet.replica(&replicas), fleet.replica(&replicas));
+    one.ready().await;
+    other.ready().await;
+    let (here, there) = ([false, false, true, false], [false; 4]);
+    let told = tokio::join!(
+        ask_all(&one, &here, Duration::from_millis(30)),
+        ask_all(&other, &there, Duration::from_millis(30))
+    );
+    check(&here, &told.0, "here");
+    check(&there, &told.1, "there");
+    assert!(fleet.losses() <= 10, "{} groups lost", fleet.losses());
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_two_replicas_it_does_not_go_from_one_to_the_other_for_ever() {
+    let fleet = Fleet::new(Fault::Poison);
+    let replicas = Replicas::default();
+    let (mut one, mut other) = (fleet.replica(&replicas), fleet.replica(&replicas));
+    one.ready().await;
+    other.ready().await;
+    let (here, there) = ([false, false, true, false], [false; 4]);
+    let told = tokio::join!(
+        ask_all(&one, &here, Duration::from_millis(30)),
+        ask_all(&other, &there, Duration::from_millis(30))
+    );
+    check(&here, &told.0, "here");
+    check(&there, &told.1, "there");
+    assert!(fleet.losses() <= 10, "{} groups lost", fleet.losses());
+}

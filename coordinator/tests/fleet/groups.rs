@@ -1,0 +1,175 @@
+//! A group's first step, whom its failures count against, and when it ends for a larger one.
+
+use crate::faked::{TOKEN, formation, ready_worker, sampled, worker_on};
+use flotilla_coordinator::fleet::{Fleet, Formation, Progress};
+use flotilla_coordinator::group::{Group, GroupError};
+use flotilla_proto::wire::{self, from_worker};
+use flotilla_shared::step::SequenceWork;
+use flotilla_shared::{Epoch, LinkRate, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan};
+use std::time::Duration;
+use tokio::sync::watch;
+
+#[tokio::test]
+async fn a_group_carries_out_a_step_before_it_serves() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut steps = ready_worker(&fleet, sampled).await.steps;
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(3), &formation(), false, &progress).await.unwrap();
+    let first = steps.try_recv().expect("a step was carried out");
+    assert_eq!((first.epoch, first.step, first.work[0].tokens.as_slice()), (3, 1, &[5][..]));
+    // Whoever drives it begins with one, in whose message the sequence of that step is released.
+    let work =
+        vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], sample: true, ..Default::default() }];
+    group.send(&StepPlan { epoch: Epoch(3), step: StepId(1), work, ..Default::default() }).unwrap();
+    assert_eq!(group.outcome().await.unwrap().step, StepId(1));
+    assert_eq!(group.rank_times()[0].compute_us, 9);
+    let second = steps.recv().await.unwrap();
+    assert_eq!((second.step, second.release), (2, vec![first.work[0].sequence]));
+    group.send(&StepPlan { epoch: Epoch(3), step: StepId(2), ..Default::default() }).unwrap();
+    assert_eq!(group.outcome().await.unwrap().step, StepId(2));
+    assert_eq!(steps.recv().await.unwrap().release, Vec::<u64>::new());
+}
+
+#[tokio::test]
+async fn a_group_whose_first_step_fails_does_not_come_to_be() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _steps = ready_worker(&fleet, |plan| {
+        let (reason, epoch) = ("a kernel is missing".to_owned(), plan.epoch);
+        vec![from_worker::Message::Failed(wire::Failed { reason, epoch, blames_another: false })]
+    })
+    .await;
+    let progress = watch::Sender::new(Progress::Ready);
+    let formed = fleet.form(Epoch(1), &formation(), false, &progress).await;
+    let error = formed.err().expect("it failed").to_string();
+    assert!(error.contains("first step failed") && error.contains("a kernel is missing"), "{error}");
+    assert_eq!(*progress.borrow(), Progress::FirstStep);
+}
+
+fn failed(plan: &wire::StepPlan, reason: &str, blames_another: bool) -> Vec<from_worker::Message> {
+    let (reason, epoch) = (reason.to_owned(), plan.epoch);
+    vec![from_worker::Message::Failed(wire::Failed { reason, epoch, blames_another })]
+}
+
+/// Every step but the first of a group fails.
+fn fails(plan: wire::StepPlan) -> Vec<from_worker::Message> {
+    if plan.step == 1 { sampled(plan) } else { failed(&plan, "not a number", false) }
+}
+
+/// How the next step of a group of so many workers fails.
+async fn fail_once(fleet: &Fleet, formation: &Formation, epoch: u64, acquits: bool) -> GroupError {
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(epoch), formation, false, &progress).await.unwrap();
+    let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+    let plan = StepPlan { epoch: Epoch(epoch), step: StepId(1), work, ..Default::default() };
+    group.send(&plan).unwrap();
+    let error = group.outcome().await.expect_err("it fails");
+    if acquits {
+        group.acquit();
+    }
+    error
+}
+
+/// In a step and between two: it was told to go, which is no fault of what was in the step.
+#[tokio::test]
+async fn a_worker_that_says_that_it_leaves_is_not_lost() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _steps = ready_worker(&fleet, |plan| match plan.step {
+        1 => sampled(plan),
+        _ => vec![from_worker::Message::Leaving(wire::Leaving { reason: "it was told to stop".into() })],
+    })
+    .await;
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    let loss = group.loss();
+    let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+    group.send(&StepPlan { epoch: Epoch(1), step: StepId(1), work, ..Default::default() }).unwrap();
+    let left = GroupError::Left { rank: Rank(0), reason: "it leaves: it was told to stop".into() };
+    assert_eq!(group.outcome().await, Err(left.clone()));
+    assert_eq!(loss.await.map(|(error, _)| error), Some(left));
+}
+
+/// By its own fault three times in a row: without the acquittal in between it would be.
+#[tokio::test]
+async fn a_worker_that_is_acquitted_is_not_sent_away() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut steps = ready_worker(&fleet, fails).await.steps;
+    for (epoch, acquits) in [(1, false), (2, true), (3, false), (4, false)] {
+        let error = fail_once(&fleet, &formation(), epoch, acquits).await;
+        assert!(matches!(error, GroupError::Refused { .. }), "{error}");
+    }
+    fail_once(&fleet, &formation(), 5, false).await;
+    // The third that counts.
+    let sent_away = async { while steps.recv().await.is_some() {} };
+    tokio::time::timeout(Duration::from_secs(60), sent_away).await.expect("it is sent away");
+}
+
+/// Whoever fails by its own fault is named, also if the other rank's complaint comes first.
+#[tokio::test]
+async fn the_rank_that_fails_is_named_and_not_the_one_that_it_leaves_alone() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _a = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), |plan| {
+        if plan.step == 1 { sampled(plan) } else { failed(&plan, "the other is gone", true) }
+    })
+    .await;
+    let _b = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), fails).await;
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let formation = Formation { ranks: 2, plan: Some(Plan::even(&spec, 2, 1)), ..formation() };
+    let error = fail_once(&fleet, &formation, 1, false).await;
+    assert!(matches!(&error, GroupError::Refused { reason, .. } if reason == "not a number"), "{error}");
+}
+
+/// The driver does something else now and then, and asks again: what was said in between is not lost.
+#[tokio::test]
+async fn a_rank_left_alone_is_heard_also_by_who_looks_away() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _a = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), |plan| {
+        if plan.step == 1 { sampled(plan) } else { failed(&plan, "the other is gone", true) }
+    })
+    .await;
+    let _b = worker_on(&fleet, "here", Ok(LinkRate { latency_s: 2e-5, bytes_per_s: 1e9 }), |plan| {
+        if plan.step == 1 { sampled(plan) } else { Vec::new() }
+    })
+    .await;
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let formation = Formation { ranks: 2, plan: Some(Plan::even(&spec, 2, 1)), ..formation() };
+    let progress = watch::Sender::new(Progress::Ready);
+    let mut group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+    group.send(&StepPlan { epoch: Epoch(1), step: StepId(1), work, ..Default::default() }).unwrap();
+    let heard = async {
+        loop {
+            if let Ok(outcome) = tokio::time::timeout(Duration::from_millis(100), group.outcome()).await {
+                return outcome;
+            }
+        }
+    };
+    let heard =
+        tokio::time::timeout(Duration::from_secs(60), heard).await.expect("it is not waited for for ever");
+    let error = heard.expect_err("one is alone, and the other says nothing");
+    assert!(matches!(&error, GroupError::Stranded { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let wanted = Formation { ranks: 3, ..formation() };
+    let (mut one, mut other) = (Box::pin(fleet.grown(&wanted, 2, 2)), Box::pin(fleet.grown(&wanted, 2, 2)));
+    let _newcomer = ready_worker(&fleet, sampled).await;
+    let growing = tokio::select! {
+        growing = &mut one => growing,
+        growing = &mut other => {
+            std::mem::swap(&mut one, &mut other);
+            growing
+        }
+    };
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
+    assert!(!is_early, "both end for one worker");
+    // It is part of a group now.
+    let progress = watch::Sender::new(Progress::Ready);
+    let _group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    drop(growing);
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
+    assert!(!is_early, "it ends for a worker that is taken");
+    let _newcomer = ready_worker(&fleet, sampled).await;
+    drop(tokio::time::timeout(Duration::from_secs(60), other).await.expect("this one is its own"));
+}

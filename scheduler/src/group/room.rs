@@ -1,0 +1,79 @@
+//! Room for a step: blocks for its rows, and nobody beside one that is to be alone.
+
+use super::Group;
+use crate::cache::blocks_for;
+use crate::event::Trial;
+use crate::lanes::Lane;
+use crate::line::Line;
+use crate::load::Counters;
+use crate::settings::Settings;
+
+impl Group {
+    /// For one that is to be alone: whoever else runs goes back to the line, once nothing is in flight. Until then there is no
+    /// step.
+    pub(super) fn make_way(&mut self, line: &mut Line, counters: &mut Counters) -> bool {
+        let Some(Trial { sequence: tried, alone: true }) = line.on_trial else { return true };
+        while let Some(last) = self.running.iter().rposition(|sequence| sequence.id != tried) {
+            if !self.in_flight.is_empty() {
+                // No lane waits for masks meanwhile.
+                self.lanes.wait_no_more();
+                return false;
+            }
+            let sequence = self.remove(last);
+            tracing::debug!(sequence = %sequence.id, %tried, "makes way");
+            counters.preemptions += 1;
+            line.resume(sequence);
+        }
+        true
+    }
+
+    /// Blocks for a row of each sequence of the lane that decodes, and of the first. Where they run out, the lowest in
+    /// rank gives its own, once nothing is in flight; until then there is no step.
+    pub(super) fn make_room(
+        &mut self,
+        settings: &Settings,
+        length_max: usize,
+        lane: Lane,
+        line: &mut Line,
+        counters: &mut Counters,
+    ) -> bool {
+        for sequence in self.running.iter_mut().filter(|sequence| !sequence.drafting) {
+            self.cache.pass(&mut sequence.tables, sequence.computed);
+        }
+        loop {
+            let (full, window) = self.blocks_needed(settings, length_max, lane);
+            if full <= self.cache.full.free_count() && window <= self.cache.window.free_count() {
+                return true;
+            }
+            if !self.in_flight.is_empty() {
+                return false;
+            }
+            self.preempt(line, counters);
+        }
+    }
+
+    fn blocks_needed(&self, settings: &Settings, length_max: usize, lane: Lane) -> (usize, usize) {
+        let knows_tokens = settings.speculation.is_some();
+        let (mut full, mut window) = (0, 0);
+        for (at, sequence) in self.running.iter().enumerate() {
+            let has_row = (at == 0 || sequence.decodes()) && sequence.takes_part(lane);
+            if has_row && sequence.is_ready(length_max, knows_tokens) {
+                let blocks = blocks_for(sequence.computed + 1);
+                full += blocks.saturating_sub(sequence.tables.full.len());
+                window += blocks.saturating_sub(sequence.tables.window_end());
+            }
+        }
+        (full, window)
+    }
+
+    /// The highest priority number, and of those the last seat. Never the first, which fits alone.
+    fn preempt(&mut self, line: &mut Line, counters: &mut Counters) {
+        let others = self.running.iter().enumerate().skip(1);
+        let last = others.max_by_key(|(_, sequence)| (sequence.priority, sequence.seat));
+        let (index, _) = last.expect("one sequence alone fits");
+        let sequence = self.remove(index);
+        tracing::debug!(sequence = %sequence.id, tokens = sequence.tokens.len(), "preempted");
+        counters.preemptions += 1;
+        line.resume(sequence);
+    }
+}

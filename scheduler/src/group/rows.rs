@@ -1,0 +1,112 @@
+//! The rows of a step: those that decode have one each, prompts share the rest.
+
+use super::Group;
+use crate::batch::Batch;
+use crate::drafts::{Speculation, propose};
+use crate::line::Line;
+use crate::load::Counters;
+use crate::sequence::Sequence;
+use crate::settings::Settings;
+use flotilla_shared::TokenId;
+use flotilla_shared::step::BLOCK_TOKENS;
+
+impl Group {
+    /// One row each of the step's lane, and guesses after it while rows are left.
+    pub(super) fn add_decodes(
+        &mut self,
+        settings: &Settings,
+        length_max: usize,
+        batch: &mut Batch,
+        counters: &mut Counters,
+    ) {
+        let (speculation, lane) = (settings.speculation, batch.lane);
+        let decodes = |sequence: &Sequence| {
+            let is_due = sequence.lane == lane && sequence.decodes();
+            is_due && sequence.is_ready(length_max, speculation.is_some())
+        };
+        let mut left = 0;
+        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
+            left += 1;
+            self.cache.grow(&mut sequence.tables, sequence.computed + 1);
+        }
+        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
+            left -= 1;
+            self.drafts.clear();
+            if let Some(speculation) = speculation.filter(|_| sequence.may_draft()) {
+                let rows = batch.rows_free.saturating_sub(left + 1);
+                guess(sequence, &speculation, rows, length_max, &mut self.drafts);
+            }
+            let end = sequence.computed + 1 + self.drafts.len();
+            let end = self.cache.grow(&mut sequence.tables, end);
+            self.drafts.truncate(end - sequence.computed - 1);
+            counters.drafted_tokens += self.drafts.len() as u64;
+            batch.add(sequence, 1, &self.drafts);
+            self.cache.name_settled(sequence);
+        }
+    }
+
+    /// Prompts share the rest. The first of them has at least half, and all that nobody else wants; shorter
+    /// ones go before it, so that a long prompt does not hold up short ones, and so do new ones.
+    pub(super) fn add_prompts(
+        &mut self,
+        settings: &Settings,
+        length_max: usize,
+        line: &mut Line,
+        batch: &mut Batch,
+        counters: &mut Counters,
+    ) {
+        let is_prompt = |sequence: &Sequence| {
+            !sequence.decodes() && sequence.rows_lacking() > 1 && sequence.is_ready(length_max, false)
+        };
+        let first = self.running.iter().position(is_prompt);
+        let lacking = first.map_or(0, |first| self.running[first].rows_lacking());
+        let reserved = lacking.min(batch.rows_free.div_ceil(2));
+        batch.rows_free -= reserved;
+        let mut shorter = std::mem::take(&mut self.shorter);
+        let prompts = self.running.iter().enumerate().filter(|(_, sequence)| is_prompt(sequence));
+        shorter.extend(prompts.map(|(at, s)| (s.rows_lacking(), at)).filter(|&(rows, _)| rows < lacking));
+        shorter.sort_unstable();
+        shorter.drain(..).for_each(|(_, at)| self.add_rows(at, batch));
+        self.shorter = shorter;
+        let before = self.running.len();
+        self.admit(settings, line, batch, counters);
+        batch.rows_free += reserved;
+        if let Some(first) = first {
+            for at in first..before {
+                if is_prompt(&self.running[at]) && batch.rows_free > 0 {
+                    self.add_rows(at, batch);
+                }
+            }
+        }
+    }
+
+    /// As many rows of one sequence as are left, and as it gets blocks for, unless it has rows already. It
+    /// leaves a window block to each other that runs; the first may take the last one.
+    pub(super) fn add_rows(&mut self, at: usize, batch: &mut Batch) {
+        let spare = self.running.len() - 1;
+        let sequence = &mut self.running[at];
+        if batch.plan.work.iter().any(|work| work.sequence == sequence.id) {
+            return;
+        }
+        let window_blocks =
+            self.cache.window.free_count().saturating_sub(spare) + sequence.tables.window_end();
+        let least = sequence.computed + usize::from(at == 0);
+        let end = sequence.computed + sequence.rows_lacking().min(batch.rows_free);
+        let end = end.min((window_blocks * BLOCK_TOKENS).max(least));
+        let end = self.cache.grow(&mut sequence.tables, end);
+        batch.add(sequence, end.saturating_sub(sequence.computed), &[]);
+        self.cache.name_settled(sequence);
+    }
+}
+
+/// As many guesses as may be right and have rows.
+fn guess(
+    sequence: &Sequence,
+    speculation: &Speculation,
+    rows: usize,
+    length_max: usize,
+    drafts: &mut Vec<TokenId>,
+) {
+    let useful = sequence.tokens_left(length_max).saturating_sub(1);
+    propose(&sequence.tokens, speculation, speculation.drafts_max.min(useful).min(rows), drafts);
+}
