@@ -28,7 +28,10 @@ pub fn run(args: &ReadyArgs) -> Result<()> {
         let until = Instant::now() + Duration::from_secs(args.wait);
         loop {
             match ask(&server).await {
-                Ok(words) => return Ok(println!("{words}")),
+                Ok(words) => {
+                    println!("{words}");
+                    return Ok(());
+                }
                 Err(error) if Instant::now() >= until => return Err(error),
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }

@@ -179,3 +179,33 @@ async fn a_guide_that_fails_ends_its_sequence_and_no_other() {
         told[2..].iter().all(|(tokens, end)| *tokens == 20 && matches!(end, TokenEvent::Finished { .. }))
     );
 }
+
+/// Its step makes the driver panic.
+struct Absurd;
+
+impl Group for Absurd {
+    fn send(&mut self, _: &StepPlan) -> Result<(), GroupError> {
+        panic!("as it must in this test")
+    }
+
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
+        std::future::pending().await
+    }
+}
+
+/// Whoever keeps groups formed hears of it: else the process would live on and serve nobody.
+#[tokio::test(start_paused = true)]
+async fn a_driver_that_ends_by_its_own_fault_is_seen_to_have_ended() {
+    let scheduler = Scheduler::new(Settings::default()).unwrap();
+    let (mut driver, fleet) = driver::start(scheduler, driver::Settings::default());
+    fleet.formed(Epoch(1), KvBlocks::plain(64), Absurd);
+    driver.ready().await;
+    let soon = Duration::from_secs(1);
+    assert!(tokio::time::timeout(soon, fleet.stopped()).await.is_err(), "it has begun only");
+    let generation = Generation { prompt: vec![1; 40], tokens_max: 2, ..Generation::default() };
+    // Taken in or not, it ends with an error.
+    if let Ok(mut stream) = driver.submit(generation).await {
+        assert_eq!(stream.next().await, TokenEvent::Failed(Failure::Stopped));
+    }
+    tokio::time::timeout(soon, fleet.stopped()).await.expect("it has ended");
+}

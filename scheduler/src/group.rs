@@ -173,8 +173,8 @@ impl Group {
     }
 
     /// When who is ready goes on without those whose masks are late.
-    pub fn wakes_at(&self) -> Option<Duration> {
-        self.lanes.wakes_at()
+    pub fn wakes_at(&self, now: Duration) -> Option<Duration> {
+        self.lanes.wakes_at(now)
     }
 
     /// The oldest step in flight, if it is that one, is back.

@@ -71,9 +71,10 @@ impl Lanes {
         self.lanes.iter_mut().for_each(|lane| lane.masks_until = None);
     }
 
-    /// The first end of a wait for masks.
-    pub fn wakes_at(&self) -> Option<Duration> {
-        self.lanes.iter().filter_map(|lane| lane.masks_until).min()
+    /// The first end of a wait for masks after `now`. A lane whose wait is over, and which has no step all the same, has
+    /// to wait for something else, and is looked at again when that happens.
+    pub fn wakes_at(&self, now: Duration) -> Option<Duration> {
+        self.lanes.iter().filter_map(|lane| lane.masks_until).filter(|until| *until > now).min()
     }
 
     /// One more runs, in one of the emptiest lanes: in that of its first rows, if it can be.
@@ -109,6 +110,18 @@ impl Lanes {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Else who asks for the time to wake would be told the past, and ask again at once, without end.
+    #[test]
+    fn a_wait_that_is_over_wakes_nobody() {
+        let mut lanes = Lanes::new(3);
+        let at = Duration::from_millis;
+        (*lanes.masks_until(Lane(0)), *lanes.masks_until(Lane(2))) = (Some(at(5)), Some(at(8)));
+        assert_eq!(
+            [0, 4, 5, 8].map(|now| lanes.wakes_at(at(now))),
+            [Some(at(5)), Some(at(5)), Some(at(8)), None]
+        );
+    }
 
     #[test]
     fn who_comes_and_goes_leaves_the_lanes_even() {

@@ -104,7 +104,7 @@ impl Scheduler {
 
     /// When an [`Event::Tick`] is due at the latest: the next deadline, or the end of a wait for masks.
     pub fn wakes_at(&self) -> Option<Duration> {
-        let masks = self.group.as_ref().and_then(Group::wakes_at);
+        let masks = self.group.as_ref().and_then(|group| group.wakes_at(self.now));
         self.deadline_next.into_iter().chain(masks).min()
     }
 

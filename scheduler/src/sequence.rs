@@ -38,6 +38,8 @@ pub struct Sequence {
     /// Hashes of the first blocks of `tokens`, as far as they were asked for; the root before them.
     root: BlockHash,
     names: Vec<BlockHash>,
+    /// While it stands in the line: the block that another computes for it, when it was last looked at.
+    pub awaits: Option<(usize, BlockHash)>,
     /// Prompt tokens that the first admission found in the cache.
     cached_count: Option<usize>,
     /// What it waited for its first admission.
@@ -78,6 +80,7 @@ impl Sequence {
             mask_ready: true,
             root: BlockHash::root(request.salt),
             names: Vec::new(),
+            awaits: None,
             cached_count: None,
             queued: None,
             seat: Seat::default(),

@@ -77,6 +77,7 @@ impl Replica<'_> {
         tokio::select! {
             formed = self.fleet.form(epoch, &self.formation, again, &progress) => formed,
             never = show_progress(seen, &self.groups, &self.formation.board) => match never {},
+            () = self.groups.stopped() => Err(FormError::DriverGone),
         }
     }
 
@@ -103,6 +104,8 @@ impl Replica<'_> {
             }
             () = self.driver.dissolved() => Some((GroupError::Dissolved, None)),
             () = ready => None,
+            // Then no other group is formed.
+            () = self.groups.stopped() => None,
         };
         self.considered.send_replace(0);
         let why = lost.as_ref().map_or_else(|| "it was given up".to_owned(), |(error, _)| error.to_string());

@@ -347,6 +347,11 @@ impl<G> FleetHandle<G> {
         self.send(News::Lost { epoch, error });
     }
 
+    /// Once the driver has ended: with the last handle, or by a fault of its own.
+    pub async fn stopped(&self) {
+        self.news.closed().await;
+    }
+
     fn send(&self, news: News<G>) {
         // A driver that has ended needs no news.
         let _ = self.news.send(news);

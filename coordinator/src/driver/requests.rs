@@ -10,6 +10,10 @@ use crate::group::Group;
 
 impl<G: Group> Driver<G> {
     pub(super) fn submit(&mut self, submission: Submission) {
+        // Its client has left: the cancellation may have come first, from where it was handed on.
+        if submission.events.is_closed() {
+            return;
+        }
         let readiness = self.readiness.borrow().clone();
         let is_ready = matches!(readiness, Readiness::Ready { .. });
         // The group was lost since this replica was chosen.

@@ -92,6 +92,10 @@ pub enum FormError {
     Weights(#[from] WeightError),
     #[error("rank {rank} ({name}): {reason}")]
     Worker { rank: Rank, name: String, reason: String, failure: FormFailure },
+    #[error(
+        "the driver of a replica ended by a fault of its own\nhint: its last words are above; start the coordinator again, workers keep their weights"
+    )]
+    DriverGone,
 }
 
 /// Why a group has to be formed once more, for metrics.

@@ -15,13 +15,13 @@ use flotilla_shared::step::BLOCK_TOKENS;
 enum Fit {
     /// With the beginning that it finds.
     Yes(Prefix),
-    /// Another computes what it begins with.
-    PrefixIsComing,
+    /// Soon: another computes what it begins with, or its mask is being made.
+    Later,
     No,
 }
 
 impl Group {
-    /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment is
+    /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment, or for a mask, is
     /// passed over, and looked at again before all others.
     pub(super) fn admit(
         &mut self,
@@ -40,7 +40,7 @@ impl Group {
                     let sequence = line.take_aside(at).expect("looked at just now");
                     self.seat(sequence, prefix, batch, counters);
                 }
-                Fit::PrefixIsComing => at += 1,
+                Fit::Later => at += 1,
                 Fit::No => return,
             }
         }
@@ -50,8 +50,8 @@ impl Group {
                     let sequence = line.pop().expect("looked at just now");
                     self.seat(sequence, prefix, batch, counters);
                 }
-                Fit::PrefixIsComing if line.set_aside() => {}
-                Fit::PrefixIsComing | Fit::No => return,
+                Fit::Later if line.set_aside() => {}
+                Fit::Later | Fit::No => return,
             }
         }
     }
@@ -93,10 +93,14 @@ impl Group {
 
     /// What the next in line can begin with, if it fits: all its tokens, and a block to grow for each that
     /// runs. Those take one in 16 steps, so what is admitted is not preempted at once, and what is preempted
-    /// is not admitted in the same step. It waits as well for its mask.
+    /// is not admitted in the same step.
     fn fits(&mut self, next: &mut Sequence, settings: &Settings) -> Fit {
         if !next.is_ready(usize::MAX, false) {
-            return Fit::No;
+            return Fit::Later;
+        }
+        // Nothing is found before that: the walk along a long beginning can wait.
+        if next.awaits.is_some_and(|(at, name)| self.computes(at, name)) {
+            return Fit::Later;
         }
         // One token at least is computed, for its logits.
         let blocks_max = if settings.prefix_cache { (next.tokens.len() - 1) / BLOCK_TOKENS } else { 0 };
@@ -105,7 +109,8 @@ impl Group {
             && let Some(name) = next.name_of(prefix.blocks)
             && self.computes(prefix.blocks, name)
         {
-            return Fit::PrefixIsComing;
+            next.awaits = Some((prefix.blocks, name));
+            return Fit::Later;
         }
         let full = blocks_for(next.tokens.len()) - prefix.blocks + prefix.free + self.running.len();
         let beyond = usize::from(prefix.blocks * BLOCK_TOKENS < next.tokens.len());

@@ -31,6 +31,27 @@ fn where_all_wait_for_masks_they_go_on_together() {
     assert_eq!(world.plans.len(), 6, "no step with a part of them");
 }
 
+/// It comes back before those that never ran, and may lack its mask for as long as a grammar takes.
+#[test]
+fn who_starts_over_without_a_mask_holds_up_nobody_behind_it() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    world.arrive(Request { guided: true, ..request(1, 2, 5) });
+    world.settle_actions();
+    world.step_returns();
+    world.settle_actions();
+    world.lose_group();
+    world.arrive(request(2, 3, 4));
+    world.form_group(PLENTY);
+    world.settle_actions();
+    let worked: Vec<SequenceId> =
+        world.plans.iter().flat_map(|plan| &plan.work).map(|work| work.sequence).collect();
+    assert_eq!(worked, [SequenceId(2); 2], "the mask of the other is still being made");
+    world.masks_arrive();
+    world.settle_actions();
+    world.run_to_end();
+    assert!((1..=2).all(|id| world.client(id).is_complete()));
+}
+
 /// The wrong guess lay where the last token would have gone, in a block that was named as if it held it.
 /// Found by the simulation, seed 2450 of 2026-11-27.
 #[test]

@@ -1,6 +1,7 @@
 //! What the ranks answer to one step, compared and put together.
 
 use crate::group::GroupError;
+use flotilla_shared::step::Sampled;
 use flotilla_shared::{Plan, Rank, StepOutcome};
 
 /// One outcome of all. The tokens are those of the last stage, on which its ranks must agree. Of a captured row, the
@@ -29,7 +30,7 @@ fn join_ranks(mut ranks: impl Iterator<Item = (Rank, StepOutcome)>) -> Result<St
         let difference = if let Some(difference) = other_step(&joined, &outcome) {
             difference
         } else if outcome.sampled != joined.sampled {
-            format!("{:?} against {:?}", outcome.sampled, joined.sampled)
+            unlike(&outcome.sampled, &joined.sampled)
         } else if !same_rows {
             "captured rows were routed differently".into()
         } else {
@@ -66,6 +67,24 @@ fn join_stages(before: StepOutcome, mut stage: StepOutcome, rank: Rank) -> Resul
     Err(GroupError::Disagree { step: before.step, ranks: (Rank(0), rank), difference })
 }
 
+/// Without the tokens: what is said here everybody may read, and they are somebody's answer.
+fn unlike(sampled: &[Sampled], expected: &[Sampled]) -> String {
+    let differs = sampled.iter().zip(expected).find(|(one, other)| one != other);
+    match differs {
+        _ if sampled.len() != expected.len() => {
+            format!("{} tokens were sampled against {}", sampled.len(), expected.len())
+        }
+        Some((one, other)) if one.sequence != other.sequence => {
+            format!("a token of sequence {} against one of sequence {}", one.sequence, other.sequence)
+        }
+        Some((one, other)) if one.token != other.token => {
+            format!("another token of sequence {}", one.sequence)
+        }
+        Some((one, _)) => format!("other probabilities of a token of sequence {}", one.sequence),
+        None => "tokens that cannot be compared".into(),
+    }
+}
+
 fn other_step(one: &StepOutcome, other: &StepOutcome) -> Option<String> {
     let is_other = (one.epoch, one.step) != (other.epoch, other.step);
     is_other.then(|| format!("step {} of epoch {} was answered", other.step, other.epoch))
@@ -75,7 +94,7 @@ fn other_step(one: &StepOutcome, other: &StepOutcome) -> Option<String> {
 mod tests {
     use super::*;
     use flotilla_shared::plan::ExpertShare;
-    use flotilla_shared::step::{CapturedRow, Sampled};
+    use flotilla_shared::step::CapturedRow;
     use flotilla_shared::{RankShare, SequenceId, Stage, StepId};
 
     fn plan() -> Plan {
@@ -122,8 +141,8 @@ mod tests {
         };
         let told = [
             (spoiled(|all| all[1].captured[0].experts[0] = 9), "ranks 0 and 1", "routed differently"),
-            (spoiled(|all| all[3].sampled[0].token = 9), "ranks 2 and 3", "token: 9"),
-            (spoiled(|all| all[3].sampled.clear()), "ranks 2 and 3", "[] against"),
+            (spoiled(|all| all[3].sampled[0].token = 9), "ranks 2 and 3", "another token of sequence 4"),
+            (spoiled(|all| all[3].sampled.clear()), "ranks 2 and 3", "0 tokens were sampled against 1"),
             (spoiled(|all| all[3].step = StepId(8)), "ranks 2 and 3", "step 8"),
             (
                 spoiled(|all| all[2..].iter_mut().for_each(|one| one.captured.clear())),
