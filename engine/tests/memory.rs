@@ -55,7 +55,7 @@ fn cases() -> Vec<Case> {
     ]);
     let demand = |kv_tokens: usize, step_tokens_max| {
         let full = kv_tokens.div_ceil(BLOCK_TOKENS) as u32;
-        Demand { kv_blocks: KvBlocks { full, window: full / 3 }, step_tokens_max }
+        Demand { kv_blocks: KvBlocks { full, window: full / 3 }, step_tokens_max, logit_rows_max: 64 }
     };
     vec![
         Case {
@@ -72,7 +72,8 @@ fn cases() -> Vec<Case> {
             layers: &[2],
             shares: &[1.0; 4],
             ranks: &[3],
-            demand: demand(4096, 512),
+            // With guesses: more than there is room for without a word.
+            demand: Demand { logit_rows_max: 320, ..demand(4096, 512) },
         },
         Case {
             name: "20b's widths, long steps",
@@ -149,6 +150,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         weights_id: WeightsId([0; 32]),
         kv_blocks: demand.kv_blocks,
         step_tokens_max: demand.step_tokens_max as u32,
+        logit_rows_max: demand.logit_rows_max as u32,
         sampleable: vec![0..spec.vocab as u32],
         peers: vec![],
         links: Default::default(),

@@ -17,7 +17,7 @@ pub fn kv_tokens_max(
 ) -> usize {
     let fits = |blocks: usize| {
         let kv_blocks = KvBlocks::for_tokens(blocks * BLOCK_TOKENS, spec.window, sequences, step_tokens_max);
-        let demand = Demand { kv_blocks, step_tokens_max };
+        let demand = Demand { kv_blocks, step_tokens_max, logit_rows_max: sequences };
         let mut ranks = plan.ranks().zip(memory_bytes);
         ranks.all(|(share, &memory)| plan.total_bytes(spec, share.rank, demand) <= memory)
     };

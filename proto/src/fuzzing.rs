@@ -76,6 +76,7 @@ mod tests {
             weights: WeightOrigin::Stream,
             kv_blocks: KvBlocks::plain(8),
             step_tokens_max: 8,
+            logit_rows_max: 64,
             sampleable: vec![0..8],
             peers: vec!["a:1".into(), "b:1".into()],
             links: Links::default(),

@@ -5,19 +5,24 @@ use crate::inventory::BackendKind;
 use crate::plan::{Demand, RankShare};
 use crate::spec::ModelSpec;
 
-/// Logit rows for which a card has room from the start; verification may ask for more.
+/// Logit rows for which there is room from the start, whatever is asked for; verification may ask for more, and waits for it.
 pub const LOGIT_ROWS: usize = 64;
 
 /// What products by cuBLASLt may work in on a card: NVIDIA's figure for the largest. Planned whether the library is
 /// there or not.
 pub const LIBRARY_BYTES: usize = 32 << 20;
 
+/// Logit rows that a backend has room for from the start, in steps of `step_tokens_max` rows.
+pub fn logit_rows(step_tokens_max: usize, logit_rows_max: usize) -> usize {
+    logit_rows_max.max(LOGIT_ROWS).min(step_tokens_max)
+}
+
 /// Bytes of a rank's activations.
 pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> u64 {
     let t = demand.step_tokens_max;
     let q_width = spec.q_heads_of(&share.kv_heads).len() * spec.head_dim;
     let kv_width = share.kv_heads.len() * spec.head_dim;
-    let logits = 4 * t.min(LOGIT_ROWS) * share.vocab.len();
+    let logits = 4 * logit_rows(t, demand.logit_rows_max) * share.vocab.len();
     let others = match share.backend {
         BackendKind::Cpu => t * cpu_row(spec, share, q_width, kv_width),
         BackendKind::Cuda => {

@@ -24,6 +24,10 @@ pub struct Assignment {
     pub kv_blocks: KvBlocks,
     /// Rows of one step at most.
     pub step_tokens_max: u32,
+    /// Rows of one step at most of which there are logits; a backend has room for [`LOGIT_ROWS`] at least.
+    ///
+    /// [`LOGIT_ROWS`]: crate::activations::LOGIT_ROWS
+    pub logit_rows_max: u32,
     /// Ids that may be sampled: those that have a piece of text. In rising order.
     pub sampleable: Vec<Range<TokenId>>,
     /// Where the collective of each rank listens, `host:port`, in rank order.

@@ -145,7 +145,7 @@ proptest! {
         kv_tokens in 0usize..200,
     ) {
         let devices: Vec<Inventory> = devices.iter().map(|&(memory, bandwidth)| device(memory, bandwidth)).collect();
-        let demand = Demand { kv_blocks: KvBlocks::plain(kv_tokens.div_ceil(BLOCK_TOKENS) as u32), step_tokens_max: 3 };
+        let demand = Demand { kv_blocks: KvBlocks::plain(kv_tokens.div_ceil(BLOCK_TOKENS) as u32), step_tokens_max: 3, logit_rows_max: 64 };
         match Plan::tensor_parallel(&spec, &devices, demand) {
             Ok(plan) => {
                 check_ownership(&spec, &plan)?;
@@ -216,7 +216,7 @@ fn mixed_cards_get_shares_that_fit() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
     let gb = 1_000_000_000;
     let devices = [device(9 * gb, 1.0), device(5 * gb, 1.0), device(3 * gb, 1.0)];
-    let demand = Demand { kv_blocks: KvBlocks::plain(256), step_tokens_max: 512 };
+    let demand = Demand { kv_blocks: KvBlocks::plain(256), step_tokens_max: 512, logit_rows_max: 64 };
     let plan = Plan::tensor_parallel(&spec, &devices, demand).unwrap();
     let weights = |rank| plan.bytes(&spec, Rank(rank)).weights();
     assert!(weights(0) > weights(1) && weights(1) > weights(2));
@@ -253,7 +253,7 @@ fn a_stage_without_layers_is_refused() {
 #[test]
 fn only_the_last_stage_has_room_for_logits() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
-    let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 512 };
+    let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 512, logit_rows_max: 64 };
     let plan = Plan::with_stages(&spec, &[StageCut::even(12, &[1.0]), StageCut::even(12, &[1.0])]);
     let activations = |rank| plan.activation_bytes(&spec, Rank(rank), demand);
     assert_eq!(activations(1) - activations(0), 4 * 64 * spec.vocab as u64);

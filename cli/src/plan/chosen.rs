@@ -45,7 +45,7 @@ fn chosen<'a>(args: &'a PlanArgs, spec: &'a ModelSpec, devices: &Devices) -> Res
     let sequences = args.sequences.max(goal.aim.sequences());
     let kv_tokens = args.kv_tokens.unwrap_or(goal.aim.sequences().saturating_mul(args.context));
     let kv_blocks = KvBlocks::for_tokens(kv_tokens, spec.window, sequences, args.step_tokens);
-    let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens };
+    let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens, logit_rows_max: sequences };
     let choice = choose(spec, &fleet, goal, demand)?;
     let memory = choice.devices.iter().map(|&device| fleet.devices[device].memory_bytes);
     let memory: Vec<u64> = memory.collect();

@@ -14,7 +14,7 @@ pub fn run(args: &PlanArgs, spec: &ModelSpec) -> Result<()> {
     let devices = devices(args)?;
     let kv_tokens = args.kv_tokens.unwrap_or(KV_TOKENS);
     let kv_blocks = KvBlocks::for_tokens(kv_tokens, spec.window, args.sequences, args.step_tokens);
-    let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens };
+    let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens, logit_rows_max: args.sequences };
     let plan = Plan::tensor_parallel(spec, &devices, demand)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&document(spec, &plan, demand))?);

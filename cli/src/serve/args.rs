@@ -106,6 +106,7 @@ impl ServeArgs {
             plan: (self.stages > 1).then(|| Plan::even(&model.spec, ranks, self.stages)),
             kv_blocks: self.kv_blocks(model),
             step_tokens_max: self.step_tokens,
+            logit_rows_max: self.logit_rows_max(),
             sampleable: model.sampleable(),
             links: self.links.collective,
             wire: self.links.collective_wire,
@@ -117,6 +118,11 @@ impl ServeArgs {
 
     pub fn weight_rate(&self) -> Option<u64> {
         self.weight_rate.map(|rate| rate.0)
+    }
+
+    /// Of each sequence a row is sampled, and one for each guess.
+    fn logit_rows_max(&self) -> usize {
+        self.sequences.saturating_mul(1 + self.steps.drafts_max()).min(self.step_tokens)
     }
 
     fn kv_blocks(&self, model: &Model) -> KvBlocks {

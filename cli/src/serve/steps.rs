@@ -18,8 +18,13 @@ pub struct StepArgs {
 }
 
 impl StepArgs {
+    /// Guesses at one sequence's tokens in a step.
+    pub fn drafts_max(&self) -> usize {
+        self.speculation.into()
+    }
+
     pub fn apply(&self, settings: Settings) -> Settings {
-        let drafts_max = self.speculation.into();
+        let drafts_max = self.drafts_max();
         Settings {
             steps_in_flight_max: 1 + usize::from(self.steps_ahead),
             prefix_cache: !self.no_prefix_cache,

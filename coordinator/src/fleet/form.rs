@@ -58,6 +58,8 @@ pub struct Formation {
     /// Blocks of KV cache, over all sequences.
     pub kv_blocks: KvBlocks,
     pub step_tokens_max: usize,
+    /// Rows of one step at most of which there are logits.
+    pub logit_rows_max: usize,
     /// Ids that may be sampled, rising.
     pub sampleable: Vec<Range<TokenId>>,
     /// How the workers reach each other, and what travels between hosts.
@@ -122,7 +124,11 @@ impl FormFailure {
 
 impl Formation {
     pub fn demand(&self) -> Demand {
-        Demand { kv_blocks: self.kv_blocks, step_tokens_max: self.step_tokens_max }
+        Demand {
+            kv_blocks: self.kv_blocks,
+            step_tokens_max: self.step_tokens_max,
+            logit_rows_max: self.logit_rows_max,
+        }
     }
 }
 
@@ -282,6 +288,7 @@ fn assign(
             weights: origin,
             kv_blocks: formation.kv_blocks,
             step_tokens_max: formation.step_tokens_max as u32,
+            logit_rows_max: formation.logit_rows_max as u32,
             sampleable: formation.sampleable.clone(),
             peers: peers.clone(),
             links: links.clone(),

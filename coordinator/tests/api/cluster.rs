@@ -44,7 +44,7 @@ async fn what_each_worker_holds_is_told_from_loading_on() {
 
     board.model(&spec);
     let workers = [worker("a"), worker("b")];
-    let demand = Demand { kv_blocks: KvBlocks::plain(1024), step_tokens_max: 512 };
+    let demand = Demand { kv_blocks: KvBlocks::plain(1024), step_tokens_max: 512, logit_rows_max: 64 };
     let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
     board.planned(Epoch(1), &spec, &plan, &workers, demand);
     board.left_out(vec![LeftOut { name: "c".into(), reason: "it does not reach a".into() }]);

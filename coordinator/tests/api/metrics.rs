@@ -152,7 +152,7 @@ async fn each_worker_is_told_with_what_it_holds() {
             .await;
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
     let workers = [worker("a"), worker("b \"quoted\"")];
-    let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 64 };
+    let demand = Demand { kv_blocks: KvBlocks::plain(64), step_tokens_max: 64, logit_rows_max: 64 };
     let plan = Plan::tensor_parallel(&spec, &workers, demand).unwrap();
     board.planned(Epoch(1), &spec, &plan, &workers, demand);
     board.loading(&[Loading { bytes_done: 5, bytes_total: 10, ..Loading::default() }, Loading::default()]);

@@ -130,6 +130,7 @@ pub fn formation() -> Formation {
         spec,
         kv_blocks: KvBlocks::plain(4),
         step_tokens_max: 16,
+        logit_rows_max: 64,
         sampleable: vec![5..100],
         links: Default::default(),
         wire: Default::default(),

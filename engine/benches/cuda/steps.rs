@@ -175,6 +175,7 @@ impl Runner {
             weights_id: WeightsId([0; 32]),
             kv_blocks: KvBlocks::plain(kv_blocks as u32),
             step_tokens_max: course.long_prompt as u32,
+            logit_rows_max: 64,
             sampleable: all.clone(),
             peers: vec![String::new()],
             links: Default::default(),
@@ -201,8 +202,11 @@ impl Runner {
         let group = CardCollective::form(&card, Solo::new(), &settings);
         let group = group.map_err(|error| failed("form a group of one", error))?;
         let backend = CudaBackend::new(&CudaSettings { graphs: true }, &assignment, weights)?;
-        let demand =
-            Demand { kv_blocks: KvBlocks::plain(kv_blocks as u32), step_tokens_max: course.long_prompt };
+        let demand = Demand {
+            kv_blocks: KvBlocks::plain(kv_blocks as u32),
+            step_tokens_max: course.long_prompt,
+            logit_rows_max: 64,
+        };
         let mut share = plan.share(Rank(0)).1.clone();
         share.backend = BackendKind::Cuda;
         let kv = (spec.layer_count() * spec.kv_heads * spec.head_dim * 4 * kv_blocks * BLOCK_TOKENS) as u64;

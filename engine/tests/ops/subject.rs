@@ -100,6 +100,7 @@ impl Subject {
             weights_id: WeightsId([0; 32]),
             kv_blocks: KV_BLOCKS,
             step_tokens_max: settings.rows_max as u32,
+            logit_rows_max: 64,
             sampleable: settings.sampleable.clone(),
             peers: vec![String::new(); plan.rank_count()],
             links: Default::default(),

@@ -21,6 +21,7 @@ fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
         weights_id: WeightsId([0; 32]),
         kv_blocks: KvBlocks::plain(2),
         step_tokens_max: 4,
+        logit_rows_max: 64,
         sampleable: vec![0..spec.vocab as u32],
         peers: vec![String::new(); plan.rank_count()],
         links: Default::default(),

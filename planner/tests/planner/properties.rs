@@ -150,7 +150,7 @@ proptest! {
     ) {
         let weights: u64 = TensorId::all(&spec).map(|tensor| tensor.info(&spec).bytes()).sum();
         let fleet = Fleet { ways, ..fleet(&numbers, weights as f64, mixed, links) };
-        let demand = Demand { kv_blocks: KvBlocks::plain(2), step_tokens_max: 3 };
+        let demand = Demand { kv_blocks: KvBlocks::plain(2), step_tokens_max: 3, logit_rows_max: 64 };
         let Ok(choice) = choose(&spec, &fleet, goal, demand) else { return Ok(()) };
         check(&spec, &fleet, goal, demand, &choice)?;
         for tensor in TensorId::all(&spec).filter(|tensor| !tensor.replicated()) {
@@ -182,7 +182,7 @@ proptest! {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
         let fleet = Fleet { ways, ..fleet(&numbers, 10e9, mixed, links) };
         let tokens = goal.context.min(4096);
-        let demand = Demand { kv_blocks: KvBlocks::for_tokens(tokens, spec.window, 4, 256), step_tokens_max: 256 };
+        let demand = Demand { kv_blocks: KvBlocks::for_tokens(tokens, spec.window, 4, 256), step_tokens_max: 256, logit_rows_max: 64 };
         let found = choose(&spec, &fleet, goal, demand);
         if let Ok(choice) = &found {
             check(&spec, &fleet, goal, demand, choice)?;

@@ -62,6 +62,7 @@ impl From<&Assignment> for wire::Assignment {
                 window: assignment.kv_blocks.window,
             }),
             step_tokens_max: assignment.step_tokens_max,
+            logit_rows_max: assignment.logit_rows_max,
             sampleable: assignment
                 .sampleable
                 .iter()
@@ -112,6 +113,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             },
             kv_blocks: KvBlocks { full: kv_blocks.full, window: kv_blocks.window },
             step_tokens_max: wire.step_tokens_max,
+            logit_rows_max: wire.logit_rows_max,
             peers: wire.peers,
             links: links(wire.links, ranks)?,
             group_key: exactly_32(&wire.group_key, "Assignment.group_key")?,
@@ -146,6 +148,7 @@ mod tests {
                     weights: seed.map_or(WeightOrigin::Stream, |seed| WeightOrigin::Synthetic { seed }),
                     kv_blocks: KvBlocks { full: kv_blocks.0, window: kv_blocks.1 },
                     step_tokens_max: 512,
+                    logit_rows_max: 320,
                     sampleable: vec![0..5, 9..spec.vocab as u32],
                     peers: (0..shares.len()).map(|rank| format!("10.0.0.{rank}:7000")).collect(),
                     links: Links {
@@ -182,6 +185,7 @@ mod tests {
             weights: WeightOrigin::Stream,
             kv_blocks: KvBlocks::plain(8),
             step_tokens_max: 8,
+            logit_rows_max: 320,
             sampleable: vec![0..8],
             peers: vec!["a:1".into(), "b:1".into()],
             links: Links::default(),

@@ -88,6 +88,8 @@ pub struct Demand {
     pub kv_blocks: KvBlocks,
     /// Rows of one step at most.
     pub step_tokens_max: usize,
+    /// Rows of one step at most of which there are logits: of each sequence one, and one more for each guess at its tokens.
+    pub logit_rows_max: usize,
 }
 
 /// Why a model cannot be cut over the devices at hand.

@@ -35,6 +35,7 @@ fn assignment(weights: WeightsId) -> Assignment {
         weights_id: weights,
         kv_blocks: KvBlocks::plain(2),
         step_tokens_max: 4,
+        logit_rows_max: 64,
         sampleable: vec![0..9],
         peers: vec![String::new()],
         links: Default::default(),

@@ -93,6 +93,7 @@ pub fn executor() -> Executor<Echo, Solo> {
         weights_id: WeightsId([0; 32]),
         kv_blocks: KvBlocks { full: 4, window: 3 },
         step_tokens_max: 40,
+        logit_rows_max: 64,
         sampleable: vec![0..VOCAB as u32],
         peers: vec![String::new()],
         links: Default::default(),

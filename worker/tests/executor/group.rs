@@ -142,6 +142,7 @@ fn assignment(spec: &ModelSpec, plan: &Plan, rank: usize) -> Assignment {
         weights_id: WeightsId([0; 32]),
         kv_blocks: KV_BLOCKS,
         step_tokens_max: 32,
+        logit_rows_max: 64,
         sampleable: vec![0..spec.vocab as TokenId],
         peers: vec![String::new(); plan.rank_count()],
         links: Default::default(),

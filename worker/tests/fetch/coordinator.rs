@@ -199,6 +199,7 @@ impl Coordinator {
                 weights_id: source().identity().unwrap(),
                 kv_blocks: KvBlocks::plain(4),
                 step_tokens_max: 16,
+                logit_rows_max: 64,
                 sampleable: vec![0..40_000],
                 peers: vec!["127.0.0.1:1".into(); count],
                 links: Default::default(),

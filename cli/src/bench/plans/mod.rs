@@ -146,6 +146,7 @@ fn formation(spec: &ModelSpec, case: &Case, kv_blocks: KvBlocks, between: Link) 
         plan: Some(case.plan.clone()),
         kv_blocks,
         step_tokens_max: STEP_ROWS,
+        logit_rows_max: 64,
         sampleable: vec![0..spec.vocab as TokenId],
         links: LinkChoice::Tcp,
         wire: WireFormat::F32,

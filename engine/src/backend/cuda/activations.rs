@@ -8,7 +8,6 @@ use super::route::Routes;
 use crate::cuda::{Card, CudaError, DeviceSum};
 use cudarc::driver::CudaSlice;
 use flotilla_shared::ModelSpec;
-use flotilla_shared::activations::LOGIT_ROWS;
 
 /// What a step computes with, beside weights and cache. Letters as in [`crate::model`].
 pub(super) struct Activations {
@@ -42,7 +41,7 @@ impl Activations {
         (layer_count, logit_width): (usize, usize),
         shapes: &Shapes,
         kernels: &Kernels,
-        t: usize,
+        (t, logit_rows): (usize, usize),
     ) -> Result<Self, CudaError> {
         let hidden = spec.hidden;
         let (q_width, qkv_width) =
@@ -63,7 +62,7 @@ impl Activations {
             chosen: card.zeros(layer_count * t * spec.experts_per_token)?,
             routes: Routes::new(card, &shapes.route, t)?,
             experts: experts.transpose()?,
-            logits: card.zeros(t.min(LOGIT_ROWS) * logit_width.max(1))?,
+            logits: card.zeros(logit_rows * logit_width.max(1))?,
             picks: Picks::new(card)?,
         })
     }

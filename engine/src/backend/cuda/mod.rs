@@ -34,6 +34,7 @@ use attention::{Attend, Cache, CacheMut};
 use batch::DeviceBatch;
 use dense::Linear;
 use experts::{ExpertWeights, Product};
+use flotilla_shared::activations::logit_rows;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use flotilla_shared::{Assignment, LayerKind, ModelSpec, RankShare};
 use graph::Graphs;
@@ -92,6 +93,7 @@ impl CudaBackend {
         let card = weights.card().clone();
         let shapes = Shapes::of(&spec, share);
         let rows_max = assignment.step_tokens_max as usize;
+        let rows = (rows_max, logit_rows(rows_max, assignment.logit_rows_max as usize));
         let kernels = Kernels::new(&card, &spec, &shapes, logits.clone(), &assignment.sampleable, rows_max)?;
         let kv_heads = share.kv_heads.len();
         let caches = if kv_heads > 0 {
@@ -104,7 +106,7 @@ impl CudaBackend {
             rows_max,
             caches,
             batch: DeviceBatch::new(&card, &spec, shapes.attention, rows_max, blocks_max)?,
-            a: Activations::new(&card, &spec, (layers.len(), logits.len()), &shapes, &kernels, rows_max)?,
+            a: Activations::new(&card, &spec, (layers.len(), logits.len()), &shapes, &kernels, rows)?,
             graphs: settings.graphs.then(Graphs::default),
             row: Vec::new(),
             host: HostLogits::new(logits.len()),

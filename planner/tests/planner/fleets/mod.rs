@@ -106,5 +106,9 @@ pub fn fleets() -> Vec<(String, Fleet)> {
 /// Room for every sequence's context.
 pub fn demand(spec: &ModelSpec, goal: Goal) -> Demand {
     let tokens = goal.aim.sequences() * goal.context;
-    Demand { kv_blocks: KvBlocks::for_tokens(tokens, spec.window, 64, 512), step_tokens_max: 512 }
+    Demand {
+        kv_blocks: KvBlocks::for_tokens(tokens, spec.window, 64, 512),
+        step_tokens_max: 512,
+        logit_rows_max: 64,
+    }
 }
