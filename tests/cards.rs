@@ -99,8 +99,10 @@ async fn stages_of_two_ranks_that_sum_among_themselves() {
 #[tokio::test]
 async fn the_demo_model_answers_from_two_cards() {
     let Some(environment) = emulated() else { return };
-    let args = ["up", "--device", "cuda:0,cuda:1", "--listen", "127.0.0.1:0", "--current-date", "2026-11-23"];
+    // The emulated driver shows two.
+    let args = ["up", "--gpus", "all", "--listen", "127.0.0.1:0", "--current-date", "2026-11-23"];
     let mut up = Running::start_with(&args, &environment);
+    up.hear(" on 2 workers of cuda:0, cuda:1, ").await;
     let url = up.hear(" is served on ").await;
     let question = serde_json::json!([{ "role": "user", "content": "What is 27 + 48?" }]);
     let body = serde_json::json!({ "messages": question, "temperature": 0 });
@@ -166,6 +168,8 @@ async fn a_card_that_is_not_there_is_an_error_with_a_hint() {
     let (passed, _, stderr) = ran(&args, &environment).await;
     assert!(!passed && stderr.starts_with("error: cannot use --device cuda:0: "), "{stderr}");
     assert!(stderr.contains("\nhint: "), "{stderr}");
+    let (passed, _, stderr) = ran(&["up", "--gpus", "all", "--listen", "127.0.0.1:0"], &environment).await;
+    assert!(!passed && stderr.starts_with("error: cannot use --gpus all: "), "{stderr}");
 
     let Some(environment) = emulated() else { return };
     let args = ["verify", dir.to_str().unwrap(), "--device", "cuda:7"];

@@ -1,12 +1,12 @@
-//! `--device`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how exactly, and
+//! `--device`, `--gpus`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how exactly, and
 //! how cards sum.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use flotilla_engine::backend::cpu::kernels::{Isa, Precision};
 use flotilla_engine::backend::cpu::{CpuSettings, DenseWidth};
 use flotilla_engine::collective::card::{SumChoice, Wire};
-use flotilla_engine::cuda::Card;
+use flotilla_engine::cuda::{Card, card_count};
 use flotilla_shared::KvDtype;
 use flotilla_worker::{CardUse, Device};
 use std::fmt;
@@ -40,6 +40,40 @@ impl fmt::Display for DeviceChoice {
             DeviceChoice::Cpu => f.write_str("cpu"),
             DeviceChoice::Cuda(ordinal) => write!(f, "cuda:{ordinal}"),
         }
+    }
+}
+
+/// Cards of this machine, a worker each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gpus {
+    All,
+    Numbers(Vec<usize>),
+}
+
+impl FromStr for Gpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "all" {
+            return Ok(Gpus::All);
+        }
+        let numbers = text.split(',').map(str::parse).collect::<Result<_, _>>();
+        numbers.map(Gpus::Numbers).map_err(|_| format!("expected all, or numbers as 0,1, found {text:?}"))
+    }
+}
+
+impl Gpus {
+    pub fn devices(&self) -> Result<Vec<DeviceChoice>> {
+        let numbers = match self {
+            Gpus::Numbers(numbers) => numbers.clone(),
+            Gpus::All => (0..card_count().context("cannot use --gpus all")?).collect(),
+        };
+        if numbers.is_empty() {
+            bail!(
+                "cannot use --gpus all: the driver shows no card\nhint: `flotilla doctor` says what is there"
+            );
+        }
+        Ok(numbers.into_iter().map(DeviceChoice::Cuda).collect())
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::cache::CacheArgs;
 use crate::chat;
-use crate::device::{CpuArgs, DeviceChoice, SumArgs};
+use crate::device::{CpuArgs, DeviceChoice, Gpus, SumArgs};
 use crate::forecast::{self, Forecast};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::log;
@@ -34,6 +34,9 @@ pub struct UpArgs {
     /// What the workers compute with, in turn: cpu, or cards as cuda:0,cuda:1
     #[arg(long, value_delimiter = ',', default_value = "cpu")]
     device: Vec<DeviceChoice>,
+    /// Cards of this machine, a worker each: all, or their numbers as 0,1; the same as --device cuda:0,cuda:1
+    #[arg(long, value_name = "CARDS", conflicts_with = "device")]
+    gpus: Option<Gpus>,
     #[command(flatten)]
     cpu: CpuArgs,
     #[command(flatten)]
@@ -68,8 +71,11 @@ impl UpArgs {
     }
 }
 
-pub fn run(args: UpArgs) -> Result<()> {
+pub fn run(mut args: UpArgs) -> Result<()> {
     let start = Instant::now();
+    if let Some(gpus) = &args.gpus {
+        args.device = gpus.devices()?;
+    }
     if args.checks() {
         return args.serve.check(args.ranks());
     }
