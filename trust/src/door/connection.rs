@@ -72,7 +72,8 @@ impl Drop for Newcomer {
     }
 }
 
-/// Past TLS, if there is TLS. Reading from it fails once its caller has to go.
+/// Past TLS, if there is TLS. Reading and writing fail once its caller has to go: one that asks and reads no answer would else
+/// stay as long as it likes, since who waits to write does not read.
 pub struct Connection {
     io: Box<dyn Io>,
     caller: Caller,
@@ -131,6 +132,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.io).poll_write(context, bytes)
     }
 
@@ -139,6 +141,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.check(context)?;
         Pin::new(&mut self.io).poll_write_vectored(context, parts)
     }
 
@@ -147,6 +150,7 @@ impl AsyncWrite for Connection {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(context)?;
         Pin::new(&mut self.io).poll_flush(context)
     }
 

@@ -98,6 +98,8 @@ async fn begin(stream: TcpStream, tls: Option<ServerTls>, mut newcomer: Newcomer
         tls.accept(stream).await.map(|stream| Box::new(stream) as Box<dyn Io>)
     };
     let shaken = tokio::select! {
+        // Who is done is done, however late this is looked at.
+        biased;
         shaken = shake_hands => shaken,
         refusal = &mut newcomer => Err(refusal),
     };
@@ -145,6 +147,19 @@ mod tests {
         meant.write_all(b"still here").await.unwrap();
         drop(meant);
         assert_eq!(read(connection).await.unwrap(), b"still here");
+    }
+
+    /// Who waits to write does not read: a stranger that reads nothing must not stay for that.
+    #[tokio::test]
+    async fn who_reads_no_answer_is_closed_as_well() {
+        let (address, mut door) = door(Duration::from_millis(50)).await;
+        let _deaf = TcpStream::connect(address).await.unwrap();
+        let mut connection = door.recv().await.unwrap().unwrap();
+        // More than any buffer of the system takes.
+        let answer = vec![0; 256 << 20];
+        let told = tokio::time::timeout(Duration::from_secs(60), connection.write_all(&answer)).await;
+        let error = told.expect("it is not waited for without end").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
     }
 
     /// Nobody's time runs out here: the oldest make room.
