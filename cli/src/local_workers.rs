@@ -64,15 +64,28 @@ impl LocalWorkers {
 
     /// Resolves when a worker has ended, which none should; says which, and how.
     pub async fn first_death(&mut self) -> (usize, anyhow::Error) {
-        let waits = self.children.iter_mut().enumerate().map(|(index, child)| {
-            Box::pin(async move {
-                let error = match child.wait().await {
-                    Ok(status) => anyhow!("worker {index} ended: {status}\nhint: its own message is above"),
-                    Err(error) => anyhow!("worker {index} cannot be waited for: {error}"),
-                };
-                (index, error)
+        self.first_death_among(|_| true).await
+    }
+
+    /// Of those that still count.
+    async fn first_death_among(&mut self, counts: impl Fn(usize) -> bool) -> (usize, anyhow::Error) {
+        let counted = self.children.iter_mut().enumerate().filter(|(index, _)| counts(*index));
+        let waits: Vec<_> = counted
+            .map(|(index, child)| {
+                Box::pin(async move {
+                    let error = match child.wait().await {
+                        Ok(status) => {
+                            anyhow!("worker {index} ended: {status}\nhint: its own message is above")
+                        }
+                        Err(error) => anyhow!("worker {index} cannot be waited for: {error}"),
+                    };
+                    (index, error)
+                })
             })
-        });
+            .collect();
+        if waits.is_empty() {
+            return std::future::pending().await;
+        }
         futures::future::select_all(waits).await.0
     }
 
@@ -85,19 +98,24 @@ impl LocalWorkers {
     ) -> anyhow::Error {
         let mut young = vec![Young::default(); self.children.len()];
         loop {
-            let (index, error) = tokio::select! {
-                death = self.first_death() => death,
+            // Nobody waits for another's pause.
+            let due = young.iter().enumerate().filter_map(|(index, young)| Some((young.due?, index))).min();
+            let index = tokio::select! {
+                (index, error) = self.first_death_among(|index| young[index].due.is_none()) => {
+                    if !may_restart.load(Ordering::Relaxed) {
+                        return error;
+                    }
+                    let pause = young[index].pause();
+                    warn!(worker = index, "a worker ended, starting another in its place in {pause:?}: {error:#}");
+                    young[index].due = Some(Instant::now() + pause);
+                    continue;
+                }
                 Some(lost) = lost.recv() => {
                     self.end(&lost, None);
                     continue;
                 }
+                index = passed(due) => index,
             };
-            if !may_restart.load(Ordering::Relaxed) {
-                return error;
-            }
-            let pause = young[index].pause();
-            warn!(worker = index, "a worker ended, starting another in its place in {pause:?}: {error:#}");
-            tokio::time::sleep(pause).await;
             // What was said of its name meanwhile was said of the one that has ended.
             while let Ok(lost) = lost.try_recv() {
                 self.end(&lost, Some(index));
@@ -105,7 +123,7 @@ impl LocalWorkers {
             match self.settings.spawn(index) {
                 Ok(child) => {
                     self.children[index] = child;
-                    young[index].began = Some(Instant::now());
+                    (young[index].began, young[index].due) = (Some(Instant::now()), None);
                 }
                 Err(error) => return error,
             }
@@ -132,6 +150,19 @@ struct Young {
     deaths: u32,
     /// When the last one began that was started in another's place.
     began: Option<Instant>,
+    /// When the next one is to be started.
+    due: Option<Instant>,
+}
+
+/// Whose time has come.
+async fn passed(due: Option<(Instant, usize)>) -> usize {
+    match due {
+        Some((at, index)) => {
+            tokio::time::sleep_until(at.into()).await;
+            index
+        }
+        None => std::future::pending().await,
+    }
 }
 
 impl Young {

@@ -4,7 +4,7 @@
 use super::losses::{Losses, Rows};
 use super::seat::Seat;
 use super::suspects::{Suspects, Verdict};
-use super::{Driver, DriverHandle, Failure};
+use super::{Driver, Failure};
 use crate::group::{Group, GroupError};
 use flotilla_scheduler::{Event, FinishReason, Trial};
 use flotilla_shared::SequenceId;
@@ -93,12 +93,11 @@ impl<G: Group> Driver<G> {
     }
 
     /// It is tried here, and does not go on in `other`: as long as this replica may soon be back, and, where workers were
-    /// lost with it, others would have to make way for it there.
-    pub(super) fn must_stay(&self, sequence: SequenceId, other: &DriverHandle) -> bool {
+    /// lost with it, others would have to make way for it there: those that serve there, or that go there with it.
+    pub(super) fn must_stay(&self, sequence: SequenceId, makes_way: bool) -> bool {
         if self.orphaned.as_ref().is_some_and(|orphaned| orphaned.is_held_no_more()) {
             return false;
         }
-        let makes_way = self.streams.len() > 1 || other.busy() > 0;
         self.suspects.holds(sequence) || self.losses.holds(sequence) && makes_way
     }
 

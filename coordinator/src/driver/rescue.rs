@@ -168,8 +168,9 @@ impl<G: Group> Driver<G> {
         let Some(other) = self.replicas.idlest() else { return };
         let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
         let (before, now) = (sequences.len(), super::now() - self.started);
+        let makes_way = before > 1 || other.busy() > 0;
         for sequence in sequences {
-            if self.guides.is_away(sequence) || self.must_stay(sequence, &other) {
+            if self.guides.is_away(sequence) || self.must_stay(sequence, makes_way) {
                 continue;
             }
             // Of one that has just ended the last word is still to be said, here.

@@ -76,6 +76,23 @@ async fn one_whose_replica_does_not_come_back_goes_at_once_to_one_that_is_idle()
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
 }
 
+/// The other replica is idle, but not for those who go there first.
+#[tokio::test(start_paused = true)]
+async fn one_with_three_losses_does_not_follow_the_others_at_once() {
+    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let (replicas, away) = (Replicas::default(), Fleet::new(Fault::Deadly));
+    let mut one = home.replica(&replicas);
+    one.ready().await;
+    let (first, second) = tokio::join!(ask(&one, false), ask(&one, true));
+    lost_times(&mut one, 3).await;
+    away.replica(&replicas).ready().await;
+    let told = first.await.unwrap();
+    assert!(is_whole(&told), "{told:?}");
+    assert_eq!(away.losses(), 0, "its workers were lost before the others were done");
+    let told = second.await.unwrap();
+    assert!(is_blamed(&told), "{told:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn with_two_replicas_it_does_not_end_workers_of_one_and_the_other_for_ever() {
     ends_among_two_replicas(Fault::Deadly).await;

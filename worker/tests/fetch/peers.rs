@@ -265,12 +265,16 @@ async fn parts_that_are_kept_on_disk_are_put_together_again() {
     expect_right(&again).await;
 }
 
-/// Of finished files.
+/// Weights in finished files, whose names say from where to where they go.
 fn bytes_in(dir: &std::path::Path) -> u64 {
     let folders = std::fs::read_dir(dir).unwrap().map(|folder| folder.unwrap().path());
     let files = folders.flat_map(|folder| std::fs::read_dir(folder).unwrap()).map(|file| file.unwrap());
-    let finished = files.filter(|file| !file.file_name().to_string_lossy().ends_with("tmp"));
-    finished.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+    let names = files.map(|file| file.file_name().to_string_lossy().into_owned());
+    let bytes = |name: String| {
+        let (start, end) = name.rsplit_once('~')?.1.split_once('-')?;
+        Some(end.parse::<u64>().ok()? - start.parse::<u64>().ok()?)
+    };
+    names.filter_map(bytes).sum()
 }
 
 /// A digest that was made of a peer's memory proves nothing: what came by it is used, and not kept where it would be believed.
