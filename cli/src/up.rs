@@ -73,8 +73,11 @@ impl UpArgs {
 
 pub fn run(mut args: UpArgs) -> Result<()> {
     let start = Instant::now();
-    if let Some(gpus) = &args.gpus {
-        args.device = gpus.devices()?;
+    match &args.gpus {
+        // How many there are is a question to the machine, not to the flags.
+        Some(Gpus::All) if args.checks() => args.device = vec![DeviceChoice::Cuda(0)],
+        Some(gpus) => args.device = gpus.devices()?,
+        None => {}
     }
     if args.checks() {
         return args.serve.check(args.ranks());
