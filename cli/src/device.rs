@@ -1,5 +1,5 @@
-//! `--device`, `--gpus`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how exactly, and
-//! how cards sum.
+//! `--device`, `--gpus`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how
+//! exactly, and how cards sum.
 
 use anyhow::{Context, Result, bail};
 use clap::Args;

@@ -14,7 +14,7 @@ const ASIDE_MAX: usize = 64;
 
 #[derive(Default)]
 pub struct Line {
-    /// Passed over while another computes what they begin with; then before all others.
+    /// Passed over while another computes what they begin with, or their mask is made; then before all others.
     aside: VecDeque<Sequence>,
     resumed: VecDeque<Sequence>,
     /// No queue is empty.

@@ -55,7 +55,8 @@ pub struct Driver<'a, G> {
     /// Parts of the sequences that decode, each with a step of its own in flight.
     lanes: usize,
     in_flight: usize,
-    in_flight_max: usize,
+    /// Steps in flight beyond one a lane.
+    ahead: usize,
     epoch: Epoch,
     step: StepId,
     sequence: u64,
@@ -67,13 +68,12 @@ impl<'a, G: Group> Driver<'a, G> {
     pub fn in_turn(group: G, spec: &'a ModelSpec) -> Self {
         let (lanes, epoch, step) = (group.stages(), Epoch(1), StepId(0));
         let (sequence, release) = (0, Vec::new());
-        Driver { group, spec, lanes, in_flight: 0, in_flight_max: lanes, epoch, step, sequence, release }
+        Driver { group, spec, lanes, in_flight: 0, ahead: 0, epoch, step, sequence, release }
     }
 
     /// One more: workers have the next step when they are done with one.
     pub fn as_served(group: G, spec: &'a ModelSpec) -> Self {
-        let driver = Driver::in_turn(group, spec);
-        Driver { in_flight_max: driver.lanes + 1, ..driver }
+        Driver { ahead: 1, ..Driver::in_turn(group, spec) }
     }
 
     /// Of a group that is not the first of its workers.
@@ -117,7 +117,7 @@ impl<'a, G: Group> Driver<'a, G> {
         let start = Instant::now();
         for step in 0..steps {
             for lane in &lanes {
-                self.make_room(lanes.len() + self.in_flight_max - self.lanes).await?;
+                self.make_room(lanes.len() + self.ahead).await?;
                 let admission =
                     |at| Admission { sequence: ids[at], cached: depth as u32, ..Admission::default() };
                 let admit = if step == 0 { lane.clone().map(admission).collect() } else { Vec::new() };
@@ -176,7 +176,7 @@ impl<'a, G: Group> Driver<'a, G> {
                 ..SequenceWork::default()
             };
             let admission = Admission { sequence: ids[0], ..Admission::default() };
-            self.make_room(1 + self.in_flight_max - self.lanes).await?;
+            self.make_room(1 + self.ahead).await?;
             self.send(if from == 0 { vec![admission] } else { Vec::new() }, vec![work])?;
         }
         self.settle().await?;

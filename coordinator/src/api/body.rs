@@ -78,6 +78,8 @@ impl Bodies {
             }
             bytes.extend_from_slice(&chunk);
         }
+        // A client that did not say how much it sends may have sent less than it could.
+        bytes.shrink_to_fit();
         room.keep(bytes.len());
         Ok(Received { bytes, room })
     }
@@ -141,8 +143,8 @@ impl Received {
 }
 
 impl Room {
-    /// What came is less than what could have come, where a client did not say how much it is.
-    fn keep(&mut self, bytes: usize) {
+    /// So much of it is enough.
+    pub fn keep(&mut self, bytes: usize) {
         if let Some(permit) = &mut self.0 {
             drop(permit.split(permit.num_permits().saturating_sub(bytes)));
         }

@@ -99,23 +99,6 @@ pub async fn generate(
         visit.open_choices(prompts.len() * options.choices).map_err(over)?;
         visit.spend_prompt(prompt_tokens).map_err(over)?;
     }
-    let submitted = submit(api, log, options, prompts, tokens_max, pattern.as_ref(), reader).await;
-    if submitted.is_err() {
-        // Clients come back with it.
-        log.visit().into_iter().for_each(|visit| visit.give_back_prompt(prompt_tokens));
-    }
-    submitted
-}
-
-async fn submit(
-    api: &Arc<Api>,
-    log: &RequestLog,
-    options: &Options,
-    prompts: &[Vec<TokenId>],
-    tokens_max: usize,
-    pattern: Option<&Pattern>,
-    reader: impl Fn() -> Box<dyn Reader>,
-) -> Result<Updates, ApiError> {
     let seed = options.seed.unwrap_or_else(|| api.ids.seed());
     let priority = priority(options.priority, log.visit().map(|visit| visit.key.priority));
     // More than there are is all, which costs less to find.
@@ -129,14 +112,19 @@ async fn submit(
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
-            guide: guide(api, options, pattern),
+            guide: guide(api, options, pattern.as_ref()),
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),
             trace: log.trace().map(RequestTrace::context),
         };
         let submitted = Instant::now();
-        let tokens = api.replicas.submit(generation).await?;
+        let tokens = api.replicas.submit(generation).await.inspect_err(|_| {
+            // Clients come back with it. What was taken in of several choices may have been computed.
+            if let Some(visit) = log.visit().filter(|_| streams.is_empty()) {
+                visit.give_back_prompt(prompt_tokens);
+            }
+        })?;
         let times = times(index, submitted, prompt.len());
         let choice = Choice::new(api, tokens, reader(), times, log.clone());
         streams.push(choice.updates(index));

@@ -14,9 +14,14 @@ async fn lost_times(driver: &mut DriverHandle, times: usize) {
     }
 }
 
-/// A replica that loses its group three times and then has none any more, and another that has work.
+/// Each of its groups is lost in the first step, three of them; then it has none any more.
+fn home_that_is_lost() -> Fleet {
+    Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) }
+}
+
+/// Such a replica, and another that has work.
 async fn one_that_does_not_come_back(fault: Fault, bad: bool) -> (Vec<Told>, Fleet, Duration) {
-    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let home = home_that_is_lost();
     let away = Fleet::new(fault);
     let replicas = Replicas::default();
     let mut one = home.replica(&replicas);
@@ -59,7 +64,7 @@ async fn one_whose_replica_does_not_come_back_is_tried_alone_in_another() {
 
 #[tokio::test(start_paused = true)]
 async fn one_whose_replica_does_not_come_back_goes_at_once_to_one_that_is_idle() {
-    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let home = home_that_is_lost();
     let (replicas, idle) = (Replicas::default(), Fleet::new(Fault::Never));
     let mut one = home.replica(&replicas);
     one.ready().await;
@@ -79,7 +84,7 @@ async fn one_whose_replica_does_not_come_back_goes_at_once_to_one_that_is_idle()
 /// The other replica is idle, but not for those who go there first.
 #[tokio::test(start_paused = true)]
 async fn one_with_three_losses_does_not_follow_the_others_at_once() {
-    let home = Fleet { groups_max: 3, ..Fleet::new(Fault::LossIn(&[1])) };
+    let home = home_that_is_lost();
     let (replicas, away) = (Replicas::default(), Fleet::new(Fault::Deadly));
     let mut one = home.replica(&replicas);
     one.ready().await;

@@ -1,6 +1,6 @@
 //! Other workers as places of weights: those that the coordinator names are asked for what they hold whole, each for what
-//! those before it do not have. One that does not answer, breaks off, refuses, stands still or sends damage is passed over for the rest of the load, and
-//! what it owes is wanted again. So nothing here can fail a load.
+//! those before it do not have. One that does not answer, breaks off, refuses, stands still or sends damage is passed over
+//! for the rest of the load, and what it owes is wanted again. So nothing here can fail a load.
 
 use super::PART_BYTES;
 use super::intake::{Intake, Parts};

@@ -32,7 +32,8 @@ impl Wanted {
         self.parts.is_empty()
     }
 
-    /// The next parts, of about `bytes` together and no more than one request may have; none when nothing is missing that nobody has in hand.
+    /// The next parts, of about `bytes` together and no more than one request may have; none when nothing is missing that
+    /// nobody has in hand.
     pub fn take(&mut self, bytes: usize) -> Vec<Extent> {
         let (mut taken, mut sum) = (Vec::new(), 0);
         while sum < bytes

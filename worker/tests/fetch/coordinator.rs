@@ -34,6 +34,8 @@ pub enum Fault {
     Damaged(u32),
     /// The stream ends before it.
     Breaks(u32),
+    /// So it does, for too many fetch there.
+    Busy(u32),
     /// Nothing more comes, and nobody is told.
     Silent(u32),
     /// It is said not to be there.
@@ -406,6 +408,10 @@ impl Giver {
                         chunks.push(Err(Status::unavailable("the stream was cut")));
                         return Box::pin(tokio_stream::iter(chunks));
                     }
+                    Some(Fault::Busy(_)) => {
+                        chunks.push(Err(Status::resource_exhausted("others fetch here")));
+                        return Box::pin(tokio_stream::iter(chunks));
+                    }
                     Some(Fault::Silent(_)) => {
                         return Box::pin(tokio_stream::iter(chunks).chain(tokio_stream::pending()));
                     }
@@ -437,9 +443,12 @@ impl Giver {
         let mut faults = self.faults.lock().unwrap();
         let fault = faults.get_mut(&place)?;
         match fault {
-            Fault::Damaged(0) | Fault::Breaks(0) | Fault::Silent(0) | Fault::Lacking(0) => None,
-            Fault::Damaged(left) | Fault::Breaks(left) | Fault::Silent(left) | Fault::Lacking(left) => {
-                *left -= 1;
+            Fault::Damaged(left)
+            | Fault::Breaks(left)
+            | Fault::Busy(left)
+            | Fault::Silent(left)
+            | Fault::Lacking(left) => {
+                *left = left.checked_sub(1)?;
                 Some(*fault)
             }
         }

@@ -113,6 +113,14 @@ async fn a_peer_that_breaks_off_is_passed_over_and_nothing_comes_twice() {
 }
 
 #[tokio::test]
+async fn what_a_peer_has_no_place_for_comes_from_the_coordinator() {
+    let peer = FakePeer::start(vec![((0, 0), Fault::Busy(1))]).await;
+    let mut coordinator = beside(vec![peer.holder.clone()]).await;
+    expect_whole(&mut coordinator, &[&peer]).await;
+    assert_eq!(peer.sent(), []);
+}
+
+#[tokio::test]
 async fn a_peer_that_sends_damage_is_passed_over_and_the_damage_is_not_kept() {
     let [first, _] = places();
     let peer = FakePeer::start(vec![(first, Fault::Damaged(u32::MAX))]).await;

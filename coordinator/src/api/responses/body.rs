@@ -4,16 +4,36 @@ use serde_json::{Map, Value, json};
 
 use super::item::Item;
 use crate::api::Api;
+use crate::api::body::Room;
 use crate::api::error::ApiError;
 use crate::api::generate::Usage;
 
 /// What stands in every version of one response.
-#[derive(Clone, Debug)]
 pub struct Envelope {
     pub id: String,
     created: u64,
     model: String,
-    echo: Map<String, Value>,
+    echo: Echo,
+}
+
+/// What a response says of its request. As text, and with room for it: it is held to the answer's end, and schemas of tools
+/// may be of megabytes.
+pub struct Echo {
+    json: Vec<u8>,
+    _room: Room,
+}
+
+impl Echo {
+    /// `room`: of the request's body.
+    pub fn new(echo: &Map<String, Value>, mut room: Room) -> Echo {
+        let json = serde_json::to_vec(echo).expect("a map of values is JSON");
+        room.keep(json.len());
+        Echo { json, _room: room }
+    }
+
+    fn read(&self) -> Map<String, Value> {
+        serde_json::from_slice(&self.json).expect("it was written here")
+    }
 }
 
 /// How far a response is.
@@ -27,7 +47,7 @@ pub enum Standing {
 }
 
 impl Envelope {
-    pub fn new(api: &Api, echo: Map<String, Value>) -> Envelope {
+    pub fn new(api: &Api, echo: Echo) -> Envelope {
         Envelope {
             id: api.ids.name("resp_"),
             created: (api.settings.unix_seconds)(),
@@ -49,7 +69,7 @@ impl Envelope {
             "usage": usage.map(usage_json),
         });
         if let Value::Object(body) = &mut body {
-            body.extend(self.echo.clone());
+            body.extend(self.echo.read());
         }
         body
     }

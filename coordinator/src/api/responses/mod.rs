@@ -25,17 +25,19 @@ use flotilla_shared::TokenId;
 use serde_json::{Value, json};
 
 use super::Api;
+use super::body::{Received, SHORT_BYTES_MAX};
 use super::chat::text_bytes;
 use super::encoding::at_desk;
 use super::error::ApiError;
 use super::fields::{FieldError, Node, Problem};
 use super::generate::{check_prompt, check_text, generate};
 use super::log::RequestLog;
+use super::options::Options;
 use super::reader::{ChatReader, Reader};
 use crate::harmony::chat::{Chat, conversation as chat_conversation};
 use crate::harmony::render::PastAnalysis;
 use answer::{Answer, Keep};
-use body::Envelope;
+use body::{Echo, Envelope};
 use input::Entry;
 use item::Item;
 use output::Output;
@@ -57,36 +59,71 @@ pub async fn create(
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
     let body = api.bodies.read(request.into_body()).await?;
-    let body_bytes = body.len();
-    let (request, room) = at_desk(&api, body_bytes, move |api| {
-        let (body, room) = body.json()?;
-        let request = ResponsesRequest::read(body)?;
-        api.check_model(request.options.model.as_deref())?;
-        request.options.bound.check_limits()?;
-        Ok((request, room))
-    })
-    .await?;
-    let ResponsesRequest { options, instructions, input, previous, store, chat, echo } = request;
-    // For whom responses are kept, and to whom alone they are shown.
-    let client = log.client();
-    let previous = previous_turns(&api, client, previous.as_deref())?;
-    let input = resolve(&api, client, input)?;
-    let offered_tools = !chat.tools.is_empty();
-    let told = Told { instructions, previous: previous.clone(), input: input.clone() };
-    let prompt = at_desk(&api, told.bytes().max(body_bytes), move |api| {
-        let _room = room;
-        render(api, chat, &told)
-    })
-    .await?;
+    let (client, body_bytes) = (log.client(), body.len());
+    // As values a long body takes much, and must not wait for another desk as such; a short one may refer to much.
+    let asked = at_desk(&api, body_bytes, move |api| {
+        let asked = Asked::read(api, client, body)?;
+        if body_bytes > SHORT_BYTES_MAX { asked.render(api).map(Step::Done) } else { Ok(Step::Asked(asked)) }
+    });
+    let Rendered { options, prompt, offered_tools, echo, keep } = match asked.await? {
+        Step::Done(rendered) => rendered,
+        Step::Asked(asked) => at_desk(&api, asked.told.bytes(), move |api| asked.render(api)).await?,
+    };
     let reader =
         || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, echo);
     let output = Output::new(Arc::clone(&api));
-    let keep = store.then_some(Keep { client, previous, input });
     let answer = Answer { api, envelope, output, updates, log, keep };
     if options.stream { Ok(answer.stream()) } else { answer.whole().await }
+}
+
+/// A request, and what it refers to.
+struct Asked {
+    options: Options,
+    chat: Chat,
+    told: Told,
+    echo: Echo,
+    /// For whom the response is kept, and to whom alone it is shown.
+    kept_for: Option<ClientId>,
+}
+
+struct Rendered {
+    options: Options,
+    prompt: Vec<TokenId>,
+    offered_tools: bool,
+    echo: Echo,
+    keep: Option<Keep>,
+}
+
+enum Step {
+    Asked(Asked),
+    Done(Rendered),
+}
+
+impl Asked {
+    fn read(api: &Api, client: ClientId, body: Received) -> Result<Asked, ApiError> {
+        let (body, room) = body.json()?;
+        let ResponsesRequest { options, instructions, input, previous, store, chat, echo } =
+            ResponsesRequest::read(body)?;
+        api.check_model(options.model.as_deref())?;
+        options.bound.check_limits()?;
+        let previous = previous_turns(api, client, previous.as_deref())?;
+        let input = resolve(api, client, input)?;
+        let told = Told { instructions, previous, input };
+        let echo = Echo::new(&echo, room);
+        Ok(Asked { options, chat, told, echo, kept_for: store.then_some(client) })
+    }
+
+    fn render(self, api: &Api) -> Result<Rendered, ApiError> {
+        let Asked { options, chat, told, echo, kept_for } = self;
+        let offered_tools = !chat.tools.is_empty();
+        let prompt = render(api, chat, &told)?;
+        let Told { previous, input, .. } = told;
+        let keep = kept_for.map(|client| Keep { client, previous, input });
+        Ok(Rendered { options, prompt, offered_tools, echo, keep })
+    }
 }
 
 fn previous_turns(api: &Api, client: ClientId, id: Option<&str>) -> Result<Vec<Arc<Turn>>, ApiError> {
