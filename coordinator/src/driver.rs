@@ -278,8 +278,8 @@ impl<G: Group> Driver<G> {
             return;
         };
         match error {
-            GroupError::Dissolved => {
-                tracing::info!(%epoch, sequences = self.streams.len(), "group dissolved")
+            GroupError::Dissolved | GroupError::Outgrown => {
+                tracing::info!(%epoch, why = %error, sequences = self.streams.len(), "group dissolved")
             }
             _ => tracing::error!(%epoch, %error, sequences = self.streams.len(), "group lost"),
         }

@@ -10,7 +10,7 @@ use prost::Message;
 pub fn to_worker(bytes: &[u8]) {
     let Ok(wire::ToWorker { message: Some(message) }) = wire::ToWorker::decode(bytes) else { return };
     match message {
-        to_worker::Message::Assignment(assignment) => {
+        to_worker::Message::Assignment(assignment) | to_worker::Message::Prepare(assignment) => {
             let Ok(assignment) = Assignment::try_from(assignment) else { return };
             // A plan that was taken in can be asked for everything.
             let (plan, spec) = (&assignment.plan, &assignment.spec);

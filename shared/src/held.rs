@@ -1,6 +1,7 @@
 //! What a worker holds of a model while it is in no group: the next plan gives it as much of that as it can.
 
 use crate::group::WeightsId;
+use crate::ids::Rank;
 use crate::plan::{Plan, RankShare, Stage};
 use crate::spec::{MXFP4_BLOCK, ModelSpec};
 use crate::tensor::TensorSlice;
@@ -15,6 +16,18 @@ pub struct Held {
 }
 
 impl Held {
+    /// The share of a rank.
+    pub fn of(weights: WeightsId, plan: &Plan, rank: Rank) -> Held {
+        let (stage, share) = plan.share(rank);
+        Held { weights, layers: stage.layers.clone(), share: share.clone() }
+    }
+
+    /// Whether it is the very same slices, whatever the rank's number.
+    pub fn is_alike(&self, other: &Held) -> bool {
+        let share = RankShare { rank: other.share.rank, ..self.share.clone() };
+        (self.weights, &self.layers, &share) == (other.weights, &other.layers, &other.share)
+    }
+
     /// What is held, in the order of the forward.
     pub fn slices(&self, spec: &ModelSpec) -> Vec<TensorSlice> {
         self.share.slices(spec, &self.layers)
@@ -75,9 +88,8 @@ mod tests {
 
     const WEIGHTS: WeightsId = WeightsId([1; 32]);
 
-    fn left_by(plan: &Plan, rank: usize, weights: WeightsId) -> Option<Held> {
-        let share = plan.ranks().nth(rank).expect("a rank").clone();
-        Some(Held { weights, layers: plan.stages[0].layers.clone(), share })
+    fn left_by(plan: &Plan, rank: u16, weights: WeightsId) -> Option<Held> {
+        Some(Held::of(weights, plan, Rank(rank)))
     }
 
     #[test]
@@ -93,6 +105,9 @@ mod tests {
         // On what is left: of 0..45 and 45..90 blocks the one has 30..60 and the other 60..90.
         let two = Plan::with_shares(&spec, &[1.0; 2]);
         assert_eq!(seated(&two, &[c.clone(), b.clone()]), [1, 0]);
+        // Between two halves comes the one that has nothing: so neither of them lacks anything of its third.
+        let [left, right] = [0, 1].map(|rank| left_by(&two, rank, WEIGHTS));
+        assert_eq!(seated(&three, &[left, right, None]), [0, 2, 1]);
         // Other weights are of no use.
         assert_eq!(seated(&three, &[left_by(&three, 2, WeightsId([2; 32])), None, None]), [0, 1, 2]);
     }

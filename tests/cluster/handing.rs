@@ -23,7 +23,8 @@ async fn sent(client: &Client) -> u64 {
     bytes(client, "weights_sent", "").await
 }
 
-async fn loaded(client: &Client, source: &str) -> u64 {
+/// Bytes that workers have loaded from there.
+pub async fn loaded(client: &Client, source: &str) -> u64 {
     bytes(client, "weights_loaded", &format!("source=\"{source}\"")).await
 }
 

@@ -3,6 +3,7 @@
 mod clients;
 mod deadly;
 mod drain;
+mod growing;
 mod handing;
 mod links;
 mod loss;

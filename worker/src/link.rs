@@ -40,6 +40,8 @@ pub type Client = FleetClient<InterceptedService<Channel, JoinToken>>;
 /// What the coordinator orders.
 pub enum Order {
     Assign(Box<Assignment>),
+    /// The weights of a part in a group to come.
+    Prepare(Box<Assignment>),
     Step(StepPlan),
     /// The group of this epoch is no more.
     Dissolve(Epoch),
@@ -131,6 +133,9 @@ impl Link {
         match message {
             Some(to_worker::Message::Assignment(assignment)) => {
                 Ok(Order::Assign(Box::new(assignment.try_into()?)))
+            }
+            Some(to_worker::Message::Prepare(assignment)) => {
+                Ok(Order::Prepare(Box::new(assignment.try_into()?)))
             }
             Some(to_worker::Message::Step(plan)) => Ok(Order::Step(plan.try_into()?)),
             Some(to_worker::Message::Dissolve(dissolve)) => Ok(Order::Dissolve(Epoch(dissolve.epoch))),

@@ -9,7 +9,7 @@ use crate::link::{Link, Order, Says, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
 use crate::standing::Standing;
-use crate::stock::{OnDevice, Stock, alone, share_of};
+use crate::stock::{OnDevice, Stock, alone};
 use flotilla_engine::collective::{CollectiveError, Peers, ProcessCollective, Stop};
 use flotilla_shared::step::steps_ahead_max;
 use flotilla_shared::{Assignment, Epoch, Reach};
@@ -45,7 +45,7 @@ impl Parted {
         match order {
             Ok(Order::Dissolve(dissolved)) if dissolved == epoch => Parted::Dissolved,
             Ok(Order::Dissolve(_)) => Parted::LinkLost(unexpected("Dissolve of another epoch")),
-            Ok(Order::Assign(_)) => Parted::LinkLost(unexpected("a second Assignment")),
+            Ok(Order::Assign(_) | Order::Prepare(_)) => Parted::LinkLost(unexpected("a second Assignment")),
             Ok(Order::Measure(_)) => Parted::LinkLost(unexpected("a LinkTest of a member")),
             Ok(Order::Step(_)) => Parted::LinkLost(unexpected("a Step before this worker was ready")),
             Err(error) => Parted::LinkLost(error),
@@ -56,23 +56,12 @@ impl Parted {
 impl Member<'_> {
     /// Until the group is over; gives back the weights that can be kept.
     pub async fn serve(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
-        let (epoch, held, standing) =
-            (self.assignment.epoch, share_of(&self.assignment), self.settings.standing.clone());
-        let steps_max = steps_ahead_max(self.assignment.plan.stages.len());
+        let (assignment, standing) = (self.assignment.clone(), self.settings.standing.clone());
+        let (epoch, steps_max) = (assignment.epoch, steps_ahead_max(assignment.plan.stages.len()));
         let stop = Stop::default();
         let says = link.says.clone();
-        let mut build = Box::pin(self.build(says, stock, stop.clone()));
-        let mut parted = None;
-        let built = tokio::select! {
-            built = &mut build => built,
-            // Whoever leaves while this worker loads ends its part too: it must not wait for peers in vain.
-            order = link.order() => {
-                parted = Some(Parted::by(order, epoch));
-                stop.stop();
-                build.await
-            }
-        };
-        let (parted, left) = match (built, parted) {
+        let build = self.build(says, stock, stop.clone());
+        let (parted, left) = match unless_ordered(link, epoch, &stop, build).await {
             (Ok((engine, _)), Some(parted)) => end(engine, parted).await,
             (Ok((engine, reach)), None) => {
                 standing.is(Standing::Serving);
@@ -81,7 +70,25 @@ impl Member<'_> {
             (Err((_, left)), Some(parted)) => (parted, left.map(|left| *left)),
             (Err((error, left)), None) => (Parted::Failed(error), left.map(|left| *left)),
         };
-        (parted, left.map(|on| Stock { held, on }))
+        (parted, left.map(|on| Stock::of(&assignment, on)))
+    }
+
+    /// Gets the weights of a part in a group to come, and keeps them; until the coordinator lets it go.
+    pub async fn prepare(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
+        let Member { settings, handing, assignment, .. } = self;
+        let (epoch, stop, says) = (assignment.epoch, Stop::default(), link.says.clone());
+        let tell = move |loading| says.loading(loading);
+        let obtain = obtain(settings, handing, &assignment, stock, &stop, tell);
+        let (parted, left) = match unless_ordered(link, epoch, &stop, obtain).await {
+            (Ok(weights), None) => {
+                link.says.ready(epoch, &Reach::default());
+                info!(%epoch, "prepared for a group to come");
+                (Parted::by(link.order().await, epoch), Some(weights))
+            }
+            (Ok(weights), Some(parted)) => (parted, Some(weights)),
+            (Err((error, left)), parted) => (parted.unwrap_or(Parted::Failed(error)), left.map(|left| *left)),
+        };
+        (parted, left.map(|on| Stock::of(&assignment, on)))
     }
 
     /// Weights, then an engine over them that has met the others.
@@ -151,6 +158,24 @@ impl Member<'_> {
         };
         // An engine that was built is linked.
         Ok((built, on_reached.try_recv().unwrap_or_default()))
+    }
+}
+
+/// Carries `work` out, or to the end that it takes when it is stopped, by an order that comes before it is done: whoever leaves
+/// while this worker loads ends its part too, and it must not wait for peers in vain.
+async fn unless_ordered<T>(
+    link: &mut Link,
+    epoch: Epoch,
+    stop: &Stop,
+    work: impl Future<Output = T>,
+) -> (T, Option<Parted>) {
+    tokio::pin!(work);
+    tokio::select! {
+        done = &mut work => (done, None),
+        order = link.order() => {
+            stop.stop();
+            (work.await, Some(Parted::by(order, epoch)))
+        }
     }
 }
 

@@ -101,20 +101,26 @@ impl Session<'_> {
         }
     }
 
-    /// Or measures a link, if that is what it is told.
+    /// Or gets its weights for one to come, or measures a link, if that is what it is told.
     async fn join_a_group(&mut self, link: &mut Link) -> Result<(), WorkerError> {
-        let assignment = match link.order().await? {
-            Order::Assign(assignment) => assignment,
+        let (assignment, only_prepares) = match link.order().await? {
+            Order::Assign(assignment) => (assignment, false),
+            Order::Prepare(assignment) => (assignment, true),
             Order::Measure(test) => return measure_link(link, self.listener, test).await,
             Order::Step(_) => return Err(unexpected("Step before Assignment")),
             Order::Dissolve(_) => return Err(unexpected("Dissolve before Assignment")),
         };
         let epoch = assignment.epoch;
-        info!(rank = %assignment.rank, ranks = assignment.plan.rank_count(), %epoch, "assigned");
+        let ranks = assignment.plan.rank_count();
+        info!(rank = %assignment.rank, ranks, %epoch, only_prepares, "assigned");
         self.settings.standing.is(Standing::Forming);
         let (settings, listener, handing) = (self.settings, self.listener, self.handing);
         let member = Member { settings, listener, handing, assignment };
-        let (parted, stock) = member.serve(link, self.stock.take()).await;
+        let stock = self.stock.take();
+        let (parted, stock) = match only_prepares {
+            true => member.prepare(link, stock).await,
+            false => member.serve(link, stock).await,
+        };
         if stock.is_none() {
             // Whatever others still read would hold the memory.
             handing.shelf.clear();
@@ -143,7 +149,9 @@ async fn until_dissolved(link: &mut Link, epoch: Epoch) -> Result<(), WorkerErro
             Order::Step(_) => {}
             Order::Dissolve(dissolved) if dissolved == epoch => return Ok(()),
             Order::Dissolve(_) => return Err(unexpected("Dissolve of another epoch")),
-            Order::Assign(_) => return Err(unexpected("Assignment before Dissolve")),
+            Order::Assign(_) | Order::Prepare(_) => {
+                return Err(unexpected("Assignment before Dissolve"));
+            }
             Order::Measure(_) => return Err(unexpected("LinkTest before Dissolve")),
         }
     }

@@ -50,13 +50,13 @@ pub fn alone<W>(weights: Arc<W>) -> W {
     Arc::into_inner(weights).expect("they are off the shelf, and nobody else holds them")
 }
 
-/// Whose share an assignment is.
-pub fn share_of(assignment: &Assignment) -> Held {
-    let (stage, share) = assignment.plan.share(assignment.rank);
-    Held { weights: assignment.weights_id, layers: stage.layers.clone(), share: share.clone() }
-}
-
 impl Stock {
+    /// What an assignment left.
+    pub fn of(assignment: &Assignment, on: OnDevice) -> Stock {
+        let Assignment { weights_id, plan, rank, .. } = assignment;
+        Stock { held: Held::of(*weights_id, plan, *rank), on }
+    }
+
     /// Whether they are of the model that is assigned.
     pub fn is_of(&self, assignment: &Assignment) -> bool {
         self.held.weights == assignment.weights_id

@@ -84,8 +84,7 @@ impl Replica<'_> {
     /// Until the group is lost or outgrown; says which worker is to blame, if one is.
     async fn serve(&mut self, group: RemoteGroup, on_ready: impl Fn(&Plan)) -> Option<String> {
         let (loss, epoch) = (group.loss(), group.epoch());
-        let (considered, plan) = (group.considered(), group.plan().clone());
-        let ranks = plan.rank_count();
+        let (considered, plan, members) = (group.considered(), group.plan().clone(), group.members());
         audit::done(Act::FormGroup, epoch_name(epoch), format!("of {}", group.names().join(", ")));
         self.groups.formed(epoch, self.formation.kv_blocks, group);
         self.considered.send_replace(considered);
@@ -98,7 +97,7 @@ impl Replica<'_> {
         let lost = tokio::select! {
             // In a step the driver hears of it first, between steps nobody asks the workers anything.
             lost = loss => lost,
-            growing = self.fleet.grown(&self.formation, considered, ranks) => {
+            growing = self.fleet.grown(&self.formation, &members, &self.considered) => {
                 self.growing = Some(growing);
                 Some((GroupError::Outgrown, None))
             }

@@ -1,12 +1,11 @@
 //! From waiting workers to a group that can step: plan, assign, load, ready.
 
-use super::gather::{Gathered, gather, grown};
+use super::assign::Parts;
+use super::gather::{Gathered, gather};
 use super::holders::Holding;
 use super::planning::Planning;
-use super::pool::Growing;
 use super::remote::RemoteGroup;
 use super::service::Fleet;
-use super::weights::Serving;
 use super::worker::Worker;
 use crate::board::Board;
 use crate::group::GroupError;
@@ -14,8 +13,8 @@ use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_shared::{
-    Assignment, ByPlace, Demand, Epoch, Holder, Inventory, KvBlocks, LinkChoice, Links, Loading, ModelSpec,
-    Plan, PlanError, Rank, Reach, TokenId, WeightOrigin, WeightsId, WireFormat,
+    ByPlace, Demand, Epoch, Holder, Inventory, KvBlocks, LinkChoice, Loading, ModelSpec, Plan, PlanError,
+    Rank, Reach, TokenId, WeightsId, WireFormat,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -35,7 +34,7 @@ pub enum Weights {
 
 impl Weights {
     /// Which weights they are; asks the source, which may read a little of every tensor.
-    async fn identity(&self, spec: &ModelSpec) -> Result<WeightsId, WeightError> {
+    pub(super) async fn identity(&self, spec: &ModelSpec) -> Result<WeightsId, WeightError> {
         let source = match self {
             Weights::Stream(source) => source.clone(),
             Weights::Synthetic { seed } => return Synthetic::new(spec.clone(), *seed).identity(),
@@ -149,18 +148,15 @@ impl Fleet {
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());
         formation.board.left_out(left_out);
-        let origin = match &formation.weights {
-            Weights::Synthetic { seed } => WeightOrigin::Synthetic { seed: *seed },
-            Weights::Stream(source) => {
-                self.serve_weights(Serving { epoch, source: source.clone() });
-                WeightOrigin::Stream
-            }
-        };
-        let hosts = workers.iter().map(|worker| worker.hello.host.as_str());
-        let links = Links::between(hosts, formation.links, formation.wire);
-        let links = Links { whole_values_max, ..links };
-        let holders = self.holders(formation, origin, weights_id, &plan, &workers);
-        assign(epoch, formation, &plan, (origin, weights_id), &links, &workers, holders);
+        self.serve_weights(epoch, &formation.weights);
+        let parts = Parts::new(epoch, formation, weights_id, &plan, &workers, whole_values_max);
+        let ranked = (0..).map(Rank).zip(&workers);
+        let holders = self.holders(formation, weights_id, &plan, ranked.clone());
+        // One that is gone is noticed while it should load.
+        for ((rank, worker), holders) in ranked.zip(holders) {
+            let assignment = parts.assignment(rank, holders);
+            worker.tell(to_worker::Message::Assignment((&assignment).into()));
+        }
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
         let reached = match reached {
             Ok(reached) => reached,
@@ -179,7 +175,7 @@ impl Fleet {
             formation.board.loading(ranks);
         }
         progress.send_replace(Progress::FirstStep);
-        let mut group = RemoteGroup::new(epoch, plan, considered, workers, self.pool.clone());
+        let mut group = RemoteGroup::new(epoch, (plan, weights_id), considered, workers, self.pool.clone());
         let token = formation.sampleable.first().map_or(0, |ids| ids.start);
         if let Err(error) = group.try_out(token).await {
             return Err(not_tried_out(&mut group, error));
@@ -188,25 +184,18 @@ impl Fleet {
         Ok(group)
     }
 
-    /// Resolves when a group could be chosen from as many workers as are wanted, where it was from fewer. What comes
-    /// of it is to be kept until the next group stands.
-    pub async fn grown(&self, formation: &Formation, considered: usize, ranks: usize) -> Growing {
-        grown(&self.pool, formation, considered, ranks).await
-    }
-
-    /// By rank, whom it asks before this process: nobody, if it makes its weights.
-    fn holders(
+    /// Of ranks of `plan`, whom each asks before this process: nobody, if it makes its weights.
+    pub(super) fn holders<'a>(
         &self,
         formation: &Formation,
-        origin: WeightOrigin,
         weights_id: WeightsId,
         plan: &Plan,
-        workers: &[Worker],
+        ranked: impl Iterator<Item = (Rank, &'a Worker)>,
     ) -> Vec<Vec<Holder>> {
-        let members: Vec<&Holding> = workers.iter().map(|worker| &*worker.holding).collect();
-        match origin {
-            WeightOrigin::Stream => self.pool.holders().send_out(&formation.spec, weights_id, plan, &members),
-            WeightOrigin::Synthetic { .. } => vec![Vec::new(); workers.len()],
+        let ranked: Vec<(Rank, &Holding)> = ranked.map(|(rank, worker)| (rank, &*worker.holding)).collect();
+        match formation.weights {
+            Weights::Stream(_) => self.pool.holders().send_out(&formation.spec, weights_id, plan, &ranked),
+            Weights::Synthetic { .. } => vec![Vec::new(); ranked.len()],
         }
     }
 
@@ -267,40 +256,8 @@ fn fault(is_here: bool) -> FormFailure {
     if is_here { FormFailure::WorkerFailed } else { FormFailure::WorkerGone }
 }
 
-/// Tells every worker its part. One that is gone is noticed while it should load.
-fn assign(
-    epoch: Epoch,
-    formation: &Formation,
-    plan: &Plan,
-    (origin, weights_id): (WeightOrigin, WeightsId),
-    links: &Links,
-    workers: &[Worker],
-    holders: Vec<Vec<Holder>>,
-) {
-    let peers: Vec<String> = workers.iter().map(|worker| worker.hello.collective_address.clone()).collect();
-    let group_key = random_key();
-    for ((worker, share), holders) in workers.iter().zip(plan.ranks()).zip(holders) {
-        let assignment = Assignment {
-            epoch,
-            rank: share.rank,
-            spec: formation.spec.clone(),
-            plan: plan.clone(),
-            weights: origin,
-            kv_blocks: formation.kv_blocks,
-            step_tokens_max: formation.step_tokens_max as u32,
-            logit_rows_max: formation.logit_rows_max as u32,
-            sampleable: formation.sampleable.clone(),
-            peers: peers.clone(),
-            links: links.clone(),
-            group_key,
-            holders,
-            weights_id,
-        };
-        worker.tell(to_worker::Message::Assignment((&assignment).into()));
-    }
-}
-
-async fn until_ready(
+/// Until it says Ready; `report` is told how far it is.
+pub(super) async fn until_ready(
     epoch: Epoch,
     worker: &mut Worker,
     mut report: impl FnMut(Loading),
@@ -331,11 +288,4 @@ fn say_how_linked(workers: &[Worker], reached: &[Reach]) {
             None => info!(name, shm, tcp = reached.len() - 1 - shm, "linked"),
         }
     }
-}
-
-/// 32 bytes that only this epoch's members learn.
-pub(super) fn random_key() -> [u8; 32] {
-    let mut key = [0; 32];
-    getrandom::fill(&mut key).expect("the system gives random bytes");
-    key
 }

@@ -3,16 +3,18 @@
 
 use super::form::{FormError, Formation, Progress};
 use super::planning::{Planned, Planning, given, plan};
-use super::pool::{Growing, Pool};
+use super::pool::Pool;
 use super::worker::Worker;
 use crate::board::LeftOut;
+use flotilla_proto::Hello;
 use flotilla_shared::{Epoch, Plan, PlanError, WeightsId};
+use std::borrow::Borrow;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 
 /// Between two looks at who still is there.
-const TICK: Duration = Duration::from_millis(500);
+pub(super) const TICK: Duration = Duration::from_millis(500);
 
 /// From so many on, others go first.
 const DISPUTES_MAX: u32 = 2;
@@ -41,6 +43,7 @@ pub async fn gather(
 ) -> Result<Gathered, FormError> {
     let wanted = formation.ranks;
     let settled = Instant::now() + formation.regroup_grace;
+    let _need = again.then(|| pool.need());
     loop {
         let arrival = pool.arrival();
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
@@ -62,6 +65,29 @@ pub async fn gather(
     }
 }
 
+/// Those first that hold what is wanted, then by name: the order does not depend on who was faster.
+pub(super) fn prefers(weights: WeightsId) -> impl Fn(&Worker) -> (bool, bool, String) {
+    move |worker| {
+        let holds = worker.held().is_some_and(|held| held.weights == weights);
+        // Two that do not reach each other would form a group again and again.
+        (worker.disputes >= DISPUTES_MAX, !holds, worker.name().to_owned())
+    }
+}
+
+/// The model cut over `workers`, which are sorted by name, with what is known of their links.
+pub(super) fn planned<W: Borrow<Hello>>(
+    pool: &Pool,
+    formation: &Formation,
+    weights: WeightsId,
+    workers: Vec<W>,
+) -> Result<Planned<W>, (PlanError, Vec<W>)> {
+    let measured = pool.links().between(&workers, formation.links);
+    match formation.plan.as_ref().filter(|plan| plan.rank_count() == workers.len()) {
+        Some(fixed) => given(fixed, formation, &measured, weights, workers),
+        None => plan(formation, &measured, weights, workers),
+    }
+}
+
 /// So many workers with a plan for them; none, if there are fewer. Whoever a plan does not fit waits on.
 async fn take(
     pool: &Pool,
@@ -71,13 +97,7 @@ async fn take(
     count: usize,
     again: bool,
 ) -> Option<Result<Gathered, PlanError>> {
-    // Those first that hold what is wanted, then by name: the order does not depend on who was faster.
-    let prefers = |worker: &Worker| {
-        let holds = worker.held().is_some_and(|held| held.weights == weights);
-        // Two that do not reach each other would form a group again and again.
-        (worker.disputes >= DISPUTES_MAX, !holds, worker.name().to_owned())
-    };
-    let mut workers = pool.take(count, prefers)?;
+    let mut workers = pool.take(count, prefers(weights))?;
     workers.sort_by(|a, b| a.name().cmp(b.name()));
     if let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
         (formation.planning, &formation.plan)
@@ -89,12 +109,7 @@ async fn take(
             return None;
         }
     }
-    let measured = pool.links().between(&workers, formation.links);
-    let planned = match formation.plan.as_ref().filter(|plan| plan.rank_count() == count) {
-        Some(fixed) => given(fixed, formation, &measured, weights, workers),
-        None => plan(formation, &measured, weights, workers),
-    };
-    Some(match planned {
+    Some(match planned(pool, formation, weights, workers) {
         Ok(Planned { plan, workers, left_out, whole_values_max }) => {
             let (others, reasons): (Vec<Worker>, Vec<String>) = left_out.into_iter().unzip();
             let named = others.iter().map(|worker| worker.name().to_owned()).zip(reasons);
@@ -107,23 +122,4 @@ async fn take(
             Err(error)
         }
     })
-}
-
-/// Resolves when a group of so many ranks, which was chosen from so many workers, could be chosen from as many as are
-/// wanted, and no other group is about to take them.
-pub async fn grown(pool: &Pool, formation: &Formation, considered: usize, ranks: usize) -> Growing {
-    let could_not = || considered >= formation.ranks || ranks + pool.count() < formation.ranks;
-    loop {
-        while could_not() {
-            tokio::select! {
-                () = pool.arrival() => {}
-                // Whoever was looked at by another replica comes back without a word.
-                () = tokio::time::sleep(TICK) => {}
-            }
-        }
-        let growing = pool.growing().await;
-        if !could_not() {
-            return growing;
-        }
-    }
 }

@@ -2,7 +2,7 @@
 //! leaves this process once.
 
 use flotilla_proto::Hello;
-use flotilla_shared::{HOLDERS_MAX, Held, Holder, ModelSpec, Plan, WeightsId};
+use flotilla_shared::{HOLDERS_MAX, Held, Holder, ModelSpec, Plan, Rank, WeightsId};
 use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
@@ -42,27 +42,25 @@ impl Holders {
         holding
     }
 
-    /// `members`, in the order of their ranks, are going to load their shares of `plan`: for each, whom it asks in turn.
+    /// `members` are going to load the shares of their ranks in `plan`: for each, whom it asks in turn.
     /// Of two groups that begin at the same time one comes first here, and the other is sent to it.
     pub fn send_out(
         &self,
         spec: &ModelSpec,
         weights: WeightsId,
         plan: &Plan,
-        members: &[&Holding],
+        members: &[(Rank, &Holding)],
     ) -> Vec<Vec<Holder>> {
         let all = lock(&self.0);
         let others: Vec<Arc<Holding>> = all.iter().filter_map(Weak::upgrade).collect();
-        let is_member = |other: &Arc<Holding>| members.iter().any(|member| std::ptr::eq(*member, &**other));
+        let is_member =
+            |other: &Arc<Holding>| members.iter().any(|(_, member)| std::ptr::eq(*member, &**other));
         let others: Vec<_> = others.into_iter().filter(|other| !is_member(other)).collect();
-        let shares = plan.ranks().map(|share| {
-            let layers = plan.share(share.rank).0.layers.clone();
-            Held { weights, layers, share: share.clone() }
-        });
-        let wanted: Vec<Held> = shares.collect();
-        let sent = members.iter().zip(&wanted).map(|(member, wanted)| chosen(spec, wanted, member, &others));
+        let wanted: Vec<Held> = members.iter().map(|(rank, _)| Held::of(weights, plan, *rank)).collect();
+        let sent =
+            members.iter().zip(&wanted).map(|((_, member), wanted)| chosen(spec, wanted, member, &others));
         let sent = sent.collect();
-        for (member, wanted) in members.iter().zip(wanted) {
+        for ((_, member), wanted) in members.iter().zip(wanted) {
             let mut state = lock(&member.state);
             (state.held, state.is_loading) = (Some(wanted), true);
         }
@@ -171,7 +169,8 @@ mod tests {
 
     fn sent(holders: &Holders, weights: WeightsId, plan: &Plan, workers: &[Worker]) -> Vec<Vec<String>> {
         let spec = ModelSpec::published("gpt-oss-20b").unwrap();
-        let members: Vec<&Holding> = workers.iter().map(|worker| &*worker.holding).collect();
+        let members: Vec<(Rank, &Holding)> =
+            workers.iter().enumerate().map(|(rank, worker)| (Rank(rank as u16), &*worker.holding)).collect();
         let sent = holders.send_out(&spec, weights, plan, &members);
         sent.into_iter().map(|sent| sent.into_iter().map(|holder| holder.address).collect()).collect()
     }

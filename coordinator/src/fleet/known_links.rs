@@ -1,8 +1,9 @@
 //! What is known of the links between workers: found out once, and kept for as long as the coordinator lives.
 
-use super::worker::Worker;
 use flotilla_planner::Link;
+use flotilla_proto::Hello;
 use flotilla_shared::{LinkChoice, LinkRate};
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -39,17 +40,17 @@ pub struct Measured {
 }
 
 /// Where a worker is, as far as links go: its host, or itself where memory is not to be shared.
-pub fn place(worker: &Worker, choice: LinkChoice) -> &str {
+pub fn place(worker: &Hello, choice: LinkChoice) -> &str {
     match choice {
-        LinkChoice::Tcp => &worker.hello.collective_address,
-        LinkChoice::Auto | LinkChoice::Shm => &worker.hello.host,
+        LinkChoice::Tcp => &worker.collective_address,
+        LinkChoice::Auto | LinkChoice::Shm => &worker.host,
     }
 }
 
 impl KnownLinks {
     /// What is known between `workers`.
-    pub fn between(&self, workers: &[Worker], choice: LinkChoice) -> Measured {
-        let places: BTreeSet<&str> = workers.iter().map(|worker| place(worker, choice)).collect();
+    pub fn between(&self, workers: &[impl Borrow<Hello>], choice: LinkChoice) -> Measured {
+        let places: BTreeSet<&str> = workers.iter().map(|worker| place(worker.borrow(), choice)).collect();
         let known = self.lock();
         let theirs =
             known.iter().filter(|((a, b), _)| places.contains(a.as_str()) && places.contains(b.as_str()));

@@ -1,7 +1,7 @@
 //! What the links between waiting workers do, found out before a plan is made over them: one pair of workers for every
 //! two hosts, and one for every host with several. As many pairs at once as have no worker in common.
 
-use super::form::random_key;
+use super::assign::random_key;
 use super::known_links::{KnownLinks, ends, place};
 use super::worker::Worker;
 use flotilla_proto::measured_from;
@@ -59,7 +59,7 @@ impl KnownLinks {
     fn unknown(&self, workers: &[Worker], choice: LinkChoice, after_loss: bool) -> Vec<(usize, usize)> {
         let mut places: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
         for (at, worker) in workers.iter().enumerate() {
-            places.entry(place(worker, choice)).or_default().push(at);
+            places.entry(place(&worker.hello, choice)).or_default().push(at);
         }
         let places: Vec<(&str, Vec<usize>)> = places.into_iter().collect();
         let known = self.lock();
@@ -102,7 +102,7 @@ impl KnownLinks {
         }
         // Of one that is gone in the middle nothing is known.
         if found.here == [true; 2] {
-            self.know(ends(place(&one, choice), place(&other, choice)), found.rate.ok());
+            self.know(ends(place(&one.hello, choice), place(&other.hello, choice)), found.rate.ok());
         }
         [(a, found.here[0].then_some(one)), (b, found.here[1].then_some(other))]
     }
@@ -126,7 +126,8 @@ async fn meet_again(epoch: Epoch, choice: LinkChoice, [one, other]: [&mut Worker
 /// The second of them dials.
 async fn meet(epoch: Epoch, choice: LinkChoice, [one, other]: [&mut Worker; 2]) -> Found {
     let peers = [&*one, &*other].map(|worker| worker.hello.collective_address.clone());
-    let links = Links::between([place(one, choice), place(other, choice)], choice, WireFormat::F32);
+    let links =
+        Links::between([place(&one.hello, choice), place(&other.hello, choice)], choice, WireFormat::F32);
     let key = random_key();
     for (rank, worker) in [(0, &*one), (1, &*other)] {
         let test = LinkTest { epoch, rank: Rank(rank), peers: peers.clone(), links: links.clone(), key };

@@ -2,12 +2,13 @@
 
 use super::form::Formation;
 use super::known_links::{Measured, ends, place};
-use super::worker::Worker;
 use flotilla_planner::{Collective, Fleet, Goal, LeftOut, Link, Reason, Ways, choose, collectives};
+use flotilla_proto::Hello;
 use flotilla_shared::held::seats;
 use flotilla_shared::{
     BackendKind, Demand, Held, Inventory, LinkChoice, ModelSpec, Plan, PlanError, WeightsId, WireFormat,
 };
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use tracing::{info, warn};
 
@@ -26,22 +27,23 @@ pub enum Planning {
     Fastest { goal: Goal, within: Option<Link>, between: Option<Link> },
 }
 
-/// Workers with a plan for them, in the order of its ranks, and those that it leaves out, with the reason.
-pub(super) struct Planned {
+/// Workers with a plan for them, in the order of its ranks, and those that it leaves out, with the reason. They need not be
+/// at hand: what they said of themselves is enough to plan.
+pub(super) struct Planned<W> {
     pub plan: Plan,
-    pub workers: Vec<Worker>,
-    pub left_out: Vec<(Worker, String)>,
+    pub workers: Vec<W>,
+    pub left_out: Vec<(W, String)>,
     /// As [`flotilla_shared::Links`] has it.
     pub whole_values_max: Vec<u32>,
 }
 
 /// Cuts the model over `workers`; if it does not fit they come back.
-pub(super) fn plan(
+pub(super) fn plan<W: Borrow<Hello>>(
     formation: &Formation,
     measured: &Measured,
     weights: WeightsId,
-    workers: Vec<Worker>,
-) -> Result<Planned, (PlanError, Vec<Worker>)> {
+    workers: Vec<W>,
+) -> Result<Planned<W>, (PlanError, Vec<W>)> {
     let (spec, demand) = (&formation.spec, formation.demand());
     match formation.planning {
         Planning::Tensor => over_all(spec, demand, weights, workers),
@@ -65,13 +67,13 @@ pub(super) fn plan(
 }
 
 /// As `plan` says, over just as many workers as it has ranks.
-pub(super) fn given(
+pub(super) fn given<W: Borrow<Hello>>(
     plan: &Plan,
     formation: &Formation,
     measured: &Measured,
     weights: WeightsId,
-    workers: Vec<Worker>,
-) -> Result<Planned, (PlanError, Vec<Worker>)> {
+    workers: Vec<W>,
+) -> Result<Planned<W>, (PlanError, Vec<W>)> {
     let spec = &formation.spec;
     match plan.clone().fitting(spec, &inventories(&workers), formation.demand()) {
         Err(error) => Err((error, workers)),
@@ -97,7 +99,7 @@ fn fleet(
     formation: &Formation,
     measured: &Measured,
     (within, between): (Option<Link>, Option<Link>),
-    workers: &[Worker],
+    workers: &[impl Borrow<Hello>],
 ) -> Fleet {
     let devices = leveled(inventories(workers));
     // Cards sum by ways of their own within a host, which nobody measures.
@@ -138,31 +140,31 @@ fn lengths(
 fn is_measured(
     formation: &Formation,
     measured: &Measured,
-    workers: &[Worker],
+    workers: &[impl Borrow<Hello>],
     (a, b): (usize, usize),
 ) -> bool {
-    let [a, b] = [a, b].map(|worker| place(&workers[worker], formation.links));
+    let [a, b] = [a, b].map(|worker| place(workers[worker].borrow(), formation.links));
     let ends = ends(a, b);
     a == b || measured.ways.iter().any(|(of, link)| *of == ends && link.is_some())
 }
 
-fn inventories(workers: &[Worker]) -> Vec<Inventory> {
-    workers.iter().map(|worker| worker.hello.inventory.clone()).collect()
+fn inventories(workers: &[impl Borrow<Hello>]) -> Vec<Inventory> {
+    workers.iter().map(|worker| worker.borrow().inventory.clone()).collect()
 }
 
 /// Each worker gets the rank for which it holds most.
-fn over_all(
+fn over_all<W: Borrow<Hello>>(
     spec: &ModelSpec,
     demand: Demand,
     weights: WeightsId,
-    workers: Vec<Worker>,
-) -> Result<Planned, (PlanError, Vec<Worker>)> {
-    let cut = |workers: &[Worker]| Plan::tensor_parallel(spec, &leveled(inventories(workers)), demand);
+    workers: Vec<W>,
+) -> Result<Planned<W>, (PlanError, Vec<W>)> {
+    let cut = |workers: &[W]| Plan::tensor_parallel(spec, &leveled(inventories(workers)), demand);
     let plan = match cut(&workers) {
         Ok(plan) => plan,
         Err(error) => return Err((error, workers)),
     };
-    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
+    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.borrow().held.clone()).collect();
     let order = seats(spec, &plan, weights, &held);
     let (workers, _) = in_order(&order, workers);
     // Unequal workers have other shares in another order.
@@ -173,27 +175,26 @@ fn over_all(
 }
 
 /// Those that `order` names, in that order, and the others.
-fn in_order(order: &[usize], workers: Vec<Worker>) -> (Vec<Worker>, Vec<Worker>) {
-    let mut all: Vec<Option<Worker>> = workers.into_iter().map(Some).collect();
+fn in_order<W>(order: &[usize], workers: Vec<W>) -> (Vec<W>, Vec<W>) {
+    let mut all: Vec<Option<W>> = workers.into_iter().map(Some).collect();
     let named = order.iter().filter_map(|&worker| all[worker].take()).collect();
     (named, all.into_iter().flatten().collect())
 }
 
 /// Those that a plan names, in the order of its ranks, and the others with the reason of each. Equal ones change places where one holds what the other is to have.
-fn picked(
+fn picked<W: Borrow<Hello>>(
     spec: &ModelSpec,
     weights: WeightsId,
     plan: Plan,
     order: &[usize],
-    workers: Vec<Worker>,
+    workers: Vec<W>,
     reasons: Vec<String>,
-) -> Planned {
+) -> Planned<W> {
     let (workers, left_out) = in_order(order, workers);
     let left_out = left_out.into_iter().zip(reasons).collect();
-    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.held().cloned()).collect();
+    let held: Vec<Option<Held>> = workers.iter().map(|worker| worker.borrow().held.clone()).collect();
     let better = seats(spec, &plan, weights, &held);
-    let same = |a: &Worker, b: &Worker| {
-        let (a, b) = (&a.hello, &b.hello);
+    let same = |a: &Hello, b: &Hello| {
         let rates = |inventory: &Inventory| (inventory.backend, inventory.memory_bytes, inventory.kv);
         let close = |a: f64, b: f64| a == b || (a.max(b) / a.min(b)) < EQUAL_WITHIN;
         a.host == b.host
@@ -203,7 +204,7 @@ fn picked(
             && close(a.inventory.expert_compute, b.inventory.expert_compute)
     };
     let whole_values_max = Vec::new();
-    if !better.iter().zip(&workers).all(|(&other, worker)| same(&workers[other], worker)) {
+    if !better.iter().zip(&workers).all(|(&other, worker)| same(workers[other].borrow(), worker.borrow())) {
         return Planned { plan, workers, left_out, whole_values_max };
     }
     let (workers, _) = in_order(&better, workers);
@@ -230,11 +231,11 @@ fn level(devices: &mut [Inventory], rate: fn(&mut Inventory) -> &mut f64) {
 }
 
 /// Workers of one place have one number.
-fn hosts(workers: &[Worker], links: LinkChoice) -> (Vec<u16>, BTreeMap<String, u16>) {
+fn hosts(workers: &[impl Borrow<Hello>], links: LinkChoice) -> (Vec<u16>, BTreeMap<String, u16>) {
     let mut numbers = BTreeMap::new();
-    let number = |worker: &Worker| {
+    let number = |worker: &_| {
         let next = numbers.len() as u16;
-        *numbers.entry(place(worker, links).to_owned()).or_insert(next)
+        *numbers.entry(place(Borrow::borrow(worker), links).to_owned()).or_insert(next)
     };
     (workers.iter().map(number).collect(), numbers)
 }
@@ -251,11 +252,11 @@ fn ways(measured: &Measured, numbers: &BTreeMap<String, u16>, told: (bool, bool)
 }
 
 /// Why each is left out.
-fn reasons(left_out: &[LeftOut], workers: &[Worker]) -> Vec<String> {
+fn reasons(left_out: &[LeftOut], workers: &[impl Borrow<Hello>]) -> Vec<String> {
     let reasons = left_out.iter().map(|left_out| match left_out.reason {
         Reason::OutOfReach { of } => {
-            let (name, reason) =
-                (workers[left_out.device].name(), format!("it does not reach {}", workers[of].name()));
+            let name = |worker: usize| workers[worker].borrow().inventory.name.as_str();
+            let (name, reason) = (name(left_out.device), format!("it does not reach {}", name(of)));
             warn!(name, reason, "a worker is left out");
             reason
         }

@@ -23,12 +23,24 @@ struct Shared {
     holders: Holders,
     /// Whoever gives its group up for a larger one holds it until that one stands.
     growing: Arc<Semaphore>,
+    /// Replicas that lost their group and have not enough workers for another.
+    needy: watch::Sender<usize>,
 }
 
 /// The right to give a group up for a larger one, until it is dropped. One has it at a time: two groups that lack one
 /// worker each would both end for the same newcomer.
 #[must_use]
 pub struct Growing(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
+
+/// A replica wants workers for a group in place of one that was; until it is dropped, nobody holds any back.
+#[must_use]
+pub struct Need(Pool);
+
+impl Drop for Need {
+    fn drop(&mut self) {
+        self.0.0.needy.send_modify(|needy| *needy -= 1);
+    }
+}
 
 impl Default for Pool {
     fn default() -> Pool {
@@ -38,6 +50,7 @@ impl Default for Pool {
             links: KnownLinks::default(),
             holders: Holders::default(),
             growing: Arc::new(Semaphore::new(1)),
+            needy: watch::channel(0).0,
         }))
     }
 }
@@ -94,6 +107,22 @@ impl Pool {
     /// Once nobody else has it.
     pub async fn growing(&self) -> Growing {
         Growing(self.0.growing.clone().acquire_owned().await.expect("it is never closed"))
+    }
+
+    pub fn need(&self) -> Need {
+        self.0.needy.send_modify(|needy| *needy += 1);
+        Need(self.clone())
+    }
+
+    pub fn is_needed(&self) -> bool {
+        *self.0.needy.borrow() > 0
+    }
+
+    /// Resolves when some replica wants workers for a group in place of one that was.
+    pub async fn needed(&self) {
+        let mut needy = self.0.needy.subscribe();
+        // The sender lives as long as the pool.
+        let _ = needy.wait_for(|needy| *needy > 0).await;
     }
 
     pub fn links(&self) -> &KnownLinks {

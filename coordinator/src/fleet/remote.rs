@@ -4,11 +4,13 @@ mod joined;
 
 pub use joined::join;
 
+use super::growing::Members;
 use super::pool::Pool;
 use super::worker::Worker;
 use crate::group::{Group, GroupError, RankTime};
+use flotilla_proto::Hello;
 use flotilla_proto::wire::{self, ToWorker, from_worker, to_worker};
-use flotilla_shared::{Epoch, Plan, Rank, SequenceId, StepId, StepOutcome, StepPlan};
+use flotilla_shared::{Epoch, Held, Plan, Rank, SequenceId, StepId, StepOutcome, StepPlan, WeightsId};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::collections::VecDeque;
@@ -24,6 +26,7 @@ const FAULT_WAIT: Duration = Duration::from_millis(500);
 pub struct RemoteGroup {
     epoch: Epoch,
     plan: Plan,
+    weights: WeightsId,
     considered: usize,
     /// In rank order.
     workers: Vec<Worker>,
@@ -45,12 +48,19 @@ pub struct RemoteGroup {
 }
 
 impl RemoteGroup {
-    pub(super) fn new(epoch: Epoch, plan: Plan, considered: usize, workers: Vec<Worker>, pool: Pool) -> Self {
+    pub(super) fn new(
+        epoch: Epoch,
+        (plan, weights): (Plan, WeightsId),
+        considered: usize,
+        workers: Vec<Worker>,
+        pool: Pool,
+    ) -> Self {
         let answers = workers.iter().map(|_| None).collect();
         let over = watch::Sender::new(());
         RemoteGroup {
             epoch,
             plan,
+            weights,
             considered,
             rank_times: Vec::with_capacity(workers.len()),
             workers,
@@ -80,6 +90,14 @@ impl RemoteGroup {
 
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Its workers, in rank order, as they would say Hello now.
+    pub fn members(&self) -> Members {
+        let held = |rank| Some(Held::of(self.weights, &self.plan, Rank(rank)));
+        let hellos = self.workers.iter().zip(0..);
+        let hellos = hellos.map(|(worker, rank)| Hello { held: held(rank), ..worker.hello.clone() });
+        Members { weights: self.weights, hellos: hellos.collect() }
     }
 
     /// Whether that worker is there, as far as is known.

@@ -106,7 +106,7 @@ impl Fleet {
     }
 
     /// What the workers of its epoch may fetch from now on.
-    pub(super) fn serve_weights(&self, serving: Serving) {
+    pub(super) fn serve(&self, serving: Serving) {
         self.counter.serve(serving);
     }
 

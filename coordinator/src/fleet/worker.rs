@@ -6,6 +6,7 @@ use crate::group::GroupError;
 use flotilla_proto::wire::{Dissolve, ToWorker, from_worker, to_worker};
 use flotilla_proto::{Hello, released_from};
 use flotilla_shared::{Epoch, Held, Rank};
+use std::borrow::Borrow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -37,6 +38,13 @@ pub struct Worker {
     pub disputes: u32,
     /// What it says of the step that ended its group does not count.
     pub acquitted: bool,
+}
+
+/// What a plan is made of.
+impl Borrow<Hello> for Worker {
+    fn borrow(&self) -> &Hello {
+        &self.hello
+    }
 }
 
 impl Worker {

@@ -3,8 +3,10 @@
 use flotilla_coordinator::fleet::{Fleet, Formation, Weights};
 use flotilla_proto::wire::fleet_client::FleetClient;
 use flotilla_proto::wire::{FromWorker, ToWorker, from_worker, to_worker};
-use flotilla_proto::{Hello, PROTOCOL, measured, wire};
-use flotilla_shared::{BackendKind, Epoch, Inventory, KvBlocks, KvDtype, LinkRate, ModelSpec, Plan};
+use flotilla_proto::{Hello, PROTOCOL, measured, released, wire};
+use flotilla_shared::{
+    Assignment, BackendKind, Epoch, Held, Inventory, KvBlocks, KvDtype, LinkRate, ModelSpec, Plan,
+};
 use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -83,11 +85,17 @@ pub async fn worker_as(
     let (seen, steps) = tokio::sync::mpsc::unbounded_channel();
     let (given, assigned) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
+        let mut held = None;
         while let Ok(Some(ToWorker { message: Some(message) })) = hears.message().await {
             let said = match message {
                 to_worker::Message::Assignment(assignment) => {
                     let epoch = assignment.epoch;
                     let _ = given.send(assignment);
+                    say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
+                }
+                to_worker::Message::Prepare(assignment) => {
+                    let (epoch, assignment) = (assignment.epoch, Assignment::try_from(assignment).unwrap());
+                    held = Some(Held::of(assignment.weights_id, &assignment.plan, assignment.rank));
                     say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
                 }
                 to_worker::Message::Step(plan) => {
@@ -100,10 +108,7 @@ pub async fn worker_as(
                     say(from_worker::Message::Measured(measured(Epoch(test.epoch), found)))
                 }
                 to_worker::Message::Dissolve(dissolve) => {
-                    say(from_worker::Message::Released(wire::Released {
-                        epoch: dissolve.epoch,
-                        ..Default::default()
-                    }))
+                    say(from_worker::Message::Released(released(Epoch(dissolve.epoch), held.as_ref())))
                 }
             };
             if said.is_err() {

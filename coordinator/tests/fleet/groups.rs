@@ -1,11 +1,13 @@
 //! A group's first step, whom its failures count against, and when it ends for a larger one.
 
-use crate::faked::{TOKEN, formation, ready_worker, sampled, worker_on};
-use flotilla_coordinator::fleet::{Fleet, Formation, Progress};
+use crate::faked::{Joined, TOKEN, formation, hello, ready_worker, sampled, worker_as, worker_on};
+use flotilla_coordinator::fleet::{Fleet, Formation, Members, Progress};
 use flotilla_coordinator::group::{Group, GroupError};
+use flotilla_engine::weights::{Synthetic, WeightSource};
+use flotilla_proto::Hello;
 use flotilla_proto::wire::{self, from_worker};
 use flotilla_shared::step::SequenceWork;
-use flotilla_shared::{Epoch, LinkRate, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan};
+use flotilla_shared::{Epoch, Held, LinkRate, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -149,12 +151,49 @@ async fn a_rank_left_alone_is_heard_also_by_who_looks_away() {
     assert!(matches!(&error, GroupError::Stranded { .. }), "{error}");
 }
 
+/// Two workers of the same make that hold a half each.
+fn halves() -> Members {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let (weights, plan) = (Synthetic::new(spec.clone(), 1).identity().unwrap(), Plan::even(&spec, 2, 1));
+    let hellos = ["a", "b"].into_iter().zip(0..).map(|(name, rank)| {
+        let mut hello = Hello { held: Some(Held::of(weights, &plan, Rank(rank))), ..hello() };
+        (hello.inventory.name, hello.inventory.memory_bytes) = (name.into(), 1 << 40);
+        hello
+    });
+    Members { weights, hellos: hellos.collect() }
+}
+
+/// Anything fits on it.
+async fn roomy_worker(fleet: &Fleet) -> Joined {
+    let mut hello = hello();
+    hello.inventory.memory_bytes = 1 << 40;
+    worker_as(fleet, hello, |_| Err("it has no links".into()), sampled).await
+}
+
+/// What does not fit ends no group, and what fits later does.
+#[tokio::test]
+async fn a_group_does_not_end_for_a_newcomer_that_is_of_no_use() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let wanted = Formation { ranks: 3, ..formation() };
+    let (members, considered) = (halves(), watch::Sender::new(2));
+    let mut grown = Box::pin(fleet.grown(&wanted, &members, &considered));
+    let mut small = hello();
+    (small.inventory.memory_bytes, small.inventory.name) = (1 << 20, "a small one".into());
+    let small = worker_as(&fleet, small, |_| Err("it has no links".into()), sampled).await;
+    let is_early = tokio::time::timeout(Duration::from_secs(1), &mut grown).await.is_ok();
+    assert!(!is_early, "it ends for one on which nothing fits");
+    let _large = roomy_worker(&fleet).await;
+    drop(tokio::time::timeout(Duration::from_secs(60), grown).await.expect("the other fits"));
+    drop(small);
+}
+
 #[tokio::test]
 async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
     let wanted = Formation { ranks: 3, ..formation() };
-    let (mut one, mut other) = (Box::pin(fleet.grown(&wanted, 2, 2)), Box::pin(fleet.grown(&wanted, 2, 2)));
-    let _newcomer = ready_worker(&fleet, sampled).await;
+    let (members, considered) = (halves(), watch::Sender::new(2));
+    let [mut one, mut other] = [0, 1].map(|_| Box::pin(fleet.grown(&wanted, &members, &considered)));
+    let _newcomer = roomy_worker(&fleet).await;
     let growing = tokio::select! {
         growing = &mut one => growing,
         growing = &mut other => {
@@ -170,6 +209,6 @@ async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
     drop(growing);
     let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
     assert!(!is_early, "it ends for a worker that is taken");
-    let _newcomer = ready_worker(&fleet, sampled).await;
+    let _newcomer = roomy_worker(&fleet).await;
     drop(tokio::time::timeout(Duration::from_secs(60), other).await.expect("this one is its own"));
 }
