@@ -23,17 +23,24 @@ pub async fn show_progress<G>(
     board: &Board,
 ) -> Infallible {
     let mut bars = Bars::default();
-    let mut said = Instant::now();
+    let (mut said, mut bytes_before) = (Instant::now(), 0);
     loop {
         let progress = seen.borrow_and_update().clone();
         if let Progress::Loading(ranks) = &progress {
             bars.show(ranks);
             board.loading(ranks);
+            let bytes: u64 = ranks.iter().map(|rank| rank.bytes_done).sum();
+            if bytes > std::mem::replace(&mut bytes_before, bytes) {
+                groups.gets_on();
+            }
         }
         let line = line(&progress, board);
         if matches!(progress, Progress::Loading(_)) && said.elapsed() >= SAY_EVERY {
             said = Instant::now();
             info!("{line}");
+        }
+        if progress == Progress::FirstStep {
+            groups.gets_on();
         }
         groups.loading(line);
         if seen.changed().await.is_err() {

@@ -171,6 +171,7 @@ impl<G: Group> Driver<G> {
         match happened {
             Happened::Commanded(command) => self.obey(command),
             Happened::Heard(News::Loading { reason }) => self.set_loading(reason),
+            Happened::Heard(News::GetsOn) => self.wait_on(),
             Happened::Heard(News::Formed { epoch, kv_blocks, group }) => self.seat(epoch, kv_blocks, group),
             Happened::Heard(News::Lost { epoch, error }) if Some(epoch) == self.epoch => self.unseat(error),
             // Of a group that was replaced meanwhile.

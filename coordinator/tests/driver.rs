@@ -10,7 +10,7 @@ use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::guide::{Exhausted, Guide};
 use flotilla_scheduler::{Scheduler, Settings};
 use flotilla_shared::step::{Sampled, TokenMask};
-use flotilla_shared::{Epoch, KvBlocks, StepOutcome, StepPlan, TokenId};
+use flotilla_shared::{Epoch, KvBlocks, Rank, StepOutcome, StepPlan, TokenId};
 use tokio::time::{Instant, sleep_until};
 
 const STEP: Duration = Duration::from_millis(20);
@@ -208,4 +208,39 @@ async fn a_driver_that_ends_by_its_own_fault_is_seen_to_have_ended() {
         assert_eq!(stream.next().await, TokenEvent::Failed(Failure::Stopped));
     }
     tokio::time::timeout(soon, fleet.stopped()).await.expect("it has ended");
+}
+
+/// A load that is longer than anybody waits where nothing moves, and then one that stands still.
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_a_group_waits_as_long_as_it_comes_nearer() {
+    let settings = driver::Settings { regroup_wait: Duration::from_secs(60), ..Default::default() };
+    let (mut driver, fleet) = driver::start(Scheduler::new(Settings::default()).unwrap(), settings);
+    let group = || Distant { link: Duration::ZERO, busy_until: Instant::now(), steps: VecDeque::new() };
+    let lose = |epoch| fleet.lost(Epoch(epoch), GroupError::Lost { rank: Rank(0), reason: "a test".into() });
+    fleet.formed(Epoch(1), KvBlocks::plain(64), group());
+    driver.ready().await;
+    let generation = || Generation { prompt: vec![1; 40], tokens_max: TOKENS, ..Generation::default() };
+    let mut tokens = driver.submit(generation()).await.unwrap();
+    assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
+    lose(1);
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        fleet.gets_on();
+    }
+    fleet.formed(Epoch(2), KvBlocks::plain(64), group());
+    for _ in 1..TOKENS {
+        assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
+    }
+    let mut tokens = driver.submit(generation()).await.unwrap();
+    assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
+    lose(2);
+    tokio::time::sleep(Duration::from_secs(50)).await;
+    fleet.gets_on();
+    let failed = loop {
+        match tokens.next().await {
+            TokenEvent::Token { .. } => {}
+            event => break event,
+        }
+    };
+    assert!(matches!(failed, TokenEvent::Failed(Failure::GroupLost(_))), "{failed:?}");
 }

@@ -143,6 +143,7 @@ pub(super) struct Submission {
 /// What the fleet tells the driver.
 pub(super) enum News<G> {
     Loading { reason: String },
+    GetsOn,
     Formed { epoch: Epoch, kv_blocks: KvBlocks, group: G },
     Lost { epoch: Epoch, error: GroupError },
 }
@@ -335,6 +336,11 @@ impl<G> FleetHandle<G> {
     /// Not ready yet: what is being waited for, as `/health` will say it.
     pub fn loading(&self, reason: impl Into<String>) {
         self.send(News::Loading { reason: reason.into() });
+    }
+
+    /// The group that is wanted comes nearer: who waits for it waits on.
+    pub fn gets_on(&self) {
+        self.send(News::GetsOn);
     }
 
     /// A group with nothing in its cache. Replaces the one before, if there is one.

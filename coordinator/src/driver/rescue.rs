@@ -114,6 +114,7 @@ pub(super) struct Moving {
 /// Sequences wait for another group, here or in another replica.
 pub(super) struct Orphaned {
     pub error: GroupError,
+    /// If none comes nearer.
     pub give_up: Instant,
     /// From then on whoever is held here goes elsewhere too.
     held_until: Instant,
@@ -132,6 +133,12 @@ impl<G: Group> Driver<G> {
         let now = super::now();
         let (give_up, held_until) = (now + self.regroup_wait, now + self.regroup_wait / HELD_PART);
         self.orphaned = Some(Orphaned { error, give_up, held_until, look: now + LOOK_EVERY });
+    }
+
+    /// The time to wait for a group begins anew.
+    pub(super) fn wait_on(&mut self) {
+        let give_up = super::now() + self.regroup_wait;
+        self.orphaned.iter_mut().for_each(|orphaned| orphaned.give_up = give_up);
     }
 
     pub(super) fn look_for_replica(&mut self) {
