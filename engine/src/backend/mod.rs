@@ -78,6 +78,9 @@ pub trait Backend: Shard {
         Ok(())
     }
 
+    /// What was recorded of steps may go, before the group's collective does: recordings hold sums of it. No step follows.
+    fn forget_recordings(&mut self) {}
+
     /// Reads all weights of the rank once and throws them away, for benchmarks: what a step could at best do. How many
     /// bytes that was; none where the backend has no way to.
     fn read_weights(&self) -> u64 {

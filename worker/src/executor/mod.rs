@@ -71,8 +71,12 @@ where
         &self.backend
     }
 
+    /// Leaves the group. NCCL does so only when no recording holds its communicator any more.
     pub fn into_backend(self) -> B {
-        self.backend
+        let Executor { mut backend, collective, .. } = self;
+        backend.forget_recordings();
+        drop(collective);
+        backend
     }
 
     /// Ends the group from another thread.

@@ -342,6 +342,10 @@ impl Backend for CudaBackend {
         self.check()
     }
 
+    fn forget_recordings(&mut self) {
+        self.graphs = None;
+    }
+
     fn memory_bytes(&self) -> Option<u64> {
         let free = self.card.memory_free_bytes().ok()?;
         Some(self.card.facts().memory_bytes.saturating_sub(free))

@@ -182,8 +182,9 @@ impl<L: Collective> CardCollective<L> {
         }
         attempt(self).inspect_err(|error| {
             self.failed = Some(error.clone());
-            self.abort_way();
+            // The link first: who is woken by the other asks it why.
             self.link.end(error.clone());
+            self.abort_way();
         })
     }
 }

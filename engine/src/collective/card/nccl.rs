@@ -42,6 +42,8 @@ pub struct Communicator {
     /// Null once it is aborted or destroyed.
     comm: nccl::sys::ncclComm_t,
     narrow: Option<Narrow>,
+    /// Where an abort that is under way says that it is done.
+    ending: Option<mpsc::Receiver<()>>,
 }
 
 // SAFETY: a communicator belongs to no thread; it is used by one at a time, since all its uses are by
@@ -98,7 +100,8 @@ impl Communicator {
     ) -> Result<Self, String> {
         let context = card.stream().context();
         context.bind_to_thread().map_err(|error| CudaError::from(error).to_string())?;
-        let mut this = Communicator { nccl, card: card.clone(), comm: ptr::null_mut(), narrow: None };
+        let (card, comm) = (card.clone(), ptr::null_mut());
+        let mut this = Communicator { nccl, card, comm, narrow: None, ending: None };
         let mut config = nccl::config(false);
         let (ranks, rank) = (size as i32, i32::from(rank.0));
         // SAFETY: the configuration is complete (`nccl::config`); the communicator is where NCCL writes it.
@@ -228,7 +231,7 @@ impl Communicator {
     /// Ends this rank's kernels, wherever they wait.
     ///
     /// NCCL tells them to end at once, but returns only when no recorded step holds the communicator any
-    /// more; and those belong to the backend, which goes after this. So it is not waited for.
+    /// more; and those belong to the backend. So it is waited for when this is dropped, which is when they are gone.
     pub fn abort(&mut self) {
         let comm = std::mem::replace(&mut self.comm, ptr::null_mut());
         if comm.is_null() {
@@ -251,8 +254,8 @@ impl Communicator {
         };
         if let Err(error) = thread::Builder::new().name("nccl-abort".into()).spawn(abort) {
             tracing::warn!("NCCL is not told to abort: {error}");
-        } else if on_done.recv_timeout(ABORT).is_err() {
-            tracing::debug!("NCCL still aborts");
+        } else {
+            self.ending = Some(on_done);
         }
     }
 
@@ -276,12 +279,14 @@ impl Communicator {
 
 impl Drop for Communicator {
     fn drop(&mut self) {
-        if self.comm.is_null() {
-            return;
-        }
-        if let Err(reason) = self.leave() {
+        if !self.comm.is_null()
+            && let Err(reason) = self.leave()
+        {
             tracing::debug!("leaving NCCL's group: {reason}");
             self.abort();
+        }
+        if self.ending.take().is_some_and(|done| done.recv_timeout(ABORT).is_err()) {
+            tracing::debug!("NCCL still aborts");
         }
     }
 }

@@ -37,6 +37,64 @@ fn nccl_serves_a_rank_that_is_alone() {
     assert!(start.elapsed() < BOUND);
 }
 
+/// How many communicators this process has aborted, where it can be known.
+fn aborts() -> Option<i32> {
+    type Aborts = unsafe extern "C" fn() -> i32;
+    let nccl = Nccl::open().unwrap_or_else(|error| panic!("{error}"));
+    // SAFETY: the library is open already; the function is the emulated NCCL's, of that type.
+    unsafe {
+        let library = libloading::Library::new(nccl.path()).ok()?;
+        library.get::<Aborts>(c"flotilla_emulated_nccl_aborts").ok().map(|aborts| aborts())
+    }
+}
+
+/// NCCL lets nobody leave whose sums are recorded still.
+#[test]
+fn a_group_whose_recordings_are_gone_is_left_in_peace() {
+    if !can_sum_by_nccl(2) {
+        return;
+    }
+    let left = on_ranks(2, &only(SumPath::Nccl), true, |rank, card, mut group| {
+        let before = aborts();
+        group.barrier().unwrap();
+        let mut y = buffer(&card, 2880);
+        let graph = record(&card, || group.all_reduce(&mut y).unwrap());
+        fill(&card, &mut y, &values(0, rank, 2880));
+        graph.launch().unwrap();
+        settle(&mut group).unwrap();
+        check(&card, &y, &sums(0, 2, 2880), "replayed");
+        drop(graph);
+        drop(group);
+        (before, aborts())
+    });
+    assert!(left.iter().all(|(before, after)| before == after), "{left:?}");
+}
+
+/// Others hear at once of an error, though NCCL ends only with what was recorded.
+#[test]
+fn an_error_is_told_before_recordings_are_gone() {
+    if !can_sum_by_nccl(2) {
+        return;
+    }
+    on_ranks(2, &only(SumPath::Nccl), true, |rank, card, mut group| {
+        let mut y = buffer(&card, 2880);
+        let graph = record(&card, || group.all_reduce(&mut y).unwrap());
+        let error = match rank {
+            0 => group.all_reduce(&mut buffer(&card, LONGEST + 1)).unwrap_err(),
+            _ => {
+                let start = Instant::now();
+                while !group.is_broken() && start.elapsed() < BOUND {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                group.barrier().unwrap_err()
+            }
+        };
+        assert!(rank == 1 || matches!(error, CollectiveError::TooLong { .. }), "{error}");
+        assert!(rank == 0 || error.culprit() == Some(Rank(0)), "{error}");
+        drop(graph);
+    });
+}
+
 /// NCCL refuses them, unless it is told otherwise: in its own words, in bounded time, and the card is as good as
 /// before.
 #[test]

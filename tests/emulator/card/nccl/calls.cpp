@@ -13,6 +13,7 @@
 extern "C" int flotilla_emulated_enqueue(void* stream, int (*function)(void*, int failed), void* data, void (*drop)(void*));
 extern "C" int flotilla_emulated_in_live_memory(const void* address, uint64_t bytes);
 extern "C" int cuCtxGetDevice(int* device);
+extern "C" int cuStreamIsCapturing(void* stream, int* status);
 
 namespace nccl {
 
@@ -44,6 +45,11 @@ struct Batch {
 struct Queued {
     std::shared_ptr<Comm> comm;
     std::vector<Operation> operations;
+    bool recorded;
+    Queued(const Batch& batch, bool recorded) : comm(batch.handle->comm), operations(batch.operations), recorded(recorded) {
+        comm->recorded += recorded;
+    }
+    ~Queued() { comm->recorded -= recorded; }
 };
 struct Group {
     int depth = 0;
@@ -54,7 +60,9 @@ struct Group {
 static thread_local Group group;
 
 static ncclResult_t start(Batch& batch) {
-    auto* queued = new Queued{batch.handle->comm, std::move(batch.operations)};
+    int capturing = 0;
+    cuStreamIsCapturing(batch.stream, &capturing);
+    auto* queued = new Queued(batch, capturing != 0);
     const int code = flotilla_emulated_enqueue(
         batch.stream,
         [](void* data, int failed) {
@@ -97,9 +105,19 @@ static ncclResult_t begin(Handle* handle) {
     return ncclInProgress;
 }
 
+/// NCCL ends no communicator, in peace or not, before all graphs that hold it are gone.
+static void wait_for_graphs(const Comm& comm) {
+    for (unsigned turn = 0; comm.recorded > 0; turn++) pause(turn);
+}
+
+static std::atomic<int> aborts{0};
+
 } // namespace nccl
 
 using namespace nccl;
+
+/// How many communicators of this process were aborted: for tests.
+NCCL_API int flotilla_emulated_nccl_aborts() { return aborts; }
 
 NCCL_API ncclResult_t ncclGetVersion(int* version) {
     *version = 22703;
@@ -183,12 +201,22 @@ NCCL_API ncclResult_t ncclCommGetAsyncError(Handle* comm, ncclResult_t* error) {
 NCCL_API ncclResult_t ncclCommFinalize(Handle* comm) {
     CHECK_COMM(comm);
     comm->comm->finalized = true;
-    return ncclSuccess;
+    if (comm->blocking) {
+        wait_for_graphs(*comm->comm);
+        return ncclSuccess;
+    }
+    comm->comm->state = ncclInProgress;
+    std::thread([comm = comm->comm] {
+        wait_for_graphs(*comm);
+        comm->state = ncclSuccess;
+    }).detach();
+    return ncclInProgress;
 }
-// Queued operations keep what they need: the handle can go at once.
+// Operations that are queued, and in no graph, keep what they need: the handle can go at once.
 NCCL_API ncclResult_t ncclCommDestroy(Handle* comm) {
     if (!comm) return ncclSuccess;
     CHECK_COMM(comm);
+    wait_for_graphs(*comm->comm);
     comm->magic = 0;
     delete comm;
     return ncclSuccess;
@@ -196,6 +224,7 @@ NCCL_API ncclResult_t ncclCommDestroy(Handle* comm) {
 NCCL_API ncclResult_t ncclCommAbort(Handle* comm) {
     if (!comm) return ncclSuccess;
     CHECK_COMM(comm);
+    aborts++;
     comm->comm->aborted = true;
     return ncclCommDestroy(comm);
 }

@@ -88,6 +88,7 @@ struct Comm {
     uint64_t phase = 0;
     std::atomic<bool> aborted{false}, finalized{false};
     std::atomic<int> state{ncclInProgress};
+    std::atomic<int> recorded{0}; // operations in graphs that are alive
     ~Comm();
     Mailbox& mailbox(int from, int to) const;
     /// Comes to the next meeting and waits for all; false: aborted meanwhile.

@@ -133,6 +133,7 @@ fn collectives_are_nodes_of_a_graph() {
         graph.launch().unwrap();
         graph.launch().unwrap();
         assert_eq!(stream.clone_dtoh(&x).unwrap(), [16.0; 8]);
+        drop(graph);
         // SAFETY: the communicator is ours.
         assert_eq!(unsafe { nccl::ncclCommDestroy(member.comm) }, OK);
     });
