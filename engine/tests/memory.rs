@@ -163,8 +163,12 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
     let weights = CudaWeights::new(card, slices).unwrap();
     let backend = CudaBackend::new(&CudaSettings::default(), &assignment, weights).unwrap();
     let taken = free - card.memory_free_bytes().unwrap();
-    drop(backend);
-    card.synchronize().unwrap();
+    let weights = backend.into_weights().expect("the card works");
+    let bytes = weights.bytes();
+    let (left, _) = card.stream().context().mem_get_info().unwrap();
+    // As a load that is broken off is dropped: by a thread that has nothing to do with the card.
+    std::thread::spawn(move || drop(weights)).join().unwrap();
+    let freed = card.memory_free_bytes().unwrap();
     let off = planned as f64 - taken as f64;
     let part = off / taken as f64;
     println!("{kind}: {name:<28} {:>4} {planned:>12} {taken:>12} {:>6.2}%", rank.0, part * 100.0);
@@ -172,6 +176,8 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         // A real driver takes memory in pieces of megabytes, and its modules are in it: to be read, not asserted.
         return;
     }
+    assert_eq!(left as u64, free - bytes, "{name}, rank {rank}: all but the weights is given back at once");
+    assert_eq!(freed, free, "{name}, rank {rank}: and the weights with them");
     let (mut more, mut less) = (OFF_MAX * taken as f64, OFF_MAX * taken as f64);
     if taken < SMALL_BYTES {
         let heads = spec.q_heads_of(&share.kv_heads).len();

@@ -50,6 +50,8 @@ pub async fn obtain(
         Device::Card(card) => {
             // There is no room for two shares.
             drop(stock);
+            // What was given back is free once the card was waited for.
+            card.card.synchronize().map_err(|error| (error.into(), None))?;
             let needs = way.needs(assignment, &slices, None);
             let weights = CudaWeights::new(&card.card, slices).map_err(|error| (error.into(), None))?;
             let weights = load_on_card(&way, assignment, (weights, needs), stop, tell).await?;

@@ -99,7 +99,13 @@ impl Card {
         compile::module(self, source)
     }
 
+    /// Waits for the stream: what was given back in its order is free only after that. Not while it records.
     pub fn memory_free_bytes(&self) -> Result<u64, CudaError> {
+        self.synchronize()?;
+        self.memory_free_now()
+    }
+
+    fn memory_free_now(&self) -> Result<u64, CudaError> {
         let info = self.stream.context().mem_get_info();
         Ok(info.map_err(CudaError::doing("tell how much memory is free"))?.0 as u64)
     }
@@ -145,7 +151,7 @@ impl Card {
         CudaError::OutOfMemory {
             ordinal: self.facts.ordinal,
             wanted_bytes: (len as u64).saturating_mul(size_of::<T>() as u64),
-            free_bytes: self.memory_free_bytes().unwrap_or(0),
+            free_bytes: self.memory_free_now().unwrap_or(0),
             memory_bytes: self.facts.memory_bytes,
         }
     }

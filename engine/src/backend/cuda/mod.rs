@@ -125,7 +125,14 @@ impl CudaBackend {
     /// The weights outlive the group, unless the card failed; all other memory is given back.
     pub fn into_weights(self) -> Option<CudaWeights> {
         let done = self.card.synchronize().is_ok() && self.failed.is_none();
-        done.then_some(self.weights)
+        let weights = self.without_the_rest();
+        // What is given back is free once the card was waited for.
+        let given_back = weights.card().synchronize().is_ok();
+        (done && given_back).then_some(weights)
+    }
+
+    fn without_the_rest(self) -> CudaWeights {
+        self.weights
     }
 
     fn check(&self) -> Result<(), BackendError> {

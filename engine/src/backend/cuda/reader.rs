@@ -2,9 +2,10 @@
 //! a chunk at a time. The engine's thread and stream know nothing of it; a step shares the link to the card with it, and no
 //! more. What is read never changes: the card has the checkpoint's bytes as they came.
 
+use super::weights::Arenas;
 use crate::cuda::{Card, CudaError};
 use crate::weights::{ByteRuns, CHUNK_BYTES, Kept, WeightError};
-use cudarc::driver::{CudaSlice, CudaStream, PinnedHostSlice, sys};
+use cudarc::driver::{CudaStream, PinnedHostSlice, sys};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::TensorId;
 use std::collections::HashMap;
@@ -13,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub struct CudaReader {
     stream: Arc<CudaStream>,
-    arenas: Arc<Vec<CudaSlice<u8>>>,
+    arenas: Arc<Arenas>,
     /// By tensor: its slice, which arena it is in, and where it begins there.
     places: HashMap<TensorId, (TensorSlice, usize, usize)>,
     /// Readers take turns.
@@ -24,7 +25,7 @@ impl CudaReader {
     /// Of slices that were all written, and waited for.
     pub(super) fn new(
         card: &Card,
-        arenas: Arc<Vec<CudaSlice<u8>>>,
+        arenas: Arc<Arenas>,
         places: Vec<(TensorSlice, usize, usize)>,
     ) -> Result<CudaReader, CudaError> {
         let context = card.stream().context();

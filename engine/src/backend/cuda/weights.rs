@@ -9,7 +9,7 @@ use cudarc::driver::{CudaSlice, CudaView, PinnedHostSlice, sys};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use std::collections::HashMap;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 /// Where a tensor begins, so that kernels may read it 16 bytes at a time and whole cache lines at best.
@@ -91,9 +91,39 @@ pub struct CudaWeights {
     index: HashMap<TensorId, usize>,
     layout: Layout,
     /// Nobody else has them before everything is there, and nobody writes to them after.
-    arenas: Arc<Vec<CudaSlice<u8>>>,
+    arenas: Arc<Arenas>,
     /// What is on its way from the host; none once everything is there.
     staging: Option<PinnedHostSlice<u8>>,
+}
+
+/// One a layer. Whoever has them last may let them go on any thread.
+pub(super) struct Arenas(Vec<CudaSlice<u8>>);
+
+impl Deref for Arenas {
+    type Target = Vec<CudaSlice<u8>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl DerefMut for Arenas {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+/// The driver takes memory back only from threads that have the card's context.
+impl Drop for Arenas {
+    fn drop(&mut self) {
+        let Some(first) = self.0.first() else { return };
+        let context = first.stream().context();
+        // The first call may only say what went wrong before.
+        let bound = context.bind_to_thread().or_else(|_| context.bind_to_thread());
+        if let Err(error) = bound {
+            tracing::warn!("{}", CudaError::doing("give weights back")(error));
+        }
+    }
 }
 
 impl CudaWeights {
@@ -104,7 +134,7 @@ impl CudaWeights {
             // SAFETY: kernels read what `fill` has written, which is every byte between the gaps.
             unsafe { card.unset(bytes.max(1)) }
         });
-        let arenas = Arc::new(arenas.collect::<Result<_, _>>()?);
+        let arenas = Arc::new(Arenas(arenas.collect::<Result<_, _>>()?));
         let context = card.stream().context();
         // SAFETY: written by `fill` before it is copied from. Not write-combined: a source may read back.
         let staging = unsafe { context.alloc_pinned_with_flags(FILL_BYTES, sys::CU_MEMHOSTALLOC_PORTABLE) };
@@ -201,6 +231,15 @@ impl CudaWeights {
 
 fn refused(slice: &TensorSlice, error: CudaError) -> WeightError {
     WeightError::Card { slice: slice.clone(), reason: error.to_string() }
+}
+
+/// A load that is broken off may leave a copy that still reads the pinned memory.
+impl Drop for CudaWeights {
+    fn drop(&mut self) {
+        if self.staging.is_some() {
+            let _ = self.card.synchronize();
+        }
+    }
 }
 
 impl WeightSink for CudaWeights {

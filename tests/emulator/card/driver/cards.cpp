@@ -24,6 +24,7 @@ static Settings read_settings() {
     }
     s.peers = number_of("FLOTILLA_EMULATED_PEERS", 1) != 0;
     s.quiet = number_of("FLOTILLA_EMULATED_QUIET", 0) != 0;
+    s.broken_by = getenv("FLOTILLA_EMULATED_BROKEN_BY");
     s.seed = number_of("FLOTILLA_EMULATED_SEED", 1);
     const int capability = s.capability_major * 10 + s.capability_minor;
     s.shared_optin_max = (capability < 80 ? 64 : capability == 80 || capability == 87 ? 163 : capability == 90 || capability == 100 ? 227 : 99) << 10;
@@ -105,7 +106,11 @@ CARD_API CUresult cuDeviceGetUuid_v2(unsigned char* uuid, CUdevice device) {
     uuid[15] = static_cast<unsigned char>(device);
     return CUDA_SUCCESS;
 }
-CARD_API CUresult cuDeviceGetUuid(unsigned char* uuid, CUdevice device) { return cuDeviceGetUuid_v2(uuid, device); }
+// The cards are like instances of one that MIG has cut: to this version they are all the same.
+CARD_API CUresult cuDeviceGetUuid(unsigned char* uuid, CUdevice device) {
+    CHECK_DEVICE(device);
+    return cuDeviceGetUuid_v2(uuid, 0);
+}
 CARD_API CUresult cuDeviceGetPCIBusId(char* id, int bytes, CUdevice device) {
     CHECK_DEVICE(device);
     snprintf(id, size_t(bytes), "0000:%02x:00.0", device + 1);
@@ -213,7 +218,9 @@ CARD_API CUresult cuCtxPopCurrent_v2(Context** context) {
 CARD_API CUresult cuCtxSynchronize() {
     CHECK_CONTEXT();
     CHECK_NO_CAPTURE();
-    return context_wait_idle(current);
+    const CUresult code = context_wait_idle(current);
+    pool_release(current);
+    return code;
 }
 CARD_API CUresult cuCtxSetFlags(unsigned) { return current ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT; }
 CARD_API CUresult cuCtxSetLimit(int, size_t) { return current ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT; }

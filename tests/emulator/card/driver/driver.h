@@ -102,6 +102,7 @@ struct Context {
     Stream* null_stream = nullptr;
     std::map<int, bool> peers;
     uint64_t used_bytes = 0, total_bytes = 0;
+    uint64_t pooled_bytes = 0; // freed in a stream's order: the pool has them until somebody waits
 };
 
 struct Stream {
@@ -161,6 +162,7 @@ struct Settings {
     bool peers, quiet;
     unsigned long long seed;
     unsigned shared_optin_max;
+    const char* broken_by; // a file: once it is there, every kernel fails
 };
 const Settings& settings();
 
@@ -172,6 +174,8 @@ Stream* stream_of(Stream* handle); // the null stream of the current context for
 Stream* stream_start(Context* context, bool is_null);
 CUresult stream_wait_idle(Stream* stream);
 CUresult context_wait_idle(Context* context);
+/// What the pool holds goes back to the card, as at the caller's waiting for stream, event or context.
+void pool_release(Context* context);
 /// Queues the work, or records it where the stream is being captured.
 CUresult enqueue(Stream* stream, NodeKind kind, Work work);
 /// Queues and waits: for the synchronous calls, on the null stream.

@@ -6,6 +6,7 @@
 #include <csignal>
 #include <cstring>
 #include <ucontext.h>
+#include <unistd.h>
 
 namespace card {
 
@@ -88,6 +89,10 @@ struct Prepared {
 };
 
 static CUresult run(const Prepared& prepared, Stream& stream) {
+    if (settings().broken_by && access(settings().broken_by, F_OK) == 0) {
+        stream_failed(stream, CUDA_ERROR_ILLEGAL_ADDRESS, "broken by FLOTILLA_EMULATED_BROKEN_BY");
+        return CUDA_ERROR_ILLEGAL_ADDRESS;
+    }
     std::vector<void*> parameters;
     for (const auto& argument : prepared.arguments) parameters.push_back(const_cast<char*>(argument.data()));
     parameters.push_back(nullptr);

@@ -67,7 +67,7 @@ static CUdeviceptr take(uint64_t bytes, Context* context) {
     return address;
 }
 
-static bool give_back(CUdeviceptr address, bool host) {
+static bool give_back(CUdeviceptr address, bool host, bool to_pool = false) {
     Buffer buffer;
     {
         std::lock_guard guard(buffers_lock());
@@ -80,8 +80,14 @@ static bool give_back(CUdeviceptr address, bool host) {
     if (buffer.context) {
         std::lock_guard guard(buffer.context->lock);
         buffer.context->used_bytes -= buffer.bytes;
+        if (to_pool) buffer.context->pooled_bytes += buffer.bytes;
     }
     return true;
+}
+
+void pool_release(Context* context) {
+    std::lock_guard guard(context->lock);
+    context->pooled_bytes = 0;
 }
 
 /// The buffer that holds all of the range; null: none. The lock is held.
@@ -128,6 +134,8 @@ static bool reserve(Context* context, uint64_t bytes) {
     std::lock_guard guard(context->lock);
     if (bytes > context->total_bytes - context->used_bytes) return false;
     context->used_bytes += bytes;
+    // What the pool has is taken first.
+    context->pooled_bytes -= std::min(context->pooled_bytes, bytes);
     return true;
 }
 
@@ -160,7 +168,7 @@ CARD_API CUresult cuMemGetInfo_v2(size_t* free_bytes, size_t* total_bytes) {
     CHECK_CONTEXT();
     Context* context = current_context();
     std::lock_guard guard(context->lock);
-    *free_bytes = context->total_bytes - context->used_bytes;
+    *free_bytes = context->total_bytes - context->used_bytes - context->pooled_bytes;
     *total_bytes = context->total_bytes;
     return CUDA_SUCCESS;
 }
@@ -192,6 +200,7 @@ CARD_API CUresult cuMemAllocAsync(CUdeviceptr* address, size_t bytes, Stream* ha
     return allocate(address, bytes, stream->context);
 }
 CARD_API CUresult cuMemFreeAsync(CUdeviceptr address, Stream* handle) {
+    CHECK_CONTEXT();
     Stream* stream = stream_of(handle);
     CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
     if (stream->capture) {
@@ -201,7 +210,7 @@ CARD_API CUresult cuMemFreeAsync(CUdeviceptr address, Stream* handle) {
     if (address == 0) return CUDA_SUCCESS;
     CHECK(in_live_memory(address, 1), CUDA_ERROR_INVALID_VALUE);
     return enqueue(stream, NodeKind::Empty, [address](Stream&, bool) {
-        return give_back(address, false) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
+        return give_back(address, false, true) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
     });
 }
 

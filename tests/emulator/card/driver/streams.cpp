@@ -191,7 +191,10 @@ CARD_API CUresult cuStreamSynchronize(Stream* handle) {
     Stream* stream = stream_of(handle);
     CHECK(stream != nullptr, CUDA_ERROR_INVALID_HANDLE);
     const CUresult refused = refuse_if_captured(stream);
-    return refused != CUDA_SUCCESS ? refused : stream_wait_idle(stream);
+    if (refused != CUDA_SUCCESS) return refused;
+    const CUresult code = stream_wait_idle(stream);
+    pool_release(stream->context);
+    return code;
 }
 CARD_API CUresult cuStreamQuery(Stream* handle) {
     Stream* stream = stream_of(handle);
@@ -264,6 +267,7 @@ CARD_API CUresult cuEventSynchronize(Event* event) {
     auto moment = event->moment;
     std::unique_lock guard(moment->lock);
     moment->changed.wait(guard, [&] { return moment->done == moment->recorded; });
+    if (Context* context = current_context()) pool_release(context);
     return moment->error;
 }
 CARD_API CUresult cuEventElapsedTime_v2(float* ms, Event* start, Event* end) {

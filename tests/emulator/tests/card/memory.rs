@@ -102,10 +102,22 @@ fn a_card_that_is_full_says_so_and_a_freed_buffer_is_free_again() {
     let error = unsafe { stream.alloc::<u8>(1001) }.unwrap_err();
     assert_eq!(error.0, CUresult::CUDA_ERROR_OUT_OF_MEMORY);
     drop(most);
+    // The pool has it until somebody waits, and gives it to whoever takes memory.
+    assert_eq!(context.mem_get_info().unwrap().0, 1000);
     // SAFETY: as above.
     drop(unsafe { stream.alloc::<u8>(1001) }.unwrap());
     stream.synchronize().unwrap();
     assert_eq!(context.mem_get_info().unwrap().0, total);
+}
+
+#[test]
+fn memory_is_taken_back_only_from_a_thread_with_a_context() {
+    let Some(card) = card() else { return };
+    let buffer = card.stream.alloc_zeros::<u8>(16).unwrap();
+    let context = card.context.clone();
+    let buffer = std::thread::spawn(move || drop(buffer)).join();
+    assert!(buffer.is_ok());
+    assert_eq!(context.check_err().unwrap_err().0, CUresult::CUDA_ERROR_INVALID_CONTEXT);
 }
 
 #[test]
