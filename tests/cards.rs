@@ -16,7 +16,12 @@ use support::server::{Coordinator, EQUAL, Running, TOKEN};
 fn emulated() -> Option<Vec<(&'static str, PathBuf)>> {
     let folder = flotilla_emulator::folder_or_skip()?;
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cubin");
-    Some(vec![("FLOTILLA_CUDA_PATH", folder), ("FLOTILLA_CACHE", kept)])
+    // Ranks of `verify` with a card each are threads of it.
+    Some(vec![
+        ("FLOTILLA_CUDA_PATH", folder),
+        ("FLOTILLA_CACHE", kept),
+        ("NCCL_P2P_DIRECT_DISABLE", "1".into()),
+    ])
 }
 
 async fn ran(args: &[&str], environment: &[(&str, PathBuf)]) -> (bool, String, String) {
@@ -149,6 +154,38 @@ async fn workers_with_cards_hand_on_what_these_have() {
     }
     client.health(200).await;
     assert_eq!(greedy_text(&client, "Once upon a time", 20).await, expected);
+}
+
+/// A card that has failed for good costs its group one failure: the worker's process ends, and another may use the card.
+#[tokio::test]
+async fn a_worker_whose_card_has_failed_for_good_ends() {
+    let Some(mut environment) = emulated() else { return };
+    let (model, folder) = (endless().await, tempfile::tempdir().unwrap());
+    let broken_by = folder.path().join("broken");
+    environment.push(("FLOTILLA_EMULATED_BROKEN_BY", broken_by.clone()));
+    let coordinator = Coordinator::start(model.path(), 1, &["--regroup-grace", "0.2"]).await;
+    let client = Client::new(&coordinator.url);
+    let start = |name: &str| {
+        let args =
+            ["worker", "--coordinator", &coordinator.workers_at, "--join-token", TOKEN, "--name", name];
+        Running::start_with(&[&args[..], &["--device", "cuda:0"], &EQUAL].concat(), &environment)
+    };
+    let mut worker = start("a");
+    worker.hear("ready epoch=").await;
+    client.health(200).await;
+    let expected = greedy_text(&client, "Once upon a time", 20).await;
+    std::fs::write(&broken_by, "").unwrap();
+    let lost = async {
+        worker.hear("this process can do nothing more with its card: ").await;
+        assert!(!worker.ended().await.success());
+        std::fs::remove_file(&broken_by).unwrap();
+        let mut next = start("b");
+        next.hear("ready epoch=").await;
+        next
+    };
+    // The answer waits for the next worker.
+    let (_next, text) = tokio::join!(lost, greedy_text(&client, "Once upon a time", 20));
+    assert_eq!(text, expected);
 }
 
 /// Bytes of weights that left the coordinator.

@@ -49,6 +49,10 @@ pub enum WorkerError {
     Collective(#[from] CollectiveError),
     #[error(transparent)]
     Card(#[from] CudaError),
+    #[error(
+        "this process can do nothing more with its card: {0}\nhint: start the worker again; `flotilla up`, systemd and Kubernetes do"
+    )]
+    CardIsLost(CudaError),
     #[error("step failed: {0}")]
     Step(#[from] StepError),
     #[error("the engine thread ended without an answer\nhint: what it said last is in this worker's own log")]

@@ -2,6 +2,7 @@
 //! when the coordinator is lost it keeps them too, and joins whoever answers there next. Only ever one conversation
 //! is open, and only what is said in it is obeyed: two coordinators never command one worker.
 
+use crate::device::Device;
 use crate::error::WorkerError;
 use crate::handing::Handing;
 use crate::link::{Link, Order, unexpected};
@@ -131,6 +132,7 @@ impl Session<'_> {
             Parted::Failed(error) => {
                 warn!(%error, %epoch, "this worker cannot go on in its group");
                 link.says.failed(epoch, &error);
+                expect_usable(&self.settings.device)?;
                 until_dissolved(link, epoch).await?;
             }
             Parted::LinkLost(error) => return Err(error),
@@ -140,6 +142,14 @@ impl Session<'_> {
         self.settings.standing.is(Standing::Joined);
         Ok(())
     }
+}
+
+/// Some errors are a card's last in this process, however often it joins a group again: each try would cost the others one.
+fn expect_usable(device: &Device) -> Result<(), WorkerError> {
+    let Device::Card(card) = device else { return Ok(()) };
+    // The first call may only say what went wrong before.
+    let asked = card.card.synchronize().or_else(|_| card.card.synchronize());
+    asked.map_err(WorkerError::CardIsLost)
 }
 
 /// Steps may still come that were sent before the coordinator knew.
