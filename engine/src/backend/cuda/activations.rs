@@ -31,6 +31,8 @@ pub(super) struct Activations {
     pub(super) experts: Option<ExpertBuffers>,
     /// f32 [logit rows, V/R]; of the last stage.
     pub(super) logits: CudaSlice<f32>,
+    /// That there is room for: the same on every rank, with a vocabulary or without.
+    pub(super) logit_rows: usize,
     pub(super) picks: Picks,
 }
 
@@ -63,6 +65,7 @@ impl Activations {
             routes: Routes::new(card, &shapes.route, t)?,
             experts: experts.transpose()?,
             logits: card.zeros(logit_rows * logit_width.max(1))?,
+            logit_rows,
             picks: Picks::new(card)?,
         })
     }

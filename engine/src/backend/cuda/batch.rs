@@ -76,6 +76,9 @@ impl Layout {
 pub struct DeviceBatch {
     card: Card,
     host: PinnedHostSlice<u32>,
+    /// What became too small: to give it back would wait for whatever else the card does, such as a rank of this process
+    /// that waits for this one. Together they are not larger than what is in use.
+    outgrown: Vec<PinnedHostSlice<u32>>,
     words: CudaSlice<u32>,
     rope: RopeTable,
     head_dim: usize,
@@ -106,10 +109,13 @@ impl DeviceBatch {
         rows_max: usize,
         blocks_max: usize,
     ) -> Result<Self, CudaError> {
-        let (host, words) = room(card, Layout::of(rows_max, spec.head_dim).words(blocks_max))?;
+        // To take pinned memory may wait for other ranks' kernels too, so that there it is hardly ever done in a step.
+        let blocks = if card.has_company() { 2 * blocks_max } else { blocks_max };
+        let (host, words) = room(card, Layout::of(rows_max, spec.head_dim).words(blocks))?;
         Ok(DeviceBatch {
             card: card.clone(),
             host,
+            outgrown: Vec::new(),
             words,
             rope: RopeTable::new(spec),
             head_dim: spec.head_dim,
@@ -135,7 +141,9 @@ impl DeviceBatch {
         if words <= self.words.len() {
             return Ok(false);
         }
-        (self.host, self.words) = room(&self.card, words.next_power_of_two())?;
+        let (host, words) = room(&self.card, words.next_power_of_two())?;
+        self.outgrown.push(std::mem::replace(&mut self.host, host));
+        self.words = words;
         Ok(true)
     }
 

@@ -326,16 +326,17 @@ impl Backend for CudaBackend {
     fn unembed(&mut self, _: &Batch) {
         self.host.forget();
         self.attempt(|s| {
-            let n = s.batch.logit_rows();
+            let (n, width) = (s.batch.logit_rows(), s.share.vocab.len());
+            if n > s.a.logit_rows {
+                // Only verification asks for so many. Graphs know the old address; a rank without a vocabulary
+                // forgets its own too, since ranks record together.
+                s.graphs.iter_mut().for_each(Graphs::forget);
+                s.a.logits = s.card.zeros(n * width.max(1))?;
+                s.a.logit_rows = n;
+            }
             let Some(weight) = s.weights.bf16(TensorId::Unembed) else { return Ok(()) };
             if n == 0 {
                 return Ok(());
-            }
-            let width = s.share.vocab.len();
-            if s.a.logits.len() < n * width {
-                // Only verification asks for so many. Graphs know the old address.
-                s.graphs.iter_mut().for_each(Graphs::forget);
-                s.a.logits = s.card.zeros(n * width)?;
             }
             let linear = Linear::new(weight, None, width, s.spec.hidden);
             let (_, count) = s.batch.logit_row_list();
