@@ -97,6 +97,8 @@ pub(super) struct Facts {
     pub nccl: Result<(u32, u32, u32), String>,
     /// The user has told NCCL to take several ranks on one card, and it is one that can.
     pub nccl_shares_cards: bool,
+    /// The user has told NCCL to leave other cards' buffers of its process alone.
+    pub nccl_keeps_to_itself: bool,
 }
 
 /// The paths to try, the best first: all ranks' answers are in `facts`, so all ranks get the same.
@@ -175,9 +177,29 @@ fn nccl_obstacle(facts: &[Facts]) -> Option<String> {
         let ((a, b, c), (x, y, z)) = (versions[0], versions[other]);
         return Some(format!("rank 0 has NCCL {a}.{b}.{c}, rank {other} has {x}.{y}.{z}"));
     }
+    crowd_obstacle(facts).or_else(|| reach_obstacle(facts))
+}
+
+fn crowd_obstacle(facts: &[Facts]) -> Option<String> {
     let shared = sharing(facts).into_iter().find(|ranks| ranks.len() > 1)?;
     let told = facts.iter().all(|theirs| theirs.nccl_shares_cards);
     (!told).then(|| format!("ranks {} and {} share a card, which NCCL refuses", shared[0], shared[1]))
+}
+
+/// Within a process, NCCL may read and write another card's buffers where they are; ours are of a pool, which peers do not
+/// reach, and it would end in an illegal access.
+fn reach_obstacle(facts: &[Facts]) -> Option<String> {
+    let neighbour = |rank: usize| {
+        let of_process = |other: &usize| facts[*other].process == facts[rank].process;
+        (0..rank).filter(of_process).find(|&other| facts[other].card != facts[rank].card)
+    };
+    let (a, b) = (0..facts.len()).find_map(|rank| neighbour(rank).map(|other| (other, rank)))?;
+    let told = facts.iter().all(|theirs| theirs.nccl_keeps_to_itself);
+    (!told).then(|| {
+        format!(
+            "ranks {a} and {b} are one process with a card each, where NCCL needs NCCL_P2P_DIRECT_DISABLE=1"
+        )
+    })
 }
 
 /// Why a path that is possible is not taken unasked.
@@ -215,10 +237,11 @@ mod tests {
             wire: Wire::F32,
             elements_max: 2880,
             machine: "one".into(),
-            process: "a".into(),
+            process: format!("process {rank}"),
             card: format!("card {rank}"),
             nccl: Ok((2, 27, 3)),
             nccl_shares_cards: false,
+            nccl_keeps_to_itself: false,
         };
         (0..size).map(facts).collect()
     }
@@ -240,7 +263,18 @@ mod tests {
         assert_eq!(with(auto, |facts| facts[3].machine = "two".into()).unwrap(), [Nccl, Staged]);
         assert_eq!(with(auto, |facts| facts[3].nccl = Err("none".into())).unwrap(), [Host, Staged]);
         assert_eq!(with(auto, |facts| facts[2].nccl = Ok((2, 26, 5))).unwrap(), [Host, Staged]);
-        let share = |facts: &mut Vec<Facts>| facts.iter_mut().for_each(|facts| facts.card = "0".into());
+        let one_process =
+            |facts: &mut Vec<Facts>| facts.iter_mut().for_each(|facts| facts.process = "a".into());
+        assert_eq!(with(auto, one_process).unwrap(), [Host, Staged]);
+        let keep_to_themselves = |facts: &mut Vec<Facts>| {
+            one_process(facts);
+            facts.iter_mut().for_each(|facts| facts.nccl_keeps_to_itself = true);
+        };
+        assert_eq!(with(auto, keep_to_themselves).unwrap(), [Nccl, Host, Staged]);
+        let share = |facts: &mut Vec<Facts>| {
+            one_process(facts);
+            facts.iter_mut().for_each(|facts| facts.card = "0".into());
+        };
         assert_eq!(with(auto, share).unwrap(), [Shared, Host, Staged]);
         let processes = |facts: &mut Vec<Facts>| {
             share(facts);
@@ -274,12 +308,19 @@ mod tests {
         assert!(text.contains("rank 0 has NCCL 2.27.3, rank 3 has 2.30.1"), "{text}");
         let text = reason(Nccl, |facts| facts[2].card = "card 0".into());
         assert!(text.contains("ranks 0 and 2 share a card, which NCCL refuses"), "{text}");
+        let text = reason(Nccl, |facts| facts[3].process = "process 1".into());
+        assert!(
+            text.contains(
+                "ranks 1 and 3 are one process with a card each, where NCCL needs NCCL_P2P_DIRECT_DISABLE=1"
+            ),
+            "{text}"
+        );
         let text = reason(Shared, |facts| facts[2].machine = "two".into());
         assert!(text.contains("ranks 0 and 2 are on different machines"), "{text}");
         let text = reason(Shared, |facts| facts[0].card = "card 1".into());
         assert!(text.contains("ranks 0 and 2 have different cards"), "{text}");
         let text = reason(Shared, |facts| {
-            facts.iter_mut().for_each(|facts| facts.card = "0".into());
+            facts.iter_mut().for_each(|facts| (facts.card, facts.process) = ("0".into(), "a".into()));
             facts[3].process = "b".into();
         });
         assert!(text.contains("ranks 0 and 3 are different processes"), "{text}");

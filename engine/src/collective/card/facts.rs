@@ -3,7 +3,8 @@
 use super::choose::{Facts, SumChoice, SumPath};
 use super::{CardSettings, nccl};
 use crate::cuda::{Card, Library, Nccl, Opened};
-use cudarc::driver::sys::CUdevice_attribute as Attribute;
+use cudarc::driver::sys::{CUdevice, CUdevice_attribute as Attribute};
+use std::ffi::c_int;
 use std::sync::OnceLock;
 use std::time::Instant;
 
@@ -21,6 +22,7 @@ pub(super) fn facts(card: &Card, settings: &CardSettings) -> Facts {
         process: PROCESS.get_or_init(unlike_any_other).clone(),
         card: card_name(card),
         nccl_shares_cards: nccl.as_ref().is_ok_and(|nccl| nccl::shares_cards(nccl.version())),
+        nccl_keeps_to_itself: nccl::keeps_to_itself(),
         nccl: nccl.map(|nccl| (nccl.version().major, nccl.version().minor, nccl.version().patch)),
     }
 }
@@ -39,13 +41,23 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// By the second version, from CUDA 11.4 on: to the first, all instances of a card that MIG has cut are one.
+fn uuid(device: CUdevice) -> Option<[u8; 16]> {
+    type Uuid = unsafe extern "C" fn(*mut [u8; 16], CUdevice) -> c_int;
+    let mut uuid = [0; 16];
+    // SAFETY: the signature is that of cuda.h, where CUresult and int have the same size, and CUuuid is 16 bytes; the
+    // device is open.
+    let code = unsafe {
+        Opened::open(Library::Driver).ok()?.symbol::<Uuid>("cuDeviceGetUuid_v2").ok()?(&mut uuid, device)
+    };
+    (code == 0).then_some(uuid)
+}
+
 /// The same for two ranks of a machine if and only if they have the same card.
 fn card_name(card: &Card) -> String {
     let context = card.stream().context();
-    if Opened::open(Library::Driver).is_ok_and(|driver| driver.has("cuDeviceGetUuid"))
-        && let Ok(uuid) = context.uuid()
-    {
-        return hex(&uuid.bytes.map(|byte| byte as u8));
+    if let Some(uuid) = uuid(context.cu_device()) {
+        return hex(&uuid);
     }
     let places = [
         Attribute::CU_DEVICE_ATTRIBUTE_PCI_DOMAIN_ID,

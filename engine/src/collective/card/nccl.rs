@@ -67,6 +67,11 @@ pub(super) fn shares_cards(version: Version) -> bool {
     version >= SHARES_CARDS && std::env::var("NCCL_MULTI_RANK_GPU_ENABLE").as_deref() == Ok("1")
 }
 
+/// Whether it leaves the buffers of its process's other cards alone.
+pub(super) fn keeps_to_itself() -> bool {
+    std::env::var("NCCL_P2P_DIRECT_DISABLE").as_deref() == Ok("1")
+}
+
 /// Rank 0's, for all.
 #[doc(hidden)]
 pub fn make_id(nccl: &Nccl) -> Result<Id, String> {
