@@ -6,9 +6,7 @@ use super::compile::Source;
 use super::driver;
 use super::error::CudaError;
 use cudarc::driver::sys::{CUevent_flags, cuCtxEnablePeerAccess, cuDeviceCanAccessPeer};
-use cudarc::driver::{
-    CudaFunction, CudaSlice, DevicePtr, DevicePtrMut, DriverError, LaunchConfig, PinnedHostSlice,
-};
+use cudarc::driver::{CudaFunction, CudaSlice, DevicePtrMut, DriverError, LaunchConfig, PinnedHostSlice};
 use cudarc::driver::{PushKernelArg, result, sys};
 use std::time::{Duration, Instant};
 
@@ -153,24 +151,46 @@ pub fn link(from: &Card, to: &Card) -> Result<Option<Link>, CudaError> {
     let peer_access = enable_peer_access(to, from)?;
     let free = from.memory_free_bytes()?.min(to.memory_free_bytes()?) as usize;
     let large = LARGE_BYTES.min(free / 4).max(SMALL_BYTES);
-    let source = from.zeros::<u8>(large)?;
-    from.synchronize()?;
-    let mut target = to.zeros::<u8>(large)?;
-    to.synchronize()?;
+    let (source, target) = (Own::new(from, large)?, Own::new(to, large)?);
     let (from_context, to_context) = (from.stream().context().cu_ctx(), to.stream().context().cu_ctx());
-    let (source, _read) = source.device_ptr(from.stream());
-    let (target, _written) = target.device_ptr_mut(to.stream());
     let copy = |bytes| {
         let stream = to.stream().cu_stream();
         to.stream().context().bind_to_thread()?;
         // SAFETY: both buffers have at least so many bytes and live until the stream was waited for, and
         // nothing else is done with either.
-        unsafe { result::memcpy_peer_async(to_context, target, from_context, source, bytes, stream) }
+        unsafe { result::memcpy_peer_async(to_context, target.at, from_context, source.at, bytes, stream) }
     };
     let small = seen(to, SMALL_BYTES, || copy(SMALL_BYTES))?;
     let large = timed(to, large, || copy(large))?;
     to.synchronize()?;
     Ok(Some(Link { peer_access, copies: Copies { small, large } }))
+}
+
+/// Memory that peers reach once they have access; what is taken in a stream's order is of a pool, which they do not reach
+/// by that.
+struct Own {
+    card: Card,
+    at: sys::CUdeviceptr,
+}
+
+impl Own {
+    fn new(card: &Card, bytes: usize) -> Result<Own, CudaError> {
+        let taken = card.stream().context().bind_to_thread();
+        // SAFETY: what is in it is copied, and never looked at.
+        let taken = taken.and_then(|()| unsafe { result::malloc_sync(bytes) });
+        let failed = CudaError::doing(format!("take memory on card {}", card.facts().ordinal));
+        Ok(Own { card: card.clone(), at: taken.map_err(failed)? })
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        let bound = self.card.stream().context().bind_to_thread();
+        // SAFETY: it was taken by `new`, and the driver waits for whoever still uses it.
+        if let Err(error) = bound.and_then(|()| unsafe { result::free_sync(self.at) }) {
+            tracing::warn!("{}", CudaError::doing("give memory back")(error));
+        }
+    }
 }
 
 /// Lets `card` reach the memory of `peer`, if it can.
