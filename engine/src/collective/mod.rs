@@ -96,6 +96,12 @@ pub trait Collective: AllReduce<[f32]> {
     /// Returns on every rank once all have called it.
     fn barrier(&mut self) -> Result<(), CollectiveError>;
 
+    /// How long an operation may take from now on, where the others of a group are waited for within a deadline. Gives back
+    /// how long it was before.
+    fn change_deadline(&mut self, _deadline: Duration) -> Option<Duration> {
+        None
+    }
+
     /// Whether a rank has left the group or ended it, as far as can be seen without waiting. The next
     /// operation says which rank, and why.
     fn is_broken(&mut self) -> bool {

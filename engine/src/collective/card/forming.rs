@@ -12,8 +12,11 @@ use flotilla_shared::Rank;
 use host::HostSum;
 use nccl::Communicator;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+/// How long ranks may take to meet by NCCL, which begins slowly where it is cold and cards are many. A rank that goes, or ends
+/// the group, ends the meeting at once.
+const MEET: Duration = Duration::from_secs(60);
 /// Sums in a row whose time is measured together.
 const ROW: u32 = 4;
 
@@ -159,14 +162,18 @@ impl<L: Collective> CardCollective<L> {
         };
         let (link, ends) = (&mut self.link, &self.ends);
         let is_vain = || ends.is_aborted() || link.is_broken();
-        let comm = Communicator::meet(nccl, &self.card, id, (rank, size), self.deadline, is_vain);
+        let comm = Communicator::meet(nccl, &self.card, id, (rank, size), MEET, is_vain);
         let comm = comm.and_then(|mut comm| {
             if wire == Wire::Bf16 {
                 comm.narrow(self.elements_max).map_err(|error| error.to_string())?;
             }
             Ok(comm)
         });
-        Ok(agree(&mut self.link, comm)?.map(Way::Nccl))
+        // Who has failed waits for those that still try.
+        let before = self.link.change_deadline(MEET + self.deadline);
+        let agreed = agree(&mut self.link, comm);
+        before.map(|before| self.link.change_deadline(before));
+        Ok(agreed?.map(Way::Nccl))
     }
 
     /// Sums what tells right from wrong, by itself: says nothing over the link, unless the way does.

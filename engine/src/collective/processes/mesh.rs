@@ -136,6 +136,10 @@ impl Mesh {
         self.spin = spin;
     }
 
+    pub(super) fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
     pub(super) fn set_deadline(&mut self, deadline: Duration) {
         self.deadline = deadline;
     }

@@ -265,6 +265,12 @@ impl AllReduce<[f32]> for ProcessCollective {
 }
 
 impl Collective for ProcessCollective {
+    fn change_deadline(&mut self, deadline: Duration) -> Option<Duration> {
+        let before = self.mesh.deadline();
+        self.set_deadline(deadline);
+        Some(before)
+    }
+
     fn rank(&self) -> Rank {
         self.mesh.rank()
     }
