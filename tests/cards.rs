@@ -188,6 +188,35 @@ async fn a_worker_whose_card_has_failed_for_good_ends() {
     assert_eq!(text, expected);
 }
 
+/// Steps were recorded with sums in them, and NCCL ends only without these: whoever keeps them leaves by a timeout.
+#[tokio::test]
+async fn a_group_that_summed_by_nccl_is_left_in_peace() {
+    let Some(mut environment) = emulated() else { return };
+    environment.push(("FLOTILLA_LOG", "info,flotilla_engine=debug".into()));
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let client = Client::new(&coordinator.url);
+    let mut workers = ["cuda:0", "cuda:1"].map(|device| {
+        let args = ["worker", "--coordinator", &coordinator.workers_at, "--join-token", TOKEN];
+        Running::start_with(
+            &[&args[..], &["--name", device, "--device", device], &EQUAL].concat(),
+            &environment,
+        )
+    });
+    for worker in &mut workers {
+        worker.hear("sums over 2 ranks by nccl").await;
+        worker.hear("ready epoch=").await;
+    }
+    client.health(200).await;
+    greedy_text(&client, "Once upon a time", 20).await;
+    drop(coordinator);
+    for worker in &mut workers {
+        worker.hear("the coordinator is lost").await;
+        let said = worker.said();
+        assert!(!said.contains("leaving NCCL's group") && !said.contains("NCCL still aborts"), "{said}");
+    }
+}
+
 /// Bytes of weights that left the coordinator.
 async fn sent(client: &Client) -> u64 {
     let text = client.text("/metrics").await;
