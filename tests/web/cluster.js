@@ -31,6 +31,7 @@ export async function clusterTests(browser, server, api, pages) {
     await page.waitForFunction(() => Number(document.getElementById('generated-rate').textContent) > 20);
     await page.waitForSelector('#generated-line .stroke');
     assert.equal(await page.innerText('#prompt-rate'), '0');
+    assert.match(await page.innerText('#prompt-peak'), /^last \d s, 0 at most$/, 'no two minutes are known yet');
   });
 
   story('loading, lost, gone: each in words', async (page) => {
@@ -49,6 +50,11 @@ export async function clusterTests(browser, server, api, pages) {
     const model = { id: 'gpt-oss-20b', context_tokens: 131_072 };
     server.cluster = () => ({ ...stateOf(0), status: 'loading', epoch: null, model });
     await page.waitForFunction(() => document.getElementById('holdings').textContent.includes('No worker'));
+    assert.match(await page.innerText('#status'), /loading their weights/, 'for want of a reason');
+    server.cluster = () => ({ ...stateOf(0), status: 'loading', epoch: null, model, reason: 'the model is loading: no workers have joined yet' });
+    await page.waitForFunction(() => document.getElementById('status').textContent === 'Waiting for workers: none has joined yet.');
+    server.cluster = () => ({ ...stateOf(0), status: 'loading', epoch: null, model, reason: 'the model is loading: 1 of 2 workers have joined' });
+    await page.waitForFunction(() => document.getElementById('status').textContent === 'Waiting for workers: 1 of 2 have joined.');
     assert.equal(await page.innerText('#model-facts'), 'Name\ngpt-oss-20b\nContext\n131,072 tokens');
     assert.doesNotMatch(await page.innerText('main'), /NaN|undefined|null/);
   });

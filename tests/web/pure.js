@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { Receiving, emptyAnswer } from '../../coordinator/web/js/answer.js';
 import { Rates } from '../../coordinator/web/js/cluster/rates.js';
+import { thoughtWords } from '../../coordinator/web/js/message.js';
 import { parseInline } from '../../coordinator/web/js/markdown/inline.js';
 import { MarkdownStream, parseMarkdown } from '../../coordinator/web/js/markdown/stream.js';
 import { requestBody } from '../../coordinator/web/js/request.js';
@@ -128,6 +129,7 @@ export function pureTests(root) {
 
   test('request: only what is set is sent, and calls go with their results', requestSaysWhatIsSet);
   test('answer: reasoning, content and calls grow apart', answerGrows);
+  test('answer: a short thought is not one of 0 s', thoughtsHaveWords);
   test('rates: differences over time, and nothing after a new start', ratesAreDifferences);
   test('words: both languages say everything, with French spaces', () => wordsAreWhole(root));
 }
@@ -192,12 +194,19 @@ function answerGrows() {
   assert.equal(message.finish, 'tool_calls');
 }
 
+function thoughtsHaveWords() {
+  assert.equal(thoughtWords(false, 0.02), 'Thought for less than a second');
+  assert.equal(thoughtWords(false, 3.21), 'Thought for 3.2\u202fs');
+  assert.equal(thoughtWords(true, 0.02), 'Thinking, 0\u202fs');
+}
+
 function ratesAreDifferences() {
   const rates = new Rates();
   rates.push({ tokens: 100 }, 0);
   assert.equal(rates.now('tokens'), null);
   for (let second = 1; second <= 200; second += 1) rates.push({ tokens: 100 + 50 * second }, second * 1000);
   assert.equal(rates.now('tokens'), 50);
+  assert.equal(rates.seconds(), 123, 'what is kept, not more');
   const series = rates.series('tokens', 200_000);
   assert.ok(series.length >= 119 && series.length <= 122, `${series.length} points`);
   assert.ok(series.every((point) => point.rate === 50 && point.age <= 1));

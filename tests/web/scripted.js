@@ -119,6 +119,14 @@ export function scriptedTests(browser, server) {
     }
   }, { meant: /Failed to load resource/ });
 
+  story('a server that is not there is said to be so, and nothing is said to be its words', async (page) => {
+    await page.route('**/v1/chat/completions', (route) => route.abort());
+    await ask(page, 'Hello.');
+    await page.waitForSelector('.problem');
+    assert.equal(await page.innerText('.problem > p'), 'The server cannot be reached.');
+    assert.equal(await page.innerText('.problem summary'), 'Details');
+  }, { meant: /Failed to load resource/ });
+
   story('an answer that breaks off keeps what came, and says so', async (page) => {
     server.chat = async function* () {
       yield { content: 'Half an ' };
@@ -191,6 +199,37 @@ export function scriptedTests(browser, server) {
     await page.keyboard.press('Shift+Tab');
     assert.notEqual(await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle), 'none', 'focus is seen');
   });
+
+  for (const [locale, ready, effort] of [['en-GB', 'Ready', 'Reasoning'], ['fr-FR', 'Prêt', 'Réflexion']]) {
+    story(`on a phone the state, the model and what is chosen are in words (${locale})`, async (page) => {
+      await page.waitForSelector('#state[data-state=ready]');
+      for (const [place, words] of [['#state', ready], ['#model', 'scripted'], ['.effort legend', effort]]) {
+        const box = await page.locator(place).boundingBox();
+        assert.ok(box.width > 20 && box.height > 8 && box.x >= 0 && box.x + box.width <= 360, `${place} is seen`);
+        assert.equal(await page.innerText(place), words);
+        assert.notEqual(await page.locator(place).evaluate((it) => getComputedStyle(it).fontSize), '0px');
+      }
+      assert.equal(await page.evaluate(() => document.documentElement.scrollWidth - innerWidth), 0);
+    }, { locale, viewport: { width: 360, height: 640 }, hasTouch: true, isMobile: true });
+  }
+
+  story('buttons under an answer stand where its text does', async (page) => {
+    server.chat = endless;
+    await ask(page, 'Count.');
+    await page.waitForFunction(() => document.querySelector('.markdown')?.textContent.includes('3'));
+    await page.click('#send');
+    await lastAnswer(page).locator('.retry').waitFor();
+    const left = (place) => lastAnswer(page).locator(place).evaluate((it) => {
+      const range = document.createRange();
+      range.selectNodeContents(it);
+      return range.getBoundingClientRect().left;
+    });
+    const copy = await lastAnswer(page).locator('.copy').boundingBox();
+    const meta = await lastAnswer(page).locator('.meta').boundingBox();
+    assert.ok(copy.y > meta.y, 'the buttons have wrapped');
+    const text = await left('.markdown');
+    for (const place of ['.copy', '.meta', '.note']) assert.ok(Math.abs((await left(place)) - text) < 1, place);
+  }, { viewport: { width: 330, height: 640 } });
 
   story('on a phone nothing is wider than the screen', async (page) => {
     server.chat = () => pieces(`${MARKDOWN}\n\`${'long'.repeat(60)}\`\n\n| ${'wide | '.repeat(20)}\n|${'--|'.repeat(20)}\n`, 50);

@@ -80,6 +80,8 @@ class ClusterPage {
       dissolved: 'statusDissolved',
       stopped: 'statusStopped',
     };
+    const waiting = this.cluster.status === 'loading' && waitingWords(this.cluster);
+    if (waiting) return waiting;
     const sentence = words[this.cluster.status] ? t(words[this.cluster.status]) : this.cluster.status;
     return this.cluster.reason ? `${sentence} (${this.cluster.reason})` : sentence;
   }
@@ -126,7 +128,7 @@ class ClusterPage {
     const text = rate === null ? '–' : rough(rate);
     setText(`${id}-rate`, text);
     const points = this.rates.series(name, performance.now());
-    setText(`${id}-peak`, t('lastMinutes', { rate: rough(Math.max(0, ...points.map((point) => point.rate))) }));
+    setText(`${id}-peak`, peakWords(points, this.rates.seconds()));
     byId(`${id}-line`).replaceChildren(sparkline(points, `${label}: ${text} ${t('tokensPerSecond')}`));
   }
 
@@ -137,6 +139,20 @@ class ClusterPage {
     this.drawn.set(id, key);
     byId(id).replaceChildren(...make());
   }
+}
+
+/** Of a group that is not there yet: for how many it waits, which only the reason says; null where they load. */
+function waitingWords({ reason, workers }) {
+  const [, joined, wanted] = /(\d+) of (\d+) workers have joined/.exec(reason ?? '') ?? [];
+  if (wanted) return t('statusJoining', { joined, wanted });
+  return workers.length === 0 && /no workers have joined/.test(reason ?? '') ? t('statusNobody') : null;
+}
+
+/** The highest rate, and of how long: two minutes only once so much is known. */
+function peakWords(points, known) {
+  if (points.length === 0) return '';
+  const rate = rough(Math.max(...points.map((point) => point.rate)));
+  return known < 120 ? t('lastSeconds', { count: Math.round(known), rate }) : t('lastMinutes', { rate });
 }
 
 function setText(id, text) {

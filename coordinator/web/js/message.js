@@ -103,8 +103,7 @@ class AnswerView {
     this.reasoning.hidden = reasoning === '';
     if (reasoning === '') return;
     const thinking = running && content === '' && calls.length === 0;
-    const time = seconds(reasoningSeconds ?? 0);
-    this.reasoningLabel.textContent = t(thinking ? 'thinking' : 'thought', { time });
+    this.reasoningLabel.textContent = thoughtWords(thinking, reasoningSeconds ?? 0);
     this.reasoning.classList.toggle('live', thinking);
     if (!this.touched) this.reasoning.open = thinking;
     const atEnd = this.reasoningText.scrollHeight - this.reasoningText.scrollTop - this.reasoningText.clientHeight < 24;
@@ -191,6 +190,11 @@ function notesOf(message, running) {
 function problemNote(problem) {
   const said = problem.message && el('details', {}, el('summary', {}, t('details')), el('p', {}, problem.message));
   return el('div', { class: 'problem', role: 'alert' }, el('p', {}, problemWords(problem)), said);
+}
+
+export function thoughtWords(thinking, taken) {
+  if (!thinking && taken < 1) return t('thoughtBriefly');
+  return t(thinking ? 'thinking' : 'thought', { time: seconds(taken) });
 }
 
 /** `42 tokens, 12 of them thinking · 31 tokens/s · first after 0.2 s · prompt 120`. */

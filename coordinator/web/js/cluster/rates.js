@@ -24,6 +24,11 @@ export class Rates {
     return from && from !== last ? perSecond(from, last, name) : null;
   }
 
+  /** For how long the totals are known. */
+  seconds() {
+    return this.samples.length === 0 ? 0 : (this.samples.at(-1).ms - this.samples[0].ms) / 1000;
+  }
+
   /** One point for each poll but the first: how long ago, as a share of what is kept, and per second. */
   series(name, nowMs) {
     const points = [];
