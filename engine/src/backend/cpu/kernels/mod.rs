@@ -8,7 +8,7 @@
 //!
 //! # Measured
 //!
-//! Experts: docs/performance.md, "The engine on two cores", and its ladder. Products with bf16:
+//! Experts: docs/performance.md, "The engine on two cores"; ladders: docs/performance-history.md. Products with bf16:
 //!
 //! `cargo bench -p flotilla-engine --bench kernels`; [5760, 2880], one thread, huge pages, time of the thread.
 //! 2-vCPU EPYC (family 25, model 17; Zen 4), 2026-11-23, with 6 to 11 other runnable processes: caches and memory
