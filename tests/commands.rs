@@ -298,3 +298,19 @@ async fn verify_says_what_it_misses() {
     assert!(lines[0].ends_with("1 ranks as threads") && lines.last() == Some(&"pass"), "{lines:#?}");
     assert_eq!(lines.len(), 2 + 6 + 1, "{lines:#?}");
 }
+
+/// It panicked at the second step: with one more step in flight than stages, the answers of both were taken for those of one.
+#[tokio::test]
+async fn bench_engine_measures_ranks_that_are_threads() {
+    let demo = repository("demo/model/config.json").to_str().unwrap().to_owned();
+    let small = ["--rounds", "1", "--no-kernels", "--batch", "1,2", "--depth", "32", "--prompt", "600"];
+    let ran = run([&["bench", "engine", "--like", &demo, "--json"], &small[..]].concat()).await;
+    let report: Value = serde_json::from_str(&ran.expect_status(0).stdout).expect("a report is JSON");
+    let groups = report["groups"].as_array().unwrap();
+    assert_eq!(groups.len(), 2, "{report}");
+    for group in groups {
+        let cases = group["cases"].as_array().unwrap();
+        assert_eq!(cases.len(), 4, "{group}");
+        assert!(cases.iter().all(|case| case["tokens_per_second"].as_f64().unwrap() > 0.0), "{group}");
+    }
+}

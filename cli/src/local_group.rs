@@ -11,6 +11,7 @@ use flotilla_engine::weights::{RankWeights, WeightSink, WeightSource};
 use flotilla_shared::{Assignment, Plan, Rank, StepId, StepOutcome, StepPlan};
 use flotilla_worker::device::{Device, on_card, on_cpu};
 use flotilla_worker::{Executor, StepError};
+use std::collections::VecDeque;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -27,8 +28,14 @@ pub struct LocalGroup {
     plan: Plan,
     ranks: Vec<mpsc::UnboundedSender<Job>>,
     threads: Vec<JoinHandle<()>>,
-    step: StepId,
-    answers: Vec<oneshot::Receiver<Result<StepOutcome, StepError>>>,
+    /// Of each step in flight, the oldest first, what each rank will say.
+    in_flight: VecDeque<(StepId, Vec<Answer>)>,
+}
+
+/// Of one rank to one step. What has come is kept: who waits may stop, and ask again.
+struct Answer {
+    coming: oneshot::Receiver<Result<StepOutcome, StepError>>,
+    outcome: Option<StepOutcome>,
 }
 
 /// The longest that one sum may wait for another rank.
@@ -55,7 +62,7 @@ impl LocalGroup {
         for _ in &ranks {
             on_built.recv()??;
         }
-        Ok(LocalGroup { plan, ranks, threads: rank_threads, step: StepId(0), answers: Vec::new() })
+        Ok(LocalGroup { plan, ranks, threads: rank_threads, in_flight: VecDeque::new() })
     }
 
     /// Bytes a second of one pass over the weights where they lie, by all ranks at once; none where a backend has no way to.
@@ -132,25 +139,31 @@ impl Group for LocalGroup {
     }
 
     fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
-        self.step = plan.step;
+        let mut answers = Vec::with_capacity(self.ranks.len());
         for (rank, jobs) in self.ranks.iter().enumerate() {
             let (answer, on_answer) = oneshot::channel();
             let gone = |_| GroupError::Lost { rank: Rank(rank as u16), reason: "its thread is gone".into() };
             jobs.send(Job::Step(plan.clone(), answer)).map_err(gone)?;
-            self.answers.push(on_answer);
+            answers.push(Answer { coming: on_answer, outcome: None });
         }
+        self.in_flight.push_back((plan.step, answers));
         Ok(())
     }
 
-    /// Of the one step that is in flight here.
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
-        let step = self.step;
-        let answers = self.answers.drain(..).enumerate().map(|(rank, on_answer)| async move {
+        let (step, answers) = self.in_flight.front_mut().expect("a step was sent");
+        let step = *step;
+        let ranks = answers.iter_mut().enumerate().filter(|(_, answer)| answer.outcome.is_none());
+        let lacking = ranks.map(|(rank, answer)| async move {
             let rank = Rank(rank as u16);
             let died = |_| GroupError::Lost { rank, reason: "its thread died in the step".into() };
-            let outcome = on_answer.await.map_err(died)?;
-            outcome.map_err(|error| GroupError::Refused { rank, step, reason: error.to_string() })
+            let outcome = (&mut answer.coming).await.map_err(died)?;
+            let refused = |error: StepError| GroupError::Refused { rank, step, reason: error.to_string() };
+            answer.outcome = Some(outcome.map_err(refused)?);
+            Ok(())
         });
-        join(&self.plan, futures::future::try_join_all(answers.collect::<Vec<_>>()).await?)
+        futures::future::try_join_all(lacking.collect::<Vec<_>>()).await?;
+        let (_, answers) = self.in_flight.pop_front().expect("it is still there");
+        join(&self.plan, answers.into_iter().filter_map(|answer| answer.outcome).collect())
     }
 }
