@@ -2,13 +2,14 @@
 
 pub mod server;
 
+use crate::output;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use server::{Server, ServerArgs};
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, IsTerminal};
 
 /// Talk to a served model in the terminal.
 #[derive(Debug, Args)]
@@ -78,7 +79,7 @@ async fn chat(args: ChatArgs) -> Result<()> {
     loop {
         if terminal {
             print!("\n> ");
-            std::io::stdout().flush()?;
+            output::flush();
         }
         let mut line = String::new();
         if std::io::stdin().lock().read_line(&mut line)? == 0 {
@@ -231,7 +232,7 @@ impl Printer {
                 self.print(" … (cut off: length)", true);
             }
         }
-        std::io::stdout().flush()?;
+        output::flush();
         Ok(())
     }
 
