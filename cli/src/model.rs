@@ -1,6 +1,6 @@
 //! Which model: a checkpoint in a folder or on a server, or a shape whose weights are made from a seed.
 
-use crate::origin::Origin;
+use crate::origin::{Origin, folder_of, published_name};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Weights;
@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 /// The demo model's folder, from the root of the repository.
 const DEMO: &str = "demo/model";
+const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
 /// The published one has 28 MB.
 const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
@@ -60,7 +61,7 @@ impl ModelArgs {
             None => demo_dir()?,
         };
         if let Some(synthetic) = self.weights {
-            return open_synthetic(&given, synthetic.seed);
+            return open_synthetic(folder_of(&given), synthetic.seed);
         }
         match Origin::find(&given)? {
             Origin::Folder { dir, name } => open(&Folder(dir), name, self.model.is_none()),
@@ -94,7 +95,7 @@ fn open_synthetic(dir: &Path, seed: u64) -> Result<Model> {
         let harmony = Harmony::new(Arc::new(tokenizer))?;
         return Ok(Model { name, spec, weights, harmony, eos_token_ids: Vec::new(), is_demo: false });
     }
-    let path = dir.join("config.json");
+    let path = dir.join(CONFIG);
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     let spec = ModelSpec::from_config_json(&text).with_context(|| format!("in {}", path.display()))?;
     let eos_token_ids = GenerationConfig::read(dir, &spec)?.eos_token_ids;
@@ -133,9 +134,15 @@ impl Model {
     }
 }
 
-/// The config.json text of `gpt-oss-120b`, `gpt-oss-20b` or a file, with `layers` layers if given.
+/// The config.json text of a published name (`openai/` may stand before it), a folder or a file, with `layers` layers if
+/// given.
 pub fn config_text(like: &str, layers: Option<usize>) -> Result<String> {
-    Ok(config_like(like, layers)?)
+    if Path::new(like).is_dir()
+        && let Origin::Folder { dir, .. } = Origin::find(Path::new(like))?
+    {
+        return Ok(config_like(&dir.join(CONFIG).to_string_lossy(), layers)?);
+    }
+    Ok(config_like(published_name(like), layers)?)
 }
 
 /// The folder's own name, wherever it is called from.

@@ -36,6 +36,14 @@ impl Origin {
             let name = name_in_url(&url);
             return Ok(Origin::Mirror { url, name });
         }
+        let text = folder_of(text);
+        if text.is_file() {
+            bail!(
+                "{} is a file, and --model takes a folder, a name or a URL\nhint: {}",
+                text.display(),
+                hint_of_file(text)
+            );
+        }
         if text.is_dir() {
             // A repository in the cache may be given itself.
             return match text.join("snapshots").is_dir() && !text.join("config.json").exists() {
@@ -64,6 +72,32 @@ impl Origin {
 const HINT: &str = "download the published checkpoint and give its folder (`hf download openai/gpt-oss-20b` puts it where \
     it is found by that name), give the URL of a copy, or add --weights synthetic:1 for random weights of a published \
     shape";
+
+/// The folder, if this is the config.json in it.
+pub fn folder_of(model: &Path) -> &Path {
+    match model.parent() {
+        Some(folder) if model.ends_with("config.json") && model.is_file() => {
+            if folder.as_os_str().is_empty() { Path::new(".") } else { folder }
+        }
+        _ => model,
+    }
+}
+
+/// Without the publisher, of a published model.
+pub fn published_name(text: &str) -> &str {
+    let name = text.strip_prefix(PUBLISHER).and_then(|rest| rest.strip_prefix('/'));
+    name.filter(|name| ModelSpec::published(name).is_some()).unwrap_or(text)
+}
+
+fn hint_of_file(file: &Path) -> String {
+    if file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) {
+        let size = if file.to_string_lossy().contains("120b") { "120b" } else { "20b" };
+        return format!(
+            "GGUF is not read: take the published folder (hf download {PUBLISHER}/gpt-oss-{size})"
+        );
+    }
+    "give the folder that it is in, with config.json, tokenizer.json and the weights".into()
+}
 
 /// Publisher and name, if `text` may be both, or is a published name.
 fn repository(text: &str) -> Option<(&str, &str)> {

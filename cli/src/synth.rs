@@ -14,7 +14,7 @@ pub mod tokenizer;
 /// Write a checkpoint with random weights, in the published format.
 #[derive(Debug, Args)]
 pub struct SynthArgs {
-    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
+    /// gpt-oss-120b, gpt-oss-20b, or a checkpoint's folder or config.json
     #[arg(long)]
     like: String,
     /// The first N layers only [default: all]

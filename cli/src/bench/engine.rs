@@ -13,7 +13,7 @@ use flotilla_shared::ModelSpec;
 /// The engine alone: kernels, decode, prompts, and depth, on workers that are threads or processes of this machine.
 #[derive(Debug, Args)]
 pub struct EngineArgs {
-    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
+    /// gpt-oss-120b, gpt-oss-20b, or a checkpoint's folder or config.json
     #[arg(long, default_value = "gpt-oss-20b")]
     pub(super) like: String,
     /// The first N layers only [default: all]

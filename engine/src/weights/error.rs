@@ -68,7 +68,7 @@ pub enum WeightError {
     NotEmpty { dir: PathBuf },
 
     #[error(
-        "no model is called {name:?}: known are gpt-oss-120b and gpt-oss-20b, and there is no file of that name\nhint: name one of these, or a config.json"
+        "no model is called {name:?}: known are gpt-oss-120b and gpt-oss-20b, and there is no file or folder of that name\nhint: name one of these, a checkpoint's folder, or its config.json"
     )]
     UnknownModel { name: String },
 

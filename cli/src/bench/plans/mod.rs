@@ -27,7 +27,7 @@ use std::time::Duration;
 /// The planner against measurement: plans of several workers of this machine, over links of a given rate and delay.
 #[derive(Debug, Args)]
 pub struct PlansArgs {
-    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
+    /// gpt-oss-120b, gpt-oss-20b, or a checkpoint's folder or config.json
     #[arg(long, default_value = "gpt-oss-20b")]
     like: String,
     /// The first N layers only
