@@ -6,6 +6,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 use support::checkpoint::{SEED, config, endless, synth};
 use support::program::{flotilla, run};
 use support::repository;
@@ -116,7 +117,7 @@ async fn a_plan_is_a_table_and_says_what_does_not_fit() {
     let ranks: Vec<&str> = lines[2..5].iter().map(|line| line.split_whitespace().next().unwrap()).collect();
     assert_eq!(ranks, ["0", "1", "2"], "{lines:?}");
 
-    let words = ["the model does not fit", "\nhint: add workers"];
+    let words = ["the model does not fit", "\nhint: raise --ranks or --memory-gb, or lower --kv-tokens"];
     run(["plan", "--ranks", "2", "--memory-gb", "16"]).await.expect_refusal(1, &words);
     run(["plan", "--ranks", "6", "--memory-gb", "16"]).await.expect_status(0);
     run(["plan", "--ranks", "3", "--memory-gb", "8,8"]).await.expect_refusal(1, &["2 values for 3 ranks"]);
@@ -313,4 +314,169 @@ async fn bench_engine_measures_ranks_that_are_threads() {
         assert_eq!(cases.len(), 4, "{group}");
         assert!(cases.iter().all(|case| case["tokens_per_second"].as_f64().unwrap() > 0.0), "{group}");
     }
+}
+
+/// As `| head` does it, once it has seen enough. It panicked.
+#[tokio::test]
+async fn who_closes_its_output_ends_a_command_quietly() {
+    for args in [&["plan", "--ranks", "64"][..], &["plan", "--devices", "64xt4"], &["key", "ann"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let ended = flotilla(args).stdout(writer).stderr(Stdio::piped()).spawn().unwrap();
+        let ended = ended.wait_with_output().await.unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(128 + 13), "{args:?}: {said}");
+        assert!(!said.contains("panicked") && !said.contains("Broken pipe"), "{args:?}: {said}");
+    }
+}
+
+/// A folder, its config.json, a published name with or without its publisher: everywhere the same.
+#[tokio::test]
+async fn a_model_is_named_alike_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = repository("demo/model").to_str().unwrap().to_owned();
+    let config = format!("{folder}/config.json");
+    for (number, model) in [&folder, &config].into_iter().enumerate() {
+        let out = dir.path().join(number.to_string()).to_str().unwrap().to_owned();
+        run(["plan", "--model", model, "--ranks", "2"]).await.expect_status(0);
+        run(["synth", "--like", model, "--layers", "1", "--out", &out]).await.expect_status(0);
+        run(["up", "--model", model, "--check"]).await.expect_status(0);
+        run(["up", "--model", model, "--weights", "synthetic:1", "--check"]).await.expect_status(0);
+        let bench = [
+            "--rounds",
+            "1",
+            "--no-kernels",
+            "--ranks",
+            "1",
+            "--batch",
+            "1",
+            "--depth",
+            "0",
+            "--prompt",
+            "8",
+        ];
+        run([&["bench", "engine", "--like", model], &bench[..]].concat()).await.expect_status(0);
+    }
+    for model in ["openai/gpt-oss-20b", "gpt-oss-20b"] {
+        run(["plan", "--model", model, "--devices", "2xrtx3090"]).await.expect_status(0);
+    }
+    let none = dir.path().to_str().unwrap().to_owned();
+    run(["plan", "--model", &none]).await.expect_refusal(1, &["config.json", "\nhint: "]);
+    run(["plan", "--model", "openai/gpt-5"])
+        .await
+        .expect_refusal(1, &["no model is called", "a checkpoint's folder"]);
+}
+
+#[tokio::test]
+async fn a_file_is_no_folder_and_gguf_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, hint) in [
+        (
+            "gpt-oss-120b-mxfp4.gguf",
+            "GGUF is not read: take the published folder (hf download openai/gpt-oss-120b)",
+        ),
+        ("model.GGUF", "hf download openai/gpt-oss-20b"),
+        ("model.safetensors", "give the folder that it is in"),
+    ] {
+        let file = dir.path().join(name).to_str().unwrap().to_owned();
+        fs::write(&file, "GGUF").unwrap();
+        let words = [&format!("{file} is a file, and --model takes a folder"), hint];
+        run(["up", "--model", &file]).await.expect_refusal(1, &words.map(|word| &word[..]));
+    }
+}
+
+/// Each command has other means to make a model fit.
+#[tokio::test]
+async fn what_does_not_fit_is_answered_with_what_this_command_can_do() {
+    let demo = repository("demo/model").to_str().unwrap().to_owned();
+    let up = ["up", "--model", &demo, "--listen", "127.0.0.1:0", "--memory-bytes"];
+    let weights =
+        "hint: take a smaller model, or more machines: `flotilla coordinator`, and `flotilla worker` on each";
+    run([&up[..], &["200kB"]].concat()).await.expect_refusal(1, &["the model does not fit", weights]);
+    let cache = [&up[..], &["64MB", "--kv-tokens", "10M"]].concat();
+    run(cache).await.expect_refusal(1, &["the model does not fit", "\nhint: lower --kv-tokens"]);
+    let plan = "hint: more or larger --devices, or lower --kv-tokens";
+    run(["plan", "--devices", "t4"]).await.expect_refusal(1, &["the model does not fit", plan]);
+}
+
+/// Before workers are started, and in the words of the flags.
+#[tokio::test]
+async fn up_says_what_is_wrong_with_its_numbers_before_it_starts_workers() {
+    let demo = repository("demo/model").to_str().unwrap().to_owned();
+    let cases: [(&[&str], &str); 5] = [
+        (&["--step-tokens", "10"], "--step-tokens is 10, below --sequences 64"),
+        (&["--sequences", "0"], "--sequences is 0, below its least value 1"),
+        (&["--queue", "0"], "--queue is 0, below its least value 1"),
+        (&["--stages", "3"], "--stages is 3, of 2 workers"),
+        (&["--goal", "latency"], "--goal is given, and nothing is planned for it\nhint: add --plan auto"),
+    ];
+    for (flags, words) in cases {
+        let ran = run([&["up", "--model", &demo, "--listen", "127.0.0.1:0"], flags].concat()).await;
+        ran.expect_refusal(1, &[words]);
+        assert!(!ran.stderr.contains("processes ["), "workers were started: {}", ran.stderr);
+    }
+}
+
+/// What has no effect is refused: it was accepted, and ignored.
+#[tokio::test]
+async fn flags_without_effect_are_refused() {
+    let demo = repository("demo/model").to_str().unwrap().to_owned();
+    let up = ["up", "--model", &demo, "--listen", "127.0.0.1:0"];
+    let pinned = run([&up[..], &["--pin", "0-4095"]].concat()).await;
+    pinned.expect_refusal(1, &["--pin names core ", "\nhint: this process may use the cores "]);
+    assert!(!pinned.stderr.contains("processes ["), "workers were started: {}", pinned.stderr);
+    let worker = ["worker", "--join-token", "a-token-of-this-test", "--pin", "0-4095"];
+    run(worker).await.expect_refusal(1, &["--pin names core "]);
+    run([&up[..], &["--threads", "0"]].concat()).await.expect_refusal(2, &["0 is not in 1.."]);
+    run(["worker", "--join-token", "t", "--threads", "0"]).await.expect_refusal(2, &["0 is not in 1.."]);
+    let linked = run(["plan", "--ranks", "2", "--link", "pcie3"]).await;
+    linked.expect_refusal(2, &["'--link <LINK>' cannot be used with", "--ranks"]);
+    run(["plan", "--link", "pcie3"]).await.expect_refusal(2, &["--devices"]);
+}
+
+#[tokio::test]
+async fn sizes_are_typed_with_units() {
+    let worker = ["worker", "--join-token", "a-token-of-this-test", "--check"];
+    let sizes = ["--memory-bytes", "12GB", "--bandwidth", "30GB/s"];
+    run([&worker[..], &sizes].concat()).await.expect_status(0);
+    let wrong: [(&[&str], &str); 3] = [
+        (&["--memory-bytes", "much"], "expected bytes, such as 12GB"),
+        (&["--bandwidth", "fast"], "expected bytes a second, such as 30GB/s"),
+        (&["--weight-rate", "fast"], "expected bytes a second, such as 500MB/s"),
+    ];
+    for (flags, words) in wrong {
+        run([&worker[..], flags].concat()).await.expect_refusal(2, &[words]);
+    }
+    let demo = repository("demo/model").to_str().unwrap().to_owned();
+    let up = ["up", "--model", &demo, "--check", "--kv-tokens"];
+    run([&up[..], &["16k", "--memory-bytes", "1GB"]].concat()).await.expect_status(0);
+    run([&up[..], &["many"]].concat())
+        .await
+        .expect_refusal(2, &["expected a number of tokens, such as 16384"]);
+}
+
+#[tokio::test]
+async fn words_of_other_servers_are_answered_with_ours() {
+    let cases: [(&[&str], &str); 11] = [
+        (&["--max-model-len", "4096"], "hint: --kv-tokens "),
+        (&["--ctx-size=4096"], "hint: --kv-tokens "),
+        (&["-c", "4096"], "hint: --kv-tokens "),
+        (&["--tensor-parallel-size", "2"], "hint: --workers "),
+        (&["--host", "0.0.0.0"], "hint: --listen ADDRESS:PORT "),
+        (&["--port", "8080"], "hint: --listen ADDRESS:PORT "),
+        (&["--api-key", "k"], "hint: --api-keys FILE "),
+        (&["--max-num-seqs=8"], "hint: --sequences "),
+        (&["-ngl", "99"], "--device or --gpus"),
+        (&["--gpu-memory-utilization", "0.9"], "hint: --memory-bytes "),
+        (&["--served-model-name", "m"], "hint: --served-name "),
+    ];
+    for (flags, words) in cases {
+        run([&["up"], flags].concat()).await.expect_refusal(2, &["unexpected argument", words]);
+    }
+    for command in ["worker", "coordinator"] {
+        run([command])
+            .await
+            .expect_refusal(2, &["--join-token", "hint: export FLOTILLA_JOIN_TOKEN=$(openssl"]);
+    }
+    assert!(!run(["up", "--sail"]).await.stderr.contains("hint: "));
 }

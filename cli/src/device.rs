@@ -1,6 +1,7 @@
 //! `--device`, `--gpus`, `--activations`, `--dense`, `--kv-dtype`, `--sum`, `--wire`: what a worker computes with, how
 //! exactly, and how cards sum.
 
+use crate::machine;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use flotilla_engine::backend::cpu::kernels::{Isa, Precision};
@@ -125,6 +126,18 @@ impl FromStr for Cores {
 }
 
 impl CpuArgs {
+    /// Every core that is named is one that this process may use.
+    pub fn check_pin(&self) -> Result<()> {
+        let (Some(Cores(asked)), Some(Cores(allowed))) = (&self.pin, machine::cores_allowed()) else {
+            return Ok(());
+        };
+        if let Some(core) = asked.iter().find(|core| !allowed.contains(core)) {
+            let all: Vec<String> = allowed.iter().map(usize::to_string).collect();
+            bail!("--pin names core {core}\nhint: this process may use the cores {}", all.join(","));
+        }
+        Ok(())
+    }
+
     /// The same choices for worker number `index` of several with so many threads each.
     pub fn to_args(&self, index: usize, threads: usize) -> Vec<String> {
         let own = self.pin.iter().flat_map(|Cores(cores)| cores.iter().skip(index * threads).take(threads));
@@ -177,6 +190,7 @@ impl DeviceChoice {
     pub fn open(self, threads: usize, cpu: &CpuArgs, sums: SumArgs) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => {
+                cpu.check_pin()?;
                 let activations = cpu.activations.unwrap_or_default();
                 Ok(Device::Cpu(CpuSettings {
                     threads,

@@ -1,12 +1,20 @@
 //! What this machine has, as the system tells it, and what of it this process may use: a container, or a unit of
 //! systemd, may have a limit of its own.
 
+use crate::device::Cores;
 use std::num::NonZero;
 use std::path::Path;
 
 /// Cores that this process may use.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, NonZero::get)
+}
+
+/// Their numbers; nothing where the system does not say.
+pub fn cores_allowed() -> Option<Cores> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+    line.trim().parse().ok()
 }
 
 /// Bytes of memory that can be taken without swapping, or being ended for it; nothing where the system does not say.

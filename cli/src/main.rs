@@ -12,6 +12,7 @@ mod chat;
 mod device;
 mod dissolve;
 mod doctor;
+mod fit;
 mod forecast;
 mod health;
 mod key;
@@ -27,11 +28,13 @@ mod progress;
 mod rates;
 mod ready;
 mod serve;
+mod sizes;
 mod synth;
 mod tls;
 mod top;
 mod up;
 mod verify;
+mod words;
 mod worker;
 
 use anyhow::Result;
@@ -97,7 +100,7 @@ const WRONG_WORDS: u8 = 2;
 const QUIET: &str = "warn";
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli: Cli = words::parse();
     log::start(cli.log_format, cli.command.log());
     let failure = cli.command.failure();
     run(cli.command).unwrap_or_else(|error| {

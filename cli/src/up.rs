@@ -3,16 +3,20 @@
 use crate::cache::CacheArgs;
 use crate::chat;
 use crate::device::{CpuArgs, DeviceChoice, Gpus, SumArgs};
+use crate::fit;
 use crate::forecast::{self, Forecast};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::log;
 use crate::machine;
 use crate::rates::Rates;
 use crate::serve::{Door, Ready, ServeArgs, ctrl_c, serve};
+use crate::sizes;
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_coordinator::fleet::Fleet;
 use flotilla_engine::backend::cpu::DenseWidth;
+use flotilla_shared::plan::PlanError;
+use flotilla_shared::units::Bytes;
 use flotilla_shared::{ModelSpec, Plan};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -44,8 +48,12 @@ pub struct UpArgs {
     #[command(flatten)]
     cache: CacheArgs,
     /// Threads of each worker [default: the cores, shared out]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
+    /// What each worker may take for weights, KV cache and activations, such as 12GB [default: of 0.9 of the free
+    /// memory, shared out]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::memory)]
+    memory_bytes: Option<Bytes>,
 }
 
 impl UpArgs {
@@ -91,8 +99,10 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     let ranks = args.ranks();
     let workers = ranks * args.serve.replicas.first();
     let threads = args.threads.map_or(machine::cores() / workers, usize::from).max(1);
-    let memory =
-        machine::memory_available().map(|bytes| (bytes as f64 * MEMORY_OFFERED) as u64 / workers as u64);
+    let offered = |free: u64| (free as f64 * MEMORY_OFFERED) as u64 / workers as u64;
+    let memory = args.memory_bytes.map(|bytes| bytes.0).or_else(|| machine::memory_available().map(offered));
+    args.serve.check_stages(&model, ranks)?;
+    args.cpu.check_pin()?;
     // Before the workers begin to read weights for nothing.
     let door = Door::open(&args.serve, model).await?;
     // Nor while they load: all read one memory.
@@ -155,8 +165,20 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     };
     let stop = ctrl_c(args.serve.front.drain_timeout());
     tokio::select! {
-        served = serve(&args.serve, door, fleet, ranks, on_ready, on_lost, stop) => served,
+        served = serve(&args.serve, door, fleet, ranks, on_ready, on_lost, stop) => {
+            served.map_err(|error| fit::advise(error, means))
+        }
         died = processes.supervise(&stood, lost) => Err(died),
+    }
+}
+
+/// What one machine can do about a model that does not fit.
+fn means(error: &PlanError) -> &'static str {
+    match error.is_of_weights() {
+        true => {
+            "take a smaller model, or more machines: `flotilla coordinator`, and `flotilla worker` on each"
+        }
+        false => "lower --kv-tokens",
     }
 }
 

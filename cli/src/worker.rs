@@ -6,7 +6,8 @@ use crate::health;
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::machine;
 use crate::rates::Rates;
-use crate::serve::{YEAR_S, asked_to_stop, parse_rate};
+use crate::serve::{YEAR_S, asked_to_stop};
+use crate::sizes;
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
@@ -44,13 +45,14 @@ pub struct WorkerArgs {
     #[command(flatten)]
     cache: CacheArgs,
     /// Threads that compute, on the CPU [default: all cores]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// Bytes for weights, KV cache and activations [default: 0.9 of the free memory]
-    #[arg(long)]
-    memory_bytes: Option<u64>,
-    /// Memory read rate, in bytes a second or relative to the other workers'; shares follow it [default: measured]
-    #[arg(long)]
+    /// Bytes for weights, KV cache and activations, such as 12GB [default: 0.9 of the free memory]
+    #[arg(long, value_name = "BYTES", value_parser = sizes::memory)]
+    memory_bytes: Option<Bytes>,
+    /// Memory read rate, such as 30GB/s, or a number relative to the other workers'; shares follow it
+    /// [default: measured]
+    #[arg(long, value_name = "RATE", value_parser = sizes::bandwidth)]
     bandwidth: Option<f64>,
     /// Where to listen for the other workers
     #[arg(long, default_value = "127.0.0.1:0")]
@@ -64,7 +66,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "ADDRESS")]
     weights_listen: Option<Listen>,
     /// Bytes of weights a second to all other workers together, such as 500MB/s [default: as fast as it goes]
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    #[arg(long, value_name = "RATE", value_parser = sizes::rate)]
     weight_rate: Option<Bytes>,
     /// Where supervisors ask over HTTP: /health is 200 while the process answers, /ready while it has a place in the fleet
     /// [default: nowhere]
@@ -137,11 +139,18 @@ impl WorkerArgs {
 
     fn settings(self) -> Result<Settings> {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
+        // What is wrong with flags and files is said before memory is measured.
+        let tls = self.tls.open(&self.coordinator)?;
+        flotilla_worker::check(&self.coordinator, tls.is_some(), &self.join_token)?;
         let device = self.device.open(threads.into(), &self.cpu, self.sums)?;
+        let memory_bytes = match self.memory_bytes {
+            Some(bytes) => bytes.0,
+            None => memory_offered(&device)?,
+        };
         let rates = self.bandwidth.map_or_else(|| Rates::measure(&device, threads.into()), Rates::told);
         let name = self.name.unwrap_or_else(|| format!("{}/{}", machine::host_name(), std::process::id()));
         Ok(Settings {
-            tls: self.tls.open(&self.coordinator)?,
+            tls,
             coordinator: self.coordinator,
             join_token: self.join_token,
             inventory: Inventory {
@@ -149,7 +158,7 @@ impl WorkerArgs {
                 backend: device.backend(),
                 kv: device.kv_dtype(),
                 device: describe(&device),
-                memory_bytes: self.memory_bytes.map_or_else(|| memory_offered(&device), Ok)?,
+                memory_bytes,
                 bandwidth: rates.bandwidth,
                 compute: rates.compute.dense,
                 expert_compute: rates.compute.experts,

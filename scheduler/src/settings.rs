@@ -48,32 +48,32 @@ impl Default for Settings {
     }
 }
 
-/// Why settings cannot work.
+/// Why settings cannot work, in the words of the flags that set them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
     #[error("{name} is {value}, below its least value {least}")]
     TooSmall { name: &'static str, value: usize, least: usize },
     #[error(
-        "tokens_per_step_max is {tokens_per_step_max}, below sequences_max {sequences_max}: a step could not \
-         hold one token of each sequence\nhint: raise tokens_per_step_max or lower sequences_max"
+        "--step-tokens is {tokens_per_step_max}, below --sequences {sequences_max}: a step could not \
+         hold one token of each sequence\nhint: raise --step-tokens or lower --sequences"
     )]
     StepTooSmall { tokens_per_step_max: usize, sequences_max: usize },
-    #[error("steps_in_flight_max is {found}, but workers take {STEPS_AHEAD_MAX} at most")]
+    #[error("{found} steps in flight are too many: workers take {STEPS_AHEAD_MAX} at most")]
     TooManySteps { found: usize },
     #[error("speculation with ngrams of {min} to {max} tokens and {drafts} drafts guesses nothing")]
     Speculation { min: usize, max: usize, drafts: usize },
-    #[error("context_max is {context_max}, but positions are 32-bit numbers")]
+    #[error("a context of {context_max} tokens is too long: positions are 32-bit numbers")]
     ContextTooLong { context_max: usize },
 }
 
 impl Settings {
     pub fn validate(&self) -> Result<(), SettingsError> {
-        at_least("sequences_max", self.sequences_max, 1)?;
-        at_least("waiting_max", self.waiting_max, 1)?;
+        at_least("--sequences", self.sequences_max, 1)?;
+        at_least("--queue", self.waiting_max, 1)?;
         // One token of prompt, one of completion.
-        at_least("context_max", self.context_max, 2)?;
-        at_least("window_tokens", self.window_tokens, 1)?;
-        at_least("steps_in_flight_max", self.steps_in_flight_max, 1)?;
+        at_least("the context", self.context_max, 2)?;
+        at_least("the window", self.window_tokens, 1)?;
+        at_least("steps in flight", self.steps_in_flight_max, 1)?;
         if self.steps_in_flight_max > STEPS_AHEAD_MAX {
             return Err(SettingsError::TooManySteps { found: self.steps_in_flight_max });
         }
@@ -114,11 +114,11 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_by_name() {
-        assert!(error(|s| s.sequences_max = 0).starts_with("sequences_max is 0"));
-        assert!(error(|s| s.waiting_max = 0).starts_with("waiting_max is 0"));
-        assert!(error(|s| s.context_max = 1).starts_with("context_max is 1"));
-        assert!(error(|s| s.tokens_per_step_max = 63).contains("63, below sequences_max 64"));
-        assert!(error(|s| s.window_tokens = 0).starts_with("window_tokens is 0"));
+        assert!(error(|s| s.sequences_max = 0).starts_with("--sequences is 0"));
+        assert!(error(|s| s.waiting_max = 0).starts_with("--queue is 0"));
+        assert!(error(|s| s.context_max = 1).starts_with("the context is 1"));
+        assert!(error(|s| s.tokens_per_step_max = 63).contains("63, below --sequences 64"));
+        assert!(error(|s| s.window_tokens = 0).starts_with("the window is 0"));
         assert!(error(|s| s.steps_in_flight_max = 9).contains("4 at most"));
         let nothing = Speculation { drafts_max: 0, ..Speculation::default() };
         assert!(error(|s| s.speculation = Some(nothing)).contains("0 drafts"));

@@ -224,7 +224,7 @@ fn mixed_cards_get_shares_that_fit() {
     let small = [device(3 * gb, 1.0), device(3 * gb, 1.0)];
     let error = Plan::tensor_parallel(&spec, &small, demand).unwrap_err();
     assert!(matches!(error, PlanError::TooLarge { ranks: 2, .. }), "{error}");
-    assert!(error.to_string().contains("hint: add workers"), "{error}");
+    assert!(error.to_string().contains("hint: raise --workers"), "{error}");
     assert!(matches!(Plan::tensor_parallel(&spec, &[], demand), Err(PlanError::Ranks(0))));
 }
 

@@ -81,9 +81,7 @@ async fn what_cannot_be_started_is_refused() {
     up(&["--listen", "203.0.113.1:80"])
         .await
         .expect_refusal(1, &["cannot listen on 203.0.113.1:80", "\nhint: "]);
-    up(&["--step-tokens", "8", "--listen", "127.0.0.1:0"])
-        .await
-        .expect_refusal(1, &["tokens_per_step_max is 8"]);
+    up(&["--step-tokens", "8", "--listen", "127.0.0.1:0"]).await.expect_refusal(1, &["--step-tokens is 8"]);
     up(&["--weights", "random:1"]).await.expect_refusal(2, &["expected synthetic:SEED"]);
     run(["up", "--model", "/nonexistent/model"]).await.expect_refusal(1, &["/nonexistent/model", "\nhint: "]);
 }

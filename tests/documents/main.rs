@@ -185,7 +185,7 @@ async fn a_wrong_command_in_a_document_is_found() {
         ("flotilla up --model NOT-THERE", "NOT-THERE"),
         ("flotilla bench serve --chaos never", "invalid value"),
         ("flotilla plan --ranks 65", "1 to 64 ranks"),
-        ("flotilla coordinator --model DIR --step-tokens 10", "tokens_per_step_max"),
+        ("flotilla coordinator --model DIR --step-tokens 10", "--step-tokens is 10, below --sequences 64"),
         ("cargo test -p flotilla-nothing", "no crate"),
         ("WORKER_ARGS=--thread 8", "unexpected argument"),
         ("frigate up", "what is frigate"),

@@ -7,7 +7,9 @@ mod svg;
 mod table;
 
 use crate::device::kv_dtype;
+use crate::fit;
 use crate::model::config_text;
+use crate::sizes;
 use anyhow::{Context, Result};
 use clap::Args;
 use devices::Devices;
@@ -15,33 +17,37 @@ use flotilla_planner::{Aim, Link};
 use flotilla_shared::{BackendKind, KvDtype, ModelSpec};
 use std::path::PathBuf;
 
+/// Flags of plans that are not of --devices. They go with nothing that requires it: of what requires a flag that others
+/// exclude, clap says nothing.
+const OF_RANKS: [&str; 4] = ["ranks", "shares", "memory_gb", "backend"];
+
 /// Print how a model is cut over devices: bytes by rank, and, of --devices, the fastest way and its predicted speed.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// gpt-oss-120b, gpt-oss-20b, or the config.json of a checkpoint
+    /// gpt-oss-120b, gpt-oss-20b, or a checkpoint's folder or config.json
     #[arg(long, default_value = "gpt-oss-120b")]
     model: String,
     /// What there is, to choose the fastest plan for: groups as 2x24GB@936GB/s[/71TFLOPS], cpu:64GB@40GB/s, or names as
     /// 4xrtx3090; commas between groups, semicolons between hosts
-    #[arg(long, conflicts_with_all = ["ranks", "shares", "memory_gb", "backend"])]
+    #[arg(long, conflicts_with_all = OF_RANKS)]
     devices: Option<Devices>,
     /// Between devices of one host: shm, pcie3, pcie4, pcie5 or nvlink [default: of cards pcie4, of CPUs shm]
-    #[arg(long, requires = "devices")]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS)]
     link: Option<Link>,
     /// Between hosts: 1gbe, 10gbe, 25gbe or 100gbe
-    #[arg(long, requires = "devices", default_value = "10gbe")]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, default_value = "10gbe")]
     between: Link,
     /// What must be fast: latency (a token of one sequence), or throughput:N (N sequences at once)
-    #[arg(long, requires = "devices", default_value = "latency")]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, default_value = "latency")]
     goal: Aim,
     /// Tokens that each sequence has behind it
-    #[arg(long, requires = "devices", default_value_t = 8192)]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, default_value = "8192", value_parser = sizes::tokens)]
     context: usize,
     /// Stages at most: 1 for plans that are one stage [default: no limit]
-    #[arg(long, requires = "devices")]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS)]
     stages_max: Option<usize>,
     /// Write a picture of the plan
-    #[arg(long, requires = "devices", value_name = "FILE")]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, value_name = "FILE")]
     svg: Option<PathBuf>,
     /// Equal devices, cut alike
     #[arg(long, default_value_t = 4)]
@@ -53,7 +59,7 @@ pub struct PlanArgs {
     #[arg(long, value_delimiter = ',')]
     memory_gb: Vec<f64>,
     /// Tokens of KV cache that must fit as well [default: 16384; with --devices the context of every sequence of the goal]
-    #[arg(long)]
+    #[arg(long, value_parser = sizes::tokens)]
     kv_tokens: Option<usize>,
     /// Rows of one step at most, whose activations must fit as well
     #[arg(long, default_value_t = 512)]
@@ -76,8 +82,10 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let spec = ModelSpec::from_config_json(&config_text(&args.model, None)?)
         .with_context(|| format!("in {}", args.model))?;
     match &args.devices {
-        Some(devices) => chosen::run(args, &spec, devices),
-        None => cut::run(args, &spec),
+        Some(devices) => chosen::run(args, &spec, devices)
+            .map_err(|error| fit::advise(error, |_| "more or larger --devices, or lower --kv-tokens")),
+        None => cut::run(args, &spec)
+            .map_err(|error| fit::advise(error, |_| "raise --ranks or --memory-gb, or lower --kv-tokens")),
     }
 }
 

@@ -8,6 +8,7 @@ use super::steps::StepArgs;
 use super::traces::TraceArgs;
 use crate::links::LinkArgs;
 use crate::model::{Model, ModelArgs};
+use crate::sizes;
 use anyhow::{Result, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Formation;
@@ -32,8 +33,8 @@ pub struct ServeArgs {
     /// Name by which clients ask for the model [default: the folder's]
     #[arg(long)]
     pub served_name: Option<String>,
-    /// Tokens of KV cache over all sequences
-    #[arg(long, default_value_t = 16384)]
+    /// Tokens of KV cache over all sequences, and the longest context
+    #[arg(long, default_value = "16384", value_parser = sizes::tokens)]
     kv_tokens: usize,
     /// Tokens of one step, prompt chunks and decodes together
     #[arg(long, default_value_t = 512)]
@@ -54,7 +55,7 @@ pub struct ServeArgs {
     #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
     regroup_grace: f64,
     /// Bytes of weights a second to all workers together, such as 500MB/s [default: as fast as it goes]
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    #[arg(long, value_name = "RATE", value_parser = sizes::rate)]
     weight_rate: Option<Bytes>,
     /// Stages that the model's layers are cut into, of about equal numbers of workers
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -79,9 +80,8 @@ impl ServeArgs {
     pub fn check(&self, ranks: usize) -> Result<()> {
         let model = self.model.open()?;
         self.front.open()?;
-        self.check_context(&model)?;
+        self.check_settings(&model)?;
         self.check_stages(&model, ranks)?;
-        Scheduler::new(self.scheduler(&model, self.kv_blocks(&model)))?;
         println!("flags and files are right; nothing was started");
         Ok(())
     }
@@ -129,8 +129,16 @@ impl ServeArgs {
         KvBlocks::for_tokens(self.kv_tokens, model.spec.window, self.sequences, self.step_tokens)
     }
 
+    /// What no worker can mend.
+    pub fn check_settings(&self, model: &Model) -> Result<()> {
+        self.planning.check()?;
+        self.check_context(model)?;
+        Scheduler::new(self.scheduler(model, self.kv_blocks(model)))?;
+        Ok(())
+    }
+
     /// A context that holds no chat at all is a mistake, and is told before anything is loaded.
-    pub fn check_context(&self, model: &Model) -> Result<()> {
+    fn check_context(&self, model: &Model) -> Result<()> {
         let context = self.scheduler(model, self.kv_blocks(model)).context_max;
         let needed = shortest_prompt(&model.harmony) + 1;
         ensure!(
@@ -157,14 +165,6 @@ impl ServeArgs {
 fn parse_seconds(text: &str) -> std::result::Result<f64, String> {
     let seconds = text.parse().ok().filter(|seconds| (0.0..=86_400.0).contains(seconds));
     seconds.ok_or_else(|| format!("expected seconds from 0 to 86400, found {text:?}"))
-}
-
-/// `500MB/s`, or without `/s`.
-pub fn parse_rate(text: &str) -> std::result::Result<Bytes, String> {
-    match text.strip_suffix("/s").unwrap_or(text).parse() {
-        Ok(Bytes(0)) => Err("expected more than nothing".into()),
-        parsed => parsed,
-    }
 }
 
 /// `YYYY-MM-DD`, as text: it only reaches the prompt.

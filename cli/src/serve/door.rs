@@ -1,5 +1,5 @@
 //! What a server needs before anybody is put to work for it, and what users get wrong most: the files of the
-//! front, the port, and a cache that holds a chat.
+//! front, the port, and numbers that do not go together.
 
 use super::args::ServeArgs;
 use super::front::Front;
@@ -18,7 +18,7 @@ pub struct Door {
 impl Door {
     pub async fn open(args: &ServeArgs, model: Model) -> Result<Door> {
         let front = args.front.open()?;
-        args.check_context(&model)?;
+        args.check_settings(&model)?;
         let tracer = args.traces.open()?;
         let listener = TcpListener::bind(args.listen).await.with_context(|| {
             format!(

@@ -14,7 +14,7 @@ use crate::local_workers::TOKEN_VARIABLE;
 use crate::log;
 use crate::tls::FleetTlsArgs;
 use anyhow::{Context, Result, ensure};
-pub use args::{ServeArgs, parse_rate};
+pub use args::ServeArgs;
 use clap::Args;
 pub use door::Door;
 use flotilla_coordinator::driver::{self, Replicas};

@@ -1,11 +1,16 @@
 //! The flags of how the model is cut.
 
+use crate::sizes;
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use flotilla_coordinator::fleet::Planning;
 use flotilla_planner::{Aim, Goal, Link};
 
 /// Their heading in the help.
 const PLAN: &str = "The plan";
+/// What auto plans for, where it is not told.
+const GOAL_CLIENTS: usize = 16;
+const GOAL_CONTEXT: usize = 2048;
 
 #[derive(Clone, Debug, Args)]
 pub struct PlanningArgs {
@@ -14,11 +19,12 @@ pub struct PlanningArgs {
     #[arg(help_heading = PLAN, long, value_enum, default_value = "tensor")]
     plan: PlanKind,
     /// What auto makes fast: latency (a token of one sequence), or throughput:N (N sequences at once)
-    #[arg(help_heading = PLAN, long, default_value = "throughput:16")]
-    goal: Aim,
-    /// Tokens that auto takes each sequence to have behind it
-    #[arg(help_heading = PLAN, long, default_value_t = 2048)]
-    goal_context: usize,
+    /// [default: throughput:16]
+    #[arg(help_heading = PLAN, long)]
+    goal: Option<Aim>,
+    /// Tokens that auto takes each sequence to have behind it [default: 2048]
+    #[arg(help_heading = PLAN, long, value_parser = sizes::tokens)]
+    goal_context: Option<usize>,
     /// Between workers of one host, for auto: shm, pcie3, pcie4, pcie5 or nvlink [default: measured]
     #[arg(help_heading = PLAN, long)]
     link_within: Option<Link>,
@@ -34,14 +40,36 @@ enum PlanKind {
 }
 
 impl PlanningArgs {
+    /// What is said of a goal, or of links, has no meaning where nothing is planned.
+    pub fn check(&self) -> Result<()> {
+        let given = [
+            ("--goal", self.goal.is_some()),
+            ("--goal-context", self.goal_context.is_some()),
+            ("--link-within", self.link_within.is_some()),
+            ("--link-between", self.link_between.is_some()),
+        ];
+        let given = given.iter().find(|(_, is_given)| *is_given);
+        match (self.plan, given) {
+            (PlanKind::Tensor, Some((flag, _))) => {
+                bail!(
+                    "{flag} is given, and nothing is planned for it\nhint: add --plan auto, or leave {flag} out"
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn goal(&self) -> Goal {
+        let aim = self.goal.unwrap_or(Aim::Throughput { clients: GOAL_CLIENTS });
+        Goal { aim, context: self.goal_context.unwrap_or(GOAL_CONTEXT), stages_max: usize::MAX }
+    }
+
     pub fn planning(&self) -> Planning {
         match self.plan {
             PlanKind::Tensor => Planning::Tensor,
-            PlanKind::Auto => Planning::Fastest {
-                goal: Goal { aim: self.goal, context: self.goal_context, stages_max: usize::MAX },
-                within: self.link_within,
-                between: self.link_between,
-            },
+            PlanKind::Auto => {
+                Planning::Fastest { goal: self.goal(), within: self.link_within, between: self.link_between }
+            }
         }
     }
 }

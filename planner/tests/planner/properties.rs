@@ -212,7 +212,7 @@ fn what_does_not_fit_says_what_is_missing() {
     let small = fleet(&vec![(1.0, 1e12, 0); 3], 16e9, false, ("pcie4", "10gbe"));
     let error = choose(&spec, &small, goal, demand).unwrap_err();
     assert!(matches!(error, PlanError::TooLarge { ranks: 3, .. }), "{error}");
-    assert!(error.to_string().contains("are missing\nhint: add workers"), "{error}");
+    assert!(error.to_string().contains("are missing\nhint: raise --workers"), "{error}");
     let none = Fleet { devices: vec![], hosts: vec![], ..small };
     assert_eq!(choose(&spec, &none, goal, demand), Err(PlanError::Ranks(0)));
 }
@@ -288,5 +288,8 @@ fn who_is_cut_off_is_left_out_and_it_is_said_why() {
         error.starts_with("a and b do not reach each other, so one of them is left out, and then the model"),
         "{error}"
     );
-    assert!(error.contains("over 1 ranks") && error.contains("are missing\nhint: add workers"), "{error}");
+    assert!(
+        error.contains("over 1 ranks") && error.contains("are missing\nhint: raise --workers"),
+        "{error}"
+    );
 }

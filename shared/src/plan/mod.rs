@@ -99,7 +99,7 @@ pub enum PlanError {
     Ranks(usize),
     #[error(
         "the model does not fit: it needs {} over {ranks} ranks (weights {}, KV cache of {kv_tokens} tokens {}, activations {}), \
-         the devices offer {}, {}\nhint: add workers, or lower the KV cache",
+         the devices offer {}, {}\nhint: raise --workers, give workers more --memory-bytes, or lower --kv-tokens",
         Bytes(weights + kv + activations), Bytes(*weights), Bytes(*kv), Bytes(*activations), Bytes(*offered),
         missing(weights + kv + activations, *offered)
     )]
@@ -116,6 +116,13 @@ pub enum PlanError {
     DeviceTooSmall { rank: Rank, device: String, offered: u64, needed: u64 },
     #[error("{a} and {b} do not reach each other, so one of them is left out, and then {fit}")]
     Apart { a: String, b: String, fit: Box<PlanError> },
+}
+
+impl PlanError {
+    /// Whether nothing but the weights would be too large as well.
+    pub fn is_of_weights(&self) -> bool {
+        matches!(self, PlanError::TooLarge { weights, offered, .. } if weights > offered)
+    }
 }
 
 fn missing(needed: u64, offered: u64) -> String {
