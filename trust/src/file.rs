@@ -48,13 +48,21 @@ pub enum TlsError {
     )]
     Key { file: File, error: PemError },
     #[error(
-        "the certificate in {cert} and the key in {key} do not serve: {error}\nhint: they must belong together"
+        "the certificate in {cert} and the key in {key} do not serve: {}\nhint: they must belong together",
+        unfit(error)
     )]
     Unfit { cert: File, key: File, error: Box<RustlsError> },
     #[error("the certificate in {file} {}\nhint: renew it, or look at this machine's clock", dates(error))]
     Dates { file: File, error: CertificateError },
     #[error("{file} holds no authority that can be used: {error}\nhint: {} is the authority's certificate", file.flag)]
     Authority { file: File, error: String },
+}
+
+fn unfit(error: &RustlsError) -> String {
+    match error {
+        RustlsError::InconsistentKeys(_) => "the key is not that of the certificate".into(),
+        error => error.to_string(),
+    }
 }
 
 fn dates(error: &CertificateError) -> &'static str {

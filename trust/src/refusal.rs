@@ -83,13 +83,20 @@ impl Refusal {
                 Refusal::NotTls { hint: "without TLS its address begins with http://" }
             }
             Some(RustlsError::InvalidCertificate(Bad::NotValidForNameContext { presented, .. })) => {
-                let presented = if presented.is_empty() { "no name".into() } else { presented.join(", ") };
+                let names: Vec<&str> = presented.iter().map(|name| plain_name(name)).collect();
+                let presented = if names.is_empty() { "no name".into() } else { names.join(", ") };
                 Refusal::WrongName { name: name.to_str().into_owned(), presented }
             }
             Some(RustlsError::InvalidCertificate(bad)) => certificate(bad, usage, unknown),
             _ => other(error),
         }
     }
+}
+
+/// `localhost` of rustls' `DnsName("localhost")`; `10.0.0.1` of `IpAddress(10.0.0.1)`.
+fn plain_name(name: &str) -> &str {
+    let inner = name.split_once('(').and_then(|(_, rest)| rest.strip_suffix(')'));
+    inner.unwrap_or(name).trim_matches('"')
 }
 
 fn certificate(bad: &Bad, usage: &'static str, unknown: impl FnOnce() -> Refusal) -> Refusal {
@@ -135,4 +142,20 @@ fn other(error: &io::Error) -> Refusal {
 
 fn cause(error: &io::Error) -> Option<&RustlsError> {
     error.get_ref()?.downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain_name;
+
+    #[test]
+    fn names_are_told_as_they_stand_in_the_certificate() {
+        for (name, plain) in [
+            ("DnsName(\"a.example\")", "a.example"),
+            ("IpAddress(10.0.0.1)", "10.0.0.1"),
+            ("DirectoryName", "DirectoryName"),
+        ] {
+            assert_eq!(plain_name(name), plain);
+        }
+    }
 }
