@@ -6,19 +6,29 @@ use serde_json::Value;
 use std::collections::VecDeque;
 use std::fmt::Write;
 
+/// Between columns of the workers' table.
+const GAP: usize = 2;
+/// Columns that are left out where all do not fit: DEVICE and LOADED.
+const LEFT_OUT: [usize; 2] = [3, 5];
+
 const PHASES: [&str; 6] = ["schedule", "send", "wait", "compute", "collective", "sample"];
 
-/// Rates are those between the last two looks, latencies of all of them; of one look, what is so far.
-pub fn frame(looks: &VecDeque<Look>) -> String {
+/// For a terminal of so many columns. Rates are those between the last two looks, latencies of all of them; of one look, what is so far.
+pub fn frame(looks: &VecDeque<Look>, columns: usize) -> String {
     let Some(now) = looks.back() else { return String::new() };
-    let seen =
-        Seen { now, before: looks.iter().rev().nth(1), first: looks.front().filter(|_| looks.len() > 1) };
+    let seen = Seen {
+        now,
+        columns,
+        before: looks.iter().rev().nth(1),
+        first: looks.front().filter(|_| looks.len() > 1),
+    };
     [seen.head(), seen.requests(), seen.cache(), seen.latencies(), seen.step(), seen.groups(), seen.workers()]
         .concat()
 }
 
 struct Seen<'a> {
     now: &'a Look,
+    columns: usize,
     before: Option<&'a Look>,
     first: Option<&'a Look>,
 }
@@ -120,13 +130,19 @@ impl Seen<'_> {
             .map(str::to_owned),
         ];
         table.extend(workers.iter().map(|worker| self.worker(worker)));
-        let widths: Vec<usize> = (0..table[0].len())
-            .map(|at| table.iter().map(|row| row[at].chars().count()).max().unwrap_or(0))
-            .collect();
+        let widths = table[0].each_ref().map(|_| 0);
+        let widths = table.iter().fold(widths, |widths: [usize; 11], row| {
+            std::array::from_fn(|at| widths[at].max(row[at].chars().count()))
+        });
+        let is_narrow = widths.iter().sum::<usize>() + GAP * (widths.len() - 1) > self.columns;
         let mut text = String::from("\n");
         for row in table {
             let mut line = String::new();
-            row.iter().zip(&widths).for_each(|(cell, width)| _ = write!(line, "{cell:width$}  "));
+            for (at, (cell, width)) in row.iter().zip(widths).enumerate() {
+                if !(is_narrow && LEFT_OUT.contains(&at)) {
+                    _ = write!(line, "{cell:width$}{:GAP$}", "");
+                }
+            }
             text += line.trim_end();
             text.push('\n');
         }
@@ -208,7 +224,7 @@ fn plain(text: &str) -> String {
 }
 
 fn range(ends: &Value) -> String {
-    format!("{}-{}", ends[0], ends[1])
+    format!("{}..{}", ends[0], ends[1])
 }
 
 #[cfg(test)]
@@ -245,7 +261,7 @@ mod tests {
     fn a_frame_tells_rates_of_the_last_interval() {
         let start = Instant::now();
         let looks = [(0, 10), (2, 30)].map(|(at, steps)| look(start + Duration::from_secs(at), steps, ""));
-        let text = frame(&VecDeque::from(looks));
+        let text = frame(&VecDeque::from(looks.clone()), 120);
         for words in [
             "ready  epoch 4  up 1:02:03",
             "running 2  waiting 1  tokens/s 10.0 generated, - of prompts",
@@ -253,17 +269,20 @@ mod tests {
             "10/s  schedule -  send -  wait 2.00 ms",
             "1 of 2 replicas serve",
             "formed again 1, the last in 0.4 s",
-            "0.1   gpu [31m  ready  cuda:0  1.00 GB of 24.00 GB  50 %    0-24    4-8    0-32     10 %  -",
+            "0.1   gpu [31m  ready  cuda:0  1.00 GB of 24.00 GB  50 %    0..24   4..8   0..32    10 %  -",
         ] {
             assert!(text.contains(words), "{words:?} in\n{text}");
         }
         assert!(!text.contains('\u{1b}'));
+        let narrow = frame(&VecDeque::from(looks), 80);
+        assert!(narrow.contains("  ready  1.00 GB of 24.00 GB  0..24   4..8   0..32    10 %  -"), "{narrow}");
+        assert!(!narrow.contains("DEVICE") && !narrow.contains("LOADED"), "{narrow}");
     }
 
     #[test]
     fn of_one_look_there_are_no_rates() {
-        let text = frame(&VecDeque::from([look(Instant::now(), 10, "")]));
+        let text = frame(&VecDeque::from([look(Instant::now(), 10, "")]), 80);
         assert!(text.contains("tokens/s - generated") && text.contains("step      none"), "{text}");
-        assert_eq!(frame(&VecDeque::new()), "");
+        assert_eq!(frame(&VecDeque::new(), 80), "");
     }
 }

@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use frame::frame;
 use look::Look;
-use screen::Screen;
+use screen::{Screen, columns};
 use std::collections::VecDeque;
 use std::io::IsTerminal;
 use std::time::Duration;
@@ -56,7 +56,8 @@ async fn once(server: &Server, interval: Duration) -> Result<()> {
     let first = Look::take(server, ANSWER_TIMEOUT).await?;
     tokio::time::sleep(interval).await;
     let looks = VecDeque::from([first, Look::take(server, ANSWER_TIMEOUT).await?]);
-    print!("{}", frame(&looks));
+    let columns = if std::io::stdout().is_terminal() { columns() } else { usize::MAX };
+    print!("{}", frame(&looks, columns));
     Ok(())
 }
 
@@ -85,9 +86,9 @@ async fn watch(server: &Server, interval: Duration) -> Result<()> {
                 if looks.len() > LOOKS_KEPT {
                     looks.pop_front();
                 }
-                screen.show(&frame(&looks));
+                screen.show(&frame(&looks, columns()));
             }
-            Err(error) => screen.show(&format!("{}\n{}", gone(&error), frame(&looks))),
+            Err(error) => screen.show(&format!("{}\n{}", gone(&error), frame(&looks, columns()))),
         }
         tokio::select! {
             () = tokio::time::sleep(interval) => {}

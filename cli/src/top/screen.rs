@@ -72,6 +72,11 @@ fn print(text: &str) {
     let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
 }
 
+/// Of the terminal.
+pub fn columns() -> usize {
+    size().1
+}
+
 fn size() -> (usize, usize) {
     let size = stty(&["size"]);
     let size = size.as_deref().and_then(|size| size.trim().split_once(' '));
