@@ -169,7 +169,7 @@ impl Client {
             "stream": true,
         });
         let response = self.server.post("/v1/chat/completions", &body).await?;
-        let mut printer = Printer::default();
+        let mut printer = Printer::new();
         let mut lines = Lines::default();
         let mut bytes = response.bytes_stream();
         while let Some(part) = bytes.next().await {
@@ -181,7 +181,7 @@ impl Client {
                 }
             }
         }
-        println!();
+        printer.end();
         conversation.messages.push(json!({ "role": "assistant", "content": printer.content }));
         Ok(())
     }
@@ -205,14 +205,35 @@ impl Lines {
     }
 }
 
-/// Thoughts dimmed on a terminal, the answer plain.
-#[derive(Default)]
+/// Thoughts dimmed on a terminal, the answer plain. Elsewhere only the answer goes to stdout, and thoughts to stderr:
+/// who pipes the answer on wants nothing else.
 struct Printer {
+    terminal: bool,
     content: String,
     thinking: bool,
 }
 
 impl Printer {
+    fn new() -> Printer {
+        Printer { terminal: std::io::stdout().is_terminal(), content: String::new(), thinking: false }
+    }
+
+    fn end(&self) {
+        if self.thinking {
+            self.end_thoughts();
+        }
+        if !self.thinking || !self.terminal {
+            println!();
+        }
+    }
+
+    fn end_thoughts(&self) {
+        match self.terminal {
+            true => println!(),
+            false => eprintln!(),
+        }
+    }
+
     fn chunk(&mut self, chunk: Chunk) -> Result<()> {
         if let Some(error) = chunk.error {
             bail!("the server ended the answer: {}", error["message"].as_str().unwrap_or("no reason given"));
@@ -241,12 +262,13 @@ impl Printer {
             return;
         }
         if self.thinking && !thinking {
-            println!();
+            self.end_thoughts();
         }
         self.thinking = thinking;
-        match thinking && std::io::stdout().is_terminal() {
-            true => print!("\x1b[2m{text}\x1b[0m"),
-            false => print!("{text}"),
+        match (thinking, self.terminal) {
+            (true, true) => print!("\x1b[2m{text}\x1b[0m"),
+            (true, false) => eprint!("{text}"),
+            (false, _) => print!("{text}"),
         }
     }
 }
