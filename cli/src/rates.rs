@@ -30,7 +30,13 @@ impl Rates {
         };
         let rates = rates.unwrap_or(Rates::told(0.0));
         let Rates { bandwidth, compute: Compute { dense, experts } } = rates;
-        info!(bandwidth, dense, experts, seconds = start.elapsed().as_secs_f64(), "measured");
+        info!(
+            bandwidth = %format!("{:.1} GB/s", bandwidth / 1e9),
+            dense = %format!("{:.1} Gop/s", dense / 1e9),
+            experts = %format!("{:.1} Gop/s", experts / 1e9),
+            seconds = %format!("{:.1}", start.elapsed().as_secs_f64()),
+            "measured"
+        );
         rates
     }
 
