@@ -3,7 +3,8 @@
 use super::devices::Devices;
 use super::table::{PARTS, parts, placement, range};
 use super::{PlanArgs, cut, svg};
-use anyhow::{Context, Result};
+use crate::fit;
+use anyhow::{Context, Error, Result};
 use flotilla_planner::{
     Aim, Choice, Collective, Costs, Decode, Fleet, Goal, Link, SumWay, choose, kv_tokens_max, predict_decode,
 };
@@ -46,11 +47,26 @@ fn chosen<'a>(args: &'a PlanArgs, spec: &'a ModelSpec, devices: &Devices) -> Res
     let kv_tokens = args.kv_tokens.unwrap_or(goal.aim.sequences().saturating_mul(args.context));
     let kv_blocks = KvBlocks::for_tokens(kv_tokens, spec.window, sequences, args.step_tokens);
     let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens, logit_rows_max: sequences };
-    let choice = choose(spec, &fleet, goal, demand)?;
+    let choice = choose(spec, &fleet, goal, demand).map_err(|error| misfit(&fleet, error.into()))?;
     let memory = choice.devices.iter().map(|&device| fleet.devices[device].memory_bytes);
     let memory: Vec<u64> = memory.collect();
     let kv_tokens_max = kv_tokens_max(spec, &choice.plan, &memory, sequences, args.step_tokens);
     Ok(Chosen { model: &args.model, spec, fleet, goal, demand, choice, kv_tokens_max })
+}
+
+/// With what can be done about it, and, where there are both kinds, of which it is said: of the one with the most memory.
+fn misfit(fleet: &Fleet, error: Error) -> Error {
+    let error = fit::advise(error, |_| "more or larger --devices, or lower --kv-tokens");
+    let memory = |backend| -> u64 {
+        let devices = fleet.devices.iter().filter(|device| device.backend == backend);
+        devices.map(|device| device.memory_bytes).sum()
+    };
+    let (cpus, cards) = (memory(BackendKind::Cpu), memory(BackendKind::Cuda));
+    if cpus == 0 || cards == 0 {
+        return error;
+    }
+    let most = if cpus > cards { "CPUs" } else { "cards" };
+    error.context(format!("cards and CPUs are never in one plan; of the {most} alone"))
 }
 
 fn fleet(args: &PlanArgs, devices: &Devices) -> Fleet {

@@ -22,12 +22,13 @@ pub fn run(args: &PlanArgs, spec: &ModelSpec) -> Result<()> {
     }
     let weights: u64 = plan.ranks().map(|share| plan.bytes(spec, share.rank).weights()).sum();
     println!(
-        "{}: {} layers, {} experts, {} of weights over {} ranks",
+        "{}: {} layers, {} experts, {} of weights over {} {}",
         args.model,
         spec.layer_count(),
         spec.experts,
         Bytes(weights),
-        plan.rank_count()
+        plan.rank_count(),
+        if plan.rank_count() == 1 { "rank" } else { "ranks" }
     );
     println!("{:<5} {PARTS}", "rank");
     for share in plan.ranks() {

@@ -8,24 +8,34 @@ use std::str::FromStr;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Devices(pub Vec<(Inventory, u16)>);
 
-/// Published memory in GiB, read rate in GB/s, and dense bf16 or f16 tensor rate with f32 sums in TFLOP/s.
-const CARDS: [(&str, f64, f64, f64); 21] = [
+/// Published memory in GiB, read rate in GB/s, and dense bf16 or f16 tensor rate with f32 sums in TFLOP/s: of RTX cards a
+/// quarter of the fp8 rate, or an eighth of the fp4 rate, without sparsity. Of those sold with two sizes of memory the plain
+/// name is the smaller.
+const CARDS: [(&str, f64, f64, f64); 29] = [
     ("a10", 24.0, 600.0, 125.0),
     ("a30", 24.0, 933.0, 165.0),
     ("a40", 48.0, 696.0, 149.7),
     ("a6000", 48.0, 768.0, 154.8),
     ("a100-40gb", 40.0, 1555.0, 312.0),
     ("a100-80gb", 80.0, 2039.0, 312.0),
+    ("h100", 80.0, 3350.0, 989.0),
     ("h100-80gb", 80.0, 3350.0, 989.0),
     ("h200", 131.0, 4800.0, 989.0),
     ("l4", 24.0, 300.0, 121.0),
     ("l40", 48.0, 864.0, 181.0),
     ("l40s", 48.0, 864.0, 362.0),
     ("rtx2080ti", 11.0, 616.0, 53.8),
+    ("rtx3060", 12.0, 360.0, 25.5),
     ("rtx3080", 10.0, 760.0, 59.5),
     ("rtx3090", 24.0, 936.0, 71.0),
+    ("rtx4060ti", 8.0, 288.0, 44.1),
+    ("rtx4060ti-16gb", 16.0, 288.0, 44.1),
+    ("rtx4070", 12.0, 504.0, 58.3),
     ("rtx4080", 16.0, 717.0, 97.5),
     ("rtx4090", 24.0, 1008.0, 165.2),
+    ("rtx5070", 12.0, 672.0, 61.7),
+    ("rtx5060ti", 8.0, 448.0, 47.4),
+    ("rtx5060ti-16gb", 16.0, 448.0, 47.4),
     ("rtx5080", 16.0, 960.0, 112.6),
     ("rtx5090", 32.0, 1792.0, 209.5),
     ("t4", 16.0, 320.0, 65.0),

@@ -82,8 +82,7 @@ pub fn run(args: &PlanArgs) -> Result<()> {
     let spec = ModelSpec::from_config_json(&config_text(&args.model, None)?)
         .with_context(|| format!("in {}", args.model))?;
     match &args.devices {
-        Some(devices) => chosen::run(args, &spec, devices)
-            .map_err(|error| fit::advise(error, |_| "more or larger --devices, or lower --kv-tokens")),
+        Some(devices) => chosen::run(args, &spec, devices),
         None => cut::run(args, &spec)
             .map_err(|error| fit::advise(error, |_| "raise --ranks or --memory-gb, or lower --kv-tokens")),
     }

@@ -289,7 +289,7 @@ fn who_is_cut_off_is_left_out_and_it_is_said_why() {
         "{error}"
     );
     assert!(
-        error.contains("over 1 ranks") && error.contains("are missing\nhint: raise --workers"),
+        error.contains("over 1 rank ") && error.contains("are missing\nhint: raise --workers"),
         "{error}"
     );
 }

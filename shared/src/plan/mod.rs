@@ -98,9 +98,9 @@ pub enum PlanError {
     #[error("a plan needs 1 to {RANKS_MAX} ranks, {0} were given")]
     Ranks(usize),
     #[error(
-        "the model does not fit: it needs {} over {ranks} ranks (weights {}, KV cache of {kv_tokens} tokens {}, activations {}), \
+        "the model does not fit: it needs {} over {ranks} {} (weights {}, KV cache of {kv_tokens} tokens {}, activations {}), \
          the devices offer {}, {}\nhint: raise --workers, give workers more --memory-bytes, or lower --kv-tokens",
-        Bytes(weights + kv + activations), Bytes(*weights), Bytes(*kv), Bytes(*activations), Bytes(*offered),
+        Bytes(weights + kv + activations), if *ranks == 1 { "rank" } else { "ranks" }, Bytes(*weights), Bytes(*kv), Bytes(*activations), Bytes(*offered),
         missing(weights + kv + activations, *offered)
     )]
     TooLarge { ranks: usize, weights: u64, kv: u64, kv_tokens: usize, activations: u64, offered: u64 },
