@@ -8,10 +8,10 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Default, Args)]
 pub struct CacheArgs {
     /// Folder in which weights are kept for the next start; workers of one host may share it [default: none are]
-    #[arg(long, value_name = "DIR", env = "FLOTILLA_WEIGHT_CACHE")]
+    #[arg(help_heading = "Weights", long, value_name = "DIR", env = "FLOTILLA_WEIGHT_CACHE")]
     weight_cache: Option<PathBuf>,
     /// What that folder may hold, such as 80GB; what was used longest ago goes first
-    #[arg(long, value_name = "BYTES", default_value = "80GB")]
+    #[arg(help_heading = "Weights", long, value_name = "BYTES", default_value = "80GB")]
     weight_cache_bytes: Option<Bytes>,
 }
 

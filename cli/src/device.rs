@@ -83,17 +83,17 @@ impl Gpus {
 pub struct CpuArgs {
     /// How activations enter the experts' products on the CPU: int8x2 (15 bits and a sign), int8 (faster with many
     /// sequences, rounded), or f32 (exact, slower)
-    #[arg(long)]
+    #[arg(help_heading = "Workers", long)]
     pub activations: Option<Precision>,
     /// How the CPU holds dense weights: bf16 as published, or int8 (half the bytes to read, rounded)
-    #[arg(long, default_value_t = DenseWidth::Bf16)]
+    #[arg(help_heading = "Workers", long, default_value_t = DenseWidth::Bf16)]
     pub dense: DenseWidth,
     /// Cores to keep the threads on, one each, as 0-3,8; of several workers each takes its share [default: the
     /// system decides]
-    #[arg(long, value_name = "CORES")]
+    #[arg(help_heading = "Workers", long, value_name = "CORES")]
     pub pin: Option<Cores>,
     /// What the KV cache holds on the CPU: f16, or f32 (twice the bytes; cards hold bf16)
-    #[arg(long, value_parser = kv_dtype, default_value = "f16")]
+    #[arg(help_heading = "Memory and batching", long, value_parser = kv_dtype, default_value = "f16")]
     pub kv_dtype: KvDtype,
 }
 
@@ -156,10 +156,10 @@ impl CpuArgs {
 pub struct SumArgs {
     /// How cards sum over ranks: nccl, shared (ranks on one card, through its memory), host (through memory
     /// of this machine), staged (by the workers' own links), or auto
-    #[arg(long, default_value_t = SumChoice::Auto)]
+    #[arg(help_heading = "Cards", long, default_value_t = SumChoice::Auto)]
     pub sum: SumChoice,
     /// What NCCL carries: f32, or bf16 (half the bytes, rounded)
-    #[arg(long, value_parser = wire, default_value = "f32")]
+    #[arg(help_heading = "Cards", long, value_parser = wire, default_value = "f32")]
     pub wire: Wire,
 }
 

@@ -8,10 +8,10 @@ use flotilla_shared::{LinkChoice, WireFormat};
 pub struct LinkArgs {
     /// How workers reach each other: shm (memory of one host, or no group), tcp, or auto (memory where
     /// workers of one host can share it, TCP elsewhere)
-    #[arg(long, default_value_t = LinkChoice::Auto)]
+    #[arg(help_heading = "Workers", long, default_value_t = LinkChoice::Auto)]
     pub collective: LinkChoice,
     /// What travels of a sum between workers that share no memory: f32, or int8 (a third of the bytes and
     /// less, rounded; for slow networks)
-    #[arg(long, default_value_t = WireFormat::F32)]
+    #[arg(help_heading = "Workers", long, default_value_t = WireFormat::F32)]
     pub collective_wire: WireFormat,
 }

@@ -5,6 +5,7 @@
 #[macro_use]
 mod output;
 
+mod address;
 mod bench;
 mod cache;
 mod certs;
@@ -49,7 +50,7 @@ struct Cli {
     #[command(subcommand)]
     command: Command,
     /// Form of the log on stderr
-    #[arg(long, global = true, env = log::FORMAT_VARIABLE, value_enum, default_value_t = LogFormat::Text)]
+    #[arg(help_heading = "Log", long, global = true, env = log::FORMAT_VARIABLE, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
 }
 

@@ -24,10 +24,10 @@ const TOKENIZER_BYTES_MAX: u64 = 256 << 20;
 pub struct ModelArgs {
     /// Checkpoint as published on Hugging Face: a folder, a name such as openai/gpt-oss-20b that Hugging Face's tools
     /// have downloaded, or the http(s) URL of such a folder [default: the demo model]
-    #[arg(long, value_name = "MODEL")]
+    #[arg(help_heading = "Model", long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// `synthetic:SEED`: workers make random weights of this shape, no file is read
-    #[arg(long, value_parser = parse_synthetic)]
+    #[arg(help_heading = "Model", long, value_parser = parse_synthetic)]
     weights: Option<Synthetic>,
 }
 

@@ -90,7 +90,7 @@ impl WorkerTlsArgs {
 }
 
 /// Of `HOST:PORT/…`; an IPv6 address stands in brackets.
-fn host(address: &str) -> &str {
+pub fn host(address: &str) -> &str {
     let authority = address.split('/').next().unwrap_or_default();
     match authority.find(']') {
         Some(end) => &authority[..=end],

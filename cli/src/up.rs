@@ -33,13 +33,13 @@ pub struct UpArgs {
     #[command(flatten)]
     serve: ServeArgs,
     /// Worker processes of each copy; the model is cut over them [default: one a card, or 2 on the CPU]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(help_heading = "Workers", long, value_parser = clap::value_parser!(u16).range(1..=64))]
     workers: Option<u16>,
     /// What the workers compute with, in turn: cpu, or cards as cuda:0,cuda:1
-    #[arg(long, value_delimiter = ',', default_value = "cpu")]
+    #[arg(help_heading = "Workers", long, value_delimiter = ',', default_value = "cpu")]
     device: Vec<DeviceChoice>,
     /// Cards of this machine, a worker each: all, or their numbers as 0,1; the same as --device cuda:0,cuda:1
-    #[arg(long, value_name = "CARDS", conflicts_with = "device")]
+    #[arg(help_heading = "Cards", long, value_name = "CARDS", conflicts_with = "device")]
     gpus: Option<Gpus>,
     #[command(flatten)]
     cpu: CpuArgs,
@@ -48,11 +48,11 @@ pub struct UpArgs {
     #[command(flatten)]
     cache: CacheArgs,
     /// Threads of each worker [default: the cores, shared out]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(help_heading = "Workers", long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
     /// What each worker may take for weights, KV cache and activations, such as 12GB [default: of 0.9 of the free
     /// memory, shared out]
-    #[arg(long, value_name = "BYTES", value_parser = sizes::memory)]
+    #[arg(help_heading = "Memory and batching", long, value_name = "BYTES", value_parser = sizes::memory)]
     memory_bytes: Option<Bytes>,
 }
 
@@ -133,8 +133,9 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         devices => devices.iter().map(DeviceChoice::to_string).collect::<Vec<_>>().join(", "),
     };
     log::say(format_args!(
-        "{} on {workers} workers of {each}, processes {:?}",
+        "{} on {workers} worker{} of {each}, processes {:?}",
         door.model.name,
+        if workers == 1 { "" } else { "s" },
         processes.ids()
     ));
     // A question without a key, and without trust in a certificate, has no answer.
@@ -148,6 +149,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
             .and_then(|forecast| forecast.line(&ready.spec, plan))
             .iter()
             .for_each(|line| println!("  {line}"));
+        println!("  web page: {}/", ready.url);
         println!("  flotilla chat --url {}{}", ready.url, front.chat_flags());
         println!(
             "  curl {}/v1/chat/completions{} -H 'content-type: application/json' \\\n    \

@@ -1,5 +1,6 @@
 //! `flotilla worker`: one rank on this machine.
 
+use crate::address;
 use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::health;
@@ -14,9 +15,10 @@ use clap::Args;
 use flotilla_shared::Inventory;
 use flotilla_shared::units::Bytes;
 use flotilla_worker::{Device, Settings, StandingCell};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
+use tracing::warn;
 
 /// Part of free memory that a worker offers when it is not told.
 const MEMORY_OFFERED: f64 = 0.9;
@@ -55,7 +57,7 @@ pub struct WorkerArgs {
     #[arg(long, value_name = "RATE", value_parser = sizes::bandwidth)]
     bandwidth: Option<f64>,
     /// Where to listen for the other workers
-    #[arg(long, default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:0", value_parser = address::parse)]
     collective_listen: SocketAddr,
     /// Host by which the other workers reach this one, or host:port where it is behind another
     /// [default: the host of --collective-listen]
@@ -70,7 +72,7 @@ pub struct WorkerArgs {
     weight_rate: Option<Bytes>,
     /// Where supervisors ask over HTTP: /health is 200 while the process answers, /ready while it has a place in the fleet
     /// [default: nowhere]
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = address::parse)]
     health_listen: Option<SocketAddr>,
     /// Seconds to keep trying to reach the coordinator
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=YEAR_S))]
@@ -81,7 +83,8 @@ pub struct WorkerArgs {
     /// Seconds that one exchange may wait for another worker
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(..=YEAR_S))]
     collective_timeout: u64,
-    /// Say whether flags and files are right, and start nothing; status 2 if they are not. No card is looked for
+    /// Say whether flags and files are right, and start nothing; status 2 if they are not. Not looked at: whether there
+    /// are such a card, cores and memory, whether the addresses are free, and whether the coordinator answers
     #[arg(long)]
     pub check: bool,
 }
@@ -99,7 +102,7 @@ impl FromStr for Listen {
     fn from_str(text: &str) -> Result<Listen, String> {
         match text {
             "none" => Ok(Listen::Nowhere),
-            text => text.parse().map(Listen::At).map_err(|error| format!("{error}, and not \"none\"")),
+            text => address::parse(text).map(Listen::At).map_err(|error| format!("{error}, or none")),
         }
     }
 }
@@ -142,6 +145,14 @@ impl WorkerArgs {
         // What is wrong with flags and files is said before memory is measured.
         let tls = self.tls.open(&self.coordinator)?;
         flotilla_worker::check(&self.coordinator, tls.is_some(), &self.join_token)?;
+        if !is_local(&self.coordinator) && self.collective_listen.ip().is_loopback() {
+            warn!(
+                coordinator = self.coordinator,
+                "workers of other hosts cannot reach this one: it listens for them on {}; give --collective-listen an \
+                 address of this host, such as 0.0.0.0:7071",
+                self.collective_listen
+            );
+        }
         let device = self.device.open(threads.into(), &self.cpu, self.sums)?;
         let memory_bytes = match self.memory_bytes {
             Some(bytes) => bytes.0,
@@ -183,6 +194,13 @@ impl WorkerArgs {
             standing: StandingCell::default(),
         })
     }
+}
+
+/// Whether a coordinator at this URL is on this host for sure.
+fn is_local(url: &str) -> bool {
+    let host = crate::tls::host(url.split_once("://").map_or(url, |(_, rest)| rest));
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Part of what is free where the worker computes.

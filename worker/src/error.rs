@@ -28,7 +28,7 @@ pub enum WorkerError {
     #[error("the join token has characters that a header cannot carry\nhint: use letters and digits")]
     Token,
     #[error(
-        "cannot reach the coordinator at {coordinator}: {error}\nhint: is it running, and is this its worker port?"
+        "cannot reach the coordinator at {coordinator}: {error}\nhint: is it running, and is this the coordinator's --worker-listen port (7070), and not its API (8000)?"
     )]
     Unreachable { coordinator: String, error: String },
     #[error("no TLS with the coordinator at {coordinator}: {refusal}")]

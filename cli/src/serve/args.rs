@@ -6,6 +6,7 @@ use super::planning::PlanningArgs;
 use super::replicas::ReplicaCount;
 use super::steps::StepArgs;
 use super::traces::TraceArgs;
+use crate::address;
 use crate::links::LinkArgs;
 use crate::model::{Model, ModelArgs};
 use crate::sizes;
@@ -28,37 +29,37 @@ pub struct ServeArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     /// Where the API listens
-    #[arg(long, default_value = "127.0.0.1:8000")]
+    #[arg(help_heading = "The API's front", long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000", value_parser = address::parse)]
     pub listen: SocketAddr,
     /// Name by which clients ask for the model [default: the folder's]
-    #[arg(long)]
+    #[arg(help_heading = "Model", long)]
     pub served_name: Option<String>,
     /// Tokens of KV cache over all sequences, and the longest context
-    #[arg(long, default_value = "16384", value_parser = sizes::tokens)]
+    #[arg(help_heading = "Memory and batching", long, default_value = "16384", value_parser = sizes::tokens)]
     kv_tokens: usize,
     /// Tokens of one step, prompt chunks and decodes together
-    #[arg(long, default_value_t = 512)]
+    #[arg(help_heading = "Memory and batching", long, default_value_t = 512)]
     pub step_tokens: usize,
     /// Sequences that run at once
-    #[arg(long, default_value_t = 64)]
+    #[arg(help_heading = "Memory and batching", long, default_value_t = 64)]
     sequences: usize,
     /// The date that the model is told, such as 2026-11-23 [default: today, UTC]
-    #[arg(long, value_parser = parse_date)]
+    #[arg(help_heading = "Model", long, value_parser = parse_date)]
     pub current_date: Option<String>,
     /// Requests that may wait; one more gets 429
-    #[arg(long, default_value_t = 1024)]
+    #[arg(help_heading = "Memory and batching", long, default_value_t = 1024)]
     pub queue: usize,
     /// Copies of the model, each on workers of its own: a number, or auto for as many as the workers make
-    #[arg(long, default_value_t = ReplicaCount::Exactly(1))]
+    #[arg(help_heading = "Workers", long, default_value_t = ReplicaCount::Exactly(1))]
     pub replicas: ReplicaCount,
     /// Seconds that a lost worker is waited for before the group goes on with those that are left
-    #[arg(long, default_value_t = 2.0, value_parser = parse_seconds)]
+    #[arg(help_heading = "Workers", long, default_value_t = 2.0, value_parser = parse_seconds)]
     regroup_grace: f64,
     /// Bytes of weights a second to all workers together, such as 500MB/s [default: as fast as it goes]
-    #[arg(long, value_name = "RATE", value_parser = sizes::rate)]
+    #[arg(help_heading = "Weights", long, value_name = "RATE", value_parser = sizes::rate)]
     weight_rate: Option<Bytes>,
     /// Stages that the model's layers are cut into, of about equal numbers of workers
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(help_heading = "Workers", long, default_value_t = 1, value_name = "N")]
     stages: usize,
     #[command(flatten)]
     planning: PlanningArgs,
@@ -70,7 +71,8 @@ pub struct ServeArgs {
     pub front: FrontArgs,
     #[command(flatten)]
     pub traces: TraceArgs,
-    /// Say whether flags and files are right, and start nothing; status 2 if they are not
+    /// Say whether flags and files are right, and start nothing; status 2 if they are not. Not looked at: whether the
+    /// model fits, whether there are such cards, cores and memory, and whether the addresses are free
     #[arg(long)]
     pub check: bool,
 }

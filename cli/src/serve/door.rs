@@ -3,8 +3,9 @@
 
 use super::args::ServeArgs;
 use super::front::Front;
+use crate::address;
 use crate::model::Model;
-use anyhow::{Context, Result};
+use anyhow::Result;
 use flotilla_coordinator::traces::Tracer;
 use tokio::net::TcpListener;
 
@@ -20,11 +21,9 @@ impl Door {
         let front = args.front.open()?;
         args.check_settings(&model)?;
         let tracer = args.traces.open()?;
-        let listener = TcpListener::bind(args.listen).await.with_context(|| {
-            format!(
-                "cannot listen on {}\nhint: another server may be running; choose another --listen",
-                args.listen
-            )
+        let listener = TcpListener::bind(args.listen).await.map_err(|error| {
+            let words = address::not_listened_on(args.listen, "--listen", &error);
+            anyhow::Error::new(error).context(words)
         })?;
         Ok(Door { model, front, listener, tracer })
     }

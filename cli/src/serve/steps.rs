@@ -7,13 +7,13 @@ use flotilla_shared::step::STEPS_AHEAD_MAX;
 #[derive(Clone, Debug, Args)]
 pub struct StepArgs {
     /// Steps that workers have before them while one runs; 0 waits for each outcome
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..STEPS_AHEAD_MAX as i64))]
+    #[arg(help_heading = "Memory and batching", long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..STEPS_AHEAD_MAX as i64))]
     steps_ahead: u8,
     /// Compute every prompt anew, also where another began alike
-    #[arg(long)]
+    #[arg(help_heading = "Memory and batching", long)]
     no_prefix_cache: bool,
     /// Guess so many next tokens at a time by looking up what followed in the text; exact, 0 is off
-    #[arg(long, value_name = "TOKENS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
+    #[arg(help_heading = "Memory and batching", long, value_name = "TOKENS", default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=16))]
     speculation: u8,
 }
 

@@ -1,0 +1,49 @@
+//! `ADDRESS:PORT` to listen on, and what is said where that cannot be.
+
+use std::io::{Error, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr};
+
+/// An address as numbers, or localhost.
+pub fn parse(text: &str) -> Result<SocketAddr, String> {
+    let port = text.strip_prefix("localhost:").and_then(|port| port.parse().ok());
+    let local = port.map(|port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    local.or_else(|| text.parse().ok()).ok_or_else(|| "expected ADDRESS:PORT, such as 127.0.0.1:8000".into())
+}
+
+/// Why `address` of the flag `flag` cannot be listened on, with a hint.
+pub fn not_listened_on(address: SocketAddr, flag: &str, error: &Error) -> String {
+    let ip = address.ip();
+    match error.kind() {
+        ErrorKind::AddrNotAvailable => format!(
+            "cannot listen on {address}: this host has no address {ip}\n\
+             hint: {flag} takes one that this host has, or 0.0.0.0 for all of them"
+        ),
+        ErrorKind::PermissionDenied => format!(
+            "cannot listen on {address}: this user may not\n\
+             hint: ports below 1024 are the system's; choose another {flag}"
+        ),
+        _ => {
+            format!("cannot listen on {address}\nhint: another server may be running; choose another {flag}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_numbers_or_localhost() {
+        for (text, address) in [
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("localhost:8000", "127.0.0.1:8000"),
+            ("[::1]:8000", "[::1]:8000"),
+            ("0.0.0.0:0", "0.0.0.0:0"),
+        ] {
+            assert_eq!(parse(text).map(|address| address.to_string()), Ok(address.into()), "{text}");
+        }
+        for text in ["18000", "localhost", "localhost:x", "host:80", "127.0.0.1", ":80", "127.0.0.1:65536"] {
+            assert!(parse(text).unwrap_err().contains("such as 127.0.0.1:8000"), "{text}");
+        }
+    }
+}
