@@ -70,6 +70,12 @@ impl Scheduler {
             let sequence = group.running.iter().find(|sequence| sequence.id == work.sequence);
             assert_eq!(sequence.map(|it| it.lane), Some(lane), "{} decodes in another's step", work.sequence);
         }
+        // What makes progress certain.
+        if let Some(first) = group.running.first().filter(|first| !working.contains(&first.id)) {
+            let knows_tokens = self.settings.speculation.is_some() && first.decodes();
+            let is_due = first.takes_part(lane) && first.is_ready(self.length_max(), knows_tokens);
+            assert!(!is_due, "{} runs first, is ready, and has no rows", first.id);
+        }
     }
 }
 

@@ -124,7 +124,7 @@ impl Group {
             served: &mut served,
             spares: &mut spares,
         };
-        self.add_decodes(settings, length_max, &mut batch, counters);
+        self.add_decodes(settings, length_max, line, &mut batch, counters);
         self.add_prompts(settings, length_max, line, &mut batch, counters);
         let (mut plan, samples) = (batch.plan, batch.samples);
         served.drain(..).for_each(|(client, rows)| line.serve(client, rows));

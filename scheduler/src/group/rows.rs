@@ -11,11 +11,12 @@ use flotilla_shared::TokenId;
 use flotilla_shared::step::BLOCK_TOKENS;
 
 impl Group {
-    /// One row each of the step's lane, and guesses after it while rows are left.
+    /// One row each of the step's lane, and guesses after it while rows are left for them.
     pub(super) fn add_decodes(
         &mut self,
         settings: &Settings,
         length_max: usize,
+        line: &Line,
         batch: &mut Batch,
         counters: &mut Counters,
     ) {
@@ -24,25 +25,33 @@ impl Group {
             let is_due = sequence.lane == lane && sequence.decodes();
             is_due && sequence.is_ready(length_max, speculation.is_some())
         };
-        let mut left = 0;
+        let mut count = 0;
         for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
-            left += 1;
+            count += 1;
             self.cache.grow(&mut sequence.tables, sequence.computed + 1);
         }
+        let mut for_guesses = self.rows_for_guesses(settings, length_max, line, batch.rows_free - count);
         for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
-            left -= 1;
             self.drafts.clear();
             if let Some(speculation) = speculation.filter(|_| sequence.may_draft()) {
-                let rows = batch.rows_free.saturating_sub(left + 1);
-                guess(sequence, &speculation, rows, length_max, &mut self.drafts);
+                guess(sequence, &speculation, for_guesses, length_max, &mut self.drafts);
             }
             let end = sequence.computed + 1 + self.drafts.len();
             let end = self.cache.grow(&mut sequence.tables, end);
             self.drafts.truncate(end - sequence.computed - 1);
+            for_guesses -= self.drafts.len();
             counters.drafted_tokens += self.drafts.len() as u64;
             batch.add(sequence, 1, &self.drafts);
             self.cache.name_settled(sequence);
         }
+    }
+
+    /// Of so many rows that are left by those who decode: half where a prompt wants the others, for guesses of many
+    /// could take them all, step after step.
+    fn rows_for_guesses(&self, settings: &Settings, length_max: usize, line: &Line, left: usize) -> usize {
+        let may_come = line.len() > 0 && self.running.len() < settings.sequences_max;
+        let is_wanted = may_come || self.running.iter().any(|sequence| is_prompt(sequence, length_max));
+        if is_wanted { left / 2 } else { left }
     }
 
     /// Prompts share the rest. The first of them has at least half, and all that nobody else wants; shorter
@@ -55,9 +64,7 @@ impl Group {
         batch: &mut Batch,
         counters: &mut Counters,
     ) {
-        let is_prompt = |sequence: &Sequence| {
-            !sequence.decodes() && sequence.rows_lacking() > 1 && sequence.is_ready(length_max, false)
-        };
+        let is_prompt = |sequence: &Sequence| is_prompt(sequence, length_max);
         let first = self.running.iter().position(is_prompt);
         let lacking = first.map_or(0, |first| self.running[first].rows_lacking());
         let reserved = lacking.min(batch.rows_free.div_ceil(2));
@@ -97,6 +104,11 @@ impl Group {
         batch.add(sequence, end.saturating_sub(sequence.computed), &[]);
         self.cache.name_settled(sequence);
     }
+}
+
+/// Whether it has rows of a prompt for the next step.
+fn is_prompt(sequence: &Sequence, length_max: usize) -> bool {
+    sequence.rows_lacking() > 1 && sequence.is_ready(length_max, false)
 }
 
 /// As many guesses as may be right and have rows.

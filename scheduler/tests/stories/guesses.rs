@@ -112,3 +112,25 @@ fn guesses_save_steps_and_change_no_token() {
     assert!(counters.accepted_tokens > 0 && counters.drafted_tokens >= counters.accepted_tokens);
     assert_eq!(guessing as u64 + counters.accepted_tokens, plain as u64);
 }
+
+/// Those who answer could fill each step with guesses, for as long as they do.
+#[test]
+fn guesses_leave_rows_to_prompts_and_to_who_comes() {
+    let speculation = Some(Speculation { drafts_max: 8, ngram_max: 1, ngram_min: 1 });
+    let mut world = World::with_blocks(Settings { speculation, ..small() }, PLENTY);
+    (1..=3).for_each(|id| world.arrive(Request { prompt: (0..40).rev().collect(), ..request(id, 0, 60) }));
+    world.settle_actions();
+    while (1..=3).any(|id| world.client(id).emitted.is_empty()) {
+        world.step();
+    }
+    let full = (0..10).filter(|_| world.step().token_count() == 8).count();
+    assert!(full > 5, "steps are full where nobody else wants rows: {full} of 10");
+    world.arrive(request(4, 30, 2));
+    let mut steps = 0;
+    while world.client(4).emitted.is_empty() {
+        world.step();
+        steps += 1;
+    }
+    assert!(steps <= 12, "{steps} steps for 30 rows, of which three are in each");
+    world.run_to_end();
+}
