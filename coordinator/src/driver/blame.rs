@@ -66,7 +66,7 @@ impl<G: Group> Driver<G> {
                 let guilty = self.suspects.finished(sequence);
                 self.convict(guilty);
             }
-            FinishReason::Cancelled | FinishReason::Deadline => self.suspects.forget(sequence),
+            FinishReason::Cancelled | FinishReason::Deadline => _ = self.suspects.forget(sequence),
         }
     }
 

@@ -109,6 +109,8 @@ pub(super) struct Moving {
     pub stream: Stream,
     /// Of lost workers.
     pub met: Option<Met>,
+    /// Failed steps in a row that it was in.
+    pub failures: u32,
 }
 
 /// Sequences wait for another group, here or in another replica.
@@ -183,11 +185,12 @@ impl<G: Group> Driver<G> {
             // Of one that has just ended the last word is still to be said, here.
             let Some(traveller) = self.scheduler.depart(now, sequence) else { continue };
             let Some(mut stream) = self.streams.remove(&sequence) else { continue };
-            self.suspects.forget(sequence);
+            let failures = self.suspects.forget(sequence);
             let met = self.losses.forget(sequence);
             // It was taken in, and the other driver does not know that nobody has said so yet.
             stream.answer(Ok(()));
-            let moving = Box::new(Moving { traveller, guide: self.guides.take(sequence), stream, met });
+            let moving =
+                Box::new(Moving { traveller, guide: self.guides.take(sequence), stream, met, failures });
             if let Err(moving) = other.send(Command::Adopt(moving)) {
                 // It has ended meanwhile.
                 self.adopt(moving);
@@ -200,7 +203,7 @@ impl<G: Group> Driver<G> {
     }
 
     pub(super) fn adopt(&mut self, moving: Box<Moving>) {
-        let Moving { traveller, guide, stream, met } = *moving;
+        let Moving { traveller, guide, stream, met, failures } = *moving;
         // Its client has left meanwhile, and the word of that came before it.
         if stream.is_left() {
             return;
@@ -212,6 +215,7 @@ impl<G: Group> Driver<G> {
         if let Some(met) = met {
             self.losses.adopt(sequence, met);
         }
+        self.suspects.adopt(sequence, failures);
         self.streams.insert(sequence, stream);
         let now = super::now() - self.started;
         self.scheduler.adopt(now, traveller);

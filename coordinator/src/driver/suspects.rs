@@ -1,5 +1,5 @@
-//! Which request is to blame when steps fail. After two failed steps in a row the sequences that were in them are let
-//! in one by one. One that fails alone is accused, and guilty as soon as another goes on where it did not. Where nobody
+//! Which request is to blame when steps fail. After two failed steps in a row, or two that one of them was in, here or in
+//! another replica, the sequences that were in them are let in one by one. One that fails alone is accused, and guilty as soon as another goes on where it did not. Where nobody
 //! else is there to compare it with, three failures are enough; and where everything fails, nobody is guilty.
 //!
 //! It knows ids only. That a worker is lost is not told here.
@@ -43,6 +43,8 @@ pub struct Suspects {
 struct Suspect {
     /// How it failed alone.
     accused: Option<GroupError>,
+    /// Failed steps in a row that it was in, here or elsewhere.
+    failures: u32,
     tokens: u32,
 }
 
@@ -72,8 +74,11 @@ impl Suspects {
         self.steps_well = 0;
         match self.on_trial.filter(|tried| step.contains(tried)) {
             // The others in it were past what failed.
-            Some(tried) => self.suspect(tried),
-            None => step.iter().filter(|one| here.contains(one)).for_each(|&one| self.suspect(one)),
+            Some(tried) => self.suspect(tried).failures += 1,
+            None => {
+                let here = step.iter().filter(|one| here.contains(one));
+                here.for_each(|&one| self.suspect(one).failures += 1);
+            }
         }
         if let &[alone] = step
             && here.contains(&alone)
@@ -81,9 +86,10 @@ impl Suspects {
             self.suspects.entry(alone).or_default().accused = Some(error.clone());
             self.on_trial = None;
         }
-        self.trying |= self.failures >= TRIALS_FROM;
+        let in_a_row = self.suspects.values().map(|suspect| suspect.failures).fold(self.failures, u32::max);
+        self.trying |= in_a_row >= TRIALS_FROM;
         let acquits = step.len() == 1 && self.failures < FAILURES_MAX && self.verdicts < ACQUITTALS_MAX;
-        let is_hopeless = self.failures >= ALONE_MAX
+        let is_hopeless = in_a_row >= ALONE_MAX
             && !here.is_empty()
             && here.iter().all(|&sequence| self.is_accused(sequence));
         let verdict = match () {
@@ -94,8 +100,10 @@ impl Suspects {
         (verdict, acquits)
     }
 
-    fn suspect(&mut self, sequence: SequenceId) {
-        self.suspects.entry(sequence).or_default().tokens = 0;
+    fn suspect(&mut self, sequence: SequenceId) -> &mut Suspect {
+        let suspect = self.suspects.entry(sequence).or_default();
+        suspect.tokens = 0;
+        suspect
     }
 
     fn is_accused(&self, sequence: SequenceId) -> bool {
@@ -148,15 +156,23 @@ impl Suspects {
         }
         let accused = self.suspects.iter().filter_map(|(id, suspect)| Some((*id, suspect.accused.clone()?)));
         let guilty: Vec<_> = accused.collect();
-        guilty.iter().for_each(|(sequence, _)| self.forget(*sequence));
+        guilty.iter().for_each(|(sequence, _)| _ = self.forget(*sequence));
         guilty
     }
 
-    /// It ended or went elsewhere.
-    pub fn forget(&mut self, sequence: SequenceId) {
-        self.suspects.remove(&sequence);
+    /// It ended, or goes elsewhere with the failed steps that it was in.
+    pub fn forget(&mut self, sequence: SequenceId) -> u32 {
+        let suspect = self.suspects.remove(&sequence);
         self.on_trial.take_if(|tried| *tried == sequence);
         self.trying &= !self.suspects.is_empty();
+        suspect.map_or(0, |suspect| suspect.failures)
+    }
+
+    /// It comes from elsewhere.
+    pub fn adopt(&mut self, sequence: SequenceId, failures: u32) {
+        if failures > 0 {
+            self.suspect(sequence).failures = failures;
+        }
     }
 
     /// Whether it must be tried here, and does not go on in another replica.
@@ -174,7 +190,7 @@ impl Suspects {
             here.find(|sequence| !self.suspects.contains_key(sequence))
         });
         self.on_trial = next.or_else(|| self.suspects.keys().next().copied());
-        self.on_trial.into_iter().for_each(|sequence| self.suspect(sequence));
+        self.on_trial.into_iter().for_each(|sequence| _ = self.suspect(sequence));
         self.on_trial
     }
 

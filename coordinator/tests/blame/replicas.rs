@@ -124,3 +124,26 @@ async fn ends_among_two_replicas(fault: Fault) {
     check(&there, &told.1, "there");
     assert!(fleet.losses() <= 10, "{} groups lost", fleet.losses());
 }
+
+/// It moved at once to another replica, where nobody knew of the step that had failed.
+#[tokio::test(start_paused = true)]
+async fn one_that_makes_steps_fail_does_so_in_two_replicas_at_most() {
+    for bad in [&[true][..], &[false, true, false], &[false, false, true, true]] {
+        for fault in [Fault::Poison, Fault::PoisonedDecode] {
+            let (replicas, fleets) = (Replicas::default(), [(); 4].map(|()| Fleet::new(fault)));
+            let mut drivers: Vec<DriverHandle> =
+                fleets.iter().map(|fleet| fleet.replica(&replicas)).collect();
+            for driver in &mut drivers {
+                driver.ready().await;
+            }
+            let told = ask_all(&drivers[0], bad, Duration::ZERO).await;
+            check(bad, &told, &format!("{fault:?}"));
+            for driver in &mut drivers {
+                driver.ready().await;
+            }
+            let losses = fleets.each_ref().map(Fleet::losses);
+            let lost = losses.iter().filter(|losses| **losses > 0).count();
+            assert!(lost <= 2, "{fault:?} {bad:?}: groups lost {losses:?}");
+        }
+    }
+}
