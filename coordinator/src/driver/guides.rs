@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flotilla_shared::step::TokenMask;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
@@ -111,15 +112,20 @@ impl Guides {
         }
     }
 
-    /// All that take in a token go at once, a few side by side, and come back one by one.
+    /// All that take in a token go at once, a few side by side, and come back one by one. None waits behind a slow one
+    /// while another thread is free.
     pub fn set_out(&mut self) {
-        let mut leaving = std::mem::take(&mut self.leaving);
-        let share = leaving.len().div_ceil(SIDE_BY_SIDE);
-        while !leaving.is_empty() {
-            let (own, back) = (leaving.split_off(leaving.len().saturating_sub(share)), self.back_in.clone());
+        let leaving = std::mem::take(&mut self.leaving);
+        let threads = leaving.len().min(SIDE_BY_SIDE);
+        let queue = Arc::new(Mutex::new(leaving.into_iter()));
+        for _ in 0..threads {
+            let (queue, back) = (queue.clone(), self.back_in.clone());
+            let next = move || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
             tokio::task::spawn_blocking(move || {
-                // The driver may be gone meanwhile.
-                own.into_iter().for_each(|leaving| _ = back.send(advanced(leaving)));
+                while let Some(leaving) = next() {
+                    // The driver may be gone meanwhile.
+                    let _ = back.send(advanced(leaving));
+                }
             });
         }
     }
@@ -137,6 +143,59 @@ impl Guides {
             (Some(place), Some(Ok(ready))) => {
                 *place = Some(ready);
                 Settled::Ready
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::{Receiver, Sender, channel};
+    use std::time::Duration;
+
+    const COUNT: usize = 8;
+
+    /// Says that it took in its token; or waits until all others have said so.
+    enum Told {
+        Quick(Sender<()>),
+        Slow(Receiver<()>),
+    }
+
+    impl Guide for Told {
+        fn advance(&mut self, _: TokenId) {
+            match self {
+                Told::Quick(said) => said.send(()).expect("the slow one listens"),
+                Told::Slow(said) => (1..COUNT).for_each(|_| {
+                    said.recv_timeout(Duration::from_secs(20)).expect("nobody waits behind this one");
+                }),
+            }
+        }
+
+        fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted> {
+            Ok(None)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_one_holds_up_no_other() {
+        for slow in [0, 3, COUNT - 1] {
+            let mut guides = Guides::new();
+            let (said_in, said) = channel();
+            let mut said = Some(said);
+            for at in 0..COUNT {
+                let told = match said.take_if(|_| at == slow) {
+                    Some(said) => Told::Slow(said),
+                    None => Told::Quick(said_in.clone()),
+                };
+                let guide = Box::new(told) as Box<dyn Guide>;
+                guides.begin(SequenceId(at as u64), Ready { guide, mask: None, span: Span::none() });
+                guides.advance(SequenceId(at as u64), 1);
+            }
+            guides.set_out();
+            for _ in 0..COUNT {
+                let guided = guides.come_back().await;
+                assert!(matches!(guides.settle(guided), Settled::Ready), "the slow one is the {slow}th");
             }
         }
     }
