@@ -8,7 +8,7 @@ use std::time::Duration;
 use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, Refusal, TokenEvent};
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::guide::{Exhausted, Guide};
-use flotilla_scheduler::{Scheduler, Settings};
+use flotilla_scheduler::{FinishReason, Scheduler, Settings};
 use flotilla_shared::step::{Sampled, TokenMask};
 use flotilla_shared::{Epoch, KvBlocks, Rank, StepOutcome, StepPlan, TokenId};
 use tokio::time::{Instant, sleep_until};
@@ -243,4 +243,17 @@ async fn whoever_waits_for_a_group_waits_as_long_as_it_comes_nearer() {
         }
     };
     assert!(matches!(failed, TokenEvent::Failed(Failure::GroupLost(_))), "{failed:?}");
+}
+
+/// It is taken in and ends in one turn of the driver.
+#[tokio::test(start_paused = true)]
+async fn one_that_ends_as_it_is_taken_in_was_taken_in() {
+    let mut driver = server(Duration::ZERO, 2);
+    driver.ready().await;
+    let nothing = Generation { prompt: vec![1; 4], tokens_max: 0, ..Generation::default() };
+    let mut stream = driver.submit(nothing).await.expect("no reason to refuse it");
+    match stream.next().await {
+        TokenEvent::Finished { reason: FinishReason::Length, .. } => {}
+        other => panic!("{other:?}"),
+    }
 }

@@ -62,7 +62,9 @@ impl<G: Group> Driver<G> {
 
     pub(super) fn finish(&mut self, sequence: SequenceId, reason: FinishReason, usage: Usage) {
         self.guides.end(sequence);
-        if let Some(stream) = self.streams.remove(&sequence) {
+        if let Some(mut stream) = self.streams.remove(&sequence) {
+            // It may have been taken in just now.
+            stream.answer(Ok(()));
             stream.say(TokenEvent::Finished { reason, usage });
         }
         self.came_to_end(sequence, reason);
@@ -76,7 +78,8 @@ impl<G: Group> Driver<G> {
     }
 
     pub(super) fn fail(&mut self, sequence: SequenceId, failure: Failure) {
-        if let Some(stream) = self.streams.remove(&sequence) {
+        if let Some(mut stream) = self.streams.remove(&sequence) {
+            stream.answer(Ok(()));
             stream.say(TokenEvent::Failed(failure));
             self.guides.end(sequence);
             self.acquit(sequence);
