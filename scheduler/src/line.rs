@@ -66,10 +66,14 @@ impl Line {
         self.queues.entry((sequence.priority, sequence.client)).or_default().push_back(sequence);
     }
 
-    /// Takes in one that ran, or waited, elsewhere: among those who come back.
+    /// Takes in one from elsewhere: among those who come back if it ran there, else as whoever comes.
     pub fn adopt(&mut self, sequence: Sequence) {
-        self.open_account(sequence.client);
-        self.resume(sequence);
+        if sequence.has_run() {
+            self.open_account(sequence.client);
+            self.resume(sequence);
+        } else {
+            self.join(sequence);
+        }
     }
 
     fn open_account(&mut self, client: ClientId) {
@@ -197,11 +201,6 @@ impl Line {
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
         self.aside.iter_mut().chain(&mut self.resumed).chain(self.queues.values_mut().flatten())
-    }
-
-    #[cfg(debug_assertions)]
-    pub fn resumed_count(&self) -> usize {
-        self.resumed.len() + self.aside.len()
     }
 
     /// Sequences on all accounts: those that wait here, and those that run.

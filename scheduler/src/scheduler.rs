@@ -231,7 +231,7 @@ impl Scheduler {
     pub(crate) fn take_over(&mut self, now: Duration, mut sequence: Sequence) {
         self.now = now;
         self.arrival_last.0 += 1;
-        sequence.arrival = self.arrival_last;
+        (sequence.arrival, sequence.adopted) = (self.arrival_last, true);
         self.ids.insert(sequence.id);
         self.deadline_next = self.deadline_next.into_iter().chain(sequence.deadline).min();
         let (id, end) = (sequence.id, sequence.end(self.length_max()));

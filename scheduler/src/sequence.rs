@@ -23,6 +23,8 @@ pub struct Sequence {
     pub id: SequenceId,
     pub arrival: Arrival,
     pub arrived_at: Duration,
+    /// It was taken in elsewhere, and no queue was too full for it here.
+    pub adopted: bool,
     pub client: ClientId,
     pub priority: i32,
     pub deadline: Option<Duration>,
@@ -68,6 +70,7 @@ impl Sequence {
             id,
             arrival,
             arrived_at,
+            adopted: false,
             client: request.client,
             priority: request.priority,
             deadline: request.deadline,
@@ -92,6 +95,11 @@ impl Sequence {
             held: (0, 0),
             tables: Tables::default(),
         }
+    }
+
+    /// Whether it had a seat once, in whatever group.
+    pub fn has_run(&self) -> bool {
+        self.queued.is_some()
     }
 
     // What it lacks.

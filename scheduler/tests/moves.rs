@@ -90,3 +90,55 @@ fn a_client_that_comes_with_a_sequence_has_had_as_much_as_the_others() {
     let order: Vec<u64> = step(&mut there).work.iter().map(|work| work.sequence.0).collect();
     assert_eq!(order, [2, 1, 3, 4]);
 }
+
+/// What runs there goes first; what only waited waits, by its priority and as its client's others do.
+#[test]
+fn who_never_ran_waits_its_turn_in_another_scheduler_too() {
+    let (mut here, mut there) = (serving(1, Duration::ZERO), serving(2, Duration::ZERO));
+    let of = |id: u64, priority: i32| Request {
+        sequence: SequenceId(id),
+        prompt: vec![1; 40],
+        tokens_max: 2,
+        priority,
+        ..Request::default()
+    };
+    here.handle(Duration::ZERO, Event::Arrived(of(1, 10)));
+    let plan = step(&mut here);
+    (2..=3).for_each(|id| here.handle(Duration::ZERO, Event::Arrived(of(id, 10))));
+    here.handle(Duration::ZERO, Event::GroupLost { epoch: plan.epoch });
+    there.handle(Duration::ZERO, Event::GroupLost { epoch: Epoch(2) });
+    there.handle(Duration::ZERO, Event::Arrived(of(4, 10)));
+    there.handle(Duration::ZERO, Event::Arrived(of(5, 0)));
+    for id in 1..=3 {
+        let traveller = here.depart(SECOND, SequenceId(id)).expect("it waits");
+        there.adopt(SECOND, traveller);
+    }
+    let formed = Event::GroupFormed { epoch: Epoch(3), kv_blocks: KvBlocks::plain(100), stages: 1 };
+    there.handle(SECOND, formed);
+    let order: Vec<u64> = step(&mut there).work.iter().map(|work| work.sequence.0).collect();
+    assert_eq!(order.iter().position(|id| *id == 1), Some(0), "it ran: {order:?}");
+    let waited: Vec<u64> = order.into_iter().filter(|id| *id != 1).collect();
+    assert_eq!(waited, [5, 4, 2, 3]);
+}
+
+/// They were taken in once already.
+#[test]
+fn a_full_queue_takes_in_who_comes_from_elsewhere() {
+    let settings = Settings { waiting_max: 2, ..Settings::default() };
+    let mut all = [(); 2].map(|()| Scheduler::new(settings.clone()).unwrap());
+    for (at, scheduler) in (0..).zip(&mut all) {
+        for id in 1..=2 {
+            let sequence = SequenceId(10 * at + id);
+            let request = Request { sequence, prompt: vec![1; 4], tokens_max: 2, ..Request::default() };
+            scheduler.handle(Duration::ZERO, Event::Arrived(request));
+        }
+    }
+    let [mut here, mut there] = all;
+    for id in 1..=2 {
+        there.adopt(SECOND, here.depart(SECOND, SequenceId(id)).expect("it waits"));
+    }
+    assert_eq!(there.load().sequences_waiting, 4);
+    let formed = Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(100), stages: 1 };
+    there.handle(SECOND, formed);
+    assert_eq!(step(&mut there).work.len(), 4);
+}

@@ -94,11 +94,20 @@ impl WeakReplicas {
         drivers.map_or_else(Vec::new, |drivers| drivers.read().expect("no holder panics").clone())
     }
 
+    /// Those that serve, with what each has to do.
+    fn serving(&self) -> Vec<(DriverHandle, usize)> {
+        let serve = self.all().into_iter().filter(DriverHandle::serves);
+        serve
+            .map(|driver| {
+                let busy = driver.busy();
+                (driver, busy)
+            })
+            .collect()
+    }
+
     /// The one with the least to do of those that serve.
     pub(super) fn idlest(&self) -> Option<DriverHandle> {
-        let all = self.all().into_iter();
-        let serve = all.filter(DriverHandle::serves);
-        serve.min_by_key(DriverHandle::busy)
+        self.serving().into_iter().min_by_key(|(_, busy)| *busy).map(|(driver, _)| driver)
     }
 }
 
@@ -168,17 +177,18 @@ impl<G: Group> Driver<G> {
         }
     }
 
-    /// Moves whatever waits to a replica that serves, if there is one. A sequence whose guide is away follows when it
+    /// Moves whatever waits to replicas that serve, if there are any, each sequence to the one with the least to do. A sequence whose guide is away follows when it
     /// is back; one that may be why steps fail, or workers are lost, is tried here if this replica is back soon.
     pub(super) fn rescue(&mut self) {
         if self.is_seated() || self.streams.is_empty() {
             return;
         }
-        let Some(other) = self.replicas.idlest() else { return };
+        let mut others = self.replicas.serving();
         let sequences: Vec<SequenceId> = self.streams.keys().copied().collect();
         let (before, now) = (sequences.len(), super::now() - self.started);
-        let makes_way = before > 1 || other.busy() > 0;
         for sequence in sequences {
+            let Some((other, busy)) = others.iter_mut().min_by_key(|(_, busy)| *busy) else { return };
+            let makes_way = before > 1 || *busy > 0;
             if self.guides.is_away(sequence) || self.must_stay(sequence, makes_way) {
                 continue;
             }
@@ -191,6 +201,8 @@ impl<G: Group> Driver<G> {
             stream.answer(Ok(()));
             let moving =
                 Box::new(Moving { traveller, guide: self.guides.take(sequence), stream, met, failures });
+            // It does not say so before its next turn.
+            *busy += 1;
             if let Err(moving) = other.send(Command::Adopt(moving)) {
                 // It has ended meanwhile.
                 self.adopt(moving);
