@@ -30,6 +30,7 @@ use crate::group::{Group, GroupError, RankTime};
 use crate::traces::Tracer;
 pub use durations::Durations;
 use guides::{Guided, Guides, Settled};
+pub(crate) use handle::Coming;
 use handle::{Command, News};
 pub use handle::{
     DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
@@ -143,8 +144,9 @@ impl<G: Group> Driver<G> {
             }
             self.carry_out();
             self.guides.set_out();
-            self.admit();
+            // Before whoever was sent here hears of it, and is no longer counted as on its way.
             self.stats.send_modify(|stats| stats.update(&self.scheduler));
+            self.admit();
         }
         self.fail_all(Failure::Stopped);
     }

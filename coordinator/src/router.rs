@@ -5,7 +5,7 @@
 //! guess costs time and changes nothing.
 
 use crate::driver::{
-    DriverHandle, Generation, NotDissolved, Readiness, Refusal, Replicas, Stats, TokenStream,
+    Coming, DriverHandle, Generation, NotDissolved, Readiness, Refusal, Replicas, Stats, TokenStream,
 };
 use crate::group::GroupError;
 use flotilla_shared::TokenId;
@@ -42,17 +42,31 @@ impl ReplicaRouter {
     /// See [`DriverHandle::submit`].
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
         let all = self.replicas.all();
-        let serve = |at: &usize| matches!(all[*at].readiness(), Readiness::Ready { .. });
-        let serving: Vec<usize> = (0..all.len()).filter(serve).collect();
+        let serving: Vec<usize> = (0..all.len()).filter(|&at| all[at].serves()).collect();
         match serving.as_slice() {
-            [] => Err(Refusal::NotReady(self.readiness())),
+            [] => Err(Refusal::NotReady(self.why_not())),
             &[only] => all[only].submit(generation).await,
             serving => {
-                let busy: Vec<(usize, usize)> = serving.iter().map(|&at| (at, all[at].busy())).collect();
                 let names = beginnings(&generation.prompt, generation.salt);
-                let chosen = self.sent.lock().unwrap_or_else(PoisonError::into_inner).choose(&names, &busy);
+                let (chosen, _coming) = self.choose(&names, serving, &all);
                 all[chosen].submit(generation).await
             }
+        }
+    }
+
+    /// Of two that choose at once, the second counts what the first has chosen.
+    fn choose(&self, names: &[u64], serving: &[usize], all: &[DriverHandle]) -> (usize, Coming) {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        let busy: Vec<(usize, usize)> = serving.iter().map(|&at| (at, all[at].busy())).collect();
+        let chosen = sent.choose(names, &busy);
+        (chosen, all[chosen].expect_one())
+    }
+
+    /// Where none takes requests in: a replica that is ready all the same is being dissolved.
+    fn why_not(&self) -> Readiness {
+        match self.readiness() {
+            Readiness::Ready { .. } => Readiness::Lost { error: GroupError::Dissolved },
+            readiness => readiness,
         }
     }
 

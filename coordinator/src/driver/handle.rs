@@ -2,7 +2,7 @@
 //! channels; nothing here decides.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -160,6 +160,19 @@ pub struct DriverHandle {
     sequences: Arc<AtomicU64>,
     /// Whether it is to end, for good.
     dissolved: watch::Sender<bool>,
+    /// What was sent here and is not taken in yet.
+    coming: Arc<AtomicUsize>,
+}
+
+/// Held while a sequence is on its way to a driver that was chosen for it: the next choice counts it.
+pub(crate) struct Coming {
+    count: Arc<AtomicUsize>,
+}
+
+impl Drop for Coming {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl DriverHandle {
@@ -171,13 +184,20 @@ impl DriverHandle {
         sequences: Arc<AtomicU64>,
     ) -> DriverHandle {
         let dissolved = watch::Sender::new(false);
-        DriverHandle { commands, readiness, stats, recorder, replicas, sequences, dissolved }
+        let coming = Arc::default();
+        DriverHandle { commands, readiness, stats, recorder, replicas, sequences, dissolved, coming }
     }
 
-    /// Sequences that run or wait.
+    /// Sequences that run, wait, or are on their way here.
     pub fn busy(&self) -> usize {
         let load = self.stats().load;
-        load.sequences_running + load.sequences_waiting
+        load.sequences_running + load.sequences_waiting + self.coming.load(Ordering::Relaxed)
+    }
+
+    /// One more is on its way here, until what is returned is dropped.
+    pub(crate) fn expect_one(&self) -> Coming {
+        self.coming.fetch_add(1, Ordering::Relaxed);
+        Coming { count: self.coming.clone() }
     }
 
     pub(super) fn send(&self, command: Command) -> Result<(), Box<Moving>> {
@@ -245,7 +265,7 @@ impl DriverHandle {
     }
 
     /// Whether it takes requests in, and will.
-    pub(super) fn serves(&self) -> bool {
+    pub(crate) fn serves(&self) -> bool {
         !self.is_dissolved() && matches!(self.readiness(), Readiness::Ready { .. })
     }
 

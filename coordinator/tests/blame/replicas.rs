@@ -1,7 +1,8 @@
 //! Where there is another replica to go to.
 
 use crate::faked::{Fault, Fleet, TOKENS, Told, ask, ask_all, check, is_blamed, is_whole};
-use flotilla_coordinator::driver::{DriverHandle, Replicas};
+use flotilla_coordinator::driver::{DriverHandle, Generation, Readiness, Refusal, Replicas};
+use flotilla_coordinator::router::ReplicaRouter;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -165,4 +166,49 @@ async fn those_who_move_are_shared_by_the_replicas_that_serve() {
     check(&[false; 6], &told, "moved");
     let tokens = others.each_ref().map(|other| other.stats().counters.generated_tokens);
     assert!(tokens.iter().all(|&tokens| tokens > 2 * TOKENS as u64), "{tokens:?} of {}", 6 * TOKENS);
+}
+
+fn generation() -> Generation {
+    Generation { prompt: vec![1; 100], tokens_max: TOKENS, ..Generation::default() }
+}
+
+/// All are chosen for before any driver says what it has to do.
+#[tokio::test(start_paused = true)]
+async fn those_of_a_burst_count_each_other() {
+    let (replicas, fleet) = (Replicas::default(), Fleet::new(Fault::Never));
+    let drivers = [(); 2].map(|()| fleet.replica(&replicas));
+    for driver in &drivers {
+        driver.clone().ready().await;
+    }
+    let router = ReplicaRouter::new(replicas);
+    let ask = || {
+        let router = router.clone();
+        async move { router.submit(generation()).await.expect("it is taken in") }
+    };
+    // They begin alike, so one replica is asked first.
+    let asked: Vec<_> = (0..16).map(|_| tokio::spawn(ask())).collect();
+    let mut streams = Vec::new();
+    for one in asked {
+        streams.push(one.await.unwrap());
+    }
+    let busy = drivers.each_ref().map(DriverHandle::busy);
+    assert!(busy.iter().sum::<usize>() == 16 && busy.iter().all(|&busy| busy >= 4), "{busy:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_being_dissolved_is_sent_nothing_more() {
+    let (replicas, fleet) = (Replicas::default(), Fleet::new(Fault::Never));
+    let drivers = [(); 2].map(|()| fleet.replica(&replicas));
+    for driver in &drivers {
+        driver.clone().ready().await;
+    }
+    let router = ReplicaRouter::new(replicas);
+    router.dissolve(1, false).expect("the other serves");
+    let mut streams = Vec::new();
+    for _ in 0..4 {
+        streams.push(router.submit(generation()).await.expect("it is taken in"));
+    }
+    assert_eq!(drivers.each_ref().map(DriverHandle::busy), [4, 0]);
+    router.dissolve(0, true).expect("by force");
+    assert!(matches!(router.submit(generation()).await, Err(Refusal::NotReady(Readiness::Lost { .. }))));
 }
