@@ -27,19 +27,30 @@ const SEARCH_TOKENS: usize = 8192;
 /// ending that has one.
 pub fn propose(tokens: &[TokenId], speculation: &Speculation, count: usize, drafts: &mut Vec<TokenId>) {
     let tokens = &tokens[tokens.len().saturating_sub(SEARCH_TOKENS)..];
-    for length in (speculation.ngram_min..=speculation.ngram_max).rev() {
-        let Some(end) = tokens.len().checked_sub(length).filter(|_| length > 0) else { continue };
-        let (earlier, ending) = (&tokens[..tokens.len() - 1], &tokens[end..]);
-        if let Some(found) = earlier.windows(length).rposition(|window| window == ending) {
-            let follows = &tokens[found + length..];
-            return drafts.extend_from_slice(&follows[..count.min(follows.len())]);
+    let (mut longest, mut found) = (speculation.ngram_min.saturating_sub(1), None);
+    for end in (1..tokens.len()).rev() {
+        let length = agreeing(&tokens[..end], tokens, speculation.ngram_max);
+        if length > longest {
+            (longest, found) = (length, Some(end));
+            if length == speculation.ngram_max {
+                break;
+            }
         }
     }
+    let follows = found.map_or(&[][..], |end| &tokens[end..]);
+    drafts.extend_from_slice(&follows[..count.min(follows.len())]);
+}
+
+/// With so many tokens, up to `most`, both end.
+fn agreeing(earlier: &[TokenId], tokens: &[TokenId], most: usize) -> usize {
+    let pairs = earlier.iter().rev().zip(tokens.iter().rev());
+    pairs.take(most).take_while(|(one, other)| one == other).count()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flotilla_shared::sampling::mix;
 
     fn drafts(tokens: &[TokenId], count: usize) -> Vec<TokenId> {
         let mut drafts = Vec::new();
@@ -60,5 +71,29 @@ mod tests {
         assert!(drafts(&[1, 2, 3, 4], 4).is_empty());
         assert!(drafts(&[1], 4).is_empty() && drafts(&[], 4).is_empty());
         assert!(drafts(&[1, 2, 1, 2], 0).is_empty());
+    }
+
+    /// Against the definition, length by length.
+    #[test]
+    fn one_pass_finds_what_a_search_for_each_length_finds() {
+        let by_length = |tokens: &[TokenId], it: &Speculation| {
+            (it.ngram_min..=it.ngram_max).rev().find_map(|length| {
+                let end = tokens.len().checked_sub(length)?;
+                let mut windows = tokens[..tokens.len() - 1].windows(length);
+                let found = windows.rposition(|window| window == &tokens[end..])?;
+                Some(tokens[found + length..].to_vec())
+            })
+        };
+        for seed in 0..4000u64 {
+            let kinds = 1 + seed % 5;
+            let token = |at| (mix(seed << 32 | at) % kinds) as TokenId;
+            let tokens: Vec<TokenId> = (0..1 + seed % 23).map(token).collect();
+            let ngram_min = 1 + (seed / 5 % 3) as usize;
+            let it =
+                Speculation { drafts_max: 9, ngram_min, ngram_max: ngram_min + (seed / 15 % 3) as usize };
+            let mut found = Vec::new();
+            propose(&tokens, &it, usize::MAX, &mut found);
+            assert_eq!(found, by_length(&tokens, &it).unwrap_or_default(), "seed {seed}: {it:?}, {tokens:?}");
+        }
     }
 }
