@@ -32,6 +32,8 @@ pub struct Group {
     /// In the order of their seats.
     pub running: Vec<Sequence>,
     seat_last: Seat,
+    /// Counts who sat down and who left: while nobody does, who did not fit does not fit.
+    changes: u64,
     /// What the workers still hold and must forget with the next plan.
     releases: Vec<SequenceId>,
     step_last: StepId,
@@ -53,6 +55,7 @@ impl Group {
             cache: KvCache::new(kv_blocks, settings.window_tokens, settings.prefix_cache),
             running: Vec::with_capacity(settings.sequences_max),
             seat_last: Seat(0),
+            changes: 0,
             releases: Vec::new(),
             step_last: StepId(0),
             in_flight: VecDeque::with_capacity(lanes.steps_in_flight_max(settings)),
@@ -87,7 +90,8 @@ impl Group {
         for _ in 0..self.lanes.count() {
             let lane = self.lanes.turn();
             let has_room = self.lanes.in_flight(lane) < settings.steps_in_flight_max;
-            if has_room && self.is_worth_a_step(now, settings, length_max, lane) {
+            let may_come = line.len() > 0 && self.running.len() < settings.sequences_max;
+            if has_room && self.is_worth_a_step(now, settings, length_max, lane, may_come) {
                 // Whoever lacks blocks keeps its turn until nothing is in flight, and then takes another's.
                 if !self.make_room(settings, length_max, lane, line, counters) {
                     return None;
@@ -146,7 +150,15 @@ impl Group {
     /// A step with few rows costs about as much as one with all: where most of what runs waits for tokens that
     /// are in flight, the step waits too; and where most are guided, it waits for their masks, but not long,
     /// for how long a mask takes is up to whoever wrote the grammar.
-    fn is_worth_a_step(&mut self, now: Duration, settings: &Settings, length_max: usize, lane: Lane) -> bool {
+    /// So it does where nobody who runs is ready, but somebody may come from the line.
+    fn is_worth_a_step(
+        &mut self,
+        now: Duration,
+        settings: &Settings,
+        length_max: usize,
+        lane: Lane,
+        may_come: bool,
+    ) -> bool {
         let knows_tokens = settings.speculation.is_some();
         let (mut waiting, mut ready, mut ready_unguided) = (0, 0, 0);
         let (mut guided, mut masks_lacking) = (0, 0);
@@ -161,7 +173,7 @@ impl Group {
         let waits_for_masks = masks_lacking > 0 && guided > ready_unguided;
         let is_idle = self.lanes.in_flight(lane) == 0;
         let masks_until = self.lanes.masks_until(lane);
-        if !is_idle || !waits_for_masks || ready == 0 {
+        if !is_idle || !waits_for_masks || (ready == 0 && !may_come) {
             *masks_until = None;
             return !waits_for_masks && (is_idle || waiting <= ready);
         }
@@ -187,6 +199,7 @@ impl Group {
     /// Takes a running sequence out. What is complete of its blocks can still be found.
     pub fn remove(&mut self, index: usize) -> Sequence {
         let mut sequence = self.running.remove(index);
+        self.changes += 1;
         self.cache.name_settled(&mut sequence);
         self.cache.give_back(&mut sequence.tables);
         if sequence.announced {

@@ -232,6 +232,7 @@ impl Scheduler {
         self.now = now;
         self.arrival_last.0 += 1;
         (sequence.arrival, sequence.adopted) = (self.arrival_last, true);
+        (sequence.awaits, sequence.refused) = (None, None);
         self.ids.insert(sequence.id);
         self.deadline_next = self.deadline_next.into_iter().chain(sequence.deadline).min();
         let (id, end) = (sequence.id, sequence.end(self.length_max()));

@@ -5,7 +5,7 @@ use crate::cache::{BlockHash, Tables};
 use crate::event::{ClientId, FinishReason, Request, Usage};
 use crate::lanes::Lane;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
-use flotilla_shared::{Sampling, SequenceId, TokenId};
+use flotilla_shared::{Epoch, Sampling, SequenceId, TokenId};
 use std::time::Duration;
 
 /// A place in the line: counts the requests that were taken in.
@@ -40,8 +40,10 @@ pub struct Sequence {
     /// Hashes of the first blocks of `tokens`, as far as they were asked for; the root before them.
     root: BlockHash,
     names: Vec<BlockHash>,
-    /// While it stands in the line: the block that another computes for it, when it was last looked at.
-    pub awaits: Option<(usize, BlockHash)>,
+    /// While it stands in the line: the last block that another computes for it, when it was last looked at.
+    pub awaits: Option<(usize, SequenceId)>,
+    /// Likewise: it did not fit when so much had happened in the group of that epoch.
+    pub refused: Option<(Epoch, u64)>,
     /// Prompt tokens that the first admission found in the cache.
     cached_count: Option<usize>,
     /// What it waited for its first admission.
@@ -84,6 +86,7 @@ impl Sequence {
             root: BlockHash::root(request.salt),
             names: Vec::new(),
             awaits: None,
+            refused: None,
             cached_count: None,
             queued: None,
             seat: Seat::default(),
@@ -272,6 +275,11 @@ impl Sequence {
             self.names.push(before.then(tokens));
         }
         Some(self.names[at])
+    }
+
+    /// How many tokens both begin with.
+    pub fn shared_tokens(&self, other: &Sequence) -> usize {
+        self.tokens.iter().zip(&other.tokens).take_while(|(own, others)| own == others).count()
     }
 
     /// Positions that are computed, or will be with what is in flight, of tokens that are known: what may be

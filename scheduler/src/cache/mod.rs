@@ -76,6 +76,9 @@ pub struct KvCache {
     window_tokens: usize,
     /// Blocks get names.
     names: bool,
+    /// Blocks that were looked for.
+    #[cfg(test)]
+    pub walked: std::cell::Cell<usize>,
 }
 
 impl KvCache {
@@ -83,6 +86,8 @@ impl KvCache {
     pub fn new(blocks: KvBlocks, window_tokens: usize, names: bool) -> KvCache {
         KvCache {
             names,
+            #[cfg(test)]
+            walked: std::cell::Cell::new(0),
             full: BlockPool::new(blocks.full as usize),
             window: BlockPool::new(blocks.window as usize),
             window_tokens,
@@ -110,6 +115,8 @@ impl KvCache {
         let (mut best, mut free, mut in_a_row) = (Prefix::default(), 0, 0);
         for blocks in 1.. {
             let Some(hash) = name(blocks - 1) else { break };
+            #[cfg(test)]
+            self.walked.update(|walked| walked + 1);
             let Some(block) = self.full.find(hash) else { break };
             free += usize::from(self.full.is_free(block));
             in_a_row = if self.window.find(hash).is_some() { in_a_row + 1 } else { 0 };

@@ -134,3 +134,21 @@ fn guesses_leave_rows_to_prompts_and_to_who_comes() {
     assert!(steps <= 12, "{steps} steps for 30 rows, of which three are in each");
     world.run_to_end();
 }
+
+/// Nobody who runs has a mask for as long as a grammar takes.
+#[test]
+fn late_masks_of_all_who_run_do_not_hold_up_who_waits() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    (1..=2).for_each(|id| world.arrive(Request { guided: true, ..request(id, 1, 6) }));
+    world.settle_actions();
+    assert!(world.step_returns());
+    world.arrive(request(3, 3, 4));
+    world.settle_actions();
+    assert!(world.in_flight.is_empty(), "their masks are waited for");
+    let until = world.scheduler.wakes_at().expect("not for ever");
+    assert!(until <= world.now() + Duration::from_millis(2));
+    world.time_passes(2);
+    world.settle_actions();
+    assert_eq!(world.in_flight[0].0.work[0].sequence, SequenceId(3));
+    world.run_to_end();
+}
