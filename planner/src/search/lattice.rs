@@ -54,7 +54,7 @@ pub(crate) struct Lattice {
 }
 
 /// What makes two devices alike: the bits of its numbers.
-type Traits = (u64, u64, u64, usize, u8);
+type Traits = (u64, u64, u64, u64, usize, u8);
 
 /// What makes two groups alike: the devices of each host, and what joins the hosts.
 type Alike = (Vec<Vec<Traits>>, Vec<[u64; 3]>);
@@ -65,6 +65,7 @@ fn traits(fleet: &Fleet, device: usize) -> Traits {
     (
         bits(inventory.bandwidth),
         bits(inventory.compute),
+        bits(inventory.expert_compute),
         inventory.memory_bytes,
         inventory.kv.element_bytes(),
         inventory.backend as u8,
@@ -310,6 +311,18 @@ mod tests {
         assert_eq!((lattice.classes.len(), lattice.moves.len(), lattice.groups.len()), (2, 9, 8));
         // One; two together; two apart; three; four.
         assert_eq!(lattice.alike.len(), 5);
+    }
+
+    /// Experts are priced by a rate of their own.
+    #[test]
+    fn what_differs_in_one_rate_is_not_alike() {
+        let differ: [fn(&mut Inventory); 3] =
+            [|one| one.bandwidth *= 2.0, |one| one.compute *= 2.0, |one| one.expert_compute *= 2.0];
+        for differ in differ {
+            let mut two = fleet(&[(24, 0); 2]);
+            differ(&mut two.devices[1]);
+            assert_eq!(Lattice::new(&two, &[0, 1]).classes.len(), 2);
+        }
     }
 
     #[test]
