@@ -219,14 +219,20 @@ fn leveled(mut devices: Vec<Inventory>) -> Vec<Inventory> {
     devices
 }
 
-/// Neighbours by their rate that differ little get the mean of their run.
+/// Those that are faster, but not much faster, than one get the mean of their run. Neighbours are not compared: by many
+/// small differences all would be alike.
 fn level(devices: &mut [Inventory], rate: fn(&mut Inventory) -> &mut f64) {
     let mut order: Vec<usize> = (0..devices.len()).collect();
     let rates: Vec<f64> = devices.iter_mut().map(|device| *rate(device)).collect();
     order.sort_by(|&a, &b| rates[a].total_cmp(&rates[b]));
-    for run in order.chunk_by(|&a, &b| rates[a] > 0.0 && rates[b] / rates[a] < EQUAL_WITHIN) {
-        let mean = run.iter().map(|&device| rates[device]).sum::<f64>() / run.len() as f64;
-        run.iter().for_each(|&device| *rate(&mut devices[device]) = mean);
+    let mut rest = order.as_slice();
+    while let Some(&slowest) = rest.first() {
+        let is_alike =
+            |&device: &usize| rates[slowest] > 0.0 && rates[device] / rates[slowest] < EQUAL_WITHIN;
+        let run = rest.iter().take_while(|device| is_alike(device)).count().max(1);
+        let mean = rest[..run].iter().map(|&device| rates[device]).sum::<f64>() / run as f64;
+        rest[..run].iter().for_each(|&device| *rate(&mut devices[device]) = mean);
+        rest = &rest[run..];
     }
 }
 
@@ -288,5 +294,7 @@ mod tests {
         assert_eq!(bandwidths(&[29e9, 31e9, 100e9, 90e9]), [30e9, 30e9, 95e9, 95e9]);
         assert_eq!(bandwidths(&[0.0, 0.0, 5.0]), [0.0, 0.0, 5.0]);
         assert_eq!(bandwidths(&[24.0, 16.0, 12.0]), [24.0, 16.0, 12.0]);
+        // Each a fifth faster than the one before.
+        assert_eq!(bandwidths(&[10.0, 12.0, 14.4, 17.28, 20.7]), [11.0, 11.0, 15.84, 15.84, 20.7]);
     }
 }
