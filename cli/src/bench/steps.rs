@@ -142,6 +142,7 @@ async fn processes(
         wire: args.links.collective_wire,
         planning: Default::default(),
         regroup_grace: Duration::ZERO,
+        step_timeout: Duration::ZERO,
         board: Default::default(),
     };
     LocalWorkers::form(&formation, settings).await

@@ -114,6 +114,7 @@ impl ServeArgs {
             wire: self.links.collective_wire,
             planning: self.planning.planning(),
             regroup_grace: Duration::from_secs_f64(self.regroup_grace),
+            step_timeout: self.steps.timeout(),
             board: Default::default(),
         }
     }

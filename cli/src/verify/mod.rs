@@ -176,6 +176,7 @@ async fn verify(
         wire: args.links.collective_wire,
         planning: Default::default(),
         regroup_grace: Default::default(),
+        step_timeout: Default::default(),
         board: Default::default(),
     };
     let epoch = Epoch(1);

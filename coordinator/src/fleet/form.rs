@@ -6,6 +6,7 @@ use super::holders::Holding;
 use super::planning::Planning;
 use super::remote::RemoteGroup;
 use super::service::Fleet;
+use super::stall::Pace;
 use super::worker::Worker;
 use crate::board::Board;
 use crate::group::GroupError;
@@ -66,6 +67,8 @@ pub struct Formation {
     pub wire: WireFormat,
     /// After a loss, so long a worker that is started again is waited for before fewer will do.
     pub regroup_grace: Duration,
+    /// So long a step may be the oldest that is not answered; zero is without end.
+    pub step_timeout: Duration,
     /// Where the group is shown.
     pub board: Board,
 }
@@ -180,6 +183,7 @@ impl Fleet {
         if let Err(error) = group.try_out(token).await {
             return Err(not_tried_out(&mut group, error));
         }
+        group.answers_within(formation.step_timeout);
         progress.send_replace(Progress::Ready);
         Ok(group)
     }
@@ -208,22 +212,27 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<Vec<Reach>, FormError> {
         progress.send_replace(Progress::Loading(vec![Loading::default(); workers.len()]));
+        let pace = &Pace::of(workers.len());
         let waits = workers.iter_mut().zip(plan.ranks()).map(|(worker, share)| async move {
-            let name = worker.name().to_owned();
+            let (name, rank) = (worker.name().to_owned(), share.rank);
             let mut before = ByPlace::default();
             let ready = until_ready(epoch, worker, |loading| {
                 self.hear_of_weights(loading.by_place, std::mem::replace(&mut before, loading.by_place));
+                pace.hear(rank.index(), loading);
                 progress.send_modify(|progress| {
                     if let Progress::Loading(ranks) = progress {
-                        ranks[share.rank.index()] = loading;
+                        ranks[rank.index()] = loading;
                     }
                 });
             });
-            let failed = ready.await;
+            let result = ready.await.inspect(|_| pace.ready(rank.index()));
             let failure = fault(worker.is_here());
-            failed.map_err(|reason| FormError::Worker { rank: share.rank, name, reason, failure })
+            result.map_err(|reason| FormError::Worker { rank, name, reason, failure })
         });
-        let result = futures::future::try_join_all(waits).await;
+        let result = tokio::select! {
+            result = futures::future::try_join_all(waits) => result,
+            (rank, reason) = pace.stall() => Err(stands_still(rank, reason, &mut workers[rank])),
+        };
         if let Err(error) = &result {
             warn!(%error, "group could not form");
         }
@@ -249,6 +258,13 @@ fn not_tried_out(group: &mut RemoteGroup, error: GroupError) -> FormError {
     let name = group.names().get(rank.index()).copied().unwrap_or_default().to_owned();
     let reason = format!("the group's first step failed: {error}");
     warn!(%rank, name, reason, "group could not form");
+    FormError::Worker { rank, name, reason, failure }
+}
+
+/// Counts against the worker: its next load might stand still as well.
+fn stands_still(rank: usize, reason: String, worker: &mut Worker) -> FormError {
+    worker.failed(false);
+    let (rank, name, failure) = (Rank(rank as u16), worker.name().to_owned(), FormFailure::WorkerFailed);
     FormError::Worker { rank, name, reason, failure }
 }
 

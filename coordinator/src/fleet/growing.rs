@@ -7,6 +7,7 @@ use super::gather::{TICK, planned, prefers};
 use super::planning::Planned;
 use super::pool::Growing;
 use super::service::Fleet;
+use super::stall::Pace;
 use super::worker::Worker;
 use crate::board::LeftOut;
 use flotilla_proto::Hello;
@@ -210,12 +211,14 @@ impl Preparing<'_> {
             let assignment = parts.assignment(rank, holders);
             worker.tell(to_worker::Message::Prepare((&assignment).into()));
         }
-        let loads = self.workers.iter_mut().map(|(_, worker)| async move {
+        let pace = &Pace::of(self.workers.len());
+        let loads = self.workers.iter_mut().enumerate().map(|(at, (_, worker))| async move {
             let mut before = ByPlace::default();
             let ready = until_ready(epoch, worker, |loading| {
                 fleet.hear_of_weights(loading.by_place, std::mem::replace(&mut before, loading.by_place));
+                pace.hear(at, loading);
             });
-            ready.await.map_err(|reason| (worker.name().to_owned(), reason))
+            ready.await.inspect(|_| pace.ready(at)).map_err(|reason| (worker.name().to_owned(), reason))
         });
         let loaded = try_join_all(loads);
         tokio::select! {
@@ -229,6 +232,12 @@ impl Preparing<'_> {
                     Look::Failed
                 }
             },
+            (at, reason) = pace.stall() => {
+                let worker = &mut self.workers[at].1;
+                worker.failed(false);
+                warn!(name = worker.name(), reason, "a newcomer cannot load");
+                Look::Failed
+            }
             () = fleet.pool.needed() => {
                 info!(%epoch, "the newcomers are needed elsewhere");
                 Look::Gone

@@ -15,6 +15,7 @@ mod planning;
 mod pool;
 mod remote;
 mod service;
+mod stall;
 mod weights;
 mod worker;
 

@@ -41,6 +41,10 @@ pub struct RemoteGroup {
     steps: VecDeque<StepId>,
     /// What came so far of the oldest, errors too: who waits for it may leave and come back at any time.
     answers: Vec<Option<Result<StepOutcome, GroupError>>>,
+    /// Since when the oldest of them is the oldest.
+    due_since: Instant,
+    /// How long it may be.
+    answers_within: Option<Duration>,
     /// When the first rank said that another had left it alone.
     alone_since: Option<Instant>,
     /// Of the last that was answered.
@@ -70,6 +74,8 @@ impl RemoteGroup {
             to_release: None,
             steps: VecDeque::new(),
             answers,
+            due_since: Instant::now(),
+            answers_within: None,
             alone_since: None,
         }
     }
@@ -77,6 +83,31 @@ impl RemoteGroup {
     /// From now on steps are numbered anew, `before` being done, and the next one releases `sequence`.
     pub(super) fn begin_behind(&mut self, before: StepId, sequence: SequenceId) {
         (self.before, self.to_release) = (before, Some(sequence));
+    }
+
+    /// From now on a step that is the oldest for longer is lost, and whoever is silent with it; zero is without end.
+    pub(super) fn answers_within(&mut self, timeout: Duration) {
+        self.answers_within = Some(timeout).filter(|timeout| !timeout.is_zero());
+    }
+
+    /// When the oldest step should have been answered.
+    fn overdue(&self) -> Option<Instant> {
+        self.answers_within.map(|timeout| self.due_since + timeout)
+    }
+
+    /// A rank whose link is alive, and which does not answer.
+    fn is_silent(&mut self, step: StepId) -> GroupError {
+        let rank = self.silent().unwrap_or(Rank(0));
+        let seconds = self.answers_within.unwrap_or_default().as_secs_f64();
+        let mut name = String::new();
+        if let Some(worker) = self.workers.get_mut(rank.index()) {
+            worker.failed(false);
+            worker.name().clone_into(&mut name);
+        }
+        let reason = format!(
+            "{name} has not answered step {step} in {seconds} s, though its link is alive\n             hint: look at its log and its device; if steps may take so long, give --step-timeout more"
+        );
+        GroupError::Lost { rank, reason }
     }
 
     pub fn epoch(&self) -> Epoch {
@@ -173,6 +204,9 @@ impl Group for RemoteGroup {
             let closed = |_| Worker::gone(&worker.leaves, Rank(rank as u16), "its link is closed".into());
             worker.hears.send(Ok(ToWorker { message })).map_err(closed)?;
         }
+        if self.steps.is_empty() {
+            self.due_since = Instant::now();
+        }
         self.steps.push_back(step);
         Ok(())
     }
@@ -180,6 +214,7 @@ impl Group for RemoteGroup {
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
         let step = *self.steps.front().expect("a step was sent");
         let due = Due { epoch: self.epoch, step, before: self.before };
+        let overdue = self.overdue();
         let mut faults = self.answers.iter().flatten().filter_map(|answer| answer.as_ref().err());
         let stranded = faults.next().cloned();
         if let Some(error) = stranded.as_ref().filter(|error| !matches!(error, GroupError::Stranded { .. })) {
@@ -191,8 +226,14 @@ impl Group for RemoteGroup {
             let came = outcome(Rank(rank as u16), due, worker).await;
             answer.insert(came).as_ref().map(|_| ()).map_err(GroupError::clone)
         });
-        all_or_fault(answers.collect(), stranded, &mut self.alone_since).await?;
+        let all = all_or_fault(answers.collect(), stranded, &mut self.alone_since);
+        let all = match overdue {
+            Some(overdue) => timeout_at(overdue, all).await,
+            None => Ok(all.await),
+        };
+        all.map_err(|_| self.is_silent(due.number(step)))??;
         self.steps.pop_front();
+        self.due_since = Instant::now();
         let outcomes = self.answers.iter_mut().filter_map(Option::take).collect::<Result<Vec<_>, _>>()?;
         self.rank_times.clear();
         self.rank_times.extend(outcomes.iter().map(RankTime::from));

@@ -140,6 +140,7 @@ pub fn formation() -> Formation {
         links: Default::default(),
         wire: Default::default(),
         regroup_grace: Duration::ZERO,
+        step_timeout: Duration::ZERO,
         board: Default::default(),
     }
 }

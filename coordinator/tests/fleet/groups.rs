@@ -151,6 +151,32 @@ async fn a_rank_left_alone_is_heard_also_by_who_looks_away() {
     assert!(matches!(&error, GroupError::Stranded { .. }), "{error}");
 }
 
+/// Its link is alive, and pings are answered. Whoever waits may look away and come back meanwhile.
+#[tokio::test]
+async fn a_step_that_nobody_answers_is_not_waited_for_for_ever() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let _steps =
+        ready_worker(&fleet, |plan| if plan.step < 3 { sampled(plan) } else { Vec::new() }).await.steps;
+    let progress = watch::Sender::new(Progress::Ready);
+    let formation = Formation { step_timeout: Duration::from_secs(1), ..formation() };
+    let mut group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    for step in [1, 2] {
+        let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
+        group.send(&StepPlan { epoch: Epoch(1), step: StepId(step), work, ..Default::default() }).unwrap();
+    }
+    assert_eq!(group.outcome().await.map(|outcome| outcome.step), Ok(StepId(1)));
+    let lost = async {
+        loop {
+            if let Ok(outcome) = tokio::time::timeout(Duration::from_millis(100), group.outcome()).await {
+                return outcome;
+            }
+        }
+    };
+    let lost = tokio::time::timeout(Duration::from_secs(60), lost).await.expect("it is given up");
+    let Err(GroupError::Lost { rank: Rank(0), reason }) = lost else { panic!("{lost:?}") };
+    assert!(reason.contains("host has not answered step 2 in 1 s"), "{reason}");
+}
+
 /// Two workers of the same make that hold a half each.
 fn halves() -> Members {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();

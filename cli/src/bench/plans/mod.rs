@@ -151,6 +151,7 @@ fn formation(spec: &ModelSpec, case: &Case, kv_blocks: KvBlocks, between: Link) 
         links: LinkChoice::Tcp,
         wire: WireFormat::F32,
         regroup_grace: Duration::ZERO,
+        step_timeout: Duration::ZERO,
         board: Default::default(),
     }
 }
