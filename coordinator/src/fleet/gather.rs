@@ -74,18 +74,40 @@ pub(super) fn prefers(weights: WeightsId) -> impl Fn(&Worker) -> (bool, bool, St
     }
 }
 
-/// The model cut over `workers`, which are sorted by name, with what is known of their links.
-pub(super) fn planned<W: Borrow<Hello>>(
+/// What one says of itself, and where it stands among those who are planned for.
+struct Numbered(usize, Hello);
+
+impl Borrow<Hello> for Numbered {
+    fn borrow(&self) -> &Hello {
+        &self.1
+    }
+}
+
+/// The model cut over `workers`, which are sorted by name, with what is known of their links. It may take seconds of a core,
+/// and other groups and connections are served by whoever asks for it.
+pub(super) async fn planned<W: Borrow<Hello>>(
     pool: &Pool,
     formation: &Formation,
     weights: WeightsId,
     workers: Vec<W>,
 ) -> Result<Planned<W>, (PlanError, Vec<W>)> {
-    let measured = pool.links().between(&workers, formation.links);
-    match formation.plan.as_ref().filter(|plan| plan.rank_count() == workers.len()) {
-        Some(fixed) => given(fixed, formation, &measured, weights, workers),
-        None => plan(formation, &measured, weights, workers),
-    }
+    let numbered: Vec<Numbered> =
+        workers.iter().enumerate().map(|(at, worker)| Numbered(at, worker.borrow().clone())).collect();
+    let (measured, formation) = (pool.links().between(&workers, formation.links), formation.clone());
+    let cut = move || match formation.plan.as_ref().filter(|plan| plan.rank_count() == numbered.len()) {
+        Some(fixed) => given(fixed, &formation, &measured, weights, numbered),
+        None => plan(&formation, &measured, weights, numbered),
+    };
+    let cut = tokio::task::spawn_blocking(cut).await.expect("planning does not panic");
+    let Planned { plan, workers: chosen, left_out, whole_values_max } = match cut {
+        Ok(planned) => planned,
+        Err((error, _)) => return Err((error, workers)),
+    };
+    let mut all: Vec<Option<W>> = workers.into_iter().map(Some).collect();
+    let mut whose = |Numbered(at, _)| all[at].take().expect("each is named once");
+    let workers = chosen.into_iter().map(&mut whose).collect();
+    let left_out = left_out.into_iter().map(|(other, reason)| (whose(other), reason)).collect();
+    Ok(Planned { plan, workers, left_out, whole_values_max })
 }
 
 /// So many workers with a plan for them; none, if there are fewer. Whoever a plan does not fit waits on.
@@ -109,7 +131,7 @@ async fn take(
             return None;
         }
     }
-    Some(match planned(pool, formation, weights, workers) {
+    Some(match planned(pool, formation, weights, workers).await {
         Ok(Planned { plan, workers, left_out, whole_values_max }) => {
             let (others, reasons): (Vec<Worker>, Vec<String>) = left_out.into_iter().unzip();
             let named = others.iter().map(|worker| worker.name().to_owned()).zip(reasons);

@@ -5,7 +5,7 @@ use super::assign::Parts;
 use super::form::{Formation, until_ready};
 use super::gather::{TICK, planned, prefers};
 use super::planning::Planned;
-use super::pool::Growing;
+use super::pool::{Growing, Lent};
 use super::service::Fleet;
 use super::stall::Pace;
 use super::worker::Worker;
@@ -28,14 +28,14 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A worker of a group that would grow.
 enum Candidate {
     Member(Hello),
-    New(Worker),
+    New(Lent),
 }
 
 impl Borrow<Hello> for Candidate {
     fn borrow(&self) -> &Hello {
         match self {
             Candidate::Member(hello) => hello,
-            Candidate::New(worker) => &worker.hello,
+            Candidate::New(lent) => lent.hello(),
         }
     }
 }
@@ -132,9 +132,9 @@ impl Fleet {
         let prefers = |worker: &Worker| (unfit.contains(worker.name()), usual(worker));
         let Some(newcomers) = self.pool.take(count, prefers) else { return Look::Gone };
         let all = members.hellos.iter().cloned().map(Candidate::Member);
-        let mut all: Vec<Candidate> = all.chain(newcomers.into_iter().map(Candidate::New)).collect();
+        let mut all: Vec<Candidate> = all.chain(self.pool.lend(newcomers).map(Candidate::New)).collect();
         all.sort_by(|a, b| name(a).cmp(name(b)));
-        let planned = match planned(&self.pool, formation, weights, all) {
+        let planned = match planned(&self.pool, formation, weights, all).await {
             Ok(planned) => planned,
             Err((error, all)) => {
                 debug!(%error, "no larger group of these workers");
@@ -176,7 +176,7 @@ fn name(candidate: &Candidate) -> &str {
 
 fn newcomer(candidate: Candidate) -> Option<Worker> {
     match candidate {
-        Candidate::New(worker) => Some(worker),
+        Candidate::New(lent) => Some(lent.keep()),
         Candidate::Member(_) => None,
     }
 }

@@ -3,6 +3,7 @@
 use super::holders::Holders;
 use super::known_links::KnownLinks;
 use super::worker::Worker;
+use flotilla_proto::Hello;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -31,6 +32,29 @@ struct Shared {
 /// worker each would both end for the same newcomer.
 #[must_use]
 pub struct Growing(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
+
+/// A worker that was taken out to be looked at: it goes back when this is dropped, also in the middle of a look.
+pub struct Lent {
+    pool: Pool,
+    /// Until it is kept.
+    worker: Option<Worker>,
+}
+
+impl Lent {
+    pub fn hello(&self) -> &Hello {
+        &self.worker.as_ref().expect("it is kept once, at the end").hello
+    }
+
+    pub fn keep(mut self) -> Worker {
+        self.worker.take().expect("it is kept once, at the end")
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.put_back(self.worker.take().into_iter().collect());
+    }
+}
 
 /// A replica wants workers for a group in place of one that was; until it is dropped, nobody holds any back.
 #[must_use]
@@ -73,6 +97,10 @@ impl Pool {
     /// Takes in those that were taken out just now, of which nobody needs to hear.
     pub fn put_back(&self, workers: Vec<Worker>) {
         self.waiting().extend(workers);
+    }
+
+    pub fn lend(&self, workers: Vec<Worker>) -> impl Iterator<Item = Lent> {
+        workers.into_iter().map(|worker| Lent { pool: self.clone(), worker: Some(worker) })
     }
 
     /// How many wait that still are here, as far as is known.

@@ -5,4 +5,5 @@ mod door;
 mod faked;
 mod groups;
 mod links;
+mod planning;
 mod wrong_answers;
