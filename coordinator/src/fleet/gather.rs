@@ -7,8 +7,9 @@ use super::pool::Pool;
 use super::worker::Worker;
 use crate::board::LeftOut;
 use flotilla_proto::Hello;
-use flotilla_shared::{Epoch, Plan, PlanError, WeightsId};
+use flotilla_shared::{BackendKind, Epoch, Plan, PlanError, WeightsId};
 use std::borrow::Borrow;
+use std::cmp::Reverse;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -49,7 +50,7 @@ pub async fn gather(
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
         let least = if again && Instant::now() >= settled { 1 } else { wanted };
         for count in (least..=wanted).rev() {
-            match take(pool, epoch, formation, weights, count, again).await {
+            match of_count(pool, epoch, formation, weights, count, again).await {
                 Some(Ok(gathered)) => return Ok(gathered),
                 Some(Err(error)) if !again => return Err(error.into()),
                 Some(Err(error)) => tracing::debug!(%error, count, "no group of these workers"),
@@ -110,8 +111,9 @@ pub(super) async fn planned<W: Borrow<Hello>>(
     Ok(Planned { plan, workers, left_out, whole_values_max })
 }
 
-/// So many workers with a plan for them; none, if there are fewer. Whoever a plan does not fit waits on.
-async fn take(
+/// So many workers with a plan for them; none, if there are fewer. Where those that go first are no group, and more wait,
+/// the largest of each backend are tried, beginning with that of whoever goes first.
+async fn of_count(
     pool: &Pool,
     epoch: Epoch,
     formation: &Formation,
@@ -119,7 +121,47 @@ async fn take(
     count: usize,
     again: bool,
 ) -> Option<Result<Gathered, PlanError>> {
-    let mut workers = pool.take(count, prefers(weights))?;
+    let usual = prefers(weights);
+    let workers = pool.take(count, &usual)?;
+    let first = take(pool, epoch, formation, weights, workers, again).await?;
+    if first.is_ok() || pool.count() == count {
+        return Some(first);
+    }
+    for backend in backends(pool, &usual) {
+        let largest = |worker: &Worker| {
+            let inventory = &worker.hello.inventory;
+            let usual = usual(worker);
+            (inventory.backend != backend, usual.0, Reverse(inventory.memory_bytes), usual)
+        };
+        let Some(workers) = pool.take(count, largest) else { break };
+        if let Some(Ok(gathered)) = take(pool, epoch, formation, weights, workers, again).await {
+            return Some(Ok(gathered));
+        }
+    }
+    Some(first)
+}
+
+/// Of those that wait, each once, in the order of who goes first.
+fn backends<K: Ord>(pool: &Pool, prefers: impl Fn(&Worker) -> K) -> Vec<BackendKind> {
+    let mut backends = Vec::new();
+    for backend in pool.seen(prefers, |worker| worker.hello.inventory.backend) {
+        if !backends.contains(&backend) {
+            backends.push(backend);
+        }
+    }
+    backends
+}
+
+/// These with a plan for them; none, if one of them is gone. Whoever a plan does not fit waits on.
+async fn take(
+    pool: &Pool,
+    epoch: Epoch,
+    formation: &Formation,
+    weights: WeightsId,
+    mut workers: Vec<Worker>,
+    again: bool,
+) -> Option<Result<Gathered, PlanError>> {
+    let count = workers.len();
     workers.sort_by(|a, b| a.name().cmp(b.name()));
     if let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
         (formation.planning, &formation.plan)

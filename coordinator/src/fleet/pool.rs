@@ -121,6 +121,13 @@ impl Pool {
         Some(waiting.drain(..count).collect())
     }
 
+    /// What `see` says of each that waits, those that `prefers` puts first.
+    pub fn seen<K: Ord, T>(&self, prefers: impl Fn(&Worker) -> K, see: impl Fn(&Worker) -> T) -> Vec<T> {
+        let mut waiting = self.waiting();
+        waiting.sort_by_key(prefers);
+        waiting.iter().map(see).collect()
+    }
+
     /// Resolves when somebody has come since it was made.
     pub fn arrival(&self) -> impl Future<Output = ()> + use<> {
         let mut arrivals = self.0.arrivals.subscribe();

@@ -189,6 +189,35 @@ fn halves() -> Members {
     Members { weights, hellos: hellos.collect() }
 }
 
+/// Those that go first may be no group: of two backends, or too small. More wait that are one.
+#[tokio::test]
+async fn others_that_wait_are_tried_where_the_first_are_no_group() {
+    use flotilla_shared::BackendKind::{Cpu, Cuda};
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let (weights, plan) = (Synthetic::new(spec.clone(), 1).identity().unwrap(), Plan::even(&spec, 2, 1));
+    let large = 1 << 40;
+    let fleets = [
+        [("card-1", Cuda, large), ("a", Cpu, large), ("card-2", Cuda, large)],
+        [("card-1", Cuda, large), ("a", Cuda, 1 << 20), ("card-2", Cuda, large)],
+    ];
+    for (workers, again) in fleets.iter().flat_map(|fleet| [(fleet, false), (fleet, true)]) {
+        let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+        let mut joined = Vec::new();
+        for (name, backend, memory_bytes) in workers {
+            let mut hello = hello();
+            hello.inventory.name = (*name).into();
+            (hello.inventory.backend, hello.inventory.memory_bytes) = (*backend, *memory_bytes);
+            // The survivor.
+            hello.held = (*name == "card-1").then(|| Held::of(weights, &plan, Rank(0)));
+            joined.push(worker_as(&fleet, hello, |_| Err("it has no links".into()), sampled).await);
+        }
+        let progress = watch::Sender::new(Progress::Ready);
+        let wanted = Formation { ranks: 2, plan: None, ..formation() };
+        let group = fleet.form(Epoch(1), &wanted, again, &progress).await.expect("two fit");
+        assert_eq!(group.names(), ["card-1", "card-2"], "{workers:?}, again: {again}");
+    }
+}
+
 /// Anything fits on it.
 async fn roomy_worker(fleet: &Fleet) -> Joined {
     let mut hello = hello();
