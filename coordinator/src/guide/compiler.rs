@@ -11,6 +11,7 @@ use serde_json::Value;
 use toktrie::TokEnv;
 
 use super::form::{Complaint, Fault, Grammar};
+use super::lax;
 use super::vocabulary::Vocabulary;
 
 /// Longest part of llguidance's complaint that a client is told.
@@ -51,6 +52,35 @@ impl Compiler {
 
     /// What is wrong with it, if it cannot be kept to.
     pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, Complaint> {
+        match grammar {
+            Grammar::Json { schema, strict: false } => self.compile_lax(schema),
+            Grammar::Arguments(schema) => {
+                self.compile_lax(schema).or_else(|_| self.compile_whole(&Grammar::json_object()))
+            }
+            Grammar::Json { .. } | Grammar::Regex(_) | Grammar::Lark(_) | Grammar::Choice(_) => {
+                self.compile_whole(grammar)
+            }
+        }
+    }
+
+    /// Without its patterns that are none here, such as those that look ahead.
+    fn compile_lax(&self, schema: &Value) -> Result<Compiled, Complaint> {
+        let lax = |schema| Grammar::Json { schema, strict: false };
+        self.compile_whole(&lax(schema.clone())).or_else(|complaint| {
+            let mut schema = schema.clone();
+            match lax::drop_patterns(&mut schema, &|pattern| self.reads(pattern)) {
+                0 => Err(complaint),
+                _ => self.compile_whole(&lax(schema)),
+            }
+        })
+    }
+
+    fn reads(&self, pattern: &str) -> bool {
+        let schema = serde_json::json!({"type": "string", "pattern": pattern});
+        self.factory.create_parser(TopLevelGrammar::from_grammar(json(&schema, false))).is_ok()
+    }
+
+    fn compile_whole(&self, grammar: &Grammar) -> Result<Compiled, Complaint> {
         grammar.check()?;
         let parser = self.factory.create_parser(top_level(grammar)).map_err(complaint)?;
         check(&parser)?;
@@ -78,6 +108,7 @@ fn limits() -> ParserLimits {
 fn top_level(grammar: &Grammar) -> TopLevelGrammar {
     TopLevelGrammar::from_grammar(match grammar {
         Grammar::Json { schema, strict } => json(schema, *strict),
+        Grammar::Arguments(schema) => json(schema, false),
         Grammar::Regex(regex) => GrammarWithLexer::from_regex(regex),
         Grammar::Lark(grammar) => GrammarWithLexer::from_lark(grammar.clone()),
         Grammar::Choice(texts) => GrammarWithLexer::from_lark(choice(texts)),

@@ -37,6 +37,9 @@ pub enum Grammar {
         schema: Value,
         strict: bool,
     },
+    /// Arguments of a tool that is not strict: JSON by its schema as far as that can be followed, and else any
+    /// object. Nobody asked for more.
+    Arguments(Value),
     Regex(String),
     /// In llguidance's kind of Lark.
     Lark(String),
@@ -193,7 +196,7 @@ impl Grammar {
             return Err(Complaint::too_complex(what));
         }
         match self {
-            Grammar::Json { schema, .. } => check_schema(schema),
+            Grammar::Json { schema, .. } | Grammar::Arguments(schema) => check_schema(schema),
             Grammar::Regex(text) | Grammar::Lark(text) if nesting(text) > NESTING_MAX => {
                 Err(Complaint::too_complex(format!("it nests deeper than {NESTING_MAX} parentheses")))
             }
@@ -210,7 +213,7 @@ impl Grammar {
 
     fn byte_count(&self) -> usize {
         match self {
-            Grammar::Json { schema, .. } => schema.to_string().len(),
+            Grammar::Json { schema, .. } | Grammar::Arguments(schema) => schema.to_string().len(),
             Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
             Grammar::Choice(texts) => texts.iter().map(String::len).sum(),
         }

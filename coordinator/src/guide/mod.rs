@@ -13,6 +13,7 @@ mod body;
 mod compiler;
 mod form;
 mod headers;
+mod lax;
 mod progress;
 mod shelf;
 mod turn;

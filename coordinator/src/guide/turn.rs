@@ -112,7 +112,11 @@ impl Shared {
 fn arguments(tool: &ToolForm) -> Source {
     let none = || serde_json::json!({"type": "object", "properties": {}, "additionalProperties": false});
     let schema = tool.parameters.clone().unwrap_or_else(none);
-    Source { path: tool.path.clone(), grammar: Grammar::Json { schema, strict: tool.strict } }
+    let grammar = match tool.strict {
+        true => Grammar::Json { schema, strict: true },
+        false => Grammar::Arguments(schema),
+    };
+    Source { path: tool.path.clone(), grammar }
 }
 
 fn call_headers(vocabulary: &Vocabulary, form: &Form) -> Headers {

@@ -113,6 +113,27 @@ async fn a_required_call_is_made_by_a_model_that_would_rather_talk() {
     }
 }
 
+/// A call must be made, of a tool whose schema nobody can follow: the arguments are an object.
+#[tokio::test]
+async fn a_call_is_required_of_tools_whose_schemas_cannot_be_followed() {
+    let server = Server::start().await;
+    let said = thinks_and_says("No tools, please.", "I will not.");
+    let with_property =
+        |schema: Value| json!({"type": "object", "properties": {"a": schema}, "required": ["a"]});
+    for (schema, read) in [
+        (with_property(json!({"type": "string", "pattern": "^(?!x).*$", "maxLength": 9})), true),
+        (with_property(json!({"type": "str"})), false),
+        (with_property(json!({"$ref": "#/$defs/none"})), false),
+        (json!({"type": "object", "properties": {}, "required": null}), false),
+    ] {
+        let tool = json!({"type": "function", "function": {"name": "f", "parameters": schema}});
+        let body = with(user(&said), json!({"tools": [tool], "tool_choice": "required"}));
+        let call = server.chat(&body).await["choices"][0]["message"]["tool_calls"][0]["function"].take();
+        let arguments: Value = serde_json::from_str(call["arguments"].as_str().unwrap()).unwrap();
+        assert!(arguments.is_object() && (!read || arguments["a"].is_string()), "{schema}: {call}");
+    }
+}
+
 #[tokio::test]
 async fn strict_tools_bind_a_call_that_the_model_makes_by_itself() {
     let server = Server::start().await;

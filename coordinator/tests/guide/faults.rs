@@ -59,6 +59,10 @@ fn tools() {
     let mut strict = tool("f", json!({"type": "array", "uniqueItems": true}));
     strict.strict = true;
     assert_eq!(refusal(form(ToolChoice::Auto, vec![strict])).path, "tools[0].function.parameters");
+    let mut unread = tool("f", json!({"type": "object", "properties": {"a": {"type": "str"}}}));
+    assert!(run(GUIDES.turn(form(ToolChoice::Required, vec![unread.clone()]))).is_ok(), "lax: any object");
+    unread.strict = true;
+    assert_eq!(refusal(form(ToolChoice::Required, vec![unread])).fault, Fault::Malformed);
     let many = (0..129).map(|n| tool(&format!("f{n}"), json!({}))).collect();
     assert_eq!(refusal(form(ToolChoice::Required, many)).path, "tools");
 }

@@ -82,6 +82,8 @@ fn enums_and_text() {
 fn what_a_lax_schema_cannot_enforce_is_passed_over() {
     let schema = json!({"type": "array", "uniqueItems": true, "items": {"type": "integer"}});
     check(Grammar::Json { schema, strict: false }, &["[1, 1]"], &["[x]"]);
+    let ahead = json!({"type": "array", "items": {"type": "string", "pattern": "^(?!x)", "maxLength": 2}});
+    check(Grammar::Json { schema: ahead, strict: false }, &["[\"xy\"]"], &["[\"abc\"]", "[1]"]);
 }
 
 #[test]
