@@ -50,7 +50,7 @@ async fn wrong_requests_are_refused_and_the_next_one_is_served() {
         expect_error(client.post(CHAT, &body).await, 400, "invalid_value", "expected");
     }
     let long = json!({ "prompt": "word ".repeat(600), "max_tokens": 5 });
-    let words = "the context of this model holds 512";
+    let words = "maximum context length is 512 tokens";
     expect_error(client.post(COMPLETIONS, &long).await, 400, "context_length_exceeded", words);
     let strange = json!({ "prompt": [5, 2048], "max_tokens": 5 });
     expect_error(client.post(COMPLETIONS, &strange).await, 400, "invalid_value", "2048");

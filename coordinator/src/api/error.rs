@@ -27,14 +27,15 @@ pub enum ApiError {
     Compiling(FormError),
     #[error("the model {name:?} is not served here; {served:?} is")]
     UnknownModel { name: String, served: String },
+    /// The first words are OpenAI's: clients look for them, and shorten the conversation.
     #[error(
-        "the prompt has {prompt_tokens} tokens, and the context of this model holds {context_tokens_max}, \
-         of which one must be left for the answer"
+        "This model's maximum context length is {context_tokens_max} tokens. However, the prompt has \
+         {prompt_tokens} tokens, and one must be left for the answer"
     )]
     ContextLength { prompt_tokens: usize, context_tokens_max: usize },
     #[error(
-        "the prompt has {bytes} bytes, and the context of this model holds {context_tokens_max} tokens of at most \
-         {token_bytes_max} bytes"
+        "This model's maximum context length is {context_tokens_max} tokens. However, the prompt has {bytes} bytes, \
+         and a token has at most {token_bytes_max}"
     )]
     ContextBytes { bytes: usize, context_tokens_max: usize, token_bytes_max: usize },
     #[error(

@@ -30,6 +30,8 @@ pub const BOTH: &[(&str, Neutral)] = &[
     // There is one tier.
     ("service_tier", Words(&["auto", "default"])),
     ("user", Always),
+    // llama.cpp's: beginnings of prompts are always cached.
+    ("cache_prompt", Bool(true)),
     // vLLM's
     ("add_special_tokens", Always),
     ("allowed_token_ids", Unset),
@@ -67,7 +69,6 @@ const CHAT: &[(&str, Neutral)] = &[
     // vLLM's
     ("add_generation_prompt", Bool(true)),
     ("chat_template", Unset),
-    ("chat_template_kwargs", Empty),
     ("continue_final_message", Bool(false)),
     ("documents", Empty),
     ("echo", Bool(false)),
@@ -78,14 +79,55 @@ const CHAT: &[(&str, Neutral)] = &[
 
 const COMPLETIONS: &[(&str, Neutral)] = &[("prompt_embeds", Unset), ("suffix", Unset)];
 
+/// llama.cpp's names of what goes by another here.
+const RENAMED: &[(&str, &str)] = &[("n_predict", "max_tokens"), ("repeat_penalty", "repetition_penalty")];
+
+/// Where prompts are to be cached: they are, whatever clients mark.
+const MARKS: &[&str] = &["cache_control", "prompt_cache_breakpoint"];
+
+/// What servers, and libraries between a client and its server, add to what a model said, and clients send back
+/// with it. None of it is for the model.
+const ADDED: &[&str] = &[
+    "annotations",
+    // LiteLLM's
+    "provider_specific_fields",
+    "thinking_blocks",
+    // OpenRouter's; the reasoning stands beside it.
+    "reasoning_details",
+    // Google's
+    "extra_content",
+    // Of the parse() of OpenAI's Python library.
+    "parsed",
+    "parsed_arguments",
+];
+
+pub fn drop_marks(fields: &mut Fields) {
+    MARKS.iter().for_each(|name| _ = fields.take(name));
+}
+
+pub fn drop_added(fields: &mut Fields) {
+    ADDED.iter().for_each(|name| _ = fields.take(name));
+}
+
 pub fn take_chat(fields: &mut Fields) -> Result<()> {
+    renamed(fields)?;
     take(fields, BOTH)?;
     take(fields, CHAT)
 }
 
 pub fn take_completions(fields: &mut Fields) -> Result<()> {
+    renamed(fields)?;
     take(fields, BOTH)?;
     take(fields, COMPLETIONS)
+}
+
+fn renamed(fields: &mut Fields) -> Result<()> {
+    RENAMED.iter().try_for_each(|(name, here)| match fields.take(name) {
+        Some(node) => {
+            Err(node.invalid(format!("no parameter of this name is known\nhint: here it is {here}")))
+        }
+        None => Ok(()),
+    })
 }
 
 pub fn take(fields: &mut Fields, table: &[(&str, Neutral)]) -> Result<()> {

@@ -63,13 +63,16 @@ pub enum ChatError {
     DuplicateTool { tool: usize, name: String },
     #[error(
         "messages[{message}].name {name:?} is no user's name\n\
-         hint: letters, digits, '_', '-' and '.', 1 to {FUNCTION_NAME_MAX} of them"
+         hint: 1 to {USER_NAME_MAX} characters without white space, and none of < | \\ / >"
     )]
     UserName { message: usize, name: String },
 }
 
 /// OpenAI allows 64; clients that put a server's name before the tool's send longer ones.
-const FUNCTION_NAME_MAX: usize = 128;
+pub(super) const FUNCTION_NAME_MAX: usize = 128;
+
+/// Characters.
+const USER_NAME_MAX: usize = 128;
 
 /// Tokens of the shortest prompt that a chat can become: one user who says nothing.
 pub fn shortest_prompt(harmony: &Harmony) -> usize {
@@ -134,7 +137,7 @@ fn instruction(message: &ChatMessage) -> Option<&str> {
 }
 
 fn user_message(index: usize, content: &str, name: &Option<String>) -> Result<Message, ChatError> {
-    if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
+    if let Some(name) = name.as_ref().filter(|name| !is_user_name(name)) {
         return Err(ChatError::UserName { message: index, name: name.clone() });
     }
     Ok(Message { name: name.clone(), ..Message::text(Role::User, content) })
@@ -187,8 +190,17 @@ fn check_calls(message: usize, calls: &[ChatCall]) -> Result<(), ChatError> {
 
 /// Names stand in headers, where a blank would begin another word.
 fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
-    (1..=FUNCTION_NAME_MAX).contains(&name.len()) && name.bytes().all(allowed)
+    (1..=FUNCTION_NAME_MAX).contains(&name.len()) && name.chars().all(is_name_char)
+}
+
+pub(super) fn is_name_char(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-.".contains(c)
+}
+
+/// OpenAI's pattern, which lets people be called by their names.
+fn is_user_name(name: &str) -> bool {
+    let forbidden = |c: char| c.is_whitespace() || c.is_control() || "<|\\/>".contains(c);
+    (1..=USER_NAME_MAX).contains(&name.chars().count()) && !name.contains(forbidden)
 }
 
 fn non_empty(text: &str) -> Option<&str> {

@@ -5,6 +5,7 @@
 //! channel or `<|message|>`, or repeat the role. The one thing that is never guessed is a tool call out
 //! of stray words: a recipient needs its `to=`, or at least the namespace `functions.`.
 
+use super::chat::{FUNCTION_NAME_MAX, is_name_char};
 use super::{Channel, ContentType, FUNCTIONS, Message, Role};
 use super::{Content, parse::Lane};
 use crate::tokenizer::TextStream;
@@ -49,6 +50,17 @@ impl Header {
         let Self { author, name, recipient, channel, content_type } = self;
         Message { author, name, recipient, channel, content_type, content: Content::Text(text) }
     }
+}
+
+/// As much of a recipient as can be a name. What a model glued to it would be sent back by the client with the
+/// call, and is no name of a function in any request. None: that is nobody.
+fn named(recipient: &str) -> Option<String> {
+    let (function, prefix) = match function_name(recipient) {
+        Some(function) => (function, recipient.len() - function.len()),
+        None => (recipient, 0),
+    };
+    let end = function.find(|c| !is_name_char(c)).unwrap_or(function.len()).min(FUNCTION_NAME_MAX);
+    (end > 0).then(|| recipient[..prefix + end].to_owned())
 }
 
 fn function_name(word: &str) -> Option<&str> {
@@ -193,7 +205,7 @@ impl Words {
         };
         self.recipient_follows &= word.is_empty();
         match recipient {
-            Some(recipient) => _ = self.recipient.get_or_insert_with(|| recipient.to_owned()),
+            Some(recipient) => self.recipient = self.recipient.take().or_else(|| named(recipient)),
             None if word.is_empty() => {}
             None => self.format = Some(word.to_owned()),
         }
@@ -244,5 +256,5 @@ fn split_recipient(text: &str) -> (Option<String>, &str) {
     };
     let end = rest.find(|c: char| c.is_whitespace() || c == '{').unwrap_or(rest.len());
     let (recipient, rest) = rest.split_at(end);
-    ((!recipient.is_empty()).then(|| recipient.to_owned()), rest.trim_start())
+    (named(recipient), rest.trim_start())
 }

@@ -102,7 +102,7 @@ async fn what_cannot_fit_is_refused_before_it_is_looked_at() {
         let (status, error) = server.refused(path, &body).await;
         assert_eq!((status, &error["code"]), (400, &json!("context_length_exceeded")), "{path}");
         let words = format!("the prompt has {} bytes", text.len());
-        assert!(error["message"].as_str().unwrap().starts_with(&words), "{error}");
+        assert!(error["message"].as_str().unwrap().contains(&words), "{error}");
     }
     assert_eq!(server.seen.admitted(), 0);
 }

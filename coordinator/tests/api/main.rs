@@ -21,6 +21,7 @@ mod probes;
 mod refusals;
 mod responses;
 mod server;
+mod spoken;
 mod stops;
 mod tls;
 mod tokenize;

@@ -32,7 +32,7 @@ impl ChatRequest {
         let messages = messages.into_iter().map(message).collect::<Result<_>>()?;
         let mut options = Options::read(&mut fields)?;
         options.choosing.logprobs = sampling::chat_logprobs(&mut fields)?;
-        let effort = fields.take("reasoning_effort").map_or(Ok(Effort::default()), effort)?;
+        let effort = effort(&mut fields)?;
         let Tools { offered: tools, forms, choice } = tools::read(&mut fields)?;
         let format = fields.take("response_format").map(form::response_format).transpose()?;
         let (response, response_format) = format.unwrap_or_default();
@@ -46,7 +46,22 @@ impl ChatRequest {
     }
 }
 
-fn effort(node: Node) -> Result<Effort> {
+/// By its own name, or by the one that vLLM hands to templates.
+fn effort(fields: &mut Fields) -> Result<Effort> {
+    let named = fields.take("reasoning_effort").map(effort_word).transpose()?;
+    let templated = fields.take("chat_template_kwargs").map(template_effort).transpose()?;
+    Ok(named.or(templated.flatten()).unwrap_or_default())
+}
+
+fn template_effort(node: Node) -> Result<Option<Effort>> {
+    let not_supported = node.not_supported("nothing but reasoning_effort in it");
+    let Ok(mut kwargs) = node.object() else { return Err(not_supported) };
+    let effort = kwargs.take("reasoning_effort").map(effort_word).transpose()?;
+    kwargs.finish().map_err(|_| not_supported)?;
+    Ok(effort)
+}
+
+fn effort_word(node: Node) -> Result<Effort> {
     Ok(match neutral::supported_word(node, &["low", "medium", "high"], &["none", "minimal", "xhigh"])? {
         "low" => Effort::Low,
         "high" => Effort::High,
@@ -65,6 +80,7 @@ fn message(node: Node) -> Result<ChatMessage> {
         "assistant" => assistant(&mut fields)?,
         _ => tool_result(&mut fields)?,
     };
+    neutral::drop_marks(&mut fields);
     fields.finish()?;
     Ok(message)
 }
@@ -84,16 +100,13 @@ fn assistant(fields: &mut Fields) -> Result<ChatMessage> {
     fields.take("name").map(Node::string).transpose()?;
     let content = fields.take("content").map(|node| text(node, &["text", "refusal"])).transpose()?;
     let refusal = fields.take("refusal").map(Node::string).transpose()?;
-    // Both names are in use, and clients send back what they were sent: both, and the same.
-    let reasoning_content = fields.take("reasoning_content").map(Node::string).transpose()?;
-    let reasoning = fields.take("reasoning").map(Node::string).transpose()?.or(reasoning_content);
+    let reasoning = reasoning(fields)?;
     for name in ["audio", "function_call"] {
         if let Some(node) = fields.take(name) {
             return Err(node.not_supported("null"));
         }
     }
-    // Servers send these, and clients send them back.
-    fields.take("annotations");
+    neutral::drop_added(fields);
     let calls = fields.take("tool_calls").map_or(Ok(Vec::new()), |node| node.array_of(CALLS_MAX, "calls"))?;
     let calls: Vec<ChatCall> = calls.into_iter().map(call).collect::<Result<_>>()?;
     let content = content.or(refusal);
@@ -103,16 +116,25 @@ fn assistant(fields: &mut Fields) -> Result<ChatMessage> {
     Ok(ChatMessage::Assistant { content, reasoning, calls })
 }
 
+/// Both names are in use, and clients send back what they were sent: both, and the same; or one of them empty.
+fn reasoning(fields: &mut Fields) -> Result<Option<String>> {
+    let reasoning = fields.take("reasoning").map(Node::string).transpose()?;
+    let reasoning_content = fields.take("reasoning_content").map(Node::string).transpose()?;
+    Ok(reasoning.filter(|text| !text.is_empty()).or(reasoning_content))
+}
+
 fn call(node: Node) -> Result<ChatCall> {
     let mut fields = node.object()?;
     let id = fields.require("id")?.string()?;
     function_type(&mut fields)?;
     // Of chunks, which some clients keep.
     fields.take("index");
+    neutral::drop_added(&mut fields);
     let mut function = fields.require("function")?.object()?;
     fields.finish()?;
     let name = function.require("name")?.string()?;
     let arguments = function.require("arguments")?.string()?;
+    neutral::drop_added(&mut function);
     function.finish()?;
     Ok(ChatCall { id, function: name, arguments })
 }
@@ -121,7 +143,9 @@ fn tool_result(fields: &mut Fields) -> Result<ChatMessage> {
     // The name stands in the call; some clients repeat it.
     fields.take("name").map(Node::string).transpose()?;
     let call_id = fields.require("tool_call_id")?.string()?;
-    Ok(ChatMessage::Tool { call_id, content: text(fields.require("content")?, &["text"])? })
+    // A function that has nothing to say is sent as null.
+    let content = fields.take("content").map_or(Ok(String::new()), |node| text(node, &["text"]))?;
+    Ok(ChatMessage::Tool { call_id, content })
 }
 
 /// A string, or parts of text that are joined.
@@ -140,6 +164,7 @@ fn text_part(node: Node, kinds: &[&'static str]) -> Result<String> {
     let known = &["image_url", "input_audio", "file", "refusal"];
     let kind = neutral::supported_word(fields.require("type")?, kinds, known)?;
     let text = fields.require(kind)?.string()?;
+    neutral::drop_marks(&mut fields);
     fields.finish()?;
     Ok(text)
 }

@@ -6,7 +6,7 @@
 
 use crate::api::fields::{Fields, Node, Result};
 use crate::api::form::schema;
-use crate::api::neutral::supported_word;
+use crate::api::neutral::{self, supported_word};
 use crate::guide::{ToolChoice, ToolForm};
 use crate::harmony::FunctionTool;
 
@@ -59,12 +59,14 @@ fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
     let mut fields = node.object()?;
     function_type(&mut fields)?;
     let mut function = fields.require("function")?.object()?;
+    neutral::drop_marks(&mut fields);
     fields.finish()?;
     let name = function.require("name")?.string()?;
     let description = function.take("description").map_or(Ok(String::new()), Node::string)?;
     let path = function.path_of("parameters");
     let parameters = function.take("parameters").map(schema).transpose()?;
     let strict = function.take("strict").map_or(Ok(false), Node::bool)?;
+    neutral::drop_marks(&mut function);
     function.finish()?;
     let form = ToolForm { name: name.clone(), parameters: parameters.clone(), strict, path };
     Ok((FunctionTool { name, description, parameters }, form))

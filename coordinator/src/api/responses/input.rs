@@ -132,7 +132,8 @@ fn phase(node: Node) -> Result<Phase> {
 fn reasoning(fields: &mut Fields) -> Result<Kind> {
     let content = fields.take("content").map_or(Ok(String::new()), |node| lines(node, "reasoning_text"))?;
     let summary = fields.take("summary").map_or(Ok(String::new()), |node| lines(node, "summary_text"))?;
-    let encrypted = fields.take("encrypted_content");
+    // An empty one is none.
+    let encrypted = fields.take("encrypted_content").filter(|node| node.value != "");
     let text = if content.is_empty() { summary } else { content };
     match encrypted {
         Some(node) if text.is_empty() => Err(node.not_supported("null, with the reasoning in content")),
@@ -153,6 +154,7 @@ fn call(fields: &mut Fields) -> Result<Kind> {
     let call_id = fields.require("call_id")?.string()?;
     let name = fields.require("name")?.string()?;
     let arguments = fields.require("arguments")?.string()?;
+    neutral::drop_added(fields);
     neutral::take(fields, CALL)?;
     Ok(Kind::Call { call_id, name, arguments })
 }
@@ -182,10 +184,9 @@ fn part(node: Node, kinds: &[&'static str]) -> Result<String> {
     let kind = supported_word(fields.require("type")?, kinds, PARTS_NOT_SUPPORTED)?;
     let text = fields.require(if kind == "refusal" { "refusal" } else { "text" })?.string()?;
     // Servers send these, and clients send them back.
-    fields.take("annotations");
     fields.take("logprobs");
-    // Prompts are cached whatever clients mark.
-    fields.take("prompt_cache_breakpoint");
+    neutral::drop_added(&mut fields);
+    neutral::drop_marks(&mut fields);
     fields.finish()?;
     Ok(text)
 }

@@ -32,6 +32,8 @@ const NEUTRAL: &[(&str, Neutral)] = &[
     ("access_programs", Neutral::Unset),
     ("background", Neutral::Bool(false)),
     ("background_options", Neutral::Empty),
+    // Codex's: who asks.
+    ("client_metadata", Neutral::Always),
     ("context_management", Neutral::Empty),
     ("conversation", Neutral::Unset),
     ("image", Neutral::Empty),
@@ -142,7 +144,7 @@ fn check_stream_options(node: Node, stream: bool) -> Result<()> {
     fields.finish()
 }
 
-/// No summary is made: what was thought is told in full, so `auto` is served with none.
+/// No summary is made: what was thought is told in full, which is more than any of them would tell.
 fn reasoning(node: Node) -> Result<Effort> {
     let mut fields = node.object()?;
     let effort = fields.take("effort").map_or(Ok("medium"), |node| {
@@ -150,7 +152,7 @@ fn reasoning(node: Node) -> Result<Effort> {
     })?;
     for name in ["summary", "generate_summary"] {
         let summary = fields.take(name);
-        summary.map(|node| supported_word(node, &["auto"], &["concise", "detailed"])).transpose()?;
+        summary.map(|node| node.word(&["auto", "concise", "detailed"])).transpose()?;
     }
     // As harmony has it: a turn's reasoning is shown again until its answer.
     let context = fields.take("context");

@@ -1,5 +1,6 @@
-//! `tools`, `tool_choice` and `parallel_tool_calls`: functions only. Tools that OpenAI runs itself are refused
-//! by name; there is nothing here to run them.
+//! `tools`, `tool_choice` and `parallel_tool_calls`: functions only. Tools that OpenAI runs itself are left out:
+//! there is nothing here to run them, and no model has to call what is only offered. A call of one cannot be
+//! required. Tools of other kinds that a client would run are refused by name.
 //!
 //! A function is bound to its schema where its client says `strict`, and not where it says nothing.
 
@@ -23,24 +24,28 @@ pub struct Tools {
     pub choice_echo: Value,
 }
 
-const KINDS_NOT_SUPPORTED: &[&str] = &[
-    "apply_patch",
+/// Run by OpenAI.
+const HOSTED: &[&str] = &[
     "code_interpreter",
-    "computer",
-    "computer_use_preview",
-    "custom",
     "file_search",
     "image_generation",
-    "local_shell",
     "mcp",
     "namespace",
-    "programmatic_tool_calling",
-    "shell",
     "tool_search",
     "web_search",
     "web_search_2025_08_26",
     "web_search_preview",
     "web_search_preview_2025_03_11",
+];
+
+const KINDS_NOT_SUPPORTED: &[&str] = &[
+    "apply_patch",
+    "computer",
+    "computer_use_preview",
+    "custom",
+    "local_shell",
+    "programmatic_tool_calling",
+    "shell",
 ];
 
 const CHOICES_NOT_SUPPORTED: &[&str] = &[
@@ -55,6 +60,9 @@ const CHOICES_NOT_SUPPORTED: &[&str] = &[
     "mcp",
     "programmatic_tool_calling",
     "shell",
+    "tool_search",
+    "web_search",
+    "web_search_2025_08_26",
     "web_search_preview",
     "web_search_preview_2025_03_11",
 ];
@@ -68,7 +76,8 @@ const FUNCTION: &[(&str, Neutral)] = &[
 
 pub fn read(fields: &mut Fields) -> Result<Tools> {
     let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
-    let tools: Vec<(FunctionTool, ToolForm)> = tools.into_iter().map(tool).collect::<Result<_>>()?;
+    let tools: Vec<(FunctionTool, ToolForm)> =
+        tools.into_iter().filter(|node| !is_hosted(node)).map(tool).collect::<Result<_>>()?;
     let echo = tools.iter().map(echo).collect();
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
@@ -77,6 +86,10 @@ pub fn read(fields: &mut Fields) -> Result<Tools> {
     let tools = if choice == ToolChoice::None { Vec::new() } else { tools };
     let (offered, forms) = tools.into_iter().unzip();
     Ok(Tools { offered, forms, choice, echo, choice_echo })
+}
+
+fn is_hosted(node: &Node) -> bool {
+    node.value["type"].as_str().is_some_and(|kind| HOSTED.contains(&kind))
 }
 
 fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
@@ -88,6 +101,7 @@ fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
     let parameters = fields.take("parameters").map(schema).transpose()?;
     let strict = fields.take("strict").map_or(Ok(false), Node::bool)?;
     neutral::take(&mut fields, FUNCTION)?;
+    neutral::drop_marks(&mut fields);
     fields.finish()?;
     let form = ToolForm { name: name.clone(), parameters: parameters.clone(), strict, path };
     Ok((FunctionTool { name, description, parameters }, form))

@@ -6,6 +6,7 @@ mod events;
 mod forms;
 mod memory;
 mod refusals;
+mod tools;
 
 use serde_json::{Value, json};
 

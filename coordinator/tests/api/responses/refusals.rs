@@ -32,7 +32,7 @@ async fn every_parameter_is_honoured_or_refused_by_name() {
         ("prompt", json!({"id": "pmpt_1"}), "prompt", "unsupported_value"),
         ("prompt_cache_options", json!({"prewarm": true}), "prompt_cache_options", "unsupported_value"),
         ("reasoning", json!({"effort": "minimal"}), "reasoning.effort", "unsupported_value"),
-        ("reasoning", json!({"summary": "detailed"}), "reasoning.summary", "unsupported_value"),
+        ("reasoning", json!({"summary": "long"}), "reasoning.summary", "invalid_value"),
         ("reasoning", json!({"context": "all_turns"}), "reasoning.context", "unsupported_value"),
         ("reasoning", json!({"mode": "pro"}), "reasoning.mode", "unsupported_value"),
         ("service_tier", json!("priority"), "service_tier", "unsupported_value"),
@@ -40,7 +40,8 @@ async fn every_parameter_is_honoured_or_refused_by_name() {
         ("stream_options", json!({"include_obfuscation": false}), "stream_options", "invalid_value"),
         ("temperature", json!(3), "temperature", "invalid_value"),
         ("text", json!({"verbosity": "low"}), "text.verbosity", "unsupported_value"),
-        ("tools", json!([{"type": "web_search"}]), "tools[0].type", "unsupported_value"),
+        ("tools", json!([{"type": "custom"}]), "tools[0].type", "unsupported_value"),
+        ("tool_choice", json!({"type": "web_search"}), "tool_choice.type", "unsupported_value"),
         ("tools", json!([{"type": "oven"}]), "tools[0].type", "invalid_value"),
         ("tools", function(json!({"defer_loading": true})), "tools[0].defer_loading", "unsupported_value"),
         ("tools", function(json!({"name": "no blanks"})), "tools[0].name", "invalid_value"),
@@ -127,7 +128,8 @@ async fn harmless_parameters_are_taken() {
         "prompt_cache_key": "k", "prompt_cache_retention": "24h", "safety_identifier": "s",
         "service_tier": "auto", "store": true, "stream": false, "text": {"format": {"type": "text"}},
         "tool_choice": "auto", "tools": [], "top_logprobs": 0, "top_p": 0.9, "truncation": "disabled",
-        "user": "u", "reasoning": {"summary": "auto", "effort": null},
+        "user": "u", "reasoning": {"summary": "detailed", "effort": null},
+        "client_metadata": {"x-codex-installation-id": "1"},
     });
     body.as_object_mut().unwrap().extend(harmless.as_object().unwrap().clone());
     let answer = respond(&server, &body).await;

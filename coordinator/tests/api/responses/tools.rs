@@ -1,0 +1,32 @@
+//! Tools of other kinds than functions.
+
+use serde_json::{Value, json};
+
+use super::{CALLS, RESPONSES, input, respond, tools};
+use crate::server::{Server, thinks_and_says};
+
+/// As Codex sends it with every request.
+fn web_search() -> Value {
+    json!({"type": "web_search", "external_web_access": false, "search_content_types": ["text"]})
+}
+
+#[tokio::test]
+async fn tools_that_openai_runs_are_left_out() {
+    let server = Server::start().await;
+    let mut body = input(CALLS);
+    body["tools"] = json!([web_search(), tools()[0], {"type": "image_generation", "output_format": "png"}]);
+    let answer = respond(&server, &body).await;
+    assert_eq!(answer["tools"], tools());
+    assert_eq!(answer["output"][1]["name"], "get_weather");
+    assert!(!server.seen.prompt.lock().unwrap().contains("web_search"));
+
+    body = input(thinks_and_says("", "Yes."));
+    body["tools"] = json!([web_search()]);
+    assert_eq!(respond(&server, &body).await["tools"], json!([]));
+    for choice in [json!({"type": "web_search"}), json!("required")] {
+        body["tool_choice"] = choice;
+        let (status, error) = server.refused(RESPONSES, &body).await;
+        assert_eq!(status, 400, "{error}");
+        assert!(error["param"].as_str().unwrap().starts_with("tool_choice"), "{error}");
+    }
+}
