@@ -14,6 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::error::ApiError;
+use super::surrogates;
 
 #[derive(Clone, Copy, Debug)]
 pub struct BodyLimits {
@@ -137,8 +138,12 @@ impl Received {
     }
 
     /// serde_json stops at a depth of 128.
-    pub fn json(self) -> Result<(Value, Room), ApiError> {
-        Ok((serde_json::from_slice(&self.bytes)?, self.room))
+    pub fn json(mut self) -> Result<(Value, Room), ApiError> {
+        let value = match serde_json::from_slice(&self.bytes) {
+            Err(_) if surrogates::mend(&mut self.bytes) => serde_json::from_slice(&self.bytes)?,
+            read => read?,
+        };
+        Ok((value, self.room))
     }
 }
 

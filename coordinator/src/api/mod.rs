@@ -34,6 +34,7 @@ mod reader;
 mod responses;
 mod sampling;
 mod stop;
+mod surrogates;
 mod tokenize;
 mod trace;
 

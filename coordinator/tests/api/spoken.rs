@@ -1,9 +1,10 @@
 //! What clients in use send that is no word of OpenAI's for this place, and is no reason to refuse them: what
 //! libraries add to messages and hand back, other servers' names, and marks that change nothing.
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::server::{MODEL, Server, thinks_and_says, user};
+use crate::server::{MODEL, Server, error_of, thinks_and_says, user};
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
@@ -170,4 +171,16 @@ async fn too_long_is_said_in_the_words_that_clients_look_for() {
         let words = "This model's maximum context length is 2048 tokens. However, the prompt has ";
         assert!(error["message"].as_str().unwrap().starts_with(words), "{error}");
     }
+}
+
+/// JavaScript's JSON.stringify writes it of a text that was cut within an emoji.
+#[tokio::test]
+async fn half_a_character_is_no_reason_to_refuse_a_body() {
+    let server = Server::start().await;
+    let body = user(&thinks_and_says("", "cut: HALF")).to_string().replace("HALF", "\\ud83d");
+    let response = server.send(Method::POST, CHAT, &body).await;
+    let answer: Value = response.json().await.unwrap();
+    assert_eq!(answer["choices"][0]["message"]["content"], "cut: \u{fffd}", "{answer}");
+    let response = server.send(Method::POST, CHAT, &format!("{body}}}")).await;
+    assert_eq!(error_of(response).await.1["code"], "invalid_json");
 }
