@@ -1,7 +1,9 @@
 //! What a chat API says, as a conversation. Pure: the date is an argument, and the HTTP side fills these
 //! structs from whatever its JSON looks like.
 //!
-//! - system and developer messages become the instructions of the one developer message, in order;
+//! - system and developer messages at the beginning become the instructions of the developer message that has the
+//!   tools as well; each later one is a developer message where it stands, so that what came before stays the
+//!   beginning of the prompt;
 //! - an assistant's reasoning goes to analysis, its content to final, or to commentary if it calls tools
 //!   as well (a preamble), its calls to commentary;
 //! - a tool's answer carries the name of its function, found by the id of the call.
@@ -90,9 +92,11 @@ pub fn conversation(chat: &Chat) -> Result<Conversation, ChatError> {
     check_tools(&chat.tools)?;
     let mut messages = vec![system_message(chat)];
     messages.extend(developer_message(chat));
-    for (index, message) in chat.messages.iter().enumerate() {
+    for (index, message) in chat.messages.iter().enumerate().skip(leading(chat)) {
         match message {
-            ChatMessage::System { .. } | ChatMessage::Developer { .. } => {}
+            ChatMessage::System { content } | ChatMessage::Developer { content } => {
+                messages.extend(non_empty(content).map(later_instructions));
+            }
             ChatMessage::User { content, name } => messages.push(user_message(index, content, name)?),
             ChatMessage::Assistant { content, reasoning, calls } => {
                 check_calls(index, calls)?;
@@ -116,7 +120,8 @@ fn system_message(chat: &Chat) -> Message {
 
 /// None where there is nothing to say.
 fn developer_message(chat: &Chat) -> Option<Message> {
-    let instructions: Vec<&str> = chat.messages.iter().filter_map(instruction).collect();
+    let leading = &chat.messages[..leading(chat)];
+    let instructions: Vec<&str> = leading.iter().filter_map(instruction).collect();
     let instructions = (!instructions.is_empty()).then(|| instructions.join("\n\n"));
     let developer = DeveloperContent {
         instructions,
@@ -127,6 +132,20 @@ fn developer_message(chat: &Chat) -> Option<Message> {
         return None;
     }
     Some(Message::new(Role::Developer, Content::Developer(developer)))
+}
+
+/// How many messages come before anybody speaks.
+fn leading(chat: &Chat) -> usize {
+    let speaks = |message: &ChatMessage| {
+        !matches!(message, ChatMessage::System { .. } | ChatMessage::Developer { .. })
+    };
+    chat.messages.iter().position(speaks).unwrap_or(chat.messages.len())
+}
+
+fn later_instructions(content: &str) -> Message {
+    let developer =
+        DeveloperContent { instructions: Some(content.to_owned()), ..DeveloperContent::default() };
+    Message::new(Role::Developer, Content::Developer(developer))
 }
 
 fn instruction(message: &ChatMessage) -> Option<&str> {
@@ -264,8 +283,10 @@ mod tests {
         let chat = Chat {
             messages: vec![
                 ChatMessage::System { content: "Be brief.".into() },
-                user("?"),
                 ChatMessage::Developer { content: "Be kind.".into() },
+                user("?"),
+                ChatMessage::Developer { content: "Be quick.".into() },
+                ChatMessage::System { content: String::new() },
             ],
             tools: vec![function("f")],
             effort: Effort::High,
@@ -281,6 +302,7 @@ mod tests {
             Message::new(Role::System, Content::System(system)),
             Message::new(Role::Developer, Content::Developer(developer)),
             Message::text(Role::User, "?"),
+            later_instructions("Be quick."),
         ];
         assert_eq!(messages, expected);
     }

@@ -89,7 +89,8 @@ async fn the_prompt_is_what_the_format_asks_for() {
     for part in [
         "<|start|>system<|message|>You are ChatGPT",
         "Knowledge cutoff: 2024-06\nCurrent date: 2026-02-28\n\nReasoning: high\n",
-        "<|start|>developer<|message|># Instructions\n\nBe brief.\n\nBe kind.",
+        "<|start|>developer<|message|># Instructions\n\nBe brief.<|end|>",
+        "Hello.<|end|><|start|>developer<|message|># Instructions\n\nBe kind.<|end|><|start|>user",
         "<|start|>user<|message|>Hi there<|end|>",
         "<|start|>assistant<|channel|>final<|message|>Hello.<|end|>",
     ] {
