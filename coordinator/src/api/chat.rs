@@ -30,20 +30,19 @@ pub async fn complete(
     request: axum::extract::Request,
 ) -> Result<Response, ApiError> {
     let body = api.bodies.read(request.into_body()).await?;
-    let (options, offered_tools, prompt) = at_desk(&api, body.len(), move |api| {
+    let (options, hears_calls, prompt) = at_desk(&api, body.len(), move |api| {
         let (body, _room) = body.json()?;
-        let ChatRequest { options, chat } = ChatRequest::read(body)?;
+        let ChatRequest { options, chat, hears_calls } = ChatRequest::read(body)?;
         api.check_model(options.model.as_deref())?;
         options.bound.check_limits()?;
         check_text(api, text_bytes(&chat))?;
-        let offered_tools = !chat.tools.is_empty();
         let prompt = render(api, chat)?;
         check_prompt(api, &prompt)?;
-        Ok((options, offered_tools, prompt))
+        Ok((options, hears_calls, prompt))
     })
     .await?;
     let reader =
-        || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
+        || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, hears_calls)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, "chatcmpl-");

@@ -9,6 +9,7 @@ use super::ending::Ending;
 use super::fields::{FieldError, Fields, Node, Problem, Result};
 use super::form::Bound;
 use super::sampling;
+use crate::guide::{Form, ToolChoice};
 use crate::tokenizer::Tokenizer;
 
 pub const CHOICES_MAX: u64 = 8;
@@ -68,6 +69,14 @@ impl Options {
         bound.check()?;
         self.bound = bound.without_unbound();
         Ok(())
+    }
+
+    /// Where the model knows of functions, from tools or from earlier calls, and nobody would answer a call. An answer
+    /// that has a form, and no tools, makes none; one that is to go on whatever the model says is not kept to anything.
+    pub fn forbid_calls(&mut self) {
+        if self.bound.is_free() && !self.ending.ignore_eos {
+            self.bound = Bound::Turn(Form { choice: ToolChoice::None, ..Form::default() });
+        }
     }
 
     /// Choice 0 samples with the seed itself, so that it is the same whatever `n` is.

@@ -99,7 +99,7 @@ impl Reader for TextReader {
 }
 
 /// A harmony reply: analysis is reasoning; preambles and the answer are content; calls are calls if the
-/// client offered tools. If it did not, it could not answer one, and what the model wrote is reasoning.
+/// client would answer them. If it would not, what the model wrote is reasoning.
 pub struct ChatReader {
     tokenizer: Arc<Tokenizer>,
     parser: Parser,
@@ -109,7 +109,7 @@ pub struct ChatReader {
     silent: Vec<TokenId>,
     /// Tokens of a header with their logprobs: without a message it turns out to be content.
     header: Vec<(TokenId, Logprobs)>,
-    offered_tools: bool,
+    hears_calls: bool,
     calls: usize,
     /// The call that is being written has no arguments yet.
     call_is_bare: bool,
@@ -118,14 +118,14 @@ pub struct ChatReader {
 }
 
 impl ChatReader {
-    pub fn new(harmony: &Harmony, ending: &Ending, offered_tools: bool) -> ChatReader {
+    pub fn new(harmony: &Harmony, ending: &Ending, hears_calls: bool) -> ChatReader {
         ChatReader {
             tokenizer: Arc::clone(harmony.tokenizer()),
             parser: harmony.parser(),
             content: Content::new(ending),
             silent: if ending.include { Vec::new() } else { ending.tokens.clone() },
             header: Vec::new(),
-            offered_tools,
+            hears_calls,
             calls: 0,
             call_is_bare: false,
             content_lane: None,
@@ -135,7 +135,7 @@ impl ChatReader {
 
     fn on_event(&mut self, event: Event) -> Vec<Delta> {
         match event {
-            Event::Header(header) => match header.function().filter(|_| self.offered_tools) {
+            Event::Header(header) => match header.function().filter(|_| self.hears_calls) {
                 Some(name) => self.begin_call(name.to_owned()),
                 None => Vec::new(),
             },
@@ -143,7 +143,7 @@ impl ChatReader {
             Event::Text { lane: lane @ (Lane::Preamble | Lane::Answer), text } => {
                 self.on_content(lane, &text)
             }
-            Event::Text { lane: Lane::Call, text } if self.offered_tools => vec![self.arguments(text)],
+            Event::Text { lane: Lane::Call, text } if self.hears_calls => vec![self.arguments(text)],
             Event::Text { lane: Lane::Call, text } => vec![Delta::Reasoning(text)],
             Event::Text { lane: Lane::Foreign, .. } => Vec::new(),
             // Clients parse the arguments as JSON, and an empty text is none.

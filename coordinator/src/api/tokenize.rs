@@ -39,7 +39,7 @@ fn tokens_of(api: &Api, body: Received) -> Result<Response, ApiError> {
         None => {
             // A chat's special tokens are the format's, whatever is said of them.
             fields.take("add_special_tokens");
-            let ChatRequest { options, chat } = ChatRequest::read(fields.into_value())?;
+            let ChatRequest { options, chat, .. } = ChatRequest::read(fields.into_value())?;
             api.check_model(options.model.as_deref())?;
             chat::render(api, chat)?
         }

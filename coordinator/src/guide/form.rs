@@ -62,6 +62,9 @@ pub struct ToolForm {
 pub enum ToolChoice {
     #[default]
     Auto,
+    /// As `Auto`, and the model is told of other tools, which it may not call now.
+    Only,
+    /// The model knows of functions, and may call none.
     None,
     /// The turn ends with a call.
     Required,
@@ -133,8 +136,8 @@ impl Grammar {
 impl Form {
     /// Nothing is bound: no guide is needed, and the sequence may run ahead of the coordinator.
     pub fn is_free(&self) -> bool {
-        let strict = self.choice == ToolChoice::Auto && self.tools.iter().any(|tool| tool.strict);
-        self.response.is_none() && !self.must_call() && !strict
+        let strict = self.tools.iter().any(|tool| tool.strict);
+        self.response.is_none() && self.choice == ToolChoice::Auto && !strict
     }
 
     /// The turn may end with nothing but a call.
@@ -145,7 +148,7 @@ impl Form {
     /// The tools that may be called in this turn, and their places.
     pub(super) fn callable(&self) -> impl Iterator<Item = (usize, &ToolForm)> {
         self.tools.iter().enumerate().filter(|(_, tool)| match &self.choice {
-            ToolChoice::Auto | ToolChoice::Required => true,
+            ToolChoice::Auto | ToolChoice::Only | ToolChoice::Required => true,
             ToolChoice::None => false,
             ToolChoice::Named(name) => tool.name == *name,
         })

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{MODEL, Server, joined, thinks_and_says, user};
+use crate::server::{MODEL, Server, calls_and_goes_on, joined, thinks_and_says, user};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -162,16 +162,46 @@ async fn calls_are_streamed_as_openai_does() {
 }
 
 #[tokio::test]
-async fn tools_that_are_forbidden_are_not_shown() {
+async fn tools_that_are_forbidden_are_shown_and_not_called() {
     let server = Server::start().await;
-    let mut body = user(CALL);
+    let mut body = user(&calls_and_goes_on(CALL));
     body["tools"] = tools();
+    server.chat(&body).await;
+    let prompt = server.seen.prompt.lock().unwrap().clone();
     body["tool_choice"] = json!("none");
     let answer = server.chat(&body).await;
-    assert!(!server.seen.prompt.lock().unwrap().contains("type get_weather"));
-    // A model that calls all the same is not heard as calling.
-    assert_eq!(answer["choices"][0]["message"].get("tool_calls"), None);
-    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    assert!(prompt.ends_with(&*server.seen.prompt.lock().unwrap()), "what was computed is found again");
+    assert!(answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() > 100, "{answer}");
+    answers(&answer);
+    body["ignore_eos"] = json!(true);
+    body["max_tokens"] = json!(60);
+    assert_eq!(
+        server.chat(&body).await["choices"][0]["message"].get("tool_calls"),
+        None,
+        "nor heard as calls"
+    );
+}
+
+/// A model that wants to call, and must answer.
+#[track_caller]
+fn answers(answer: &Value) {
+    let choice = &answer["choices"][0];
+    assert_eq!((choice["message"].get("tool_calls"), &choice["finish_reason"]), (None, &json!("stop")));
+    assert!(choice["message"]["content"].as_str().is_some_and(|text| !text.is_empty()), "{answer}");
+}
+
+/// The model knows of the function from its earlier call.
+#[tokio::test]
+async fn without_tools_none_is_called_whatever_was_called_before() {
+    let server = Server::start().await;
+    let call =
+        json!({"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": "{}"}});
+    let body = json!({"model": MODEL, "messages": [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": calls_and_goes_on(CALL)},
+    ]});
+    answers(&server.chat(&body).await);
 }
 
 #[tokio::test]

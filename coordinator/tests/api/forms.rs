@@ -134,6 +134,31 @@ async fn a_call_is_required_of_tools_whose_schemas_cannot_be_followed() {
     }
 }
 
+fn allowed(mode: &str, name: &str) -> Value {
+    let tools = json!([{"type": "function", "function": {"name": name}}]);
+    json!({"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}})
+}
+
+/// The model is told of all, so that the prompt stays what it was, and calls only those.
+#[tokio::test]
+async fn only_allowed_tools_are_called() {
+    let server = Server::start().await;
+    let call = "<|channel|>analysis<|message|>Paint.<|end|><|start|>assistant to=functions.paint<|channel|>\
+                commentary <|constrain|>json<|message|>{\"colour\": \"red\"}<|call|>";
+    for (mode, name, called) in
+        [("required", "wash", "wash"), ("auto", "paint", "paint"), ("auto", "wash", "")]
+    {
+        let body = with(user(call), json!({"tools": tools(false), "tool_choice": allowed(mode, name)}));
+        let answer = server.chat(&body).await;
+        let calls = &answer["choices"][0]["message"]["tool_calls"];
+        assert!(server.seen.prompt.lock().unwrap().contains("type paint ="));
+        match called {
+            "" => assert_ne!(calls[0]["function"]["name"], "paint", "{answer}"),
+            _ => assert_eq!(calls[0]["function"]["name"], called, "{answer}"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn strict_tools_bind_a_call_that_the_model_makes_by_itself() {
     let server = Server::start().await;
@@ -186,7 +211,13 @@ async fn what_cannot_be_kept_to_is_refused_by_name() {
             "objct",
         ),
         (json!({"tools": [{"type": "custom", "custom": {}}]}), "tools[0].type", "not supported yet"),
-        (json!({"tool_choice": {"type": "allowed_tools"}}), "tool_choice.type", "not supported yet"),
+        (json!({"tool_choice": {"type": "allowed_tools"}}), "tool_choice.allowed_tools", "missing"),
+        (
+            json!({"tools": tools(false), "tool_choice": allowed("auto", "fly")}),
+            "tool_choice",
+            "none of the tools",
+        ),
+        (json!({"tool_choice": {"type": "custom"}}), "tool_choice.type", "not supported yet"),
         (
             json!({"tools": tools(false), "tool_choice": {"type": "function", "function": {"name": "fly"}}}),
             "tool_choice",

@@ -229,6 +229,11 @@ pub fn thinks_and_says(thought: &str, answer: &str) -> String {
     )
 }
 
+/// Of a model that wants to call, and has more to say where it may not.
+pub fn calls_and_goes_on(call: &str) -> String {
+    format!("{call}{}", " one two three four five six seven eight nine ten<|end|>".repeat(20))
+}
+
 /// The strings at `pointer` in all chunks' first choices, joined.
 pub fn joined(chunks: &[Value], pointer: &str) -> String {
     chunks.iter().filter_map(|chunk| chunk["choices"][0].pointer(pointer)?.as_str()).collect()

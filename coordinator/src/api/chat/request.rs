@@ -23,27 +23,37 @@ pub struct ChatRequest {
     pub options: Options,
     /// Its date is not set yet.
     pub chat: Chat,
+    /// The client would answer calls.
+    pub hears_calls: bool,
 }
 
 impl ChatRequest {
     pub fn read(body: Value) -> Result<ChatRequest> {
         let mut fields = Node::body(body).object()?;
         let messages = fields.require("messages")?.array_of(MESSAGES_MAX, "messages")?;
-        let messages = messages.into_iter().map(message).collect::<Result<_>>()?;
+        let messages: Vec<ChatMessage> = messages.into_iter().map(message).collect::<Result<_>>()?;
         let mut options = Options::read(&mut fields)?;
         options.choosing.logprobs = sampling::chat_logprobs(&mut fields)?;
         let effort = effort(&mut fields)?;
-        let Tools { offered: tools, forms, choice } = tools::read(&mut fields)?;
+        let Tools { offered: tools, forms, choice, forbidden } = tools::read(&mut fields)?;
         let format = fields.take("response_format").map(form::response_format).transpose()?;
         let (response, response_format) = format.unwrap_or_default();
         let response =
             form::one_of(response.into_iter().chain(form::structured_outputs(&mut fields)?).collect())?;
         options.bind(Bound::Turn(Form { response, tools: forms, choice }))?;
+        let hears_calls = !tools.is_empty() && !forbidden;
+        if !hears_calls && (!tools.is_empty() || messages.iter().any(calls)) {
+            options.forbid_calls();
+        }
         neutral::take_chat(&mut fields)?;
         fields.finish()?;
         let chat = Chat { messages, tools, effort, response_format, current_date: None };
-        Ok(ChatRequest { options, chat })
+        Ok(ChatRequest { options, chat, hears_calls })
     }
+}
+
+fn calls(message: &ChatMessage) -> bool {
+    matches!(message, ChatMessage::Assistant { calls, .. } if !calls.is_empty())
 }
 
 /// By its own name, or by the one that vLLM hands to templates.

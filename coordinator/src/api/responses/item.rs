@@ -69,6 +69,10 @@ impl Item {
         }
     }
 
+    pub fn is_call(&self) -> bool {
+        matches!(self.kind, Kind::Call { .. })
+    }
+
     /// By which an item's id begins that this server gives.
     pub fn id_prefix(&self) -> &'static str {
         match &self.kind {

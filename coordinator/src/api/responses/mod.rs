@@ -65,12 +65,12 @@ pub async fn create(
         let asked = Asked::read(api, client, body)?;
         if body_bytes > SHORT_BYTES_MAX { asked.render(api).map(Step::Done) } else { Ok(Step::Asked(asked)) }
     });
-    let Rendered { options, prompt, offered_tools, echo, keep } = match asked.await? {
+    let Rendered { options, prompt, hears_calls, echo, keep } = match asked.await? {
         Step::Done(rendered) => rendered,
         Step::Asked(asked) => at_desk(&api, asked.told.bytes(), move |api| asked.render(api)).await?,
     };
     let reader =
-        || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, offered_tools)) };
+        || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, hears_calls)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, echo);
@@ -83,6 +83,7 @@ pub async fn create(
 struct Asked {
     options: Options,
     chat: Chat,
+    hears_calls: bool,
     told: Told,
     echo: Echo,
     /// For whom the response is kept, and to whom alone it is shown.
@@ -92,7 +93,7 @@ struct Asked {
 struct Rendered {
     options: Options,
     prompt: Vec<TokenId>,
-    offered_tools: bool,
+    hears_calls: bool,
     echo: Echo,
     keep: Option<Keep>,
 }
@@ -105,24 +106,26 @@ enum Step {
 impl Asked {
     fn read(api: &Api, client: ClientId, body: Received) -> Result<Asked, ApiError> {
         let (body, room) = body.json()?;
-        let ResponsesRequest { options, instructions, input, previous, store, chat, echo } =
+        let ResponsesRequest { mut options, instructions, input, previous, store, chat, hears_calls, echo } =
             ResponsesRequest::read(body)?;
         api.check_model(options.model.as_deref())?;
         options.bound.check_limits()?;
         let previous = previous_turns(api, client, previous.as_deref())?;
         let input = resolve(api, client, input)?;
         let told = Told { instructions, previous, input };
+        if !hears_calls && (!chat.tools.is_empty() || told.items().into_iter().any(Item::is_call)) {
+            options.forbid_calls();
+        }
         let echo = Echo::new(&echo, room);
-        Ok(Asked { options, chat, told, echo, kept_for: store.then_some(client) })
+        Ok(Asked { options, chat, hears_calls, told, echo, kept_for: store.then_some(client) })
     }
 
     fn render(self, api: &Api) -> Result<Rendered, ApiError> {
-        let Asked { options, chat, told, echo, kept_for } = self;
-        let offered_tools = !chat.tools.is_empty();
+        let Asked { options, chat, hears_calls, told, echo, kept_for } = self;
         let prompt = render(api, chat, &told)?;
         let Told { previous, input, .. } = told;
         let keep = kept_for.map(|client| Keep { client, previous, input });
-        Ok(Rendered { options, prompt, offered_tools, echo, keep })
+        Ok(Rendered { options, prompt, hears_calls, echo, keep })
     }
 }
 

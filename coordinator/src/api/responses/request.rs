@@ -24,6 +24,8 @@ pub struct ResponsesRequest {
     pub store: bool,
     /// Without its messages, and without its date.
     pub chat: Chat,
+    /// The client would answer calls.
+    pub hears_calls: bool,
     /// What stands in the answer as it stood in the request, with defaults where it did not.
     pub echo: Map<String, Value>,
 }
@@ -86,7 +88,8 @@ impl ResponsesRequest {
         echo.insert("tools".to_owned(), tools.echo.clone());
         echo.insert("tool_choice".to_owned(), tools.choice_echo.clone());
         let chat = Chat { tools: tools.offered, effort, response_format: text.told, ..Chat::default() };
-        Ok(ResponsesRequest { options, instructions, input, previous, store, chat, echo })
+        let hears_calls = !chat.tools.is_empty() && !tools.forbidden;
+        Ok(ResponsesRequest { options, instructions, input, previous, store, chat, hears_calls, echo })
     }
 }
 

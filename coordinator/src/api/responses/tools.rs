@@ -6,7 +6,7 @@
 
 use serde_json::{Value, json};
 
-use crate::api::chat::tools::{TOOLS_MAX, choice};
+use crate::api::chat::tools::{Choice, TOOLS_MAX, among, choice};
 use crate::api::fields::{Fields, Node, Result};
 use crate::api::form::schema;
 use crate::api::neutral::{self, Neutral, supported_word};
@@ -15,10 +15,13 @@ use crate::harmony::FunctionTool;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tools {
-    /// Which the model is told of: none if the client forbids calls. What it does not know it cannot call.
+    /// Which the model is told of, also where it may not call them: the prompt begins as in the turns before.
     pub offered: Vec<FunctionTool>,
+    /// Of those that it may call.
     pub forms: Vec<ToolForm>,
     pub choice: ToolChoice,
+    /// The client forbids calls.
+    pub forbidden: bool,
     /// As the answer repeats them.
     pub echo: Value,
     pub choice_echo: Value,
@@ -49,7 +52,6 @@ const KINDS_NOT_SUPPORTED: &[&str] = &[
 ];
 
 const CHOICES_NOT_SUPPORTED: &[&str] = &[
-    "allowed_tools",
     "apply_patch",
     "code_interpreter",
     "computer",
@@ -81,11 +83,11 @@ pub fn read(fields: &mut Fields) -> Result<Tools> {
     let echo = tools.iter().map(echo).collect();
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
-    let choice = fields.take("tool_choice").map_or(Ok(ToolChoice::Auto), |node| choice(node, named))?;
+    let choice = choice(fields, named)?;
     let choice_echo = choice_echo(&choice);
-    let tools = if choice == ToolChoice::None { Vec::new() } else { tools };
     let (offered, forms) = tools.into_iter().unzip();
-    Ok(Tools { offered, forms, choice, echo, choice_echo })
+    let (forms, choice, forbidden) = choice.settle(forms)?;
+    Ok(Tools { offered, forms, choice, forbidden, echo, choice_echo })
 }
 
 fn is_hosted(node: &Node) -> bool {
@@ -107,20 +109,34 @@ fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
     Ok((FunctionTool { name, description, parameters }, form))
 }
 
-fn named(node: Node) -> Result<ToolChoice> {
+fn named(node: Node) -> Result<Choice> {
+    if node.value["type"] == "allowed_tools" {
+        let mut fields = node.object()?;
+        fields.take("type");
+        return among(fields, |node| if is_hosted(&node) { Ok(None) } else { function_name(node).map(Some) });
+    }
+    function_name(node).map(|name| Choice::One(ToolChoice::Named(name)))
+}
+
+fn function_name(node: Node) -> Result<String> {
     let mut fields = node.object()?;
     supported_word(fields.require("type")?, &["function"], CHOICES_NOT_SUPPORTED)?;
     let name = fields.require("name")?.string()?;
     fields.finish()?;
-    Ok(ToolChoice::Named(name))
+    Ok(name)
 }
 
-fn choice_echo(choice: &ToolChoice) -> Value {
+fn choice_echo(choice: &Choice) -> Value {
+    let function = |name: &String| json!({"type": "function", "name": name});
     match choice {
-        ToolChoice::Auto => json!("auto"),
-        ToolChoice::None => json!("none"),
-        ToolChoice::Required => json!("required"),
-        ToolChoice::Named(name) => json!({"type": "function", "name": name}),
+        Choice::One(ToolChoice::Auto | ToolChoice::Only) => json!("auto"),
+        Choice::One(ToolChoice::None) => json!("none"),
+        Choice::One(ToolChoice::Required) => json!("required"),
+        Choice::One(ToolChoice::Named(name)) => function(name),
+        Choice::Among { names, required } => {
+            let mode = if *required { "required" } else { "auto" };
+            json!({"type": "allowed_tools", "mode": mode, "tools": names.iter().map(function).collect::<Vec<_>>()})
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{CALLS, input, nameless, respond, tools};
-use crate::server::{MODEL, Server, thinks_and_says};
+use crate::server::{MODEL, Server, calls_and_goes_on, thinks_and_says};
 
 #[tokio::test]
 async fn an_answer_says_everything_that_clients_read() {
@@ -159,17 +159,31 @@ async fn a_tool_is_called_and_its_output_read() {
 }
 
 #[tokio::test]
-async fn tools_that_are_forbidden_are_not_shown() {
+async fn tools_that_are_forbidden_are_shown_and_not_called() {
     let server = Server::start().await;
-    let mut body = input(CALLS);
+    let mut body = input(calls_and_goes_on(CALLS));
     body["tools"] = tools();
     body["tool_choice"] = json!("none");
     let answer = respond(&server, &body).await;
-    assert!(!server.seen.prompt.lock().unwrap().contains("type get_weather"));
+    assert!(server.seen.prompt.lock().unwrap().contains("type get_weather"));
     assert_eq!((&answer["tool_choice"], &answer["tools"]), (&json!("none"), &tools()));
-    // A model that calls all the same is not heard as calling.
+    answers(&answer);
+
+    // Without tools, and with calls that are remembered.
+    body["tool_choice"] = json!("auto");
+    let called = respond(&server, &body).await;
+    let output = json!([{"type": "function_call_output", "call_id": called["output"][1]["call_id"], "output": calls_and_goes_on(CALLS)}]);
+    let mut body = input(output);
+    body["previous_response_id"] = called["id"].clone();
+    answers(&respond(&server, &body).await);
+}
+
+/// A model that wants to call, and must answer.
+#[track_caller]
+fn answers(answer: &Value) {
     let kinds: Vec<&Value> = answer["output"].as_array().unwrap().iter().map(|item| &item["type"]).collect();
-    assert_eq!(kinds, ["reasoning"]);
+    assert!(!kinds.contains(&&json!("function_call")), "{answer}");
+    assert_eq!(kinds.last(), Some(&&json!("message")), "{answer}");
 }
 
 #[tokio::test]

@@ -62,7 +62,7 @@ async fn forms_that_cannot_be_kept_to_are_refused_by_name() {
         (json!({"text": text(json!({"type": "array", "uniqueItems": true}))}), "text.format.schema"),
         (json!({"tool_choice": "required"}), "tool_choice"),
         (json!({"tool_choice": named("f"), "tools": tools()}), "tool_choice"),
-        (json!({"tool_choice": {"type": "allowed_tools"}, "tools": tools()}), "tool_choice.type"),
+        (json!({"tool_choice": {"type": "allowed_tools"}, "tools": tools()}), "tool_choice.mode"),
         (json!({"tool_choice": "any"}), "tool_choice"),
         (json!({"text": text(colour()), "structured_outputs": {"regex": "a"}}), "structured_outputs.regex"),
     ];
