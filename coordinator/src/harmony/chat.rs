@@ -208,7 +208,7 @@ fn check_calls(message: usize, calls: &[ChatCall]) -> Result<(), ChatError> {
 }
 
 /// Names stand in headers, where a blank would begin another word.
-fn is_name(name: &str) -> bool {
+pub fn is_name(name: &str) -> bool {
     (1..=FUNCTION_NAME_MAX).contains(&name.len()) && name.chars().all(is_name_char)
 }
 

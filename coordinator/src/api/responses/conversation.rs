@@ -3,6 +3,7 @@
 //! decide (that of turns with an answer is not).
 
 use super::item::{Item, Kind, Phase};
+use super::tools::full_name;
 use crate::api::fields::{FieldError, Problem};
 use crate::harmony::Role;
 use crate::harmony::chat::{ChatCall, ChatError, ChatMessage};
@@ -64,9 +65,9 @@ impl Writer {
                 self.behind_calls();
                 self.reasoning.push(text.clone());
             }
-            Kind::Call { call_id, name, arguments } => self.calls.push(ChatCall {
+            Kind::Call { call_id, namespace, name, arguments } => self.calls.push(ChatCall {
                 id: call_id.clone(),
-                function: name.clone(),
+                function: full_name(namespace.as_deref(), name),
                 arguments: arguments.clone(),
             }),
             Kind::Message { role, text, .. } => self.say(spoken(*role, text.clone())),
@@ -126,10 +127,9 @@ pub fn conversation_error(error: ChatError, input: &[Item]) -> FieldError {
                  hint: send the function_call before its output, or the previous_response_id that made it"
             ),
         ),
-        ChatError::CalledName { name, .. } => (
-            place(&|kind| matches!(kind, Kind::Call { name: called, .. } if *called == name), "name"),
-            format!("{name:?} is no function name"),
-        ),
+        ChatError::CalledName { name, .. } => {
+            (place(&|kind| is_called(kind, &name), "name"), format!("{name:?} is no function name"))
+        }
         ChatError::ToolName { tool, name } => {
             (format!("tools[{tool}].name"), format!("{name:?} is no function name"))
         }
@@ -140,6 +140,13 @@ pub fn conversation_error(error: ChatError, input: &[Item]) -> FieldError {
         ChatError::UserName { .. } => ("input".to_owned(), error.to_string()),
     };
     FieldError { path, problem: Problem::Invalid(what) }
+}
+
+fn is_called(kind: &Kind, function: &str) -> bool {
+    match kind {
+        Kind::Call { namespace, name, .. } => full_name(namespace.as_deref(), name) == function,
+        _ => false,
+    }
 }
 
 #[cfg(test)]
@@ -159,7 +166,7 @@ mod tests {
     }
 
     fn call(id: &str) -> Item {
-        item(Kind::Call { call_id: id.into(), name: "f".into(), arguments: "{}".into() })
+        item(Kind::Call { call_id: id.into(), namespace: None, name: "f".into(), arguments: "{}".into() })
     }
 
     fn output(id: &str) -> Item {

@@ -57,8 +57,7 @@ const KINDS_NOT_SUPPORTED: &[&str] = &[
 const PARTS_NOT_SUPPORTED: &[&str] = &["input_image", "input_file", "input_audio", "computer_screenshot"];
 
 /// Of calls and of their outputs.
-const CALL: &[(&str, Neutral)] =
-    &[("async", Neutral::Bool(false)), ("caller", Neutral::Unset), ("namespace", Neutral::Unset)];
+const CALL: &[(&str, Neutral)] = &[("async", Neutral::Bool(false)), ("caller", Neutral::Unset)];
 
 pub fn read(node: Node) -> Result<Vec<Entry>> {
     match &node.value {
@@ -152,11 +151,17 @@ fn lines(node: Node, kind: &'static str) -> Result<String> {
 
 fn call(fields: &mut Fields) -> Result<Kind> {
     let call_id = fields.require("call_id")?.string()?;
+    let namespace = namespace(fields)?;
     let name = fields.require("name")?.string()?;
     let arguments = fields.require("arguments")?.string()?;
     neutral::drop_added(fields);
     neutral::take(fields, CALL)?;
-    Ok(Kind::Call { call_id, name, arguments })
+    Ok(Kind::Call { call_id, namespace, name, arguments })
+}
+
+fn namespace(fields: &mut Fields) -> Result<Option<String>> {
+    let namespace = fields.take("namespace").map(Node::string).transpose()?;
+    Ok(namespace.filter(|name| !name.is_empty()))
 }
 
 fn call_output(fields: &mut Fields) -> Result<Kind> {
@@ -164,6 +169,7 @@ fn call_output(fields: &mut Fields) -> Result<Kind> {
     let output = text(fields.require("output")?, &["input_text"])?;
     // The name stands in the call; some clients repeat it.
     fields.take("name").map(Node::string).transpose()?;
+    namespace(fields)?;
     neutral::take(fields, CALL)?;
     Ok(Kind::CallOutput { call_id, output })
 }
@@ -208,7 +214,13 @@ mod tests {
             message(Role::Assistant),
             message(Role::Developer),
             Kind::Reasoning { text: "Well.".into() },
-            Kind::Call { call_id: "call_1".into(), name: "f".into(), arguments: "{}".into() },
+            Kind::Call { call_id: "1".into(), namespace: None, name: "f".into(), arguments: "{}".into() },
+            Kind::Call {
+                call_id: "2".into(),
+                namespace: Some("n".into()),
+                name: "f".into(),
+                arguments: "{}".into(),
+            },
             Kind::CallOutput { call_id: "call_1".into(), output: "7".into() },
         ] {
             let item = Item { id: "x_1".into(), status: Status::Incomplete, kind };

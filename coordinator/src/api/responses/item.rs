@@ -18,10 +18,26 @@ pub struct Item {
 
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
-    Message { role: Role, text: String, phase: Option<Phase>, logprobs: Vec<Value> },
-    Reasoning { text: String },
-    Call { call_id: String, name: String, arguments: String },
-    CallOutput { call_id: String, output: String },
+    Message {
+        role: Role,
+        text: String,
+        phase: Option<Phase>,
+        logprobs: Vec<Value>,
+    },
+    Reasoning {
+        text: String,
+    },
+    /// Of a function that may stand in a namespace.
+    Call {
+        call_id: String,
+        namespace: Option<String>,
+        name: String,
+        arguments: String,
+    },
+    CallOutput {
+        call_id: String,
+        output: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,14 +127,20 @@ impl Item {
                 "content": content,
                 "encrypted_content": null,
             }),
-            Kind::Call { call_id, name, arguments } => json!({
-                "id": id,
-                "type": "function_call",
-                "status": status,
-                "call_id": call_id,
-                "name": name,
-                "arguments": arguments,
-            }),
+            Kind::Call { call_id, namespace, name, arguments } => {
+                let mut call = json!({
+                    "id": id,
+                    "type": "function_call",
+                    "status": status,
+                    "call_id": call_id,
+                    "name": name,
+                    "arguments": arguments,
+                });
+                if let Some(namespace) = namespace {
+                    call["namespace"] = json!(namespace);
+                }
+                call
+            }
             Kind::CallOutput { call_id, output } => json!({
                 "id": id,
                 "type": "function_call_output",
@@ -157,7 +179,10 @@ impl Item {
     pub fn bytes(&self) -> usize {
         let texts = match &self.kind {
             Kind::Message { text, .. } | Kind::Reasoning { text } => text.len(),
-            Kind::Call { call_id, name, arguments } => call_id.len() + name.len() + arguments.len(),
+            Kind::Call { call_id, namespace, name, arguments } => {
+                let namespace = namespace.as_ref().map_or(0, String::len);
+                call_id.len() + namespace + name.len() + arguments.len()
+            }
             Kind::CallOutput { call_id, output } => call_id.len() + output.len(),
         };
         size_of::<Item>() + self.id.len() + texts

@@ -65,7 +65,7 @@ pub async fn create(
         let asked = Asked::read(api, client, body)?;
         if body_bytes > SHORT_BYTES_MAX { asked.render(api).map(Step::Done) } else { Ok(Step::Asked(asked)) }
     });
-    let Rendered { options, prompt, hears_calls, echo, keep } = match asked.await? {
+    let Rendered { options, prompt, hears_calls, namespaces, echo, keep } = match asked.await? {
         Step::Done(rendered) => rendered,
         Step::Asked(asked) => at_desk(&api, asked.told.bytes(), move |api| asked.render(api)).await?,
     };
@@ -74,7 +74,7 @@ pub async fn create(
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, echo);
-    let output = Output::new(Arc::clone(&api));
+    let output = Output::new(Arc::clone(&api), namespaces);
     let answer = Answer { api, envelope, output, updates, log, keep };
     if options.stream { Ok(answer.stream()) } else { answer.whole().await }
 }
@@ -84,6 +84,7 @@ struct Asked {
     options: Options,
     chat: Chat,
     hears_calls: bool,
+    namespaces: Vec<String>,
     told: Told,
     echo: Echo,
     /// For whom the response is kept, and to whom alone it is shown.
@@ -94,6 +95,7 @@ struct Rendered {
     options: Options,
     prompt: Vec<TokenId>,
     hears_calls: bool,
+    namespaces: Vec<String>,
     echo: Echo,
     keep: Option<Keep>,
 }
@@ -106,8 +108,17 @@ enum Step {
 impl Asked {
     fn read(api: &Api, client: ClientId, body: Received) -> Result<Asked, ApiError> {
         let (body, room) = body.json()?;
-        let ResponsesRequest { mut options, instructions, input, previous, store, chat, hears_calls, echo } =
-            ResponsesRequest::read(body)?;
+        let ResponsesRequest {
+            mut options,
+            instructions,
+            input,
+            previous,
+            store,
+            chat,
+            hears_calls,
+            namespaces,
+            echo,
+        } = ResponsesRequest::read(body)?;
         api.check_model(options.model.as_deref())?;
         options.bound.check_limits()?;
         let previous = previous_turns(api, client, previous.as_deref())?;
@@ -117,15 +128,15 @@ impl Asked {
             options.forbid_calls();
         }
         let echo = Echo::new(&echo, room);
-        Ok(Asked { options, chat, hears_calls, told, echo, kept_for: store.then_some(client) })
+        Ok(Asked { options, chat, hears_calls, namespaces, told, echo, kept_for: store.then_some(client) })
     }
 
     fn render(self, api: &Api) -> Result<Rendered, ApiError> {
-        let Asked { options, chat, hears_calls, told, echo, kept_for } = self;
+        let Asked { options, chat, hears_calls, namespaces, told, echo, kept_for } = self;
         let prompt = render(api, chat, &told)?;
         let Told { previous, input, .. } = told;
         let keep = kept_for.map(|client| Keep { client, previous, input });
-        Ok(Rendered { options, prompt, hears_calls, echo, keep })
+        Ok(Rendered { options, prompt, hears_calls, namespaces, echo, keep })
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::item::{Item, Kind, Status};
+use super::tools::split_name;
 use crate::api::Api;
 use crate::api::logprobs;
 use crate::api::reader::Delta;
@@ -23,6 +24,7 @@ pub struct Event {
 
 pub struct Output {
     api: Arc<Api>,
+    namespaces: Vec<String>,
     /// Complete, or cut.
     items: Vec<Item>,
     /// The one that is being written.
@@ -31,8 +33,8 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn new(api: Arc<Api>) -> Output {
-        Output { api, items: Vec::new(), open: None, events: Vec::new() }
+    pub fn new(api: Arc<Api>, namespaces: Vec<String>) -> Output {
+        Output { api, namespaces, items: Vec::new(), open: None, events: Vec::new() }
     }
 
     pub fn push(&mut self, delta: Delta) {
@@ -47,7 +49,8 @@ impl Output {
             }
             Delta::Call { name, .. } => {
                 let call_id = self.api.ids.name("call_");
-                self.begin(Kind::Call { call_id, name, arguments: String::new() });
+                let (namespace, name) = split_name(&self.namespaces, name);
+                self.begin(Kind::Call { call_id, namespace, name, arguments: String::new() });
             }
             Delta::Arguments { text, .. } => {
                 self.extend("response.function_call_arguments.delta", text, Value::Null);

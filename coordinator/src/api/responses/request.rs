@@ -26,6 +26,8 @@ pub struct ResponsesRequest {
     pub chat: Chat,
     /// The client would answer calls.
     pub hears_calls: bool,
+    /// Of functions that the client knows by two words.
+    pub namespaces: Vec<String>,
     /// What stands in the answer as it stood in the request, with defaults where it did not.
     pub echo: Map<String, Value>,
 }
@@ -88,8 +90,19 @@ impl ResponsesRequest {
         echo.insert("tools".to_owned(), tools.echo.clone());
         echo.insert("tool_choice".to_owned(), tools.choice_echo.clone());
         let chat = Chat { tools: tools.offered, effort, response_format: text.told, ..Chat::default() };
+        let namespaces = tools.namespaces;
         let hears_calls = !chat.tools.is_empty() && !tools.forbidden;
-        Ok(ResponsesRequest { options, instructions, input, previous, store, chat, hears_calls, echo })
+        Ok(ResponsesRequest {
+            options,
+            instructions,
+            input,
+            previous,
+            store,
+            chat,
+            hears_calls,
+            namespaces,
+            echo,
+        })
     }
 }
 

@@ -2,16 +2,20 @@
 //! there is nothing here to run them, and no model has to call what is only offered. A call of one cannot be
 //! required. Tools of other kinds that a client would run are refused by name.
 //!
+//! A namespace holds functions, such as all those of one MCP server. The model knows each as a function of its own,
+//! `namespace.function`, and a client hears of its call in two words.
+//!
 //! A function is bound to its schema where its client says `strict`, and not where it says nothing.
 
 use serde_json::{Value, json};
 
 use crate::api::chat::tools::{Choice, TOOLS_MAX, among, choice};
-use crate::api::fields::{Fields, Node, Result};
+use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
 use crate::api::form::schema;
 use crate::api::neutral::{self, Neutral, supported_word};
 use crate::guide::{ToolChoice, ToolForm};
 use crate::harmony::FunctionTool;
+use crate::harmony::chat::is_name;
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tools {
@@ -22,6 +26,8 @@ pub struct Tools {
     pub choice: ToolChoice,
     /// The client forbids calls.
     pub forbidden: bool,
+    /// Those of `namespace.function`.
+    pub namespaces: Vec<String>,
     /// As the answer repeats them.
     pub echo: Value,
     pub choice_echo: Value,
@@ -33,7 +39,6 @@ const HOSTED: &[&str] = &[
     "file_search",
     "image_generation",
     "mcp",
-    "namespace",
     "tool_search",
     "web_search",
     "web_search_2025_08_26",
@@ -78,16 +83,89 @@ const FUNCTION: &[(&str, Neutral)] = &[
 
 pub fn read(fields: &mut Fields) -> Result<Tools> {
     let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
-    let tools: Vec<(FunctionTool, ToolForm)> =
-        tools.into_iter().filter(|node| !is_hosted(node)).map(tool).collect::<Result<_>>()?;
-    let echo = tools.iter().map(echo).collect();
+    let mut reader = Reader::default();
+    tools.into_iter().filter(|node| !is_hosted(node)).try_for_each(|node| reader.read(node))?;
+    let Reader { tools, namespaces, echo } = reader;
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
     let choice = choice(fields, named)?;
     let choice_echo = choice_echo(&choice);
     let (offered, forms) = tools.into_iter().unzip();
     let (forms, choice, forbidden) = choice.settle(forms)?;
-    Ok(Tools { offered, forms, choice, forbidden, echo, choice_echo })
+    Ok(Tools { offered, forms, choice, forbidden, namespaces, echo: echo.into(), choice_echo })
+}
+
+/// In namespaces. OpenAI counts those as one tool each.
+const FUNCTIONS_MAX: usize = 1024;
+
+#[derive(Default)]
+struct Reader {
+    tools: Vec<(FunctionTool, ToolForm)>,
+    namespaces: Vec<String>,
+    echo: Vec<Value>,
+}
+
+impl Reader {
+    fn read(&mut self, node: Node) -> Result<()> {
+        let echo =
+            if node.value["type"] == "namespace" { self.namespace(node)? } else { self.tool(node, None)? };
+        self.echo.push(echo);
+        Ok(())
+    }
+
+    fn namespace(&mut self, node: Node) -> Result<Value> {
+        let mut fields = node.object()?;
+        fields.take("type");
+        let name = fields.require("name")?.string()?;
+        let description = fields.take("description").map_or(Ok(String::new()), Node::string)?;
+        let tools = fields.require("tools")?.array_of(FUNCTIONS_MAX, "tools")?;
+        fields.finish()?;
+        let functions = tools.into_iter().filter(|node| !is_hosted(node));
+        let echo = functions.map(|node| self.tool(node, Some(&name))).collect::<Result<Vec<_>>>()?;
+        let echo = json!({"type": "namespace", "name": name, "description": description, "tools": echo});
+        self.namespaces.push(name);
+        Ok(echo)
+    }
+
+    /// Its echo.
+    fn tool(&mut self, node: Node, namespace: Option<&str>) -> Result<Value> {
+        let tools_path = node.path.clone();
+        let (mut tool, mut form) = tool(node)?;
+        let echo = echo(&tool, &form);
+        tool.name = full_name(namespace, &tool.name);
+        form.name.clone_from(&tool.name);
+        let wrong = |what: &str| {
+            let what = format!("{:?} {what}", tool.name);
+            Err(FieldError { path: format!("{tools_path}.name"), problem: Problem::Invalid(what) })
+        };
+        match () {
+            () if !is_name(&tool.name) => wrong("is no function name"),
+            () if self.tools.iter().any(|(earlier, _)| earlier.name == tool.name) => {
+                wrong("is given to an earlier tool, too")
+            }
+            () if self.tools.len() == FUNCTIONS_MAX => wrong("is one tool too many"),
+            () => {
+                self.tools.push((tool, form));
+                Ok(echo)
+            }
+        }
+    }
+}
+
+/// As the model knows a function.
+pub fn full_name(namespace: Option<&str>, name: &str) -> String {
+    namespace
+        .filter(|namespace| !namespace.is_empty())
+        .map_or(name.to_owned(), |namespace| format!("{namespace}.{name}"))
+}
+
+/// As its client does: the namespace, and the function.
+pub fn split_name(namespaces: &[String], name: String) -> (Option<String>, String) {
+    let within = |namespace: &String| {
+        let function = name.strip_prefix(namespace)?.strip_prefix('.')?;
+        Some((Some(namespace.clone()), function.to_owned()))
+    };
+    namespaces.iter().find_map(within).unwrap_or((None, name))
 }
 
 fn is_hosted(node: &Node) -> bool {
@@ -122,8 +200,9 @@ fn function_name(node: Node) -> Result<String> {
     let mut fields = node.object()?;
     supported_word(fields.require("type")?, &["function"], CHOICES_NOT_SUPPORTED)?;
     let name = fields.require("name")?.string()?;
+    let namespace = fields.take("namespace").map(Node::string).transpose()?;
     fields.finish()?;
-    Ok(name)
+    Ok(full_name(namespace.as_deref(), &name))
 }
 
 fn choice_echo(choice: &Choice) -> Value {
@@ -140,7 +219,7 @@ fn choice_echo(choice: &Choice) -> Value {
     }
 }
 
-fn echo((tool, form): &(FunctionTool, ToolForm)) -> Value {
+fn echo(tool: &FunctionTool, form: &ToolForm) -> Value {
     json!({
         "type": "function",
         "name": tool.name,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{CALLS, RESPONSES, input, respond, tools};
-use crate::server::{Server, calls_and_goes_on, thinks_and_says};
+use crate::server::{MODEL, Server, calls_and_goes_on, thinks_and_says};
 
 /// As Codex sends it with every request.
 fn web_search() -> Value {
@@ -48,4 +48,74 @@ async fn only_allowed_tools_are_called() {
     let answer = respond(&server, &body).await;
     assert_eq!(answer["output"].as_array().unwrap().last().unwrap()["type"], "message", "{answer}");
     assert!(server.seen.prompt.lock().unwrap().contains("type get_weather"));
+}
+
+fn namespace() -> Value {
+    json!({"type": "namespace", "name": "multi_agent_v1", "description": "Agents.", "tools": [
+        {"type": "function", "name": "spawn_agent", "description": "One more.", "strict": false,
+         "parameters": {"type": "object", "properties": {"task": {"type": "string"}}}},
+    ]})
+}
+
+/// As Codex has its own agents, and the tools of each MCP server. Models leave the first word out at times.
+#[tokio::test]
+async fn functions_of_a_namespace_are_called_in_two_words() {
+    let server = Server::start().await;
+    let mut body = input("x");
+    body["tools"] = json!([web_search(), tools()[0], namespace()]);
+    for recipient in ["functions.multi_agent_v1.spawn_agent", "multi_agent_v1.spawn_agent"] {
+        let call = format!(
+            "<|channel|>commentary to={recipient} <|constrain|>json<|message|>{{\"task\": \"x\"}}<|call|>"
+        );
+        body["input"] = json!(call);
+        let answer = respond(&server, &body).await;
+        assert_eq!(answer["tools"], json!([tools()[0], namespace()]));
+        let item = answer["output"][0].clone();
+        let said = (&item["type"], &item["namespace"], &item["name"]);
+        assert_eq!(
+            said,
+            (&json!("function_call"), &json!("multi_agent_v1"), &json!("spawn_agent")),
+            "{answer}"
+        );
+        let prompt = server.seen.prompt.lock().unwrap().clone();
+        assert!(
+            prompt.contains("// One more.\ntype multi_agent_v1.spawn_agent = (_: {\ntask?: string,"),
+            "{prompt}"
+        );
+
+        let output = json!({"type": "function_call_output", "call_id": item["call_id"],
+                            "output": thinks_and_says("", "Spawned.")});
+        let back = json!({"model": MODEL, "tools": body["tools"],
+                          "input": [{"role": "user", "content": call}, item, output]});
+        assert_eq!(respond(&server, &back).await["output"][0]["content"][0]["text"], "Spawned.");
+        let prompt = server.seen.prompt.lock().unwrap().clone();
+        let called = "<|start|>assistant to=functions.multi_agent_v1.spawn_agent<|channel|>commentary";
+        assert!(prompt.contains(called), "{prompt}");
+    }
+    body["tool_choice"] = json!({"type": "function", "namespace": "multi_agent_v1", "name": "spawn_agent"});
+    assert_eq!(respond(&server, &body).await["output"][0]["name"], "spawn_agent");
+}
+
+/// Places are those of the request, whatever was left out of it.
+#[tokio::test]
+async fn wrong_names_are_named_where_they_stand() {
+    let server = Server::start().await;
+    let mut body = input("x");
+    let named = |name: &str| json!({"type": "function", "name": name});
+    let mut twice = namespace();
+    twice["tools"] = json!([named("f"), named("f")]);
+    for (tools, param) in [
+        (json!([web_search(), named("no blanks")]), "tools[1].name"),
+        (json!([named("f"), web_search(), named("f")]), "tools[2].name"),
+        (json!([twice]), "tools[0].tools[1].name"),
+        (
+            json!([{"type": "namespace", "name": "n", "tools": [{"type": "custom"}]}]),
+            "tools[0].tools[0].type",
+        ),
+        (json!([{"type": "namespace", "name": "n"}]), "tools[0].tools"),
+    ] {
+        body["tools"] = tools;
+        let (status, error) = server.refused(RESPONSES, &body).await;
+        assert_eq!((status, error["param"].as_str()), (400, Some(param)), "{error}");
+    }
 }
