@@ -167,7 +167,7 @@ REFUSED = [
     ("background", {"background": True}),
     ("truncation", {"truncation": "auto"}),
     ("conversation", {"conversation": "conv_1"}),
-    ("tools[0].type", {"tools": [{"type": "web_search"}]}),
+    ("tools[0].type", {"tools": [{"type": "custom"}]}),
     ("nonsense", {"extra_body": {"nonsense": 1}}),
 ]
 
