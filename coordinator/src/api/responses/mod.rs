@@ -63,7 +63,11 @@ pub async fn create(
     // As values a long body takes much, and must not wait for another desk as such; a short one may refer to much.
     let asked = at_desk(&api, body_bytes, move |api| {
         let asked = Asked::read(api, client, body)?;
-        if body_bytes > SHORT_BYTES_MAX { asked.render(api).map(Step::Done) } else { Ok(Step::Asked(asked)) }
+        if body_bytes > SHORT_BYTES_MAX {
+            asked.render(api).map(Step::Done)
+        } else {
+            Ok(Step::Asked(Box::new(asked)))
+        }
     });
     let Rendered { options, prompt, hears_calls, namespaces, echo, keep } = match asked.await? {
         Step::Done(rendered) => rendered,
@@ -101,7 +105,7 @@ struct Rendered {
 }
 
 enum Step {
-    Asked(Asked),
+    Asked(Box<Asked>),
     Done(Rendered),
 }
 
