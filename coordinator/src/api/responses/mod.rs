@@ -64,13 +64,13 @@ pub async fn create(
     let asked = at_desk(&api, body_bytes, move |api| {
         let asked = Asked::read(api, client, body)?;
         if body_bytes > SHORT_BYTES_MAX {
-            asked.render(api).map(Step::Done)
+            asked.render(api).map(Box::new).map(Step::Done)
         } else {
             Ok(Step::Asked(Box::new(asked)))
         }
     });
     let Rendered { options, prompt, hears_calls, namespaces, echo, keep } = match asked.await? {
-        Step::Done(rendered) => rendered,
+        Step::Done(rendered) => *rendered,
         Step::Asked(asked) => at_desk(&api, asked.told.bytes(), move |api| asked.render(api)).await?,
     };
     let reader =
@@ -106,7 +106,7 @@ struct Rendered {
 
 enum Step {
     Asked(Box<Asked>),
-    Done(Rendered),
+    Done(Box<Rendered>),
 }
 
 impl Asked {
