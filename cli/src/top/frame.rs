@@ -261,7 +261,8 @@ mod tests {
     fn a_frame_tells_rates_of_the_last_interval() {
         let start = Instant::now();
         let looks = [(0, 10), (2, 30)].map(|(at, steps)| look(start + Duration::from_secs(at), steps, ""));
-        let text = frame(&VecDeque::from(looks.clone()), 120);
+        let looks = VecDeque::from(looks);
+        let text = frame(&looks, 120);
         for words in [
             "ready  epoch 4  up 1:02:03",
             "running 2  waiting 1  tokens/s 10.0 generated, - of prompts",
@@ -274,7 +275,7 @@ mod tests {
             assert!(text.contains(words), "{words:?} in\n{text}");
         }
         assert!(!text.contains('\u{1b}'));
-        let narrow = frame(&VecDeque::from(looks), 80);
+        let narrow = frame(&looks, 80);
         assert!(narrow.contains("  ready  1.00 GB of 24.00 GB  0..24   4..8   0..32    10 %  -"), "{narrow}");
         assert!(!narrow.contains("DEVICE") && !narrow.contains("LOADED"), "{narrow}");
     }
