@@ -381,8 +381,8 @@ async fn a_file_is_no_folder_and_gguf_is_not_read() {
     ] {
         let file = dir.path().join(name).to_str().unwrap().to_owned();
         fs::write(&file, "GGUF").unwrap();
-        let words = [&format!("{file} is a file, and --model takes a folder"), hint];
-        run(["up", "--model", &file]).await.expect_refusal(1, &words.map(|word| &word[..]));
+        let said = format!("{file} is a file, and --model takes a folder");
+        run(["up", "--model", &file]).await.expect_refusal(1, &[&said, hint]);
     }
 }
 
