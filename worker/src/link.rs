@@ -19,6 +19,8 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 use tracing::warn;
 
+/// A coordinator answers a Hello at once; what only stands between, and answers pings, may never do so.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two tries to reach the coordinator.
 const RETRY_PAUSE: Duration = Duration::from_millis(300);
 /// The coordinator logs each try that it refuses.
@@ -121,7 +123,11 @@ impl Link {
         };
         let says = Says(says);
         says.say(from_worker::Message::Hello((&hello).into()));
-        let hears = client.join(UnboundedReceiverStream::new(outbox)).await?.into_inner();
+        let joined = client.join(UnboundedReceiverStream::new(outbox));
+        let joined = tokio::time::timeout(ANSWER_TIMEOUT, joined).await;
+        let silent =
+            |_| Status::deadline_exceeded("no answer to Hello\nhint: is this the coordinator, or a proxy?");
+        let hears = joined.map_err(silent)??.into_inner();
         Ok(Link { _client: client, says, hears })
     }
 
