@@ -9,7 +9,10 @@ const OTHERS: [(&str, &str); 22] = [
     ("--ctx-size", "--kv-tokens is the longest context, and the tokens of KV cache over all sequences"),
     ("-c", "--kv-tokens is the longest context, and the tokens of KV cache over all sequences"),
     ("--tensor-parallel-size", "--workers is how many the model is cut over"),
-    ("-tp", "--workers is how many the model is cut over"),
+    (
+        "-t",
+        "--threads is how many of each worker; of vLLM's -tp: --workers is how many the model is cut over",
+    ),
     ("--tensor-split", "--bandwidth of each worker is its share"),
     ("--pipeline-parallel-size", "--stages is how many the layers are cut into"),
     ("--data-parallel-size", "--replicas is how many copies of the model are served"),
@@ -62,7 +65,6 @@ fn of_others(name: &str) -> Option<&'static str> {
     // Of `-ngl 99` the first letter is not known.
     let name = match name {
         "-n" | "-g" => "--n-gpu-layers",
-        "-t" => "-tp",
         name => name.split('=').next().unwrap_or(name),
     };
     OTHERS.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours)

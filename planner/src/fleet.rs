@@ -53,7 +53,7 @@ pub struct KindCosts {
     pub expert_per_dense: f64,
 }
 
-/// CPUs: what single kernels reach with AVX-512 (docs/performance.md, "Kernels"): 0.93 to 0.97 and 0.82 of the read rate,
+/// CPUs: what single kernels reach with AVX-512 (docs/performance-history.md, "Kernels before rows lay side by side"): 0.93 to 0.97 and 0.82 of the read rate,
 /// 47 and 100 billion multiply-adds a second and core for 64 rows. Cards: so that one H200
 /// is met within 10 % in decode of 1 and 8 sequences, both models, and a prompt of 512 of the 20b ("On cards" there; kernels have
 /// changed since).
@@ -109,7 +109,7 @@ pub struct Rate {
 impl Rate {
     /// A roofline with a round corner: what is read and what is computed go on at once, and hinder each other where
     /// they take equally long. MXFP4 on two cores, 2 / 4 / 8 tokens: 22.1 / 18.6 / 9.8 GB/s measured, 21.4 / 16.4 / 10.0
-    /// so, 24.5 / 22 / 11 with a sharp one (docs/performance.md, "The engine on two cores").
+    /// so, 24.5 / 22 / 11 with a sharp one (docs/performance-history.md, "Kernels before rows lay side by side").
     pub fn time_s(self, bytes: f64, ops: f64) -> f64 {
         let (read_s, compute_s) = (bytes / self.bytes_per_s, ops / self.ops_per_s);
         (read_s * read_s + compute_s * compute_s).sqrt()
