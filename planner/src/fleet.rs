@@ -53,10 +53,10 @@ pub struct KindCosts {
     pub expert_per_dense: f64,
 }
 
-/// CPUs: what single kernels reach with AVX-512 (docs/performance-history.md, "Kernels before rows lay side by side"): 0.93 to 0.97 and 0.82 of the read rate,
-/// 47 and 100 billion multiply-adds a second and core for 64 rows. Cards: so that one H200
-/// is met within 10 % in decode of 1 and 8 sequences, both models, and a prompt of 512 of the 20b ("On cards" there; kernels have
-/// changed since).
+/// CPUs: what single kernels reach with AVX-512 (docs/performance-history.md, "Kernels before rows lay side by side"):
+/// 0.93 to 0.97 and 0.82 of the read rate, 47 and 100 billion multiply-adds a second and core for 64 rows. Cards: so that
+/// one H200 is met within 10 % in decode of 1 and 8 sequences, both models, and a prompt of 512 of the 20b ("On cards" in
+/// docs/performance.md; kernels have changed since).
 impl Default for Costs {
     fn default() -> Costs {
         let cpu = KindCosts {
