@@ -164,6 +164,7 @@ impl Fleet {
         let reached = match reached {
             Ok(reached) => reached,
             Err(error) => {
+                self.pool.rests().failed(workers.iter().map(Worker::name));
                 // Before the weights are closed: nobody is to blame for asking when they are.
                 workers.into_iter().for_each(|worker| worker.go_home(epoch, self.pool.clone()));
                 self.close_weights(epoch);
@@ -181,8 +182,10 @@ impl Fleet {
         let mut group = RemoteGroup::new(epoch, (plan, weights_id), considered, workers, self.pool.clone());
         let token = formation.sampleable.first().map_or(0, |ids| ids.start);
         if let Err(error) = group.try_out(token).await {
+            self.pool.rests().failed(group.names().into_iter());
             return Err(not_tried_out(&mut group, error));
         }
+        self.pool.rests().stand(group.names().into_iter());
         group.answers_within(formation.step_timeout);
         progress.send_replace(Progress::Ready);
         Ok(group)

@@ -108,7 +108,7 @@ impl Fleet {
         let pool = &self.pool;
         let could_not = || {
             let is_large = *considered.borrow() >= formation.ranks;
-            is_large || ranks + pool.count() < formation.ranks || pool.is_needed()
+            is_large || ranks + pool.count_rested() < formation.ranks || pool.is_needed()
         };
         loop {
             while could_not() {
@@ -129,7 +129,9 @@ impl Fleet {
     async fn look(&self, formation: &Formation, members: &Members, unfit: &mut BTreeSet<String>) -> Look {
         let (weights, count) = (members.weights, formation.ranks - members.hellos.len());
         let usual = prefers(weights);
-        let prefers = |worker: &Worker| (unfit.contains(worker.name()), usual(worker));
+        let rests = self.pool.rests();
+        let last = |name: &str| (rests.has(name), unfit.contains(name));
+        let prefers = |worker: &Worker| (last(worker.name()), usual(worker));
         let Some(newcomers) = self.pool.take(count, prefers) else { return Look::Gone };
         let all = members.hellos.iter().cloned().map(Candidate::Member);
         let mut all: Vec<Candidate> = all.chain(self.pool.lend(newcomers).map(Candidate::New)).collect();

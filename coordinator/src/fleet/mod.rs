@@ -14,6 +14,7 @@ mod measuring;
 mod planning;
 mod pool;
 mod remote;
+mod rests;
 mod service;
 mod stall;
 mod weights;

@@ -2,6 +2,7 @@
 
 use super::holders::Holders;
 use super::known_links::KnownLinks;
+use super::rests::Rests;
 use super::worker::Worker;
 use flotilla_proto::Hello;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,8 @@ struct Shared {
     links: KnownLinks,
     /// Of workers that are here, and of those that are in groups.
     holders: Holders,
+    /// Of names of workers.
+    rests: Rests,
     /// Whoever gives its group up for a larger one holds it until that one stands.
     growing: Arc<Semaphore>,
     /// Replicas that lost their group and have not enough workers for another.
@@ -73,6 +76,7 @@ impl Default for Pool {
             arrivals: watch::channel(0).0,
             links: KnownLinks::default(),
             holders: Holders::default(),
+            rests: Rests::default(),
             growing: Arc::new(Semaphore::new(1)),
             needy: watch::channel(0).0,
         }))
@@ -108,6 +112,13 @@ impl Pool {
         let mut waiting = self.waiting();
         waiting.retain(Worker::is_here);
         waiting.len()
+    }
+
+    /// How many of them a group may end for.
+    pub fn count_rested(&self) -> usize {
+        let mut waiting = self.waiting();
+        waiting.retain(Worker::is_here);
+        waiting.iter().filter(|worker| !self.0.rests.has(worker.name())).count()
     }
 
     /// Takes `count` of them, those that `prefers` puts first; none, if there are fewer.
@@ -162,6 +173,10 @@ impl Pool {
 
     pub fn links(&self) -> &KnownLinks {
         &self.0.links
+    }
+
+    pub fn rests(&self) -> &Rests {
+        &self.0.rests
     }
 
     pub fn holders(&self) -> &Holders {

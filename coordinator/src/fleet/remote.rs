@@ -105,7 +105,8 @@ impl RemoteGroup {
             worker.name().clone_into(&mut name);
         }
         let reason = format!(
-            "{name} has not answered step {step} in {seconds} s, though its link is alive\n             hint: look at its log and its device; if steps may take so long, give --step-timeout more"
+            "{name} has not answered step {step} in {seconds} s, though its link is alive\n\
+             hint: look at its log and its device; if steps may take so long, give --step-timeout more"
         );
         GroupError::Lost { rank, reason }
     }

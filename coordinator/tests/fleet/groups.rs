@@ -242,6 +242,27 @@ async fn a_group_does_not_end_for_a_newcomer_that_is_of_no_use() {
     drop(small);
 }
 
+/// Whoever ends each group as it meets loads well, and is known by its name when it is started again.
+#[tokio::test]
+async fn a_group_does_not_end_at_once_for_whoever_was_in_one_that_did_not_come_to_be() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let mut named = hello();
+    (named.inventory.memory_bytes, named.inventory.name) = (1 << 40, "unlucky".into());
+    let links = |_: &str| Err("it has no links".into());
+    let fails = worker_as(&fleet, named.clone(), links, |plan| failed(&plan, "a test", false)).await;
+    let progress = watch::Sender::new(Progress::Ready);
+    fleet.form(Epoch(1), &formation(), false, &progress).await.map(drop).expect_err("its first step fails");
+    drop(fails);
+    let _again = worker_as(&fleet, named, links, sampled).await;
+    let wanted = Formation { ranks: 3, ..formation() };
+    let (members, considered) = (halves(), watch::Sender::new(2));
+    let mut grown = Box::pin(fleet.grown(&wanted, &members, &considered));
+    let is_early = tokio::time::timeout(Duration::from_secs(2), &mut grown).await.is_ok();
+    assert!(!is_early, "it ends for one that has just failed");
+    let _other = roomy_worker(&fleet).await;
+    drop(tokio::time::timeout(Duration::from_secs(20), grown).await.expect("the other may come"));
+}
+
 #[tokio::test]
 async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
