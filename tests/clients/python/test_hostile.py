@@ -17,7 +17,7 @@ BODIES = {
     "a number": b"1e400",
     "not a number": b'{"messages": NaN}',
     "no UTF-8": b'{"prompt": "\xff\xfe"}',
-    "half a character": b'{"prompt": "\\ud800"}',
+    "half an escape": b'{"prompt": "\\ud8"}',
     "deep lists": b'{"messages": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
     "deep objects": b'{"a":' * 50_000 + b"1" + b"}" * 50_000,
     "many names": json.dumps({f"name_{index}": index for index in range(20_000)}).encode(),

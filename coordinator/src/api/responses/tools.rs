@@ -114,9 +114,14 @@ impl Reader {
     }
 
     fn namespace(&mut self, node: Node) -> Result<Value> {
+        let path = node.path.clone();
         let mut fields = node.object()?;
         fields.take("type");
         let name = fields.require("name")?.string()?;
+        if !is_name(&name) {
+            let what = format!("{name:?} is no name of a namespace\nhint: letters, digits, '_', '-' and '.'");
+            return Err(FieldError { path: format!("{path}.name"), problem: Problem::Invalid(what) });
+        }
         let description = fields.take("description").map_or(Ok(String::new()), Node::string)?;
         let tools = fields.require("tools")?.array_of(FUNCTIONS_MAX, "tools")?;
         fields.finish()?;
@@ -132,6 +137,7 @@ impl Reader {
         let tools_path = node.path.clone();
         let (mut tool, mut form) = tool(node)?;
         let echo = echo(&tool, &form);
+        let is_named = is_name(&tool.name);
         tool.name = full_name(namespace, &tool.name);
         form.name.clone_from(&tool.name);
         let wrong = |what: &str| {
@@ -139,7 +145,7 @@ impl Reader {
             Err(FieldError { path: format!("{tools_path}.name"), problem: Problem::Invalid(what) })
         };
         match () {
-            () if !is_name(&tool.name) => wrong("is no function name"),
+            () if !is_named || !is_name(&tool.name) => wrong("is no function name"),
             () if self.tools.iter().any(|(earlier, _)| earlier.name == tool.name) => {
                 wrong("is given to an earlier tool, too")
             }

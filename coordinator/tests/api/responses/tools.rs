@@ -113,6 +113,11 @@ async fn wrong_names_are_named_where_they_stand() {
             "tools[0].tools[0].type",
         ),
         (json!([{"type": "namespace", "name": "n"}]), "tools[0].tools"),
+        (json!([{"type": "namespace", "name": "a b", "tools": []}]), "tools[0].name"),
+        (
+            json!([{"type": "namespace", "name": "n", "tools": [{"type": "function", "name": ""}]}]),
+            "tools[0].tools[0].name",
+        ),
     ] {
         body["tools"] = tools;
         let (status, error) = server.refused(RESPONSES, &body).await;
