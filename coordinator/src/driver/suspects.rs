@@ -1,6 +1,7 @@
 //! Which request is to blame when steps fail. After two failed steps in a row, or two that one of them was in, here or in
-//! another replica, the sequences that were in them are let in one by one. One that fails alone is accused, and guilty as soon as another goes on where it did not. Where nobody
-//! else is there to compare it with, three failures are enough; and where everything fails, nobody is guilty.
+//! another replica, the sequences that were in them are let in one by one. One that fails alone is accused, and guilty as
+//! soon as another goes on where it did not. Where nobody else is there to compare it with, three failures are enough; and
+//! where everything fails, nobody is guilty.
 //!
 //! It knows ids only. That a worker is lost is not told here.
 

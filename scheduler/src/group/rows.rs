@@ -30,7 +30,10 @@ impl Group {
             count += 1;
             self.cache.grow(&mut sequence.tables, sequence.computed + 1);
         }
-        let mut for_guesses = self.rows_for_guesses(settings, length_max, line, batch.rows_free - count);
+        let mut for_guesses = match speculation {
+            Some(_) => self.rows_for_guesses(settings, length_max, line, batch.rows_free - count),
+            None => 0,
+        };
         for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
             self.drafts.clear();
             if let Some(speculation) = speculation.filter(|_| sequence.may_draft()) {
