@@ -4,7 +4,7 @@
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
 use std::fmt::{self, Debug, Display};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -62,7 +62,7 @@ pub fn say(words: impl Display) {
 pub fn fail(words: impl Display) {
     match is_json() {
         true => tell(Level::ERROR, words),
-        false => eprintln!("error: {words}"),
+        false => write(format_args!("error: {words}")),
     }
 }
 
@@ -79,11 +79,16 @@ fn tell(level: Level, words: impl Display) {
     match is_json() {
         true => {
             let message = words.to_string();
-            let line = json!({"timestamp": now(), "level": level.as_str(), "target": "flotilla", "message": message});
-            eprintln!("{line}");
+            write(json!({"timestamp": now(), "level": level.as_str(), "target": "flotilla", "message": message}));
         }
-        false => eprintln!("{words}"),
+        false => write(words),
     }
+}
+
+/// In one piece: other processes have the same stderr, and their words may not come into the middle of a line.
+fn write(line: impl Display) {
+    // Whoever has closed stderr does not want to hear it.
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 fn now() -> String {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::unix::pipe::Receiver;
 use tokio::process::Child;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -20,9 +21,9 @@ pub const TOKEN: &str = "a-token-of-these-tests";
 /// A running `flotilla ARGS`, killed when dropped.
 pub struct Running {
     child: Child,
-    /// Both outputs, line by line as they came.
+    /// Both outputs, line by line in the order in which they were written: they are one pipe.
     said: Arc<Mutex<String>>,
-    listeners: [JoinHandle<()>; 2],
+    listener: JoinHandle<()>,
 }
 
 impl Running {
@@ -33,17 +34,20 @@ impl Running {
     /// With more in its environment.
     pub fn start_with(args: &[&str], environment: &[(&str, PathBuf)]) -> Running {
         let mut command = flotilla(args);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let (heard, mouth) = std::io::pipe().expect("a pipe can be made");
+        command.stdout(mouth.try_clone().expect("it can be held twice")).stderr(mouth);
         // Tests read what is logged, of `up` too.
         command.env("FLOTILLA_LOG", "warn,flotilla=info");
         command.envs(environment.iter().map(|(name, value)| (name, value)));
         // As a shell does: signals that a terminal would send reach this one and its children only.
         command.process_group(0);
-        let mut child = command.spawn().expect("the program can be started");
+        let child = command.spawn().expect("the program can be started");
+        // It holds the writing ends, and the pipe would never end.
+        drop(command);
         let said = Arc::new(Mutex::new(String::new()));
-        let stdout = tokio::spawn(listen(child.stdout.take().expect("it is piped"), said.clone()));
-        let stderr = tokio::spawn(listen(child.stderr.take().expect("it is piped"), said.clone()));
-        Running { child, said, listeners: [stdout, stderr] }
+        let heard = Receiver::from_owned_fd(heard.into()).expect("it is a pipe");
+        let listener = tokio::spawn(listen(heard, said.clone()));
+        Running { child, said, listener }
     }
 
     pub fn said(&self) -> String {
@@ -93,10 +97,8 @@ impl Running {
     pub async fn ended(&mut self) -> ExitStatus {
         let ended = async {
             let status = self.child.wait().await.expect("it can be waited for");
-            // Its children have the same outputs, and end with it.
-            for listener in &mut self.listeners {
-                listener.await.expect("listening does not panic");
-            }
+            // Its children have the same output, and end with it.
+            (&mut self.listener).await.expect("listening does not panic");
             status
         };
         let ended = timeout(PATIENCE, ended).await;
@@ -108,7 +110,7 @@ impl Running {
     }
 }
 
-async fn listen(output: impl AsyncRead + Unpin, said: Arc<Mutex<String>>) {
+async fn listen(output: Receiver, said: Arc<Mutex<String>>) {
     let mut lines = BufReader::new(output).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         said.lock().expect("no holder panics").push_str(&format!("{line}\n"));
