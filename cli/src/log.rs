@@ -79,7 +79,9 @@ fn tell(level: Level, words: impl Display) {
     match is_json() {
         true => {
             let message = words.to_string();
-            write(json!({"timestamp": now(), "level": level.as_str(), "target": "flotilla", "message": message}));
+            write(
+                json!({"timestamp": now(), "level": level.as_str(), "target": "flotilla", "message": message}),
+            );
         }
         false => write(words),
     }

@@ -156,6 +156,7 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
         links: Default::default(),
         group_key: [0; 32],
         holders: Vec::new(),
+        lends: false,
     };
     let slices = plan.slices(spec, rank);
     let gaps = slices.len() as u64 * GAP_BYTES;

@@ -82,6 +82,7 @@ mod tests {
             links: Links::default(),
             group_key: [7; 32],
             holders: vec![Holder { address: "c:1".into(), key: [9; 32], held }],
+            lends: true,
             weights_id: WeightsId([8; 32]),
             spec,
         };

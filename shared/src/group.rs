@@ -36,8 +36,11 @@ pub struct Assignment {
     pub links: Links,
     /// Known to the members of this epoch only.
     pub group_key: [u8; 32],
-    /// Workers of other groups that have parts of these weights, or are loading them; those to be asked first, first.
+    /// Workers that have parts of these weights, or are loading them; those to be asked first, first. Of ranks of this group
+    /// it is what they held before.
     pub holders: Vec<Holder>,
+    /// Other ranks ask for what this one held before: it keeps that until all have met.
+    pub lends: bool,
 }
 
 /// Workers that an assignment names at most.

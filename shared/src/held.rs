@@ -4,7 +4,8 @@ use crate::group::WeightsId;
 use crate::ids::Rank;
 use crate::plan::{Plan, RankShare, Stage};
 use crate::spec::{MXFP4_BLOCK, ModelSpec};
-use crate::tensor::TensorSlice;
+use crate::tensor::{TensorId, TensorSlice};
+use std::collections::HashMap;
 use std::ops::Range;
 
 /// Weights that outlived their group.
@@ -42,6 +43,22 @@ impl Held {
             && within(&share.experts.experts, spec.experts)
             && within(&share.experts.blocks, blocks)
             && within(&share.vocab, spec.vocab)
+    }
+
+    /// Rectangles of this that one who `has` that, or nothing, lacks.
+    pub fn lacking(&self, spec: &ModelSpec, has: Option<&Held>) -> Vec<TensorSlice> {
+        let has = has.filter(|has| has.weights == self.weights).map(|has| has.by_tensor(spec));
+        let of = |tensor| has.as_ref().and_then(|has| has.get(&tensor));
+        let lacks = |slice: TensorSlice| match of(slice.tensor) {
+            Some(has) => slice.without(has),
+            None => vec![slice],
+        };
+        self.slices(spec).into_iter().flat_map(lacks).collect()
+    }
+
+    /// What is held, one slice a tensor.
+    pub fn by_tensor(&self, spec: &ModelSpec) -> HashMap<TensorId, TensorSlice> {
+        self.slices(spec).into_iter().map(|slice| (slice.tensor, slice)).collect()
     }
 
     /// Elements, about, that a rank of `stage` with this `share` needs and that are held already.

@@ -19,7 +19,8 @@ async fn bytes(client: &Client, name: &str, label: &str) -> u64 {
     series.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
 }
 
-async fn sent(client: &Client) -> u64 {
+/// Bytes that left the coordinator.
+pub async fn sent(client: &Client) -> u64 {
     bytes(client, "weights_sent", "").await
 }
 
@@ -170,6 +171,31 @@ async fn a_group_of_another_cut_takes_nothing_from_the_coordinator() {
     // The one that is left has the model's bits. All at once: those that were left would draw the others into a group.
     futures::future::join_all(first.iter_mut().map(|worker| worker.kill())).await;
     replicas_ready(&client, 1).await;
+    assert_eq!(greedy_text(&client, PROMPT, 60).await, expected);
+}
+
+/// The first of three dies: the second takes the front half, the third the back half, of which the second has a part.
+#[tokio::test]
+async fn those_that_are_left_give_each_other_what_they_had() {
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 3, &["--regroup-grace", "0.2"]).await;
+    let client = Client::new(&coordinator.url);
+    let goal = async || bytes(&client, "worker_load_goal", "").await;
+    let mut workers = ["a", "b", "c"].map(|name| coordinator.worker(name));
+    replicas_ready(&client, 1).await;
+    let expected = greedy_text(&client, PROMPT, 60).await;
+    let (copy, of_three) = (sent(&client).await, goal().await);
+    let of_lost = bytes(&client, "worker_load_goal", "worker=\"a\"").await;
+    assert_eq!(copy, of_three);
+    workers[0].kill().await;
+    for worker in &mut workers[1..] {
+        worker.hear("some weights are here still").await;
+    }
+    workers[2].hear("weights came from another worker").await;
+    replicas_ready(&client, 1).await;
+    // Each rank has the replicated tensors: of them nobody lacked any.
+    let replicated = of_three - goal().await;
+    assert_eq!(sent(&client).await - copy, of_lost - replicated);
     assert_eq!(greedy_text(&client, PROMPT, 60).await, expected);
 }
 

@@ -4,7 +4,7 @@
 use crate::device::Device;
 use crate::engine_thread::NotBuilt;
 use crate::error::WorkerError;
-use crate::handing::{Fills, Handing, Lent};
+use crate::handing::{Beside, Fills, Handing, Lent};
 use crate::load::{Filled, Way, load};
 use crate::patchwork::Patchwork;
 use crate::settings::Settings;
@@ -70,7 +70,7 @@ async fn complete(
 ) -> Result<OnDevice, NotBuilt> {
     let all: u64 = slices.iter().map(|slice| slice.bytes() as u64).sum();
     let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
-    let weights = patch(way, weights, needs, kept).await?;
+    let weights = patch(way, weights, needs, kept, assignment.lends).await?;
     let kept = all - weights.lacking_bytes();
     if kept > 0 {
         info!(bytes = kept, of = all, "some weights are here still");
@@ -78,7 +78,10 @@ async fn complete(
     let tell = move |loading| tell(with_kept(kept, loading));
     let (filled, result) = lend(way, assignment, weights, stop, tell).await;
     match result {
-        Ok(()) => Ok(loaded(way, filled.weights.into_weights())),
+        Ok(()) => Ok(match filled.weights.into_whole() {
+            (weights, Some(before)) => loaded_beside(way, weights, before),
+            (weights, None) => loaded(way, weights),
+        }),
         Err(error) => {
             way.handing.shelf.put_away();
             Err((error, Some(pieces(filled.weights.into_parts()).into())))
@@ -113,9 +116,9 @@ async fn load_on_card(
         let (filled, result) = load(way, assignment, weights, stop, tell).await;
         return result.map(|()| filled.weights).map_err(|error| (error, None));
     }
-    let weights = patch(way, weights, needs, Box::new(Several(Vec::new()))).await?;
+    let weights = patch(way, weights, needs, Box::new(Several(Vec::new())), false).await?;
     let (filled, result) = load(way, assignment, weights, stop, tell).await;
-    result.map(|()| filled.weights.into_weights()).map_err(|error| (error, None))
+    result.map(|()| filled.weights.into_whole().0).map_err(|error| (error, None))
 }
 
 /// Loads into memory that others may read meanwhile; at the end they do not any more.
@@ -140,6 +143,13 @@ fn loaded(way: &Way<'_>, weights: RankWeights) -> OnDevice {
     OnDevice::Loaded(weights)
 }
 
+/// The same; and until they take it, others have what was here before too.
+fn loaded_beside(way: &Way<'_>, weights: RankWeights, before: Box<dyn Kept>) -> OnDevice {
+    let weights = Arc::new(weights);
+    way.handing.shelf.lay(Arc::new(Beside { weights: weights.clone(), before }));
+    OnDevice::Loaded(weights)
+}
+
 /// Progress with what was here before.
 fn with_kept(bytes: u64, mut loading: Loading) -> Loading {
     loading.bytes_done += bytes;
@@ -154,9 +164,10 @@ async fn patch<W: WeightSink + 'static>(
     weights: W,
     needs: Vec<Need>,
     kept: Box<dyn Kept>,
+    lends: bool,
 ) -> Result<Patchwork<W>, NotBuilt> {
     let digests = way.digests.clone();
-    let patch = move || Patchwork::new(weights, needs, kept, digests);
+    let patch = move || Patchwork::new(weights, needs, kept, digests, lends);
     let patch = tokio::task::spawn_blocking(patch).await;
     patch.expect("copying does not panic").map_err(|error| (error.into(), None))
 }

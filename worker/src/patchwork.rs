@@ -1,10 +1,12 @@
 //! A rank's weights that come in parts: what is kept of a group before, and rectangles of what lacks, as those have them who
 //! give them. A slice is put together, and its kept part given back, as soon as all of it is here. So a rank never holds much
-//! more than its share.
+//! more than its share; unless others of its group ask for what it has besides.
 
 use crate::handing::{Digests, Fills};
 use flotilla_engine::weights::{CHUNK_BYTES, Kept, Need, RankWeights, WeightError, WeightSink};
 use flotilla_shared::TensorSlice;
+use flotilla_shared::tensor::TensorId;
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -22,16 +24,23 @@ pub struct Patchwork<W> {
     left: Vec<u64>,
     /// Of slices that are put together of nothing but what comes.
     digests: Arc<Digests>,
+    /// Tensors of which what was kept is not given back.
+    lent: HashSet<TensorId>,
 }
 
 impl<W: WeightSink> Patchwork<W> {
-    /// Fills `weights`, of which `needs` has each slice, and at once from `kept` what is there whole.
+    /// Fills `weights`, of which `needs` has each slice, and at once from `kept` what is there whole. If it `lends`, whatever is
+    /// kept beyond the weights stays.
     pub fn new(
         weights: W,
         needs: Vec<Need>,
         kept: Box<dyn Kept>,
         digests: Arc<Digests>,
+        lends: bool,
     ) -> Result<Patchwork<W>, WeightError> {
+        let is_beyond = |slice: &TensorSlice| !needs.iter().any(|need| need.slice.covers(slice));
+        let lent = kept.kept().into_iter().filter(|slice| lends && is_beyond(slice));
+        let lent = lent.map(|slice| slice.tensor).collect();
         let numbered = needs.iter().enumerate();
         let pairs = numbered.flat_map(|(at, need)| need.lacking.iter().map(move |part| (at, part.clone())));
         let (of, lacking): (Vec<usize>, Vec<TensorSlice>) = pairs.unzip();
@@ -44,6 +53,7 @@ impl<W: WeightSink> Patchwork<W> {
             lacking,
             of,
             digests,
+            lent,
         };
         for at in 0..patchwork.needs.len() {
             if patchwork.left[at] == 0 {
@@ -58,10 +68,10 @@ impl<W: WeightSink> Patchwork<W> {
         self.needs.iter().map(Need::lacking_bytes).sum()
     }
 
-    /// The weights, once everything was filled.
-    pub fn into_weights(self) -> W {
+    /// The weights, once everything was filled; and what is lent, if something is.
+    pub fn into_whole(self) -> (W, Option<Box<dyn Kept>>) {
         assert!(self.left.iter().all(|left| *left == 0), "some slices are not whole");
-        self.weights
+        (self.weights, (!self.lent.is_empty()).then_some(self.kept))
     }
 
     fn put_together(&mut self, at: usize) -> Result<(), WeightError> {
@@ -76,7 +86,10 @@ impl<W: WeightSink> Patchwork<W> {
         };
         need.fill(&mut self.weights, at, &*self.kept, &self.came[own.clone()], see)?;
         self.came[own].fill_with(Vec::new);
-        self.kept.forget(self.needs[at].slice.tensor);
+        let tensor = self.needs[at].slice.tensor;
+        if !self.lent.contains(&tensor) {
+            self.kept.forget(tensor);
+        }
         Ok(())
     }
 }
@@ -84,8 +97,11 @@ impl<W: WeightSink> Patchwork<W> {
 impl Patchwork<RankWeights> {
     /// Of a load that was broken off: the slices that are whole, and what is kept of the others.
     pub fn into_parts(mut self) -> (RankWeights, Box<dyn Kept>) {
-        for (need, _) in self.needs.iter().zip(&self.left).filter(|(_, left)| **left > 0) {
-            drop(self.weights.take(need.slice.tensor));
+        for (need, left) in self.needs.iter().zip(&self.left) {
+            match left {
+                0 => self.kept.forget(need.slice.tensor),
+                _ => drop(self.weights.take(need.slice.tensor)),
+            }
         }
         (self.weights, self.kept)
     }
@@ -162,7 +178,7 @@ mod tests {
         let all: u64 = wanted.iter().map(|slice| slice.bytes() as u64).sum();
         let needs = Need::of(&wanted, &old.kept());
         let weights = RankWeights::for_slices(wanted).unwrap();
-        let mut patchwork = Patchwork::new(weights, needs, Box::new(old), Arc::default()).unwrap();
+        let mut patchwork = Patchwork::new(weights, needs, Box::new(old), Arc::default(), false).unwrap();
         assert!(patchwork.lacking_bytes() > 0 && patchwork.lacking_bytes() < all);
         let read = |patchwork: &Patchwork<RankWeights>, part: &TensorSlice| {
             let [mut bytes, mut expected] = [0, 0].map(|_| vec![0; part.bytes()]);
@@ -179,10 +195,43 @@ mod tests {
         }
         patchwork.load_from(&source, &mut |_, _| {}).unwrap();
         assert!(patchwork.needs.iter().all(|need| read(&patchwork, &need.slice)));
-        for held in patchwork.into_weights().tensors() {
+        let (weights, lent) = patchwork.into_whole();
+        assert!(lent.is_none());
+        for held in weights.tensors() {
             let mut expected = vec![0; held.bytes().len()];
             source.read(held.slice(), 0, &mut expected).unwrap();
             assert_eq!(held.bytes(), expected, "{}", held.slice());
         }
+    }
+
+    /// The middle one of three goes to the front of two: the other lacks what it had of the back.
+    #[test]
+    fn what_is_lent_can_be_had_until_the_end_and_after() {
+        let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        spec.layers.truncate(1);
+        (spec.hidden, spec.intermediate, spec.vocab, spec.experts) = (64, 160, 203, 6);
+        (spec.q_heads, spec.kv_heads, spec.head_dim) = (16, 8, 4);
+        let source = Synthetic::new(spec.clone(), 11);
+        let plans = [3, 2].map(|ranks| Plan::with_shares(&spec, &vec![1.0; ranks]));
+        let mut old = RankWeights::new(&spec, &plans[0], Rank(1)).unwrap();
+        old.load_from(&source, &mut |_, _| {}).unwrap();
+        let (had, wanted) = (old.kept(), plans[1].slices(&spec, Rank(0)));
+        let needs = Need::of(&wanted, &had);
+        let weights = RankWeights::for_slices(wanted.clone()).unwrap();
+        let mut patchwork = Patchwork::new(weights, needs, Box::new(old), Arc::default(), true).unwrap();
+        patchwork.load_from(&source, &mut |_, _| {}).unwrap();
+        for slice in &had {
+            assert!(patchwork.will_have(slice), "{slice}");
+            let mut bytes = vec![0; slice.bytes()];
+            assert!(patchwork.read_what_came(slice, 0, &mut bytes).unwrap(), "{slice}");
+        }
+        let (_, lent) = patchwork.into_whole();
+        // Nothing twice: what lies within the new share is only there.
+        let beyond = |slice: &&TensorSlice| !wanted.iter().any(|wanted| wanted.covers(slice));
+        let mut expected: Vec<_> = had.iter().filter(beyond).cloned().collect();
+        let mut kept = lent.unwrap().kept();
+        assert!(!kept.is_empty() && kept.len() < had.len());
+        [&mut kept, &mut expected].map(|slices| slices.sort_by_key(TensorSlice::to_string));
+        assert_eq!(kept, expected);
     }
 }

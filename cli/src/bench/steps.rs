@@ -172,6 +172,7 @@ fn local(
         links: Default::default(),
         group_key: [0; 32],
         holders: Vec::new(),
+        lends: false,
     };
     let device = |_| {
         let mut device = DeviceChoice::Cpu.open(threads, &args.cpu, SumArgs::default())?;

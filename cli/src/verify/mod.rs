@@ -210,6 +210,7 @@ async fn verify(
             links: Default::default(),
             group_key: [0; 32],
             holders: Vec::new(),
+            lends: false,
         };
         let devices = args.device.iter().cycle().take(formation.ranks);
         let devices = devices.map(|device| device.open(args.threads.into(), &args.cpu(), args.sums));

@@ -1,10 +1,11 @@
 //! What the workers of one epoch are told, each of its part.
 
 use super::form::{Formation, Weights};
+use super::holders::Sent;
 use super::service::Fleet;
 use super::weights::Serving;
 use flotilla_proto::Hello;
-use flotilla_shared::{Assignment, Epoch, Holder, Links, Plan, Rank, WeightOrigin, WeightsId};
+use flotilla_shared::{Assignment, Epoch, Links, Plan, Rank, WeightOrigin, WeightsId};
 use std::borrow::Borrow;
 
 /// A plan, and who has which rank in it.
@@ -47,9 +48,9 @@ impl<'a> Parts<'a> {
         }
     }
 
-    /// Of one rank, which asks `holders` for weights before the coordinator.
-    pub fn assignment(&self, rank: Rank, holders: Vec<Holder>) -> Assignment {
-        let formation = self.formation;
+    /// Of one rank, which asks holders for weights before the coordinator.
+    pub fn assignment(&self, rank: Rank, sent: Sent) -> Assignment {
+        let (formation, Sent { holders, lends }) = (self.formation, sent);
         Assignment {
             epoch: self.epoch,
             rank,
@@ -64,6 +65,7 @@ impl<'a> Parts<'a> {
             links: self.links.clone(),
             group_key: self.group_key,
             holders,
+            lends,
             weights_id: self.weights_id,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::assign::Parts;
 use super::gather::{Gathered, gather};
-use super::holders::Holding;
+use super::holders::{Holding, Sent};
 use super::planning::Planning;
 use super::remote::RemoteGroup;
 use super::service::Fleet;
@@ -14,8 +14,8 @@ use flotilla_engine::weights::{Synthetic, WeightError, WeightSource};
 use flotilla_proto::WireError;
 use flotilla_proto::wire::{from_worker, to_worker};
 use flotilla_shared::{
-    ByPlace, Demand, Epoch, Holder, Inventory, KvBlocks, LinkChoice, Loading, ModelSpec, Plan, PlanError,
-    Rank, Reach, TokenId, WeightsId, WireFormat,
+    ByPlace, Demand, Epoch, Inventory, KvBlocks, LinkChoice, Loading, ModelSpec, Plan, PlanError, Rank,
+    Reach, TokenId, WeightsId, WireFormat,
 };
 use std::ops::Range;
 use std::sync::Arc;
@@ -154,10 +154,10 @@ impl Fleet {
         self.serve_weights(epoch, &formation.weights);
         let parts = Parts::new(epoch, formation, weights_id, &plan, &workers, whole_values_max);
         let ranked = (0..).map(Rank).zip(&workers);
-        let holders = self.holders(formation, weights_id, &plan, ranked.clone());
+        let sent = self.send_out(formation, weights_id, &plan, ranked.clone());
         // One that is gone is noticed while it should load.
-        for ((rank, worker), holders) in ranked.zip(holders) {
-            let assignment = parts.assignment(rank, holders);
+        for ((rank, worker), sent) in ranked.zip(sent) {
+            let assignment = parts.assignment(rank, sent);
             worker.tell(to_worker::Message::Assignment((&assignment).into()));
         }
         let reached = self.load(epoch, &mut workers, &plan, progress).await;
@@ -192,17 +192,17 @@ impl Fleet {
     }
 
     /// Of ranks of `plan`, whom each asks before this process: nobody, if it makes its weights.
-    pub(super) fn holders<'a>(
+    pub(super) fn send_out<'a>(
         &self,
         formation: &Formation,
         weights_id: WeightsId,
         plan: &Plan,
         ranked: impl Iterator<Item = (Rank, &'a Worker)>,
-    ) -> Vec<Vec<Holder>> {
+    ) -> Vec<Sent> {
         let ranked: Vec<(Rank, &Holding)> = ranked.map(|(rank, worker)| (rank, &*worker.holding)).collect();
         match formation.weights {
             Weights::Stream(_) => self.pool.holders().send_out(&formation.spec, weights_id, plan, &ranked),
-            Weights::Synthetic { .. } => vec![Vec::new(); ranked.len()],
+            Weights::Synthetic { .. } => vec![Sent::default(); ranked.len()],
         }
     }
 

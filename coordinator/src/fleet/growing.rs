@@ -207,10 +207,10 @@ impl Preparing<'_> {
         let (fleet, epoch, start) = (self.fleet, self.epoch, Instant::now());
         fleet.serve_weights(epoch, &formation.weights);
         let ranked = self.workers.iter().map(|(rank, worker)| (*rank, worker));
-        let holders = fleet.holders(formation, weights, plan, ranked.clone());
-        for ((rank, worker), holders) in ranked.zip(holders) {
+        let sent = fleet.send_out(formation, weights, plan, ranked.clone());
+        for ((rank, worker), sent) in ranked.zip(sent) {
             info!(name = worker.name(), %rank, %epoch, "a newcomer loads while the group serves");
-            let assignment = parts.assignment(rank, holders);
+            let assignment = parts.assignment(rank, sent);
             worker.tell(to_worker::Message::Prepare((&assignment).into()));
         }
         let pace = &Pace::of(self.workers.len());

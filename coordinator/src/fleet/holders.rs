@@ -1,8 +1,9 @@
 //! Who holds which weights, or is loading them: whoever lacks some is sent to another worker first, so that each slice
 //! leaves this process once.
 
+use super::lending::{Seat, lenders};
 use flotilla_proto::Hello;
-use flotilla_shared::{HOLDERS_MAX, Held, Holder, ModelSpec, Plan, Rank, WeightsId};
+use flotilla_shared::{BackendKind, HOLDERS_MAX, Held, Holder, ModelSpec, Plan, Rank, WeightsId};
 use std::cmp::Reverse;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::watch;
@@ -13,6 +14,8 @@ pub struct Holding {
     /// Where it hands on weights, and by which key.
     door: Option<(String, [u8; 32])>,
     host: String,
+    /// Where what is held can be had while another share comes: a card has no room for two.
+    room_bytes: Option<u64>,
     /// Why its stream ended, once it has.
     ended: watch::Receiver<Option<String>>,
     state: Mutex<State>,
@@ -26,6 +29,13 @@ struct State {
     asked: u64,
 }
 
+/// What a rank is told of weights beside its share.
+#[derive(Clone, Debug, Default)]
+pub struct Sent {
+    pub holders: Vec<Holder>,
+    pub lends: bool,
+}
+
 /// Cheap to clone; all clones are one list.
 #[derive(Clone, Debug, Default)]
 pub struct Holders(Arc<Mutex<Vec<Weak<Holding>>>>);
@@ -34,35 +44,45 @@ impl Holders {
     /// A worker that says Hello.
     pub fn enter(&self, hello: &Hello, ended: watch::Receiver<Option<String>>) -> Arc<Holding> {
         let state = State { held: hello.held.clone(), ..State::default() };
-        let (door, host) = (hello.hands_on.clone(), hello.host.clone());
-        let holding = Arc::new(Holding { door, host, ended, state: Mutex::new(state) });
+        let (door, host, own) = (hello.hands_on.clone(), hello.host.clone(), &hello.inventory);
+        let room_bytes = (own.backend == BackendKind::Cpu && door.is_some()).then_some(own.memory_bytes);
+        let holding = Arc::new(Holding { door, host, room_bytes, ended, state: Mutex::new(state) });
         let mut all = lock(&self.0);
         all.retain(|other| other.strong_count() > 0);
         all.push(Arc::downgrade(&holding));
         holding
     }
 
-    /// `members` are going to load the shares of their ranks in `plan`: for each, whom it asks in turn.
-    /// Of two groups that begin at the same time one comes first here, and the other is sent to it.
+    /// `members` are going to load the shares of their ranks in `plan`: whom each asks in turn, and who keeps what it held
+    /// for others of them. Of two groups that begin at the same time one comes first here, and the other is sent to it.
     pub fn send_out(
         &self,
         spec: &ModelSpec,
         weights: WeightsId,
         plan: &Plan,
         members: &[(Rank, &Holding)],
-    ) -> Vec<Vec<Holder>> {
+    ) -> Vec<Sent> {
         let all = lock(&self.0);
-        let others: Vec<Arc<Holding>> = all.iter().filter_map(Weak::upgrade).collect();
+        let all: Vec<Arc<Holding>> = all.iter().filter_map(Weak::upgrade).collect();
         let is_member =
             |other: &Arc<Holding>| members.iter().any(|(_, member)| std::ptr::eq(*member, &**other));
-        let others: Vec<_> = others.into_iter().filter(|other| !is_member(other)).collect();
-        let wanted: Vec<Held> = members.iter().map(|(rank, _)| Held::of(weights, plan, *rank)).collect();
+        let asked: Vec<_> =
+            all.into_iter().filter(|other| !is_member(other) || other.room_bytes.is_some()).collect();
+        let seat = |(rank, member): &(Rank, &Holding)| Seat {
+            before: lock(&member.state).held.clone().filter(|held| held.lies_in(spec)),
+            wanted: Held::of(weights, plan, *rank),
+            room_bytes: member.room_bytes.unwrap_or_default(),
+        };
+        let seats: Vec<Seat> = members.iter().map(seat).collect();
         let sent =
-            members.iter().zip(&wanted).map(|((_, member), wanted)| chosen(spec, wanted, member, &others));
+            members.iter().zip(&seats).zip(lenders(spec, &seats)).map(|(((_, member), seat), lends)| Sent {
+                holders: chosen(spec, &seat.wanted, member, &asked),
+                lends,
+            });
         let sent = sent.collect();
-        for ((_, member), wanted) in members.iter().zip(wanted) {
+        for ((_, member), seat) in members.iter().zip(seats) {
             let mut state = lock(&member.state);
-            (state.held, state.is_loading) = (Some(wanted), true);
+            (state.held, state.is_loading) = (Some(seat.wanted), true);
         }
         sent
     }
@@ -99,7 +119,9 @@ impl Holding {
 /// each kind of share before the second of any, for together they may have what none has alone. The first of each kind counts
 /// one more.
 fn chosen(spec: &ModelSpec, wanted: &Held, member: &Holding, others: &[Arc<Holding>]) -> Vec<Holder> {
-    let is_here = |other: &&Arc<Holding>| other.door.is_some() && other.ended.borrow().is_none();
+    let is_here = |other: &&Arc<Holding>| {
+        other.door.is_some() && other.ended.borrow().is_none() && !std::ptr::eq(member, &***other)
+    };
     let mut of_use: Vec<_> = others
         .iter()
         .filter(is_here)
@@ -172,7 +194,7 @@ mod tests {
         let members: Vec<(Rank, &Holding)> =
             workers.iter().enumerate().map(|(rank, worker)| (Rank(rank as u16), &*worker.holding)).collect();
         let sent = holders.send_out(&spec, weights, plan, &members);
-        sent.into_iter().map(|sent| sent.into_iter().map(|holder| holder.address).collect()).collect()
+        sent.into_iter().map(|sent| sent.holders.into_iter().map(|holder| holder.address).collect()).collect()
     }
 
     fn group(holders: &Holders, names: &[&str], host: &str) -> Vec<Worker> {

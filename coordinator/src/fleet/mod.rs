@@ -9,6 +9,7 @@ mod gather;
 mod growing;
 mod holders;
 mod known_links;
+mod lending;
 mod listener;
 mod measuring;
 mod planning;

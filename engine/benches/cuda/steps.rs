@@ -181,6 +181,7 @@ impl Runner {
             links: Default::default(),
             group_key: [0; 32],
             holders: Vec::new(),
+            lends: false,
         };
         // What other families have given back is free only now.
         card.synchronize()?;

@@ -106,6 +106,7 @@ impl Subject {
             links: Default::default(),
             group_key: [0; 32],
             holders: Vec::new(),
+            lends: false,
         };
         let vocab = plan.share(rank).1.vocab.clone();
         let sampleable = Sampleable::new(vocab, &settings.sampleable);

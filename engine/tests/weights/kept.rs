@@ -27,6 +27,7 @@ fn left_by(plan: &Plan, rank: u16, settings: &CpuSettings) -> CpuWeights {
         links: Default::default(),
         group_key: [0; 32],
         holders: Vec::new(),
+        lends: false,
         spec,
     };
     let weights = CpuBackend::new(settings, &assignment, weights).into_weights();

@@ -73,6 +73,7 @@ impl From<&Assignment> for wire::Assignment {
             weights_id: assignment.weights_id.0.to_vec().into(),
             links: Some((&assignment.links).into()),
             holders: assignment.holders.iter().map(Into::into).collect(),
+            lends: assignment.lends,
         }
     }
 }
@@ -105,6 +106,7 @@ impl TryFrom<wire::Assignment> for Assignment {
             rank,
             sampleable: sampleable.collect::<Result<_, _>>()?,
             holders: holders(wire.holders, &spec)?,
+            lends: wire.lends,
             spec,
             plan,
             weights: match need(wire.weights, "Assignment.weights")? {
@@ -142,6 +144,7 @@ mod tests {
                 });
                 Assignment {
                     holders: holders.collect(),
+                    lends: epoch % 5 == 0,
                     epoch: Epoch(epoch),
                     rank: Rank(shares.len() as u16 - 1),
                     plan,
@@ -192,6 +195,7 @@ mod tests {
             group_key: [7; 32],
             weights_id: WeightsId([8; 32]),
             holders: vec![holder],
+            lends: false,
             spec,
         };
         type Spoil = fn(&mut wire::Assignment);

@@ -180,7 +180,7 @@ impl Stream {
             match self.shelf.read(&self.offered, slice, offset, &mut bytes).map_err(unread)? {
                 Found::Here => return Ok(Some(bytes)),
                 Found::Never => return Ok(None),
-                Found::Gone => return Err(Status::unavailable("these weights are not here any more")),
+                Found::Gone => return Err(Status::aborted("these weights are not here any more")),
                 Found::NotYet if self.chunks.is_closed() || start.elapsed() > COMING_WAIT => {
                     return Err(Status::unavailable("these bytes did not come here either"));
                 }

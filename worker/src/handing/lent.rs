@@ -1,7 +1,7 @@
-//! Memory that is filled while others read from it what has come.
+//! Memory that is filled while others read from it what has come, and what lies beside it when it is full.
 
 use super::shelf::Lends;
-use flotilla_engine::weights::{RankWeights, WeightError, WeightSink};
+use flotilla_engine::weights::{Kept, RankWeights, WeightError, WeightSink};
 use flotilla_shared::TensorSlice;
 use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -87,5 +87,22 @@ impl<W: Fills> Lends for Reader<W> {
 
     fn read(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<bool, WeightError> {
         self.read().read_what_came(part, offset, out)
+    }
+}
+
+/// Weights that are whole, and those of a share before, of which others lack some.
+pub struct Beside {
+    pub weights: Arc<RankWeights>,
+    pub before: Box<dyn Kept>,
+}
+
+impl Lends for Beside {
+    fn lends(&self, part: &TensorSlice) -> bool {
+        self.weights.has(part) || self.before.has(part)
+    }
+
+    fn read(&self, part: &TensorSlice, offset: usize, out: &mut [u8]) -> Result<bool, WeightError> {
+        let from: &dyn Kept = if self.weights.has(part) { &*self.weights } else { &*self.before };
+        from.read_back(part, offset, out).map(|()| true)
     }
 }

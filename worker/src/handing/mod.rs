@@ -12,7 +12,7 @@ mod shelf;
 mod tests;
 
 pub use digests::Digests;
-pub use lent::{Fills, Lent};
+pub use lent::{Beside, Fills, Lent};
 pub use shelf::Shelf;
 
 use crate::error::WorkerError;

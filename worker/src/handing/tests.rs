@@ -41,6 +41,7 @@ fn assignment(weights: WeightsId) -> Assignment {
         links: Default::default(),
         group_key: [0; 32],
         holders: Vec::new(),
+        lends: false,
         spec,
     }
 }

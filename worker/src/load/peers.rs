@@ -30,6 +30,9 @@ use tracing::{info, warn};
 const STREAMS: usize = 3;
 /// Bytes of one request.
 const REQUEST_BYTES: usize = 2 * PART_BYTES;
+/// A peer is asked again, after a pause, when it has begun another load: so often, at most, before it gives anything.
+const MOVES_MAX: u32 = 3;
+const MOVE_PAUSE: Duration = Duration::from_millis(50);
 /// All peers are dialed at once: so long, at most, a load waits for those behind a firewall.
 const DIAL_WAIT: Duration = Duration::from_secs(2);
 /// A peer that hangs is known by this much sooner.
@@ -123,6 +126,8 @@ impl Drop for Peers {
 enum Fault {
     /// So many fetch there already.
     Busy,
+    /// It has begun another load: of what it had, that one may have kept some.
+    Moved,
     Other(String),
 }
 
@@ -130,6 +135,7 @@ impl Fault {
     fn of(status: &Status) -> Fault {
         match status.code() {
             tonic::Code::ResourceExhausted => Fault::Busy,
+            tonic::Code::Aborted => Fault::Moved,
             _ => Fault::Other(with_causes(status.message().to_owned(), status)),
         }
     }
@@ -233,6 +239,7 @@ impl Peer {
         let reason = match fault {
             Fault::Busy if !is_last => return,
             Fault::Busy => "too many fetch from it already".into(),
+            Fault::Moved => "it begins one load after the other".into(),
             Fault::Other(reason) => reason,
         };
         if self.fault.set(reason).is_ok() {
@@ -267,7 +274,7 @@ struct Stream {
 impl Stream {
     /// Request after request, until nothing is wanted that the peer has.
     async fn run(mut self) {
-        let mut client = None;
+        let (mut client, mut moves) = (None, 0);
         loop {
             let has = |part: &Extent| self.firsts.get(&part.slice) == Some(&self.number);
             let mut parts = Parts::new(self.intake.wanted().take_of(REQUEST_BYTES, has));
@@ -278,7 +285,11 @@ impl Stream {
             self.intake.wanted().put_back(parts.left);
             match result {
                 Ok(()) if *self.is_over.borrow() => return,
-                Ok(()) => {}
+                Ok(()) => moves = 0,
+                Err(Fault::Moved) if moves < MOVES_MAX => {
+                    moves += 1;
+                    tokio::time::sleep(MOVE_PAUSE).await;
+                }
                 Err(fault) => return self.peer.pass_over(fault),
             }
         }

@@ -99,6 +99,7 @@ pub fn executor() -> Executor<Echo, Solo> {
         links: Default::default(),
         group_key: [0; 32],
         holders: Vec::new(),
+        lends: false,
         spec,
     };
     Executor::new(&assignment, Echo::default(), Solo::new())

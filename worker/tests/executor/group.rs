@@ -148,6 +148,7 @@ fn assignment(spec: &ModelSpec, plan: &Plan, rank: usize) -> Assignment {
         links: Default::default(),
         group_key: [0; 32],
         holders: Vec::new(),
+        lends: false,
         spec: spec.clone(),
     }
 }

@@ -207,6 +207,7 @@ impl Coordinator {
                 links: Default::default(),
                 group_key: [0; 32],
                 holders,
+                lends: false,
             },
             giver: Giver::new(Vec::new()),
             heard: hear,
