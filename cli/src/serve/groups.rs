@@ -3,7 +3,9 @@
 
 use crate::progress::show_progress;
 use flotilla_coordinator::driver::{DriverHandle, FleetHandle};
-use flotilla_coordinator::fleet::{Fleet, FormError, FormFailure, Formation, Growing, Progress, RemoteGroup};
+use flotilla_coordinator::fleet::{
+    After, Fleet, FormError, FormFailure, Formation, Growing, Progress, RemoteGroup,
+};
 use flotilla_coordinator::group::GroupError;
 use flotilla_shared::{Epoch, Plan};
 use flotilla_trust::audit::{self, Act};
@@ -38,7 +40,12 @@ impl Replica<'_> {
     ) -> Option<FormError> {
         let mut lost_at: Option<Instant> = None;
         while !self.driver.is_dissolved() {
-            let group = match self.form(lost_at.is_some() || self.is_more).await {
+            let after = match &self.growing {
+                Some(growing) => After::Growth(growing),
+                None if lost_at.is_some() || self.is_more => After::Loss,
+                None => After::Nothing,
+            };
+            let group = match self.form(after).await {
                 Ok(group) => group,
                 Err(FormError::Worker { rank, name, reason, failure }) => {
                     warn!(%rank, name, reason, "a worker failed while the group was forming, trying again");
@@ -71,11 +78,11 @@ impl Replica<'_> {
         None
     }
 
-    async fn form(&self, again: bool) -> Result<RemoteGroup, FormError> {
+    async fn form(&self, after: After<'_>) -> Result<RemoteGroup, FormError> {
         let epoch = self.fleet.next_epoch();
         let (progress, seen) = watch::channel(Progress::Waiting { joined: 0, wanted: self.formation.ranks });
         tokio::select! {
-            formed = self.fleet.form(epoch, &self.formation, again, &progress) => formed,
+            formed = self.fleet.form(epoch, &self.formation, after, &progress) => formed,
             never = show_progress(seen, &self.groups, &self.formation.board) => match never {},
             () = self.groups.stopped() => Err(FormError::DriverGone),
         }

@@ -1,7 +1,7 @@
 //! From waiting workers to a group that can step: plan, assign, load, ready.
 
 use super::assign::Parts;
-use super::gather::{Gathered, gather};
+use super::gather::{After, Gathered, gather};
 use super::holders::{Holding, Sent};
 use super::planning::Planning;
 use super::remote::RemoteGroup;
@@ -135,18 +135,17 @@ impl Formation {
 }
 
 impl Fleet {
-    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step. `again`: in the place
-    /// of a group that was; then fewer workers may do.
+    /// Waits for enough workers, cuts the model over them, and returns once all are ready to step.
     pub async fn form(
         &self,
         epoch: Epoch,
         formation: &Formation,
-        again: bool,
+        after: After<'_>,
         progress: &watch::Sender<Progress>,
     ) -> Result<RemoteGroup, FormError> {
         let weights_id = formation.weights.identity(&formation.spec).await?;
         let Gathered { mut workers, plan, left_out, whole_values_max, considered } =
-            gather(&self.pool, epoch, formation, weights_id, again, progress).await?;
+            gather(&self.pool, epoch, formation, weights_id, after, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());

@@ -3,7 +3,7 @@
 
 use super::form::{FormError, Formation, Progress};
 use super::planning::{Planned, Planning, given, plan};
-use super::pool::Pool;
+use super::pool::{Growing, Pool};
 use super::worker::Worker;
 use crate::board::LeftOut;
 use flotilla_proto::Hello;
@@ -12,10 +12,13 @@ use std::borrow::Borrow;
 use std::cmp::Reverse;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// Between two looks at who still is there.
 pub(super) const TICK: Duration = Duration::from_millis(500);
+
+/// After a group is over, those of its workers that still carry a step out are waited for so long: they hold weights.
+const HOME_WAIT: Duration = Duration::from_secs(2);
 
 /// From so many on, others go first.
 const DISPUTES_MAX: u32 = 2;
@@ -32,25 +35,48 @@ pub struct Gathered {
     pub considered: usize,
 }
 
-/// Waits until a group can be formed. `again`: there was one before, so that fewer will do, and whoever does not fit
-/// may be followed by others.
+/// What was before the group that is formed.
+#[derive(Clone, Copy, Debug)]
+pub enum After<'a> {
+    /// None: as many workers are waited for as are wanted.
+    Nothing,
+    /// One that was lost: fewer will do, and whoever does not fit may be followed by others.
+    Loss,
+    /// A smaller one, of whose workers, and of newcomers, this one is to be; otherwise as after a loss.
+    Growth(&'a Growing),
+}
+
+impl After<'_> {
+    fn is_again(self) -> bool {
+        !matches!(self, After::Nothing)
+    }
+
+    fn expects(self, name: &str) -> bool {
+        matches!(self, After::Growth(growing) if growing.names.contains(name))
+    }
+}
+
+/// Waits until a group can be formed.
 pub async fn gather(
     pool: &Pool,
     epoch: Epoch,
     formation: &Formation,
     weights: WeightsId,
-    again: bool,
+    after: After<'_>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Gathered, FormError> {
-    let wanted = formation.ranks;
+    let (wanted, again) = (formation.ranks, after.is_again());
     let settled = Instant::now() + formation.regroup_grace;
     let _need = again.then(|| pool.need());
+    if again {
+        let _ = timeout(HOME_WAIT, pool.all_home()).await;
+    }
     loop {
         let arrival = pool.arrival();
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
         let least = if again && Instant::now() >= settled { 1 } else { wanted };
         for count in (least..=wanted).rev() {
-            match of_count(pool, epoch, formation, weights, count, again).await {
+            match of_count(pool, epoch, formation, weights, count, after).await {
                 Some(Ok(gathered)) => return Ok(gathered),
                 Some(Err(error)) if !again => return Err(error.into()),
                 Some(Err(error)) => tracing::debug!(%error, count, "no group of these workers"),
@@ -119,10 +145,10 @@ async fn of_count(
     formation: &Formation,
     weights: WeightsId,
     count: usize,
-    again: bool,
+    after: After<'_>,
 ) -> Option<Result<Gathered, PlanError>> {
-    let usual = prefers(weights);
-    let workers = pool.take(count, &usual)?;
+    let (again, usual) = (after.is_again(), prefers(weights));
+    let workers = pool.take(count, |worker| (!after.expects(worker.name()), usual(worker)))?;
     let first = take(pool, epoch, formation, weights, workers, again).await?;
     if first.is_ok() || pool.count() == count {
         return Some(first);

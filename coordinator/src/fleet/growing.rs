@@ -48,8 +48,8 @@ pub struct Members {
 
 /// What a look at the newcomers came to.
 enum Look {
-    /// They have what they are to have.
-    Ready,
+    /// They have what they are to have; and of whom the larger group is to be.
+    Ready(BTreeSet<String>),
     /// They have it now; another look may show that the plan has changed.
     Loaded,
     /// They are not here any more.
@@ -76,18 +76,19 @@ impl Fleet {
         // Of no use when they were looked at: others go first.
         let mut unfit = BTreeSet::new();
         loop {
-            let growing = self.larger(formation, members.hellos.len(), considered).await;
+            let mut growing = self.larger(formation, members.hellos.len(), considered).await;
             if tries == TRIES_MAX {
                 return growing;
             }
             let arrival = self.pool.arrival();
             let look = self.look(formation, members, &mut unfit).await;
-            drop(match look {
-                Look::Ready => return growing,
-                _ => growing,
-            });
+            if let Look::Ready(names) = look {
+                growing.names = names;
+                return growing;
+            }
+            drop(growing);
             match look {
-                Look::Ready | Look::Gone => {}
+                Look::Ready(_) | Look::Gone => {}
                 Look::Loaded => (tries, pause) = (tries + 1, TICK),
                 Look::Failed => pause = (2 * pause).min(PAUSE_MAX),
                 Look::NoPlan => arrival.await,
@@ -163,7 +164,7 @@ impl Fleet {
             return Look::OfNoUse;
         }
         if lack.is_empty() {
-            return Look::Ready;
+            return Look::Ready(hellos.into_iter().map(|hello| hello.inventory.name).collect());
         }
         let epoch = self.next_epoch();
         let parts = Parts::new(epoch, formation, weights, &plan, &hellos, whole_values_max);

@@ -23,6 +23,7 @@ mod worker;
 
 pub use figures::Figures;
 pub use form::{FormError, FormFailure, Formation, Progress, Weights};
+pub use gather::After;
 pub use growing::Members;
 pub use planning::Planning;
 pub use pool::{Growing, Pool};

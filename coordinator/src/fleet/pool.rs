@@ -5,6 +5,7 @@ use super::known_links::KnownLinks;
 use super::rests::Rests;
 use super::worker::Worker;
 use flotilla_proto::Hello;
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
@@ -27,14 +28,32 @@ struct Shared {
     rests: Rests,
     /// Whoever gives its group up for a larger one holds it until that one stands.
     growing: Arc<Semaphore>,
+    /// Workers on their way here from a group that is over.
+    homecoming: watch::Sender<usize>,
     /// Replicas that lost their group and have not enough workers for another.
     needy: watch::Sender<usize>,
 }
 
 /// The right to give a group up for a larger one, until it is dropped. One has it at a time: two groups that lack one
 /// worker each would both end for the same newcomer.
+#[derive(Debug)]
 #[must_use]
-pub struct Growing(#[expect(dead_code, reason = "it is held, not used")] OwnedSemaphorePermit);
+pub struct Growing {
+    #[expect(dead_code, reason = "it is held, not used")]
+    permit: OwnedSemaphorePermit,
+    /// Of whom the larger group is to be, once that is known: they have their shares of it.
+    pub(super) names: BTreeSet<String>,
+}
+
+/// A worker on its way here from its group, until it is dropped.
+#[must_use]
+pub struct Homecoming(Pool);
+
+impl Drop for Homecoming {
+    fn drop(&mut self) {
+        self.0.0.homecoming.send_modify(|coming| *coming -= 1);
+    }
+}
 
 /// A worker that was taken out to be looked at: it goes back when this is dropped, also in the middle of a look.
 pub struct Lent {
@@ -78,6 +97,7 @@ impl Default for Pool {
             holders: Holders::default(),
             rests: Rests::default(),
             growing: Arc::new(Semaphore::new(1)),
+            homecoming: watch::channel(0).0,
             needy: watch::channel(0).0,
         }))
     }
@@ -152,7 +172,20 @@ impl Pool {
 
     /// Once nobody else has it.
     pub async fn growing(&self) -> Growing {
-        Growing(self.0.growing.clone().acquire_owned().await.expect("it is never closed"))
+        let permit = self.0.growing.clone().acquire_owned().await.expect("it is never closed");
+        Growing { permit, names: BTreeSet::new() }
+    }
+
+    pub fn homecoming(&self) -> Homecoming {
+        self.0.homecoming.send_modify(|coming| *coming += 1);
+        Homecoming(self.clone())
+    }
+
+    /// Resolves when nobody is on the way here.
+    pub async fn all_home(&self) {
+        let mut homecoming = self.0.homecoming.subscribe();
+        // The sender lives as long as the pool.
+        let _ = homecoming.wait_for(|coming| *coming == 0).await;
     }
 
     pub fn need(&self) -> Need {

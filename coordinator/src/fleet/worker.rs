@@ -1,7 +1,7 @@
 //! A worker that has said Hello: what it brings, and both directions of its conversation.
 
 use super::holders::Holding;
-use super::pool::Pool;
+use super::pool::{Homecoming, Pool};
 use crate::group::GroupError;
 use flotilla_proto::wire::{Dissolve, ToWorker, from_worker, to_worker};
 use flotilla_proto::{Hello, released_from};
@@ -101,11 +101,11 @@ impl Worker {
         self.tell(to_worker::Message::Dissolve(Dissolve { epoch: epoch.0 }));
         // Without a runtime the process ends, and its links with it.
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(self.leave(epoch, pool));
+            runtime.spawn(self.leave(epoch, pool.homecoming(), pool));
         }
     }
 
-    async fn leave(mut self, epoch: Epoch, pool: Pool) {
+    async fn leave(mut self, epoch: Epoch, homecoming: Homecoming, pool: Pool) {
         let name = self.name().to_owned();
         match tokio::time::timeout(RELEASE_TIMEOUT, self.released(epoch)).await {
             Err(_) => return warn!(name, %epoch, "a worker does not leave its group, and is sent away"),
@@ -121,10 +121,13 @@ impl Worker {
             return;
         }
         self.acquitted = false;
+        // Nobody waits for one that pauses.
+        let homecoming = (self.failures == 0).then_some(homecoming);
         tokio::time::sleep(FAILURE_PAUSE * self.failures).await;
         if !pool.enter(self) {
             warn!(name, "too many workers wait already, one is sent away");
         }
+        drop(homecoming);
     }
 
     /// Passes over what it said before it heard that the group is over.

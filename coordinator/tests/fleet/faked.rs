@@ -14,6 +14,8 @@ use tonic::Request;
 use tonic::transport::Endpoint;
 
 pub const TOKEN: &str = "a-token";
+/// A host of workers that take their time to leave a group.
+pub const SLOW: &str = "slow";
 
 pub fn hello() -> Hello {
     Hello {
@@ -90,6 +92,8 @@ pub async fn worker_as(
             let said = match message {
                 to_worker::Message::Assignment(assignment) => {
                     let epoch = assignment.epoch;
+                    let told = Assignment::try_from(assignment.clone()).unwrap();
+                    held = Some(Held::of(told.weights_id, &told.plan, told.rank));
                     let _ = given.send(assignment);
                     say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
                 }
@@ -108,6 +112,9 @@ pub async fn worker_as(
                     say(from_worker::Message::Measured(measured(Epoch(test.epoch), found)))
                 }
                 to_worker::Message::Dissolve(dissolve) => {
+                    if hello.host == SLOW {
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                    }
                     say(from_worker::Message::Released(released(Epoch(dissolve.epoch), held.as_ref())))
                 }
             };

@@ -1,7 +1,7 @@
 //! A group's first step, whom its failures count against, and when it ends for a larger one.
 
-use crate::faked::{Joined, TOKEN, formation, hello, ready_worker, sampled, worker_as, worker_on};
-use flotilla_coordinator::fleet::{Fleet, Formation, Members, Progress};
+use crate::faked::{Joined, SLOW, TOKEN, formation, hello, ready_worker, sampled, worker_as, worker_on};
+use flotilla_coordinator::fleet::{After, Fleet, Formation, Members, Progress};
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_engine::weights::{Synthetic, WeightSource};
 use flotilla_proto::Hello;
@@ -16,7 +16,7 @@ async fn a_group_carries_out_a_step_before_it_serves() {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
     let mut steps = ready_worker(&fleet, sampled).await.steps;
     let progress = watch::Sender::new(Progress::Ready);
-    let mut group = fleet.form(Epoch(3), &formation(), false, &progress).await.unwrap();
+    let mut group = fleet.form(Epoch(3), &formation(), After::Nothing, &progress).await.unwrap();
     let first = steps.try_recv().expect("a step was carried out");
     assert_eq!((first.epoch, first.step, first.work[0].tokens.as_slice()), (3, 1, &[5][..]));
     // Whoever drives it begins with one, in whose message the sequence of that step is released.
@@ -41,7 +41,7 @@ async fn a_group_whose_first_step_fails_does_not_come_to_be() {
     })
     .await;
     let progress = watch::Sender::new(Progress::Ready);
-    let formed = fleet.form(Epoch(1), &formation(), false, &progress).await;
+    let formed = fleet.form(Epoch(1), &formation(), After::Nothing, &progress).await;
     let error = formed.err().expect("it failed").to_string();
     assert!(error.contains("first step failed") && error.contains("a kernel is missing"), "{error}");
     assert_eq!(*progress.borrow(), Progress::FirstStep);
@@ -60,7 +60,7 @@ fn fails(plan: wire::StepPlan) -> Vec<from_worker::Message> {
 /// How the next step of a group of so many workers fails.
 async fn fail_once(fleet: &Fleet, formation: &Formation, epoch: u64, acquits: bool) -> GroupError {
     let progress = watch::Sender::new(Progress::Ready);
-    let mut group = fleet.form(Epoch(epoch), formation, false, &progress).await.unwrap();
+    let mut group = fleet.form(Epoch(epoch), formation, After::Nothing, &progress).await.unwrap();
     let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
     let plan = StepPlan { epoch: Epoch(epoch), step: StepId(1), work, ..Default::default() };
     group.send(&plan).unwrap();
@@ -81,7 +81,7 @@ async fn a_worker_that_says_that_it_leaves_is_not_lost() {
     })
     .await;
     let progress = watch::Sender::new(Progress::Ready);
-    let mut group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    let mut group = fleet.form(Epoch(1), &formation(), After::Nothing, &progress).await.unwrap();
     let loss = group.loss();
     let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
     group.send(&StepPlan { epoch: Epoch(1), step: StepId(1), work, ..Default::default() }).unwrap();
@@ -135,7 +135,7 @@ async fn a_rank_left_alone_is_heard_also_by_who_looks_away() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
     let formation = Formation { ranks: 2, plan: Some(Plan::even(&spec, 2, 1)), ..formation() };
     let progress = watch::Sender::new(Progress::Ready);
-    let mut group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let mut group = fleet.form(Epoch(1), &formation, After::Nothing, &progress).await.unwrap();
     let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
     group.send(&StepPlan { epoch: Epoch(1), step: StepId(1), work, ..Default::default() }).unwrap();
     let heard = async {
@@ -159,7 +159,7 @@ async fn a_step_that_nobody_answers_is_not_waited_for_for_ever() {
         ready_worker(&fleet, |plan| if plan.step < 3 { sampled(plan) } else { Vec::new() }).await.steps;
     let progress = watch::Sender::new(Progress::Ready);
     let formation = Formation { step_timeout: Duration::from_secs(1), ..formation() };
-    let mut group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let mut group = fleet.form(Epoch(1), &formation, After::Nothing, &progress).await.unwrap();
     for step in [1, 2] {
         let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
         group.send(&StepPlan { epoch: Epoch(1), step: StepId(step), work, ..Default::default() }).unwrap();
@@ -200,7 +200,8 @@ async fn others_that_wait_are_tried_where_the_first_are_no_group() {
         [("card-1", Cuda, large), ("a", Cpu, large), ("card-2", Cuda, large)],
         [("card-1", Cuda, large), ("a", Cuda, 1 << 20), ("card-2", Cuda, large)],
     ];
-    for (workers, again) in fleets.iter().flat_map(|fleet| [(fleet, false), (fleet, true)]) {
+    let after = [After::Nothing, After::Loss];
+    for (workers, after) in fleets.iter().flat_map(|fleet| after.map(|after| (fleet, after))) {
         let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
         let mut joined = Vec::new();
         for (name, backend, memory_bytes) in workers {
@@ -213,8 +214,8 @@ async fn others_that_wait_are_tried_where_the_first_are_no_group() {
         }
         let progress = watch::Sender::new(Progress::Ready);
         let wanted = Formation { ranks: 2, plan: None, ..formation() };
-        let group = fleet.form(Epoch(1), &wanted, again, &progress).await.expect("two fit");
-        assert_eq!(group.names(), ["card-1", "card-2"], "{workers:?}, again: {again}");
+        let group = fleet.form(Epoch(1), &wanted, after, &progress).await.expect("two fit");
+        assert_eq!(group.names(), ["card-1", "card-2"], "{workers:?}, after {after:?}");
     }
 }
 
@@ -242,6 +243,51 @@ async fn a_group_does_not_end_for_a_newcomer_that_is_of_no_use() {
     drop(small);
 }
 
+/// Workers of these names and hosts, on which anything fits.
+async fn workers(fleet: &Fleet, named: &[(&str, &str)], held: Option<&Held>) -> Vec<Joined> {
+    let mut joined = Vec::new();
+    for (name, host) in named {
+        let mut hello = Hello { held: held.cloned(), ..hello() };
+        (hello.inventory.name, hello.inventory.memory_bytes) = ((*name).into(), 1 << 40);
+        (*host).clone_into(&mut hello.host);
+        joined.push(worker_as(fleet, hello, |_| Err("it has no links".into()), sampled).await);
+    }
+    joined
+}
+
+/// There are enough without them, at once; but these have the weights.
+#[tokio::test]
+async fn who_is_on_the_way_home_from_a_lost_group_is_waited_for() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let progress = watch::Sender::new(Progress::Ready);
+    let wanted = Formation { ranks: 2, plan: None, ..formation() };
+    let _group = workers(&fleet, &[("y", SLOW), ("z", "host")], None).await;
+    let group = fleet.form(Epoch(1), &wanted, After::Nothing, &progress).await.unwrap();
+    let _spares = workers(&fleet, &[("a", "host"), ("b", "host")], None).await;
+    drop(group);
+    let group = fleet.form(Epoch(2), &wanted, After::Loss, &progress).await.unwrap();
+    assert_eq!(group.names(), ["y", "z"]);
+}
+
+/// Another that holds some of these weights comes first by its name.
+#[tokio::test]
+async fn the_larger_group_is_of_those_that_were_prepared_for_it() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let progress = watch::Sender::new(Progress::Ready);
+    let wanted = Formation { ranks: 3, plan: None, ..formation() };
+    let (members, considered) = (halves(), watch::Sender::new(2));
+    let _newcomer = workers(&fleet, &[("d", "host")], None).await;
+    let growing = fleet.grown(&wanted, &members, &considered).await;
+    let held = members.hellos[0].held.as_ref();
+    let _others = workers(&fleet, &[("0", "host"), ("a", "host"), ("b", "host")], held).await;
+    for (after, expected) in [(After::Growth(&growing), ["a", "b", "d"]), (After::Loss, ["0", "a", "b"])] {
+        let group = fleet.form(fleet.next_epoch(), &wanted, after, &progress).await.unwrap();
+        let mut names = group.names();
+        names.sort_unstable();
+        assert_eq!(names, expected);
+    }
+}
+
 /// Whoever ends each group as it meets loads well, and is known by its name when it is started again.
 #[tokio::test]
 async fn a_group_does_not_end_at_once_for_whoever_was_in_one_that_did_not_come_to_be() {
@@ -251,7 +297,11 @@ async fn a_group_does_not_end_at_once_for_whoever_was_in_one_that_did_not_come_t
     let links = |_: &str| Err("it has no links".into());
     let fails = worker_as(&fleet, named.clone(), links, |plan| failed(&plan, "a test", false)).await;
     let progress = watch::Sender::new(Progress::Ready);
-    fleet.form(Epoch(1), &formation(), false, &progress).await.map(drop).expect_err("its first step fails");
+    fleet
+        .form(Epoch(1), &formation(), After::Nothing, &progress)
+        .await
+        .map(drop)
+        .expect_err("its first step fails");
     drop(fails);
     let _again = worker_as(&fleet, named, links, sampled).await;
     let wanted = Formation { ranks: 3, ..formation() };
@@ -281,7 +331,7 @@ async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
     assert!(!is_early, "both end for one worker");
     // It is part of a group now.
     let progress = watch::Sender::new(Progress::Ready);
-    let _group = fleet.form(Epoch(1), &formation(), false, &progress).await.unwrap();
+    let _group = fleet.form(Epoch(1), &formation(), After::Nothing, &progress).await.unwrap();
     drop(growing);
     let is_early = tokio::time::timeout(Duration::from_secs(1), &mut other).await.is_ok();
     assert!(!is_early, "it ends for a worker that is taken");

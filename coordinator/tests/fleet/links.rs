@@ -2,7 +2,7 @@
 
 use crate::faked::{TOKEN, formation, hello, sampled, worker_as, worker_on, worker_that};
 use flotilla_coordinator::board::LeftOut;
-use flotilla_coordinator::fleet::{Fleet, Formation, Planning, Progress};
+use flotilla_coordinator::fleet::{After, Fleet, Formation, Planning, Progress};
 use flotilla_planner::model::{Spread, whole_values_max};
 use flotilla_planner::{Aim, Goal, Link};
 use flotilla_proto::Hello;
@@ -18,7 +18,7 @@ async fn ranks_over(rate: Result<LinkRate, String>) -> usize {
     let planning = Planning::Fastest { goal, within: None, between: None };
     let formation = Formation { ranks: 2, plan: None, planning, ..formation() };
     let progress = watch::Sender::new(Progress::Ready);
-    let group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let group = fleet.form(Epoch(1), &formation, After::Nothing, &progress).await.unwrap();
     group.names().len()
 }
 
@@ -44,7 +44,7 @@ async fn group_of_three(tells: Tells, wanted: usize) -> (Vec<String>, Vec<LeftOu
     let planning = Planning::Fastest { goal, within: None, between: None };
     let formation = Formation { ranks: wanted, plan: None, planning, ..formation() };
     let progress = watch::Sender::new(Progress::Ready);
-    let group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let group = fleet.form(Epoch(1), &formation, After::Nothing, &progress).await.unwrap();
     let names = group.names().into_iter().map(str::to_owned).collect();
     (names, formation.board.groups()[0].1.left_out.clone())
 }
@@ -80,8 +80,8 @@ async fn of_a_pair_that_is_far_one_is_left_out_though_the_others_are_near() {
     assert_eq!(left_out, [LeftOut { name: "c".into(), reason: "it would not make the plan faster".into() }]);
 }
 
-/// What three workers on as many hosts are told of lengths, by a plan that is made or given; `again`: after a loss.
-async fn lengths_told(plan: Option<Plan>, between: Option<Link>, again: bool) -> Vec<u32> {
+/// What three workers on as many hosts are told of lengths, by a plan that is made or given; made `after` what.
+async fn lengths_told(plan: Option<Plan>, between: Option<Link>, after: After<'static>) -> Vec<u32> {
     let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
     let mut joined = Vec::new();
     for host in ["a", "b", "c"] {
@@ -91,7 +91,7 @@ async fn lengths_told(plan: Option<Plan>, between: Option<Link>, again: bool) ->
     let planning = Planning::Fastest { goal, within: None, between };
     let formation = Formation { ranks: 3, plan, planning, ..formation() };
     let progress = watch::Sender::new(Progress::Ready);
-    let group = fleet.form(Epoch(1), &formation, again, &progress).await.unwrap();
+    let group = fleet.form(Epoch(1), &formation, after, &progress).await.unwrap();
     assert_eq!(group.names().len(), 3);
     let told = joined.iter_mut().map(|worker| {
         let assignment = worker.assigned.try_recv().expect("it is assigned");
@@ -122,16 +122,16 @@ fn planned(between: Link) -> u32 {
 #[tokio::test]
 async fn workers_are_told_lengths_where_their_links_are_known() {
     let measured = Link { name: "measured", latency_s: 17e-6, peer_s: 3e-6, bytes_per_s: 1e9 };
-    assert_eq!(lengths_told(None, None, false).await, [planned(measured)]);
+    assert_eq!(lengths_told(None, None, After::Nothing).await, [planned(measured)]);
     let usual = Link::preset("10gbe");
     assert!((1..21_000).contains(&planned(usual)), "another length than the engine's own");
-    assert_eq!(lengths_told(None, Some(usual), false).await, [planned(usual)]);
-    assert_eq!(lengths_told(None, Some(usual), true).await, [planned(usual)]);
+    assert_eq!(lengths_told(None, Some(usual), After::Nothing).await, [planned(usual)]);
+    assert_eq!(lengths_told(None, Some(usual), After::Loss).await, [planned(usual)]);
     // After a loss nothing is measured, nor for a plan that is given.
-    assert_eq!(lengths_told(None, None, true).await, [0]);
+    assert_eq!(lengths_told(None, None, After::Loss).await, [0]);
     let even = || Some(Plan::even(&ModelSpec::published("gpt-oss-20b").unwrap(), 3, 1));
-    assert_eq!(lengths_told(even(), None, false).await, [0]);
-    assert_eq!(lengths_told(even(), Some(usual), false).await, [planned(usual)]);
+    assert_eq!(lengths_told(even(), None, After::Nothing).await, [0]);
+    assert_eq!(lengths_told(even(), Some(usual), After::Nothing).await, [planned(usual)]);
 }
 
 /// Two processors of one host, with a card beside them that is too small: far apart, as they say, so one is enough.
@@ -154,6 +154,6 @@ async fn beside_a_card_processors_of_a_host_are_priced_by_what_they_measured() {
     let planning = Planning::Fastest { goal, within: None, between: None };
     let formation = Formation { ranks: 3, plan: None, planning, ..formation() };
     let progress = watch::Sender::new(Progress::Ready);
-    let group = fleet.form(Epoch(1), &formation, false, &progress).await.unwrap();
+    let group = fleet.form(Epoch(1), &formation, After::Nothing, &progress).await.unwrap();
     assert_eq!(group.names(), ["here"]);
 }

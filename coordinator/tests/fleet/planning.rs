@@ -1,7 +1,7 @@
 //! A plan is made beside everything else: here it cannot be made before the test lets it.
 
 use crate::faked::{TOKEN, formation, hello, sampled, worker_as};
-use flotilla_coordinator::fleet::{Fleet, Formation, Members, Progress};
+use flotilla_coordinator::fleet::{After, Fleet, Formation, Members, Progress};
 use flotilla_engine::weights::{Synthetic, WeightSource};
 use flotilla_shared::{Epoch, ModelSpec};
 use std::future::Future;
@@ -44,7 +44,7 @@ fn whoever_waits_for_a_plan_holds_up_nobody() {
     with_no_thread_to_plan(|fleet, release| async move {
         let progress = watch::Sender::new(Progress::Ready);
         let formation = formation();
-        let mut forming = Box::pin(fleet.form(Epoch(1), &formation, false, &progress));
+        let mut forming = Box::pin(fleet.form(Epoch(1), &formation, After::Nothing, &progress));
         until_taken(&fleet, forming.as_mut()).await;
         // By then it would load, had it planned where it was asked.
         assert_eq!(*progress.borrow(), Progress::Waiting { joined: 1, wanted: 1 });

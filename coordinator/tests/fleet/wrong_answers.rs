@@ -1,7 +1,7 @@
 //! Answers to a step that are none.
 
 use crate::faked::{TOKEN, formation, outcome, ready_worker, sampled};
-use flotilla_coordinator::fleet::{Fleet, Progress};
+use flotilla_coordinator::fleet::{After, Fleet, Progress};
 use flotilla_coordinator::group::Group;
 use flotilla_proto::wire::{self, from_worker};
 use flotilla_shared::step::SequenceWork;
@@ -47,14 +47,14 @@ async fn what_is_no_answer_to_the_step_that_is_due_ends_the_group() {
         let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
         let _steps = ready_worker(&fleet, answer).await;
         let progress = watch::Sender::new(Progress::Ready);
-        let mut group = fleet.form(Epoch(3), &formation(), false, &progress).await.unwrap();
+        let mut group = fleet.form(Epoch(3), &formation(), After::Nothing, &progress).await.unwrap();
         let work = vec![SequenceWork { sequence: SequenceId(1), tokens: vec![6], ..Default::default() }];
         group.send(&StepPlan { epoch: Epoch(3), step: StepId(1), work, ..Default::default() }).unwrap();
         let error = group.outcome().await.expect_err(words).to_string();
         assert!(error.contains(words), "{error}");
         // It is let go like any other, and serves in the next group.
         drop(group);
-        fleet.form(Epoch(4), &formation(), false, &progress).await.unwrap();
+        fleet.form(Epoch(4), &formation(), After::Nothing, &progress).await.unwrap();
     }
 }
 
