@@ -1,8 +1,8 @@
-//! Who waits, and who is next. What ran before, and was preempted or lost its group, goes first, in the
-//! order of its arrival. Then comes the lowest priority number; within it, the client that was served
-//! least: each client has a queue of its own, and the rows that are computed for it are counted, as in
-//! "Fairness in Serving Large Language Models" (Sheng et al., 2024: the virtual token counter). One client
-//! alone is served in the order of arrival.
+//! Who waits, and who is next: one order over all of them. The lowest priority number goes first. Among equals, what ran
+//! before, and was preempted or lost its group, in the order of its arrival; then what is new of the client that was served
+//! least: each client has a queue of its own, and the rows that are computed for it are counted, as in "Fairness in Serving
+//! Large Language Models" (Sheng et al., 2024: the virtual token counter). One client alone is served in the order of
+//! arrival. Who cannot come yet is passed over, and keeps its place.
 
 use crate::event::{ClientId, Trial};
 use crate::sequence::Sequence;
@@ -10,19 +10,43 @@ use flotilla_shared::SequenceId;
 use std::collections::{BTreeMap, VecDeque};
 
 /// So many are passed over at once; with more, those behind them wait.
-const ASIDE_MAX: usize = 64;
+const PASSED_MAX: usize = 64;
 
 #[derive(Default)]
 pub struct Line {
-    /// Passed over while another computes what they begin with, or their mask is made; then before all others.
-    aside: VecDeque<Sequence>,
-    resumed: VecDeque<Sequence>,
-    /// No queue is empty.
-    queues: BTreeMap<(i32, ClientId), VecDeque<Sequence>>,
+    /// What ran before: by priority, then by arrival.
+    resumed: Queue,
+    /// What did not, by arrival. No queue is empty.
+    queues: BTreeMap<(i32, ClientId), Queue>,
     clients: BTreeMap<ClientId, Account>,
     count: usize,
+    passed_count: usize,
     /// While somebody is, nobody else is next.
     pub on_trial: Option<Trial>,
+}
+
+/// Those of one kind, in their order.
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Sequence>,
+    /// So many of the first are passed over for now.
+    passed: usize,
+}
+
+impl Queue {
+    fn next(&self) -> Option<&Sequence> {
+        self.waiting.get(self.passed)
+    }
+
+    fn insert(&mut self, sequence: Sequence) {
+        let place = |it: &Sequence| (it.priority, it.arrival);
+        let at = self.waiting.partition_point(|other| place(other) < place(&sequence));
+        self.waiting.insert(at, sequence);
+    }
+
+    fn position(&self, id: SequenceId) -> Option<usize> {
+        self.waiting.iter().position(|sequence| sequence.id == id)
+    }
 }
 
 /// What one client has had, while it has sequences here or in the group.
@@ -40,11 +64,11 @@ impl Account {
     }
 }
 
-/// Where the next one stands.
+/// In which queue the next one stands.
 #[derive(Clone, Copy)]
 enum Place {
     Resumed,
-    Queue(i32, ClientId),
+    New(i32, ClientId),
 }
 
 impl Line {
@@ -63,7 +87,7 @@ impl Line {
     pub fn join(&mut self, sequence: Sequence) {
         self.open_account(sequence.client);
         self.count += 1;
-        self.queues.entry((sequence.priority, sequence.client)).or_default().push_back(sequence);
+        self.queues.entry((sequence.priority, sequence.client)).or_default().insert(sequence);
     }
 
     /// Takes in one from elsewhere: among those who come back if it ran there, else as whoever comes.
@@ -81,72 +105,84 @@ impl Line {
         self.clients.entry(client).or_insert(Account { rows: least, sequences: 0 }).sequences += 1;
     }
 
-    /// Comes back from the group: by its arrival among those who did.
+    /// Comes back from the group.
     pub fn resume(&mut self, sequence: Sequence) {
         self.count += 1;
-        let at = self.resumed.partition_point(|other| other.arrival < sequence.arrival);
-        self.resumed.insert(at, sequence);
+        self.resumed.insert(sequence);
     }
 
     /// Who is next.
     pub fn peek(&mut self) -> Option<&mut Sequence> {
-        match self.next_place()? {
-            Place::Resumed => self.resumed.front_mut(),
-            Place::Queue(priority, client) => self.queues.get_mut(&(priority, client))?.front_mut(),
-        }
+        let place = self.next_place()?;
+        let queue = self.queue(place)?;
+        queue.waiting.get_mut(queue.passed)
     }
 
     /// Takes out who is next. It stays on its client's account until [`Line::leave`].
     pub fn pop(&mut self) -> Option<Sequence> {
-        let sequence = match self.next_place()? {
-            Place::Resumed => self.resumed.pop_front(),
-            Place::Queue(priority, client) => {
-                let queue = self.queues.get_mut(&(priority, client))?;
-                let sequence = queue.pop_front();
-                if queue.is_empty() {
-                    self.queues.remove(&(priority, client));
-                }
-                sequence
-            }
-        };
-        self.count -= 1;
-        sequence
+        let place = self.next_place()?;
+        let at = self.queue(place)?.passed;
+        self.take(place, at)
     }
 
-    fn next_place(&self) -> Option<Place> {
-        if !self.resumed.is_empty() {
-            return Some(Place::Resumed);
-        }
-        let (&(priority, _), _) = self.queues.first_key_value()?;
-        let of_priority = self.queues.range((priority, ClientId(0))..=(priority, ClientId(u64::MAX)));
-        let least = of_priority.min_by_key(|((_, client), queue)| {
-            let rows = self.clients.get(client).map_or(0, |account| account.rows);
-            (rows, queue.front().map(|sequence| sequence.arrival))
-        });
-        least.map(|((priority, client), _)| Place::Queue(*priority, *client))
-    }
-
-    /// Passes over who is next: false where too many are passed over already.
-    pub fn set_aside(&mut self) -> bool {
-        if self.aside.len() == ASIDE_MAX {
+    /// Passes over who is next, until [`Line::pass_nobody`]: false where too many are passed over already.
+    pub fn pass_over(&mut self) -> bool {
+        if self.passed_count == PASSED_MAX {
             return false;
         }
-        if let Some(sequence) = self.pop() {
-            self.count += 1;
-            self.aside.push_back(sequence);
+        if let Some(queue) = self.next_place().and_then(|place| self.queue(place)) {
+            queue.passed += 1;
+            self.passed_count += 1;
         }
         true
     }
 
-    /// Those that were passed over, oldest first.
-    pub fn aside(&mut self, at: usize) -> Option<&mut Sequence> {
-        self.aside.get_mut(at)
+    /// Everybody stands in its place again.
+    pub fn pass_nobody(&mut self) {
+        if std::mem::take(&mut self.passed_count) > 0 {
+            self.resumed.passed = 0;
+            self.queues.values_mut().for_each(|queue| queue.passed = 0);
+        }
     }
 
-    pub fn take_aside(&mut self, at: usize) -> Option<Sequence> {
-        let sequence = self.aside.remove(at);
-        self.count -= usize::from(sequence.is_some());
-        sequence
+    fn next_place(&self) -> Option<Place> {
+        let new = self.next_new();
+        match self.resumed.next() {
+            Some(resumed) if new.is_none_or(|(priority, _)| resumed.priority <= priority) => Some(Place::Resumed),
+            _ => new.map(|(priority, client)| Place::New(priority, client)),
+        }
+    }
+
+    /// Of those who never ran.
+    fn next_new(&self) -> Option<(i32, ClientId)> {
+        let mut fronts = self.queues.values().filter_map(Queue::next).peekable();
+        let least = fronts.peek()?.priority;
+        let of_least = fronts.take_while(|front| front.priority == least);
+        let next = of_least.min_by_key(|front| (self.rows(front.client), front.arrival))?;
+        Some((least, next.client))
+    }
+
+    fn rows(&self, client: ClientId) -> u64 {
+        self.clients.get(&client).map_or(0, |account| account.rows)
+    }
+
+    fn queue(&mut self, place: Place) -> Option<&mut Queue> {
+        match place {
+            Place::Resumed => Some(&mut self.resumed),
+            Place::New(priority, client) => self.queues.get_mut(&(priority, client)),
+        }
+    }
+
+    fn take(&mut self, place: Place, at: usize) -> Option<Sequence> {
+        let queue = self.queue(place)?;
+        let taken = queue.waiting.remove(at)?;
+        if let Place::New(priority, client) = place
+            && queue.waiting.is_empty()
+        {
+            self.queues.remove(&(priority, client));
+        }
+        self.count -= 1;
+        Some(taken)
     }
 
     /// Rows were computed for a client.
@@ -177,30 +213,23 @@ impl Line {
     }
 
     pub fn remove(&mut self, id: SequenceId) -> Option<Sequence> {
-        let here = |queue: &VecDeque<Sequence>| queue.iter().position(|sequence| sequence.id == id);
-        let found = if let Some(at) = here(&self.aside) {
-            self.aside.remove(at)
-        } else if let Some(at) = here(&self.resumed) {
-            self.resumed.remove(at)
-        } else {
-            let (&key, at) = self.queues.iter().find_map(|(key, queue)| Some((key, here(queue)?)))?;
-            let queue = self.queues.get_mut(&key)?;
-            let found = queue.remove(at);
-            if queue.is_empty() {
-                self.queues.remove(&key);
-            }
-            found
-        };
-        self.count -= usize::from(found.is_some());
-        found
+        debug_assert_eq!(self.passed_count, 0, "somebody is taken out while others are passed over");
+        if let Some(at) = self.resumed.position(id) {
+            return self.take(Place::Resumed, at);
+        }
+        let mut queues = self.queues.iter();
+        let (place, at) = queues
+            .find_map(|(&(priority, client), queue)| Some((Place::New(priority, client), queue.position(id)?)))?;
+        self.take(place, at)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Sequence> {
-        self.aside.iter().chain(&self.resumed).chain(self.queues.values().flatten())
+        self.resumed.waiting.iter().chain(self.queues.values().flat_map(|queue| &queue.waiting))
     }
 
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Sequence> {
-        self.aside.iter_mut().chain(&mut self.resumed).chain(self.queues.values_mut().flatten())
+        let new = self.queues.values_mut().flat_map(|queue| &mut queue.waiting);
+        self.resumed.waiting.iter_mut().chain(new)
     }
 
     /// Sequences on all accounts: those that wait here, and those that run.
@@ -252,16 +281,41 @@ mod tests {
     }
 
     #[test]
-    fn lower_numbers_go_first_and_who_ran_before_all() {
+    fn lower_numbers_go_first_and_who_ran_before_its_equals() {
         let mut line = Line::default();
-        line.join(sequence(1, 1, 0));
-        line.join(sequence(2, 1, -5));
-        line.join(sequence(3, 2, -5));
-        let mut ran = line.pop().unwrap();
-        assert_eq!(ran.id, SequenceId(2));
-        ran.priority = 9;
-        line.resume(ran);
-        assert_eq!(order(&mut line, 1), [2, 3, 1]);
+        for (arrival, client, priority) in [(1, 1, 0), (2, 1, -5), (3, 2, -5), (4, 2, 9), (5, 2, 9), (6, 1, 9)] {
+            line.join(sequence(arrival, client, priority));
+        }
+        // The last two of priority 9 run, and come back.
+        for id in [6, 5] {
+            let ran = line.remove(SequenceId(id)).unwrap();
+            line.resume(ran);
+        }
+        assert_eq!(order(&mut line, 1), [2, 3, 1, 5, 6, 4]);
+    }
+
+    #[test]
+    fn who_is_passed_over_keeps_its_place() {
+        let mut line = Line::default();
+        (1..=3).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
+        (4..=5).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
+        line.resume(sequence(6, 1, 0));
+        line.open_account(ClientId(1));
+        assert!((0..3).all(|_| line.pass_over()));
+        assert_eq!(line.pop().map(|it| it.id.0), Some(3), "6, 1 and 2 are passed over");
+        assert_eq!((line.peek().map(|it| it.id.0), line.len()), (Some(4), 5));
+        line.pass_nobody();
+        assert_eq!(order(&mut line, 10), [6, 4, 1, 5, 2]);
+    }
+
+    #[test]
+    fn so_many_are_passed_over_and_no_more() {
+        let mut line = Line::default();
+        (0..PASSED_MAX as u64 + 1).for_each(|arrival| line.join(sequence(arrival, arrival % 3, 0)));
+        assert!((0..PASSED_MAX).all(|_| line.pass_over()) && !line.pass_over());
+        assert!(line.peek().is_some());
+        line.pass_nobody();
+        assert_eq!(line.peek().map(|it| it.id.0), Some(0));
     }
 
     #[test]

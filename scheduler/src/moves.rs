@@ -28,8 +28,8 @@ impl Scheduler {
         Some(Traveller { sequence, age, deadline_in })
     }
 
-    /// Takes in one that departed from another: where it ran, before those that wait and have not; else it waits as they
-    /// do. It was taken in once already: no queue is too full for it.
+    /// Takes in one that departed from another: where it ran, before its equals that have not; else it waits as they do. It
+    /// was taken in once already: no queue is too full for it.
     pub fn adopt(&mut self, now: Duration, traveller: Traveller) {
         let Traveller { mut sequence, age, deadline_in } = traveller;
         sequence.arrived_at = now.saturating_sub(age);

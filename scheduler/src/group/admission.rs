@@ -22,7 +22,7 @@ enum Fit {
 
 impl Group {
     /// Takes in who is next while they fit. Who waits for a prefix that another computes at this moment, or for a mask, is
-    /// passed over, and looked at again before all others.
+    /// passed over, and keeps its place. Who does not fit holds up all behind it: smaller ones would take what it waits for.
     pub(super) fn admit(
         &mut self,
         settings: &Settings,
@@ -33,27 +33,17 @@ impl Group {
         if let Some(Trial { sequence, .. }) = line.on_trial {
             return self.admit_only(sequence, settings, line, batch, counters);
         }
-        let mut at = 0;
-        while let Some(next) = line.aside(at).filter(|_| self.has_seat(settings, batch)) {
-            match self.fits(next, settings) {
-                Fit::Yes(prefix) => {
-                    let sequence = line.take_aside(at).expect("looked at just now");
-                    self.seat(sequence, prefix, batch, counters);
-                }
-                Fit::Later => at += 1,
-                Fit::No => return,
-            }
-        }
         while let Some(next) = line.peek().filter(|_| self.has_seat(settings, batch)) {
             match self.fits(next, settings) {
                 Fit::Yes(prefix) => {
                     let sequence = line.pop().expect("looked at just now");
                     self.seat(sequence, prefix, batch, counters);
                 }
-                Fit::Later if line.set_aside() => {}
-                Fit::Later | Fit::No => return,
+                Fit::Later if line.pass_over() => {}
+                Fit::Later | Fit::No => break,
             }
         }
+        line.pass_nobody();
     }
 
     fn admit_only(

@@ -1,10 +1,11 @@
 //! What came after the plain line, one story each: stages, one step ahead, shared beginnings, windows, clients that
-//! share a group, masks, guesses and deadlines. The world checks in every story that no token is lost,
+//! share a group, the order of who waits, masks, guesses and deadlines. The world checks in every story that no token is lost,
 //! repeated or computed from another's blocks.
 
 mod beginnings;
 mod clients;
 mod guesses;
+mod order;
 mod stages;
 #[path = "../world/mod.rs"]
 mod world;
