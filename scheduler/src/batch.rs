@@ -3,6 +3,7 @@
 
 use crate::event::ClientId;
 use crate::lanes::Lane;
+use crate::line::Line;
 use crate::sequence::{Seat, Sequence};
 use flotilla_shared::step::SequenceWork;
 use flotilla_shared::{SequenceId, StepPlan, TokenId};
@@ -75,7 +76,7 @@ pub struct Batch<'a> {
     pub rows_free: usize,
     pub plan: StepPlan,
     pub samples: Vec<Sample>,
-    /// Rows for each client, to be put on its account.
+    /// Rows for each client, which are not on its account yet.
     pub served: &'a mut Vec<(ClientId, usize)>,
     pub spares: &'a mut Spares,
 }
@@ -98,5 +99,10 @@ impl Batch<'_> {
         self.rows_free -= work.tokens.len();
         self.served.push((sequence.client, work.tokens.len()));
         self.plan.work.push(work);
+    }
+
+    /// Puts the rows so far on the accounts of those who have them.
+    pub fn charge(&mut self, line: &mut Line) {
+        self.served.drain(..).for_each(|(client, rows)| line.serve(client, rows));
     }
 }

@@ -130,8 +130,8 @@ impl Group {
         };
         self.add_decodes(settings, length_max, line, &mut batch, counters);
         self.add_prompts(settings, length_max, line, &mut batch, counters);
+        batch.charge(line);
         let (mut plan, samples) = (batch.plan, batch.samples);
-        served.drain(..).for_each(|(client, rows)| line.serve(client, rows));
         (self.served, self.spares) = (served, spares);
         if plan.work.is_empty() {
             self.spares.take_back(plan);

@@ -69,7 +69,7 @@ fn a_client_that_comes_with_a_sequence_has_had_as_much_as_the_others() {
     let (mut here, mut there) = (serving(1, Duration::ZERO), serving(2, Duration::ZERO));
     let of = |id: u64, client: u64| Request {
         sequence: SequenceId(id),
-        prompt: vec![1; 40],
+        prompt: vec![id as u32; 40],
         tokens_max: 1,
         client: ClientId(client),
         ..Request::default()

@@ -33,11 +33,14 @@ impl Group {
         if let Some(Trial { sequence, .. }) = line.on_trial {
             return self.admit_only(sequence, settings, line, batch, counters);
         }
+        batch.charge(line);
         while let Some(next) = line.peek().filter(|_| self.has_seat(settings, batch)) {
             match self.fits(next, settings) {
                 Fit::Yes(prefix) => {
                     let sequence = line.pop().expect("looked at just now");
                     self.seat(sequence, prefix, batch, counters);
+                    // At once: who has had a row less than the others would fill all seats.
+                    batch.charge(line);
                 }
                 Fit::Later if line.pass_over() => {}
                 Fit::Later | Fit::No => break,
