@@ -3,6 +3,7 @@
 //! A token that is lost, repeated, or computed from another sequence's blocks shows at once.
 #![allow(dead_code)] // each test binary uses its part
 
+mod order;
 mod seen;
 mod workers;
 
@@ -57,6 +58,10 @@ pub struct Client {
     pub emitted: Vec<TokenId>,
     pub end: Option<End>,
     cancelled: bool,
+    /// So many came before it.
+    arrival: usize,
+    /// Was let in once.
+    ran: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,8 +138,15 @@ impl World {
     pub fn arrive(&mut self, request: Request) {
         let sequence = request.sequence;
         let expected = reference(&request, self.settings.context_max);
-        let client =
-            Client { request: request.clone(), expected, emitted: vec![], end: None, cancelled: false };
+        let client = Client {
+            request: request.clone(),
+            expected,
+            emitted: vec![],
+            end: None,
+            cancelled: false,
+            arrival: self.clients.len(),
+            ran: false,
+        };
         assert!(self.clients.insert(sequence, client).is_none(), "the test reuses {sequence}");
         self.tell(Event::Arrived(request));
     }

@@ -39,6 +39,8 @@ impl World {
         let tokens_max = self.settings.tokens_per_step_max;
         assert!(plan.token_count() <= tokens_max, "{} tokens in a step", plan.token_count());
         self.check_who_works(&plan);
+        self.check_who_decodes(&plan);
+        self.check_order(&plan);
         self.check_trial(&plan);
         let workers = self.workers.as_mut().expect("a step for a group that exists");
         let outcome = workers.run(&plan);
@@ -74,6 +76,22 @@ impl World {
             let is_over =
                 client.end.is_some() || client.request.guided || worked(&id) || self.has_all_tokens(id);
             assert!(works(&id) || plan.release.contains(&id) || is_over, "the decode of {id} missed a step");
+        }
+    }
+
+    /// Whoever lacks one row, of a token that is known here, has it: with guesses and masks too. Where steps go round
+    /// lanes, some other time.
+    fn check_who_decodes(&self, plan: &StepPlan) {
+        let workers = self.workers.as_ref().expect("a step for a group that exists");
+        let running = workers.held.iter().filter(|(id, _)| !plan.release.contains(id) && self.stages == 1);
+        for (id, held) in running {
+            let client = &self.clients[id];
+            let mut in_flight = self.in_flight.iter().flat_map(|(plan, _)| &plan.work);
+            let is_known = !in_flight.any(|work| work.sequence == *id) && !self.masks_due.contains(id);
+            let lacks_one = client.request.prompt.len() + client.emitted.len() == held.length + 1;
+            let is_due = client.end.is_none() && is_known && lacks_one;
+            let works = plan.work.iter().any(|work| work.sequence == *id);
+            assert!(works || !is_due, "{id} lacks one row, and has none");
         }
     }
 
