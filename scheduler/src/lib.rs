@@ -91,6 +91,7 @@
 //! is there.
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod batch;
 mod cache;
 #[cfg(debug_assertions)]

@@ -4,6 +4,7 @@
 //! Large Language Models" (Sheng et al., 2024: the virtual token counter). One client alone is served in the order of
 //! arrival. Who cannot come yet is passed over, and keeps its place.
 
+use crate::accounts::Accounts;
 use crate::event::{ClientId, Trial};
 use crate::sequence::Sequence;
 use flotilla_shared::SequenceId;
@@ -18,7 +19,7 @@ pub struct Line {
     resumed: Queue,
     /// What did not, by arrival. No queue is empty.
     queues: BTreeMap<(i32, ClientId), Queue>,
-    clients: BTreeMap<ClientId, Account>,
+    accounts: Accounts,
     count: usize,
     passed_count: usize,
     /// While somebody is, nobody else is next.
@@ -49,21 +50,6 @@ impl Queue {
     }
 }
 
-/// What one client has had, while it has sequences here or in the group.
-#[derive(Clone, Copy, Default)]
-struct Account {
-    rows: u64,
-    sequences: usize,
-}
-
-impl Account {
-    /// Whether one more may wait where `free` places are left: no client with a key takes so many that
-    /// nobody else finds room. Who has no key is one client together, and may fill the queue.
-    fn has_share(&self, client: ClientId, free: usize) -> bool {
-        free > 0 && (client == ClientId(0) || self.sequences <= free)
-    }
-}
-
 /// In which queue the next one stands.
 #[derive(Clone, Copy)]
 enum Place {
@@ -78,14 +64,13 @@ impl Line {
 
     /// Whether a client finds room in a queue of so many.
     pub fn has_room(&self, client: ClientId, waiting_max: usize) -> bool {
-        let account = self.clients.get(&client).copied().unwrap_or_default();
-        account.has_share(client, waiting_max.saturating_sub(self.count))
+        self.accounts.has_share(client, waiting_max.saturating_sub(self.count))
     }
 
-    /// Joins the end of its client's queue. A client that comes anew has had as much as the one who had
-    /// least: idle time is no credit.
+    /// Joins the end of its client's queue.
     pub fn join(&mut self, sequence: Sequence) {
-        self.open_account(sequence.client);
+        self.accounts.open(sequence.client);
+        self.level(sequence.priority, sequence.client);
         self.count += 1;
         self.queues.entry((sequence.priority, sequence.client)).or_default().insert(sequence);
     }
@@ -93,16 +78,22 @@ impl Line {
     /// Takes in one from elsewhere: among those who come back if it ran there, else as whoever comes.
     pub fn adopt(&mut self, sequence: Sequence) {
         if sequence.has_run() {
-            self.open_account(sequence.client);
+            self.accounts.open(sequence.client);
             self.resume(sequence);
         } else {
             self.join(sequence);
         }
     }
 
-    fn open_account(&mut self, client: ClientId) {
-        let least = self.clients.values().map(|account| account.rows).min().unwrap_or(0);
-        self.clients.entry(client).or_insert(Account { rows: least, sequences: 0 }).sequences += 1;
+    /// A client of whom nobody waits has had as much, at least, as the one of those who wait who had least; where nobody
+    /// waits, as whoever had most: time in which it did not wait is no credit.
+    fn level(&mut self, priority: i32, client: ClientId) {
+        if self.queues.contains_key(&(priority, client)) {
+            return;
+        }
+        let waiting = self.queues.range((priority, ClientId(0))..=(priority, ClientId(u64::MAX)));
+        let least = waiting.map(|((_, other), _)| self.accounts.rows(*other)).min();
+        self.accounts.raise(client, least.unwrap_or_else(|| self.accounts.most()));
     }
 
     /// Comes back from the group.
@@ -148,7 +139,9 @@ impl Line {
     fn next_place(&self) -> Option<Place> {
         let new = self.next_new();
         match self.resumed.next() {
-            Some(resumed) if new.is_none_or(|(priority, _)| resumed.priority <= priority) => Some(Place::Resumed),
+            Some(resumed) if new.is_none_or(|(priority, _)| resumed.priority <= priority) => {
+                Some(Place::Resumed)
+            }
             _ => new.map(|(priority, client)| Place::New(priority, client)),
         }
     }
@@ -158,12 +151,8 @@ impl Line {
         let mut fronts = self.queues.values().filter_map(Queue::next).peekable();
         let least = fronts.peek()?.priority;
         let of_least = fronts.take_while(|front| front.priority == least);
-        let next = of_least.min_by_key(|front| (self.rows(front.client), front.arrival))?;
+        let next = of_least.min_by_key(|front| (self.accounts.rows(front.client), front.arrival))?;
         Some((least, next.client))
-    }
-
-    fn rows(&self, client: ClientId) -> u64 {
-        self.clients.get(&client).map_or(0, |account| account.rows)
     }
 
     fn queue(&mut self, place: Place) -> Option<&mut Queue> {
@@ -187,20 +176,12 @@ impl Line {
 
     /// Rows were computed for a client.
     pub fn serve(&mut self, client: ClientId, rows: usize) {
-        self.account(client).rows += rows as u64;
+        self.accounts.serve(client, rows);
     }
 
     /// A sequence that stood here or ran has ended.
     pub fn leave(&mut self, client: ClientId) {
-        let account = self.account(client);
-        account.sequences -= 1;
-        if account.sequences == 0 {
-            self.clients.remove(&client);
-        }
-    }
-
-    fn account(&mut self, client: ClientId) -> &mut Account {
-        self.clients.get_mut(&client).expect("a client with a sequence has an account")
+        self.accounts.close(client);
     }
 
     pub fn find_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
@@ -218,8 +199,9 @@ impl Line {
             return self.take(Place::Resumed, at);
         }
         let mut queues = self.queues.iter();
-        let (place, at) = queues
-            .find_map(|(&(priority, client), queue)| Some((Place::New(priority, client), queue.position(id)?)))?;
+        let (place, at) = queues.find_map(|(&(priority, client), queue)| {
+            Some((Place::New(priority, client), queue.position(id)?))
+        })?;
         self.take(place, at)
     }
 
@@ -235,7 +217,7 @@ impl Line {
     /// Sequences on all accounts: those that wait here, and those that run.
     #[cfg(debug_assertions)]
     pub fn accounted(&self) -> usize {
-        self.clients.values().map(|account| account.sequences).sum()
+        self.accounts.sequences()
     }
 }
 
@@ -283,7 +265,9 @@ mod tests {
     #[test]
     fn lower_numbers_go_first_and_who_ran_before_its_equals() {
         let mut line = Line::default();
-        for (arrival, client, priority) in [(1, 1, 0), (2, 1, -5), (3, 2, -5), (4, 2, 9), (5, 2, 9), (6, 1, 9)] {
+        for (arrival, client, priority) in
+            [(1, 1, 0), (2, 1, -5), (3, 2, -5), (4, 2, 9), (5, 2, 9), (6, 1, 9)]
+        {
             line.join(sequence(arrival, client, priority));
         }
         // The last two of priority 9 run, and come back.
@@ -300,7 +284,7 @@ mod tests {
         (1..=3).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
         (4..=5).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
         line.resume(sequence(6, 1, 0));
-        line.open_account(ClientId(1));
+        line.accounts.open(ClientId(1));
         assert!((0..3).all(|_| line.pass_over()));
         assert_eq!(line.pop().map(|it| it.id.0), Some(3), "6, 1 and 2 are passed over");
         assert_eq!((line.peek().map(|it| it.id.0), line.len()), (Some(4), 5));
@@ -326,5 +310,32 @@ mod tests {
         line.join(sequence(2, 2, 0));
         line.join(sequence(3, 2, 0));
         assert_eq!(order(&mut line, 10), [1, 2, 3], "equal accounts: by arrival");
+    }
+
+    #[test]
+    fn who_ran_without_anybody_waiting_has_no_credit_for_it() {
+        let mut line = Line::default();
+        for (arrival, client, rows) in [(1, 2, 10), (2, 1, 1000)] {
+            line.join(sequence(arrival, client, 0));
+            assert_eq!(line.pop().map(|it| it.id.0), Some(arrival));
+            line.serve(ClientId(client), rows);
+        }
+        (3..5).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
+        (5..7).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
+        assert_eq!(order(&mut line, 10), [3, 5, 4, 6]);
+    }
+
+    #[test]
+    fn who_had_more_has_had_it_when_it_comes_again() {
+        let mut line = Line::default();
+        (1..4).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
+        line.join(sequence(4, 2, 0));
+        for rows in [10, 1000] {
+            let client = line.pop().unwrap().client;
+            line.serve(client, rows);
+        }
+        line.leave(ClientId(2));
+        line.join(sequence(5, 2, 0));
+        assert_eq!(order(&mut line, 10), [2, 3, 5]);
     }
 }
