@@ -93,12 +93,30 @@ impl BlockPool {
         if it.hash.is_some() { self.append(block.0) } else { self.prepend(block.0) }
     }
 
-    /// From now on the block is found by `hash`, unless another is already.
+    /// From now on the block is found by `hash`, unless another is that somebody holds. From one that nobody does it takes
+    /// the name over: what is computed again was used just now, and the other would go first.
     pub fn name(&mut self, block: BlockId, hash: BlockHash) {
         debug_assert!(self.blocks[block.index()].holders > 0, "block {block} is named, but nobody holds it");
-        if self.blocks[block.index()].hash.is_none() && self.index.insert(hash, block) {
-            self.block_mut(block.0).hash = Some(hash);
+        if self.blocks[block.index()].hash.is_some() {
+            return;
         }
+        if let Some(other) = self.index.get(hash) {
+            if !self.is_free(other) {
+                return;
+            }
+            self.forget(other.0);
+        }
+        self.index.insert(hash, block);
+        self.block_mut(block.0).hash = Some(hash);
+    }
+
+    /// Nobody holds it, and nobody finds it any more.
+    fn forget(&mut self, block: u32) {
+        self.unlink(block);
+        if let Some(hash) = self.block_mut(block).hash.take() {
+            self.index.remove(hash);
+        }
+        self.prepend(block);
     }
 
     pub fn find(&self, hash: BlockHash) -> Option<BlockId> {
@@ -231,5 +249,23 @@ mod tests {
         pool.share(taken[1]); // used again
         pool.give(taken[1]);
         assert_eq!([(); 3].map(|()| pool.take().unwrap()), [taken[0], taken[2], taken[1]]);
+    }
+
+    #[test]
+    fn a_name_goes_over_from_a_block_that_nobody_holds() {
+        let mut pool = BlockPool::new(3);
+        let (first, other) = (pool.take().unwrap(), pool.take().unwrap());
+        pool.name(first, HASH);
+        pool.name(other, HASH);
+        assert_eq!(pool.find(HASH), Some(first), "it is held");
+        pool.give(first);
+        pool.name(other, HASH);
+        assert_eq!((pool.find(HASH), pool.free_count(), pool.cached_count()), (Some(other), 2, 0));
+        pool.give(other);
+        assert_eq!(
+            (pool.cached_count(), pool.take()),
+            (1, Some(first)),
+            "there is nothing in it to be found"
+        );
     }
 }

@@ -110,6 +110,26 @@ fn the_longest_unused_beginning_goes_first() {
     );
 }
 
+/// Its window was lost, and it was computed again: that was the last use of it, and what was there before is not kept in
+/// its place.
+#[test]
+fn what_is_computed_again_is_what_was_used_last() {
+    let mut world = World::new(small());
+    world.form_group_of(KvBlocks { full: 14, window: 8 });
+    for (id, tokens) in [(1, 49), (2, 120)] {
+        world.arrive(request(id, tokens, 1));
+        world.run_to_end();
+    }
+    world.arrive(beginning_like(1, 49, 3, 0));
+    world.run_to_end();
+    assert_eq!(cached(&world, 3), 0, "the second took the blocks of its window");
+    world.arrive(request(4, 65, 1)); // takes a block of what was used longest ago
+    world.run_to_end();
+    world.arrive(beginning_like(1, 49, 5, 0));
+    world.run_to_end();
+    assert_eq!(cached(&world, 5), 48);
+}
+
 #[test]
 fn a_preempted_sequence_finds_most_of_what_it_had() {
     let mut world = World::with_blocks(small(), 14);
