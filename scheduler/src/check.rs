@@ -71,10 +71,11 @@ impl Scheduler {
             assert_eq!(sequence.map(|it| it.lane), Some(lane), "{} decodes in another's step", work.sequence);
         }
         // What makes progress certain.
-        if let Some(first) = group.running.first().filter(|first| !working.contains(&first.id)) {
-            let knows_tokens = self.settings.speculation.is_some() && first.decodes();
-            let is_due = first.takes_part(lane) && first.is_ready(self.length_max(), knows_tokens);
-            assert!(!is_due, "{} runs first, is ready, and has no rows", first.id);
+        let leader = group.leader().map(|at| &group.running[at]);
+        if let Some(leader) = leader.filter(|leader| !working.contains(&leader.id)) {
+            let knows_tokens = self.settings.speculation.is_some() && leader.decodes();
+            let is_due = leader.takes_part(lane) && leader.is_ready(self.length_max(), knows_tokens);
+            assert!(!is_due, "{} leads, is ready, and has no rows", leader.id);
         }
     }
 }

@@ -68,7 +68,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial {
     pub sequence: SequenceId,
-    /// Whatever runs makes way for it: once nothing is in flight it goes back to the head of the line, with its tokens.
+    /// Whatever runs makes way for it: once nothing is in flight it goes back to the line, with its tokens.
     pub alone: bool,
 }
 

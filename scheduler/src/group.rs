@@ -43,7 +43,8 @@ pub struct Group {
     pub lanes: Lanes,
     // Lists that are used again from step to step.
     served: Vec<(ClientId, usize)>,
-    shorter: Vec<(usize, usize)>,
+    shortest: Vec<(usize, usize)>,
+    ranked: Vec<((i32, Seat), usize)>,
     drafts: Vec<TokenId>,
 }
 
@@ -62,7 +63,8 @@ impl Group {
             spares: Spares::default(),
             lanes,
             served: Vec::new(),
-            shorter: Vec::new(),
+            shortest: Vec::new(),
+            ranked: Vec::new(),
             drafts: Vec::new(),
         }
     }
@@ -220,6 +222,12 @@ impl Group {
             last.lane = lane;
             self.lanes.move_one(fuller, lane);
         }
+    }
+
+    /// The most important that runs, of those the first: it has rows whenever it is ready, and is never preempted.
+    pub fn leader(&self) -> Option<usize> {
+        let ranks = self.running.iter().map(Sequence::rank).enumerate();
+        ranks.min_by_key(|(_, rank)| *rank).map(|(at, _)| at)
     }
 
     pub fn find(&self, seat: Seat) -> Option<usize> {

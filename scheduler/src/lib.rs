@@ -41,29 +41,30 @@
 //!
 //! ```text
 //!   first                                    last
-//!   [ decode  decode  prompt  decode  prompt ] [ preempted | a: new new new | b: new ]
-//!     running, in the group: tables of blocks    waiting: tokens and no more
+//!   [ decode  decode  prompt  decode  prompt ] [ 0: preempted | a: new new | b: new ] [ 1: preempted | b: new ]
+//!     running, in the group: tables of blocks    waiting, by priority: tokens and no more
 //! ```
 //!
-//! Who is next is told in `line.rs`: what ran before, then the lowest priority number, then the client that
-//! has had least. What makes progress certain is short: *the first that runs has rows whenever it is ready*.
-//! It is never preempted, there is a row left for it however many decode
-//! ([`Settings::tokens_per_step_max`] is at least [`Settings::sequences_max`]), alone it fits in the cache,
-//! for one that does not is ended by [`FinishReason::Length`], and what is preempted goes before all others.
+//! Who is next is told in `line.rs`: the lowest priority number, then what ran before, then the client that
+//! has had least. Who does not fit holds up all behind it. What makes progress certain is short: *the leader, the first
+//! that runs of those with the lowest priority number, has rows whenever it is ready*. It is never preempted, there is a
+//! row left for it however many decode ([`Settings::tokens_per_step_max`] is at least [`Settings::sequences_max`]), and
+//! alone it fits in the cache, for one that does not is ended by [`FinishReason::Length`]. Another leads only when it has
+//! ended, or when one comes that is more important.
 //!
 //! One on trial ([`Event::OnTrial`]) goes before all of this: nobody else is taken in, and where it is to be alone what
-//! runs goes back to the line as if it were preempted, the first too.
+//! runs goes back to the line as if it were preempted, the leader too.
 //!
 //! # One step
 //!
 //! 1. *Room.* Each sequence that decodes needs blocks for its next token, in the pools of the full and of
-//!    the window layers. Where they run out, the lowest in rank is preempted: it goes back to the line, and
-//!    later runs again as a prompt of all its tokens, most of which it may find in the cache. What it
-//!    emitted stays emitted.
+//!    the window layers. Where they run out, the least important, and of those the last, is preempted: it goes back
+//!    to the line, and later runs again as a prompt of all its tokens, most of which it may find in the cache. What
+//!    it emitted stays emitted.
 //! 2. *Decode.* Each sequence that lacks one row gets it: a long prompt delays nobody's next token. With
 //!    speculation it also tries guesses.
-//! 3. *Prompts.* Those that run and those that are next share the rows that are left: shorter ones go first,
-//!    up to half, so that a long one delays them little. A prompt takes as many steps as it needs; the last
+//! 3. *Prompts.* Those that run and those that are next share the rows that are left, by priority: among equals shorter
+//!    ones go first, up to half, so that a long one delays them little. A prompt takes as many steps as it needs; the last
 //!    chunk alone samples. What it begins with may be in the cache: then its rows begin behind that.
 //!
 //! # One step ahead

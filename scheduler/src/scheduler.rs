@@ -163,7 +163,7 @@ impl Scheduler {
         }
     }
 
-    /// Everything that runs goes back to the head of the line, to start over from its tokens.
+    /// Everything that runs goes back to the line, to start over from its tokens.
     fn disband(&mut self) {
         let Some(mut group) = self.group.take() else { return };
         while let Some(last) = group.running.len().checked_sub(1) {

@@ -12,7 +12,7 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Arrival(pub u64);
 
-/// A place in a group: counts the admissions. The first that runs is the one that is never preempted.
+/// A place in a group: counts the admissions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seat(pub u64);
 
@@ -103,6 +103,11 @@ impl Sequence {
     /// Whether it had a seat once, in whatever group.
     pub fn has_run(&self) -> bool {
         self.queued.is_some()
+    }
+
+    /// Where there is not enough for all that run, the lowest goes first, and the highest gives what it has.
+    pub fn rank(&self) -> (i32, Seat) {
+        (self.priority, self.seat)
     }
 
     // What it lacks.

@@ -34,7 +34,9 @@ impl Group {
             return self.admit_only(sequence, settings, line, batch, counters);
         }
         batch.charge(line);
-        while let Some(next) = line.peek().filter(|_| self.has_seat(settings, batch)) {
+        while self.has_seat(settings, batch)
+            && let Some(next) = line.peek()
+        {
             match self.fits(next, settings) {
                 Fit::Yes(prefix) => {
                     let sequence = line.pop().expect("looked at just now");

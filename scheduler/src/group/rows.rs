@@ -11,7 +11,7 @@ use flotilla_shared::TokenId;
 use flotilla_shared::step::BLOCK_TOKENS;
 
 impl Group {
-    /// One row each of the step's lane, and guesses after it while rows are left for them.
+    /// One row each of the step's lane, for which there is room, and guesses after it while rows are left for them.
     pub(super) fn add_decodes(
         &mut self,
         settings: &Settings,
@@ -25,11 +25,7 @@ impl Group {
             let is_due = sequence.lane == lane && sequence.decodes();
             is_due && sequence.is_ready(length_max, speculation.is_some())
         };
-        let mut count = 0;
-        for sequence in self.running.iter_mut().filter(|sequence| decodes(sequence)) {
-            count += 1;
-            self.cache.grow(&mut sequence.tables, sequence.computed + 1);
-        }
+        let count = self.running.iter().filter(|sequence| decodes(sequence)).count();
         let mut for_guesses = match speculation {
             Some(_) => self.rows_for_guesses(settings, length_max, line, batch.rows_free - count),
             None => 0,
@@ -57,8 +53,8 @@ impl Group {
         if is_wanted { left / 2 } else { left }
     }
 
-    /// Prompts share the rest. The first of them has at least half, and all that nobody else wants; shorter
-    /// ones go before it, so that a long prompt does not hold up short ones, and so do new ones.
+    /// Prompts share the rest. The first of them in rank has at least half, and all that nobody wants who is as important:
+    /// shorter ones go before it, so that a long prompt does not hold up short ones, and so do new ones.
     pub(super) fn add_prompts(
         &mut self,
         settings: &Settings,
@@ -67,42 +63,50 @@ impl Group {
         batch: &mut Batch,
         counters: &mut Counters,
     ) {
-        let is_prompt = |sequence: &Sequence| is_prompt(sequence, length_max);
-        let first = self.running.iter().position(is_prompt);
-        let lacking = first.map_or(0, |first| self.running[first].rows_lacking());
-        let reserved = lacking.min(batch.rows_free.div_ceil(2));
+        let prompts = self.running.iter().filter(|sequence| is_prompt(sequence, length_max));
+        let first = prompts.min_by_key(|sequence| sequence.rank());
+        let (priority, lacking) = first.map_or((i32::MAX, 0), |first| (first.priority, first.rows_lacking()));
+        let half = lacking.min(batch.rows_free.div_ceil(2));
+        batch.rows_free -= half;
+        self.add_shorter(priority, lacking, length_max, batch);
+        batch.rows_free += half;
+        let is_next_less = line.peek().is_some_and(|next| next.priority > priority);
+        let reserved = if is_next_less { lacking.min(batch.rows_free) } else { half };
         batch.rows_free -= reserved;
-        let mut shorter = std::mem::take(&mut self.shorter);
-        let prompts = self.running.iter().enumerate().filter(|(_, sequence)| is_prompt(sequence));
-        shorter.extend(prompts.map(|(at, s)| (s.rows_lacking(), at)).filter(|&(rows, _)| rows < lacking));
-        shorter.sort_unstable();
-        shorter.drain(..).for_each(|(_, at)| self.add_rows(at, batch));
-        self.shorter = shorter;
         let before = self.running.len();
         self.admit(settings, line, batch, counters);
         batch.rows_free += reserved;
-        if let Some(first) = first {
-            for at in first..before {
-                if is_prompt(&self.running[at]) && batch.rows_free > 0 {
-                    self.add_rows(at, batch);
-                }
-            }
-        }
+        let rest = self.running[..before].iter().enumerate().filter(|(_, it)| is_prompt(it, length_max));
+        let mut ranked = std::mem::take(&mut self.ranked);
+        ranked.extend(rest.map(|(at, sequence)| (sequence.rank(), at)));
+        ranked.sort_unstable();
+        ranked.drain(..).for_each(|(_, at)| self.add_rows(at, batch));
+        self.ranked = ranked;
+    }
+
+    /// Prompts as important as the first, that lack less than it.
+    fn add_shorter(&mut self, priority: i32, lacking: usize, length_max: usize, batch: &mut Batch) {
+        let shorter = |it: &Sequence| it.priority == priority && it.rows_lacking() < lacking;
+        let prompts = self.running.iter().enumerate().filter(|(_, it)| is_prompt(it, length_max));
+        let mut shortest = std::mem::take(&mut self.shortest);
+        shortest.extend(prompts.filter(|(_, it)| shorter(it)).map(|(at, it)| (it.rows_lacking(), at)));
+        shortest.sort_unstable();
+        shortest.drain(..).for_each(|(_, at)| self.add_rows(at, batch));
+        self.shortest = shortest;
     }
 
     /// As many rows of one sequence as are left, and as it gets blocks for, unless it has rows already. It
-    /// leaves a window block to each other that runs; the first may take the last one.
+    /// leaves a window block to each other that runs; the leader has one already.
     pub(super) fn add_rows(&mut self, at: usize, batch: &mut Batch) {
         let spare = self.running.len() - 1;
         let sequence = &mut self.running[at];
-        if batch.plan.work.iter().any(|work| work.sequence == sequence.id) {
+        if batch.rows_free == 0 || batch.plan.work.iter().any(|work| work.sequence == sequence.id) {
             return;
         }
         let window_blocks =
             self.cache.window.free_count().saturating_sub(spare) + sequence.tables.window_end();
-        let least = sequence.computed + usize::from(at == 0);
         let end = sequence.computed + sequence.rows_lacking().min(batch.rows_free);
-        let end = end.min((window_blocks * BLOCK_TOKENS).max(least));
+        let end = end.min((window_blocks * BLOCK_TOKENS).max(sequence.computed));
         let end = self.cache.grow(&mut sequence.tables, end);
         batch.add(sequence, end.saturating_sub(sequence.computed), &[]);
         self.cache.name_settled(sequence);

@@ -3,7 +3,7 @@
 use crate::world::{World, reference, request};
 use crate::{PLENTY, small};
 use flotilla_scheduler::{Request, Settings, Speculation};
-use flotilla_shared::SequenceId;
+use flotilla_shared::{KvBlocks, SequenceId};
 use std::time::Duration;
 
 #[test]
@@ -133,6 +133,27 @@ fn guesses_leave_rows_to_prompts_and_to_who_comes() {
     }
     assert!(steps <= 12, "{steps} steps for 30 rows, of which three are in each");
     world.run_to_end();
+}
+
+/// A guess took the block of window layers that the first prompt was to have, and it had no row. Found by chance, with
+/// stages; 2026-11-29.
+#[test]
+fn guesses_leave_the_leader_its_block() {
+    let speculation = Some(Speculation { drafts_max: 4, ngram_max: 1, ngram_min: 1 });
+    let settings = Settings { speculation, window_tokens: 16, steps_in_flight_max: 1, ..small() };
+    for tokens in 1..40 {
+        let mut world = World::new(settings.clone());
+        world.form_group_of(KvBlocks { full: 40, window: 3 });
+        world.arrive(request(1, 350, 2));
+        world.settle_actions();
+        world.arrive(request(2, tokens, 200));
+        while world.client(1).emitted.is_empty() {
+            let leads = world.plan().work.iter().any(|work| work.sequence == SequenceId(1));
+            assert!(leads, "no row, beside {tokens} tokens");
+            world.step();
+        }
+        world.run_to_end();
+    }
 }
 
 /// Nobody who runs has a mask for as long as a grammar takes.

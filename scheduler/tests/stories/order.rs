@@ -110,3 +110,48 @@ fn seats_of_one_step_are_shared_too() {
     assert_eq!(first, [1, 5, 2, 6].map(SequenceId));
     world.run_to_end();
 }
+
+/// Though it came first.
+#[test]
+fn where_blocks_run_out_the_least_important_starts_over() {
+    let mut world = World::with_blocks(small(), 5);
+    world.arrive(Request { priority: 3, ..request(1, 5, 60) });
+    world.settle_actions();
+    world.arrive(request(2, 5, 60));
+    world.run_to_end();
+    let made_way: Vec<SequenceId> = world.plans.iter().flat_map(|plan| plan.release.clone()).collect();
+    assert_eq!((world.scheduler.counters().preemptions, made_way[0]), (1, SequenceId(1)));
+    assert!((1..=2).all(|id| world.client(id).is_complete()));
+}
+
+#[test]
+fn a_long_prompt_holds_up_none_that_is_more_important() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    world.arrive(Request { priority: 3, ..request(1, 60, 2) });
+    world.settle_actions();
+    world.arrive(request(2, 70, 2));
+    while world.client(2).emitted.is_empty() {
+        world.step();
+    }
+    assert!(world.client(1).emitted.is_empty());
+    world.run_to_end();
+}
+
+/// Nor does a short one; one that is as important passes it all the same.
+#[test]
+fn new_prompts_leave_the_rows_to_one_that_is_more_important() {
+    let mut world = World::with_blocks(small(), PLENTY);
+    world.arrive(request(1, 40, 2));
+    world.settle_actions();
+    world.arrive(Request { priority: 3, ..request(2, 4, 2) });
+    world.arrive(request(3, 6, 2));
+    while world.client(3).emitted.is_empty() {
+        world.step();
+    }
+    assert!(world.client(1).emitted.is_empty());
+    while world.client(1).emitted.is_empty() {
+        world.step();
+    }
+    assert!(world.client(2).emitted.is_empty());
+    world.run_to_end();
+}
