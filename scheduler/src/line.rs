@@ -88,7 +88,7 @@ impl Line {
     /// A client of whom nobody waits has had as much, at least, as the one of those who wait who had least; where nobody
     /// waits, as whoever had most: time in which it did not wait is no credit.
     fn level(&mut self, priority: i32, client: ClientId) {
-        if self.queues.contains_key(&(priority, client)) {
+        if self.queues.keys().any(|(_, other)| *other == client) {
             return;
         }
         let waiting = self.queues.range((priority, ClientId(0))..=(priority, ClientId(u64::MAX)));
@@ -323,6 +323,18 @@ mod tests {
         (3..5).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
         (5..7).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
         assert_eq!(order(&mut line, 10), [3, 5, 4, 6]);
+    }
+
+    #[test]
+    fn who_waits_is_not_made_to_have_had_more_by_another_priority() {
+        let mut line = Line::default();
+        (1..3).for_each(|client| line.join(sequence(client, client, 5)));
+        line.join(sequence(3, 3, 0));
+        assert_eq!(line.pop().map(|it| it.id.0), Some(3));
+        line.serve(ClientId(3), 1000);
+        line.join(sequence(4, 1, 0));
+        line.join(sequence(5, 2, 5));
+        assert_eq!(order(&mut line, 10), [4, 2, 1, 5]);
     }
 
     #[test]
