@@ -233,9 +233,9 @@ impl World {
 
     // What a test asks.
 
-    /// Runs until every client has its last word. Each step computes a row of the first that runs, which is
-    /// not preempted, or (with guesses) finds all waiting for one that is in flight: so the rows of all of
-    /// them bound the steps.
+    /// Runs until every client has its last word. Each step computes a row of the leader, whom only one that comes and is
+    /// more important can make start over, or (with guesses) finds all waiting for one that is in flight: so the rows of
+    /// all of them bound the steps.
     pub fn run_to_end(&mut self) {
         let live = self.clients.values().filter(|client| client.end.is_none());
         let rows: usize = live.map(|c| c.request.prompt.len() + c.expected.len() + 1).sum();
