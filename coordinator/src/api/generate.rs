@@ -1,26 +1,24 @@
 //! From prompts to updates: every choice is a sequence of its own, and what comes of all of them is one
 //! stream, in the order in which it comes.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use flotilla_scheduler::{ClientId, FinishReason};
+use flotilla_scheduler::ClientId;
 use flotilla_shared::sampling::mix;
-use flotilla_shared::step::Logprobs;
 use flotilla_shared::{Sampling, TokenId};
-use futures::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
+use futures::stream::{SelectAll, Stream, select_all};
 
 use super::Api;
+use super::choice::Choice;
 use super::ending::Ending;
 use super::error::ApiError;
 use super::log::RequestLog;
-use super::metrics::Finished;
 use super::options::{CHOICES_MAX, Options};
 use super::reader::{Delta, Reader};
 use super::trace::{ChoiceTimes, RequestTrace};
-use crate::driver::{Generation, TokenEvent, TokenStream};
+use crate::driver::Generation;
 use crate::guide::{Guide, Pattern};
 
 /// What happened to one choice.
@@ -186,130 +184,6 @@ pub fn check_text(api: &Api, bytes: usize) -> Result<(), ApiError> {
         return Ok(());
     }
     Err(ApiError::ContextBytes { bytes, context_tokens_max, token_bytes_max })
-}
-
-struct Choice {
-    /// None once the choice has ended.
-    tokens: Option<TokenStream>,
-    reader: Box<dyn Reader>,
-    usage: Usage,
-    ready: VecDeque<Update>,
-    last_token: Option<Instant>,
-    times: ChoiceTimes,
-    log: RequestLog,
-    api: Arc<Api>,
-}
-
-impl Choice {
-    fn new(
-        api: &Arc<Api>,
-        tokens: TokenStream,
-        reader: Box<dyn Reader>,
-        times: ChoiceTimes,
-        log: RequestLog,
-    ) -> Choice {
-        Choice {
-            tokens: Some(tokens),
-            reader,
-            usage: Usage { prompt_tokens: times.prompt_tokens, ..Usage::default() },
-            ready: VecDeque::new(),
-            last_token: None,
-            times,
-            log,
-            api: Arc::clone(api),
-        }
-    }
-
-    fn updates(self, index: usize) -> Pin<Box<dyn Stream<Item = (usize, Update)> + Send>> {
-        unfold(self, |mut choice| async { choice.next().await.map(|update| (update, choice)) })
-            .map(move |update| (index, update))
-            .boxed()
-    }
-
-    async fn next(&mut self) -> Option<Update> {
-        while self.ready.is_empty() {
-            match self.tokens.as_mut()?.next().await {
-                TokenEvent::Token { token, logprobs, cached_tokens } => {
-                    self.usage.cached_tokens = cached_tokens;
-                    self.on_token(token, logprobs);
-                }
-                TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
-                    self.queued(usage.queued);
-                    self.fail(ApiError::Deadline, Finished::deadline);
-                }
-                TokenEvent::Finished { reason, usage } => {
-                    self.queued(usage.queued);
-                    self.usage.cached_tokens = usage.cached_tokens;
-                    self.end(reason == FinishReason::Length);
-                }
-                TokenEvent::Failed(failure) => self.fail(failure.into(), Finished::error),
-            }
-        }
-        self.ready.pop_front()
-    }
-
-    fn queued(&mut self, queued: Duration) {
-        self.api.metrics.queued(queued);
-        self.times.ran = Some(self.times.submitted + queued);
-    }
-
-    fn fail(&mut self, error: ApiError, finished: Finished) {
-        self.close(finished);
-        self.ready.push_back(Update::Failed(error));
-    }
-
-    fn on_token(&mut self, token: TokenId, logprobs: Option<Logprobs>) {
-        self.usage.completion_tokens += 1;
-        self.log.note_token(&mut self.last_token);
-        self.times.first_token = self.times.first_token.or(self.last_token);
-        let deltas = self.reader.push(token, logprobs);
-        self.give(deltas);
-        if self.reader.done() {
-            self.end(false);
-        }
-    }
-
-    fn give(&mut self, deltas: Vec<Delta>) {
-        self.usage.reasoning_tokens = self.reader.reasoning_tokens();
-        let usage = self.usage;
-        self.ready.extend(deltas.into_iter().map(|delta| Update::Delta { delta, usage }));
-    }
-
-    /// Drops the token stream, which cancels the sequence if it is not done.
-    fn close(&mut self, finished: Finished) {
-        if self.tokens.take().is_some() {
-            self.api.metrics.finished(finished);
-            if let Some(trace) = self.log.trace() {
-                self.times.cached_tokens = self.usage.cached_tokens;
-                self.times.generated_tokens = self.usage.completion_tokens;
-                trace.choice(&self.times, finished);
-            }
-        }
-    }
-
-    fn end(&mut self, at_length: bool) {
-        self.close(if at_length { Finished::length } else { Finished::stop });
-        let deltas = self.reader.finish();
-        self.give(deltas);
-        let finish = match self.reader.calls() {
-            _ if at_length && !self.reader.done() => Finish::Length,
-            0 => Finish::Stop,
-            _ => Finish::ToolCalls,
-        };
-        let usage = self.usage;
-        self.log.note(|facts| {
-            facts.cached_tokens += usage.cached_tokens;
-            facts.reasoning_tokens += usage.reasoning_tokens;
-        });
-        self.ready.push_back(Update::Ended(Ended { finish, usage }));
-    }
-}
-
-/// A client that left before the end.
-impl Drop for Choice {
-    fn drop(&mut self) {
-        self.close(Finished::abort);
-    }
 }
 
 /// Prompts count once however many choices were made of each; all else adds up.

@@ -8,6 +8,7 @@ mod answer;
 mod auth;
 mod body;
 mod chat;
+mod choice;
 mod cluster;
 mod completions;
 mod content;
