@@ -67,7 +67,7 @@ pub struct Sequence {
 
 impl Sequence {
     pub fn new(arrival: Arrival, arrived_at: Duration, request: Request) -> Sequence {
-        let Request { sequence: id, prompt, sampling, tokens_max, stop_tokens, guided, .. } = request;
+        let Request { sequence: id, prompt, said, sampling, tokens_max, stop_tokens, guided, .. } = request;
         Sequence {
             id,
             arrival,
@@ -76,7 +76,7 @@ impl Sequence {
             client: request.client,
             priority: request.priority,
             deadline: request.deadline,
-            prompt_count: prompt.len(),
+            prompt_count: prompt.len().saturating_sub(said),
             tokens: prompt,
             tokens_max,
             stop_tokens,

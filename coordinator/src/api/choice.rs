@@ -15,6 +15,7 @@ use super::error::ApiError;
 use super::generate::{Ended, Finish, Update, Usage};
 use super::log::RequestLog;
 use super::metrics::Finished;
+use super::onward::Onward;
 use super::reader::{Delta, Reader};
 use super::trace::ChoiceTimes;
 use crate::driver::{TokenEvent, TokenStream};
@@ -22,6 +23,9 @@ use crate::driver::{TokenEvent, TokenStream};
 pub struct Choice {
     /// None once the choice has ended.
     tokens: Option<TokenStream>,
+    /// While it may yet end in its thought.
+    onward: Option<Onward>,
+    went_on: bool,
     reader: Box<dyn Reader>,
     usage: Usage,
     ready: VecDeque<Update>,
@@ -35,12 +39,15 @@ impl Choice {
     pub fn new(
         api: &Arc<Api>,
         tokens: TokenStream,
+        onward: Option<Onward>,
         reader: Box<dyn Reader>,
         times: ChoiceTimes,
         log: RequestLog,
     ) -> Choice {
         Choice {
             tokens: Some(tokens),
+            onward,
+            went_on: false,
             reader,
             usage: Usage { prompt_tokens: times.prompt_tokens, ..Usage::default() },
             ready: VecDeque::new(),
@@ -61,7 +68,7 @@ impl Choice {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
                 TokenEvent::Token { token, logprobs, cached_tokens } => {
-                    self.usage.cached_tokens = cached_tokens;
+                    self.cached(cached_tokens);
                     self.on_token(token, logprobs);
                 }
                 TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
@@ -70,8 +77,10 @@ impl Choice {
                 }
                 TokenEvent::Finished { reason, usage } => {
                     self.queued(usage.queued);
-                    self.usage.cached_tokens = usage.cached_tokens;
-                    self.end(reason == FinishReason::Length);
+                    self.cached(usage.cached_tokens);
+                    if !self.go_on(reason).await {
+                        self.end(reason == FinishReason::Length);
+                    }
                 }
                 TokenEvent::Failed(failure) => self.fail(failure.into(), Finished::error),
             }
@@ -79,9 +88,41 @@ impl Choice {
         self.ready.pop_front()
     }
 
+    /// What it waits before it goes on is told between two tokens.
     fn queued(&mut self, queued: Duration) {
-        self.api.metrics.queued(queued);
-        self.times.ran = Some(self.times.submitted + queued);
+        if !self.went_on {
+            self.api.metrics.queued(queued);
+            self.times.ran = Some(self.times.submitted + queued);
+        }
+    }
+
+    /// What it thought is found again, and is no part of the prompt.
+    fn cached(&mut self, cached_tokens: usize) {
+        if !self.went_on {
+            self.usage.cached_tokens = cached_tokens;
+        }
+    }
+
+    /// Whether there is more to come of an answer that ended in its thought. Where the workers are lost or the line
+    /// is full it is over as it is.
+    async fn go_on(&mut self, reason: FinishReason) -> bool {
+        let FinishReason::StopToken(end) = reason else { return false };
+        let next = self.onward.take().and_then(|it| it.generation(&self.api.harmony, end, Instant::now()));
+        let Some(generation) = next else { return false };
+        let said = generation.said;
+        match self.api.replicas.submit(generation).await {
+            Ok(tokens) => self.tokens = Some(tokens),
+            Err(refusal) => {
+                let _span = self.log.span().enter();
+                tracing::warn!(%refusal, "the answer ended in its thought, and could not go on");
+                return false;
+            }
+        }
+        self.went_on = true;
+        self.log.note_added(said - self.usage.completion_tokens);
+        self.usage.completion_tokens = said;
+        self.reader.open_answer();
+        true
     }
 
     fn fail(&mut self, error: ApiError, finished: Finished) {
@@ -95,6 +136,10 @@ impl Choice {
         self.times.first_token = self.times.first_token.or(self.last_token);
         let deltas = self.reader.push(token, logprobs);
         self.give(deltas);
+        self.onward = self.onward.take().filter(|_| self.reader.only_thought());
+        if let Some(onward) = &mut self.onward {
+            onward.push(token);
+        }
         if self.reader.done() {
             self.end(false);
         }

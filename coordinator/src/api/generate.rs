@@ -15,6 +15,7 @@ use super::choice::Choice;
 use super::ending::Ending;
 use super::error::ApiError;
 use super::log::RequestLog;
+use super::onward::Onward;
 use super::options::{CHOICES_MAX, Options};
 use super::reader::{Delta, Reader};
 use super::trace::{ChoiceTimes, RequestTrace};
@@ -103,9 +104,13 @@ pub async fn generate(
     let all = options.choosing.top_k as usize >= api.harmony.tokenizer().vocab_size();
     let top_k = if all { 0 } else { options.choosing.top_k };
     let mut streams = Vec::new();
+    let goes_on = pattern.is_none() && !options.ending.ignore_eos && reader().only_thought();
+    let kept: Vec<Arc<[TokenId]>> =
+        prompts.iter().filter(|_| goes_on).map(|prompt| prompt.as_slice().into()).collect();
     for (index, prompt) in prompts.iter().flat_map(|prompt| vec![prompt; options.choices]).enumerate() {
         let generation = Generation {
             prompt: prompt.clone(),
+            said: 0,
             sampling: Sampling { top_k, ..options.sampling(seed, index % options.choices) },
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
@@ -117,6 +122,9 @@ pub async fn generate(
             trace: log.trace().map(RequestTrace::context),
         };
         let submitted = Instant::now();
+        let onward = kept
+            .get(index / options.choices)
+            .map(|prompt| Onward::new(&generation, prompt, &options.ending, &api.stop_tokens, submitted));
         let tokens = api.replicas.submit(generation).await.inspect_err(|_| {
             // Clients come back with it. What was taken in of several choices may have been computed.
             if let Some(visit) = log.visit().filter(|_| streams.is_empty()) {
@@ -124,7 +132,7 @@ pub async fn generate(
             }
         })?;
         let times = times(index, submitted, prompt.len());
-        let choice = Choice::new(api, tokens, reader(), times, log.clone());
+        let choice = Choice::new(api, tokens, onward, reader(), times, log.clone());
         streams.push(choice.updates(index));
     }
     Ok(select_all(streams))

@@ -91,6 +91,14 @@ impl RequestLog {
         }
     }
 
+    /// Tokens of an answer that the server wrote.
+    pub fn note_added(&self, count: usize) {
+        self.0.facts().completion_tokens += count;
+        if let Some(visit) = self.visit() {
+            (0..count).for_each(|_| visit.spend_token());
+        }
+    }
+
     /// The request is on a key's account until all about it is over.
     pub fn begin_visit(&self, visit: Visit) {
         self.0.visit.set(visit).expect("a request has one key");

@@ -27,6 +27,7 @@ mod logprobs;
 mod metrics;
 mod models;
 mod neutral;
+mod onward;
 mod openapi;
 mod options;
 mod page;

@@ -50,6 +50,14 @@ pub trait Reader: Send {
     fn calls(&self) -> usize {
         0
     }
+
+    /// All that came is thought, of a model that has yet to answer.
+    fn only_thought(&self) -> bool {
+        false
+    }
+
+    /// The tokens that come next are of an answer: the model was made to go on.
+    fn open_answer(&mut self) {}
 }
 
 /// Raw text.
@@ -114,6 +122,7 @@ pub struct ChatReader {
     /// The call that is being written has no arguments yet.
     call_is_bare: bool,
     content_lane: Option<Lane>,
+    only_thought: bool,
     reasoning_tokens: usize,
 }
 
@@ -129,16 +138,20 @@ impl ChatReader {
             calls: 0,
             call_is_bare: false,
             content_lane: None,
+            only_thought: true,
             reasoning_tokens: 0,
         }
     }
 
     fn on_event(&mut self, event: Event) -> Vec<Delta> {
         match event {
-            Event::Header(header) => match header.function().filter(|_| self.hears_calls) {
-                Some(name) => self.begin_call(name.to_owned()),
-                None => Vec::new(),
-            },
+            Event::Header(header) => {
+                self.only_thought &= header.lane() == Lane::Reasoning;
+                match header.function().filter(|_| self.hears_calls) {
+                    Some(name) => self.begin_call(name.to_owned()),
+                    None => Vec::new(),
+                }
+            }
             Event::Text { lane: Lane::Reasoning, text } => vec![Delta::Reasoning(text)],
             Event::Text { lane: lane @ (Lane::Preamble | Lane::Answer), text } => {
                 self.on_content(lane, &text)
@@ -230,5 +243,15 @@ impl Reader for ChatReader {
 
     fn calls(&self) -> usize {
         self.calls
+    }
+
+    fn only_thought(&self) -> bool {
+        self.only_thought
+    }
+
+    fn open_answer(&mut self) {
+        // A header, which says nothing by itself.
+        let events = self.parser.open_answer();
+        self.on_events(events);
     }
 }

@@ -24,7 +24,10 @@ use crate::traces::Context as TraceContext;
 #[derive(Default)]
 pub struct Generation {
     pub prompt: Vec<TokenId>,
+    /// So many of the prompt, its last, were generated before: this goes on from there.
+    pub said: usize,
     pub sampling: Sampling,
+    /// With those that were generated before.
     pub tokens_max: usize,
     pub stop_tokens: Vec<TokenId>,
     /// Keeps the answer to a form.
@@ -214,10 +217,12 @@ impl DriverHandle {
     /// here with one command, and events end with `tokens_max`.
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
         let sequence = SequenceId(self.sequences.fetch_add(1, Ordering::Relaxed) + 1);
-        let Generation { prompt, sampling, tokens_max, stop_tokens, client, priority, salt, .. } = generation;
+        let Generation { prompt, said, sampling, tokens_max, stop_tokens, client, priority, salt, .. } =
+            generation;
         let request = Request {
             sequence,
             prompt,
+            said,
             sampling,
             tokens_max,
             stop_tokens,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 pub use super::header::Header;
 use super::header::HeaderText;
-use super::{Harmony, Message, SpecialTokens};
+use super::{Channel, Harmony, Message, SpecialTokens};
 use crate::tokenizer::{TextStream, Tokenizer};
 
 /// Beyond this a header is no header, and what it holds is given out as text: an answer that forgot the
@@ -141,6 +141,15 @@ impl Parser {
             Mark::Stop(stop) => self.on_stop(stop, &mut events),
             Mark::Stray => {}
         }
+        events
+    }
+
+    /// Behind a stop the turn goes on, with a message on final whose header is not told token by token.
+    pub fn open_answer(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        let header = Header { channel: Some(Channel::Final), ..Header::default() };
+        self.state = State::Content(open(header, TextStream::default(), &mut events));
+        self.reply.stop = None;
         events
     }
 

@@ -32,6 +32,22 @@ impl Harmony {
         ids
     }
 
+    /// What opens a final message behind `turn`, the tokens of the assistant's turn so far without the one that
+    /// ended it. A message that is open is closed.
+    pub fn final_header(&self, turn: &[u32]) -> Vec<u32> {
+        let mut ids = Vec::new();
+        // At its beginning the prompt has said so already.
+        if let Some(last) = turn.last() {
+            ids.extend((*last != self.special.end).then_some(self.special.end));
+            ids.push(self.special.start);
+            self.text(Role::Assistant.as_str(), &mut ids);
+        }
+        ids.push(self.special.channel);
+        self.text(Channel::Final.as_str(), &mut ids);
+        ids.push(self.special.message);
+        ids
+    }
+
     pub fn render(&self, conversation: &Conversation, past: PastAnalysis) -> Vec<u32> {
         let answered = match past {
             PastAnalysis::Drop => answered_messages(conversation),

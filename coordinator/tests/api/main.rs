@@ -15,6 +15,7 @@ mod keys;
 mod limits;
 mod logprobs;
 mod metrics;
+mod onward;
 mod parameters;
 mod parrot;
 mod probes;

@@ -1,0 +1,181 @@
+//! An answer that ends inside its thought goes on once, and what comes of it is what it had been if the model had
+//! opened its final message itself.
+
+use serde_json::{Value, json};
+
+use crate::server::{MODEL, Server, joined, thinks_and_says, user};
+
+const CHAT: &str = "/v1/chat/completions";
+const OPEN: &str = "<|start|>assistant<|channel|>final<|message|>";
+
+/// What a model writes that stops where its answer should begin, and what it says if it is made to go on.
+fn stops_and_says(thought: &str, answer: &str) -> String {
+    format!("<|channel|>analysis<|message|>{thought}<|return|>{OPEN}{answer}<|return|>")
+}
+
+fn usage(answer: &Value) -> (&Value, &Value) {
+    let usage = &answer["usage"];
+    (&usage["completion_tokens"], &usage["completion_tokens_details"]["reasoning_tokens"])
+}
+
+#[tokio::test]
+async fn the_client_gets_an_answer_and_its_usage() {
+    let server = Server::start().await;
+    let whole = server.chat(&user(&thinks_and_says("Add them.", "It is 4."))).await;
+    let mut body = user(&stops_and_says("Add them.", "It is 4."));
+    let answer = server.chat(&body).await;
+    assert_eq!(answer["choices"], whole["choices"]);
+    assert_eq!(usage(&answer), usage(&whole));
+    let prompt = server.seen.prompt.lock().unwrap().clone();
+    assert!(prompt.ends_with(&format!("<|channel|>analysis<|message|>Add them.<|end|>{OPEN}")), "{prompt}");
+
+    body["stream_options"] = json!({"include_usage": true});
+    let chunks = server.stream(CHAT, &body).await;
+    assert_eq!(joined(&chunks, "/delta/content"), "It is 4.");
+    assert_eq!(joined(&chunks, "/delta/reasoning"), "Add them.");
+    let (last, before) = chunks.split_last().unwrap();
+    assert_eq!(usage(last), usage(&whole));
+    let tokens = answer["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(last["usage"]["prompt_tokens"], tokens);
+    assert_eq!(last["usage"]["prompt_tokens_details"]["cached_tokens"], (tokens - 1) / 16 * 16);
+    let ends: Vec<_> =
+        before.iter().filter(|chunk| !chunk["choices"][0]["finish_reason"].is_null()).collect();
+    assert!(ends.len() == 1 && ends[0]["choices"][0]["finish_reason"] == "stop", "{ends:?}");
+}
+
+#[tokio::test]
+async fn wherever_the_thought_was_left() {
+    let server = Server::start().await;
+    let thought = "<|channel|>analysis<|message|>Hm.";
+    for (script, reasoning) in [
+        ("<|return|>final<|message|>Yes.<|return|>".to_owned(), Value::Null),
+        (
+            format!("{thought}<|end|><|return|>assistant<|channel|>final<|message|>Yes.<|return|>"),
+            json!("Hm."),
+        ),
+        (format!("{thought}<|endoftext|>{OPEN}Yes.<|return|>"), json!("Hm.")),
+        (format!("{thought}<|call|>{OPEN}Yes.<|return|>"), json!("Hm.")),
+        (
+            format!("{thought}<|end|><|start|>assistant{thought}<|return|>{OPEN}Yes.<|return|>"),
+            json!("Hm.\nHm."),
+        ),
+    ] {
+        // The first token that the server writes takes the place of the end.
+        let message = server.chat(&user(&script)).await["choices"][0]["message"].take();
+        assert_eq!(message["content"], "Yes.", "{script}");
+        assert_eq!(message.get("reasoning").unwrap_or(&Value::Null), &reasoning, "{script}");
+    }
+}
+
+#[tokio::test]
+async fn responses_have_a_message_behind_their_reasoning() {
+    let server = Server::start().await;
+    let body = json!({"model": MODEL, "input": stops_and_says("Add them.", "It is 4.")});
+    let answer = server.ask("/v1/responses", &body).await;
+    let kinds: Vec<_> = answer["output"].as_array().unwrap().iter().map(|item| &item["type"]).collect();
+    assert_eq!(kinds, ["reasoning", "message"], "{answer}");
+    assert_eq!(answer["output"][1]["content"][0]["text"], "It is 4.");
+    assert_eq!(answer["status"], "completed");
+    // The next turn reads it as any other.
+    let next =
+        json!({"model": MODEL, "input": thinks_and_says("", "Fine."), "previous_response_id": answer["id"]});
+    server.ask("/v1/responses", &next).await;
+    assert!(server.seen.prompt.lock().unwrap().contains("final<|message|>It is 4.<|end|>"));
+}
+
+#[tokio::test]
+async fn each_choice_goes_on_by_itself_with_its_seed() {
+    let server = Server::start().await;
+    let mut body = user(&stops_and_says("Hm.", "{seed}"));
+    body["seed"] = json!(7);
+    body["n"] = json!(2);
+    let answer = server.chat(&body).await;
+    body["messages"][0]["content"] = json!(thinks_and_says("Hm.", "{seed}"));
+    let whole = server.chat(&body).await;
+    assert_eq!(answer["choices"], whole["choices"]);
+    assert_eq!(usage(&answer), usage(&whole));
+    assert_eq!(answer["choices"][0]["message"]["content"], "7");
+}
+
+#[tokio::test]
+async fn stops_and_likelihoods_are_those_of_the_answer() {
+    let server = Server::start().await;
+    let mut body = user(&stops_and_says("one two three", "one two three"));
+    (body["stop"], body["logprobs"]) = (json!(" three"), json!(true));
+    let choice = server.chat(&body).await["choices"][0].take();
+    assert_eq!(choice["message"]["content"], "one two");
+    let tokens: String = choice["logprobs"]["content"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|token| token["token"].as_str().unwrap())
+        .collect();
+    assert_eq!(tokens, "one two");
+    body["stop"] = Value::Null;
+    let whole = server.chat(&body).await["choices"][0].take();
+    body["messages"][0]["content"] = json!(thinks_and_says("one two three", "one two three"));
+    assert_eq!(server.chat(&body).await["choices"][0], whole);
+}
+
+#[tokio::test]
+async fn all_of_it_is_within_the_limit() {
+    let server = Server::start().await;
+    let mut body = user(&stops_and_says("one two three", "four five six"));
+    let count = |text: &str| server.tokenizer.encode_special(text).len();
+    let opened = count(&format!("<|channel|>analysis<|message|>one two three<|return|>{OPEN}"));
+    body["max_tokens"] = json!(opened + count("four five"));
+    let answer = server.chat(&body).await;
+    let choice = &answer["choices"][0];
+    assert_eq!(
+        (&choice["message"]["content"], &choice["finish_reason"]),
+        (&json!("four five"), &json!("length"))
+    );
+    assert_eq!(usage(&answer), (&json!(opened + count("four five")), &json!(count("one two three"))));
+
+    body["max_tokens"] = json!(opened);
+    let answer = server.chat(&body).await;
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!(""), &json!("stop")));
+}
+
+/// The server goes on neither with what it should leave alone, nor twice.
+#[tokio::test]
+async fn who_said_something_or_stopped_by_order_is_done() {
+    let server = Server::start().await;
+    let content = async |body: &Value| server.chat(body).await["choices"][0]["message"]["content"].take();
+    let never = format!("{OPEN}never<|return|>");
+    let preamble = format!("<|channel|>commentary<|message|>Wait.<|return|>{never}");
+    assert_eq!(content(&user(&preamble)).await, "Wait.");
+    let empty = stops_and_says("Hm.", "") + &never;
+    assert_eq!(content(&user(&empty)).await, json!(""), "an empty answer is one");
+    let call = format!("<|channel|>analysis to=browser.search<|message|>{{}}<|call|>{never}");
+    assert_eq!(content(&user(&call)).await, json!(""), "it waits for a tool");
+    let mut body = user(&stops_and_says("Hm.", "never"));
+    body["stop_token_ids"] = json!([server.tokenizer.special("<|return|>").unwrap()]);
+    assert_eq!(content(&body).await, json!(""));
+
+    let admitted = server.seen.admitted();
+    let script = "<|channel|>analysis<|message|>Hm.<|return|>";
+    let raw =
+        json!({"prompt": format!("{script}<|endofprompt|>"), "skip_special_tokens": false, "max_tokens": 50});
+    let answer = server.ask("/v1/completions", &raw).await;
+    assert_eq!(server.seen.admitted(), admitted + 1, "raw text ends where it ends: {answer}");
+}
+
+#[tokio::test]
+async fn with_tools_it_answers_too_and_calls_stay_calls() {
+    let server = Server::start().await;
+    let mut body = user(&stops_and_says("No need to ask.", "Sunny."));
+    body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
+    let choice = server.chat(&body).await["choices"][0].take();
+    assert_eq!((&choice["message"]["content"], &choice["finish_reason"]), (&json!("Sunny."), &json!("stop")));
+    let call = "<|channel|>commentary to=functions.f <|constrain|>json<|message|>{}<|call|>";
+    body["messages"][0]["content"] = json!(format!("{call}{OPEN}never<|return|>"));
+    let admitted = server.seen.admitted();
+    let choice = server.chat(&body).await["choices"][0].take();
+    assert_eq!(
+        (&choice["message"]["content"], &choice["finish_reason"]),
+        (&Value::Null, &json!("tool_calls"))
+    );
+    assert_eq!(server.seen.admitted(), admitted + 1);
+}
