@@ -18,6 +18,8 @@ use super::{
 pub struct Chat {
     pub messages: Vec<ChatMessage>,
     pub tools: Vec<FunctionTool>,
+    /// What they are together.
+    pub tools_description: Option<String>,
     pub effort: Effort,
     pub response_format: Option<ResponseFormat>,
     /// `2025-06-28`.
@@ -126,6 +128,7 @@ fn developer_message(chat: &Chat) -> Option<Message> {
     let developer = DeveloperContent {
         instructions,
         tools: chat.tools.clone(),
+        tools_description: chat.tools_description.clone().filter(|_| !chat.tools.is_empty()),
         response_format: chat.response_format.clone(),
     };
     if developer == DeveloperContent::default() {
@@ -290,8 +293,8 @@ mod tests {
             ],
             tools: vec![function("f")],
             effort: Effort::High,
-            response_format: None,
             current_date: Some("2025-06-28".into()),
+            ..Chat::default()
         };
         let messages = conversation(&chat).expect("a valid chat").messages;
         let current_date = chat.current_date.clone();

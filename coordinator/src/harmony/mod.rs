@@ -244,6 +244,8 @@ pub struct DeveloperContent {
     /// What an API calls the system prompt.
     pub instructions: Option<String>,
     pub tools: Vec<FunctionTool>,
+    /// What they are together.
+    pub tools_description: Option<String>,
     pub response_format: Option<ResponseFormat>,
 }
 

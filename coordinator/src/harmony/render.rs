@@ -173,8 +173,9 @@ fn developer_text(developer: &DeveloperContent) -> String {
         sections.push(format!("# Instructions\n\n{instructions}"));
     }
     if !developer.tools.is_empty() {
+        let (name, description) = (FUNCTIONS.to_owned(), developer.tools_description.clone());
         let tools = developer.tools.clone();
-        sections.push(tools::section(&[ToolNamespace { name: FUNCTIONS.into(), description: None, tools }]));
+        sections.push(tools::section(&[ToolNamespace { name, description, tools }]));
     }
     sections.extend(developer.response_format.as_ref().map(response_format_text));
     sections.join("\n\n")

@@ -47,7 +47,7 @@ impl ChatRequest {
         }
         neutral::take_chat(&mut fields)?;
         fields.finish()?;
-        let chat = Chat { messages, tools, effort, response_format, current_date: None };
+        let chat = Chat { messages, tools, effort, response_format, ..Chat::default() };
         Ok(ChatRequest { options, chat, hears_calls })
     }
 }

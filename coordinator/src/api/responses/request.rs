@@ -89,7 +89,13 @@ impl ResponsesRequest {
         echo.insert("text".to_owned(), text.echo);
         echo.insert("tools".to_owned(), tools.echo.clone());
         echo.insert("tool_choice".to_owned(), tools.choice_echo.clone());
-        let chat = Chat { tools: tools.offered, effort, response_format: text.told, ..Chat::default() };
+        let chat = Chat {
+            tools: tools.offered,
+            tools_description: tools.description,
+            effort,
+            response_format: text.told,
+            ..Chat::default()
+        };
         let namespaces = tools.namespaces;
         let hears_calls = !chat.tools.is_empty() && !tools.forbidden;
         Ok(ResponsesRequest {

@@ -3,7 +3,11 @@
 //! required. Tools of other kinds that a client would run are refused by name.
 //!
 //! A namespace holds functions, such as all those of one MCP server. The model knows each as a function of its own,
-//! `namespace.function`, and a client hears of its call in two words.
+//! `namespace.function`, and a client hears of its call in two words. Harmony has one namespace for a client's functions, and
+//! a place for its description, where that of each namespace stands.
+//!
+//! A function whose loading is deferred would be found by a tool search. There is none, and the model sees it at once:
+//! else it could never be called.
 //!
 //! A function is bound to its schema where its client says `strict`, and not where it says nothing.
 
@@ -28,6 +32,8 @@ pub struct Tools {
     pub forbidden: bool,
     /// Those of `namespace.function`.
     pub namespaces: Vec<String>,
+    /// Of all of these that have one.
+    pub description: Option<String>,
     /// As the answer repeats them.
     pub echo: Value,
     pub choice_echo: Value,
@@ -77,7 +83,6 @@ const CHOICES_NOT_SUPPORTED: &[&str] = &[
 const FUNCTION: &[(&str, Neutral)] = &[
     ("allowed_callers", Neutral::Unset),
     ("async", Neutral::Bool(false)),
-    ("defer_loading", Neutral::Bool(false)),
     ("output_schema", Neutral::Unset),
 ];
 
@@ -85,14 +90,15 @@ pub fn read(fields: &mut Fields) -> Result<Tools> {
     let tools = fields.take("tools").map_or(Ok(Vec::new()), |node| node.array_of(TOOLS_MAX, "tools"))?;
     let mut reader = Reader::default();
     tools.into_iter().filter(|node| !is_hosted(node)).try_for_each(|node| reader.read(node))?;
-    let Reader { tools, namespaces, echo } = reader;
+    let Reader { tools, namespaces, descriptions, echo } = reader;
+    let description = (!descriptions.is_empty()).then(|| descriptions.join("\n"));
     // A harmony message holds one call, so calls are never parallel; with true they need not be.
     fields.take("parallel_tool_calls").map(Node::bool).transpose()?;
     let choice = choice(fields, named)?;
     let choice_echo = choice_echo(&choice);
     let (offered, forms) = tools.into_iter().unzip();
     let (forms, choice, forbidden) = choice.settle(forms)?;
-    Ok(Tools { offered, forms, choice, forbidden, namespaces, echo: echo.into(), choice_echo })
+    Ok(Tools { offered, forms, choice, forbidden, namespaces, description, echo: echo.into(), choice_echo })
 }
 
 /// In namespaces. OpenAI counts those as one tool each.
@@ -102,6 +108,8 @@ const FUNCTIONS_MAX: usize = 1024;
 struct Reader {
     tools: Vec<(FunctionTool, ToolForm)>,
     namespaces: Vec<String>,
+    /// `namespace: description`
+    descriptions: Vec<String>,
     echo: Vec<Value>,
 }
 
@@ -125,8 +133,12 @@ impl Reader {
         let description = fields.take("description").map_or(Ok(String::new()), Node::string)?;
         let tools = fields.require("tools")?.array_of(FUNCTIONS_MAX, "tools")?;
         fields.finish()?;
+        let functions_before = self.tools.len();
         let functions = tools.into_iter().filter(|node| !is_hosted(node));
         let echo = functions.map(|node| self.tool(node, Some(&name))).collect::<Result<Vec<_>>>()?;
+        if !description.is_empty() && functions_before < self.tools.len() {
+            self.descriptions.push(format!("{name}: {description}"));
+        }
         let echo = json!({"type": "namespace", "name": name, "description": description, "tools": echo});
         self.namespaces.push(name);
         Ok(echo)
@@ -135,8 +147,12 @@ impl Reader {
     /// Its echo.
     fn tool(&mut self, node: Node, namespace: Option<&str>) -> Result<Value> {
         let tools_path = node.path.clone();
+        let is_deferred = node.value["defer_loading"] == true;
         let (mut tool, mut form) = tool(node)?;
-        let echo = echo(&tool, &form);
+        let mut echo = echo(&tool, &form);
+        if is_deferred {
+            echo["defer_loading"] = true.into();
+        }
         let is_named = is_name(&tool.name);
         tool.name = full_name(namespace, &tool.name);
         form.name.clone_from(&tool.name);
@@ -186,6 +202,7 @@ fn tool(node: Node) -> Result<(FunctionTool, ToolForm)> {
     let path = fields.path_of("parameters");
     let parameters = fields.take("parameters").map(schema).transpose()?;
     let strict = fields.take("strict").map_or(Ok(false), Node::bool)?;
+    fields.take("defer_loading").map(Node::bool).transpose()?;
     neutral::take(&mut fields, FUNCTION)?;
     neutral::drop_marks(&mut fields);
     fields.finish()?;

@@ -43,7 +43,7 @@ async fn every_parameter_is_honoured_or_refused_by_name() {
         ("tools", json!([{"type": "custom"}]), "tools[0].type", "unsupported_value"),
         ("tool_choice", json!({"type": "web_search"}), "tool_choice.type", "unsupported_value"),
         ("tools", json!([{"type": "oven"}]), "tools[0].type", "invalid_value"),
-        ("tools", function(json!({"defer_loading": true})), "tools[0].defer_loading", "unsupported_value"),
+        ("tools", function(json!({"defer_loading": "yes"})), "tools[0].defer_loading", "invalid_value"),
         ("tools", function(json!({"name": "no blanks"})), "tools[0].name", "invalid_value"),
         ("tools", function(json!({"nmae": "f"})), "tools[0].nmae", "unknown_parameter"),
         ("top_logprobs", json!(5), "top_logprobs", "invalid_value"),

@@ -96,6 +96,48 @@ async fn functions_of_a_namespace_are_called_in_two_words() {
     assert_eq!(respond(&server, &body).await["output"][0]["name"], "spawn_agent");
 }
 
+/// In the place that harmony has for what the functions of a namespace are together.
+#[tokio::test]
+async fn the_model_is_told_what_a_namespace_is() {
+    let server = Server::start().await;
+    let mut body = input(thinks_and_says("", "Yes."));
+    let mut crm = namespace();
+    (crm["name"], crm["description"]) = (json!("crm"), json!("Customers.\nTheir orders, too."));
+    let mut hidden = namespace();
+    (hidden["name"], hidden["tools"]) = (json!("hidden"), json!([web_search()]));
+    let mut silent = namespace();
+    (silent["name"], silent["description"]) = (json!("silent"), json!(null));
+    body["tools"] = json!([namespace(), hidden, tools()[0], silent, crm]);
+    respond(&server, &body).await;
+    let prompt = server.seen.prompt.lock().unwrap().clone();
+    let told = "# Tools\n\n## functions\n\n// multi_agent_v1: Agents.\n// crm: Customers.\n// Their orders, too.\n\
+                namespace functions {\n\n// One more.\ntype multi_agent_v1.spawn_agent = ";
+    assert!(prompt.contains(told), "{prompt}");
+    body["tools"] = tools();
+    respond(&server, &body).await;
+    assert!(server.seen.prompt.lock().unwrap().contains("## functions\n\nnamespace functions {\n"));
+}
+
+/// There is no tool search that would find it later.
+#[tokio::test]
+async fn a_function_that_is_to_be_loaded_later_is_there_at_once() {
+    let server = Server::start().await;
+    let mut tool = tools()[0].clone();
+    tool["defer_loading"] = json!(true);
+    let mut deferred = namespace();
+    deferred["tools"][0]["defer_loading"] = json!(true);
+    let mut body = input(CALLS);
+    body["tools"] = json!([tool, deferred, {"type": "tool_search"}]);
+    let answer = respond(&server, &body).await;
+    assert_eq!(answer["tools"], json!([tool, deferred]));
+    assert_eq!(answer["output"][1]["name"], "get_weather", "{answer}");
+    let prompt = server.seen.prompt.lock().unwrap().clone();
+    assert!(
+        prompt.contains("type get_weather = (_: {") && prompt.contains("spawn_agent = (_: {"),
+        "{prompt}"
+    );
+}
+
 /// Places are those of the request, whatever was left out of it.
 #[tokio::test]
 async fn wrong_names_are_named_where_they_stand() {
