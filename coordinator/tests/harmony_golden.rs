@@ -147,7 +147,7 @@ fn content_of(golden: GoldenContent) -> Content {
         GoldenContent::DeveloperContent { instructions, tools } => {
             assert!(tools.keys().all(|name| name == "functions"), "a developer's tools are functions");
             let tools = tools.into_values().flat_map(|namespace| namespace.tools).map(tool).collect();
-            Content::Developer(DeveloperContent { instructions, tools, response_format: None })
+            Content::Developer(DeveloperContent { instructions, tools, ..Default::default() })
         }
         GoldenContent::SystemContent {
             model_identity,

@@ -19,12 +19,15 @@ use super::onward::Onward;
 use super::reader::{Delta, Reader};
 use super::trace::ChoiceTimes;
 use crate::driver::{TokenEvent, TokenStream};
+use crate::guide::Guide;
 
 pub struct Choice {
     /// None once the choice has ended.
     tokens: Option<TokenStream>,
-    /// While it may yet end in its thought.
+    /// While it may have to go on.
     onward: Option<Onward>,
+    /// A guide that is followed from behind.
+    watch: Option<Box<dyn Guide>>,
     went_on: bool,
     reader: Box<dyn Reader>,
     usage: Usage,
@@ -39,7 +42,7 @@ impl Choice {
     pub fn new(
         api: &Arc<Api>,
         tokens: TokenStream,
-        onward: Option<Onward>,
+        (onward, watch): (Option<Onward>, Option<Box<dyn Guide>>),
         reader: Box<dyn Reader>,
         times: ChoiceTimes,
         log: RequestLog,
@@ -47,6 +50,7 @@ impl Choice {
         Choice {
             tokens: Some(tokens),
             onward,
+            watch,
             went_on: false,
             reader,
             usage: Usage { prompt_tokens: times.prompt_tokens, ..Usage::default() },
@@ -69,7 +73,11 @@ impl Choice {
             match self.tokens.as_mut()?.next().await {
                 TokenEvent::Token { token, logprobs, cached_tokens } => {
                     self.cached(cached_tokens);
-                    self.on_token(token, logprobs);
+                    if self.permits(token) {
+                        self.on_token(token, logprobs);
+                    } else {
+                        self.go_on_guided().await;
+                    }
                 }
                 TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
                     self.queued(usage.queued);
@@ -107,7 +115,8 @@ impl Choice {
     /// is full it is over as it is.
     async fn go_on(&mut self, reason: FinishReason) -> bool {
         let FinishReason::StopToken(end) = reason else { return false };
-        let next = self.onward.take().and_then(|it| it.generation(&self.api.harmony, end, Instant::now()));
+        let onward = self.onward.take().filter(|_| self.reader.only_thought());
+        let next = onward.and_then(|onward| onward.answer(&self.api.harmony, end, Instant::now()));
         let Some(generation) = next else { return false };
         let said = generation.said;
         match self.api.replicas.submit(generation).await {
@@ -125,6 +134,29 @@ impl Choice {
         true
     }
 
+    /// Whether the guide that is followed from behind has nothing against it.
+    fn permits(&mut self, token: TokenId) -> bool {
+        let Some(watch) = &mut self.watch else { return true };
+        let permits = watch.mask().is_ok_and(|mask| mask.is_none_or(|mask| mask.allows(token)));
+        if permits {
+            watch.advance(token);
+        }
+        permits
+    }
+
+    /// Once more from before the token that came, which nobody hears of.
+    async fn go_on_guided(&mut self) {
+        let (Some(onward), Some(guide)) = (self.onward.take(), self.watch.take()) else { return };
+        let Some(generation) = onward.guided(guide, Instant::now()) else {
+            return self.fail(ApiError::Deadline, Finished::deadline);
+        };
+        self.went_on = true;
+        match self.api.replicas.submit(generation).await {
+            Ok(tokens) => self.tokens = Some(tokens),
+            Err(refusal) => self.fail(refusal.into(), Finished::error),
+        }
+    }
+
     fn fail(&mut self, error: ApiError, finished: Finished) {
         self.close(finished);
         self.ready.push_back(Update::Failed(error));
@@ -136,7 +168,7 @@ impl Choice {
         self.times.first_token = self.times.first_token.or(self.last_token);
         let deltas = self.reader.push(token, logprobs);
         self.give(deltas);
-        self.onward = self.onward.take().filter(|_| self.reader.only_thought());
+        self.onward = self.onward.take().filter(|_| self.watch.is_some() || self.reader.only_thought());
         if let Some(onward) = &mut self.onward {
             onward.push(token);
         }

@@ -64,6 +64,14 @@ impl Bound {
         }
     }
 
+    /// See [`Form::only_forbids`].
+    pub fn only_forbids(&self) -> bool {
+        match self {
+            Bound::Turn(form) => form.only_forbids(),
+            Bound::Free | Bound::Text(_) => false,
+        }
+    }
+
     pub fn is_free(&self) -> bool {
         match self {
             Bound::Free => true,

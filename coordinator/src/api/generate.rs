@@ -104,10 +104,14 @@ pub async fn generate(
     let all = options.choosing.top_k as usize >= api.harmony.tokenizer().vocab_size();
     let top_k = if all { 0 } else { options.choosing.top_k };
     let mut streams = Vec::new();
-    let goes_on = pattern.is_none() && !options.ending.ignore_eos && reader().only_thought();
+    let from_behind = options.bound.only_forbids() && options.ending.tokens_min == 0;
+    let ends_in_thought = pattern.is_none() && !options.ending.ignore_eos && reader().only_thought();
+    let goes_on = from_behind || ends_in_thought;
     let kept: Vec<Arc<[TokenId]>> =
         prompts.iter().filter(|_| goes_on).map(|prompt| prompt.as_slice().into()).collect();
     for (index, prompt) in prompts.iter().flat_map(|prompt| vec![prompt; options.choices]).enumerate() {
+        let guide = guide(api, options, pattern.as_ref());
+        let (watch, guide) = if from_behind { (guide, None) } else { (None, guide) };
         let generation = Generation {
             prompt: prompt.clone(),
             said: 0,
@@ -115,7 +119,7 @@ pub async fn generate(
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),
             client: log.client(),
-            guide: guide(api, options, pattern.as_ref()),
+            guide,
             priority,
             timeout: api.settings.limits.request_timeout,
             salt: salt(log.client(), options.salt),
@@ -132,7 +136,7 @@ pub async fn generate(
             }
         })?;
         let times = times(index, submitted, prompt.len());
-        let choice = Choice::new(api, tokens, onward, reader(), times, log.clone());
+        let choice = Choice::new(api, tokens, (onward, watch), reader(), times, log.clone());
         streams.push(choice.updates(index));
     }
     Ok(select_all(streams))

@@ -1,9 +1,12 @@
-//! An answer that ended inside its thought. gpt-oss at times says `<|return|>` where its answer should begin, and
-//! its client would hear of nothing. Such an answer goes on, once, as if the model had opened its final message: what
-//! it thought is in the prefix cache, so that little is computed again.
+//! Answers that go on, once, from what was said of them, which is in the prefix cache: little is computed again.
 //!
-//! Only where nothing binds the turn: a guide lets none end there. Raw text ends where the model ends it, and a client
-//! that counts a token among its own stops means it.
+//! One that ended inside its thought: gpt-oss at times says `<|return|>` where its answer should begin, and its client
+//! would hear of nothing. It goes on as if the model had opened its final message. Only where nothing binds the turn:
+//! a guide lets none end there. Raw text ends where the model ends it, and a client that counts a token among its own
+//! stops means it.
+//!
+//! One whose guide only forbids (calls, mostly), and is followed from behind: without masks its tokens are sampled ahead,
+//! and few turns do what they may not. One that does goes on before that token, with its guide.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,9 +15,10 @@ use flotilla_shared::TokenId;
 
 use super::ending::Ending;
 use crate::driver::Generation;
+use crate::guide::Guide;
 use crate::harmony::Harmony;
 
-/// What a sequence needs to go on, while the model only thinks.
+/// What a sequence needs to go on.
 pub struct Onward {
     prompt: Arc<[TokenId]>,
     said: Vec<TokenId>,
@@ -37,7 +41,6 @@ impl Onward {
         let rest = Generation {
             sampling: generation.sampling.clone(),
             stop_tokens: generation.stop_tokens.clone(),
-            trace: generation.trace.clone(),
             prompt: Vec::new(),
             guide: None,
             ..*generation
@@ -50,17 +53,25 @@ impl Onward {
         self.said.push(token);
     }
 
-    /// The sequence that goes on behind `end`; its prompt has what was said. None: it does not, or there is no room
-    /// or no time for a token.
-    pub fn generation(mut self, harmony: &Harmony, end: TokenId, now: Instant) -> Option<Generation> {
+    /// With an answer behind `end`. None: it does not go on, or there is no room or no time for a token.
+    pub fn answer(mut self, harmony: &Harmony, end: TokenId, now: Instant) -> Option<Generation> {
         self.said.pop_if(|last| *last == end && self.ends.contains(last))?;
         self.said.extend(harmony.final_header(&self.said));
+        self.generation(None, now)
+    }
+
+    /// With the guide that has taken in what was said. None: there is no time.
+    pub fn guided(self, guide: Box<dyn Guide>, now: Instant) -> Option<Generation> {
+        self.generation(Some(guide), now)
+    }
+
+    fn generation(self, guide: Option<Box<dyn Guide>>, now: Instant) -> Option<Generation> {
         let timeout = self.rest.timeout.map(|timeout| timeout.saturating_sub(now - self.began));
         if self.said.len() >= self.rest.tokens_max || timeout.is_some_and(|timeout| timeout.is_zero()) {
             return None;
         }
         let prompt = [&self.prompt[..], &self.said].concat();
-        Some(Generation { prompt, said: self.said.len(), timeout, ..self.rest })
+        Some(Generation { prompt, said: self.said.len(), guide, timeout, ..self.rest })
     }
 }
 
@@ -88,7 +99,7 @@ mod tests {
         let mut onward = Onward::new(&generation, &prompt, &ending, &eos, began);
         let tokens = harmony.tokenizer().encode_special(said);
         tokens.iter().for_each(|token| onward.push(*token));
-        let next = onward.generation(&harmony, *tokens.last()?, began + Duration::from_secs(10))?;
+        let next = onward.answer(&harmony, *tokens.last()?, began + Duration::from_secs(10))?;
         assert_eq!(next.prompt.len(), prompt.len() + next.said);
         Some((harmony.tokenizer().decode(&next.prompt), next.said))
     }

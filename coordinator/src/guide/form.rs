@@ -140,6 +140,11 @@ impl Form {
         self.response.is_none() && self.choice == ToolChoice::Auto && !strict
     }
 
+    /// No text is bound, and no call must be made: a turn that does nothing odd is as it is without a guide.
+    pub fn only_forbids(&self) -> bool {
+        self.response.is_none() && !self.must_call() && self.bound().next().is_none()
+    }
+
     /// The turn may end with nothing but a call.
     pub fn must_call(&self) -> bool {
         matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use crate::server::{MODEL, Server, joined, thinks_and_says, user};
+use crate::server::{MODEL, Server, calls_and_goes_on, joined, thinks_and_says, user};
 
 const CHAT: &str = "/v1/chat/completions";
 const OPEN: &str = "<|start|>assistant<|channel|>final<|message|>";
@@ -160,6 +160,81 @@ async fn who_said_something_or_stopped_by_order_is_done() {
         json!({"prompt": format!("{script}<|endofprompt|>"), "skip_special_tokens": false, "max_tokens": 50});
     let answer = server.ask("/v1/completions", &raw).await;
     assert_eq!(server.seen.admitted(), admitted + 1, "raw text ends where it ends: {answer}");
+}
+
+fn forbidden(script: &str) -> Value {
+    let mut body = user(script);
+    body["tools"] = json!([{"type": "function", "function": {"name": "f"}}]);
+    body["tool_choice"] = json!("none");
+    body
+}
+
+/// Where calls are only forbidden, masks are waited for once the model tries one.
+#[tokio::test]
+async fn a_turn_that_may_not_call_is_sampled_ahead_as_long_as_it_does_not() {
+    let server = Server::start().await;
+    let body = forbidden(&thinks_and_says("one two three", "four five six"));
+    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], "four five six");
+    assert_eq!((server.seen.masked(), server.seen.admitted()), (0, 1));
+
+    let thought = "<|channel|>analysis<|message|>one two three<|end|><|start|>assistant";
+    for tries in [
+        format!("{thought}<|channel|>commentary to=functions.f <|constrain|>json<|message|>{{}}<|call|>"),
+        format!("{thought} to=functions.f<|channel|>commentary <|constrain|>json<|message|>{{}}<|call|>"),
+        "<|channel|>analysis<|message|>one two three<|return|>".to_owned(),
+        format!("{thought}<|channel|>final<|message|>four<|call|>"),
+    ] {
+        let (masked, admitted) = (server.seen.masked(), server.seen.admitted());
+        let body = forbidden(&calls_and_goes_on(&tries));
+        let mut answer = server.chat(&body).await;
+        assert_eq!(server.seen.admitted(), admitted + 2, "it goes on, and once");
+        assert!(server.seen.masked() > masked);
+        let choice = answer["choices"][0].take();
+        assert_eq!(choice["finish_reason"], "stop", "{choice}");
+        assert!(choice["message"]["reasoning"].as_str().unwrap().starts_with("one two three"), "{choice}");
+        let content = choice["message"]["content"].as_str().unwrap();
+        assert!(!content.is_empty() && choice["message"].get("tool_calls").is_none(), "{choice}");
+        assert_eq!(joined(&server.stream(CHAT, &body).await, "/delta/content"), content);
+    }
+}
+
+/// What is sampled under masks from the start is the same.
+#[tokio::test]
+async fn followed_from_behind_it_is_what_it_had_been_under_masks() {
+    let server = Server::start().await;
+    let tries = "<|channel|>analysis<|message|>one two<|end|><|start|>assistant to=functions.f<|channel|>commentary\
+                 <|message|>{}<|call|>";
+    let mut body = forbidden(&calls_and_goes_on(tries));
+    body["logprobs"] = json!(true);
+    let ahead = server.chat(&body).await;
+    body["min_tokens"] = json!(1);
+    let (masked, admitted) = (server.seen.masked(), server.seen.admitted());
+    let under = server.chat(&body).await;
+    assert_eq!(server.seen.admitted(), admitted + 1);
+    assert_eq!((server.seen.masked() - masked) as u64, under["usage"]["completion_tokens"].as_u64().unwrap());
+    assert_eq!(ahead["choices"], under["choices"]);
+    assert_eq!(usage(&ahead), usage(&under));
+}
+
+#[tokio::test]
+async fn tools_that_are_not_among_the_allowed_ones_are_not_called() {
+    let server = Server::start().await;
+    let call = |name: &str| {
+        format!("<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>{{}}<|call|>")
+    };
+    let function = |name: &str| json!({"type": "function", "function": {"name": name}});
+    let mut body = user(&call("f"));
+    body["tools"] = json!([function("f"), function("g")]);
+    body["tool_choice"] =
+        json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": [function("f")]}});
+    let name = async |body: &Value| {
+        let message = server.chat(body).await["choices"][0]["message"].take();
+        message["tool_calls"][0]["function"]["name"].clone()
+    };
+    assert_eq!((name(&body).await, server.seen.masked()), (json!("f"), 0));
+    body["messages"][0]["content"] = json!(calls_and_goes_on(&call("g")));
+    assert_ne!(name(&body).await, "g");
+    assert!(server.seen.masked() > 0);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! of the sequence. It is a pure function of the sequence's tokens, and so goes on in another group.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct Seen {
     pub prompt: Mutex<String>,
     /// How the latest sequence is sampled.
     pub sampling: Mutex<Sampling>,
+    /// Tokens that were sampled under a mask.
+    pub masked: AtomicUsize,
     /// Set to lose the group in its next step.
     pub die: AtomicBool,
     /// Set to refuse every step.
@@ -34,6 +36,10 @@ pub struct Seen {
 impl Seen {
     pub fn admitted(&self) -> usize {
         self.admitted.lock().unwrap().len()
+    }
+
+    pub fn masked(&self) -> usize {
+        self.masked.load(Ordering::SeqCst)
     }
 
     pub fn released(&self) -> usize {
@@ -83,6 +89,7 @@ impl Parrot {
             *self.seen.prompt.lock().unwrap() = self.tokenizer.decode(&voice.tokens);
         }
         let sampled = work.sample.then(|| {
+            self.seen.masked.fetch_add(usize::from(work.mask.is_some()), Ordering::SeqCst);
             let token = self.next(&mut voice, work.mask.as_ref());
             voice.said_last = token;
             let logprobs = voice.sampling.logprobs.map(|top| likelihood(token, top));
