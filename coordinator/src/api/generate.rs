@@ -139,6 +139,7 @@ pub async fn generate(
         let choice = Choice::new(api, tokens, (onward, watch), reader(), times, log.clone());
         streams.push(choice.updates(index));
     }
+    log.note(|facts| facts.taken_in = true);
     Ok(select_all(streams))
 }
 

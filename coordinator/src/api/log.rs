@@ -57,6 +57,8 @@ pub struct Facts {
     error: Option<&'static str>,
     pub stream: bool,
     pub choices: usize,
+    /// The queue took all of its choices.
+    pub taken_in: bool,
     pub prompt_tokens: usize,
     pub cached_tokens: usize,
     pub completion_tokens: usize,
@@ -180,7 +182,7 @@ impl Drop for Entry {
             return;
         }
         let (facts, took) = (self.facts(), self.began.elapsed());
-        if facts.choices > 0 {
+        if facts.taken_in {
             self.metrics.request(took, facts.prompt_tokens, facts.completion_tokens);
         }
         let outcome = match (facts.error, facts.complete) {

@@ -7,7 +7,7 @@ use flotilla_shared::{Epoch, KvBlocks, Loading, ModelSpec, Plan, Rank, StepId};
 use serde_json::json;
 
 use crate::cluster::worker;
-use crate::server::{Server, Setup, thinks_and_says, until, user};
+use crate::server::{CONTEXT, Events, Server, Setup, thinks_and_says, until, user};
 
 const CHAT: &str = "/v1/chat/completions";
 
@@ -47,6 +47,46 @@ async fn requests_and_tokens_are_counted() {
     ] {
         assert_eq!(value(&server, name, &labels).await, expected, "{name} {labels:?}");
     }
+}
+
+/// One place to run in, one to wait in.
+async fn narrow(ready: bool) -> Server {
+    let scheduler = flotilla_scheduler::Settings {
+        sequences_max: 1,
+        waiting_max: 1,
+        context_max: CONTEXT,
+        ..Default::default()
+    };
+    Server::start_with(Setup { scheduler, ready, ..Setup::default() }).await
+}
+
+async fn endless(server: &Server) -> Events {
+    let mut body = user("<|channel|>final<|message|>on and on");
+    body["stream"] = json!(true);
+    server.open(CHAT, &body).await
+}
+
+/// They took no time, and generated nothing: with them a server looks the faster the more it refuses.
+#[tokio::test]
+async fn who_is_refused_is_no_request_that_generated() {
+    let server = narrow(false).await;
+    let yes = user(&thinks_and_says("", "Yes."));
+    assert_eq!(server.post(CHAT, &yes).await.status(), 503);
+    server.form_group(1);
+    until(async || value(&server, "ready", &[]).await == Some(1.0)).await;
+    let mut running = endless(&server).await;
+    running.next().await.unwrap();
+    let waiting = endless(&server).await;
+    for _ in 0..3 {
+        assert_eq!(server.post(CHAT, &yes).await.status(), 429);
+    }
+    drop((running, waiting));
+    until(async || value(&server, "request_success_total", &["\"abort\""]).await == Some(2.0)).await;
+    until(async || server.post(CHAT, &yes).await.status() == 200).await;
+    let requests = async || value(&server, "e2e_request_latency_seconds_count", &[]).await;
+    until(async || requests().await >= Some(3.0)).await;
+    assert_eq!(requests().await, Some(3.0));
+    assert_eq!(value(&server, "request_generation_tokens_count", &[]).await, Some(3.0));
 }
 
 #[tokio::test]

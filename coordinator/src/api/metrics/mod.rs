@@ -179,7 +179,7 @@ impl Metrics {
         self.queue.observe(queued.as_secs_f64());
     }
 
-    /// A request that generated is over.
+    /// A request that was taken in is over.
     pub fn request(&self, took: Duration, prompt_tokens: usize, generated_tokens: usize) {
         self.request.observe(took.as_secs_f64());
         self.request_prompt_tokens.observe(prompt_tokens as f64);
