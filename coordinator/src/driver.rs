@@ -192,8 +192,8 @@ impl<G: Group> Driver<G> {
         while let Some(action) = self.poll() {
             match action {
                 Action::Step(plan) => self.step(plan),
-                Action::Emit { sequence, token, logprobs, cached_tokens } => {
-                    self.emit(sequence, TokenEvent::Token { token, logprobs, cached_tokens });
+                Action::Emit { sequence, token, logprobs, cached_tokens, queued } => {
+                    self.emit(sequence, TokenEvent::Token { token, logprobs, cached_tokens, queued });
                     self.guides.advance(sequence, token);
                     self.went_on(sequence);
                 }

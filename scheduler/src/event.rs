@@ -87,6 +87,7 @@ pub enum Action {
         logprobs: Option<Logprobs>,
         /// As in [`Usage`]: who stops reading early does not hear the last word.
         cached_tokens: usize,
+        queued: Duration,
     },
     /// The last word on a sequence.
     Finish { sequence: SequenceId, reason: FinishReason, usage: Usage },

@@ -4,7 +4,7 @@
 
 use crate::batch::Sample;
 use crate::cache::KvCache;
-use crate::event::{Action, Event, FinishReason, GroupFault, Rejection, Request};
+use crate::event::{Action, Event, FinishReason, GroupFault, Rejection, Request, Usage};
 use crate::group::Group;
 use crate::line::Line;
 use crate::load::{Counters, Load};
@@ -320,8 +320,14 @@ impl Scheduler {
         let sequence = &mut group.running[index];
         sequence.extend(token);
         self.counters.generated_tokens += 1;
-        let cached_tokens = sequence.usage(self.now).cached_tokens;
-        self.actions.push_back(Action::Emit { sequence: sequence.id, token, logprobs, cached_tokens });
+        let Usage { cached_tokens, queued, .. } = sequence.usage(self.now);
+        self.actions.push_back(Action::Emit {
+            sequence: sequence.id,
+            token,
+            logprobs,
+            cached_tokens,
+            queued,
+        });
         if let Some(reason) = sequence.end(length_max) {
             let sequence = group.remove(index);
             self.finish(sequence, reason);

@@ -1,7 +1,7 @@
 //! A request as a collector sees it.
 
 use super::collector::Collector;
-use super::support::client::{CHAT, Client, question};
+use super::support::client::{CHAT, COMPLETIONS, Client, question};
 use super::support::program::run;
 use super::{http, metrics_of, up};
 use serde_json::{Value, json};
@@ -89,6 +89,27 @@ async fn a_request_is_told_from_its_arrival_to_the_steps_of_each_rank() {
     // They are counted a moment after they came.
     while spans(&up.url, "exported").await == 0.0 {}
     assert_eq!(spans(&up.url, "dropped").await, 0.0);
+}
+
+/// A prompt of several choices is one prompt, and an answer that a stop string ends has waited too.
+#[tokio::test]
+async fn a_trace_says_of_a_prompt_what_its_usage_says() {
+    let collector = Collector::start().await;
+    let up = up(&["--otlp-endpoint", &collector.url]).await;
+    let body = json!({"prompt": "one two three ".repeat(20), "n": 3, "max_tokens": 20, "ignore_eos": true, "stop": ["e"]});
+    let ask = async |id: &str, flag: &str| {
+        let request = http([]).post(format!("{}{COMPLETIONS}", up.url));
+        let request = request.header("traceparent", format!("00-{id}-{PARENT}-{flag}")).json(&body);
+        request.send().await.unwrap().json::<Value>().await.unwrap()
+    };
+    ask(TRACE, "00").await;
+    let cached = ask(TRACE, "01").await["usage"]["prompt_tokens_details"]["cached_tokens"].take();
+    assert!(cached.as_u64() > Some(0), "{cached}");
+    let whole = collector.span(&format!("POST {COMPLETIONS}")).await;
+    let told = attribute(&whole, "flotilla.cached_tokens");
+    assert_eq!(told, json!({"intValue": cached.to_string()}));
+    let count = |name: &str| collector.spans().iter().filter(|span| span["name"] == name).count();
+    assert_eq!((count("queue"), count("prefill")), (3, 3));
 }
 
 #[tokio::test]

@@ -71,7 +71,8 @@ impl Choice {
     async fn next(&mut self) -> Option<Update> {
         while self.ready.is_empty() {
             match self.tokens.as_mut()?.next().await {
-                TokenEvent::Token { token, logprobs, cached_tokens } => {
+                TokenEvent::Token { token, logprobs, cached_tokens, queued } => {
+                    self.queued(queued);
                     self.cached(cached_tokens);
                     if self.permits(token) {
                         self.on_token(token, logprobs);
@@ -98,16 +99,22 @@ impl Choice {
 
     /// What it waits before it goes on is told between two tokens.
     fn queued(&mut self, queued: Duration) {
-        if !self.went_on {
+        if self.times.ran.is_none() {
             self.api.metrics.queued(queued);
             self.times.ran = Some(self.times.submitted + queued);
         }
     }
 
-    /// What it thought is found again, and is no part of the prompt.
+    /// A prompt counts once in the log and in traces too, and as soon as it is known: not all come to their end. What it
+    /// thought before it went on is found again, and is no part of the prompt.
     fn cached(&mut self, cached_tokens: usize) {
-        if !self.went_on {
-            self.usage.cached_tokens = cached_tokens;
+        if self.went_on {
+            return;
+        }
+        let more = cached_tokens.saturating_sub(self.usage.cached_tokens);
+        self.usage.cached_tokens = cached_tokens;
+        if more > 0 && self.times.begins_prompt {
+            self.log.note(|facts| facts.cached_tokens += more);
         }
     }
 
@@ -187,6 +194,9 @@ impl Choice {
     fn close(&mut self, finished: Finished) {
         if self.tokens.take().is_some() {
             self.api.metrics.finished(finished);
+            if self.times.ran.is_none() {
+                self.api.metrics.queued(self.times.submitted.elapsed());
+            }
             if let Some(trace) = self.log.trace() {
                 self.times.cached_tokens = self.usage.cached_tokens;
                 self.times.generated_tokens = self.usage.completion_tokens;
@@ -205,10 +215,7 @@ impl Choice {
             _ => Finish::ToolCalls,
         };
         let usage = self.usage;
-        self.log.note(|facts| {
-            facts.cached_tokens += usage.cached_tokens;
-            facts.reasoning_tokens += usage.reasoning_tokens;
-        });
+        self.log.note(|facts| facts.reasoning_tokens += usage.reasoning_tokens);
         self.ready.push_back(Update::Ended(Ended { finish, usage }));
     }
 }

@@ -135,7 +135,7 @@ pub async fn generate(
                 visit.give_back_prompt(prompt_tokens);
             }
         })?;
-        let times = times(index, submitted, prompt.len());
+        let times = times(index, submitted, prompt.len(), index % options.choices == 0);
         let choice = Choice::new(api, tokens, (onward, watch), reader(), times, log.clone());
         streams.push(choice.updates(index));
     }
@@ -143,9 +143,17 @@ pub async fn generate(
     Ok(select_all(streams))
 }
 
-fn times(index: usize, submitted: Instant, prompt_tokens: usize) -> ChoiceTimes {
-    let (ran, first_token) = (None, None);
-    ChoiceTimes { index, submitted, ran, first_token, prompt_tokens, cached_tokens: 0, generated_tokens: 0 }
+fn times(index: usize, submitted: Instant, prompt_tokens: usize, begins_prompt: bool) -> ChoiceTimes {
+    ChoiceTimes {
+        index,
+        begins_prompt,
+        submitted,
+        ran: None,
+        first_token: None,
+        prompt_tokens,
+        cached_tokens: 0,
+        generated_tokens: 0,
+    }
 }
 
 /// A client may step back behind what its key allows, never before it. Lower goes first.

@@ -58,9 +58,10 @@ impl RequestTrace {
             span.with("flotilla.choice", choice.index)
         };
         let first = choice.first_token.unwrap_or(now);
-        let ran = choice.ran.unwrap_or(choice.submitted).min(first);
-        if choice.ran.is_some() {
-            self.tell(within("queue", choice.submitted, ran));
+        let ran = choice.ran.unwrap_or(now).min(first);
+        self.tell(within("queue", choice.submitted, ran));
+        if choice.ran.is_none() {
+            return;
         }
         let prefill = within("prefill", ran, first)
             .with("gen_ai.usage.input_tokens", choice.prompt_tokens)
@@ -79,8 +80,10 @@ impl RequestTrace {
 /// When what happened to a choice.
 pub struct ChoiceTimes {
     pub index: usize,
+    /// Of several of one prompt the first.
+    pub begins_prompt: bool,
     pub submitted: Instant,
-    /// It had its first place in a step. None: that is told only of choices that end by themselves.
+    /// It had its first place in a step. None: it is told with the first token, or with the end.
     pub ran: Option<Instant>,
     pub first_token: Option<Instant>,
     pub prompt_tokens: usize,

@@ -51,6 +51,8 @@ pub enum TokenEvent {
         logprobs: Option<Logprobs>,
         /// Of the prompt, found in the prefix cache.
         cached_tokens: usize,
+        /// Before its first place in a step.
+        queued: Duration,
     },
     Finished {
         reason: FinishReason,

@@ -89,6 +89,28 @@ async fn who_is_refused_is_no_request_that_generated() {
     assert_eq!(value(&server, "request_generation_tokens_count", &[]).await, Some(3.0));
 }
 
+/// Whoever gives up in the queue has waited longest.
+#[tokio::test]
+async fn waiting_is_told_of_those_too_that_do_not_come_to_their_end() {
+    let server = narrow(true).await;
+    let waits = async || value(&server, "request_queue_time_seconds_count", &[]).await;
+    let mut running = endless(&server).await;
+    running.next().await.unwrap();
+    assert_eq!(waits().await, Some(1.0), "with the first token");
+    let waiting = endless(&server).await;
+    let waited = std::time::Duration::from_millis(20);
+    tokio::time::sleep(waited).await;
+    drop(waiting);
+    until(async || waits().await == Some(2.0)).await;
+    let sum = value(&server, "request_queue_time_seconds_sum", &[]).await;
+    assert!(sum >= Some(waited.as_secs_f64()), "{sum:?}");
+    drop(running);
+    let mut stops = user("<|channel|>final<|message|>one two three");
+    stops["stop"] = json!("two");
+    until(async || server.post(CHAT, &stops).await.status() == 200).await;
+    assert_eq!(waits().await, Some(3.0), "the answer ended before the scheduler's last word");
+}
+
 #[tokio::test]
 async fn the_text_is_openmetrics() {
     let server = Server::start().await;

@@ -136,7 +136,7 @@ impl Metrics {
         let between_tokens = seconds(&mut all, "inter_token_latency", between_tokens, &BETWEEN_TOKENS_S);
         let request = "From a request's arrival to its end";
         let request = seconds(&mut all, "e2e_request_latency", request, &REQUEST_S);
-        let queue = "From a choice's arrival in the queue to its place among those that run";
+        let queue = "From a choice's arrival in the queue to its place among those that run, or to its end without a token";
         let queue = seconds(&mut all, "request_queue_time", queue, &FIRST_TOKEN_S);
         let request_prompt_tokens =
             added(&mut all, "request_prompt_tokens", "Tokens of a request's prompts", Histogram::new(TOKENS));
@@ -174,7 +174,7 @@ impl Metrics {
         self.between_tokens.observe(after.as_secs_f64());
     }
 
-    /// A choice that ended waited so long, be it in vain.
+    /// A choice waited so long, be it in vain.
     pub fn queued(&self, queued: Duration) {
         self.queue.observe(queued.as_secs_f64());
     }
