@@ -65,7 +65,9 @@ pub enum ApiError {
     OverLimit { key: String, exceeded: Exceeded },
     #[error("the server has as many connections as it takes")]
     NoPlace,
-    #[error("the server has {waiting_max} requests waiting and takes no more for now")]
+    #[error(
+        "the queue, of {waiting_max} requests, has no room for this one: it is full, or this key has its share of it"
+    )]
     QueueFull { waiting_max: usize },
     #[error(
         "the server is stopping: it finishes what is under way, and begins nothing new\n\

@@ -82,7 +82,7 @@ async fn a_full_queue_says_when_to_come_back() {
     assert_eq!(response.headers()["retry-after"], "1");
     let (status, error) = error_of(response).await;
     assert_eq!((status, &error["code"]), (429, &json!("queue_full")));
-    assert!(error["message"].as_str().unwrap().contains("has 1 requests waiting"), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("the queue, of 1 requests, has no room"), "{error}");
 
     // Two choices need two places: none is taken.
     drop(waiting);

@@ -85,8 +85,10 @@ impl FleetMetrics {
         series.gauge(ready, only(f64::from(u8::from(is_ready))))?;
         let draining = Named("draining", "Whether the server is about to stop", None);
         series.gauge(draining, only(f64::from(u8::from(self.drain.has_begun()))))?;
-        let limit = Named("queue_limit", "Sequences that may wait; one more gets 429", None);
-        let known = (self.waiting_max < usize::MAX).then_some(self.waiting_max as f64);
+        let limit = "Sequences that may wait in all replicas; one more gets 429, a client with a key earlier";
+        let limit = Named("queue_limit", limit, None);
+        let queues = replicas.iter().filter(|it| !it.is_dissolved()).count();
+        let known = (self.waiting_max < usize::MAX).then_some((self.waiting_max * queues) as f64);
         series.gauge(limit, known.into_iter().flat_map(only))?;
         let told = self.tracer.told();
         let spans = Named("trace_spans", "Spans of traces, by what became of them", None);
