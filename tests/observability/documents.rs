@@ -33,7 +33,8 @@ async fn scraped() -> String {
     loop {
         let text = http.get(format!("{}/metrics", up.url)).send().await.unwrap().text().await.unwrap();
         // The request is over a moment after its answer is read.
-        if text.contains("finished_reason=") {
+        let is_over = |line: &str| line.contains("finished_reason=") && line.ends_with(" 1");
+        if text.lines().any(is_over) {
             return text;
         }
     }

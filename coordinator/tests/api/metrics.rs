@@ -111,6 +111,21 @@ async fn waiting_is_told_of_those_too_that_do_not_come_to_their_end() {
     assert_eq!(waits().await, Some(3.0), "the answer ended before the scheduler's last word");
 }
 
+/// Nothing that begins at its first count shows a rise.
+#[tokio::test]
+async fn what_alarms_look_at_is_told_from_the_start() {
+    let server = Server::start().await;
+    for reason in ["stop", "length", "abort", "deadline", "error"] {
+        let label = format!("finished_reason=\"{reason}\"");
+        assert_eq!(value(&server, "request_success_total", &[&label]).await, Some(0.0), "{reason}");
+    }
+    for status in ["429", "500", "503"] {
+        let labels = [format!("handler=\"{CHAT}\""), format!("status=\"{status}\"")];
+        let labels = [labels[0].as_str(), labels[1].as_str()];
+        assert_eq!(value(&server, "http_requests_total", &labels).await, Some(0.0), "{status}");
+    }
+}
+
 #[tokio::test]
 async fn the_text_is_openmetrics() {
     let server = Server::start().await;

@@ -82,6 +82,11 @@ struct AnswerLabels {
     status: u16,
 }
 
+/// Of what a server refuses or fails. A series that begins at its first count shows Prometheus no rise, and lights no alarm:
+/// these begin at 0.
+const GENERATING: [&str; 3] = ["/v1/chat/completions", "/v1/completions", "/v1/responses"];
+const TROUBLE: [u16; 3] = [429, 500, 503];
+
 /// What is read off the driver when somebody asks.
 type GaugeOf = (&'static str, &'static str, fn(&Stats) -> f64);
 type CounterOf = (&'static str, &'static str, fn(&Stats) -> u64);
@@ -114,6 +119,9 @@ const COUNTERS: [CounterOf; 9] = [
 ];
 
 impl Finished {
+    const ALL: [Finished; 5] =
+        [Finished::stop, Finished::length, Finished::abort, Finished::deadline, Finished::error];
+
     /// As in the text.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -143,8 +151,8 @@ impl Metrics {
         let request_generation_tokens = "Tokens that a request generated";
         let request_generation_tokens =
             added(&mut all, "request_generation_tokens", request_generation_tokens, Histogram::new(TOKENS));
-        let finished = added(&mut all, "request_success", "Choices that ended, by how", Family::default());
-        let answers = added(&mut all, "http_requests", "Answers, by handler and status", Family::default());
+        let finished = added(&mut all, "request_success", "Choices that ended, by how", ended());
+        let answers = added(&mut all, "http_requests", "Answers, by handler and status", answered());
         let gauges = GAUGES.map(|(name, help, read)| (added(&mut all, name, help, Gauge::default()), read));
         let counters =
             COUNTERS.map(|(name, help, read)| (added(&mut all, name, help, Counter::default()), read));
@@ -206,6 +214,26 @@ impl Metrics {
         encode(&mut text, &self.registry)?;
         Ok(text)
     }
+}
+
+/// With all series from the start.
+fn ended() -> Family<FinishedLabels, Counter> {
+    let family = Family::<FinishedLabels, Counter>::default();
+    for finished_reason in Finished::ALL {
+        drop(family.get_or_create(&FinishedLabels { finished_reason }));
+    }
+    family
+}
+
+/// With those from the start that alarms look at.
+fn answered() -> Family<AnswerLabels, Counter> {
+    let family = Family::<AnswerLabels, Counter>::default();
+    for handler in GENERATING {
+        for status in TROUBLE {
+            drop(family.get_or_create(&AnswerLabels { handler: handler.to_owned(), status }));
+        }
+    }
+    family
 }
 
 fn added<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
