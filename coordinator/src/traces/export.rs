@@ -15,6 +15,8 @@ use super::span::Span;
 
 /// Spans that wait; one more is dropped.
 const WAITING_MAX: usize = 4096;
+/// Of what a collector answers so much is read.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
 /// In one request.
 const BATCH_MAX: usize = 512;
 /// So long spans are gathered.
@@ -164,12 +166,14 @@ impl Post {
         let request = self.client.post(&self.url).headers(self.headers.clone());
         let answer = request.header(CONTENT_TYPE, "application/json").body(body).send().await;
         let trouble = match answer {
-            Ok(answer) if answer.status().is_success() => None,
-            Ok(answer) => Some(format!("it answers {}", answer.status())),
-            Err(error) => Some(error.to_string()),
+            Ok(answer) if answer.status().is_success() => otlp::rejected(&beginning(answer).await),
+            Ok(answer) => Some((u64::MAX, format!("it answers {}", answer.status()))),
+            Err(error) => Some((u64::MAX, error.to_string())),
         };
-        let count = if trouble.is_none() { &self.counts.exported } else { &self.counts.dropped };
-        count.fetch_add(spans.len() as u64, Ordering::Relaxed);
+        let (rejected, trouble) = trouble.unzip();
+        let dropped = rejected.unwrap_or(0).min(spans.len() as u64);
+        self.counts.dropped.fetch_add(dropped, Ordering::Relaxed);
+        self.counts.exported.fetch_add(spans.len() as u64 - dropped, Ordering::Relaxed);
         if trouble != self.trouble {
             match &trouble {
                 Some(reason) => {
@@ -182,15 +186,38 @@ impl Post {
     }
 }
 
+/// Read also where nothing stands in it: the connection is good for the next request then.
+async fn beginning(mut answer: reqwest::Response) -> Vec<u8> {
+    let mut body = Vec::new();
+    while body.len() < ANSWER_BYTES_MAX {
+        let Ok(Some(chunk)) = answer.chunk().await else { break };
+        body.extend_from_slice(&chunk);
+    }
+    body
+}
+
 fn headers(text: &str) -> Option<HeaderMap> {
     let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
     let header = |pair: &str| {
         let (name, value) = pair.split_once('=')?;
-        let mut value: HeaderValue = value.trim().parse().ok()?;
+        let mut value = HeaderValue::from_bytes(&decoded(value.trim())).ok()?;
         value.set_sensitive(true);
         Some((name.trim().parse::<HeaderName>().ok()?, value))
     };
     pairs.map(header).collect()
+}
+
+/// `%20` is a space, as OpenTelemetry takes from W3C Baggage. What only looks like it stays as it is, and so does a space.
+fn decoded(value: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::new(), value.as_bytes());
+    while let [first, behind @ ..] = rest {
+        let digits =
+            behind.get(..2).filter(|digits| *first == b'%' && digits.iter().all(u8::is_ascii_hexdigit));
+        let byte = digits.and_then(|digits| u8::from_str_radix(str::from_utf8(digits).ok()?, 16).ok());
+        bytes.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &behind[2..] } else { behind };
+    }
+    bytes
 }
 
 #[cfg(test)]
@@ -225,5 +252,55 @@ mod tests {
             assert!(error.contains(words), "{error}");
         }
         assert!(Exporter::start(target("http://localhost:4318/", "api-key=x, b=c")).is_ok());
+    }
+
+    #[test]
+    fn values_of_headers_are_as_baggage_words_them() {
+        for (text, value) in [
+            ("Authorization=Basic%20dXNlcjpwYXNz", "Basic dXNlcjpwYXNz"),
+            ("Authorization=Basic dXNlcjpwYXNz", "Basic dXNlcjpwYXNz"),
+            ("authorization= a%3Db%2cc+d ", "a=b,c+d"),
+            ("authorization=100%, b=c", "100%"),
+            ("authorization=%zz%+1%4", "%zz%+1%4"),
+        ] {
+            assert_eq!(headers(text).expect(text)["authorization"], value, "{text}");
+        }
+        assert_eq!(headers("a=b%0d%0ac: d"), None, "no header ends within another");
+    }
+
+    /// A collector that takes one request, and answers it like this.
+    async fn collector(answer: &'static str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut read = [0; 64 << 10];
+            let mut seen = String::new();
+            while !seen.contains("resourceSpans") {
+                let count = stream.read(&mut read).await.unwrap();
+                seen.push_str(&String::from_utf8_lossy(&read[..count]));
+            }
+            let length = answer.len();
+            let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{answer}");
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        url
+    }
+
+    #[tokio::test]
+    async fn what_a_collector_rejects_is_not_exported() {
+        for (answer, dropped) in [
+            (r#"{"partialSuccess": {"rejectedSpans": "2", "errorMessage": "too old"}}"#, 2),
+            (r#"{"partialSuccess": {"rejectedSpans": 9}}"#, 3),
+            (r#"{"partialSuccess": {}}"#, 0),
+            ("no JSON", 0),
+            ("", 0),
+        ] {
+            let exporter = Exporter::start(target(&collector(answer).await, "")).unwrap();
+            (0..3).for_each(|_| exporter.tell(Span::within(Context::new(), "x", (1, 2))));
+            exporter.flush().await;
+            assert_eq!(exporter.told(), Told { exported: 3 - dropped, dropped }, "{answer}");
+        }
     }
 }

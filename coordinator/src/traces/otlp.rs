@@ -8,6 +8,8 @@ use super::span::{Span, Value};
 /// The sampled flag of W3C.
 const SAMPLED: u32 = 1;
 const STATUS_ERROR: u32 = 2;
+/// Of a collector's words.
+const REASON_CHARS_MAX: usize = 300;
 
 /// One request of `spans` of the service of this name.
 pub fn body(service: &str, spans: &[Span]) -> Json {
@@ -20,6 +22,16 @@ pub fn body(service: &str, spans: &[Span]) -> Json {
             "spans": spans.iter().map(span).collect::<Vec<_>>(),
         }],
     }]})
+}
+
+/// How many spans a collector says in its answer that it has rejected, and why; none if it says nothing of the kind.
+pub fn rejected(answer: &[u8]) -> Option<(u64, String)> {
+    let answer: Json = serde_json::from_slice(answer).ok()?;
+    let partial = &answer["partialSuccess"];
+    let count = &partial["rejectedSpans"];
+    let count = count.as_u64().or_else(|| count.as_str()?.parse().ok()).filter(|count| *count > 0)?;
+    let why = partial["errorMessage"].as_str().filter(|why| !why.is_empty()).unwrap_or("without a word why");
+    Some((count, format!("it rejects spans: {}", why.chars().take(REASON_CHARS_MAX).collect::<String>())))
 }
 
 fn span(span: &Span) -> Json {
