@@ -31,12 +31,17 @@ const ANSWERS: [&str; 6] = [
     "completion_tokens",
 ];
 
+/// No model has a longer context; and a longer prompt would be made up before it is refused.
+const TOKENS_MAX: f64 = 1e7;
+
 /// Times in seconds, with the lengths.
 type Entry = (f64, Option<usize>, Option<usize>);
 
 impl Trace {
     /// `unit_s`: what one of `timestamp` lasts, in seconds. `speed` 2 replays it in half the time.
     pub fn read(text: &str, unit_s: f64, speed: f64) -> Result<Trace, TraceError> {
+        // As some programs on Windows begin a file.
+        let text = text.trim_start_matches('\u{feff}');
         let is_json = text.trim_start().starts_with('{');
         let mut entries = if is_json { json_lines(text, unit_s)? } else { csv(text, unit_s)? };
         entries.sort_by(|one, other| one.0.total_cmp(&other.0));
@@ -94,26 +99,44 @@ fn entry_of(value: &dyn Fn(&[&str]) -> Option<String>, unit_s: f64) -> Result<En
         None => Ok(None),
         // Some traces hold 0 for answers that failed; nothing can be asked for that is shorter than a token.
         Some(text) => match text.parse::<f64>() {
-            Ok(tokens) if tokens >= 0.0 => Ok(Some((tokens as usize).max(1))),
-            _ => Err(format!("{text:?} is no length")),
+            Ok(tokens) if (0.0..=TOKENS_MAX).contains(&tokens) => Ok(Some((tokens as usize).max(1))),
+            _ => Err(format!("{text:?} is no length, which is 0 to {TOKENS_MAX} tokens")),
         },
     };
     Ok((time, tokens(&PROMPTS)?, tokens(&ANSWERS)?))
 }
 
-/// `2023-11-16 18:15:46.68`, as seconds since some day.
+/// `2023-11-16 18:15:46.68`, perhaps with `+00:00` behind it, as seconds since some day.
 fn date_time(text: &str) -> Option<f64> {
     let (date, time) = text.split_once([' ', 'T'])?;
     let date: Vec<i64> = date.split('-').map(|part| part.parse().ok()).collect::<Option<_>>()?;
-    let time = time.trim_end_matches('Z').split(':').map(|part| part.parse().ok());
-    let time: Vec<f64> = time.collect::<Option<_>>()?;
-    let ([year, month, day], [hours, minutes, seconds]) = (date.as_slice(), time.as_slice()) else {
+    let (time, offset) = time.split_at(time.find(['+', '-', 'Z']).unwrap_or(time.len()));
+    let [year, month, day] = date.as_slice() else { return None };
+    if !((0..10_000).contains(year) && (1..=12).contains(month) && (1..=31).contains(day)) {
         return None;
+    }
+    let ahead = match offset.split_at_checked(1) {
+        Some(("+", ahead)) => of_day(ahead)?,
+        Some(("-", behind)) => -of_day(behind)?,
+        _ => 0.0,
     };
+    Some(days(*year, *month, *day) as f64 * 86400.0 + of_day(time)? - ahead)
+}
+
+/// `18:15:46.68` or `18:15`, in seconds.
+fn of_day(text: &str) -> Option<f64> {
+    let parts: Vec<f64> = text.split(':').map(|part| part.parse().ok()).collect::<Option<_>>()?;
+    match parts.as_slice() {
+        [hours, minutes] => Some(hours * 3600.0 + minutes * 60.0),
+        [hours, minutes, seconds] => Some(hours * 3600.0 + minutes * 60.0 + seconds),
+        _ => None,
+    }
+}
+
+fn days(year: i64, month: i64, day: i64) -> i64 {
     // Years that begin in March have their leap day last.
-    let (year, month) = if *month <= 2 { (year - 1, month + 9) } else { (*year, month - 3) };
-    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day;
-    Some(days as f64 * 86400.0 + hours * 3600.0 + minutes * 60.0 + seconds)
+    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day
 }
 
 #[cfg(test)]
@@ -135,6 +158,17 @@ mod tests {
         assert_eq!(read.dues[1], Due { at_us: 40_000_000, prompt_tokens: Some(1087), max_tokens: Some(1) });
     }
 
+    /// Those of 2024 have an offset, and what was saved on Windows a mark before its first byte.
+    #[test]
+    fn offsets_and_a_mark_before_the_text_are_read() {
+        let azure = "\u{feff}TIMESTAMP,ContextTokens,GeneratedTokens\n\
+            2024-05-10 00:00:00.009930+00:00,1,2\n2024-05-10 02:00:01.009930+02:00,3,4\n2024-05-09T22:00:02.00993-02:00,5,6\n\
+            2024-05-10T00:00:03.00993Z,7,8\n";
+        let read = Trace::read(azure, 1.0, 1.0).unwrap();
+        let at: Vec<u64> = read.dues.iter().map(|due| due.at_us).collect();
+        assert_eq!(at, [0, 1_000_000, 2_000_000, 3_000_000]);
+    }
+
     #[test]
     fn what_is_wrong_is_said_with_its_line() {
         let says = |text: &str| Trace::read(text, 1.0, 1.0).unwrap_err().to_string();
@@ -145,5 +179,16 @@ mod tests {
         assert!(says("a,b\n1,2\n").contains("it has no time"));
         assert!(says("timestamp\n").contains("there is no entry"));
         assert!(says("timestamp,input_length\n1,-4\n").contains("\"-4\" is no length"));
+        assert!(
+            says("timestamp,input_length\n1,1e18\n").contains("is no length, which is 0 to 10000000 tokens")
+        );
+        for wrong in [
+            "99999999999999999-01-01 00:00:00",
+            "2024-13-01 00:00:00",
+            "2024-05-10 00",
+            "2024-05-10 00:00:00+x",
+        ] {
+            assert!(says(&format!("timestamp\n{wrong}\n")).contains("is no time"), "{wrong}");
+        }
     }
 }
