@@ -50,6 +50,13 @@ fn planned(text: &str) -> Result<Planned, String> {
     Ok(Planned { at: span::parse(at.trim())?, fault })
 }
 
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let planned = self.0.iter().map(|Planned { at, fault }| format!("{at:?}:{fault}"));
+        write!(f, "{}", planned.collect::<Vec<_>>().join(","))
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -77,10 +84,13 @@ pub struct Seen {
     pub streams_in_flight: u64,
     /// Of those, without a token for a quarter of a second or more.
     pub streams_paused: u64,
+    /// Of those, how many had a token again, or came to their proper end.
+    #[serde(default)]
+    pub streams_went_on: u64,
     pub longest_pause_s: f64,
     /// Requests in flight, or due until the next fault, that failed.
     pub errors: u64,
-    /// From the fault until the last of the paused streams had a token again.
+    /// From the fault until the last of the paused streams had a token again. None: there was none, or one never had.
     pub recovered_after_s: Option<f64>,
 }
 
@@ -104,16 +114,19 @@ fn one(fault: &Happened, end_us: u64, records: &[Record]) -> Seen {
         errors: records.iter().filter(touched).filter(|record| record.failure().is_some()).count() as u64,
         ..Seen::default()
     };
-    for (from_us, to_us) in
-        records.iter().filter(in_flight).filter_map(|record| silence(record, at_us, end_us))
-    {
+    let mut last_us = 0;
+    for record in records.iter().filter(in_flight) {
+        let Some((from_us, to_us)) = silence(record, at_us, end_us) else { continue };
         seen.longest_pause_s = seen.longest_pause_s.max((to_us - from_us) as f64 / 1e6);
         if to_us - from_us >= PAUSE_US {
+            let went_on = record.is_done() || record.pieces_us.last().is_some_and(|last| *last >= to_us);
             seen.streams_paused += 1;
-            let after = to_us.saturating_sub(at_us) as f64 / 1e6;
-            seen.recovered_after_s = Some(seen.recovered_after_s.map_or(after, |before| before.max(after)));
+            seen.streams_went_on += u64::from(went_on);
+            last_us = last_us.max(to_us - at_us);
         }
     }
+    let all_went_on = seen.streams_paused > 0 && seen.streams_went_on == seen.streams_paused;
+    seen.recovered_after_s = all_went_on.then_some(last_us as f64 / 1e6);
     seen
 }
 
@@ -139,6 +152,7 @@ mod tests {
         let schedule: Schedule = "20s:stop 3s,10s:kill,30s:cut".parse().unwrap();
         let faults: Vec<String> = schedule.0.iter().map(|planned| planned.fault.to_string()).collect();
         assert_eq!(faults, ["kill", "stop 3s", "cut"]);
+        assert_eq!(schedule.to_string(), "10s:kill,20s:stop 3s,30s:cut");
         for wrong in ["", "kill", "10s:", "10s:stop", "10s:burn", "10:kill"] {
             assert!(wrong.parse::<Schedule>().is_err(), "{wrong}");
         }
@@ -170,5 +184,25 @@ mod tests {
         assert_eq!((seen[0].longest_pause_s, seen[0].recovered_after_s), (2.5, Some(2.4)));
         assert_eq!((seen[1].streams_in_flight, seen[1].streams_paused, seen[1].errors), (1, 0, 0));
         assert_eq!(seen[1].recovered_after_s, None);
+    }
+
+    #[test]
+    fn a_stream_that_fails_in_its_silence_did_not_go_on() {
+        let s = 1_000_000;
+        let at = [Happened { at_us: 10 * s, fault: "stop 20s".into(), worker: "worker-00".into() }];
+        let failed = Outcome::Failed { kind: ErrorKind::Timeout, words: String::new() };
+        let late = Record { sent_us: 9 * s, pieces_us: vec![9 * s], ended_us: 12 * s, ..Record::default() };
+        let goes_on = Record { pieces_us: vec![9 * s, 11 * s], ..late.clone() };
+        let told = |records: &[Record]| {
+            let seen = seen(&at, records).remove(0);
+            (seen.streams_paused, seen.streams_went_on, seen.recovered_after_s)
+        };
+        let times_out = Record { outcome: failed.clone(), ..late.clone() };
+        let is_stopped = Record { outcome: Outcome::Stopped, ..late.clone() };
+        assert_eq!(told(&[times_out.clone(), goes_on.clone()]), (2, 1, None));
+        assert_eq!(told(&[is_stopped]), (1, 0, None));
+        assert_eq!(told(&[goes_on, late]), (2, 2, Some(2.0)));
+        let fails_later = Record { pieces_us: vec![9 * s, 11 * s], outcome: failed, ..times_out };
+        assert_eq!(told(&[fails_later]), (1, 1, Some(1.0)));
     }
 }

@@ -79,8 +79,11 @@ fn told(f: &mut fmt::Formatter<'_>, what: &str, errors: &BTreeMap<String, Errors
 }
 
 fn chaos(f: &mut fmt::Formatter<'_>, seen: &chaos::Seen) -> fmt::Result {
-    let recovered =
-        seen.recovered_after_s.map_or(String::new(), |after| format!(", all went on after {after:.1} s"));
+    let recovered = match seen.recovered_after_s {
+        Some(after) => format!(", all went on after {after:.1} s"),
+        None if seen.streams_paused > 0 => format!(", {} of them went on", seen.streams_went_on),
+        None => String::new(),
+    };
     writeln!(
         f,
         "fault at {:.1} s, {} of {}: {} streams in flight, {} paused, the longest for {:.1} s{recovered}; {} errors",
