@@ -69,6 +69,9 @@ pub struct Errors {
     pub first: String,
 }
 
+/// Less is no lateness.
+const MUCH_MS: f64 = 2.0;
+
 impl Summary {
     pub fn of(run: &Run, goal: Option<&Goal>) -> Summary {
         let records = &run.records;
@@ -115,6 +118,28 @@ impl Summary {
         if self.whole { &self.e2e } else { &self.ttft }
     }
 
+    /// What the client itself was late with, if that is much beside what was measured.
+    pub fn bottlenecks(&self) -> Vec<String> {
+        // Of a latency so short even a millisecond is much.
+        let much_ms = (self.answered().p50_ms / 20.0).max(MUCH_MS);
+        let late = [("requests were sent", self.lag.p99_ms), ("the client woke", self.late.p99_ms)];
+        let of_first = late.into_iter().filter(|(_, late_ms)| *late_ms > much_ms).map(|(what, late_ms)| {
+            format!(
+                "the client is a bottleneck: {what} up to {late_ms:.1} ms late (p99), which is part of what was measured"
+            )
+        });
+        // The first token may take so long that the same lateness is little of it, and several tokens' time.
+        let (late_ms, gap_ms) = (self.late.p99_ms, self.gaps.p50_ms);
+        let of_gaps = self.gaps.count > 0 && late_ms <= much_ms && late_ms > gap_ms.max(MUCH_MS);
+        let of_gaps = of_gaps.then(|| {
+            format!(
+                "the client is a bottleneck: it woke up to {late_ms:.1} ms late (p99), longer than mostly lies between two pieces \
+                 ({gap_ms:.1} ms): long gaps and pauses may be its own"
+            )
+        });
+        of_first.chain(of_gaps).collect()
+    }
+
     /// What makes its figures doubtful.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
@@ -126,14 +151,7 @@ impl Summary {
                 100.0 * self.failed as f64 / self.requests as f64
             ));
         }
-        // Of a latency so short even a millisecond is much.
-        let much_ms = (self.answered().p50_ms / 20.0).max(2.0);
-        let late = [("requests were sent", self.lag.p99_ms), ("the client woke", self.late.p99_ms)];
-        for (what, late_ms) in late.iter().filter(|(_, late_ms)| *late_ms > much_ms) {
-            warnings.push(format!(
-                "the client is a bottleneck: {what} up to {late_ms:.1} ms late (p99), which is part of what was measured"
-            ));
-        }
+        warnings.extend(self.bottlenecks());
         if self.without_usage > 0 {
             let instead = if self.whole { "none were counted" } else { "pieces were counted instead" };
             warnings.push(format!("{} answers did not say their tokens: {instead}", self.without_usage));
@@ -195,4 +213,24 @@ fn reasons(records: &[Record]) -> BTreeMap<String, u64> {
         *reasons.entry(reason).or_default() += 1;
     }
     reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn warned(ttft_p50_ms: f64, gap_p50_ms: f64, late_p99_ms: f64) -> String {
+        let spread = |p50_ms, p99_ms| Spread { count: 9, p50_ms, p99_ms, ..Spread::default() };
+        let (ttft, gaps) = (spread(ttft_p50_ms, 0.0), spread(gap_p50_ms, 0.0));
+        Summary { ttft, gaps, late: spread(0.0, late_p99_ms), ..Summary::default() }.bottlenecks().join("\n")
+    }
+
+    #[test]
+    fn lateness_is_held_against_what_it_is_part_of() {
+        assert!(warned(100.0, 10.0, 6.0).contains("the client woke up to 6.0 ms late"));
+        // A long prompt hides it in the first token, and not between pieces.
+        assert!(warned(2000.0, 10.0, 90.0).contains("longer than mostly lies between two pieces (10.0 ms)"));
+        assert_eq!(warned(2000.0, 100.0, 90.0), "");
+        assert_eq!(warned(10.0, 0.5, 1.9), "", "less than 2 ms is none");
+    }
 }
