@@ -22,6 +22,10 @@ pub struct Record {
     pub completion_tokens: Option<u64>,
     /// Of these, tokens of reasoning that the server does not show: they came before the first piece.
     pub hidden_tokens: u64,
+    /// Tokens after the first piece, up to the last, where the server counted as it went.
+    pub tokens_between: Option<u64>,
+    /// Answers to the one prompt; 0 is one.
+    pub choices: u64,
     pub finish_reason: Option<String>,
     pub outcome: Outcome,
     pub violations: Vec<Violation>,
@@ -110,12 +114,13 @@ impl Record {
         self.is_done().then(|| self.ended_us.saturating_sub(self.due_us))
     }
 
-    /// Between two tokens on average: from the first to the last, over the tokens less one. A server may put several tokens
-    /// into one piece; an answer in one piece says nothing of the time between them.
+    /// Between two tokens on average: from the first piece to the last, over the tokens that came meanwhile. Where the server
+    /// does not count as it goes these are all but one, and too many if some came before the first piece and show nothing, as
+    /// the header of a harmony message; of several choices those of one, on average. An answer in one piece says nothing.
     pub fn itl_us(&self) -> Option<u64> {
         let [first, .., last] = self.pieces() else { return None };
-        let shown = self.tokens().saturating_sub(self.hidden_tokens);
-        let between = shown.checked_sub(1).filter(|between| *between > 0)?;
+        let shown = self.tokens().saturating_sub(self.hidden_tokens) / self.choices.max(1);
+        let between = self.tokens_between.or(shown.checked_sub(1)).filter(|between| *between > 0)?;
         Some((last - first) / between)
     }
 
@@ -180,6 +185,21 @@ mod tests {
         assert_eq!(record.itl_us(), Some(200_000));
         let whole = Record { pieces_us: vec![1_700_000], completion_tokens: Some(200), ..late() };
         assert_eq!((whole.ttft_us(), whole.itl_us()), (Some(700_000), None));
+    }
+
+    /// Ten tokens in three pieces: the first five came before the first piece could be shown, the last with nothing to show.
+    #[test]
+    fn where_the_server_counts_as_it_goes_only_what_lies_between_counts() {
+        let record = Record { completion_tokens: Some(10), tokens_between: Some(4), ..late() };
+        assert_eq!(record.itl_us(), Some(100_000));
+        let none = Record { tokens_between: Some(0), ..late() };
+        assert_eq!(none.itl_us(), None, "one token in two pieces");
+    }
+
+    #[test]
+    fn tokens_of_several_choices_came_beside_each_other() {
+        let record = Record { completion_tokens: Some(20), choices: 4, ..late() };
+        assert_eq!(record.itl_us(), Some(100_000));
     }
 
     #[test]

@@ -33,6 +33,7 @@ impl Target {
         let failure = self.in_time(followed).await.err();
         answer.ended_us = clock.us();
         let had_chunks = checker.chunks() > 0;
+        answer.tokens_between = checker.tokens_between();
         answer.checked = checker.end(failure.is_none());
         answer.failure = failure.or_else(|| fault(&answer.checked, had_chunks));
     }

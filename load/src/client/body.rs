@@ -27,6 +27,10 @@ pub fn body(target: &Target, chat: &Chat) -> Value {
     }
     if !target.whole && target.endpoint != Endpoint::Responses {
         body["stream_options"] = json!({ "include_usage": true });
+        // What usage says of several choices before their end, servers do not agree on.
+        if target.continuous_usage && target.extra.get("n").is_none_or(|n| *n == 1) {
+            body["stream_options"]["continuous_usage_stats"] = json!(true);
+        }
     }
     if let Some(max_tokens) = chat.max_tokens {
         body[target.endpoint.max_tokens()] = json!(max_tokens);

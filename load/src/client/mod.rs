@@ -22,6 +22,8 @@ pub struct Target {
     pub whole: bool,
     pub model: String,
     pub ignore_eos: bool,
+    /// Usage is asked for with every chunk: what lies between two pieces is then known exactly.
+    pub continuous_usage: bool,
     /// Fields that the body gets besides, or instead of what it has.
     pub extra: Map<String, Value>,
     /// Of a whole request.
@@ -53,6 +55,8 @@ pub struct Answer {
     pub sent_us: u64,
     pub ended_us: u64,
     pub pieces_us: Vec<u64>,
+    /// Tokens that came after the first piece, up to the last, where the server counts as it goes.
+    pub tokens_between: Option<u64>,
     pub checked: Checked,
     pub failure: Option<(ErrorKind, String)>,
 }

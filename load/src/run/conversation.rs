@@ -5,6 +5,7 @@ use crate::client::{Answer, Chat, Clock, body};
 use crate::prompt::{Script, TOOL_RESULT, Turn};
 use crate::record::{Outcome, Record};
 use crate::span;
+use crate::stream::Expect;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
@@ -83,7 +84,8 @@ impl Scene<'_> {
             answer.ended_us = self.clock.us();
         }
         self.live.ended(!stopped && answer.failure.is_none());
-        talk.hear(answer, turn, stopped, span::us(self.asking.think))
+        let choices = Expect::of(self.asking.target.endpoint, &body).choices;
+        talk.hear(answer, turn, choices, stopped, span::us(self.asking.think))
     }
 }
 
@@ -97,7 +99,7 @@ struct Talk {
 
 impl Talk {
     /// Notes what came, and goes on from there. Whether it can.
-    fn hear(&mut self, answer: Answer, turn: &Turn, stopped: bool, think_us: u64) -> bool {
+    fn hear(&mut self, answer: Answer, turn: &Turn, choices: usize, stopped: bool, think_us: u64) -> bool {
         let usage = answer.checked.usage;
         // Counted by the server, and never sent.
         let hidden = usage.and_then(|usage| usage.reasoning_tokens).filter(|_| !answer.checked.thought);
@@ -119,6 +121,8 @@ impl Talk {
             cached_tokens: usage.and_then(|usage| usage.cached_tokens),
             completion_tokens: usage.map(|usage| usage.completion_tokens),
             hidden_tokens,
+            tokens_between: answer.tokens_between,
+            choices: choices as u64,
             finish_reason: answer.checked.finish_reason,
             outcome: outcome.clone(),
             violations: answer.checked.violations,

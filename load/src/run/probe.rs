@@ -4,6 +4,7 @@ use super::{Live, Plan, run};
 use crate::chance::Chance;
 use crate::client::{Answer, Chat, Clock, Target, body};
 use crate::prompt::{Prompts, user};
+use crate::record::ErrorKind;
 use crate::stream::Endpoint;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -30,12 +31,13 @@ pub struct ProbeError {
     model: String,
 }
 
+const IGNORE_EOS: &str = "ignore_eos";
 const FEW_WORDS: usize = 32;
 const MANY_WORDS: usize = 96;
 /// OpenAI's Responses API takes no smaller limit.
 const RESPONSE_TOKENS: usize = 16;
 
-/// Asks, and learns. The target's `ignore_eos` is taken back where it is refused.
+/// Asks, and learns. The target's `ignore_eos` and `continuous_usage` are taken back where they are refused.
 pub async fn probe(target: &mut Target, prompts: &mut Prompts) -> Result<Probe, ProbeError> {
     let mut probe = Probe::default();
     let Prompts::Synthetic(synthetic) = prompts else {
@@ -66,10 +68,8 @@ async fn ask(
     let max_tokens = if target.endpoint == Endpoint::Responses { RESPONSE_TOKENS } else { 1 };
     let chat = Chat { messages: &[user(text)], max_tokens: Some(max_tokens), tools };
     let mut answer = send(target, &chat, probe).await;
-    let refused = answer.failure.as_ref().is_some_and(|(_, words)| words.contains("ignore_eos"));
-    if target.ignore_eos && refused {
-        target.ignore_eos = false;
-        probe.ignore_eos_refused = true;
+    while let Some(failure) = answer.failure.as_ref().filter(|failure| take_back(target, failure)) {
+        probe.ignore_eos_refused |= failure.1.contains(IGNORE_EOS);
         answer = send(target, &chat, probe).await;
     }
     match answer.failure {
@@ -81,6 +81,17 @@ async fn ask(
             model: target.model.clone(),
         }),
     }
+}
+
+/// What the server does not know is asked for no more; whether there was any of it.
+fn take_back(target: &mut Target, (kind, words): &(ErrorKind, String)) -> bool {
+    if target.ignore_eos && words.contains(IGNORE_EOS) {
+        target.ignore_eos = false;
+        return true;
+    }
+    // Not every server says what it does not know.
+    let refuses = matches!(kind, ErrorKind::Status(400 | 422));
+    refuses && std::mem::take(&mut target.continuous_usage)
 }
 
 async fn send(target: &Target, chat: &Chat<'_>, probe: &mut Probe) -> Answer {

@@ -15,6 +15,8 @@ pub struct Checker {
     pub(super) done: bool,
     /// Usage stands in chunks that have choices: it grows with them.
     continuous: bool,
+    /// Of one choice, tokens as they were counted with the first piece and with the last.
+    first_and_last: Option<(u64, u64)>,
     pub(super) chunks: usize,
     /// Of an event, where they are numbered.
     pub(super) last_number: Option<u64>,
@@ -30,6 +32,7 @@ impl Checker {
             finished: vec![false; expect.choices],
             done: false,
             continuous: false,
+            first_and_last: None,
             chunks: 0,
             last_number: None,
         }
@@ -38,6 +41,11 @@ impl Checker {
     /// How many chunks have come.
     pub fn chunks(&self) -> usize {
         self.chunks
+    }
+
+    /// Tokens that came after the first piece, up to the last. None: the server did not count as it went.
+    pub fn tokens_between(&self) -> Option<u64> {
+        self.first_and_last.map(|(first, last)| last.saturating_sub(first))
     }
 
     /// Whether the event brought a piece of the answer.
@@ -80,7 +88,12 @@ impl Checker {
         self.chunks += 1;
         self.identify(chunk, text);
         self.usage(chunk, choices.is_empty(), text);
-        choices.iter().fold(false, |brought, choice| self.choice(choice, text) | brought)
+        let brought = choices.iter().fold(false, |brought, choice| self.choice(choice, text) | brought);
+        if let Some(usage) = Usage::read(&chunk["usage"]).filter(|_| brought && self.expect.choices == 1) {
+            let (first, _) = self.first_and_last.unwrap_or((usage.completion_tokens, 0));
+            self.first_and_last = Some((first, usage.completion_tokens));
+        }
+        brought
     }
 
     pub(super) fn identify(&mut self, chunk: &Value, text: &str) {

@@ -24,6 +24,7 @@ pub fn target(url: &str) -> Target {
         whole: false,
         model: "scripted".into(),
         ignore_eos: false,
+        continuous_usage: true,
         extra: Default::default(),
         timeout: Duration::from_secs(60),
     }

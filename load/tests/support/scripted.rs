@@ -25,6 +25,8 @@ pub struct Script {
     pub act: Arc<dyn Fn(u64) -> Act + Send + Sync>,
     /// So many are answered at once, and others refused with 503.
     pub busy_at: Option<u64>,
+    /// So many tokens of a stream come first, and show nothing.
+    pub hidden: u64,
     /// From this request on nothing leaves the server for so long.
     pub stall: Option<(u64, Duration)>,
 }
@@ -47,14 +49,15 @@ pub enum Act {
     AfterDone,
     /// 200, and a page.
     Page,
-    /// Refused if the body asks for `ignore_eos`, as servers do that do not know a field.
+    /// Refused if the body asks for `ignore_eos`, or for usage with every chunk, as servers do that do not know a field.
     Strict,
 }
 
 impl Script {
     pub fn quick() -> Script {
         let act = Arc::new(|_| Act::Answer);
-        Script { ttft: Duration::from_millis(2), itl: Duration::ZERO, act, busy_at: None, stall: None }
+        let (ttft, itl) = (Duration::from_millis(2), Duration::ZERO);
+        Script { ttft, itl, act, busy_at: None, hidden: 0, stall: None }
     }
 }
 
@@ -176,11 +179,14 @@ impl Connection {
             _ => (self.script.act)(number),
         };
         let field = if endpoint == Endpoint::Responses { "max_output_tokens" } else { "max_tokens" };
+        let tokens = body[field].as_u64().or(body["max_completion_tokens"].as_u64()).unwrap_or(16);
         let words = Wording {
             id: format!("a-{number}"),
             endpoint,
             prompt_tokens: prompt_tokens(body),
-            tokens: body[field].as_u64().or(body["max_completion_tokens"].as_u64()).unwrap_or(16),
+            tokens,
+            hidden: self.script.hidden.min(tokens.saturating_sub(1)),
+            continuous: body["stream_options"]["continuous_usage_stats"] == true,
         };
         let answered = self.act(act, &words, body).await;
         self.counts.running.fetch_sub(1, Ordering::SeqCst);
@@ -193,6 +199,7 @@ impl Connection {
             Act::Strict if body["ignore_eos"] == true => {
                 self.plain(400, r#"{"error": {"message": "ignore_eos: unknown field"}}"#).await
             }
+            Act::Strict if words.continuous => self.plain(422, r#"{"error": {"message": "unknown"}}"#).await,
             Act::Page => self.plain(200, "<html>").await,
             _ if body["stream"] == true => self.stream(act, words).await,
             _ => self.whole(act, words).await,
@@ -222,8 +229,8 @@ impl Connection {
         for event in words.begin() {
             self.event(&event).await?;
         }
-        let mut due = Instant::now() + self.script.ttft;
-        for token in 0..words.tokens {
+        let mut due = Instant::now() + self.script.ttft + self.script.itl * words.hidden as u32;
+        for token in 0..words.pieces() {
             sleep_until(due).await;
             due += self.script.itl;
             match act {
@@ -247,7 +254,7 @@ impl Connection {
             self.event("[DONE]").await?;
         }
         if act == Act::AfterDone {
-            self.event(&words.piece(words.tokens)).await?;
+            self.event(&words.piece(words.pieces())).await?;
         }
         self.write("0\r\n\r\n").await
     }

@@ -15,6 +15,10 @@ pub struct Wording {
     pub endpoint: Endpoint,
     pub prompt_tokens: u64,
     pub tokens: u64,
+    /// So many of them come first, and show nothing.
+    pub hidden: u64,
+    /// Usage stands in every chunk.
+    pub continuous: bool,
 }
 
 const WORD: &str = " a";
@@ -28,6 +32,10 @@ impl Wording {
         }
     }
 
+    pub fn pieces(&self) -> u64 {
+        self.tokens - self.hidden
+    }
+
     pub fn piece(&self, index: u64) -> String {
         let choice = match self.endpoint {
             Endpoint::Chat => json!({ "index": 0, "delta": { "content": WORD }, "finish_reason": null }),
@@ -36,7 +44,8 @@ impl Wording {
                 return self.event(index + 1, "response.output_text.delta", json!({ "delta": WORD }));
             }
         };
-        self.chunk(json!([choice]), Value::Null)
+        let usage = if self.continuous { self.usage(self.hidden + index + 1) } else { Value::Null };
+        self.chunk(json!([choice]), usage)
     }
 
     /// What comes after the last, without `[DONE]`.
@@ -46,10 +55,10 @@ impl Wording {
             Endpoint::Completions => json!({ "index": 0, "text": "", "finish_reason": "length" }),
             Endpoint::Responses => {
                 let response = self.response("incomplete", &self.text());
-                return vec![self.event(self.tokens + 1, "response.incomplete", response)];
+                return vec![self.event(self.pieces() + 1, "response.incomplete", response)];
             }
         };
-        vec![self.chunk(json!([choice]), Value::Null), self.chunk(json!([]), self.usage())]
+        vec![self.chunk(json!([choice]), Value::Null), self.chunk(json!([]), self.usage(self.tokens))]
     }
 
     /// All of it as one body.
@@ -63,22 +72,22 @@ impl Wording {
             Endpoint::Responses => return self.response("incomplete", &text)["response"].to_string(),
         };
         let object = if self.endpoint == Endpoint::Chat { "chat.completion" } else { "text_completion" };
-        self.body(object, json!([choice]), self.usage())
+        self.body(object, json!([choice]), self.usage(self.tokens))
     }
 
     fn text(&self) -> String {
-        WORD.repeat(self.tokens as usize)
+        WORD.repeat(self.pieces() as usize)
     }
 
-    fn usage(&self) -> Value {
+    fn usage(&self, tokens: u64) -> Value {
         let (prompt, completion) = match self.endpoint {
             Endpoint::Responses => ("input_tokens", "output_tokens"),
             _ => ("prompt_tokens", "completion_tokens"),
         };
         json!({
             prompt: self.prompt_tokens,
-            completion: self.tokens,
-            "total_tokens": self.prompt_tokens + self.tokens,
+            completion: tokens,
+            "total_tokens": self.prompt_tokens + tokens,
         })
     }
 
@@ -112,7 +121,7 @@ impl Wording {
             "status": status,
             "incomplete_details": is_over.then(|| json!({ "reason": "max_output_tokens" })),
             "output": is_over.then_some([message]),
-            "usage": is_over.then(|| self.usage()),
+            "usage": is_over.then(|| self.usage(self.tokens)),
         }})
     }
 }

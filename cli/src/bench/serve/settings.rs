@@ -45,6 +45,7 @@ pub async fn target(args: &ServeArgs) -> Result<Target> {
         whole: args.no_stream,
         model,
         ignore_eos: args.prompts.ignore_eos,
+        continuous_usage: true,
         extra: args.prompts.extra.clone().unwrap_or_default(),
         timeout: args.load.timeout,
     })
