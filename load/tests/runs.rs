@@ -205,6 +205,21 @@ async fn tokens_before_the_first_piece_make_no_server_look_faster() {
     }
 }
 
+/// Two runs of one command, the second from where the first ended: no cache knows its prompts.
+#[tokio::test]
+async fn prompts_of_a_file_go_on_where_the_run_before_ended() {
+    let server = Scripted::start(Script::quick()).await;
+    let text: String = (1..=5).map(|words| format!("\"{}\"\n", "a ".repeat(words))).collect();
+    let asked = async |from: u64| {
+        let scripts = read_prompts(&text, 1).unwrap();
+        let prompts = Prompts::File { scripts, max_tokens: Lengths::Fixed(1) };
+        let plan = plan(target(&server.url), prompts, Load::Closed { clients: 1 }, requests(3));
+        let run = run_all(Plan { from, ..plan }).await;
+        run.records.iter().map(|record| record.prompt_tokens.unwrap() - 5).collect::<Vec<_>>()
+    };
+    assert_eq!((asked(0).await, asked(3).await), (vec![1, 2, 3], vec![4, 5, 1]));
+}
+
 /// The same seed asks the same, whatever the order.
 #[test]
 fn prompts_depend_on_seed_and_number_alone() {

@@ -55,12 +55,13 @@ pub struct Synthetic {
 }
 
 impl Prompts {
-    pub fn script(&self, seed: u64, number: u64, due: &Due) -> Script {
+    /// `from`: of a file, which is asked first.
+    pub fn script(&self, seed: u64, from: u64, number: u64, due: &Due) -> Script {
         let mut chance = Chance::of(seed, 2 * number + 1);
         match self {
             Prompts::Synthetic(synthetic) => synthetic.script(seed, &mut chance, due),
             Prompts::File { scripts, max_tokens } => {
-                let mut script = scripts[(number % scripts.len() as u64) as usize].clone();
+                let mut script = scripts[((from + number) % scripts.len() as u64) as usize].clone();
                 for turn in &mut script.turns {
                     let drawn = max_tokens.draw(&mut chance);
                     turn.max_tokens = due.max_tokens.or(turn.max_tokens).or(Some(drawn));

@@ -4,6 +4,7 @@ use super::conversation::Scene;
 use super::heartbeat::Heartbeat;
 use super::{Live, Load, Plan, Run, bell};
 use crate::client::Clock;
+use crate::prompt::Script;
 use crate::record::Record;
 use crate::schedule::Due;
 use crate::span;
@@ -40,12 +41,16 @@ impl Stage {
         Scene { asking: &self.plan.asking, clock: self.clock, live: &self.live, stop: self.stop.clone() }
     }
 
+    fn script(&self, number: u64, due: &Due) -> Script {
+        self.plan.asking.prompts.script(self.plan.seed, self.plan.from, number, due)
+    }
+
     async fn open(&self, dues: &[Due]) -> Vec<Record> {
         let mut conversations = JoinSet::new();
         let mut bell = bell::ring(dues.iter().map(|due| due.at_us).collect(), self.clock);
         for (number, due) in (0..).zip(dues.iter().copied()) {
             // Made before it is due, so that the making does not make it late.
-            let script = self.plan.asking.prompts.script(self.plan.seed, number, &due);
+            let script = self.script(number, &due);
             if !self.scene().unless_stopped(bell.recv()).await {
                 break;
             }
@@ -75,7 +80,7 @@ impl Stage {
             if limit.requests.is_some_and(|requests| number >= requests as u64) {
                 break;
             }
-            let script = self.plan.asking.prompts.script(self.plan.seed, number, &Due::default());
+            let script = self.script(number, &Due::default());
             // Making it took time, which is not the server's.
             due_us = due_us.max(self.clock.us());
             records.extend(self.scene().converse(number, script, due_us).await);

@@ -36,6 +36,8 @@ pub struct Plan {
     pub load: Load,
     pub limit: Limit,
     pub seed: u64,
+    /// Prompts of a file are asked from this one on: runs of one command go on where the one before ended.
+    pub from: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -56,4 +58,11 @@ pub struct Run {
     pub late_us: Histogram<u64>,
     /// Ended from outside.
     pub stopped: bool,
+}
+
+impl Run {
+    /// How many scripts it has asked for.
+    pub fn conversations(&self) -> u64 {
+        self.records.iter().map(|record| record.conversation + 1).max().unwrap_or(0)
+    }
 }

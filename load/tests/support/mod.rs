@@ -43,7 +43,8 @@ pub fn prompts(prompt_tokens: usize, max_tokens: usize) -> Prompts {
 }
 
 pub fn plan(target: Target, prompts: Prompts, load: Load, limit: Limit) -> Plan {
-    Plan { asking: Arc::new(Asking { target, prompts, think: Duration::ZERO }), load, limit, seed: 1 }
+    let asking = Arc::new(Asking { target, prompts, think: Duration::ZERO });
+    Plan { asking, load, limit, seed: 1, from: 0 }
 }
 
 pub async fn run_all(plan: Plan) -> Run {
