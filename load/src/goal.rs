@@ -33,9 +33,7 @@ impl Goal {
             && within(self.pause_us, record.pause_us())
             && within(self.e2e_us, record.e2e_us())
     }
-}
 
-impl Goal {
     /// Whether it asks for what only streams have.
     pub fn is_of_streams(&self) -> bool {
         self.ttft_us.or(self.itl_us).or(self.pause_us).is_some()

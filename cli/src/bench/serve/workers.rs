@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, bail};
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{SocketAddr, ToSocketAddrs};
 
 /// The process that serves, and starts workers again when they end.
 #[derive(Clone, Copy, Debug)]
@@ -78,7 +78,7 @@ pub fn descriptors(id: i32) -> impl Iterator<Item = (i32, String)> {
 fn listening(port: u16) -> BTreeSet<String> {
     sockets()
         .into_iter()
-        .filter(|socket| socket.listens && socket.local.port() == port)
+        .filter(|socket| socket.listens && socket.port == port)
         .map(|socket| socket.link)
         .collect()
 }
@@ -89,7 +89,7 @@ pub fn connections() -> BTreeSet<String> {
 }
 
 struct Socket {
-    local: SocketAddr,
+    port: u16,
     listens: bool,
     established: bool,
     link: String,
@@ -105,9 +105,8 @@ fn socket(line: &str) -> Option<Socket> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (address, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
     let (_, port) = address.rsplit_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
     Some(Socket {
-        local: (Ipv6Addr::UNSPECIFIED, port).into(),
+        port: u16::from_str_radix(port, 16).ok()?,
         listens: *state == "0A",
         established: *state == "01",
         link: format!("socket:[{inode}]"),
