@@ -89,10 +89,16 @@ impl Seen<'_> {
 
     fn step(&self) -> String {
         let steps = self.grown("replica_steps_total", &[]).filter(|steps| *steps > 0.0);
-        let Some(steps) = steps else { return "step      none\n".into() };
+        if steps.is_none() {
+            return "step      none\n".into();
+        }
         let split = PHASES.map(|phase| {
+            // What is not measured counts no step: it took not no time.
+            let counted =
+                self.grown("step_phase_seconds_count", &[("phase", phase)]).filter(|count| *count > 0.0);
             let seconds = self.grown("step_phase_seconds_sum", &[("phase", phase)]);
-            format!("{phase} {}", seconds.map_or_else(none, |seconds| milliseconds(seconds / steps)))
+            let mean = seconds.zip(counted).map(|(seconds, counted)| seconds / counted);
+            format!("{phase} {}", mean.map_or_else(none, milliseconds))
         });
         let rate = self.rate("replica_steps_total", &[]).map_or_else(none, |rate| format!("{rate:.0}"));
         format!("step      {rate}/s  {}\n", split.join("  "))
@@ -238,6 +244,9 @@ mod tests {
         let text = format!(
             "flotilla_replica_steps_total{{replica=\"0\"}} {steps}\n\
              flotilla_step_phase_seconds_sum{{replica=\"0\",phase=\"wait\"}} {}\n\
+             flotilla_step_phase_seconds_count{{replica=\"0\",phase=\"wait\"}} {steps}\n\
+             flotilla_step_phase_seconds_sum{{replica=\"0\",phase=\"collective\"}} 0.0\n\
+             flotilla_step_phase_seconds_count{{replica=\"0\",phase=\"collective\"}} 0\n\
              flotilla_rank_engine_seconds_total{{replica=\"0\",rank=\"1\"}} {}\n{collective}\
              flotilla_generation_tokens_total 7{steps}\n",
             f64::from(steps) * 0.002,
@@ -268,6 +277,8 @@ mod tests {
             "running 2  waiting 1  tokens/s 10.0 generated, - of prompts",
             "full 25 % of 100 blocks held, 5 cached",
             "10/s  schedule -  send -  wait 2.00 ms",
+            // A card does not measure it: it took not no time.
+            "collective -",
             "1 of 2 replicas serve",
             "formed again 1, the last in 0.4 s",
             "0.1   gpu [31m  ready  cuda:0  1.00 GB of 24.00 GB  50 %    0..24   4..8   0..32    10 %  -",
