@@ -7,6 +7,7 @@ use flotilla_shared::plan::apportion;
 use flotilla_shared::step::{Admission, BLOCK_TOKENS, SequenceWork};
 use flotilla_shared::{BlockId, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepPlan, TokenId};
 use serde::Serialize;
+use std::fmt;
 use std::time::Instant;
 
 /// Rows of one step at most, as served.
@@ -17,6 +18,15 @@ pub const STEP_ROWS: usize = 512;
 pub enum Kind {
     Decode { sequences: usize, depth: usize },
     Prompt { tokens: usize },
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&match self {
+            Kind::Decode { sequences, .. } => format!("decode of {sequences}"),
+            Kind::Prompt { tokens } => format!("prompt of {tokens}"),
+        })
+    }
 }
 
 /// Blocks that the greediest of `cases` takes.

@@ -59,15 +59,9 @@ pub struct EngineArgs {
 }
 
 pub fn run(args: &EngineArgs) -> Result<()> {
-    ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
-    ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
-    ensure!(
-        args.stages > 0 && args.ranks.iter().all(|ranks| args.stages <= *ranks),
-        "--stages must be at least 1, and not more than --ranks"
-    );
     let config = config_text(&args.like, args.layers)?;
     let spec = ModelSpec::from_config_json(&config).with_context(|| format!("in {}", args.like))?;
-    ensure!(args.stages <= spec.layer_count(), "--stages must not be more than the model's layers");
+    check(args, &spec)?;
     let threads = args.threads.unwrap_or_else(machine::cores).max(1);
     let kernels = if args.no_kernels { None } else { Some(kernels::measure(threads, args.rounds)?) };
     let read = kernels.as_ref().map(|kernels| kernels.read_huge);
@@ -93,4 +87,53 @@ pub fn run(args: &EngineArgs) -> Result<()> {
         print!("{report}");
     }
     Ok(())
+}
+
+fn check(args: &EngineArgs, spec: &ModelSpec) -> Result<()> {
+    ensure!(args.rounds > 0 && args.steps > 0, "--rounds and --steps must be at least 1");
+    ensure!(
+        args.batch.iter().chain(&args.prompt).all(|count| *count > 0),
+        "--batch and --prompt must be at least 1"
+    );
+    ensure!(args.ranks.iter().all(|ranks| (1..=64).contains(ranks)), "--ranks must be 1 to 64");
+    ensure!(
+        args.stages > 0 && args.ranks.iter().all(|ranks| args.stages <= *ranks),
+        "--stages must be at least 1, and not more than --ranks"
+    );
+    ensure!(args.stages <= spec.layer_count(), "--stages must not be more than the model's layers");
+    let (context, longest) = (spec.context_max, args.prompt.iter().chain(&args.depth).max());
+    ensure!(
+        longest.is_none_or(|longest| *longest < context),
+        "--prompt and --depth must be below the model's context, {context} tokens"
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: EngineArgs,
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let refused = |flags: &[&str]| {
+            let command = Command::parse_from([&["engine"], flags].concat());
+            check(&command.args, &spec).err().map_or(String::new(), |error| error.to_string())
+        };
+        assert_eq!(refused(&[]), "");
+        for flags in [["--batch", "1,0"], ["--prompt", "0"]] {
+            assert_eq!(refused(&flags), "--batch and --prompt must be at least 1", "{flags:?}");
+        }
+        for flags in [["--depth", "1000000000"], ["--prompt", "131072"]] {
+            assert!(refused(&flags).contains("below the model's context, 131072 tokens"), "{flags:?}");
+        }
+        assert!(refused(&["--ranks", "2", "--stages", "3"]).contains("not more than --ranks"));
+    }
 }

@@ -93,8 +93,12 @@ async fn measure(
     case: &Case,
     links: &mut Vec<report::LinkRow>,
 ) -> Result<Vec<Row>> {
-    let kinds: Vec<Kind> =
-        kinds(args).into_iter().filter(|kind| case.busy(kind) <= machine.cores()).collect();
+    let (kinds, left_out): (Vec<Kind>, Vec<Kind>) =
+        kinds(args).into_iter().partition(|kind| case.busy(kind) <= machine.cores());
+    for kind in left_out {
+        let (busy, cores) = (case.busy(&kind), machine.cores());
+        eprintln!("{}, {kind}: left out, {busy} workers would be busy on {cores} cores", case.name);
+    }
     let ranks = case.plan.rank_count();
     let doors = Doors::open(ranks)?;
     let settings = |coordinator, token| WorkerSettings {

@@ -50,15 +50,12 @@ impl Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match self.kind {
-            Kind::Decode { sequences, .. } => format!("decode of {sequences}"),
-            Kind::Prompt { tokens } => format!("prompt of {tokens}"),
-        };
         write!(
             f,
-            "{:24}{:8}{what:16}{:10.2}{:10.2}{:9.1} %{:10.2}",
+            "{:24}{:8}{:16}{:10.2}{:10.2}{:9.1} %{:10.2}",
             self.plan,
             self.link,
+            self.kind,
             1e3 * self.predicted_s,
             1e3 * self.measured_s,
             100.0 * self.off(),
