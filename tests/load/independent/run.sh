@@ -40,7 +40,10 @@ rm -rf "$folder/out"
 mkdir -p "$folder/out"
 "$scripted" 127.0.0.1:0 200 20 >"$folder/out/url" &
 server=$!
-trap 'kill $server 2>/dev/null || true' EXIT
+# aiperf leaves folders of its own in the place for temporary files.
+TMPDIR="$(mktemp -d)"
+export TMPDIR
+trap 'kill $server 2>/dev/null || true; rm -rf "$TMPDIR"' EXIT
 for _ in $(seq 100); do
     [ -s "$folder/out/url" ] && break
     sleep 0.1
