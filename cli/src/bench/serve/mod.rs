@@ -25,6 +25,7 @@ const WARM_CLIENTS: usize = 4;
 pub fn run(args: &ServeArgs) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
     let report = runtime.block_on(measure(args))?;
+    output::check(args)?;
     output::write(args, &report)?;
     let first = report.summary.errors.iter().next();
     let words = first.map_or(String::new(), |(kind, errors)| format!(": {kind}, {}", errors.first));
