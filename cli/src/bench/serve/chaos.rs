@@ -26,7 +26,7 @@ pub struct Faults {
 struct Told {
     happened: Vec<Happened>,
     failures: Vec<String>,
-    /// Stopped just now; whoever ends the run lets them go on.
+    /// Stopped just now, once for each stop that is not over; whoever ends the run lets them go on.
     stopped: Vec<i32>,
 }
 
@@ -112,8 +112,9 @@ fn stop(told: &Arc<Mutex<Told>>, id: i32, long: Duration) -> Result<()> {
     tokio::spawn(async move {
         sleep(long).await;
         let mut told = told.lock().expect("no holder panics");
-        if told.stopped.contains(&id) {
-            told.stopped.retain(|stopped| *stopped != id);
+        let Some(at) = told.stopped.iter().position(|stopped| *stopped == id) else { return };
+        told.stopped.swap_remove(at);
+        if !told.stopped.contains(&id) {
             // It may have been ended meanwhile.
             let _ = signal(id, Signal::CONT);
         }
@@ -187,6 +188,26 @@ mod tests {
         let told = Arc::new(Mutex::new(Told::default()));
         stop(&told, id, Duration::from_secs(60)).unwrap();
         assert!(until(id, |state| state == 'T').await);
+        Faults { told, task: tokio::spawn(std::future::pending()) }.end().await;
+        assert!(until(id, |state| state != 'T').await);
+    }
+
+    /// The shorter of two ends first.
+    #[tokio::test]
+    async fn who_is_stopped_twice_goes_on_after_the_longer() {
+        let sleeper = Sleeper(Command::new("sleep").arg("60").spawn().unwrap());
+        let id = sleeper.0.id() as i32;
+        let told = Arc::new(Mutex::new(Told::default()));
+        for long in [Duration::from_millis(50), Duration::from_secs(60)] {
+            stop(&told, id, long).unwrap();
+        }
+        assert!(until(id, |state| state == 'T').await);
+        while told.lock().unwrap().stopped.len() == 2 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        // Long enough for a signal to be heard.
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(state(id), 'T');
         Faults { told, task: tokio::spawn(std::future::pending()) }.end().await;
         assert!(until(id, |state| state != 'T').await);
     }

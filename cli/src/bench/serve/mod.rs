@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::watch;
 
-/// Clients of the warm-up.
+/// Clients of the warm-up where the load is no number of clients.
 const WARM_CLIENTS: usize = 4;
 
 pub fn run(args: &ServeArgs) -> Result<()> {
@@ -92,7 +92,7 @@ impl Session<'_> {
             return;
         }
         let plan = Plan {
-            load: Load::Closed { clients: WARM_CLIENTS },
+            load: Load::Closed { clients },
             limit: Limit { requests: Some(requests), duration: None },
             // Others than those that count, which a cache would know else.
             seed: !plan.seed,
@@ -101,6 +101,7 @@ impl Session<'_> {
         let live = Arc::new(Live::default());
         let _shown = Shown::start("warm-up", live.clone());
         run::warm_up(plan, live, self.stopped.clone(), &mut self.before).await;
+        let clients = self.args.load.clients.map_or(WARM_CLIENTS, |clients| clients as usize);
     }
 
     async fn run(&self, plan: &Plan) -> Run {
