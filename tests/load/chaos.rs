@@ -14,6 +14,7 @@ async fn faults_pause_streams_and_break_none() {
     let words = || format!("{}\n{}", ran.stdout, up.process.said());
     let happened: Vec<_> = report.chaos.iter().map(|seen| seen.fault.as_str()).collect();
     assert_eq!(happened, ["kill", "stop 1.5s", "cut"], "{}", words());
+    assert_eq!(report.settings["chaos"], "1s:kill,5s:stop 1.5s,9s:cut");
     assert!(report.chaos.iter().all(|seen| seen.streams_in_flight > 0), "{}", words());
     // A worker that is stopped for so long is missed by all.
     assert!(report.chaos[1].longest_pause_s >= 1.0 && report.chaos[1].streams_paused > 0, "{}", words());

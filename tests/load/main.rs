@@ -2,6 +2,7 @@
 
 mod chaos;
 mod figures;
+mod files;
 #[path = "../../load/tests/support/scripted.rs"]
 mod scripted;
 mod stop;

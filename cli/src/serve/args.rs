@@ -46,7 +46,7 @@ pub struct ServeArgs {
     /// The date that the model is told, such as 2026-11-23 [default: today, UTC]
     #[arg(help_heading = "Model", long, value_parser = parse_date)]
     pub current_date: Option<String>,
-    /// Requests that may wait; one more gets 429
+    /// Requests that may wait in each replica; one more gets 429, a client with a key earlier
     #[arg(help_heading = "Memory and batching", long, default_value_t = 1024)]
     pub queue: usize,
     /// Copies of the model, each on workers of its own: a number, or auto for as many as the workers make

@@ -27,8 +27,7 @@ pub fn body(target: &Target, chat: &Chat) -> Value {
     }
     if !target.whole && target.endpoint != Endpoint::Responses {
         body["stream_options"] = json!({ "include_usage": true });
-        // What usage says of several choices before their end, servers do not agree on.
-        if target.continuous_usage && target.extra.get("n").is_none_or(|n| *n == 1) {
+        if target.counts_as_it_goes() {
             body["stream_options"]["continuous_usage_stats"] = json!(true);
         }
     }

@@ -30,6 +30,14 @@ pub struct Target {
     pub timeout: Duration,
 }
 
+impl Target {
+    /// Whether usage is asked for with every chunk. What it says of several choices before their end, servers do not agree on.
+    pub fn counts_as_it_goes(&self) -> bool {
+        let has_it = !self.whole && self.endpoint != Endpoint::Responses;
+        has_it && self.continuous_usage && self.extra.get("n").is_none_or(|n| *n == 1)
+    }
+}
+
 /// Microseconds since the run began.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock(Instant);

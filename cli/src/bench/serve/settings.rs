@@ -123,7 +123,9 @@ pub fn told(args: &ServeArgs, target: &Target, prompts: &Prompts) -> Value {
         }),
     };
     let how = match (&load.trace, load.rate) {
-        (Some(path), _) => json!({ "trace": path, "speed": load.trace_speed }),
+        (Some(path), _) => {
+            json!({ "trace": path, "unit_s": load.trace_unit.as_secs_f64(), "speed": load.trace_speed })
+        }
         (None, Some(rate)) => json!({
             "arrivals": format!("{:?}", load.arrivals).to_lowercase(),
             "rate": rate,
@@ -147,8 +149,21 @@ pub fn told(args: &ServeArgs, target: &Target, prompts: &Prompts) -> Value {
         "asked": asked,
         "turns": flags.turns,
         "ignore_eos": target.ignore_eos,
+        "continuous_usage": target.counts_as_it_goes(),
         "extra": target.extra,
         "goal": args.outcome.goal.map(|goal| goal.to_string()),
+        "sweep": args.outcome.sweep.then(|| sweep(args)),
+        "chaos": args.outcome.chaos.as_ref().map(|schedule| schedule.to_string()),
+    })
+}
+
+fn sweep(args: &ServeArgs) -> Value {
+    let outcome = &args.outcome;
+    json!({
+        "from_rate": args.load.rate,
+        "goal_share": outcome.goal_share,
+        "precision": outcome.sweep_precision,
+        "runs_max": outcome.sweep_runs,
     })
 }
 
