@@ -77,8 +77,11 @@ impl Group {
         self.cache.begin(tables, prefix, names);
         self.cache.grow_full(tables, tokens);
         let cached = prefix.blocks * BLOCK_TOKENS;
-        counters.prefix_queried_tokens += tokens as u64;
-        counters.prefix_cached_tokens += cached as u64;
+        // Who comes back finds its own: that says nothing of how prompts are shared.
+        if !sequence.has_run() {
+            counters.prefix_queried_tokens += tokens as u64;
+            counters.prefix_cached_tokens += cached as u64;
+        }
         self.seat_last.0 += 1;
         self.changes += 1;
         sequence.sit(self.seat_last, cached, batch.now);

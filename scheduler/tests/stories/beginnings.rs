@@ -2,7 +2,7 @@
 
 use crate::world::{World, request};
 use crate::{PLENTY, beginning_like, cached, small};
-use flotilla_scheduler::{Request, Settings};
+use flotilla_scheduler::{Counters, Request, Settings};
 use flotilla_shared::KvBlocks;
 use flotilla_shared::step::BLOCK_TOKENS;
 
@@ -135,10 +135,23 @@ fn a_preempted_sequence_finds_most_of_what_it_had() {
     let mut world = World::with_blocks(small(), 14);
     world.arrive(request(1, 40, 90));
     world.arrive(request(2, 40, 90));
-    world.run_to_end();
+    let mut found = 0;
+    world.settle_actions();
+    while world.step_returns() {
+        world.settle_actions();
+        let admitted = world.in_flight.iter().flat_map(|step| &step.0.admit);
+        found = admitted.map(|admission| admission.cached).fold(found, u32::max);
+    }
+    assert!(found >= 32, "{found} tokens");
     assert!(world.scheduler.counters().preemptions > 0);
+    world.run_to_end();
     assert!(world.client(1).is_complete() && world.client(2).is_complete());
-    assert!(world.scheduler.counters().prefix_cached_tokens > 0);
+    let Counters { prefix_queried_tokens, prefix_cached_tokens, .. } = world.scheduler.counters();
+    assert_eq!(
+        (prefix_queried_tokens, prefix_cached_tokens),
+        (80, 0),
+        "its own is no prompt that others share"
+    );
 }
 
 #[test]
