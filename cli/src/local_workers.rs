@@ -4,7 +4,7 @@ use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::log;
 use anyhow::{Context, Result, anyhow};
-use flotilla_coordinator::fleet::{Fleet, Formation, Progress, RemoteGroup};
+use flotilla_coordinator::fleet::{After, Fleet, Formation, Progress, RemoteGroup};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
@@ -197,7 +197,7 @@ impl LocalFleet {
         let (progress, _) = watch::channel(Progress::Waiting { joined: 0, wanted: formation.ranks });
         let epoch = self.fleet.next_epoch();
         tokio::select! {
-            group = self.fleet.form(epoch, formation, false, &progress) => Ok(group?),
+            group = self.fleet.form(epoch, formation, After::Nothing, &progress) => Ok(group?),
             (_, died) = self.workers.first_death() => Err(died),
         }
     }
