@@ -8,6 +8,7 @@ import { runTests } from './check.js';
 import { chatTests } from './chat.js';
 import { clusterTests } from './cluster.js';
 import { startFlotilla } from './flotilla.js';
+import { midwayTests } from './midway.js';
 import { pureTests } from './pure.js';
 import { ScriptServer } from './script-server.js';
 import { scriptedTests } from './scripted.js';
@@ -29,6 +30,7 @@ async function main() {
     ends.push(() => browser.close());
     chatTests(browser, real, { hasPages });
     scriptedTests(browser, script);
+    midwayTests(browser, script);
     await clusterTests(browser, script, url, real);
     return await runTests(process.argv[2]);
   } finally {

@@ -246,7 +246,7 @@ export function scriptedTests(browser, server) {
   }, { viewport: { width: 360, height: 640 }, hasTouch: true, isMobile: true });
 }
 
-async function* pieces(text, size, pauseEvery = 0) {
+export async function* pieces(text, size, pauseEvery = 0) {
   for (let at = 0; at < text.length; at += size) {
     yield { content: text.slice(at, at + size) };
     // So long that a browser draws in between.
@@ -254,7 +254,7 @@ async function* pieces(text, size, pauseEvery = 0) {
   }
 }
 
-async function* endless() {
+export async function* endless() {
   for (let count = 1; ; count += 1) {
     yield { content: `${count} ` };
     await sleep(30);
@@ -284,7 +284,7 @@ function namelessControls() {
   return controls.filter((it) => it.checkVisibility() && !name(it)).map((it) => it.outerHTML.slice(0, 80));
 }
 
-async function until(holds, what) {
+export async function until(holds, what) {
   for (let tries = 0; tries < 200; tries += 1) {
     if (holds()) return;
     await sleep(100);

@@ -21,6 +21,8 @@ const TICK_MS = 200;
 class ChatPage {
   constructor() {
     this.running = null;
+    /** Settled once the answer under way is over, however it ended. */
+    this.answering = Promise.resolve();
     this.conversation = newConversation(Date.now());
     this.state = new ServerState();
     this.settings = new Settings(() => this.state.ask());
@@ -112,10 +114,15 @@ class ChatPage {
     this.answer();
   }
 
-  edit(message, text) {
+  /** An answer under way is over only after its end was heard: until then nothing else can be asked. */
+  async edit(message, text) {
     this.stop();
+    await this.answering;
     const { messages } = this.conversation;
-    messages.splice(messages.indexOf(message));
+    const at = messages.indexOf(message);
+    // Another conversation was opened, or it was sent already.
+    if (at < 0 || this.running) return;
+    messages.splice(at);
     if (messages.length === 0) this.conversation.title = '';
     this.send(text);
   }
@@ -145,8 +152,9 @@ class ChatPage {
     const message = conversation.messages.at(-1);
     const abort = new AbortController();
     this.begin(abort);
-    await this.receive(message, body, abort.signal);
-    this.finish(conversation, abort);
+    const received = this.receive(message, body, abort.signal).finally(() => this.finish(conversation, abort));
+    this.answering = received.catch(() => {});
+    await received;
   }
 
   begin(abort) {
