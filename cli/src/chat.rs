@@ -1,15 +1,21 @@
 //! `flotilla chat`: talks to any OpenAI-compatible server in the terminal.
 
+mod plain;
+mod printer;
 pub mod server;
+mod stream;
 
 use crate::output;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
-use serde::Deserialize;
+use plain::plain;
+use printer::Printer;
+use reqwest::Response;
 use serde_json::{Value, json};
 use server::{Server, ServerArgs};
 use std::io::{BufRead, IsTerminal};
+use stream::Stream;
 
 /// Talk to a served model in the terminal.
 #[derive(Debug, Args)]
@@ -74,18 +80,19 @@ async fn chat(args: ChatArgs) -> Result<()> {
     }
     let terminal = std::io::stdin().is_terminal();
     if terminal {
-        println!("{} at {}. {HELP}", client.model, args.server.url);
+        println!("{} at {}. {HELP}", plain(&client.model), args.server.url);
     }
     loop {
         if terminal {
             print!("\n> ");
             output::flush();
         }
-        let mut line = String::new();
-        if std::io::stdin().lock().read_line(&mut line)? == 0 {
+        let mut line = Vec::new();
+        if std::io::stdin().lock().read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        match line.trim() {
+        // What is no UTF-8 is a slip of the keyboard, or another encoding: no reason to end the conversation.
+        match String::from_utf8_lossy(&line).trim() {
             "" => {}
             "/quit" => return Ok(()),
             "/new" => conversation = Conversation::new(&args),
@@ -130,26 +137,6 @@ struct Client {
     model: String,
 }
 
-#[derive(Deserialize)]
-struct Chunk {
-    #[serde(default)]
-    choices: Vec<Choice>,
-    error: Option<Value>,
-}
-
-#[derive(Deserialize)]
-struct Choice {
-    delta: Delta,
-    finish_reason: Option<String>,
-}
-
-#[derive(Deserialize)]
-struct Delta {
-    content: Option<String>,
-    reasoning_content: Option<String>,
-    tool_calls: Option<Value>,
-}
-
 impl Client {
     async fn connect(server: Server, model: Option<String>) -> Result<Client> {
         let model = match model {
@@ -170,105 +157,30 @@ impl Client {
         });
         let response = self.server.post("/v1/chat/completions", &body).await?;
         let mut printer = Printer::new();
-        let mut lines = Lines::default();
-        let mut bytes = response.bytes_stream();
-        while let Some(part) = bytes.next().await {
-            lines.push(&part.context("the stream broke")?);
-            while let Some(line) = lines.next() {
-                if let Some(data) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") {
-                    printer
-                        .chunk(serde_json::from_str(data).context("the server sent a malformed chunk")?)?;
-                }
+        match print_all(response, &mut printer).await {
+            Ok(()) => printer.end(),
+            Err(error) => {
+                printer.break_off();
+                return Err(error);
             }
         }
-        printer.end();
         conversation.messages.push(json!({ "role": "assistant", "content": printer.content }));
         Ok(())
     }
 }
 
-/// Whole lines out of parts that may cut anywhere.
-#[derive(Default)]
-struct Lines {
-    bytes: Vec<u8>,
-}
-
-impl Lines {
-    fn push(&mut self, part: &[u8]) {
-        self.bytes.extend_from_slice(part);
-    }
-
-    fn next(&mut self) -> Option<String> {
-        let end = self.bytes.iter().position(|byte| *byte == b'\n')?;
-        let line: Vec<u8> = self.bytes.drain(..=end).collect();
-        Some(String::from_utf8_lossy(&line).trim_end().to_owned())
-    }
-}
-
-/// Thoughts dimmed on a terminal, the answer plain. Elsewhere only the answer goes to stdout, and thoughts to stderr:
-/// who pipes the answer on wants nothing else.
-struct Printer {
-    terminal: bool,
-    content: String,
-    thinking: bool,
-}
-
-impl Printer {
-    fn new() -> Printer {
-        Printer { terminal: std::io::stdout().is_terminal(), content: String::new(), thinking: false }
-    }
-
-    fn end(&self) {
-        if self.thinking {
-            self.end_thoughts();
+/// To the end of the answer, which must be said.
+async fn print_all(response: Response, printer: &mut Printer) -> Result<()> {
+    let (mut stream, mut bytes) = (Stream::default(), response.bytes_stream());
+    loop {
+        let part = bytes.next().await.transpose().context("the answer broke off")?;
+        // The last line may lack its end.
+        stream.push(part.as_deref().unwrap_or(b"\n"));
+        while let Some(chunk) = stream.next()? {
+            chunk.choices.into_iter().for_each(|choice| printer.choice(choice));
         }
-        if !self.thinking || !self.terminal {
-            println!();
-        }
-    }
-
-    fn end_thoughts(&self) {
-        match self.terminal {
-            true => println!(),
-            false => eprintln!(),
-        }
-    }
-
-    fn chunk(&mut self, chunk: Chunk) -> Result<()> {
-        if let Some(error) = chunk.error {
-            bail!("the server ended the answer: {}", error["message"].as_str().unwrap_or("no reason given"));
-        }
-        for choice in chunk.choices {
-            if let Some(text) = choice.delta.reasoning_content {
-                self.print(&text, true);
-            }
-            if let Some(text) = choice.delta.content {
-                self.print(&text, false);
-                self.content.push_str(&text);
-            }
-            if let Some(calls) = choice.delta.tool_calls {
-                self.print(&calls.to_string(), true);
-            }
-            if choice.finish_reason.as_deref() == Some("length") {
-                self.print(" … (cut off: length)", true);
-            }
-        }
-        output::flush();
-        Ok(())
-    }
-
-    fn print(&mut self, text: &str, thinking: bool) {
-        if text.is_empty() {
-            return;
-        }
-        if self.thinking && !thinking {
-            self.end_thoughts();
-        }
-        self.thinking = thinking;
-        match (thinking, self.terminal) {
-            (true, true) => print!("\x1b[2m{text}\x1b[0m"),
-            (true, false) => eprint!("{text}"),
-            (false, _) => print!("{text}"),
+        if part.is_none() || stream.is_done() {
+            return stream.end();
         }
     }
 }

@@ -1,5 +1,6 @@
 //! What the commands print and leave behind, and what they say to wrong words.
 
+mod chat;
 mod flags;
 #[path = "../support/mod.rs"]
 mod support;

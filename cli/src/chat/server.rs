@@ -1,6 +1,7 @@
 //! The server that `flotilla chat` and `flotilla top` speak to: where it is, the key that it wants, and the certificates that
 //! are trusted. What is said to it is the chat's business.
 
+use super::plain::plain;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use reqwest::{Certificate, ClientBuilder, RequestBuilder, Response};
@@ -69,7 +70,8 @@ impl Server {
         let (status, text) = (response.status(), response.text().await?);
         let refusal = serde_json::from_str::<Value>(&text).ok();
         let refusal = refusal.and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
-        Ok((status.is_success(), refusal.unwrap_or_else(|| text.trim_end().to_owned())))
+        let words = refusal.as_deref().unwrap_or_else(|| text.trim_end());
+        Ok((status.is_success(), plain(words)))
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Response> {
@@ -92,7 +94,7 @@ impl Server {
             (401, None) => format!("\nhint: give --api-key, or set {KEY_VARIABLE}"),
             _ => String::new(),
         };
-        bail!("{status}: {}{hint}", body["error"]["message"].as_str().unwrap_or("no message"))
+        bail!("{status}: {}{hint}", plain(body["error"]["message"].as_str().unwrap_or("no message")))
     }
 }
 
