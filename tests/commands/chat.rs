@@ -103,3 +103,16 @@ async fn a_line_that_is_no_utf8_does_not_end_the_conversation() {
     assert_eq!(String::from_utf8_lossy(&output.stdout), "yes\nyes\n", "{output:?}");
     assert!(output.status.success());
 }
+
+#[tokio::test]
+async fn the_address_may_be_that_of_version_1_and_needs_a_scheme() {
+    let url = server("data: {\"choices\":[{\"delta\":{\"content\":\"yes\"}}]}\n\ndata: [DONE]\n").await;
+    for end in ["/", "/v1", "/v1/"] {
+        let ran = run(["chat", "--url", &format!("{url}{end}"), "Hello"]).await;
+        assert_eq!(ran.expect_status(0).stdout, "yes\n", "{end}");
+    }
+    for wrong in ["127.0.0.1:8000", "localhost", "ftp://localhost"] {
+        let ran = run(["chat", "--url", wrong, "Hello"]).await;
+        ran.expect_refusal(2, &[wrong, "expected http:// or https://"]);
+    }
+}

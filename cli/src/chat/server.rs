@@ -15,7 +15,7 @@ const KEY_VARIABLE: &str = "FLOTILLA_API_KEY";
 #[derive(Clone, Debug, Args)]
 pub struct ServerArgs {
     /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    #[arg(long, default_value = "http://127.0.0.1:8000", value_parser = parse_url)]
     pub url: String,
     /// Key of who asks, where the server wants one
     #[arg(long, value_name = "KEY", env = KEY_VARIABLE, hide_env_values = true)]
@@ -34,10 +34,9 @@ pub struct Server {
 
 impl Server {
     pub fn new(args: &ServerArgs) -> Result<Server> {
-        let url = args.url.trim_end_matches('/').to_owned();
-        let http = client(&url, args.ca.as_deref())?;
+        let http = client(&args.url, args.ca.as_deref())?;
         let key = args.api_key.clone().filter(|key| !key.is_empty());
-        Ok(Server { http, url, key })
+        Ok(Server { http, url: args.url.clone(), key })
     }
 
     /// By a client of HTTP that is there already.
@@ -96,6 +95,17 @@ impl Server {
         };
         bail!("{status}: {}{hint}", plain(body["error"]["message"].as_str().unwrap_or("no message")))
     }
+}
+
+/// Where the paths of the API begin. Most clients are given the place of version 1, so that is understood too.
+fn parse_url(text: &str) -> std::result::Result<String, String> {
+    let begins_with =
+        |scheme: &str| text.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
+    if !begins_with("http://") && !begins_with("https://") {
+        return Err("expected http:// or https:// at its beginning, as in http://127.0.0.1:8000".into());
+    }
+    let url = text.trim_end_matches('/');
+    Ok(url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/').to_owned())
 }
 
 fn client(url: &str, ca: Option<&Path>) -> Result<reqwest::Client> {
