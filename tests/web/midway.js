@@ -1,6 +1,7 @@
 // What a reader does while an answer is still being written, in this tab or in another one.
 
 import assert from 'node:assert/strict';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { answered, ask, lastAnswer } from './browser.js';
 import { test } from './check.js';
 import { endless } from './scripted.js';
@@ -27,6 +28,53 @@ export function midwayTests(browser, server) {
     assert.deepEqual(await kept(page), ['One?', 'Hello.', 'Two, but better?', 'Anew.']);
     assert.deepEqual(server.bodies.at(-1).messages.map((message) => message.content), ['One?', 'Hello.', 'Two, but better?']);
   });
+
+  story('a reader who goes up, however slowly, stays there', async (page) => {
+    server.chat = lines;
+    await ask(page, 'Count.');
+    await page.waitForFunction(() => document.getElementById('scroller').scrollTop > 200);
+    await page.mouse.move(600, 300);
+    for (let tick = 0; tick < 20; tick += 1) {
+      await page.mouse.wheel(0, -20);
+      await sleep(16);
+    }
+    await page.locator('#to-end').waitFor();
+    const before = await page.evaluate(() => document.getElementById('scroller').scrollTop);
+    const grown = await page.evaluate(() => document.getElementById('scroller').scrollHeight);
+    await page.waitForFunction((was) => document.getElementById('scroller').scrollHeight > was + 200, grown);
+    assert.equal(await page.evaluate(() => document.getElementById('scroller').scrollTop), before);
+    await page.click('#to-end');
+    await page.waitForFunction((was) => document.getElementById('scroller').scrollHeight > was + 600, grown);
+    assert.ok((await toGo(page)) < 80 && (await page.locator('#to-end').isHidden()), 'it follows again');
+    await page.click('#send');
+  });
+
+  story('what becomes shorter is followed on', async (page) => {
+    server.chat = async function* () {
+      for (let line = 0; line < 40; line += 1) yield { reasoning: `Thought ${line}.\n` };
+      await sleep(300);
+      yield* lines();
+    };
+    await ask(page, 'Think.');
+    await page.waitForFunction(() => document.getElementById('scroller').scrollTop > 300);
+    assert.ok((await toGo(page)) < 80);
+    await page.click('#send');
+  }, { viewport: { width: 900, height: 420 } });
+}
+
+async function* lines() {
+  for (let count = 1; ; count += 1) {
+    yield { content: `${count}\n\n` };
+    await sleep(30);
+  }
+}
+
+/** How far the end of the thread is below. */
+function toGo(page) {
+  return page.evaluate(() => {
+    const { scrollHeight, scrollTop, clientHeight } = document.getElementById('scroller');
+    return scrollHeight - scrollTop - clientHeight;
+  });
 }
 
 /** The answer has come to so many. */
@@ -37,10 +85,12 @@ function counted(page, count) {
   );
 }
 
+/** `text` null: the field is only opened. */
 async function edit(page, was, text) {
   const message = page.locator('.message.user', { hasText: was });
   await message.hover();
   await message.locator('.edit').click();
+  if (text === null) return;
   const field = page.locator('.message.user textarea');
   await field.fill(text);
   await field.press('Enter');

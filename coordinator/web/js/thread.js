@@ -16,6 +16,7 @@ export class Thread {
     this.toEnd = byId('to-end');
     this.views = [];
     this.following = true;
+    this.top = 0;
     this.scroller.addEventListener('scroll', () => this.onScroll(), { passive: true });
     this.toEnd.addEventListener('click', () => this.scrollToEnd());
   }
@@ -45,7 +46,7 @@ export class Thread {
     });
     if (messages.length === 0) this.list.append(this.welcome());
     if (this.following) this.scrollToEnd();
-    else this.onScroll();
+    else this.showToEnd();
   }
 
   welcome() {
@@ -61,15 +62,29 @@ export class Thread {
     );
   }
 
+  /** Any way up, however short, is the reader's; near the end again, the reader has come back. */
   onScroll() {
+    const { top } = this;
+    this.top = this.scroller.scrollTop;
+    // What became shorter leaves the end at the end.
+    if (this.top < top && this.toGo() >= 1) this.following = false;
+    else if (this.top > top && this.toGo() < AT_END_PX) this.following = true;
+    this.showToEnd();
+  }
+
+  toGo() {
     const { scrollHeight, scrollTop, clientHeight } = this.scroller;
-    this.following = scrollHeight - scrollTop - clientHeight < AT_END_PX;
-    this.toEnd.hidden = this.following;
+    return scrollHeight - scrollTop - clientHeight;
+  }
+
+  showToEnd() {
+    this.toEnd.hidden = this.following || this.toGo() < AT_END_PX;
   }
 
   scrollToEnd() {
     this.following = true;
     this.toEnd.hidden = true;
     this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.top = this.scroller.scrollTop;
   }
 }
