@@ -50,6 +50,11 @@ const WHOLE = [
   ['> a\n> > b\n\nc', 'blockquote(p(a)blockquote(p(b)))p(c)'],
   ['```py\na < b\n# no *em*\n```\nz', 'fence[py](a < b\n# no *em*)p(z)'],
   ['````\n```\n````', 'fence(```)'],
+  ['```make\nall:\n\techo\t"hi"\n```', 'fence[make](all:\n\techo\t"hi")'],
+  ['- a\n  ```make\n  all:\n  \techo\n  ```', 'ul(li(p(a)fence[make](all:\n\techo)))'],
+  ['1. a\n\t```\n\tx\n\t\ty\n\t```', 'ol[1](li(p(a)fence(x\n\ty)))'],
+  ['> ```\n> \tx\n> ```', 'blockquote(fence(\tx))'],
+  ['-\ta\n\t-\tb\n>\t# c', 'ul(li(p(a)ul(li(p(b)))))blockquote(h1(c))'],
   ['a\n\n---\n\nb', 'p(a)hr()p(b)'],
   ['|a|b|\n|--|:-:|\n|1|`x|y`|\n|2|', 'table(thead(tr(th(a)th(b)))tbody(tr(td(1)td(code(x|y)))tr(td(2)td())))'],
   ['a | b\nc | d', 'p(a | bbr()c | d)'],
@@ -136,7 +141,7 @@ export function pureTests(root) {
 
 /** Small random texts over what Markdown is made of; the seed is printed if one fails. */
 function piecesMakeTheWhole() {
-  const parts = ['a', 'b ', ' ', '\n', '\n', '\n\n', '- ', '1. ', '2', '.', '*', '**', '`', '```', '~~', '> ', '#', '# ', '|', '|-|', '---', '[x](https://y.z)', '[', '](', '  ', '\\'];
+  const parts = ['a', 'b ', ' ', '\n', '\n', '\n\n', '- ', '1. ', '2', '.', '*', '**', '`', '```', '~~', '> ', '#', '# ', '|', '|-|', '---', '[x](https://y.z)', '[', '](', '  ', '\t', '\\'];
   for (let seed = 1; seed <= 10000; seed += 1) {
     let state = seed;
     const random = (below) => {

@@ -12,15 +12,19 @@ const DEPTH_MAX = 8;
 const FENCE = /^( {0,3})(`{3,}|~{3,})(.*)$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+|$)/;
 const RULE = /^ {0,3}(?:(?:-[ \t]*){3,}|(?:\*[ \t]*){3,}|(?:_[ \t]*){3,})$/;
-const QUOTE = /^ {0,3}> ?/;
+const QUOTE = /^ {0,3}>(?: |(\t))?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(?:( +)|$)/;
 /** Lines of markers only: what they mark is still to come. */
 const MARKERS = /^[ \t]*(?:[-*_+= \t]+|#{1,6}[ \t]*|`+|~+|>[> \t]*)$/;
 const NUMBER = /^[ \t]*\d{1,9}[.)]?[ \t]*$/;
 const FENCE_BEGUN = /^ {0,3}(?:`{3,}[^`]*|~{3,}.*)$/;
 
+const TAB = '    ';
+
+/** `raw`: the lines as they were written, for code; everything else is read as if a tab were four blanks. */
 export function parseBlocks(lines, open = false, depth = 0) {
-  const reader = { lines: open ? withoutHeld(lines) : lines, open, depth };
+  const raw = open ? withoutHeld(lines) : lines;
+  const reader = { raw, lines: raw.map(expand), open, depth };
   const blocks = [];
   let line = 0;
   while (line < reader.lines.length) {
@@ -102,7 +106,7 @@ function fence(reader, at) {
   const [, indent, marker, info] = FENCE.exec(reader.lines[at]);
   let end = at + 1;
   while (end < reader.lines.length && !closesFence(reader.lines[end], marker)) end += 1;
-  const text = reader.lines.slice(at + 1, end).map((line) => unindent(line, indent.length)).join('\n');
+  const text = reader.raw.slice(at + 1, end).map((line) => unindent(line, indent.length)).join('\n');
   const language = /^\s*([\w+#.-]*)/.exec(info)[1];
   return { node: { tag: 'fence', language, text }, end: Math.min(end + 1, reader.lines.length) };
 }
@@ -118,8 +122,9 @@ function quote(reader, at) {
   while (end < reader.lines.length) {
     const line = reader.lines[end];
     const goesOn = end > at && !isBlank(line) && !isBlank(inner.at(-1)) && !interrupts(reader, end);
-    if (QUOTE.test(line)) inner.push(line.replace(QUOTE, ''));
-    else if (goesOn) inner.push(line);
+    // Of a tab behind the mark one blank is the mark's.
+    if (QUOTE.test(line)) inner.push(reader.raw[end].replace(QUOTE, (_, tab) => (tab ? TAB.slice(1) : '')));
+    else if (goesOn) inner.push(reader.raw[end]);
     else break;
     end += 1;
   }
@@ -147,10 +152,10 @@ function list(reader, at) {
 
 /** An item has the lines that stand deeper than its marker by two, which is how models indent. */
 function readItem(reader, at, [whole, indent, marker, spaces]) {
-  const first = reader.lines[at].slice(whole.length);
+  const first = withoutColumns(reader.raw[at], whole.length);
   const content = indent.length + marker.length + Math.min(spaces?.length ?? 1, 4);
   const inner = [first];
-  let fenced = fenceState(null, first);
+  let fenced = fenceState(null, expand(first));
   let end = at + 1;
   let blank = false;
   while (end < reader.lines.length) {
@@ -158,8 +163,8 @@ function readItem(reader, at, [whole, indent, marker, spaces]) {
     const deeper = indentOf(line) >= indent.length + 2;
     const goesOn = !blank && !interrupts(reader, end) && !ITEM.test(line);
     if (!isBlank(line) && !deeper && !goesOn && !fenced) break;
-    const text = unindent(line, content);
-    fenced = fenceState(fenced, text);
+    const text = unindent(reader.raw[end], content);
+    fenced = fenceState(fenced, expand(text));
     blank = isBlank(line);
     inner.push(text);
     end += 1;
@@ -177,7 +182,7 @@ function fenceState(marker, line) {
 
 /** `[ ]` and `[x]`: the box is taken from the text. */
 function task(inner) {
-  const box = /^\[([ xX])\] /.exec(inner[0]);
+  const box = /^\[([ xX])\][ \t]/.exec(inner[0]);
   if (!box) return {};
   inner[0] = inner[0].slice(box[0].length);
   return { done: box[1] !== ' ' };
@@ -233,10 +238,22 @@ function isBlank(line) {
   return line.trim() === '';
 }
 
-function indentOf(line) {
-  return line.length - line.trimStart().length;
+function expand(line) {
+  return line.replaceAll('\t', TAB);
 }
 
-function unindent(line, count) {
-  return line.slice(Math.min(count, indentOf(line)));
+/** In columns. */
+function indentOf(line) {
+  return expand(line.slice(0, line.length - line.trimStart().length)).length;
+}
+
+function unindent(line, columns) {
+  return withoutColumns(line, Math.min(columns, indentOf(line)));
+}
+
+/** What is left of a tab that is cut in two is blanks. */
+function withoutColumns(line, columns) {
+  let [at, seen] = [0, 0];
+  for (; seen < columns; at += 1) seen += line[at] === '\t' ? TAB.length : 1;
+  return ' '.repeat(seen - columns) + line.slice(at);
 }

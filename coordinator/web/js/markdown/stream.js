@@ -18,7 +18,7 @@ export class MarkdownStream {
   update(text, open) {
     if (!text.startsWith(this.text)) Object.assign(this, new MarkdownStream());
     const kept = this.finished.length;
-    this.tail += text.slice(this.text.length).replaceAll('\r', '').replaceAll('\t', '    ');
+    this.tail += text.slice(this.text.length).replaceAll('\r', '');
     this.text = text;
     this.parse(open);
     return kept;
