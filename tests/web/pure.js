@@ -41,6 +41,9 @@ const WHOLE = [
   ['\\*a\\* \\(x_1 * y\\)', 'p(*a* math(\\(x_1 * y\\)))'],
   ['[a **b**](https://x.org/a_(b) "t")', 'p(a[https://x.org/a_(b)](a strong(b)))'],
   ['see https://x.org/a. And (https://y.org)', 'p(see a[https://x.org/a](https://x.org/a). And (a[https://y.org/](https://y.org)))'],
+  ['[https://a.org](https://b.org) [<https://a.org>](https://b.org)', 'p(a[https://b.org/](https://a.org) a[https://b.org/](https://a.org))'],
+  ['[![cat](https://x.org/cat.png)](https://y.org)', 'p(a[https://y.org/](cat))'],
+  ['![https://a.org](https://b.org)', 'p(a[https://b.org/](https://a.org))'],
   ['![cat](https://x.org/cat.png)', 'p(a[https://x.org/cat.png](cat))'],
   ['- a\n- b\n  - c\n\n  d\n- [x] e', 'ul(li(p(a))li(p(b)ul(li(p(c)))p(d))li[x](p(e)))'],
   ['2. a\n3. b', 'ol[2](li(p(a))li(p(b)))'],
@@ -121,6 +124,14 @@ export function pureTests(root) {
       // The square of it would be minutes; this is no measure of speed.
       assert.ok(spent_ms < 15_000, `${text}: ${spent_ms} ms of CPU`);
     }
+  });
+
+  test('markdown: an end that is not there is looked for once', () => {
+    const begun = process.cpuUsage().user;
+    for (const text of ['\\(x ', '\\[x ']) parseInline(text.repeat(120_000));
+    const spent_ms = (process.cpuUsage().user - begun) / 1000;
+    // Looked for at each beginning, each takes more than half a minute.
+    assert.ok(spent_ms < 15_000, `${spent_ms} ms of CPU`);
   });
 
   test('events: lines may be cut anywhere', () => {

@@ -13,8 +13,9 @@ const LABEL_CHARS_MAX = 2000;
 const DELIMITERS_MAX = 400;
 const DEPTH_MAX = 6;
 
-export function parseInline(text, open = false, depth = 0) {
-  const items = new Scanner(text, open, depth).run();
+/** `inLink`: the text is the label of a link, in which there is no other. */
+export function parseInline(text, open = false, depth = 0, inLink = false) {
+  const items = new Scanner(text, open, depth, inLink).run();
   if (open) dropLast(items);
   matchDelimiters(items);
   if (open) closeOpened(items);
@@ -32,9 +33,11 @@ export function safeLink(text) {
 }
 
 class Scanner {
-  constructor(text, open, depth) {
-    Object.assign(this, { text, open, depth, at: 0, plain: '', items: [], delimiters: 0 });
+  constructor(text, open, depth, inLink) {
+    Object.assign(this, { text, open, depth, inLink, at: 0, plain: '', items: [], delimiters: 0 });
+    // What has no end from here on has none further on: looked for once, not at each beginning.
     this.unclosedTicks = new Set();
+    this.unclosedMath = new Set();
   }
 
   run() {
@@ -91,9 +94,12 @@ class Scanner {
 
   /** Formulas are not set, but what stands in them is no emphasis either. */
   math(begin, end) {
-    if (!this.text.startsWith(begin, this.at)) return false;
+    if (!this.text.startsWith(begin, this.at) || this.unclosedMath.has(end)) return false;
     const stop = this.text.indexOf(end, this.at + begin.length);
-    if (stop < 0) return false;
+    if (stop < 0) {
+      this.unclosedMath.add(end);
+      return false;
+    }
     const source = this.text.slice(this.at, stop + end.length);
     return this.node({ tag: 'math', children: [source] }, source.length);
   }
@@ -120,12 +126,14 @@ class Scanner {
     const lineBreak = /^<br ?\/?>/i.exec(rest);
     if (lineBreak) return this.node({ tag: 'br' }, lineBreak[0].length);
     const address = /^<(https?:\/\/[^\s<>]+)>/i.exec(rest);
+    if (address && this.inLink) return this.literal(address[1], address[0].length);
     const href = address && safeLink(address[1]);
     return href ? this.node({ tag: 'a', href, children: [address[1]] }, address[0].length) : false;
   }
 
   /** An address that simply stands in the text. */
   address() {
+    if (this.inLink) return false;
     const before = this.text[this.at - 1];
     if (before !== undefined && /[\p{L}\p{N}]/u.test(before)) return false;
     const found = /^https?:\/\/[^\s<>"'`|]+/i.exec(this.text.slice(this.at, this.at + LABEL_CHARS_MAX));
@@ -152,14 +160,15 @@ class Scanner {
   linked(label, target, length) {
     const href = safeLink(target);
     if (!href) return this.literal(this.text.slice(this.at, this.at + length));
-    const children = parseInline(label || target, false, this.depth + 1);
+    if (this.inLink) return this.label(label || target, length);
+    const children = parseInline(label || target, false, this.depth + 1, true);
     return this.node({ tag: 'a', href, children }, length);
   }
 
-  /** A link whose target is still being written: its words, as text. */
+  /** A link whose target is still being written, or that stands in another: its words, as text. */
   label(label, length) {
     this.flush();
-    this.items.push(...parseInline(label, false, this.depth + 1));
+    this.items.push(...parseInline(label, false, this.depth + 1, true));
     this.at += length;
     return true;
   }
