@@ -196,18 +196,22 @@ function answerGrows() {
   });
   receiving.chunk(chunk({ role: 'assistant', content: '' }, 0), 1100);
   receiving.chunk(chunk({ reasoning: 'I ', reasoning_content: 'I ' }, 1), 1500);
-  receiving.chunk(chunk({ reasoning: 'see' }, 2), 2500);
-  receiving.chunk(chunk({ content: 'Yes' }, 3), 3500);
-  receiving.chunk(chunk({ tool_calls: [{ index: 0, id: 'c', function: { name: 'f', arguments: '' } }] }, 4), 4500);
-  receiving.chunk(chunk({ tool_calls: [{ index: 0, function: { arguments: '{}' } }] }, 5, 'tool_calls'), 5500);
-  receiving.chunk({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 5 } }, 9999);
+  receiving.chunk(chunk({ reasoning: 'see' }, 3), 2500);
+  receiving.chunk(chunk({ content: 'Yes' }, 5), 3500);
+  receiving.chunk(chunk({ tool_calls: [{ index: 0, id: 'c', function: { name: 'f', arguments: '' } }] }, 7), 4500);
+  assert.equal(message.rate, null, 'of six tokens none is told yet');
+  receiving.chunk(chunk({ tool_calls: [{ index: 0, function: { arguments: '{}' } }] }, 9, 'tool_calls'), 5500);
+  receiving.chunk({ choices: [], usage: { prompt_tokens: 10, completion_tokens: 9 } }, 9999);
   assert.equal(message.reasoning, 'I see');
   assert.equal(message.reasoningSeconds, 2);
   assert.equal(message.content, 'Yes');
   assert.deepEqual(message.calls, [{ id: 'c', name: 'f', arguments: '{}' }]);
   assert.equal(message.firstTokenSeconds, 0.5);
-  assert.equal(message.rate, 1, 'four more tokens in four seconds; the last chunk brings none');
+  assert.equal(message.rate, 2, 'eight more tokens in four seconds; the last chunk brings none');
   assert.equal(message.finish, 'tool_calls');
+  const burst = new Receiving(emptyAnswer(), 1000);
+  for (let count = 1; count <= 20; count += 1) burst.chunk(chunk({ content: 'a' }, count), 1500);
+  assert.equal(burst.message.rate, null, 'what came in one piece says nothing of the rate');
 }
 
 function thoughtsHaveWords() {

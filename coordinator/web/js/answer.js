@@ -1,6 +1,9 @@
 // An answer that is being received: chunks in, a message of the page grows. Pure; the time is an argument,
 // in milliseconds.
 
+const RATE_TOKENS_MIN = 8;
+const RATE_MS_MIN = 100;
+
 export function emptyAnswer() {
   return {
     role: 'assistant',
@@ -79,7 +82,12 @@ export class Receiving {
       message.firstTokenSeconds = (nowMs - this.begunMs) / 1000;
     } else if (usage.completion_tokens > (this.lastTokens ?? this.firstTokens)) {
       this.lastTokens = usage.completion_tokens;
-      message.rate = (usage.completion_tokens - this.firstTokens) / Math.max((nowMs - this.firstMs) / 1000, 0.001);
+      this.rate(usage.completion_tokens - this.firstTokens, nowMs - this.firstMs);
     }
+  }
+
+  /** Of a few tokens, which may have come in one piece, there is none to tell. */
+  rate(tokens, ms) {
+    if (tokens >= RATE_TOKENS_MIN && ms >= RATE_MS_MIN) this.message.rate = (tokens * 1000) / ms;
   }
 }
