@@ -60,6 +60,34 @@ export function midwayTests(browser, server) {
     assert.ok((await toGo(page)) < 80);
     await page.click('#send');
   }, { viewport: { width: 900, height: 420 } });
+
+  story('while another tab streams, the list of conversations stays as it is', async (page) => {
+    await ask(page, 'One.');
+    await answered(page, 'Hello.');
+    const other = await page.context().newPage();
+    await other.goto(server.url);
+    server.chat = endless;
+    await ask(other, 'Two.');
+    await page.waitForFunction(() => document.querySelectorAll('#conversations .open').length === 2);
+    const title = page.locator('#conversations .open', { hasText: 'One.' });
+    await title.focus();
+    await page.evaluate(() => {
+      window.told = 0;
+      addEventListener('storage', () => (window.told += 1));
+    });
+    await page.waitForFunction(() => window.told >= 2);
+    assert.equal(await page.evaluate(() => document.activeElement.textContent), 'One.');
+    await other.close();
+  });
+
+  story('focus is never lost with the button that was pressed', async (page) => {
+    await ask(page, 'One?');
+    await answered(page, 'Hello.');
+    await lastAnswer(page).locator('.retry').focus();
+    await page.keyboard.press('Enter');
+    await answered(page, 'Hello.');
+    assert.equal(await page.evaluate(() => document.activeElement.id), 'prompt');
+  });
 }
 
 async function* lines() {

@@ -30,7 +30,7 @@ class ChatPage {
     this.sidebar = new Sidebar({
       begin: () => this.open(newConversation(Date.now())),
       open: (id) => this.open(listConversations().find((it) => it.id === id)),
-      remove: (conversation) => this.remove(conversation),
+      remove: (id) => this.remove(listConversations().find((it) => it.id === id)),
     });
     this.composer = new Composer({ send: (text) => this.send(text), stop: () => this.stop() });
     this.thread = new Thread({
@@ -87,6 +87,7 @@ class ChatPage {
   }
 
   remove(conversation) {
+    if (!conversation) return;
     const current = conversation.id === this.conversation.id;
     if (current) this.stop();
     deleteConversation(conversation.id);
@@ -164,6 +165,8 @@ class ChatPage {
     this.thread.scrollToEnd();
     this.update();
     this.composer.show(true);
+    // What was pressed, or typed in, may be gone with its view.
+    if (document.activeElement === document.body) this.composer.focus();
     announce(t('answering'));
   }
 

@@ -1,19 +1,23 @@
 // The list of conversations: open one, delete one, think better of it.
 
 import { byId, el } from './dom.js';
-import { t } from './words.js';
+import { language, t } from './words.js';
 
 const NOTICE_MS = 8000;
 
 export class Sidebar {
-  /** `actions`: open(id), remove(conversation), restore(conversation), begin(). */
+  /** `actions`: open(id), remove(id), begin(). */
   constructor(actions) {
     this.actions = actions;
     this.list = byId('conversations');
     byId('new-chat').addEventListener('click', () => actions.begin());
   }
 
+  /** Anew only where it says something else: focus, and a press that has begun, stay where they are. */
   show(conversations, currentId) {
+    const shown = JSON.stringify([language(), currentId, conversations.map(({ id, title }) => [id, title])]);
+    if (shown === this.shown) return;
+    this.shown = shown;
     const items = conversations.map((conversation) => this.item(conversation, conversation.id === currentId));
     this.list.replaceChildren(...items);
     byId('no-conversations').hidden = conversations.length > 0;
@@ -26,7 +30,7 @@ export class Sidebar {
       class: 'quiet delete',
       'aria-label': t('deleteChat', { title }),
       title: t('deleteChat', { title }),
-      onclick: () => this.actions.remove(conversation),
+      onclick: () => this.actions.remove(conversation.id),
     }, '×');
     const open = el('button', {
       type: 'button',
