@@ -61,6 +61,28 @@ export function midwayTests(browser, server) {
     await page.click('#send');
   }, { viewport: { width: 900, height: 420 } });
 
+  story('a conversation that is open in two tabs has what both added', async (page) => {
+    await ask(page, 'From the first.');
+    await answered(page, 'Hello.');
+    const other = await page.context().newPage();
+    await other.goto(server.url);
+    await other.locator('#conversations .open').click();
+    await edit(page, 'From the first.', null);
+    await page.fill('.message.user textarea', 'half typed');
+    await ask(other, 'From the second.');
+    await answered(other, 'Hello.');
+    await page.waitForFunction(() => document.querySelectorAll('.message').length === 4);
+    await page.waitForFunction(() => [...document.querySelectorAll('.markdown')].at(-1).textContent === 'Hello.');
+    assert.equal(await page.inputValue('.message.user textarea'), 'half typed');
+    await page.press('.message.user textarea', 'Escape');
+    await ask(page, 'From the first again.');
+    await page.waitForFunction(() => document.querySelectorAll('.message').length === 6);
+    await answered(page, 'Hello.');
+    const all = ['From the first.', 'Hello.', 'From the second.', 'Hello.', 'From the first again.', 'Hello.'];
+    assert.deepEqual(await kept(page), all);
+    assert.equal(server.bodies.at(-1).messages.length, 5, 'the model is told all of it');
+  });
+
   story('while another tab streams, the list of conversations stays as it is', async (page) => {
     await ask(page, 'One.');
     await answered(page, 'Hello.');

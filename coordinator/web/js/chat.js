@@ -46,7 +46,7 @@ class ChatPage {
 
   listen() {
     onLanguage(() => this.showAll());
-    addEventListener('storage', () => this.showList());
+    addEventListener('storage', () => this.onStored());
     addEventListener('pagehide', () => this.running && this.keep());
     document.addEventListener('keydown', (event) => event.key === 'Escape' && this.escape());
   }
@@ -66,6 +66,23 @@ class ChatPage {
 
   showList() {
     this.sidebar.show(listConversations(), this.conversation.id);
+  }
+
+  /** Another tab kept something. What it made of the conversation that is open here goes on here too. */
+  onStored() {
+    const all = listConversations();
+    const stored = all.find((it) => it.id === this.conversation.id);
+    if (stored && !this.running) this.takeOver(stored);
+    this.sidebar.show(all, this.conversation.id);
+  }
+
+  /** Messages that are as they were keep their views, and what is being typed in them. */
+  takeOver(stored) {
+    const { messages } = this.conversation;
+    const isAsBefore = (message, index) => JSON.stringify(message) === JSON.stringify(messages[index]);
+    stored.messages = stored.messages.map((message, index) => (isAsBefore(message, index) ? messages[index] : message));
+    this.conversation = stored;
+    this.update();
   }
 
   update() {
