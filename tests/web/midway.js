@@ -102,6 +102,26 @@ export function midwayTests(browser, server) {
     await other.close();
   });
 
+  story('a failed answer says so once, and its details stay open', async (page) => {
+    server.refuse = () => ({ status: 500, body: { error: { message: 'said so' } } });
+    await ask(page, 'One?');
+    await page.locator('.problem summary').click();
+    await page.evaluate(() => {
+      window.alerts = 0;
+      const count = (node) => node.querySelectorAll?.('[role=alert]').length + (node.matches?.('[role=alert]') ? 1 : 0);
+      new MutationObserver((changes) => {
+        for (const { addedNodes } of changes) for (const node of addedNodes) window.alerts += count(node) || 0;
+      }).observe(document.getElementById('thread'), { childList: true, subtree: true });
+    });
+    server.refuse = null;
+    server.chat = endless;
+    await ask(page, 'Two?');
+    await counted(page, 20);
+    assert.equal(await page.evaluate(() => window.alerts), 0);
+    assert.ok(await page.evaluate(() => document.querySelector('.problem details').open));
+    await page.click('#send');
+  }, { meant: /Failed to load resource/ });
+
   story('focus is never lost with the button that was pressed', async (page) => {
     await ask(page, 'One?');
     await answered(page, 'Hello.');

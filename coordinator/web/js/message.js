@@ -91,7 +91,7 @@ class AnswerView {
     this.markdown.update(message.content, running);
     this.waiting.hidden = !running || Boolean(message.reasoning || message.content || message.calls.length);
     this.updateCalls(running || !last || message.stopped || message.problem !== null);
-    this.notes.replaceChildren(...notesOf(message, running));
+    this.updateNotes(running);
     this.meta.textContent = metaOf(message);
     this.copy.hidden = running || message.content === '';
     this.retry.hidden = running || !last;
@@ -109,6 +109,15 @@ class AnswerView {
     const atEnd = this.reasoningText.scrollHeight - this.reasoningText.scrollTop - this.reasoningText.clientHeight < 24;
     this.reasoningText.textContent = reasoning;
     if (thinking && atEnd) this.reasoningText.scrollTop = this.reasoningText.scrollHeight;
+  }
+
+  /** Anew only where they say something else: an alert that is made anew is read aloud anew. */
+  updateNotes(running) {
+    const { problem, stopped, finish } = this.message;
+    const said = JSON.stringify([problem, !running && stopped, finish]);
+    if (said === this.said) return;
+    this.said = said;
+    this.notes.replaceChildren(...notesOf(this.message, running));
   }
 
   updateCalls(closed) {
