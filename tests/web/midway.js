@@ -130,6 +130,17 @@ export function midwayTests(browser, server) {
     await answered(page, 'Hello.');
     assert.equal(await page.evaluate(() => document.activeElement.id), 'prompt');
   });
+
+  story('the Enter that ends a word of an input method sends nothing', async (page) => {
+    await page.fill('#prompt', 'にほん');
+    await page.evaluate(() => {
+      const key = { key: 'Enter', keyCode: 229, bubbles: true, cancelable: true };
+      document.getElementById('prompt').dispatchEvent(new KeyboardEvent('keydown', key));
+    });
+    assert.equal(await page.inputValue('#prompt'), 'にほん');
+    await page.press('#prompt', 'Enter');
+    await answered(page, 'Hello.');
+  });
 }
 
 async function* lines() {

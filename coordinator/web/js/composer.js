@@ -1,7 +1,7 @@
 // Where the next message is written. Enter sends and Shift+Enter begins a line; while an answer is under way
 // the button stops it.
 
-import { byId } from './dom.js';
+import { byId, isSending } from './dom.js';
 import { t } from './words.js';
 
 export class Composer {
@@ -21,7 +21,7 @@ export class Composer {
   }
 
   onKey(event) {
-    if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+    if (!isSending(event)) return;
     event.preventDefault();
     if (!this.running) this.send();
   }

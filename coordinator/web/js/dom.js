@@ -22,3 +22,11 @@ function fill(element, attributes, children) {
 export function byId(id) {
   return document.getElementById(id);
 }
+
+/** Of an input method the key that ends its word; Safari says so only by this number. */
+const COMPOSING_KEY = 229;
+
+/** Enter, where it does not begin a line and is not the input method's. */
+export function isSending({ key, shiftKey, isComposing, keyCode }) {
+  return key === 'Enter' && !shiftKey && !isComposing && keyCode !== COMPOSING_KEY;
+}

@@ -1,7 +1,7 @@
 // One message as DOM. A view is made once and updated as its message grows; what the reader opened, selected
 // or typed stays. It asks nothing of the server: its buttons call what the thread gave it.
 
-import { el } from './dom.js';
+import { el, isSending } from './dom.js';
 import { MarkdownView, copyText } from './markdown/render.js';
 import { problemWords } from './problem.js';
 import { WEATHER_SAMPLE } from './request.js';
@@ -38,7 +38,7 @@ class UserView {
     };
     field.addEventListener('keydown', (event) => {
       if (event.key === 'Escape') cancel();
-      else if (event.key === 'Enter' && !event.shiftKey && !event.isComposing) send();
+      else if (isSending(event)) send();
       else return;
       event.preventDefault();
       event.stopPropagation();
@@ -162,7 +162,7 @@ class CallView {
       this.send();
     };
     field.addEventListener('keydown', (event) => {
-      if (event.key !== 'Enter' || event.shiftKey || event.isComposing) return;
+      if (!isSending(event)) return;
       event.preventDefault();
       submit();
     });
