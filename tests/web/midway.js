@@ -141,6 +141,13 @@ export function midwayTests(browser, server) {
     await page.press('#prompt', 'Enter');
     await answered(page, 'Hello.');
   });
+
+  story('only what can be pressed has a tooltip', async (page) => {
+    const titled = await page.evaluate(() => [...document.querySelectorAll('[title]')].map((it) => it.localName));
+    assert.deepEqual(titled.filter((name) => !['button', 'select', 'option', 'span'].includes(name)), []);
+    assert.equal(await page.getAttribute('#settings-button', 'title'), 'Settings');
+    assert.equal(await page.getAttribute('#thread', 'aria-label'), 'Messages');
+  });
 }
 
 async function* lines() {

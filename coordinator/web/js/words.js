@@ -1,6 +1,6 @@
 // The language of the page: which one, how to switch, and how numbers, sizes and times are written in it.
 // The words themselves are in words-en.js and words-fr.js; a page's fixed words are marked in its HTML by
-// data-word (text), data-label (aria-label and title) and data-hint (placeholder).
+// data-word (text), data-label (aria-label, and title of buttons) and data-hint (placeholder).
 
 import { english } from './words-en.js';
 import { french } from './words-fr.js';
@@ -65,7 +65,8 @@ function wordPage() {
   for (const element of document.querySelectorAll('[data-hint]')) element.placeholder = t(element.dataset.hint);
   for (const element of document.querySelectorAll('[data-label]')) {
     element.setAttribute('aria-label', t(element.dataset.label));
-    element.title = t(element.dataset.label);
+    // Of what can be pressed; a title of a whole part of the page would follow the pointer over all of it.
+    if (element.matches('button, select')) element.title = t(element.dataset.label);
   }
 }
 
