@@ -148,6 +148,15 @@ export function midwayTests(browser, server) {
     assert.equal(await page.getAttribute('#settings-button', 'title'), 'Settings');
     assert.equal(await page.getAttribute('#thread', 'aria-label'), 'Messages');
   });
+
+  story('a server behind a proxy that had none is ready once it is', async (page) => {
+    await page.waitForSelector('#state[data-state=ready]');
+    server.gone = true;
+    await page.reload();
+    await page.waitForSelector('#state[data-state=unreachable]');
+    server.gone = false;
+    await page.waitForSelector('#state[data-state=ready]');
+  }, { meant: /502/ });
 }
 
 async function* lines() {

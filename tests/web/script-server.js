@@ -31,6 +31,8 @@ export class ScriptServer {
     this.cluster = null;
     /** (request) => whether a key is missing. */
     this.locked = null;
+    /** Whether only a proxy answers, with 502. */
+    this.gone = false;
     this.passThrough = false;
     this.bodies = [];
     this.authorizations = [];
@@ -52,6 +54,7 @@ export class ScriptServer {
     const { pathname } = new URL(request.url, this.url);
     if (pathname === '/' || pathname === '/cluster' || pathname.startsWith('/web/')) return this.page(pathname, response);
     if (this.passThrough) return this.pass(request, response);
+    if (this.gone) return json(response, 502, {});
     if (pathname === '/v1/models' && this.locked?.(request)) return json(response, 401, { error: { message: 'a key is needed' } });
     if (pathname === '/v1/models') return json(response, 200, { object: 'list', data: [{ id: 'scripted' }] });
     if (pathname === '/health') return json(response, 200, { status: 'ready' });

@@ -1,5 +1,5 @@
 // The name of the model in the page's head, and whether it answers. Asked at the start and, until it is
-// ready, every few seconds.
+// ready or wants a key, every few seconds.
 
 import { getJson } from './client.js';
 import { byId } from './dom.js';
@@ -28,7 +28,8 @@ export class ServerState {
     } catch (problem) {
       this.problem = problem;
       this.show(STATES[problem.status] ?? 'unreachable');
-      if (problem.status === 0 || problem.status === 503) this.timer = setTimeout(() => this.ask(), AGAIN_MS);
+      // Without another key it stays as it is; a proxy's 502 and the like go by.
+      if (STATES[problem.status] !== 'locked') this.timer = setTimeout(() => this.ask(), AGAIN_MS);
     }
   }
 
