@@ -59,6 +59,26 @@ export async function clusterTests(browser, server, api, pages) {
     assert.doesNotMatch(await page.innerText('main'), /NaN|undefined|null/);
   });
 
+  story('several replicas are told apart, and who is left out is named', async (page) => {
+    const workers = [0, 1].map((replica) => ({ ...stateOf(1).workers[0], replica, name: `w${replica}` }));
+    const left_out = [{ replica: 1, name: 'w7', reason: 'no plan is faster with it' }];
+    server.cluster = () => ({ ...stateOf(0), workers, left_out, replicas: [{ status: 'ready' }, { status: 'lost' }] });
+    await page.waitForFunction(() => document.getElementById('status').textContent === '1 of 2 replicas serve.');
+    assert.deepEqual(await page.locator('.rank').allInnerTexts(), ['#0.0', '#1.0']);
+    assert.equal(await page.innerText('.left-out'), 'w7 has no share: no plan is faster with it');
+    server.cluster = () => ({ ...stateOf(0), left_out, replicas: [{ status: 'lost' }], status: 'lost' });
+    await page.waitForFunction(() => document.querySelector('.rank') === null);
+    assert.match(await page.innerText('#holdings'), /No worker has a share yet\.\s+w7 has no share/);
+  });
+
+  story('a state that the page does not know is shown as it is, and asked after', async (page) => {
+    server.cluster = () => stateOf(2, { status: 'draining' });
+    await page.waitForFunction(() => document.getElementById('state').textContent === 'draining');
+    assert.equal(await page.innerText('#status'), 'draining');
+    server.cluster = () => stateOf(2);
+    await page.waitForFunction(() => document.getElementById('state').textContent === 'Ready');
+  });
+
   story('a key is asked for where one is wanted', async (page) => {
     const wanted = (request) => request.headers.authorization === 'Bearer k';
     server.cluster = (request) => (wanted(request) ? stateOf(2) : { status: 401, body: { error: { message: 'key' } } });

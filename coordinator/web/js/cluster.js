@@ -11,6 +11,8 @@ import { duration, number, onLanguage, percent, rough, startLanguage, t } from '
 
 const POLL_MS = 1000;
 const ANSWER_WAIT_MS = 5000;
+/** States that have words. A server that is newer than this page may be in another. */
+const STATES = ['ready', 'loading', 'lost', 'dissolved', 'stopped', 'unreachable', 'connecting'];
 
 class ClusterPage {
   constructor() {
@@ -38,8 +40,9 @@ class ClusterPage {
     this.asking = true;
     await this.ask();
     this.asking = false;
-    this.show();
+    // First: whatever cannot be shown, the next answer may be.
     this.timer = setTimeout(() => this.poll(), POLL_MS);
+    this.show();
   }
 
   async ask() {
@@ -63,7 +66,7 @@ class ClusterPage {
   showStatus() {
     const state = this.problem ? 'unreachable' : (this.cluster?.status ?? 'connecting');
     byId('state').dataset.state = state;
-    setText('state', t(state));
+    setText('state', STATES.includes(state) ? t(state) : state);
     byId('key-form').hidden = this.problem?.status !== 401;
     setText('status', byId('key-form').hidden ? this.statusWords() : '');
   }
@@ -80,6 +83,9 @@ class ClusterPage {
       dissolved: 'statusDissolved',
       stopped: 'statusStopped',
     };
+    const replicas = this.cluster.replicas ?? [];
+    const ready = replicas.filter(({ status }) => status === 'ready').length;
+    if (this.cluster.status === 'ready' && replicas.length > 1) return t('statusReplicas', { ready, total: replicas.length });
     const waiting = this.cluster.status === 'loading' && waitingWords(this.cluster);
     if (waiting) return waiting;
     const sentence = words[this.cluster.status] ? t(words[this.cluster.status]) : this.cluster.status;
@@ -87,10 +93,11 @@ class ClusterPage {
   }
 
   showFigures(cluster) {
-    const { model, workers, kv, totals } = cluster;
+    const { model, workers, kv, totals, replicas = [], left_out: leftOut = [] } = cluster;
     setText('model', model.id);
     this.showSpeed(cluster);
-    this.draw('holdings', [workers, model], () => holdings(workers, model));
+    const several = replicas.length > 1;
+    this.draw('holdings', [workers, model, several, leftOut], () => holdings(workers, model, { several, leftOut }));
     this.draw('memory', workers, () => memory(workers));
     this.draw('pools', kv, () => pools(kv));
     this.draw('model-facts', model, () => facts(modelFacts(model)));

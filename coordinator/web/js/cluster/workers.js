@@ -1,18 +1,20 @@
 // Who holds what: a row a worker, with its shares of layers, heads, expert blocks and vocabulary side by side,
-// and below, its memory by part. Ranges are half-open, and written as `flotilla plan` writes them.
+// and below, its memory by part. Ranges are half-open, and written as `flotilla plan` writes them; a rank of one of several replicas as `flotilla top` does.
 
 import { el } from '../dom.js';
 import { bytes, percent, t } from '../words.js';
 import { legend, share, stack } from './drawings.js';
 
-export function holdings(workers, model) {
-  if (workers.length === 0) return [el('p', {}, t('noWorkers'))];
-  return workers.map((worker) => holding(worker, model));
+/** `several`: there is more than one replica. `leftOut`: workers that no plan has a use for, and why. */
+export function holdings(workers, model, { several, leftOut }) {
+  const none = workers.length === 0 ? [el('p', {}, t('noWorkers'))] : [];
+  const rows = workers.map((worker) => holding(worker, model, several));
+  return [...none, ...rows, ...leftOut.map((it) => el('p', { class: 'note left-out' }, t('leftOut', it)))];
 }
 
-function holding(worker, model) {
+function holding(worker, model, several) {
   return el('article', { class: 'worker', 'aria-label': worker.name },
-    who(worker),
+    who(worker, several),
     el('div', { class: 'shares' },
       shareOf('layers', worker.layers, model.layers),
       shareOf('heads', worker.kv_heads, model.kv_heads),
@@ -22,13 +24,13 @@ function holding(worker, model) {
   );
 }
 
-function who(worker) {
+function who(worker, several) {
   const { bytes_done: done, bytes_total: total } = worker.loading ?? {};
   const loaded = total > 0 ? done / total : 0;
   const words = { waiting: 'stateWaiting', loading: 'stateLoading', ready: 'stateReady' };
   const state = t(words[worker.state] ?? 'stateWaiting', { share: percent(loaded) });
   const head = el('div', { class: 'who' },
-    el('h3', {}, worker.name, el('span', { class: 'rank' }, `#${worker.rank}`)),
+    el('h3', {}, worker.name, el('span', { class: 'rank' }, several ? `#${worker.replica}.${worker.rank}` : `#${worker.rank}`)),
     el('p', { class: 'note' }, worker.device),
     el('p', { class: 'state', 'data-state': worker.state }, state),
   );
