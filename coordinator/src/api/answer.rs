@@ -148,6 +148,7 @@ impl<W: Wording> Chunks<W> {
         if !std::mem::replace(&mut self.opened[index], true)
             && let Some(opening) = self.answer.wording.opening(index)
         {
+            self.usages[index] = at_opening(&update);
             self.chunk(opening);
         }
         match update {
@@ -198,6 +199,15 @@ impl<W: Wording> Chunks<W> {
         self.ready.push_back("[DONE]".to_owned());
         self.over = true;
     }
+}
+
+/// What a choice has used when it begins: its prompt.
+fn at_opening(update: &Update) -> Option<Usage> {
+    let usage = match update {
+        Update::Delta { usage, .. } | Update::Ended(Ended { usage, .. }) => *usage,
+        Update::Failed(_) => return None,
+    };
+    Some(Usage { completion_tokens: 0, reasoning_tokens: 0, ..usage })
 }
 
 fn usage_json(usage: Usage) -> Value {

@@ -70,6 +70,22 @@ async fn usage_adds_up() {
     assert!(before.iter().all(|chunk| chunk.get("usage") == Some(&Value::Null)));
 }
 
+/// From the first chunk on, which tells the role and brings no token yet.
+#[tokio::test]
+async fn usage_so_far_begins_with_the_prompt() {
+    let server = Server::start().await;
+    let mut body = user("one two three");
+    body["n"] = json!(2);
+    body["stream_options"] = json!({"include_usage": true, "continuous_usage_stats": true});
+    let chunks = server.stream(CHAT, &body).await;
+    let prompt = chunks.last().unwrap()["usage"]["prompt_tokens"].as_u64().unwrap();
+    let first = &chunks[0]["usage"];
+    assert!(prompt > 0 && chunks[0]["choices"][0]["delta"]["role"] == "assistant", "{}", chunks[0]);
+    assert_eq!((&first["prompt_tokens"], &first["completion_tokens"]), (&json!(prompt), &json!(0)));
+    let so_far = |chunk: &Value| chunk["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!(chunks.is_sorted_by_key(so_far), "{chunks:#?}");
+}
+
 #[tokio::test]
 async fn the_prompt_is_what_the_format_asks_for() {
     let server = Server::start().await;
