@@ -123,6 +123,21 @@ fn a_header_without_end_becomes_text() {
     assert_eq!(events_and_reply(&ids).1.answer, text);
 }
 
+/// The limit on a header was one of tokens, and below what a name may have: it lost its end.
+#[test]
+fn the_longest_name_of_a_function_fits_into_a_header() {
+    let name = "Q9".repeat(64);
+    let tokens = HARMONY.tokenizer().encode_plain(&name).len();
+    assert_eq!((name.len(), tokens), (128, 128), "a character is a token");
+    for header in [
+        format!(" to=functions.{name}<|channel|>commentary <|constrain|>json"),
+        format!("<|channel|>commentary to=functions.{name} <|constrain|>json"),
+    ] {
+        let (_, calls) = called(&format!("{header}<|message|>{{}}<|call|>"));
+        assert_eq!(calls, [Call { name: name.clone(), arguments: "{}".into() }]);
+    }
+}
+
 #[test]
 fn half_a_header_is_nothing() {
     for completion in [

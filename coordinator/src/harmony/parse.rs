@@ -15,15 +15,16 @@
 use std::mem;
 use std::sync::Arc;
 
+use super::chat::FUNCTION_NAME_MAX;
 pub use super::header::Header;
 use super::header::HeaderText;
 use super::{Channel, Harmony, Message, SpecialTokens};
 use crate::tokenizer::{TextStream, Tokenizer};
 
 /// Beyond this a header is no header, and what it holds is given out as text: an answer that forgot the
-/// format shall neither stay silent nor be held without a limit. The longest function name, 64
-/// characters, fits several times.
-const HEADER_TOKENS_MAX: usize = 128;
+/// format shall neither stay silent nor be held without a limit. The longest function name fits, though
+/// each of its characters be a token, with the words around it.
+const HEADER_TOKENS_MAX: usize = FUNCTION_NAME_MAX + 64;
 
 /// Stands between two messages of one lane, as each lane is handed to the client as one text.
 const MESSAGE_SEPARATOR: &str = "\n";
