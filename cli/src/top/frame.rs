@@ -10,6 +10,8 @@ use std::fmt::Write;
 const GAP: usize = 2;
 /// Columns that are left out where all do not fit: DEVICE and LOADED.
 const LEFT_OUT: [usize; 2] = [3, 5];
+/// Then it says what is held, and not of how much.
+const MEMORY: usize = 4;
 
 const PHASES: [&str; 6] = ["schedule", "send", "wait", "compute", "collective", "sample"];
 
@@ -136,11 +138,14 @@ impl Seen<'_> {
             .map(str::to_owned),
         ];
         table.extend(workers.iter().map(|worker| self.worker(worker)));
-        let widths = table[0].each_ref().map(|_| 0);
-        let widths = table.iter().fold(widths, |widths: [usize; 11], row| {
-            std::array::from_fn(|at| widths[at].max(row[at].chars().count()))
-        });
-        let is_narrow = widths.iter().sum::<usize>() + GAP * (widths.len() - 1) > self.columns;
+        let all = widths(&table);
+        let is_narrow = all.iter().sum::<usize>() + GAP * (all.len() - 1) > self.columns;
+        if is_narrow {
+            table
+                .iter_mut()
+                .for_each(|row| row[MEMORY].truncate(row[MEMORY].find(" of ").unwrap_or(usize::MAX)));
+        }
+        let widths = widths(&table);
         let mut text = String::from("\n");
         for row in table {
             let mut line = String::new();
@@ -198,6 +203,12 @@ impl Seen<'_> {
         let seconds = (self.now.at - self.before?.at).as_secs_f64();
         (seconds > 0.0).then_some(seconds)
     }
+}
+
+/// Of each column, in letters.
+fn widths(table: &[[String; 11]]) -> [usize; 11] {
+    let of = |at: usize| table.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    std::array::from_fn(of)
 }
 
 /// What is not known.
@@ -287,7 +298,7 @@ mod tests {
         }
         assert!(!text.contains('\u{1b}'));
         let narrow = frame(&looks, 80);
-        assert!(narrow.contains("  ready  1.00 GB of 24.00 GB  0..24   4..8   0..32    10 %  -"), "{narrow}");
+        assert!(narrow.contains("  ready  1.00 GB  0..24   4..8   0..32    10 %  -"), "{narrow}");
         assert!(!narrow.contains("DEVICE") && !narrow.contains("LOADED"), "{narrow}");
     }
 
