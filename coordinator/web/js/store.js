@@ -1,5 +1,6 @@
 // What stays in this browser: conversations, each under a key of its own so that two tabs do not overwrite
-// each other's, and the settings. The API key is not here: see client.js.
+// each other's, and the settings. Of one conversation in two tabs each takes over what the other keeps, unless
+// it is at an answer itself: see chat.js. The API key is not here: see client.js.
 
 const CONVERSATION = 'flotilla.conversation.';
 const SETTINGS = 'flotilla.settings';
