@@ -118,6 +118,7 @@ export function midwayTests(browser, server) {
     await ask(page, 'Two?');
     await counted(page, 20);
     assert.equal(await page.evaluate(() => window.alerts), 0);
+    assert.match(await lastAnswer(page).locator('.meta').innerText(), /^\d+ tokens · [\d.]+ tokens\/s · first after /);
     assert.ok(await page.evaluate(() => document.querySelector('.problem details').open));
     await page.click('#send');
   }, { meant: /Failed to load resource/ });
