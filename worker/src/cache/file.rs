@@ -43,6 +43,13 @@ impl PartName {
         format!("{}~{}~{start}-{end}", self.slice.tensor, ranges.join(","))
     }
 
+    /// Whether a name is of this form, whatever it says of which tensor.
+    pub fn is_file_name(name: &str) -> bool {
+        let words: Vec<&str> = name.split('~').collect();
+        let [tensor, ranges, bytes] = words[..] else { return false };
+        !tensor.is_empty() && ranges.split(',').chain([bytes]).all(|word| range(word).is_some())
+    }
+
     pub fn chunk_count(&self) -> usize {
         self.bytes.len().div_ceil(CHUNK_BYTES)
     }
@@ -66,6 +73,12 @@ impl PartName {
         head.extend(digest.0);
         head
     }
+}
+
+/// `3-14`
+pub(super) fn range(text: &str) -> Option<Range<usize>> {
+    let (start, end) = text.split_once('-')?;
+    Some(start.parse().ok()?..end.parse().ok()?)
 }
 
 /// An open file whose head is as it should be.

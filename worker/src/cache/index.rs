@@ -1,11 +1,10 @@
 //! Which parts of which slices are kept, as the names of the files say.
 
-use super::file::PartName;
+use super::file::{PartName, range};
 use flotilla_engine::weights::lies_within;
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{ModelSpec, TensorSlice};
 use std::collections::{BTreeMap, HashMap};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// What is kept of some weights.
@@ -86,11 +85,6 @@ fn parse(name: &str, tensors: &HashMap<String, TensorId>) -> Option<PartName> {
     let part = PartName { slice, bytes };
     // Only what would be written: no other spelling, no other words behind.
     (part.file_name() == name && !part.bytes.is_empty()).then_some(part)
-}
-
-fn range(text: &str) -> Option<Range<usize>> {
-    let (start, end) = text.split_once('-')?;
-    Some(start.parse().ok()?..end.parse().ok()?)
 }
 
 #[cfg(test)]

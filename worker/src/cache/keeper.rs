@@ -3,7 +3,7 @@
 //! is bounded. What is passed over is kept at a later load.
 
 use super::file::PartName;
-use super::room::{Room, UNFINISHED};
+use super::room::{Room, unfinished_name};
 use super::warn_unwritable;
 use crate::load::PART_BYTES;
 use bytes::Bytes;
@@ -209,7 +209,7 @@ impl Unfinished {
         let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         // Two containers may have equal process ids; the clock tells them apart.
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let path = folder.join(format!("{process}-{}-{count}.{UNFINISHED}", now.as_nanos()));
+        let path = folder.join(unfinished_name(process, now.as_nanos(), count));
         let file = File::create_new(&path)?;
         Ok(Unfinished { file, path, name: name.clone(), digests: vec![None; name.chunk_count()] })
     }

@@ -27,7 +27,7 @@ use tracing::warn;
 #[derive(Clone, Debug)]
 pub struct CacheSettings {
     pub dir: PathBuf,
-    /// Of all files in it.
+    /// Of all parts in it.
     pub bytes_max: u64,
 }
 
@@ -48,8 +48,7 @@ pub struct WeightCache {
 
 impl WeightCache {
     pub fn new(settings: &CacheSettings, weights: WeightsId) -> WeightCache {
-        // All 32 bytes: the short form is for people.
-        let folder: String = weights.0.iter().map(|byte| format!("{byte:02x}")).collect();
+        let folder = folder_name(weights);
         let since = SystemTime::now() - CLOCK_SLACK;
         WeightCache { folder: settings.dir.join(folder), settings: settings.clone(), since }
     }
@@ -69,6 +68,11 @@ impl WeightCache {
         room.drop_abandoned(ABANDONED_AFTER);
         Some(Keeper::start(self.folder.clone(), room))
     }
+}
+
+/// All 32 bytes: the short form is for people.
+fn folder_name(weights: WeightsId) -> String {
+    weights.0.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn warn_unwritable(path: &Path, error: &std::io::Error) {

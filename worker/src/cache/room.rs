@@ -1,7 +1,10 @@
-//! Room on the disk: the limit holds over all files of the folder, whoever wrote them, and what was used
-//! longest ago goes first. What was used since this load began stays: it is the present group's.
+//! Room on the disk: the limit holds over all files of the cache, whichever worker wrote them, and what was used
+//! longest ago goes first. What was used since this load began stays: it is the present group's. Of other files in the
+//! folder nothing is known: they are neither counted nor removed.
 
 use super::CacheSettings;
+use super::file::PartName;
+use std::ffi::OsStr;
 use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,7 +17,7 @@ const LOOK_AGAIN_BYTES: u64 = 256 << 20;
 const LOOK_PAUSE: Duration = Duration::from_secs(5);
 
 /// Ending of files that are being written.
-pub(super) const UNFINISHED: &str = "tmp";
+const UNFINISHED: &str = "tmp";
 
 #[derive(Debug)]
 pub(super) struct Room {
@@ -91,18 +94,44 @@ impl Room {
         let unfinished = |file: &Found| file.path.extension().is_some_and(|end| end == UNFINISHED);
         let idle = |file: &Found| file.used.elapsed().is_ok_and(|elapsed| elapsed > idle);
         for file in self.files().iter().filter(|file| unfinished(file) && idle(file)) {
-            let _ = fs::remove_file(&file.path);
+            if fs::remove_file(&file.path).is_ok() {
+                info!(file = %file.path.display(), "removed from the weight cache, a worker left it unfinished");
+            }
         }
     }
 
     /// Of all weights. What vanishes meanwhile is not there.
     fn files(&self) -> Vec<Found> {
-        let folders = fs::read_dir(&self.dir).into_iter().flatten().flatten();
-        let files = folders.flat_map(|folder| fs::read_dir(folder.path()).into_iter().flatten().flatten());
+        let entries = |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten();
+        let folders = entries(self.dir.clone()).filter(|folder| is_of_weights(&folder.file_name()));
+        let files = folders.flat_map(|folder| entries(folder.path()));
         let found = |file: fs::DirEntry| {
             let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
             Some(Found { path: file.path(), bytes: metadata.len(), used: metadata.modified().ok()? })
         };
-        files.filter_map(found).collect()
+        files.filter(|file| is_of_the_cache(&file.file_name())).filter_map(found).collect()
     }
+}
+
+/// Whether a folder has the name that [`super::folder_name`] gives.
+fn is_of_weights(folder: &OsStr) -> bool {
+    let digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    folder.len() == 64 && folder.as_encoded_bytes().iter().all(digit)
+}
+
+/// Whether a file has the name of a part, or [`unfinished_name`] gave it: nothing else is taken for ours.
+fn is_of_the_cache(file: &OsStr) -> bool {
+    let Some(name) = file.to_str() else { return false };
+    PartName::is_file_name(name) || is_unfinished_name(name)
+}
+
+/// `PROCESS-TIME-COUNT.tmp`
+pub(super) fn unfinished_name(process: u32, time: u128, count: usize) -> String {
+    format!("{process}-{time}-{count}.{UNFINISHED}")
+}
+
+fn is_unfinished_name(name: &str) -> bool {
+    let numbers = name.strip_suffix(UNFINISHED).and_then(|name| name.strip_suffix('.'));
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    numbers.is_some_and(|name| name.split('-').count() == 3 && name.split('-').all(is_number))
 }

@@ -205,13 +205,14 @@ fn a_part_that_comes_in_part_holds_up_no_other() {
 fn a_full_folder_is_not_looked_through_for_each_part() {
     let dir = tempfile::tempdir().unwrap();
     let settings = CacheSettings { dir: dir.path().to_owned(), bytes_max: 100 };
-    let folder = dir.path().join("weights");
+    let folder = dir.path().join(super::folder_name(ID));
     fs::create_dir(&folder).unwrap();
-    fs::write(folder.join("in use"), [0; 90]).unwrap();
+    let in_use = folder.join("lm_head.weight~0-5,0-9~0-90");
+    fs::write(&in_use, [0; 90]).unwrap();
     let mut room = super::room::Room::new(&settings, SystemTime::UNIX_EPOCH);
     room.look_pause = Duration::MAX;
     assert!(!room.take(20));
-    fs::remove_file(folder.join("in use")).unwrap();
+    fs::remove_file(in_use).unwrap();
     assert!(!room.take(20), "it did not look");
     room.look_pause = Duration::ZERO;
     assert!(room.take(20));
@@ -244,6 +245,45 @@ fn only_what_was_abandoned_long_ago_is_cleared_away() {
     }
     drop(cache.keeper());
     assert!(!old.exists() && new.exists());
+}
+
+/// The user's folder may have been something else before it was a cache: its files, old as they are, make no room, and
+/// take none.
+#[test]
+fn files_that_are_not_of_the_cache_are_neither_removed_nor_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = super::folder_name(WeightsId([9; 32]));
+    let upper = ours.to_uppercase().replace('0', "A");
+    let foreign = [
+        "photos/a.jpg".into(),
+        "photos/draft.tmp".into(),
+        "photos/1-2-3.tmp".into(),
+        "photos/lm_head.weight~0-5,0-9~0-90".into(),
+        "gpt-oss-120b/model-00000.safetensors".into(),
+        format!("{upper}/1-2-3.tmp"),
+        format!("{ours}/notes.txt"),
+        format!("{ours}/draft.tmp"),
+        format!("{ours}/1-2-x.tmp"),
+        format!("{ours}/1-2-3-4.tmp"),
+        format!("{ours}/a~b~c"),
+        format!("{ours}/~0-5~0-9"),
+        format!("{ours}/a~0-5~0-9~0-9"),
+    ]
+    .map(|name| dir.path().join(name));
+    let mine = [format!("{ours}/1-2-3.tmp"), format!("{ours}/lm_head.weight~0-5,0-9~0-90")];
+    let mine = mine.map(|name| dir.path().join(name));
+    for path in foreign.iter().chain(&mine) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, [0; 90]).unwrap();
+        let old = SystemTime::now() - Duration::from_secs(2 * 86400);
+        File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+    }
+    let part = TensorSlice { ranges: vec![0..1, 0..2880, 0..90, 0..16], ..slice() };
+    let cache = cache(dir.path(), PartName::at(&part, 0).file_bytes(), ID);
+    keep(&cache, &part);
+    assert_eq!(foreign.iter().filter(|path| !path.exists()).collect::<Vec<_>>(), Vec::<&PathBuf>::new());
+    assert!(mine.iter().all(|path| !path.exists()), "what is of the cache goes");
+    assert_eq!(read(&cache, &part), expected(&part), "there is room for the whole limit");
 }
 
 #[test]
