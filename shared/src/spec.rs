@@ -175,8 +175,16 @@ impl ModelSpec {
                 return Err(refuse(field, a, "sizes whose tensors have at most 2^40 elements"));
             }
         }
-        if !(self.norm_eps.is_finite() && self.norm_eps > 0.0) {
-            return Err(refuse("rms_norm_eps", self.norm_eps, "a positive number"));
+        let positive = [
+            ("rms_norm_eps", self.norm_eps),
+            ("swiglu_limit", f64::from(self.swiglu_limit)),
+            ("rope_scaling.beta_fast", self.rope.beta_fast),
+            ("rope_scaling.beta_slow", self.rope.beta_slow),
+        ];
+        for (field, number) in positive {
+            if !(number.is_finite() && number > 0.0) {
+                return Err(refuse(field, number, "a positive number"));
+            }
         }
         if !(self.rope.theta > 1.0 && self.rope.factor >= 1.0 && self.rope.original_context > 0.0) {
             return Err(refuse(
@@ -241,6 +249,51 @@ mod tests {
     }
 
     #[test]
+    fn what_would_change_the_arithmetic_is_refused_by_name() {
+        let cases: [(&str, serde_json::Value); 5] = [
+            ("hidden_act", "gelu".into()),
+            ("swiglu_limit", (-1.0).into()),
+            ("swiglu_limit", 0.into()),
+            ("swiglu_limit", 1e300.into()),
+            ("rms_norm_eps", 0.into()),
+        ];
+        for (field, value) in cases {
+            let error = edited(|map| drop(map.insert(field.into(), value))).unwrap_err().to_string();
+            assert!(error.contains(field), "{field}: {error}");
+        }
+        let scaled = |fields: serde_json::Value| {
+            edited(|map| {
+                let scaling = map["rope_scaling"].as_object_mut().unwrap();
+                scaling.extend(fields.as_object().unwrap().clone());
+            })
+        };
+        for (fields, named) in [
+            (serde_json::json!({"beta_fast": 0}), "rope_scaling.beta_fast"),
+            (serde_json::json!({"beta_slow": -1.0}), "rope_scaling.beta_slow"),
+            (
+                serde_json::json!({"attention_factor": 1.0}),
+                "rope_scaling.attention_factor is 1, expected 1.3465",
+            ),
+            (serde_json::json!({"mscale": 0.707, "mscale_all_dim": 0.707}), "rope_scaling.mscale"),
+        ] {
+            let error = scaled(fields).unwrap_err().to_string();
+            assert!(error.contains(named), "{named}: {error}");
+        }
+        // What says the same in other words is what was published.
+        for fields in [
+            serde_json::json!({"attention_factor": 1.3465735902799727}),
+            serde_json::json!({"attention_factor": 1.3466}),
+            serde_json::json!({"attention_factor": null, "mscale": 1.0}),
+        ] {
+            assert_eq!(
+                scaled(fields.clone()).unwrap(),
+                ModelSpec::published("gpt-oss-20b").unwrap(),
+                "{fields}"
+            );
+        }
+    }
+
+    #[test]
     fn rope_parameters_of_newer_transformers_are_read_alike() {
         let moved = edited(|map| {
             let mut rope = map.remove("rope_scaling").unwrap();
@@ -248,5 +301,18 @@ mod tests {
             map.insert("rope_parameters".into(), rope);
         });
         assert_eq!(moved.unwrap(), ModelSpec::published("gpt-oss-20b").unwrap());
+        // The old field may be left behind and say nothing, or say it as well.
+        for old in [serde_json::Value::Null, serde_json::json!({"rope_type": "yarn", "factor": 32.0})] {
+            let both = edited(|map| {
+                let rope = map.insert("rope_scaling".into(), old.clone()).unwrap();
+                map.insert("rope_parameters".into(), rope);
+            });
+            let yarn = ModelSpec::published("gpt-oss-20b").unwrap().rope;
+            let expected = match old.is_null() {
+                true => yarn,
+                false => Rope { original_context: 131_072.0, truncate: true, ..yarn },
+            };
+            assert_eq!(both.unwrap().rope, expected, "{old}");
+        }
     }
 }

@@ -26,6 +26,7 @@ struct Config {
     rope_theta: Option<f64>,
     #[serde(alias = "rope_parameters")]
     rope_scaling: Option<RopeScaling>,
+    hidden_act: Option<String>,
     #[serde(default = "yes")]
     attention_bias: bool,
     #[serde(default)]
@@ -46,6 +47,9 @@ struct RopeScaling {
     #[serde(default = "yes")]
     truncate: bool,
     rope_theta: Option<f64>,
+    attention_factor: Option<f64>,
+    mscale: Option<f64>,
+    mscale_all_dim: Option<f64>,
 }
 
 #[derive(Deserialize)]
@@ -68,7 +72,7 @@ fn default_swiglu_limit() -> f32 {
 
 /// As the file says it, not checked yet.
 pub(super) fn read(text: &str) -> Result<ModelSpec, SpecError> {
-    // The published files name the experts per token twice; take one before serde sees a duplicate.
+    // The published files name the experts per token twice; take one that says something before serde sees a duplicate.
     let mut value: serde_json::Value = serde_json::from_str(text)?;
     if let Some(map) = value.as_object_mut() {
         drop_twin(map, "num_experts_per_tok", "experts_per_token");
@@ -79,8 +83,10 @@ pub(super) fn read(text: &str) -> Result<ModelSpec, SpecError> {
 }
 
 fn drop_twin(map: &mut serde_json::Map<String, serde_json::Value>, keep: &str, twin: &str) {
-    if map.contains_key(keep) {
+    if map.get(keep).is_some_and(|value| !value.is_null()) {
         map.remove(twin);
+    } else if map.contains_key(twin) {
+        map.remove(keep);
     }
 }
 
@@ -88,6 +94,9 @@ impl Config {
     fn into_spec(self) -> Result<ModelSpec, SpecError> {
         if self.model_type != "gpt_oss" {
             return Err(refuse("model_type", self.model_type, "gpt_oss"));
+        }
+        if let Some(act) = self.hidden_act.filter(|act| act != "silu") {
+            return Err(refuse("hidden_act", act, "silu"));
         }
         if !self.attention_bias {
             return Err(refuse("attention_bias", false, "true"));
@@ -152,14 +161,41 @@ fn rope(scaling: Option<RopeScaling>, theta: Option<f64>, context_max: usize) ->
     let theta = theta.or(scaling.rope_theta).ok_or_else(missing)?;
     match scaling.rope_type.as_str() {
         "default" => Ok(plain(theta)),
-        "yarn" => Ok(Rope {
-            theta,
-            factor: scaling.factor,
-            beta_fast: scaling.beta_fast,
-            beta_slow: scaling.beta_slow,
-            original_context: scaling.original_max_position_embeddings.unwrap_or(context_max as f64),
-            truncate: scaling.truncate,
-        }),
+        "yarn" => yarn(&scaling, theta, context_max),
         other => Err(refuse("rope_scaling.rope_type", other, "yarn or default")),
+    }
+}
+
+fn yarn(scaling: &RopeScaling, theta: f64, context_max: usize) -> Result<Rope, SpecError> {
+    let rope = Rope {
+        theta,
+        factor: scaling.factor,
+        beta_fast: scaling.beta_fast,
+        beta_slow: scaling.beta_slow,
+        original_context: scaling.original_max_position_embeddings.unwrap_or(context_max as f64),
+        truncate: scaling.truncate,
+    };
+    let computed = rope.concentration();
+    match scaling.concentration() {
+        // Files may have it rounded.
+        Some((field, told)) if (told - computed).abs() > 1e-4 || told.is_nan() => {
+            Err(refuse(field, told, format!("{computed}, which is 0.1 ln(factor) + 1")))
+        }
+        _ => Ok(rope),
+    }
+}
+
+impl RopeScaling {
+    /// What cos and sin are to be multiplied by, if it is told, and by which field; as transformers reads them
+    /// (`_compute_yarn_parameters`).
+    fn concentration(&self) -> Option<(&'static str, f64)> {
+        let of = |mscale: f64| if self.factor <= 1.0 { 1.0 } else { 0.1 * mscale * self.factor.ln() + 1.0 };
+        match (self.attention_factor, self.mscale, self.mscale_all_dim) {
+            (Some(factor), ..) => Some(("rope_scaling.attention_factor", factor)),
+            (None, Some(mscale), Some(all)) if mscale != 0.0 && all != 0.0 => {
+                Some(("rope_scaling.mscale / mscale_all_dim", of(mscale) / of(all)))
+            }
+            _ => None,
+        }
     }
 }
