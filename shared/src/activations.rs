@@ -17,30 +17,38 @@ pub fn logit_rows(step_tokens_max: usize, logit_rows_max: usize) -> usize {
     logit_rows_max.max(LOGIT_ROWS).min(step_tokens_max)
 }
 
+/// More rows than a step ever has: more are planned as so many, which fit nowhere, and every product stays in `u64`.
+const ROWS_MOST: usize = 1 << 32;
+/// More than any device has. Sums of it over all ranks stay in `u64`.
+const BYTES_MOST: usize = 1 << 50;
+
 /// Bytes of a rank's activations.
 pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> u64 {
-    let t = demand.step_tokens_max;
+    let t = demand.step_tokens_max.min(ROWS_MOST);
     let q_width = spec.q_heads_of(&share.kv_heads).len() * spec.head_dim;
     let kv_width = share.kv_heads.len() * spec.head_dim;
-    let logits = 4 * logit_rows(t, demand.logit_rows_max) * share.vocab.len();
+    let logits = logit_rows(t, demand.logit_rows_max) * (4 * share.vocab.len());
+    let rows = |row: usize| t.saturating_mul(row).min(BYTES_MOST);
     let others = match share.backend {
-        BackendKind::Cpu => t * cpu_row(spec, share, q_width, kv_width),
+        BackendKind::Cpu => rows(cpu_row(spec, share, q_width, kv_width)),
         BackendKind::Cuda => {
-            let (tokens, width) = (t * cuda_row(spec, share, q_width, kv_width), spec.head_dim);
-            tokens
-                + attention_parts(share, q_width, width)
+            rows(cuda_row(spec, share, q_width, kv_width))
+                + attention_parts(share, q_width, spec.head_dim)
                 + items(spec, share, t)
                 + sampling(share)
                 + LIBRARY_BYTES
                 + 4 * (demand.kv_blocks.full as usize + demand.kv_blocks.window as usize)
         }
     };
-    (others + logits) as u64
+    (others + logits).min(BYTES_MOST) as u64
 }
 
 /// Everything is f32; products have their input once more, as their kernels read it: at most as much again, whatever it is
-/// rounded to; and attention has its sums before they are divided. (Parts of keys that are summed apart are more, but
-/// bounded: they are for rows too few for the threads.)
+/// rounded to; and attention has its sums before they are divided. Not counted, for the plan does not know the threads: what
+/// each thread works in, 150 KiB, and after a prompt some 250 KB more for attention (50 MB for 128 threads); parts of
+/// keys that are summed apart, which are for rows too few for the threads; and inputs of fewer than 16 rows, which take
+/// the room of 16. Where nothing is said a worker offers 0.9 of the free memory, which leaves room for these; a limit that is a hard one
+/// (`--memory-bytes` near that of a cgroup) must leave it too.
 fn cpu_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize) -> usize {
     let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
     let stream = 3 * hidden;

@@ -85,8 +85,11 @@ impl KvBlocks {
     pub fn for_tokens(kv_tokens: usize, window: usize, sequences_max: usize, step_tokens_max: usize) -> Self {
         let full = kv_tokens.div_ceil(BLOCK_TOKENS);
         let of_sequences = sequences_max.saturating_mul(window.div_ceil(BLOCK_TOKENS) + 2);
-        let window = of_sequences + step_tokens_max.div_ceil(BLOCK_TOKENS) + full / 32;
-        KvBlocks { full: full as u32, window: window.min(full) as u32 }
+        let of_step = step_tokens_max.div_ceil(BLOCK_TOKENS) + full / 32;
+        let window = of_sequences.saturating_add(of_step).min(full);
+        // More than there can be fits nowhere, and that is what is then said.
+        let count = |blocks: usize| u32::try_from(blocks).unwrap_or(u32::MAX);
+        KvBlocks { full: count(full), window: count(window) }
     }
 }
 

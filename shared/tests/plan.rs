@@ -228,6 +228,29 @@ fn mixed_cards_get_shares_that_fit() {
     assert!(matches!(Plan::tensor_parallel(&spec, &[], demand), Err(PlanError::Ranks(0))));
 }
 
+/// What nobody has the memory for is told as such, however absurd.
+#[test]
+fn sizes_past_all_bounds_do_not_fit() {
+    let most = usize::MAX;
+    let blocks = KvBlocks::for_tokens(most, 128, most, most);
+    assert_eq!(blocks, KvBlocks::plain(u32::MAX));
+    assert_eq!(KvBlocks::for_tokens(1 << 36, 128, 1, 1).full, u32::MAX);
+    assert_eq!(KvBlocks::for_tokens(64, 128, most, most), KvBlocks::plain(4));
+    let spec = ModelSpec::published("gpt-oss-120b").unwrap();
+    let few = Demand { kv_blocks: KvBlocks::plain(256), step_tokens_max: 512, logit_rows_max: 64 };
+    for demand in [
+        Demand { kv_blocks: blocks, ..few },
+        Demand { step_tokens_max: most, ..few },
+        Demand { step_tokens_max: most, logit_rows_max: most, ..few },
+    ] {
+        for backend in [BackendKind::Cpu, BackendKind::Cuda] {
+            let devices = vec![Inventory { backend, ..device(u64::MAX >> 24, 1.0) }; 64];
+            let error = Plan::tensor_parallel(&spec, &devices, demand).unwrap_err();
+            assert!(error.to_string().contains("the model does not fit"), "{demand:?}: {error}");
+        }
+    }
+}
+
 #[test]
 fn one_rank_adds_each_bias_of_a_partial_sum() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
