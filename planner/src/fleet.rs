@@ -2,6 +2,7 @@
 
 use crate::link::Link;
 use crate::ways::Ways;
+use flotilla_shared::inventory::{RELATIVE_BELOW, comparable};
 use flotilla_shared::{BackendKind, Inventory};
 use serde::Serialize;
 
@@ -116,9 +117,6 @@ impl Rate {
     }
 }
 
-/// Bandwidths below this are no rates but shares, as `--bandwidth` takes them.
-const RELATIVE_BELOW: f64 = 1e6;
-
 impl Fleet {
     /// Between two hosts, or within one; none where there is no way.
     pub fn link(&self, a: u16, b: u16) -> Option<Link> {
@@ -146,10 +144,9 @@ impl Fleet {
     }
 
     /// The rates of every device. Bandwidths are taken as they are where every device knows its own, as relative to the
-    /// usual one where they are shares, and as equal where one is unknown.
+    /// usual one where they are shares, and as equal where one is unknown, or only some are shares.
     pub fn rates(&self) -> Vec<Rates> {
-        let known = |device: &Inventory| device.bandwidth.is_finite() && device.bandwidth > 0.0;
-        let all_known = self.devices.iter().all(known);
+        let all_known = comparable(&self.devices);
         let total: f64 = self.devices.iter().map(|device| device.bandwidth).sum();
         let mean = total / self.devices.len() as f64;
         let rates = self.devices.iter().map(|device| {

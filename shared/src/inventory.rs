@@ -44,7 +44,7 @@ pub struct Inventory {
     pub device: String,
     /// Bytes that weights and KV cache may take together: the plan's hard limit.
     pub memory_bytes: u64,
-    /// Bytes a second that decode can read, relative to the others': the plan's target. Zero is unknown.
+    /// Bytes a second that decode can read, or a share relative to the others': the plan's target. Zero is unknown.
     pub bandwidth: f64,
     /// Operations a second that prefill can do with dense weights, a multiply-add being two. Zero is unknown.
     pub compute: f64,
@@ -52,4 +52,29 @@ pub struct Inventory {
     pub expert_compute: f64,
     /// Threads that compute.
     pub threads: u16,
+}
+
+/// Bandwidths below this are no rates but shares, as `--bandwidth` takes them.
+pub const RELATIVE_BELOW: f64 = 1e6;
+
+impl Inventory {
+    fn knows_bandwidth(&self) -> bool {
+        self.bandwidth.is_finite() && self.bandwidth > 0.0
+    }
+
+    fn has_rate(&self) -> bool {
+        self.bandwidth >= RELATIVE_BELOW
+    }
+}
+
+/// Whether bandwidths say something of each other: every device knows its own, and all are rates or all are shares.
+pub fn comparable(devices: &[Inventory]) -> bool {
+    devices.iter().all(Inventory::knows_bandwidth) && mixed(devices).is_none()
+}
+
+/// One that knows its rate, and one that was given a share: nothing says how much one is of the other.
+pub fn mixed(devices: &[Inventory]) -> Option<(&Inventory, &Inventory)> {
+    let mut known = devices.iter().filter(|device| device.knows_bandwidth());
+    let rate = known.clone().find(|device| device.has_rate())?;
+    Some((rate, known.find(|device| !device.has_rate())?))
 }

@@ -228,6 +228,24 @@ fn mixed_cards_get_shares_that_fit() {
     assert!(matches!(Plan::tensor_parallel(&spec, &[], demand), Err(PlanError::Ranks(0))));
 }
 
+/// `flotilla up` tells its own workers that they are alike, by a share; one that joins them later measured its rate.
+#[test]
+fn a_share_is_not_compared_with_a_rate() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let gb = 1_000_000_000;
+    let demand = Demand { kv_blocks: KvBlocks::plain(256), step_tokens_max: 512, logit_rows_max: 64 };
+    let heads = |bandwidths: [f64; 3]| -> Vec<usize> {
+        let devices = bandwidths.map(|bandwidth| device(24 * gb, bandwidth));
+        let plan = Plan::tensor_parallel(&spec, &devices, demand).unwrap();
+        plan.ranks().map(|share| share.kv_heads.len()).collect()
+    };
+    assert_eq!(heads([1.0, 1.0, 30e9]), [3, 3, 2]);
+    assert_eq!(heads([30e9, 2.0, 1.0]), [3, 3, 2]);
+    assert_eq!(heads([60e9, 30e9, 30e9]), [4, 2, 2]);
+    assert_eq!(heads([2.0, 1.0, 1.0]), [4, 2, 2]);
+    assert_eq!(heads([0.0, 1.0, 30e9]), [3, 3, 2]);
+}
+
 /// What nobody has the memory for is told as such, however absurd.
 #[test]
 fn sizes_past_all_bounds_do_not_fit() {

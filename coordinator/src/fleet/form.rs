@@ -3,7 +3,7 @@
 use super::assign::Parts;
 use super::gather::{After, Gathered, gather};
 use super::holders::{Holding, Sent};
-use super::planning::Planning;
+use super::planning::{Planning, warn_of_shares};
 use super::remote::RemoteGroup;
 use super::service::Fleet;
 use super::stall::Pace;
@@ -148,6 +148,7 @@ impl Fleet {
             gather(&self.pool, epoch, formation, weights_id, after, progress).await?;
         let inventories: Vec<Inventory> =
             workers.iter().map(|worker| worker.hello.inventory.clone()).collect();
+        warn_of_shares(&plan, &inventories);
         formation.board.planned(epoch, &formation.spec, &plan, &inventories, formation.demand());
         formation.board.left_out(left_out);
         self.serve_weights(epoch, &formation.weights);

@@ -5,6 +5,7 @@ use super::known_links::{Measured, ends, place};
 use flotilla_planner::{Collective, Fleet, Goal, LeftOut, Link, Reason, Ways, choose, collectives};
 use flotilla_proto::Hello;
 use flotilla_shared::held::seats;
+use flotilla_shared::inventory::mixed;
 use flotilla_shared::{
     BackendKind, Demand, Held, Inventory, LinkChoice, ModelSpec, Plan, PlanError, WeightsId, WireFormat,
 };
@@ -90,6 +91,22 @@ pub(super) fn given<W: Borrow<Hello>>(
             };
             let planned = picked(spec, weights, plan, &order, workers, Vec::new());
             Ok(Planned { whole_values_max, ..planned })
+        }
+    }
+}
+
+/// What those who started the workers may not have meant. `devices`: by rank.
+pub(super) fn warn_of_shares(plan: &Plan, devices: &[Inventory]) {
+    if let Some((rate, share)) = mixed(devices) {
+        warn!(
+            rate = rate.name,
+            share = share.name,
+            "one worker's bandwidth is a rate and another's a share, so they are taken for equal: give all a rate, or all a share"
+        );
+    }
+    for (share, device) in plan.ranks().zip(devices) {
+        if share.kv_heads.is_empty() && share.experts.is_empty() && share.vocab.is_empty() {
+            warn!(name = device.name, rank = %share.rank, "a worker has no part of the model, and the others wait for it all the same");
         }
     }
 }

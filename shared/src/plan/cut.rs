@@ -2,7 +2,7 @@
 
 use super::{ExpertShare, Plan, PlanError, RANKS_MAX, RankShare, Stage};
 use crate::ids::Rank;
-use crate::inventory::{BackendKind, Inventory, KvDtype};
+use crate::inventory::{BackendKind, Inventory, KvDtype, comparable};
 use crate::plan::{Demand, RankBytes};
 use crate::spec::ModelSpec;
 use crate::step::BLOCK_TOKENS;
@@ -68,7 +68,7 @@ impl StageCut {
 impl Plan {
     /// Cuts `spec` by tensor parallelism over `devices`, one rank each, in their order.
     ///
-    /// Shares follow the devices' bandwidth (equal where none is known) within the limit of their
+    /// Shares follow the devices' bandwidth (equal where these cannot be compared) within the limit of their
     /// memory, which must also hold the rank's part of the KV cache and a step's activations.
     pub fn tensor_parallel(
         spec: &ModelSpec,
@@ -173,9 +173,9 @@ impl Plan {
     }
 }
 
-/// Relative shares by bandwidth; equal unless every device knows its own.
+/// Relative shares by bandwidth; equal where these say nothing of each other.
 fn bandwidth_weights(devices: &[Inventory]) -> Vec<f64> {
-    let known = devices.iter().all(|d| d.bandwidth.is_finite() && d.bandwidth > 0.0);
+    let known = comparable(devices);
     devices.iter().map(|d| if known { d.bandwidth } else { 1.0 }).collect()
 }
 
