@@ -17,7 +17,7 @@ impl Tolerance {
         match subject {
             Subject::Card(..) => self.card,
             Subject::Cpu(KvDtype::F32) => self.cpu,
-            Subject::Cpu(_) => self.f16,
+            Subject::Cpu(_) | Subject::CpuInt8 => self.f16,
         }
     }
 }

@@ -10,6 +10,7 @@ mod close;
 mod experts;
 mod finish;
 mod graphs;
+mod int8;
 mod model;
 mod planted;
 mod reference;

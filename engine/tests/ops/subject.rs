@@ -3,7 +3,7 @@
 use crate::model::Model;
 use crate::reference::{Act, Rounding};
 use flotilla_engine::backend::cpu::kernels::Precision;
-use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings};
+use flotilla_engine::backend::cpu::{CpuBackend, CpuSettings, DenseWidth};
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights};
 use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
@@ -27,6 +27,8 @@ pub const ROWS_MAX: usize = 84;
 pub enum Subject {
     /// With what its cache holds.
     Cpu(KvDtype),
+    /// With int8 for all that can be: dense weights, and activations of all products.
+    CpuInt8,
     /// With what tests call its kind: `cuda-emulated` or `cuda`.
     Card(&'static str, Card),
 }
@@ -69,6 +71,7 @@ impl Subject {
         match self {
             Subject::Cpu(KvDtype::F32) => "cpu",
             Subject::Cpu(_) => "cpu, a cache of f16",
+            Subject::CpuInt8 => "cpu, int8",
             Subject::Card(name, _) => name,
         }
     }
@@ -78,6 +81,7 @@ impl Subject {
         match self {
             Subject::Cpu(KvDtype::F32) => Rounding::None,
             Subject::Cpu(_) => Rounding::Cache,
+            Subject::CpuInt8 => unreachable!("it is compared with itself only"),
             Subject::Card(_, card) if card.facts().capability < (8, 0) => Rounding::Card(Act::F16),
             Subject::Card(..) => Rounding::Card(Act::Bf16),
         }
@@ -111,12 +115,10 @@ impl Subject {
         let vocab = plan.share(rank).1.vocab.clone();
         let sampleable = Sampleable::new(vocab, &settings.sampleable);
         let on = match self {
-            Subject::Cpu(kv) => {
+            Subject::Cpu(_) | Subject::CpuInt8 => {
                 let mut weights = RankWeights::new(&spec, plan, rank).unwrap();
                 load(&mut weights, model);
-                let exact = CpuSettings { activations: Precision::F32, ..CpuSettings::default() };
-                let settings = CpuSettings { kv: *kv, threads: 3, ..exact };
-                On::Cpu(Box::new(CpuBackend::new(&settings, &assignment, weights)))
+                On::Cpu(Box::new(CpuBackend::new(&self.cpu_settings(), &assignment, weights)))
             }
             Subject::Card(_, card) => {
                 let mut weights = CudaWeights::new(card, plan.slices(&spec, rank)).unwrap();
@@ -126,6 +128,20 @@ impl Subject {
             }
         };
         Ranked { on, sampleable }
+    }
+
+    fn cpu_settings(&self) -> CpuSettings {
+        let settings = CpuSettings { threads: 3, ..CpuSettings::default() };
+        match self {
+            Subject::Cpu(kv) => CpuSettings { kv: *kv, activations: Precision::F32, ..settings },
+            // The cache in f32, so that it adds nothing to what is rounded.
+            _ => CpuSettings {
+                dense: DenseWidth::Int8,
+                activations: Precision::TwoPlanes,
+                kv: KvDtype::F32,
+                ..settings
+            },
+        }
     }
 }
 

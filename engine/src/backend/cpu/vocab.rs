@@ -25,6 +25,10 @@ impl CpuBackend {
     pub(super) fn unembed_rows(&mut self, batch: &Batch) {
         let (rows, width, hidden) = (batch.logit_rows.len(), self.share.vocab.len(), self.spec.hidden);
         self.logits.resize(rows * width, 0.0);
+        if width == 0 {
+            // What is not held was not made int8 either: h would be arranged for others than it is.
+            return;
+        }
         let weights = self.weights.dense(TensorId::Unembed, width, hidden);
         let h = Matrix::new(&self.h[..rows * hidden], rows, hidden);
         let h = self.normed.arrange(self.kernels, &self.threads, h);
