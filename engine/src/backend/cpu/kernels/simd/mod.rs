@@ -101,11 +101,11 @@ pub trait Simd: Copy {
     unsafe fn store_first(self, p: *mut f32, a: Self::V, n: usize);
     /// LANES values of bf16, widened.
     /// # Safety
-    /// `p` must be readable for LANES values.
+    /// `p` must be readable for LANES values; any address will do.
     unsafe fn load_bf16(self, p: *const u16) -> Self::V;
     /// 2·LANES values of bf16, widened: (those at even places, those at odd places).
     /// # Safety
-    /// `p` must be readable for 2·LANES values.
+    /// `p` must be readable for 2·LANES values; any address will do.
     unsafe fn load_bf16_pairs(self, p: *const u16) -> (Self::V, Self::V);
     /// The first `n` ≤ LANES values of bf16, widened, zeros behind them.
     /// # Safety
@@ -113,7 +113,7 @@ pub trait Simd: Copy {
     unsafe fn load_bf16_first(self, p: *const u16, n: usize) -> Self::V;
     /// LANES values of f16, widened.
     /// # Safety
-    /// `p` must be readable for LANES values.
+    /// `p` must be readable for LANES values; any address will do, for scales are copied among bytes.
     unsafe fn load_f16(self, p: *const u16) -> Self::V;
     /// 2·LANES values as (those at even places, those at odd places).
     /// # Safety

@@ -114,12 +114,12 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_bf16(self, p: *const u16) -> V {
         // SAFETY: the caller answers for LANES values at `p`.
-        unsafe { p.cast::<[u16; 8]>().read() }.map(widen)
+        unsafe { p.cast::<[u16; 8]>().read_unaligned() }.map(widen)
     }
     #[inline(always)]
     unsafe fn load_bf16_pairs(self, p: *const u16) -> (V, V) {
         // SAFETY: the caller answers for 2·LANES values at `p`.
-        let pairs = unsafe { p.cast::<[[u16; 2]; 8]>().read() };
+        let pairs = unsafe { p.cast::<[[u16; 2]; 8]>().read_unaligned() };
         (pairs.map(|pair| widen(pair[0])), pairs.map(|pair| widen(pair[1])))
     }
     #[inline(always)]
@@ -132,7 +132,7 @@ impl Simd for Portable {
     #[inline(always)]
     unsafe fn load_f16(self, p: *const u16) -> V {
         // SAFETY: the caller answers for LANES values at `p`.
-        unsafe { p.cast::<[u16; 8]>().read() }.map(|bits| half::f16::from_bits(bits).to_f32())
+        unsafe { p.cast::<[u16; 8]>().read_unaligned() }.map(|bits| half::f16::from_bits(bits).to_f32())
     }
     #[inline(always)]
     unsafe fn load_pairs(self, p: *const f32) -> (V, V) {
