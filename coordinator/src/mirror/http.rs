@@ -36,6 +36,8 @@ pub enum MirrorError {
         "{url}: the server answers {status}\nhint: can this machine open the URL, and does it need a key?"
     )]
     Refused { url: String, status: u16 },
+    #[error("{url} is empty\nhint: it may be that it was not uploaded to its end")]
+    Empty { url: String },
     #[error(
         "{url}: the server sends whole files only (status {status} for a range)\nhint: use a server that knows Range requests, or download the folder"
     )]
@@ -186,6 +188,10 @@ async fn get_once(client: &Client, url: &str, range: Range<u64>) -> Result<Optio
             let error = MirrorError::Refused { url: url.to_owned(), status: status.as_u16() };
             let after = header(response.headers(), RETRY_AFTER).and_then(|text| text.parse().ok());
             return Err(Failed { error, again: true, after: after.map(Duration::from_secs) });
+        }
+        // Every file that is not empty has its first byte.
+        StatusCode::RANGE_NOT_SATISFIABLE if range.start == 0 => {
+            return Err(Failed::for_good(MirrorError::Empty { url: url.to_owned() }));
         }
         status if status.is_success() || status == StatusCode::RANGE_NOT_SATISFIABLE => {
             let status = status.as_u16();

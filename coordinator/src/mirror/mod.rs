@@ -11,6 +11,7 @@ use segments::Segments;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::warn;
 
 /// `http(s)://host/path/`, below which the files lie.
 pub struct Mirror {
@@ -34,14 +35,14 @@ impl Mirror {
         format!("{}{name}", self.base)
     }
 
-    fn remote(&self, name: &str) -> Result<Option<Remote>, WeightError> {
-        let url = self.url(name);
-        let found = self.segments.open(&url).map_err(outside)?;
+    fn remote(&self, name: &str) -> Result<Option<Remote>, MirrorError> {
+        let found = self.segments.open(&self.url(name))?;
         Ok(found.map(|(file, len)| Remote { segments: self.segments.clone(), file, len }))
     }
 
     fn found(&self, name: &str) -> Result<Remote, WeightError> {
-        self.remote(name)?.ok_or_else(|| outside(MirrorError::NotThere { url: self.url(name) }))
+        let found = self.remote(name).map_err(outside)?;
+        found.ok_or_else(|| outside(MirrorError::NotThere { url: self.url(name) }))
     }
 }
 
@@ -55,7 +56,17 @@ impl Files for Mirror {
     }
 
     fn exists(&self, name: &str) -> Result<bool, WeightError> {
-        Ok(self.remote(name)?.is_some())
+        match self.remote(name) {
+            // What is not there S3 tells only those who may list the folder.
+            Err(MirrorError::Refused { url, status: 403 }) if self.segments.has_files() => {
+                warn!(
+                    url,
+                    "the server answers 403, but gives other files of this folder: taken for not there"
+                );
+                Ok(false)
+            }
+            found => Ok(found.map_err(outside)?.is_some()),
+        }
     }
 
     fn text(&self, name: &str, bytes_max: u64) -> Result<String, WeightError> {

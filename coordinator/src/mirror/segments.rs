@@ -77,6 +77,11 @@ impl Segments {
         Ok(Some((number, len)))
     }
 
+    /// Whether any file was opened.
+    pub fn has_files(&self) -> bool {
+        !self.state().files.is_empty()
+    }
+
     /// # Panics
     /// If the file ends before.
     pub fn read(&self, file: usize, start: usize, out: &mut [u8]) -> Result<(), MirrorError> {

@@ -139,6 +139,38 @@ fn what_a_server_does_wrong_is_said_at_once() {
     }
 }
 
+/// One file with all tensors, without an index, and nothing about generation: all as it may be.
+#[test]
+fn what_is_not_there_may_be_told_as_forbidden() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = ModelSpec::from_config_json(&config()).unwrap();
+    let generation = GenerationConfig::like_published(&spec);
+    let source = Synthetic::new(spec, 5);
+    write_checkpoint(dir.path(), &source, &config(), &generation, u64::MAX, |_, _| {}).unwrap();
+    let file = |name: &str| dir.path().join(name);
+    let shards: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path()).collect();
+    let mut shards = shards.iter().filter(|path| path.extension().is_some_and(|end| end == "safetensors"));
+    std::fs::rename(shards.next().unwrap(), file("model.safetensors")).unwrap();
+    assert_eq!(shards.next(), None);
+    for optional in ["model.safetensors.index.json", "generation_config.json"] {
+        std::fs::remove_file(file(optional)).unwrap();
+    }
+    let server = Server::start(dir.path().to_owned());
+    server.is(Mood::NoList);
+    let mirror = open(&server).unwrap();
+    assert_eq!(mirror.identity().unwrap(), Checkpoint::open(dir.path()).unwrap().identity().unwrap());
+    // Where nothing can be read it is a matter of keys.
+    std::fs::remove_file(file("config.json")).unwrap();
+    expect_error(open(&server), &["config.json", "the server answers 403"]);
+}
+
+#[test]
+fn an_empty_file_is_called_so() {
+    let (dir, server) = served();
+    std::fs::write(dir.path().join("config.json"), "").unwrap();
+    expect_error(open(&server), &["config.json is empty"]);
+}
+
 #[test]
 fn a_file_that_changes_while_it_is_read_is_an_error() {
     let (dir, server) = served();

@@ -23,6 +23,8 @@ pub enum Mood {
     Status(u16, u64),
     /// The next so many bodies break off in the middle.
     Breaks(u64),
+    /// It says 403 of what is not there, as S3 does to those who may not list.
+    NoList,
     /// Another part than was asked for.
     OtherPart,
     /// Behind the first megabyte, files have another ETag.
@@ -76,9 +78,14 @@ async fn answer(
 ) -> Response<Body> {
     shared.seen.requests.fetch_add(1, Ordering::Relaxed);
     let status = |status: u16| Response::builder().status(status).body(Body::empty()).unwrap();
-    let Ok(bytes) = std::fs::read(shared.dir.join(&file)) else { return status(404) };
-    let range = headers.get(RANGE).map(|range| parse(range.to_str().unwrap(), bytes.len()));
     let mut mood = shared.mood.lock().unwrap();
+    let Ok(bytes) = std::fs::read(shared.dir.join(&file)) else {
+        return status(if *mood == Mood::NoList { 403 } else { 404 });
+    };
+    if bytes.is_empty() && headers.contains_key(RANGE) {
+        return status(416);
+    }
+    let range = headers.get(RANGE).map(|range| parse(range.to_str().unwrap(), bytes.len()));
     let (mut broken, mut shift, mut etag) = (false, 0, "\"1\"");
     match &mut *mood {
         Mood::NoRanges => return Response::new(Body::from(bytes)),
