@@ -47,8 +47,8 @@ pub fn activation_bytes(spec: &ModelSpec, share: &RankShare, demand: Demand) -> 
 /// rounded to; and attention has its sums before they are divided. Not counted, for the plan does not know the threads: what
 /// each thread works in, 150 KiB, and after a prompt some 250 KB more for attention (50 MB for 128 threads); parts of
 /// keys that are summed apart, which are for rows too few for the threads; and inputs of fewer than 16 rows, which take
-/// the room of 16. Where nothing is said a worker offers 0.9 of the free memory, which leaves room for these; a limit that is a hard one
-/// (`--memory-bytes` near that of a cgroup) must leave it too.
+/// the room of 16. The 0.9 of the free memory that a worker offers if it is told nothing leave room for these; who tells it
+/// `--memory-bytes` below the hard limit of a cgroup must leave it too.
 fn cpu_row(spec: &ModelSpec, share: &RankShare, q_width: usize, kv_width: usize) -> usize {
     let (hidden, intermediate) = (spec.hidden, share.experts.intermediate());
     let stream = 3 * hidden;
