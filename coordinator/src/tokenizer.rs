@@ -102,15 +102,20 @@ impl Tokenizer {
     }
 
     pub fn encode_plain_into(&self, text: &str, ids: &mut Vec<u32>) {
-        let mut spelled = String::new();
-        let mut encoded_bytes = 0;
-        for (start, end) in self.words.find_iter(text) {
-            self.encode_word(&text[encoded_bytes..start], &mut spelled, ids);
-            self.encode_word(&text[start..end], &mut spelled, ids);
-            encoded_bytes = end;
+        let (mut rest, mut spelled) = (text, String::new());
+        while !rest.is_empty() {
+            let mut encoded_bytes = 0;
+            for (start, end) in self.words.find_iter(rest) {
+                self.encode_word(&rest[encoded_bytes..start], &mut spelled, ids);
+                self.encode_word(&rest[start..end], &mut spelled, ids);
+                encoded_bytes = end;
+            }
+            // The pattern covers every text: if some is left, the regex engine gave up at a word.
+            rest = &rest[encoded_bytes..];
+            let (word, behind) = rest.split_at(given_up_word(rest));
+            self.encode_word(word, &mut spelled, ids);
+            rest = behind;
         }
-        // The pattern covers every text; should the regex engine give up, the rest is one long word.
-        self.encode_word(&text[encoded_bytes..], &mut spelled, ids);
     }
 
     /// The ids of `text` with special tokens recognised. For text we wrote ourselves, never a client's.
@@ -179,6 +184,21 @@ impl Tokenizer {
     fn special_at(&self, text: &str) -> Option<(&str, u32)> {
         let names = self.specials.iter().filter(|(name, _)| text.starts_with(name.as_str()));
         names.max_by_key(|(name, _)| name.len()).map(|(name, id)| (name.as_str(), *id))
+    }
+}
+
+/// Where the first word of `text` ends, by which the regex engine gave up. It does so at a million blanks, for it
+/// remembers each of them. The pattern (`\s*[\r\n]+|\s+(?!\S)|\s+`) takes of such a run what goes to its last line end;
+/// without one, all where nothing follows, and else all but its last character.
+fn given_up_word(text: &str) -> usize {
+    let run = &text[..text.find(|character: char| !character.is_whitespace()).unwrap_or(text.len())];
+    let line_end = run.rfind(['\r', '\n']).map(|at| at + 1);
+    let but_last = run.char_indices().next_back().map(|(at, _)| at);
+    match (line_end, but_last) {
+        (Some(end), _) => end,
+        (None, Some(end)) if run.len() < text.len() && end > 0 => end,
+        // It does not give up at anything else that is known; then the rest is one long word.
+        _ => text.len(),
     }
 }
 
