@@ -7,6 +7,8 @@ use flotilla_shared::BackendKind;
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Spread {
     hosts: Vec<(u16, usize)>,
+    /// The host of each rank.
+    places: Vec<u16>,
     cards: bool,
 }
 
@@ -22,7 +24,8 @@ impl Spread {
             }
         }
         let cards = devices.iter().any(|&device| fleet.devices[device].backend == BackendKind::Cuda);
-        Spread { hosts, cards }
+        let places = devices.iter().map(|&device| fleet.hosts[device]).collect();
+        Spread { hosts, places, cards }
     }
 
     /// Each with its ranks.
@@ -30,8 +33,9 @@ impl Spread {
         &self.hosts
     }
 
-    pub fn has(&self, host: u16) -> bool {
-        self.hosts.binary_search_by_key(&host, |(host, _)| *host).is_ok()
+    /// The host of each rank, in their order.
+    pub fn places(&self) -> &[u16] {
+        &self.places
     }
 
     pub fn size(&self) -> usize {

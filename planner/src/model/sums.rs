@@ -127,8 +127,7 @@ fn link_s(link: Option<Link>, peers: usize, bytes: f64) -> f64 {
 }
 
 /// x: f32 [T, H] from a stage to the next: short ones to each of its ranks, of long ones a piece to each, which they gather.
-/// Where every host of the next has a rank of the stage before, nothing leaves a host; otherwise it comes by the slowest link
-/// that it may come by.
+/// Each has it from the rank that the engine chooses by its place, wherever that is.
 pub fn hand_over_s(fleet: &Fleet, from: &Spread, to: &Spread, values: usize) -> f64 {
     let bytes = 4.0 * values as f64;
     if bytes <= HANDED_WHOLE_BYTES_MAX {
@@ -139,16 +138,21 @@ pub fn hand_over_s(fleet: &Fleet, from: &Spread, to: &Spread, values: usize) -> 
     copies_s(fleet, from, to, piece) + gathered_s
 }
 
-/// So many bytes to each rank of the next stage.
+/// So many bytes to each rank of the next stage, whose ranks stand by host. What comes from another host waits for the slowest
+/// link that it comes by.
 fn copies_s(fleet: &Fleet, from: &Spread, to: &Spread, bytes: f64) -> f64 {
-    let far = to.hosts().iter().filter(|(host, _)| !from.has(*host));
-    let far = far.flat_map(|&(host, copies)| {
-        let links = from.hosts().iter().map(move |&(giver, _)| fleet.link(giver, host));
-        links.map(move |link| link_s(link, 1, copies as f64 * bytes))
+    let mut givers = from.places().iter().copied().cycle();
+    let far_s = to.places().chunk_by(|a, b| a == b).filter_map(|takers| {
+        let host = takers[0];
+        let far = givers.clone().take(takers.len()).filter(|giver| *giver != host);
+        givers.nth(takers.len() - 1);
+        let copies = far.clone().count() as f64;
+        far.map(|giver| link_s(fleet.link(giver, host), 1, copies * bytes)).reduce(f64::max)
     });
+    let far_s = far_s.reduce(f64::max);
     let near = to.hosts().iter().map(|&(host, _)| fleet.link_within(host, to.on_cards()));
-    let near = near.map(|link| link_s(link, 1, bytes));
-    far.reduce(f64::max).unwrap_or_else(|| near.fold(0.0, f64::max))
+    let near_s = near.map(|link| link_s(link, 1, bytes));
+    far_s.unwrap_or_else(|| near_s.fold(0.0, f64::max))
 }
 
 #[cfg(test)]
@@ -299,5 +303,19 @@ mod tests {
         assert!(four < 1.3 * one, "{four} and {one}");
         let cut = Fleet { ways: [(0, 1, None)].into_iter().collect(), ..fleet.clone() };
         assert_eq!(hand_over_s(&cut, &here, &of(&[2]), 2880), f64::INFINITY);
+    }
+
+    /// Places 0 to 3 of the larger stage have x from places 0, 1, 0, 1 of the smaller one.
+    #[test]
+    fn x_leaves_hosts_where_stages_have_other_numbers_of_ranks_in_them() {
+        let (fleet, _) = at([0, 0, 1, 1, 0, 1], "10gbe");
+        let of = |devices: &[usize]| Spread::of(&fleet, devices);
+        let over = |from: &[usize], to: &[usize]| hand_over_s(&fleet, &of(from), &of(to), 2880);
+        let by_wire_s = fleet.between.round_s(1, 4.0 * 2880.0);
+        assert_eq!(over(&[4, 5], &[0, 1, 2, 3]), by_wire_s);
+        assert_eq!(over(&[0, 1, 2, 3], &[4, 5]), by_wire_s);
+        for (from, to) in [(&[4, 5][..], &[0, 2][..]), (&[0, 1, 2, 3], &[4])] {
+            assert!(over(from, to) < 10e-6, "{from:?}, {to:?}");
+        }
     }
 }
