@@ -122,7 +122,7 @@ fn fma_rate(kernels: Kernels) -> f64 {
         Isa::Avx2 => peak(&|| unsafe { avx2_peak() }),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Kernels::new` has asked for these features.
-        Isa::Avx512 | Isa::Avx512Vnni => peak(&|| unsafe { avx512_peak() }),
+        Isa::Avx512 | Isa::Avx512VnniAlone | Isa::Avx512Vnni => peak(&|| unsafe { avx512_peak() }),
         #[cfg(not(target_arch = "x86_64"))]
         _ => unreachable!(),
     }

@@ -9,12 +9,14 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 F, BW and VL, besides AVX2, FMA and F16C.
     Avx512,
-    /// The same with VNNI and VBMI, which multiply and look up bytes.
+    /// The same with VNNI, which multiplies bytes, but without VBMI: Cascade Lake and Cooper Lake.
+    Avx512VnniAlone,
+    /// The same with VNNI and VBMI, which looks up bytes.
     Avx512Vnni,
 }
 
 impl Isa {
-    pub const ALL: [Isa; 4] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni];
+    pub const ALL: [Isa; 5] = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512VnniAlone, Isa::Avx512Vnni];
 
     /// The widest set this machine has.
     pub fn detect() -> Isa {
@@ -35,13 +37,13 @@ impl Isa {
             && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl");
+        let vnni = avx512 && is_x86_feature_detected!("avx512vnni");
         match self {
             Isa::Portable => true,
             Isa::Avx2 => avx2,
             Isa::Avx512 => avx512,
-            Isa::Avx512Vnni => {
-                avx512 && is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi")
-            }
+            Isa::Avx512VnniAlone => vnni,
+            Isa::Avx512Vnni => vnni && is_x86_feature_detected!("avx512vbmi"),
         }
     }
 

@@ -135,13 +135,19 @@ impl Kernels {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
         fn avx512<O: Op>(op: O) -> O::Out {
             // SAFETY: this function's target features are those that `assume` asks for.
-            op.run(unsafe { simd::avx512::Avx512::<false>::assume() })
+            op.run(unsafe { simd::avx512::Avx512::<false, false>::assume() })
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512vnni,avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
+        fn avx512_vnni_alone<O: Op>(op: O) -> O::Out {
+            // SAFETY: this function's target features are those that `assume` asks for.
+            op.run(unsafe { simd::avx512::Avx512::<true, false>::assume() })
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512vnni,avx512vbmi,avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
         fn avx512_vnni<O: Op>(op: O) -> O::Out {
             // SAFETY: this function's target features are those that `assume` asks for.
-            op.run(unsafe { simd::avx512::Avx512::<true>::assume() })
+            op.run(unsafe { simd::avx512::Avx512::<true, true>::assume() })
         }
         match self.isa {
             // SAFETY: `new` and `detect` have asked the machine.
@@ -150,6 +156,9 @@ impl Kernels {
             // SAFETY: `new` and `detect` have asked the machine.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => unsafe { avx512(op) },
+            // SAFETY: `new` and `detect` have asked the machine.
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512VnniAlone => unsafe { avx512_vnni_alone(op) },
             // SAFETY: `new` and `detect` have asked the machine.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => unsafe { avx512_vnni(op) },

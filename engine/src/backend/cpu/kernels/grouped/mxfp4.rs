@@ -233,7 +233,7 @@ impl Isa {
     pub fn lanes(self) -> usize {
         match self {
             Isa::Portable | Isa::Avx2 => 8,
-            Isa::Avx512 | Isa::Avx512Vnni => 16,
+            Isa::Avx512 | Isa::Avx512VnniAlone | Isa::Avx512Vnni => 16,
         }
     }
 }

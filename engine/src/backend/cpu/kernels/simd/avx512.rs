@@ -1,18 +1,18 @@
-//! Sixteen lanes in AVX-512 F, BW and VL; with VNNI, four products of bytes are one instruction, and with VBMI,
-//! which every processor with VNNI in 512 bits but the first has, a nibble needs no mask. One `vpermps` is the whole table of FP4.
+//! Sixteen lanes in AVX-512 F, BW and VL; with VNNI, four products of bytes are one instruction, and with VBMI, which
+//! Cascade Lake and Cooper Lake lack though they have VNNI, a nibble needs no mask. One `vpermps` is the whole table of FP4.
 
 use super::{FP4, FP4_UNSIGNED, GROUPS, Simd, nibble_shift};
 use std::arch::x86_64::*;
 
-/// `VNNI`: whether VNNI and VBMI are there too.
+/// `VNNI`, `VBMI`: whether these are there too.
 #[derive(Clone, Copy)]
-pub struct Avx512<const VNNI: bool>(());
+pub struct Avx512<const VNNI: bool, const VBMI: bool>(());
 
-impl<const VNNI: bool> Avx512<VNNI> {
+impl<const VNNI: bool, const VBMI: bool> Avx512<VNNI, VBMI> {
     /// # Safety
     /// The machine must have AVX-512 F, BW and VL, AVX2 and FMA, and VNNI and VBMI if so said.
     #[inline(always)]
-    pub unsafe fn assume() -> Avx512<VNNI> {
+    pub unsafe fn assume() -> Avx512<VNNI, VBMI> {
         Avx512(())
     }
 }
@@ -29,7 +29,7 @@ macro_rules! avx512 {
     };
 }
 
-impl<const VNNI: bool> Simd for Avx512<VNNI> {
+impl<const VNNI: bool, const VBMI: bool> Simd for Avx512<VNNI, VBMI> {
     type V = __m512;
     type I = __m512i;
     type B = __m512i;
@@ -170,7 +170,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(FP4_UNSIGNED.as_ptr().cast()));
             let bytes = _mm512_loadu_si512(p.cast());
             let shifted = _mm512_srli_epi16::<4>(bytes);
-            if VNNI {
+            if VBMI {
                 // vpermb looks at six bits of an index; the table is there four times, so two of them do not matter.
                 (_mm512_permutexvar_epi8(bytes, table), _mm512_permutexvar_epi8(shifted, table))
             } else {
