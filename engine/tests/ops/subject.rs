@@ -55,6 +55,8 @@ pub fn card() -> Option<Subject> {
 #[derive(Clone)]
 pub struct Settings {
     pub rows_max: usize,
+    /// Of a processor.
+    pub threads: usize,
     /// Record decode steps, where a backend can.
     pub graphs: bool,
     pub sampleable: Vec<Range<TokenId>>,
@@ -62,7 +64,7 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { rows_max: ROWS_MAX, graphs: false, sampleable: vec![0..TokenId::MAX] }
+        Settings { rows_max: ROWS_MAX, threads: 3, graphs: false, sampleable: vec![0..TokenId::MAX] }
     }
 }
 
@@ -118,7 +120,7 @@ impl Subject {
             Subject::Cpu(_) | Subject::CpuInt8 => {
                 let mut weights = RankWeights::new(&spec, plan, rank).unwrap();
                 load(&mut weights, model);
-                On::Cpu(Box::new(CpuBackend::new(&self.cpu_settings(), &assignment, weights)))
+                On::Cpu(Box::new(CpuBackend::new(&self.cpu_settings(settings.threads), &assignment, weights)))
             }
             Subject::Card(_, card) => {
                 let mut weights = CudaWeights::new(card, plan.slices(&spec, rank)).unwrap();
@@ -130,8 +132,8 @@ impl Subject {
         Ranked { on, sampleable }
     }
 
-    fn cpu_settings(&self) -> CpuSettings {
-        let settings = CpuSettings { threads: 3, ..CpuSettings::default() };
+    fn cpu_settings(&self, threads: usize) -> CpuSettings {
+        let settings = CpuSettings { threads, ..CpuSettings::default() };
         match self {
             Subject::Cpu(kv) => CpuSettings { kv: *kv, activations: Precision::F32, ..settings },
             // The cache in f32, so that it adds nothing to what is rounded.

@@ -5,7 +5,7 @@ use crate::close::{Tolerance, close};
 use crate::model::{self, Model};
 use crate::reference::{Fault, Reference};
 use crate::subject::{Settings, Subject, subjects};
-use flotilla_shared::ModelSpec;
+use flotilla_shared::{KvDtype, ModelSpec};
 
 /// On a card the attention's roundings of p reach the residual stream, and move what is rounded after it: 2.2e-2 are
 /// seen after three layers.
@@ -20,6 +20,34 @@ fn the_forward_is_that_of_f64() {
             check(&subject, &spec, None).unwrap();
         }
     }
+}
+
+/// What is done row by row goes over the threads in a step of many rows, and is the caller's in one of few.
+#[test]
+fn a_processor_gives_the_same_bits_on_any_number_of_threads() {
+    for subject in [Subject::Cpu(KvDtype::F32), Subject::Cpu(KvDtype::F16), Subject::CpuInt8] {
+        let logits = [1, 2, 3, 7].map(|threads| logits(&subject, threads));
+        for others in &logits[1..] {
+            assert_eq!(logits[0], *others, "{}", subject.name());
+        }
+    }
+}
+
+/// The bits of logits after a prompt of 50 rows and others, and after decodes.
+fn logits(subject: &Subject, threads: usize) -> Vec<Vec<u32>> {
+    let (spec, seed) = (model::spec(), 52);
+    let model = Model::random(&spec, seed);
+    let settings = Settings { threads, ..Settings::default() };
+    let mut rank = subject.rank(&model, &model::whole(&spec), 0, &settings);
+    let mut sequences = Sequences::new(2, &spec, seed);
+    let steps = [vec![Work { logits: true, ..rows(0, 50) }, rows(1, 5)], vec![decode(0), decode(1)]];
+    let bits = steps.iter().flat_map(|works| {
+        let step = sequences.step(works);
+        rank.forward(&model, &step.batch).unwrap();
+        let rows = 0..step.batch.logit_rows.len();
+        rows.map(|row| rank.logits(row).iter().map(|logit| logit.to_bits()).collect()).collect::<Vec<_>>()
+    });
+    bits.collect()
 }
 
 pub fn check(subject: &Subject, spec: &ModelSpec, fault: Option<Fault>) -> Result<(), String> {

@@ -80,18 +80,28 @@ impl CpuBackend {
     }
 
     fn rotate_and_store(&mut self, layer: usize, batch: &Batch) {
+        let (rows, kernels, rope) = (batch.rows(), self.kernels, &self.rope);
         let Attention { q, k, v, q_width, kv_width, .. } = &mut self.attention;
-        for sequence in &batch.sequences {
-            let table = batch.table(sequence, self.spec.layers[layer]);
-            for row in sequence.rows.clone() {
-                let (cos, sin) = self.rope.row(row);
-                let k = &mut k[row * *kv_width..][..*kv_width];
-                self.kernels.rope(&mut q[row * *q_width..][..*q_width], cos, sin);
-                self.kernels.rope(k, cos, sin);
-                let v = &v[row * *kv_width..][..*kv_width];
-                self.kv.store(layer, table, batch.positions[row] as usize, k, v);
-            }
+        for (x, width) in [(q, *q_width), (&mut *k, *kv_width)] {
+            self.threads.rows(rows, &mut x[..rows * width], width, |rows, x| {
+                for (row, x) in rows.zip(x.chunks_exact_mut(width)) {
+                    let (cos, sin) = rope.row(row);
+                    kernels.rope(x, cos, sin);
+                }
+            });
         }
+        let (kv, kind, d) = (self.kv.heads(layer), self.spec.layers[layer], self.spec.head_dim);
+        let (k, v, kv_width) = (&*k, &*v, *kv_width);
+        self.threads.shared(rows, self.share.kv_heads.len(), |own| {
+            for (head, sequence) in own.flat_map(|head| batch.sequences.iter().map(move |it| (head, it))) {
+                let table = batch.table(sequence, kind);
+                for row in sequence.rows.clone() {
+                    let [k, v] = [k, v].map(|x| &x[row * kv_width + head * d..][..d]);
+                    // SAFETY: each head is taken once.
+                    unsafe { kv.store(head, table, batch.positions[row] as usize, k, v) };
+                }
+            }
+        });
     }
 
     /// y = Wₒ a (+ bₒ)

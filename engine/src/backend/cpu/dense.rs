@@ -6,6 +6,7 @@ use super::kernels::{
 };
 use super::threads::Threads;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 
 /// How dense weights are held.
@@ -74,7 +75,13 @@ impl DenseRoom {
         x: Matrix<'a, f32>,
     ) -> DenseInput<'a> {
         let Some(planes) = &mut self.planes else {
-            return DenseInput { floats: Some(kernels.bf16_input(x, &mut self.buffer)), planes: None };
+            let over = |out: &mut [f32], width, arrange: &(dyn Fn(Range<usize>, &mut [f32]) + Sync)| {
+                threads.rows(x.rows(), out, width, arrange);
+            };
+            return DenseInput {
+                floats: Some(kernels.bf16_input_over(x, &mut self.buffer, over)),
+                planes: None,
+            };
         };
         let shared = planes.shared();
         threads.ranges(x.rows(), |rows, _| {

@@ -137,10 +137,11 @@ impl CpuBackend {
         let (rows, hidden, experts) = (batch.rows(), self.spec.hidden, self.spec.experts);
         let weight = Matrix::new(self.weights.layer_bf16(layer, LayerTensor::RouterWeight), experts, hidden);
         let bias = self.weights.layer_bf16(layer, LayerTensor::RouterBias);
-        let h = Matrix::new(&self.h[..rows * hidden], rows, hidden);
-        let state = &mut self.experts;
-        let logits = TileMut::new(&mut state.logits[..rows * experts], rows, experts);
-        self.kernels.fixed_order_product(weight, h, Some(bias), logits);
+        let (kernels, h, state) = (self.kernels, &self.h, &mut self.experts);
+        self.threads.rows(rows, &mut state.logits[..rows * experts], experts, |rows, logits| {
+            let h = Matrix::new(&h[rows.start * hidden..rows.end * hidden], rows.len(), hidden);
+            kernels.fixed_order_product(weight, h, Some(bias), TileMut::new(logits, rows.len(), experts));
+        });
         state.routes.clear();
         (0..rows).for_each(|row| state.choose(row, experts));
         if batch.keep_routing {

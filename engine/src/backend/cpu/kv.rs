@@ -12,6 +12,7 @@ use crate::batch::Table;
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{BlockId, KvBlocks, KvDtype, LayerKind};
 use memmap2::MmapMut;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 const _: () = assert!(KV_BLOCK == BLOCK_TOKENS);
@@ -70,36 +71,11 @@ impl KvCache {
         self.dtype
     }
 
-    /// Stores the keys and values of one position: f32 [nk/R, D] each. `table` is of the layer's kind.
-    pub fn store(&mut self, layer: usize, table: Table<'_>, position: usize, keys: &[f32], values: &[f32]) {
-        match self.dtype {
-            KvDtype::F32 => self.store_as::<f32>(layer, table, position, keys, values),
-            KvDtype::F16 => self.store_as::<u16>(layer, table, position, keys, values),
-            KvDtype::Bf16 => unreachable!("cards keep bf16, CPUs do not"),
-        }
-    }
-
-    fn store_as<E: KvElement>(
-        &mut self,
-        layer: usize,
-        table: Table<'_>,
-        position: usize,
-        keys: &[f32],
-        values: &[f32],
-    ) {
-        let (d, row, len) = (self.head_dim, position % BLOCK_TOKENS, self.head_bytes());
-        let heads = keys.chunks_exact(d).zip(values.chunks_exact(d));
-        for (head, (k, v)) in heads.enumerate().take(self.kv_heads) {
-            let at = self.offset(layer, table.block(position), head);
-            let bytes = &mut self.bytes[at..at + len];
-            let (keys, values) = bytemuck::cast_slice_mut::<u8, E>(bytes).split_at_mut(BLOCK_TOKENS * d);
-            for (column, k) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(k) {
-                column[row] = E::from_f32(*k);
-            }
-            for (value, v) in values[row * d..].iter_mut().zip(v) {
-                *value = E::from_f32(*v);
-            }
-        }
+    /// A layer's cache, to be written by several threads, each its own heads.
+    pub fn heads(&mut self, layer: usize) -> KvHeads<'_> {
+        let bytes = &mut self.bytes[self.layers[layer]..];
+        let (base, len, dtype) = (bytes.as_mut_ptr(), bytes.len(), self.dtype);
+        KvHeads { base, len, dtype, kv_heads: self.kv_heads, head_dim: self.head_dim, owner: PhantomData }
     }
 
     /// One head's keys and values in a block. `E` is what the cache holds.
@@ -120,6 +96,61 @@ impl KvCache {
     }
 }
 
+/// A layer's blocks, of which each head has bytes of its own.
+pub struct KvHeads<'a> {
+    base: *mut u8,
+    len: usize,
+    dtype: KvDtype,
+    kv_heads: usize,
+    head_dim: usize,
+    owner: PhantomData<&'a mut [u8]>,
+}
+
+// SAFETY: through `&self` nothing is reached but `store`, whose caller answers for heads that are written by one thread each;
+// the bytes of two heads do not overlap.
+unsafe impl Sync for KvHeads<'_> {}
+
+impl KvHeads<'_> {
+    /// Stores one head's key and value of one position: f32 [D] each. `table` is of the layer's kind.
+    ///
+    /// # Safety
+    /// No two calls for the same head run at the same time.
+    pub unsafe fn store(&self, head: usize, table: Table<'_>, position: usize, key: &[f32], value: &[f32]) {
+        assert!(head < self.kv_heads && key.len() == self.head_dim && value.len() == self.head_dim);
+        // SAFETY: the contract is this function's own.
+        unsafe {
+            match self.dtype {
+                KvDtype::F32 => self.store_as::<f32>(head, table, position, key, value),
+                KvDtype::F16 => self.store_as::<u16>(head, table, position, key, value),
+                KvDtype::Bf16 => unreachable!("cards keep bf16, CPUs do not"),
+            }
+        }
+    }
+
+    unsafe fn store_as<E: KvElement>(
+        &self,
+        head: usize,
+        table: Table<'_>,
+        position: usize,
+        key: &[f32],
+        value: &[f32],
+    ) {
+        let (d, row) = (self.head_dim, position % BLOCK_TOKENS);
+        let len = 2 * BLOCK_TOKENS * d * self.dtype.element_bytes();
+        let at = (table.block(position).index() * self.kv_heads + head) * len;
+        assert!(at + len <= self.len, "a block beyond the cache");
+        // SAFETY: within the layer's bytes, as just seen; they are one head's, which nobody else writes now.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(self.base.add(at), len) };
+        let (keys, values) = bytemuck::cast_slice_mut::<u8, E>(bytes).split_at_mut(BLOCK_TOKENS * d);
+        for (column, k) in keys.chunks_exact_mut(BLOCK_TOKENS).zip(key) {
+            column[row] = E::from_f32(*k);
+        }
+        for (stored, v) in values[row * d..].iter_mut().zip(value) {
+            *stored = E::from_f32(*v);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,7 +168,11 @@ mod tests {
                 for position in 0..32 {
                     let keys: Vec<f32> = (0..heads * d).map(|at| value(layer, position, at)).collect();
                     let values: Vec<f32> = keys.iter().map(|key| -key).collect();
-                    kv.store(layer, Table::whole(table), position, &keys, &values);
+                    let rows = keys.chunks_exact(d).zip(values.chunks_exact(d));
+                    for (head, (key, value)) in rows.enumerate() {
+                        // SAFETY: one call at a time.
+                        unsafe { kv.heads(layer).store(head, Table::whole(table), position, key, value) };
+                    }
                 }
             }
             for (layer, table) in tables.iter().enumerate() {

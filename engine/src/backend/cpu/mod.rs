@@ -144,14 +144,23 @@ impl CpuBackend {
         }
     }
 
-    /// h[i] = x[rows[i]] normed, i rising.
-    fn norm_rows(&mut self, rows: impl Iterator<Item = usize>, weight: TensorId) {
-        let hidden = self.spec.hidden;
-        let weight = self.weights.bf16(weight);
-        for (row, h) in rows.zip(self.h.chunks_exact_mut(hidden)) {
-            let x = &self.x[row * hidden..][..hidden];
-            self.kernels.rms_norm(x, weight, self.spec.norm_eps as f32, h);
-        }
+    /// h[i] = x[row_of(i)] normed, for i < `count`.
+    fn norm_rows(&mut self, count: usize, row_of: impl Fn(usize) -> usize + Sync, weight: TensorId) {
+        let (hidden, kernels, eps) = (self.spec.hidden, self.kernels, self.spec.norm_eps as f32);
+        let (weight, x) = (self.weights.bf16(weight), &self.x);
+        self.threads.rows(count, &mut self.h[..count * hidden], hidden, |rows, h| {
+            for (i, h) in rows.zip(h.chunks_exact_mut(hidden)) {
+                kernels.rms_norm(&x[row_of(i) * hidden..][..hidden], weight, eps, h);
+            }
+        });
+    }
+
+    /// x += y
+    fn add_partial(&mut self, rows: usize) {
+        let (kernels, hidden, y) = (self.kernels, self.spec.hidden, &self.y);
+        self.threads.rows(rows, &mut self.x[..rows * hidden], hidden, |rows, x| {
+            kernels.add_assign(x, &y[rows.start * hidden..rows.end * hidden]);
+        });
     }
 }
 
@@ -177,22 +186,21 @@ impl Backend for CpuBackend {
     }
 
     fn leave(&mut self, batch: &Batch) -> &mut [f32] {
-        let filled = batch.rows() * self.spec.hidden;
-        self.kernels.add_assign(&mut self.x[..filled], &self.y[..filled]);
-        &mut self.x[..filled]
+        self.add_partial(batch.rows());
+        &mut self.x[..batch.rows() * self.spec.hidden]
     }
 
     fn add_norm(&mut self, norm: Norm, batch: &Batch) {
-        let filled = batch.rows() * self.spec.hidden;
-        self.kernels.add_assign(&mut self.x[..filled], &self.y[..filled]);
-        match norm {
-            Norm::Attention(layer) => {
-                self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::AttentionNorm));
-            }
-            Norm::Mlp(layer) => {
-                self.norm_rows(0..batch.rows(), TensorId::Layer(layer as u16, LayerTensor::MlpNorm))
-            }
-            Norm::Final => self.norm_rows(batch.logit_rows.iter().copied(), TensorId::FinalNorm),
+        self.add_partial(batch.rows());
+        let of_layer = |layer, norm| TensorId::Layer(layer as u16, norm);
+        let (norm, final_rows) = match norm {
+            Norm::Attention(layer) => (of_layer(layer, LayerTensor::AttentionNorm), None),
+            Norm::Mlp(layer) => (of_layer(layer, LayerTensor::MlpNorm), None),
+            Norm::Final => (TensorId::FinalNorm, Some(&batch.logit_rows)),
+        };
+        match final_rows {
+            None => self.norm_rows(batch.rows(), |row| row, norm),
+            Some(rows) => self.norm_rows(rows.len(), |i| rows[i], norm),
         }
     }
 

@@ -17,6 +17,9 @@ pub struct Threads {
 /// Columns of an output that no two threads share: whole cache lines of f32, and whole panels of a product.
 const COLUMNS_TOGETHER: usize = 96;
 
+/// From so many tokens on, what is done row by row goes over the threads: a prompt's.
+const TOKENS_SHARED: usize = 16;
+
 impl Threads {
     pub fn new(threads: usize) -> Self {
         Threads::pinned(threads, &[])
@@ -55,6 +58,32 @@ impl Threads {
                 [units.start, units.end].map(|unit| columns.end.min(columns.start + unit * COLUMNS_TOGETHER));
             // SAFETY: no two ranges of units overlap, so no two ranges of columns do.
             work(unsafe { y.part(start..end) }, scratch);
+        });
+    }
+
+    /// Runs `work` over 0..count, each number once, in ranges. In a step of few tokens all is the caller's: it is done
+    /// before the others are awake.
+    pub fn shared(&self, tokens: usize, count: usize, work: impl Fn(Range<usize>) + Sync) {
+        match tokens < TOKENS_SHARED {
+            true => work(0..count),
+            false => self.ranges(count, |range, _| work(range)),
+        }
+    }
+
+    /// The same over the rows of `out`, `width` values each: which rows, and their values.
+    pub fn rows(
+        &self,
+        tokens: usize,
+        out: &mut [f32],
+        width: usize,
+        work: impl Fn(Range<usize>, &mut [f32]) + Sync,
+    ) {
+        let count = out.len() / width;
+        let out = TileMut::new(out, 1, count * width).shared();
+        self.shared(tokens, count, |rows| {
+            // SAFETY: no two ranges of rows overlap.
+            let mut tile = unsafe { out.part(rows.start * width..rows.end * width) };
+            work(rows, tile.token_mut(0));
         });
     }
 
@@ -176,6 +205,15 @@ mod tests {
                     row.for_each(|(i, y)| *y += (token * 500 + first + i) as f32);
                 }
             });
+            for (tokens, add) in [(1, 1000.0), (TOKENS_SHARED, -1000.0)] {
+                threads.rows(tokens, &mut y, 125, |rows, values| {
+                    assert_eq!(values.len(), rows.len() * 125);
+                    values
+                        .chunks_exact_mut(125)
+                        .zip(rows)
+                        .for_each(|(row, number)| row[0] += add * number as f32);
+                });
+            }
             threads.chunks(&mut y, 7, |index, chunk, _| chunk[0] += index as f32);
             for (i, y) in y.into_iter().enumerate() {
                 let chunk = if i % 7 == 0 && i / 7 < 1500 / 7 { i / 7 } else { 0 };

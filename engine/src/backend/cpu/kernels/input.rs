@@ -14,9 +14,19 @@ use super::{Isa, Op};
 pub const GEMM_TOKENS: usize = 16;
 
 #[derive(Clone, Copy, Debug)]
-enum Layout {
+pub(super) enum Layout {
     Rows { stride: usize },
-    Tiles,
+    Tiles { lanes: usize },
+}
+
+impl Layout {
+    /// Values of a row with the gap behind it, or of a tile.
+    pub fn unit(self, columns: usize) -> usize {
+        match self {
+            Layout::Rows { stride } => stride,
+            Layout::Tiles { lanes } => (columns * lanes).max(1),
+        }
+    }
 }
 
 /// x: f32 [T, K], arranged for one instruction set.
@@ -41,6 +51,22 @@ const fn row_stride(columns: usize) -> usize {
 }
 
 impl<'a> Input<'a> {
+    /// Where x is to be arranged, and how.
+    pub(super) fn room(x: Matrix<'_, f32>, buffer: &'a mut InputBuffer, isa: Isa) -> (&'a mut [f32], Layout) {
+        let (tokens, columns) = (x.rows(), x.columns());
+        if tokens < GEMM_TOKENS {
+            let stride = row_stride(columns);
+            return (buffer.take(tokens * stride), Layout::Rows { stride });
+        }
+        let lanes = isa.lanes();
+        (buffer.take(tokens.next_multiple_of(lanes) * columns), Layout::Tiles { lanes })
+    }
+
+    /// x, of which all units lie in `data`.
+    pub(super) fn arranged(x: Matrix<'_, f32>, data: &'a [f32], layout: Layout, isa: Isa) -> Input<'a> {
+        Input { data, tokens: x.rows(), columns: x.columns(), layout, isa }
+    }
+
     pub fn tokens(&self) -> usize {
         self.tokens
     }
@@ -54,47 +80,43 @@ impl<'a> Input<'a> {
     pub(super) fn rows(&self) -> (*const f32, usize) {
         match self.layout {
             Layout::Rows { stride } => (self.data.as_ptr(), stride),
-            Layout::Tiles => unreachable!("many tokens are in tiles"),
+            Layout::Tiles { .. } => unreachable!("many tokens are in tiles"),
         }
     }
     /// f32 [tiles, K, LANES], from GEMM_TOKENS tokens on.
     pub(super) fn tiles(&self) -> *const f32 {
         match self.layout {
-            Layout::Tiles => self.data.as_ptr(),
+            Layout::Tiles { .. } => self.data.as_ptr(),
             Layout::Rows { .. } => unreachable!("few tokens are in rows"),
         }
     }
 }
 
-/// The arranging, as an op of its own: the order and the width are the instruction set's.
-pub(super) struct Arrange<'a> {
+/// The arranging of some units, as an op of its own: the order and the width are the instruction set's.
+pub(super) struct Arrange<'a, 'o> {
     pub x: Matrix<'a, f32>,
-    pub buffer: &'a mut InputBuffer,
-    pub isa: Isa,
+    pub layout: Layout,
+    /// The number of the unit with which `out` begins.
+    pub first: usize,
+    pub out: &'o mut [f32],
 }
 
-impl<'a> Op for Arrange<'a> {
-    type Out = Input<'a>;
+impl Op for Arrange<'_, '_> {
+    type Out = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Input<'a> {
-        let Arrange { x, buffer, isa } = self;
-        let (tokens, columns) = (x.rows(), x.columns());
-        let (data, layout): (&'a [f32], _) = if tokens < GEMM_TOKENS {
-            let stride = row_stride(columns);
-            let rows = buffer.take(tokens * stride);
-            for token in 0..tokens {
-                in_pairs(s, x.row(token), &mut rows[token * stride..][..columns]);
+    fn run<S: Simd>(self, s: S) {
+        let Arrange { x, layout, first, out } = self;
+        let units = out.chunks_exact_mut(layout.unit(x.columns())).enumerate();
+        match layout {
+            Layout::Rows { .. } => {
+                units.for_each(|(i, row)| in_pairs(s, x.row(first + i), &mut row[..x.columns()]));
             }
-            (rows, Layout::Rows { stride })
-        } else {
-            let tiles = buffer.take(tokens.next_multiple_of(S::LANES) * columns);
-            for (i, tile) in tiles.chunks_exact_mut((columns * S::LANES).max(1)).enumerate() {
-                tile_of::<S>(x, i * S::LANES, tile);
+            Layout::Tiles { lanes } => {
+                assert_eq!(lanes, S::LANES);
+                units.for_each(|(i, tile)| tile_of::<S>(x, (first + i) * S::LANES, tile));
             }
-            (tiles, Layout::Tiles)
-        };
-        Input { data, tokens, columns, layout, isa }
+        }
     }
 }
 

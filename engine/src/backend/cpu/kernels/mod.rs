@@ -77,6 +77,7 @@ pub use scratch::{InputBuffer, Scratch, TILE};
 use input::Arrange;
 use product::Product;
 use simd::Simd;
+use std::ops::Range;
 
 /// The kernels for one instruction set.
 #[derive(Clone, Copy, Debug)]
@@ -172,8 +173,22 @@ impl Kernels {
     }
 
     /// x: f32 [T, K] for bf16 weights.
-    pub fn bf16_input<'a>(&self, x: Matrix<'a, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
-        self.dispatch(Arrange { x, buffer, isa: self.isa })
+    pub fn bf16_input<'a>(&self, x: Matrix<'_, f32>, buffer: &'a mut InputBuffer) -> Input<'a> {
+        self.bf16_input_over(x, buffer, |out, unit, arrange| arrange(0..out.len() / unit, out))
+    }
+
+    /// The same in units that do not depend on each other: `over` is given what is filled, the values of a unit, and what
+    /// fills some units.
+    pub fn bf16_input_over<'a>(
+        &self,
+        x: Matrix<'_, f32>,
+        buffer: &'a mut InputBuffer,
+        over: impl FnOnce(&mut [f32], usize, &(dyn Fn(Range<usize>, &mut [f32]) + Sync)),
+    ) -> Input<'a> {
+        let (out, layout) = Input::room(x, buffer, self.isa);
+        let unit = layout.unit(x.columns());
+        over(out, unit, &|units, out| self.dispatch(Arrange { x, layout, first: units.start, out }));
+        Input::arranged(x, out, layout, self.isa)
     }
 
     /// y[t, n] (+)= Σ_k W[n, k] · x[t, k] + bias[n], for y's columns n.
