@@ -1,11 +1,12 @@
-//! What a plan says that a rank takes on a card is what it takes. A process of its own: a card's free memory is
-//! everybody's.
+//! What a plan says that a rank takes on a card is what it takes, and no change of plan takes more on the way. A process of
+//! its own, and one test at a time: a card's free memory is everybody's.
 
 #[path = "cuda/support.rs"]
 mod support;
 
 use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights, weight_bytes};
-use flotilla_engine::cuda::Card;
+use flotilla_engine::cuda::{Card, CudaError};
+use flotilla_engine::weights::{Synthetic, WeightSink};
 use flotilla_shared::KvBlocks;
 use flotilla_shared::plan::{Demand, StageCut};
 use flotilla_shared::step::BLOCK_TOKENS;
@@ -13,6 +14,7 @@ use flotilla_shared::{
     Assignment, BackendKind, Epoch, ModelSpec, Plan, Rank, TensorSlice, WeightOrigin, WeightsId,
 };
 use serde_json::json;
+use std::sync::{Mutex, PoisonError};
 use support::TestCard;
 
 /// What a plan may be off by, of what is taken.
@@ -121,8 +123,11 @@ fn spec(sizes: &[(&str, usize)]) -> ModelSpec {
     ModelSpec::from_config_json(&config.to_string()).unwrap()
 }
 
+static ALONE: Mutex<()> = Mutex::new(());
+
 #[test]
 fn what_is_planned_is_what_is_taken() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     for TestCard { name, card } in support::cards() {
         println!("{name}: {:<28} {:>4} {:>12} {:>12} {:>7}", "case", "rank", "planned", "taken", "off");
         for case in cases() {
@@ -161,7 +166,9 @@ fn check(kind: &str, card: &Card, case: &Case, rank: Rank) {
     let slices = plan.slices(spec, rank);
     let gaps = slices.len() as u64 * GAP_BYTES;
     let free = card.memory_free_bytes().unwrap();
-    let weights = CudaWeights::new(card, slices).unwrap();
+    let mut weights = CudaWeights::new(card, slices).unwrap();
+    // What they are plays no part.
+    weights.finish().unwrap();
     let backend = CudaBackend::new(&CudaSettings::default(), &assignment, weights).unwrap();
     let taken = free - card.memory_free_bytes().unwrap();
     let weights = backend.into_weights().expect("the card works");
@@ -209,4 +216,51 @@ fn weights_take_on_a_card_what_they_take_in_the_checkpoint() {
             }
         }
     }
+}
+
+/// From the middle of three to one of two and back, to another stage, and to all there is: with room for the larger share it
+/// succeeds, with less it is an error that gives everything back.
+#[test]
+fn weights_that_are_cut_anew_take_no_more_than_the_larger_share() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let spec = spec(&[
+        ("hidden_size", 128),
+        ("intermediate_size", 384),
+        ("num_hidden_layers", 4),
+        ("num_attention_heads", 12),
+        ("num_key_value_heads", 6),
+        ("head_dim", 32),
+        ("num_local_experts", 8),
+        ("vocab_size", 1568),
+    ]);
+    let whole = |count: usize| Plan::with_shares(&spec, &vec![1.0; count]);
+    let plans = [whole(3), whole(2), Plan::even(&spec, 2, 2), whole(3), whole(1), whole(2)];
+    let cuts = plans.map(|plan| plan.slices(&spec, Rank(plan.rank_count() as u16 / 2)));
+    for TestCard { name, card } in support::cards().into_iter().filter(|card| card.name != "cuda") {
+        // A real driver takes memory in pieces of megabytes: there the room says nothing.
+        let free = card.memory_free_bytes().unwrap();
+        let mut weights = CudaWeights::new(&card, cuts[0].clone()).unwrap();
+        weights.load_from(&Synthetic::new(spec.clone(), 1), &mut |_, _| {}).unwrap();
+        for slices in &cuts[1..] {
+            let grows = weight_bytes(slices).saturating_sub(weights.bytes());
+            let _rest = leave_room(&card, grows + EMPTY_ARENAS);
+            weights = weights.recut(slices.clone()).unwrap_or_else(|error| panic!("{name}: {error}"));
+            weights.finish().unwrap();
+        }
+        let weights = weights.recut(cuts[0].clone()).unwrap();
+        let rest = leave_room(&card, weight_bytes(&cuts[4]) - weights.bytes() - 1);
+        let Err(error) = weights.recut(cuts[4].clone()) else { panic!("{name}: there is no room") };
+        assert!(matches!(error, CudaError::OutOfMemory { .. }), "{name}: {error}");
+        drop(rest);
+        assert_eq!(card.memory_free_bytes().unwrap(), free, "{name}");
+    }
+}
+
+/// Each a byte.
+const EMPTY_ARENAS: u64 = 8;
+
+/// Takes everything but so many bytes.
+fn leave_room(card: &Card, bytes: u64) -> impl Sized + use<> {
+    let free = card.memory_free_bytes().unwrap();
+    card.zeros::<u8>((free - bytes) as usize).unwrap()
 }

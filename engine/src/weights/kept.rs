@@ -3,7 +3,7 @@
 //! slice by slice, so that a change of plan moves no byte that is here already.
 
 use super::rectangle::ByteRuns;
-use super::{FILL_BYTES, WeightError, WeightSink};
+use super::{WeightError, WeightSink, chunks_to_fill};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::TensorId;
 use std::ops::Range;
@@ -88,36 +88,44 @@ impl Need {
     }
 
     /// Fills slice number `index` of a sink with what is kept of it, and with `lacking`: the bytes of each rectangle, in
-    /// their order. `see` is shown what it is filled with, and from which byte on: whole chunks.
+    /// their order. Without `kept` it lies in its place in the sink. `see` is shown what the slice is filled with, and from
+    /// which byte on: whole chunks.
     pub fn fill(
         &self,
         sink: &mut dyn WeightSink,
         index: usize,
-        kept: &dyn Kept,
+        kept: Option<&dyn Kept>,
         lacking: &[Vec<u8>],
         see: &mut dyn FnMut(usize, &[u8]),
     ) -> Result<(), WeightError> {
         assert_eq!(lacking.len(), self.lacking.len(), "{}: bytes of each rectangle", self.slice);
+        if kept.is_none() && self.lacking.is_empty() {
+            return Ok(());
+        }
         let runs = |part: &TensorSlice| ByteRuns::within(part, &self.slice);
         let of_kept = self.kept.as_ref().map(|part| (part, runs(part)));
         let of_lacking: Vec<(ByteRuns, &[u8])> =
             self.lacking.iter().map(runs).zip(lacking.iter().map(Vec::as_slice)).collect();
         let mut room = Vec::new();
-        for start in (0..self.slice.bytes()).step_by(FILL_BYTES) {
-            let chunk = start..self.slice.bytes().min(start + FILL_BYTES);
-            sink.fill(index, chunk.clone(), &mut |out| {
+        for chunk in chunks_to_fill(&self.slice) {
+            let mut write = |out: &mut [u8]| {
                 for (runs, bytes) in &of_lacking {
                     runs.meet(chunk.clone(), |at, range| {
                         let len = range.len();
                         out[range].copy_from_slice(&bytes[at..at + len]);
                     });
                 }
-                if let Some((part, runs)) = &of_kept {
+                if let (Some(kept), Some((part, runs))) = (kept, &of_kept) {
                     copy_kept(kept, part, runs, chunk.clone(), out, &mut room)?;
                 }
-                see(start, out);
+                see(chunk.start, out);
                 Ok(())
-            })?;
+            };
+            let has_some = of_kept.as_ref().is_some_and(|(_, runs)| runs.span_in(chunk.clone()).is_some());
+            match kept.is_none() && has_some {
+                true => sink.update(index, chunk.clone(), &mut write)?,
+                false => sink.fill(index, chunk.clone(), &mut write)?,
+            }
         }
         Ok(())
     }

@@ -28,6 +28,7 @@ pub use held::{HeldTensor, RankWeights};
 pub use kept::{Kept, Need, Several};
 pub use rate::Throttle;
 pub use rectangle::ByteRuns;
+pub(crate) use sink::chunks_to_fill;
 pub use sink::{FILL_BYTES, WeightSink};
 pub use synthetic::Synthetic;
 pub use write::{SHARD_BYTES_MAX, Written, write_checkpoint};

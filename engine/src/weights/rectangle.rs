@@ -104,6 +104,16 @@ impl ByteRuns {
         }
     }
 
+    /// From the first to the last of these bytes of the slice that the runs were made within that lie in the part.
+    pub(crate) fn span_in(&self, chunk: Range<usize>) -> Option<Range<usize>> {
+        let mut span: Option<Range<usize>> = None;
+        self.meet(chunk.clone(), |_, range| {
+            let start = span.as_ref().map_or(range.start, |span| span.start);
+            span = Some(start..range.end);
+        });
+        span.map(|span| chunk.start + span.start..chunk.start + span.end)
+    }
+
     /// From the first to the last byte of the tensor that bytes `bytes` of the slice, at least one, lie at.
     pub(super) fn span(&self, bytes: Range<usize>) -> Range<usize> {
         self.at(bytes.start)..self.at(bytes.end - 1) + 1

@@ -7,6 +7,12 @@ use std::ops::Range;
 /// Bytes that a source fills at once.
 pub const FILL_BYTES: usize = 8 << 20;
 
+/// A slice in parts that are filled at once.
+pub(crate) fn chunks_to_fill(slice: &TensorSlice) -> impl Iterator<Item = Range<usize>> + use<> {
+    let len = slice.bytes();
+    (0..len).step_by(FILL_BYTES).map(move |start| start..len.min(start + FILL_BYTES))
+}
+
 /// Memory for the slices of one rank.
 pub trait WeightSink: Send {
     /// In the order of the forward; none empty.
@@ -19,6 +25,16 @@ pub trait WeightSink: Send {
         range: Range<usize>,
         write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
     ) -> Result<(), WeightError>;
+
+    /// As [`fill`](WeightSink::fill), but `write` finds what is there. In the host's memory it always does.
+    fn update(
+        &mut self,
+        index: usize,
+        range: Range<usize>,
+        write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
+    ) -> Result<(), WeightError> {
+        self.fill(index, range, write)
+    }
 
     /// Everything was filled.
     fn finish(&mut self) -> Result<(), WeightError> {
@@ -35,9 +51,8 @@ pub trait WeightSink: Send {
         let total = slices.iter().map(|slice| slice.bytes() as u64).sum();
         let mut done = 0;
         for (index, slice) in slices.iter().enumerate() {
-            for start in (0..slice.bytes()).step_by(FILL_BYTES) {
-                let range = start..slice.bytes().min(start + FILL_BYTES);
-                self.fill(index, range.clone(), &mut |out| source.read(slice, start, out))?;
+            for range in chunks_to_fill(slice) {
+                self.fill(index, range.clone(), &mut |out| source.read(slice, range.start, out))?;
                 done += range.len() as u64;
                 progress(done, total);
             }

@@ -13,6 +13,7 @@ mod missing;
 mod norm;
 mod planted;
 mod reader;
+mod recut;
 mod route;
 mod sample;
 mod support;

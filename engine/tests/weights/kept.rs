@@ -46,7 +46,7 @@ fn refill(mut kept: CpuWeights, wanted: Vec<TensorSlice>) -> u64 {
     let mut weights = RankWeights::for_slices(wanted).unwrap();
     for (index, need) in needs.iter().enumerate() {
         let lacking: Vec<Vec<u8>> = need.lacking.iter().map(read).collect();
-        need.fill(&mut weights, index, &kept, &lacking, &mut |_, _| {}).unwrap();
+        need.fill(&mut weights, index, Some(&kept), &lacking, &mut |_, _| {}).unwrap();
         kept.forget(need.slice.tensor);
     }
     weights.tensors().for_each(|held| assert_eq!(held.bytes(), read(held.slice()), "{}", held.slice()));

@@ -80,11 +80,15 @@ pub struct CudaBackend {
 
 impl CudaBackend {
     /// Takes all memory of the rank: `kv_blocks` blocks of cache and room for `step_tokens_max` rows.
+    ///
+    /// # Panics
+    /// If the weights are not whole.
     pub fn new(
         settings: &CudaSettings,
         assignment: &Assignment,
         weights: CudaWeights,
     ) -> Result<Self, CudaError> {
+        assert!(weights.is_whole(), "an engine computes with weights that are all there");
         let spec = assignment.spec.clone();
         let (stage, share) = assignment.plan.share(assignment.rank);
         let layers = stage.layers.clone();

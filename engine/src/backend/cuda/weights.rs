@@ -1,16 +1,21 @@
 //! A rank's weights in a card's memory: the checkpoint's bytes, packed and unpadded, in one allocation a
 //! layer. q, k and v lie behind each other, for they are one product.
 
+mod passage;
+mod recut;
+
 use super::reader::CudaReader;
 use super::synthetic::SyntheticKernels;
 use crate::cuda::{Card, CudaError};
-use crate::weights::{FILL_BYTES, Synthetic, WeightError, WeightSink};
-use cudarc::driver::{CudaSlice, CudaView, PinnedHostSlice, sys};
+use crate::weights::{Synthetic, WeightError, WeightSink};
+use cudarc::driver::{CudaSlice, CudaView};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
+
+use passage::Passage;
 
 /// Where a tensor begins, so that kernels may read it 16 bytes at a time and whole cache lines at best.
 const ALIGN_BYTES: usize = 256;
@@ -92,8 +97,19 @@ pub struct CudaWeights {
     layout: Layout,
     /// Nobody else has them before everything is there, and nobody writes to them after.
     arenas: Arc<Arenas>,
-    /// What is on its way from the host; none once everything is there.
-    staging: Option<PinnedHostSlice<u8>>,
+    /// One a slice, of a load that is under way or was broken off.
+    there: Vec<There>,
+    /// From the host; none once everything is there.
+    passage: Option<Passage>,
+}
+
+/// What is there of a slice.
+#[derive(Clone, Debug, Default)]
+struct There {
+    /// A rectangle that lies in its place since before this load.
+    kept: Option<TensorSlice>,
+    /// Bytes that were filled, each once.
+    filled: usize,
 }
 
 /// One a layer. Whoever has them last may let them go on any thread.
@@ -135,18 +151,20 @@ impl CudaWeights {
             unsafe { card.unset(bytes.max(1)) }
         });
         let arenas = Arc::new(Arenas(arenas.collect::<Result<_, _>>()?));
-        let context = card.stream().context();
-        // SAFETY: written by `fill` before it is copied from. Not write-combined: a source may read back.
-        let staging = unsafe { context.alloc_pinned_with_flags(FILL_BYTES, sys::CU_MEMHOSTALLOC_PORTABLE) };
-        let staging = staging.map_err(CudaError::doing("take pinned memory for weights"))?;
-        Ok(CudaWeights {
-            card: card.clone(),
-            index: slices.iter().enumerate().map(|(at, slice)| (slice.tensor, at)).collect(),
-            slices,
-            layout,
-            arenas,
-            staging: Some(staging),
-        })
+        let (passage, there) = (Passage::new(card)?, vec![There::default(); slices.len()]);
+        Ok(Self::over(card.clone(), slices, layout, arenas, there, passage))
+    }
+
+    fn over(
+        card: Card,
+        slices: Vec<TensorSlice>,
+        layout: Layout,
+        arenas: Arc<Arenas>,
+        there: Vec<There>,
+        passage: Passage,
+    ) -> Self {
+        let index = index_of(&slices);
+        CudaWeights { card, slices, index, layout, arenas, there, passage: Some(passage) }
     }
 
     pub fn card(&self) -> &Card {
@@ -158,10 +176,26 @@ impl CudaWeights {
     /// # Panics
     /// If they are not whole.
     pub fn reader(&self) -> Result<CudaReader, CudaError> {
-        assert!(self.staging.is_none(), "{UNREAD}");
+        assert!(self.is_whole(), "{UNREAD}");
         let places = self.slices.iter().zip(&self.layout.places);
         let places = places.map(|(slice, Place { arena, bytes })| (slice.clone(), *arena, bytes.start));
         CudaReader::new(&self.card, self.arenas.clone(), places.collect())
+    }
+
+    /// Whether a load came to its end: only then are they of use to an engine.
+    pub fn is_whole(&self) -> bool {
+        self.passage.is_none()
+    }
+
+    /// What is there: whole slices, and of those that a load did not complete the rectangle that was kept from before it.
+    pub fn kept(&self) -> Vec<TensorSlice> {
+        (0..self.slices.len()).filter_map(|at| self.there(at).cloned()).collect()
+    }
+
+    fn there(&self, at: usize) -> Option<&TensorSlice> {
+        let (slice, there) = (&self.slices[at], &self.there[at]);
+        let is_all = self.is_whole() || there.filled == slice.bytes();
+        if is_all { Some(slice) } else { there.kept.as_ref() }
     }
 
     /// Bytes taken on the card.
@@ -233,12 +267,35 @@ fn refused(slice: &TensorSlice, error: CudaError) -> WeightError {
     WeightError::Card { slice: slice.clone(), reason: error.to_string() }
 }
 
-/// A load that is broken off may leave a copy that still reads the pinned memory.
-impl Drop for CudaWeights {
-    fn drop(&mut self) {
-        if self.staging.is_some() {
-            let _ = self.card.synchronize();
-        }
+fn index_of(slices: &[TensorSlice]) -> HashMap<TensorId, usize> {
+    slices.iter().enumerate().map(|(at, slice)| (slice.tensor, at)).collect()
+}
+
+/// Lets a buffer of the host be written: with room alone, or with what the card has there.
+type Write<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>;
+
+impl CudaWeights {
+    fn put(
+        &mut self,
+        index: usize,
+        range: Range<usize>,
+        finds_what_is_there: bool,
+        write: Write<'_>,
+    ) -> Result<(), WeightError> {
+        let (slice, place) = (&self.slices[index], &self.layout.places[index]);
+        let passage = self.passage.as_mut().expect("weights are not filled after the last");
+        let arena = &mut Arc::get_mut(&mut self.arenas).expect(UNREAD)[place.arena];
+        let bytes = place.bytes.start + range.start..place.bytes.start + range.end;
+        let out = match finds_what_is_there {
+            true => passage.fetch(&arena.slice(bytes.clone())),
+            false => passage.room(range.len()),
+        };
+        write(out.map_err(|error| refused(slice, error))?)?;
+        passage.send(&mut arena.slice_mut(bytes)).map_err(|error| refused(slice, error))?;
+        let filled = &mut self.there[index].filled;
+        *filled += range.len();
+        assert!(*filled <= slice.bytes(), "{slice} is filled twice");
+        Ok(())
     }
 }
 
@@ -247,32 +304,18 @@ impl WeightSink for CudaWeights {
         &self.slices
     }
 
-    fn fill(
-        &mut self,
-        index: usize,
-        range: Range<usize>,
-        write: &mut dyn FnMut(&mut [u8]) -> Result<(), WeightError>,
-    ) -> Result<(), WeightError> {
-        let (slice, place) = (&self.slices[index], &self.layout.places[index]);
-        let staging = self.staging.as_mut().expect("weights are not filled after the last");
-        // The last copy may still read it.
-        let out = self
-            .card
-            .synchronize()
-            .and_then(|()| staging.as_mut_slice().map_err(CudaError::doing("use pinned memory for weights")));
-        let out = &mut out.map_err(|error| refused(slice, error))?[..range.len()];
-        write(out)?;
-        let start = place.bytes.start + range.start;
-        let arenas = Arc::get_mut(&mut self.arenas).expect(UNREAD);
-        let mut to = arenas[place.arena].slice_mut(start..start + out.len());
-        let copied = self.card.stream().memcpy_htod(out, &mut to);
-        copied.map_err(CudaError::doing("copy weights to the card")).map_err(|error| refused(slice, error))
+    fn fill(&mut self, index: usize, range: Range<usize>, write: Write<'_>) -> Result<(), WeightError> {
+        self.put(index, range, false, write)
+    }
+
+    fn update(&mut self, index: usize, range: Range<usize>, write: Write<'_>) -> Result<(), WeightError> {
+        self.put(index, range, true, write)
     }
 
     fn finish(&mut self) -> Result<(), WeightError> {
-        let done = self.card.synchronize();
-        self.staging = None;
-        done.map_err(|error| refused(&self.slices[0], error))
+        self.card.synchronize().map_err(|error| refused(&self.slices[0], error))?;
+        self.passage = None;
+        Ok(())
     }
 
     fn make_from(
