@@ -11,8 +11,9 @@ use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock};
 use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::Stop;
+use flotilla_engine::cuda::Card;
 use flotilla_engine::weights::{Kept, Need, RankWeights, Several, WeightSink};
-use flotilla_shared::{Assignment, Loading, Place, TensorSlice};
+use flotilla_shared::{Assignment, Loading, Place, TensorSlice, WeightOrigin};
 use std::sync::Arc;
 use tracing::info;
 
@@ -40,7 +41,8 @@ pub async fn obtain(
     match &settings.device {
         Device::Cpu(_) => {
             let kept = stock.and_then(|stock| stock.on.into_kept());
-            let needs = way.needs(assignment, &slices, kept.as_deref());
+            let is_here = kept.as_ref().map_or_else(Vec::new, |kept| kept.kept());
+            let needs = way.needs(assignment, &slices, &is_here);
             if kept.is_none() && needs.iter().all(Need::is_plain) {
                 return load_all(&way, assignment, slices, stop, tell).await;
             }
@@ -48,14 +50,12 @@ pub async fn obtain(
             complete(&way, assignment, (slices, needs, kept), stop, tell).await
         }
         Device::Card(card) => {
-            // There is no room for two shares.
-            drop(stock);
-            // What was given back is free once the card was waited for.
-            card.card.synchronize().map_err(|error| (error.into(), None))?;
-            let needs = way.needs(assignment, &slices, None);
-            let weights = CudaWeights::new(&card.card, slices).map_err(|error| (error.into(), None))?;
-            let weights = load_on_card(&way, assignment, (weights, needs), stop, tell).await?;
-            Ok(OnDevice::Card(Box::new(weights)))
+            // A card makes weights sooner than it would move them.
+            let stock = stock.filter(|_| assignment.weights == WeightOrigin::Stream);
+            let kept = stock.and_then(|stock| stock.on.into_card());
+            let weights = room_on_card(&card.card, slices, kept).await?;
+            let needs = way.needs(assignment, weights.slices(), &weights.kept());
+            load_on_card(&way, assignment, (weights, needs), stop, tell).await
         }
     }
 }
@@ -72,9 +72,7 @@ async fn complete(
     let weights = RankWeights::for_slices(slices).map_err(|error| (error.into(), None))?;
     let weights = patch(way, weights, needs, kept, assignment.lends).await?;
     let kept = all - weights.lacking_bytes();
-    if kept > 0 {
-        info!(bytes = kept, of = all, "some weights are here still");
-    }
+    say_kept(kept, all);
     let tell = move |loading| tell(with_kept(kept, loading));
     let (filled, result) = lend(way, assignment, weights, stop, tell).await;
     match result {
@@ -104,21 +102,51 @@ async fn load_all(
     }
 }
 
-/// What a load on a card that is broken off has brought is lost.
+/// Memory of a card, which has no room for two shares: what is kept of these slices lies in its place.
+async fn room_on_card(
+    card: &Card,
+    slices: Vec<TensorSlice>,
+    kept: Option<CudaWeights>,
+) -> Result<CudaWeights, NotBuilt> {
+    let card = card.clone();
+    let room = move || match kept {
+        Some(kept) => kept.recut(slices),
+        // What was given back is free once the card was waited for.
+        None => card.synchronize().and_then(|()| CudaWeights::new(&card, slices)),
+    };
+    let room = tokio::task::spawn_blocking(room).await;
+    room.expect("cutting weights anew does not panic").map_err(|error| (error.into(), None))
+}
+
+/// What lacks, into memory that others do not read.
 async fn load_on_card(
     way: &Way<'_>,
     assignment: &Assignment,
     (weights, needs): (CudaWeights, Vec<Need>),
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
-) -> Result<CudaWeights, NotBuilt> {
+) -> Result<OnDevice, NotBuilt> {
     if needs.iter().all(Need::is_plain) {
         let (filled, result) = load(way, assignment, weights, stop, tell).await;
-        return result.map(|()| filled.weights).map_err(|error| (error, None));
+        return on_card(filled.weights, result);
     }
-    let weights = patch(way, weights, needs, Box::new(Several(Vec::new())), false).await?;
+    let all: u64 = needs.iter().map(|need| need.slice.bytes() as u64).sum();
+    let weights = Patchwork::in_place(weights, needs, way.digests.clone());
+    let kept = all - weights.lacking_bytes();
+    say_kept(kept, all);
+    let tell = move |loading| tell(with_kept(kept, loading));
     let (filled, result) = load(way, assignment, weights, stop, tell).await;
-    result.map(|()| filled.weights.into_whole().0).map_err(|error| (error, None))
+    on_card(filled.weights.into_weights(), result)
+}
+
+/// What a load has left there, unless that is nothing.
+fn on_card(weights: CudaWeights, result: Result<(), WorkerError>) -> Result<OnDevice, NotBuilt> {
+    let has_some = !weights.kept().is_empty();
+    let weights = OnDevice::Card(Box::new(weights));
+    match result {
+        Ok(()) => Ok(weights),
+        Err(error) => Err((error, has_some.then(|| weights.into()))),
+    }
 }
 
 /// Loads into memory that others may read meanwhile; at the end they do not any more.
@@ -150,6 +178,12 @@ fn loaded_beside(way: &Way<'_>, weights: RankWeights, before: Box<dyn Kept>) -> 
     OnDevice::Loaded(weights)
 }
 
+fn say_kept(bytes: u64, of: u64) {
+    if bytes > 0 {
+        info!(bytes, of, "some weights are here still");
+    }
+}
+
 /// Progress with what was here before.
 fn with_kept(bytes: u64, mut loading: Loading) -> Loading {
     loading.bytes_done += bytes;
@@ -159,13 +193,13 @@ fn with_kept(bytes: u64, mut loading: Loading) -> Loading {
 }
 
 /// Copies what is kept: not for the threads that serve.
-async fn patch<W: WeightSink + 'static>(
+async fn patch(
     way: &Way<'_>,
-    weights: W,
+    weights: RankWeights,
     needs: Vec<Need>,
     kept: Box<dyn Kept>,
     lends: bool,
-) -> Result<Patchwork<W>, NotBuilt> {
+) -> Result<Patchwork<RankWeights>, NotBuilt> {
     let digests = way.digests.clone();
     let patch = move || Patchwork::new(weights, needs, kept, digests, lends);
     let patch = tokio::task::spawn_blocking(patch).await;

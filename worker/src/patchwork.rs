@@ -3,7 +3,7 @@
 //! more than its share; unless others of its group ask for what it has besides.
 
 use crate::handing::{Digests, Fills};
-use flotilla_engine::weights::{CHUNK_BYTES, Kept, Need, RankWeights, WeightError, WeightSink};
+use flotilla_engine::weights::{CHUNK_BYTES, Kept, Need, RankWeights, Several, WeightError, WeightSink};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::TensorId;
 use std::collections::HashSet;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 pub struct Patchwork<W> {
     kept: Box<dyn Kept>,
+    /// What is kept lies in `weights` instead, in its place.
+    is_in_place: bool,
     weights: W,
     /// One a slice.
     needs: Vec<Need>,
@@ -41,11 +43,28 @@ impl<W: WeightSink> Patchwork<W> {
         let is_beyond = |slice: &TensorSlice| !needs.iter().any(|need| need.slice.covers(slice));
         let lent = kept.kept().into_iter().filter(|slice| lends && is_beyond(slice));
         let lent = lent.map(|slice| slice.tensor).collect();
+        let mut patchwork = Patchwork { lent, ..Self::begun(weights, needs, kept, digests) };
+        for at in 0..patchwork.needs.len() {
+            if patchwork.left[at] == 0 {
+                patchwork.put_together(at)?;
+            }
+        }
+        Ok(patchwork)
+    }
+
+    /// Fills what lacks of `weights`: what is kept is in them, where it belongs.
+    pub fn in_place(weights: W, needs: Vec<Need>, digests: Arc<Digests>) -> Patchwork<W> {
+        let elsewhere = Box::new(Several(Vec::new()));
+        Patchwork { is_in_place: true, ..Self::begun(weights, needs, elsewhere, digests) }
+    }
+
+    fn begun(weights: W, needs: Vec<Need>, kept: Box<dyn Kept>, digests: Arc<Digests>) -> Patchwork<W> {
         let numbered = needs.iter().enumerate();
         let pairs = numbered.flat_map(|(at, need)| need.lacking.iter().map(move |part| (at, part.clone())));
         let (of, lacking): (Vec<usize>, Vec<TensorSlice>) = pairs.unzip();
-        let mut patchwork = Patchwork {
+        Patchwork {
             kept,
+            is_in_place: false,
             weights,
             left: needs.iter().map(Need::lacking_bytes).collect(),
             came: vec![Vec::new(); lacking.len()],
@@ -53,14 +72,8 @@ impl<W: WeightSink> Patchwork<W> {
             lacking,
             of,
             digests,
-            lent,
-        };
-        for at in 0..patchwork.needs.len() {
-            if patchwork.left[at] == 0 {
-                patchwork.put_together(at)?;
-            }
+            lent: HashSet::new(),
         }
-        Ok(patchwork)
     }
 
     /// Of the rectangles that lack.
@@ -74,6 +87,11 @@ impl<W: WeightSink> Patchwork<W> {
         (self.weights, (!self.lent.is_empty()).then_some(self.kept))
     }
 
+    /// The weights as far as they came: what was put together, and what is kept in its place.
+    pub fn into_weights(self) -> W {
+        self.weights
+    }
+
     fn put_together(&mut self, at: usize) -> Result<(), WeightError> {
         let need = &self.needs[at];
         let first = self.of.partition_point(|of| *of < at);
@@ -84,7 +102,8 @@ impl<W: WeightSink> Patchwork<W> {
                 self.digests.keep_made(&need.slice, start + number * CHUNK_BYTES, chunk);
             }
         };
-        need.fill(&mut self.weights, at, &*self.kept, &self.came[own.clone()], see)?;
+        let kept = (!self.is_in_place).then_some(&*self.kept);
+        need.fill(&mut self.weights, at, kept, &self.came[own.clone()], see)?;
         self.came[own].fill_with(Vec::new);
         let tensor = self.needs[at].slice.tensor;
         if !self.lent.contains(&tensor) {

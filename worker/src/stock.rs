@@ -19,6 +19,7 @@ pub enum OnDevice {
     Loaded(Arc<RankWeights>),
     /// As products read them.
     Cpu(Arc<CpuWeights>),
+    /// Whole, or what a load that was broken off has left of them.
     Card(Box<CudaWeights>),
     /// What a load that was broken off has left, in the host's memory.
     Pieces(Several),
@@ -77,7 +78,7 @@ impl OnDevice {
                 (weights.tensors().count() == weights.slices().len()).then(|| weights.slices())
             }
             OnDevice::Cpu(weights) => Some(weights.slices()),
-            OnDevice::Card(weights) => Some(weights.slices()),
+            OnDevice::Card(weights) => weights.is_whole().then(|| weights.slices()),
             OnDevice::Pieces(_) => None,
         }
     }
@@ -89,6 +90,14 @@ impl OnDevice {
             OnDevice::Cpu(weights) => Some(Box::new(alone(weights))),
             OnDevice::Pieces(pieces) => Some(Box::new(pieces)),
             OnDevice::Card(_) => None,
+        }
+    }
+
+    /// For weights on a card. They must be off the shelf.
+    pub fn into_card(self) -> Option<CudaWeights> {
+        match self {
+            OnDevice::Card(weights) => Some(*weights),
+            OnDevice::Loaded(_) | OnDevice::Cpu(_) | OnDevice::Pieces(_) => None,
         }
     }
 }

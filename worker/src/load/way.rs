@@ -4,7 +4,7 @@ use crate::cache::{self, WeightCache};
 use crate::device::Device;
 use crate::handing::{Digests, Handing};
 use crate::settings::Settings;
-use flotilla_engine::weights::{Kept, Need};
+use flotilla_engine::weights::Need;
 use flotilla_shared::tensor::TensorId;
 use flotilla_shared::{Assignment, TensorSlice, WeightOrigin};
 use std::collections::HashMap;
@@ -41,13 +41,8 @@ impl<'a> Way<'a> {
     }
 
     /// Of each slice what of it is kept, and in which parts the rest is asked for: as the disk and the holders have them.
-    pub fn needs(
-        &self,
-        assignment: &Assignment,
-        slices: &[TensorSlice],
-        kept: Option<&dyn Kept>,
-    ) -> Vec<Need> {
-        let mut needs = Need::of(slices, &kept.map_or_else(Vec::new, Kept::kept));
+    pub fn needs(&self, assignment: &Assignment, slices: &[TensorSlice], kept: &[TensorSlice]) -> Vec<Need> {
+        let mut needs = Need::of(slices, kept);
         if assignment.weights == WeightOrigin::Stream {
             let held = of_holders(assignment);
             for need in &mut needs {
