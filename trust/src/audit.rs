@@ -2,7 +2,15 @@
 //! `act`, `who`, `outcome` and `what`; never a secret, and never a word of a prompt. Its target is `flotilla::audit`,
 //! so that `FLOTILLA_LOG=warn,flotilla::audit=info` gives it alone.
 
+use crate::door::origin;
+use crate::often::Often;
 use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Of all doors of this process: they have one log.
+static OFTEN: Mutex<Often> = Mutex::new(Often::new());
 
 /// What was done, or tried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +84,21 @@ pub fn begun(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
 pub fn refused(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
     let (act, who, what) = (act.as_str(), who.to_string(), what.to_string());
     tracing::warn!(target: "flotilla::audit", act, who, outcome = "refused", what, "audit");
+}
+
+/// The same of a stranger, who may come again at once: so many lines a minute of one address and reason.
+pub fn refused_at_the_door(act: Act, from: SocketAddr, what: impl fmt::Display) {
+    let what = what.to_string();
+    let reason = (origin(from.ip()), what.chars().take(200).collect());
+    let words = OFTEN.lock().unwrap_or_else(PoisonError::into_inner).hear(reason, Instant::now());
+    for ((address, what), more) in words.more {
+        refused(act, address, format!("{more} times more within a minute: {what}"));
+    }
+    match (words.this, words.last) {
+        (true, true) => refused(act, from, format!("{what} (further ones are counted for a minute)")),
+        (true, false) => refused(act, from, what),
+        (false, _) => {}
+    }
 }
 
 /// It went wrong, and things stay as they were.

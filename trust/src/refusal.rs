@@ -40,6 +40,8 @@ pub enum Refusal {
     Late { seconds: u64 },
     #[error("too many connections wait that have not shown what lets them in, and it had waited longest")]
     Crowded,
+    #[error("what it showed does not let it in")]
+    TurnedAway,
     #[error("{0}")]
     Other(String),
 }

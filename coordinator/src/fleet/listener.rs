@@ -28,7 +28,9 @@ fn refused(from: SocketAddr, refusal: Refusal) {
     match refusal {
         // A probe of the port, mostly.
         Refusal::Closed => debug!(%from, "a connection closed before it said who it is"),
-        refusal => audit::refused(Act::AdmitWorker, from.to_string(), refusal),
+        // It was told when it was turned away.
+        Refusal::TurnedAway => debug!(%from, "a connection with a wrong token ended"),
+        refusal => audit::refused_at_the_door(Act::AdmitWorker, from, refusal),
     }
 }
 

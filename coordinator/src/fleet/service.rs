@@ -65,13 +65,14 @@ impl Fleet {
         // Digests are compared in constant time.
         let expected = blake3::hash(format!("Bearer {join_token}").as_bytes());
         let admit = move |request: Request<()>| {
+            let caller = request.extensions().get::<Caller>();
+            let may_try = !caller.is_some_and(Caller::was_turned_away);
             let given = request.metadata().get("authorization");
             let given = given.map(|value| blake3::hash(value.as_encoded_bytes()));
-            let caller = request.extensions().get::<Caller>();
-            match given == Some(expected) {
-                true => caller.inspect(|caller| caller.let_in()),
-                false => return Err(refuse_token(words_of(caller))),
-            };
+            if !may_try || given != Some(expected) {
+                return Err(refuse_token(caller));
+            }
+            caller.inspect(|caller| caller.let_in());
             Ok(request)
         };
         let server = tonic::service::interceptor::InterceptedService::new(server, admit);
@@ -125,8 +126,11 @@ impl Fleet {
     }
 }
 
-fn refuse_token(from: String) -> Status {
-    audit::refused(Act::AdmitWorker, from, "wrong or missing join token");
+/// One token may be tried on a connection, and there is one line for it.
+fn refuse_token(caller: Option<&Caller>) -> Status {
+    if let Some(caller) = caller.filter(|caller| caller.turn_away()) {
+        audit::refused_at_the_door(Act::AdmitWorker, caller.address, "wrong or missing join token");
+    }
     Status::unauthenticated(
         "wrong or missing join token\nhint: give the worker the coordinator's --join-token",
     )

@@ -53,3 +53,24 @@ async fn who_does_not_know_the_token_or_does_not_say_hello_is_refused() {
         (Code::InvalidArgument, "the first message must be Hello")
     );
 }
+
+/// It could try as many as it likes, with a line of the log for each.
+#[tokio::test]
+async fn one_token_may_be_tried_on_a_connection() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
+    let client = FleetClient::new(endpoint.connect().await.unwrap());
+    let fetch = async |client: &FleetClient<_>, token: &str| {
+        let mut request = Request::new(flotilla_proto::wire::FetchRequest::default());
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        client.clone().fetch(request).await.expect_err("there is nothing to fetch")
+    };
+    // One behind the other on one connection.
+    let (wrong, right) = tokio::join!(fetch(&client, "another"), fetch(&client, TOKEN));
+    for refused in [wrong, right] {
+        assert!(!refused.message().contains("no weights"), "it was let in: {refused:?}");
+    }
+    // A new connection is as good as any.
+    let client = FleetClient::new(endpoint.connect().await.unwrap());
+    assert!(fetch(&client, TOKEN).await.message().contains("no weights"));
+}

@@ -8,12 +8,16 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 use tonic::transport::server::Connected;
+
+/// For the answer to reach who was turned away.
+const GOODBYE_WAIT: Duration = Duration::from_secs(2);
 
 /// What bytes go over.
 pub trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -26,6 +30,7 @@ pub struct Caller {
     pub address: SocketAddr,
     place: Arc<Place>,
     is_let_in: Arc<AtomicBool>,
+    turned_away: Arc<AtomicUsize>,
 }
 
 impl Caller {
@@ -35,6 +40,16 @@ impl Caller {
             self.place.leave();
         }
     }
+
+    /// What it showed does not let it in. It has time to hear so, once; then its connection ends. Whether it is the first
+    /// time: what it shows after that is not to be looked at.
+    pub fn turn_away(&self) -> bool {
+        self.turned_away.fetch_add(1, Ordering::AcqRel) == 0
+    }
+
+    pub fn was_turned_away(&self) -> bool {
+        self.turned_away.load(Ordering::Acquire) > 0
+    }
 }
 
 /// Ends with why it has to go, if it is not let in before.
@@ -43,14 +58,29 @@ pub(super) struct Newcomer {
     pub(super) manners: Manners,
     makes_room: oneshot::Receiver<()>,
     late: Pin<Box<Sleep>>,
+    /// Once it was turned away.
+    goodbye: Option<Pin<Box<Sleep>>>,
 }
 
 impl Newcomer {
     pub(super) fn new(room: &Room, address: SocketAddr, manners: Manners) -> Newcomer {
         let (place, makes_room) = room.enter(address.ip());
-        let caller = Caller { address, place: Arc::new(place), is_let_in: Arc::default() };
+        let (is_let_in, turned_away) = Default::default();
+        let caller = Caller { address, place: Arc::new(place), is_let_in, turned_away };
         let late = Box::pin(tokio::time::sleep(manners.proof_wait));
-        Newcomer { caller, manners, makes_room, late }
+        Newcomer { caller, manners, makes_room, late, goodbye: None }
+    }
+
+    /// Whether it has been turned away for long enough, or asks again.
+    fn has_heard(&mut self, context: &mut Context<'_>) -> bool {
+        match self.caller.turned_away.load(Ordering::Acquire) {
+            0 => false,
+            1 => {
+                let goodbye = self.goodbye.get_or_insert_with(|| Box::pin(tokio::time::sleep(GOODBYE_WAIT)));
+                goodbye.as_mut().poll(context).is_ready()
+            }
+            _ => true,
+        }
     }
 }
 
@@ -60,6 +90,9 @@ impl Future for Newcomer {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Refusal> {
         if Pin::new(&mut self.makes_room).poll(context).is_ready() {
             return Poll::Ready(Refusal::Crowded);
+        }
+        if self.has_heard(context) {
+            return Poll::Ready(Refusal::TurnedAway);
         }
         ready!(self.late.as_mut().poll(context));
         Poll::Ready(Refusal::Late { seconds: self.manners.proof_wait.as_secs() })

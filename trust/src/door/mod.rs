@@ -1,11 +1,12 @@
 //! A port that members of a fleet come to: TCP, and TLS over it where there are certificates. Who has come keeps a place
 //! without having shown what lets him in for a bounded time only, and so many do at once. Who calls, and what lets him in,
-//! is the business of whoever serves the connections: it says so by [`Caller::let_in`].
+//! is the business of whoever serves the connections: it says so by [`Caller::let_in`], or by [`Caller::turn_away`].
 
 mod connection;
 mod room;
 
 pub use connection::{Caller, Connection, Io};
+pub use room::origin;
 
 use crate::{Refusal, ServerTls};
 use connection::Newcomer;
@@ -160,6 +161,29 @@ mod tests {
         let told = tokio::time::timeout(Duration::from_secs(60), connection.write_all(&answer)).await;
         let error = told.expect("it is not waited for without end").unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut, "{error}");
+    }
+
+    /// It could try as often as it likes.
+    #[tokio::test]
+    async fn who_is_turned_away_hears_so_and_is_closed() {
+        let (address, mut door) = door(LONG).await;
+        for asks_again in [false, true] {
+            let mut wrong = TcpStream::connect(address).await.unwrap();
+            let mut connection = door.recv().await.unwrap().unwrap();
+            assert!(connection.caller().turn_away() && connection.caller().was_turned_away());
+            connection.write_all(b"no").await.unwrap();
+            if asks_again {
+                assert!(!connection.caller().turn_away());
+            }
+            let error = read(connection).await.unwrap_err();
+            assert!(error.to_string().contains("does not let it in"), "{error}");
+            let mut heard = String::new();
+            let _ = wrong.read_to_string(&mut heard).await;
+            assert_eq!(heard, "no");
+        }
+        // Who was let in on another connection is not concerned.
+        let _meant = TcpStream::connect(address).await.unwrap();
+        assert!(!door.recv().await.unwrap().unwrap().caller().was_turned_away());
     }
 
     /// Nobody's time runs out here: the oldest make room.

@@ -79,7 +79,7 @@ impl Place {
 }
 
 /// Whom an address is of: with IPv6 one host has 2^64.
-fn origin(address: IpAddr) -> IpAddr {
+pub fn origin(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
         address => address,
