@@ -1,12 +1,12 @@
 //! All keys that are known, and the file that they came from, which is read again once it is another: a key
-//! that stays keeps what it has used. A file that cannot be taken changes nothing but the log.
+//! that stays keeps what it has used. A file that cannot be taken changes nothing but the log, and is tried again.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
+use flotilla_trust::Stamp;
 use flotilla_trust::audit::{self, Act};
 
 use super::file::{self, Entries};
@@ -27,19 +27,18 @@ pub struct Keyring {
 struct Look {
     at: Instant,
     stamp: Option<Stamp>,
+    /// Why it could not be taken as it is.
+    failed: Option<String>,
     /// Given to no key yet: a number is never given twice.
     client_next: u64,
 }
 
-/// What is another once the file was written. None: there is no file.
-type Stamp = (SystemTime, u64);
-
 impl Keyring {
     pub fn read(path: &Path) -> Result<Keyring, KeyFileError> {
         // The stamp first: what is written meanwhile is read again.
-        let stamp = stamp(path);
+        let stamp = Stamp::of(path);
         let keys: Vec<_> = (1..).zip(file::read(path)?).map(|(client, entry)| entry.key(client)).collect();
-        let look = Look { at: Instant::now(), stamp, client_next: 1 + keys.len() as u64 };
+        let look = Look { at: Instant::now(), stamp, failed: None, client_next: 1 + keys.len() as u64 };
         Ok(Keyring { path: path.to_owned(), keys: RwLock::new(keys), look: Mutex::new(look) })
     }
 
@@ -71,14 +70,24 @@ impl Keyring {
     }
 
     fn look_again(&self, look: &mut Look) {
-        let stamp = stamp(&self.path);
-        // What is wrong with a file is told once.
-        if std::mem::replace(&mut look.stamp, stamp) == stamp {
+        let stamp = Stamp::of(&self.path);
+        // Whether it can be read may hang on more than the file.
+        if look.stamp == stamp && look.failed.is_none() {
             return;
         }
+        look.stamp = stamp;
         match file::read(&self.path) {
-            Ok(entries) => self.replace(entries, look),
-            Err(error) => audit::failed(Act::ReadKeys, self.path.display(), error),
+            Ok(entries) => {
+                look.failed = None;
+                self.replace(entries, look);
+            }
+            Err(error) => {
+                // What is wrong with a file is told once.
+                let words = error.to_string();
+                if look.failed.replace(words.clone()) != Some(words) {
+                    audit::failed(Act::ReadKeys, self.path.display(), error);
+                }
+            }
         }
     }
 
@@ -121,14 +130,10 @@ fn difference(new: &[String], gone: &[String], changed: &[String]) -> String {
     format!("new {}, gone {}, changed {}", list(new), list(gone), list(changed))
 }
 
-fn stamp(path: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.modified().ok()?, metadata.len()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn what_changed_in_a_key_file_is_told_by_name() {
@@ -187,5 +192,39 @@ mod tests {
         fs::write(&path, good + &entry("ben", "b").unwrap()).unwrap();
         look_now(&keys);
         assert!(keys.find(b"a").is_some() && keys.find(b"b").is_some());
+    }
+    /// A key that was taken away was good for ever.
+    #[test]
+    fn a_file_that_could_not_be_read_for_once_is_read_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        fs::write(&path, entry("ann", "a").unwrap()).unwrap();
+        let keys = Keyring::read(&path).unwrap();
+        fs::write(&path, entry("ben", "b").unwrap()).unwrap();
+        {
+            // Its stamp was seen, and the reading failed.
+            let mut look = keys.look.lock().unwrap();
+            (look.stamp, look.failed) = (Stamp::of(&path), Some("too many open files".into()));
+        }
+        look_now(&keys);
+        assert!(keys.find(b"a").is_none() && keys.find(b"b").is_some());
+        assert_eq!(keys.look.lock().unwrap().failed, None);
+    }
+
+    #[test]
+    fn a_file_of_the_same_length_and_time_of_writing_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keys.toml");
+        fs::write(&path, entry("ann", "a").unwrap()).unwrap();
+        let written = fs::metadata(&path).unwrap().modified().unwrap();
+        let keys = Keyring::read(&path).unwrap();
+        let before = Stamp::of(&path);
+        // The system's time of change goes in ticks.
+        while Stamp::of(&path) == before {
+            fs::write(&path, entry("ann", "b").unwrap()).unwrap();
+            fs::File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
+        }
+        look_now(&keys);
+        assert!(keys.find(b"a").is_none() && keys.find(b"b").is_some());
     }
 }
