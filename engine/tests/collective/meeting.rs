@@ -5,6 +5,8 @@ use flotilla_engine::collective::{AllReduce, Collective, CollectiveError, Peers,
 use flotilla_shared::{Epoch, Rank};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -140,6 +142,34 @@ fn strangers_disturb_nobody() {
     let _ = http.read_to_end(&mut answer);
     assert!(answer.is_empty(), "{answer:?}");
     drop(silent);
+}
+
+/// As many as the listener's queue holds come before the meeting, and ever more during it: each was listened to for two
+/// seconds, 64 at once, and the members behind them were never heard.
+#[test]
+fn strangers_without_end_keep_no_member_out() {
+    let (listeners, peers) = listeners(2);
+    let address = peers[0].parse().unwrap();
+    let silent = move || TcpStream::connect_timeout(&address, Duration::from_millis(100));
+    let before: Vec<_> = (0..140).map_while(|_| silent().ok()).collect();
+    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::clone(&over);
+    let flood = thread::spawn(move || {
+        let mut kept = Vec::new();
+        while !is_over.load(Ordering::Relaxed) {
+            kept.extend(silent());
+            thread::sleep(Duration::from_millis(5));
+        }
+    });
+    let members = listeners.into_iter().enumerate().map(|(rank, listener)| {
+        let peers = peers.clone();
+        thread::spawn(move || connect(rank, listener, &peers, PATIENT).map(drop))
+    });
+    let met: Vec<_> = members.collect::<Vec<_>>().into_iter().map(|thread| thread.join().unwrap()).collect();
+    over.store(true, Ordering::Relaxed);
+    flood.join().unwrap();
+    assert!(met.iter().all(Result::is_ok), "{met:?}");
+    drop(before);
 }
 
 /// What one side says cannot be said back to it: a stranger that plays one member against itself.

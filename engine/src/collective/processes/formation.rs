@@ -2,7 +2,8 @@
 //! to the other that it is a member ([`Member`]).
 //!
 //! Who fails is a stranger: its connection is dropped, and it cannot hold up the others, since each
-//! connection has its own thread for a bounded time. Dialers try again until the deadline: the peer may
+//! connection has its own thread for a bounded time, and where there are too many the oldest goes for the next: nobody
+//! waits behind those that say nothing. Dialers try again until the deadline: the peer may
 //! start later, or still be ending the epoch before.
 
 use super::handshake::{HANDSHAKE_MAX, Identity, Member, Refusal};
@@ -10,15 +11,18 @@ use crate::collective::{CollectiveError, Stop};
 use flotilla_shared::{Epoch, Rank};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::net::{Shutdown, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Connections that are being proven at once; more wait in the listener's queue.
-const PENDING_MAX: usize = 64;
+/// Connections that are being proven at once. More than the listener's queue holds: what gathered there before the
+/// meeting is taken at once, and none of it goes unheard.
+const PENDING_MAX: usize = 256;
+/// Strangers of one meeting that the log tells of.
+const STRANGERS_TOLD: usize = 16;
 const RETRY: Duration = Duration::from_millis(20);
 /// Between looks at the listener.
 const ACCEPT_TICK: Duration = Duration::from_millis(2);
@@ -38,7 +42,7 @@ pub(super) fn meet(
         member,
         until: Instant::now() + deadline,
         over: AtomicBool::new(false),
-        pending: AtomicUsize::new(0),
+        pending: Mutex::default(),
     });
     let (sender, arrivals) = mpsc::channel();
     for (peer, address) in peers.iter().enumerate().take(rank.index()) {
@@ -67,6 +71,7 @@ fn collect(
     let others = (0..us.size).map(Rank).filter(|&rank| rank != us.rank);
     let mut reasons: BTreeMap<Rank, String> = others.map(|rank| (rank, absent(rank, us.rank))).collect();
     let mut streams: BTreeMap<Rank, TcpStream> = BTreeMap::new();
+    let mut strangers = 0;
     while streams.len() < reasons.len() {
         if Instant::now() >= meeting.until {
             reasons.retain(|rank, _| !streams.contains_key(rank));
@@ -83,7 +88,8 @@ fn collect(
             Ok(Arrival::NotYet(rank, reason)) => drop(reasons.insert(rank, reason)),
             Ok(Arrival::Fatal(error)) => return Err(error),
             Ok(Arrival::Stranger(reason)) => {
-                tracing::warn!("collective: a connection was turned away: {reason}");
+                strangers += 1;
+                say_turned_away(strangers, &reason);
                 // It may have been one of those who are missing, with another key.
                 let waiting = reasons.iter_mut().filter(|(rank, _)| **rank > us.rank);
                 let said = format!("did not dial in, but someone was turned away: {reason}");
@@ -99,22 +105,32 @@ fn absent(peer: Rank, us: Rank) -> String {
     if peer > us { "did not dial in".to_owned() } else { "was not reached".to_owned() }
 }
 
-/// Gives each waiting connection a thread, up to [`PENDING_MAX`] at once.
+fn say_turned_away(count: usize, reason: &str) {
+    if count <= STRANGERS_TOLD {
+        tracing::warn!("collective: a connection was turned away: {reason}");
+    }
+    if count == STRANGERS_TOLD {
+        tracing::warn!("collective: further ones that are turned away in this meeting are not told of");
+    }
+}
+
+/// Gives each waiting connection a thread; beyond [`PENDING_MAX`] at once the oldest goes for it.
 fn accept_all(meeting: &Arc<Meeting>, listener: &TcpListener, sender: &Sender<Arrival>) {
-    while meeting.pending.load(Ordering::Relaxed) < PENDING_MAX {
+    for _ in 0..PENDING_MAX {
         // What fails here failed for one connection, or will be better at the next tick.
-        let Ok((stream, address)) = listener.accept() else {
-            return;
-        };
+        let Ok((stream, address)) = listener.accept() else { return };
+        let Ok(number) = meeting.begin(&stream) else { continue };
         let (meeting, sender) = (Arc::clone(meeting), sender.clone());
-        meeting.pending.fetch_add(1, Ordering::Relaxed);
         thread::spawn(move || {
-            let arrival = match meeting.member.accept(&stream, &address.to_string(), meeting.until) {
+            // Who is proven is cut off no more: it hears that it is welcome.
+            let proven = || meeting.end(number);
+            let accepted = meeting.member.accept(&stream, &address.to_string(), meeting.until, proven);
+            meeting.end(number);
+            let arrival = match accepted {
                 Ok(rank) => Arrival::Member(rank, stream),
                 Err(Refusal::Stranger(reason)) => Arrival::Stranger(format!("{address}: {reason}")),
                 Err(Refusal::Fatal(error)) => Arrival::Fatal(error),
             };
-            meeting.pending.fetch_sub(1, Ordering::Relaxed);
             // The meeting may be over.
             let _ = sender.send(arrival);
         });
@@ -134,10 +150,41 @@ struct Meeting {
     member: Member,
     until: Instant,
     over: AtomicBool,
-    pending: AtomicUsize,
+    pending: Mutex<Pending>,
+}
+
+/// Those that are being proven, in the order in which they came.
+#[derive(Default)]
+struct Pending {
+    came: u64,
+    streams: BTreeMap<u64, TcpStream>,
 }
 
 impl Meeting {
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One is to be proven; if there are too many, the oldest is not any more, and its thread ends.
+    fn begin(&self, stream: &TcpStream) -> io::Result<u64> {
+        let held = stream.try_clone()?;
+        let mut pending = self.pending();
+        if pending.streams.len() >= PENDING_MAX
+            && let Some((_, oldest)) = pending.streams.pop_first()
+        {
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        pending.came += 1;
+        let number = pending.came;
+        pending.streams.insert(number, held);
+        Ok(number)
+    }
+
+    /// Whether it was let be until now.
+    fn end(&self, number: u64) -> bool {
+        self.pending().streams.remove(&number).is_some()
+    }
+
     /// Dials until it is let in, or the meeting is over.
     fn dial(&self, peer: Rank, address: &str, sender: &Sender<Arrival>) {
         while !self.over.load(Ordering::Relaxed) && Instant::now() < self.until {

@@ -109,8 +109,14 @@ impl Member {
         self.compare(found, address, peer..=peer)
     }
 
-    /// The rank of who dialed in.
-    pub(super) fn accept(&self, stream: &TcpStream, address: &str, until: Instant) -> Result<Rank, Refusal> {
+    /// The rank of who dialed in. `proven` is told once it has shown that it is a member, and says whether it may stay.
+    pub(super) fn accept(
+        &self,
+        stream: &TcpStream,
+        address: &str,
+        until: Instant,
+        proven: impl FnOnce() -> bool,
+    ) -> Result<Rank, Refusal> {
         // Some systems hand the listener's flag on.
         stream.set_nonblocking(false)?;
         let mut wire = Wire::new(stream, until)?;
@@ -122,6 +128,9 @@ impl Member {
         let claim: [u8; CLAIM_BYTES] = wire.receive()?;
         let (identity, proof) = claim.split_first_chunk().expect("it begins with an identity");
         self.verify("dialer", &[&mine, theirs, identity], proof)?;
+        if !proven() {
+            return Err(Refusal::Stranger("too many came at once".to_owned()));
+        }
         // Before judging it, so that the other side can judge too.
         let welcome = self.identity.to_bytes();
         wire.send(&[&welcome, self.mac("welcome", &[&mine, theirs, &welcome]).as_bytes()])?;
