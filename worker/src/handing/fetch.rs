@@ -25,12 +25,14 @@ const BEGIN_LOOK: Duration = Duration::from_millis(10);
 const FETCHES_MAX: usize = 4;
 /// How long a further one waits for another to end.
 const PLACE_WAIT: Duration = Duration::from_secs(5);
-/// Chunks on their way in one stream.
-const CHUNKS_AHEAD: usize = 2;
+/// Chunks on their way in one stream, beside one that was just made.
+const CHUNKS_AHEAD: usize = 1;
 /// Between two looks at what is not here yet.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// For one chunk. Whoever asks gives up before.
 const COMING_WAIT: Duration = Duration::from_secs(60);
+/// For one chunk to be taken: who takes none keeps its place from others.
+const TAKEN_WAIT: Duration = Duration::from_secs(60);
 
 type Sent = Result<wire::SliceChunk, Status>;
 
@@ -38,13 +40,15 @@ pub struct Service {
     shelf: Shelf,
     throttle: Option<Arc<Throttle>>,
     places: Arc<Semaphore>,
+    pub(super) taken_wait: Duration,
 }
 
 impl Service {
     /// Hands on so many bytes a second at most.
     pub fn new(shelf: Shelf, bytes_per_second_max: Option<u64>) -> Service {
         let throttle = bytes_per_second_max.map(|rate| Arc::new(Throttle::new(rate)));
-        Service { shelf, throttle, places: Arc::new(Semaphore::new(FETCHES_MAX)) }
+        let places = Arc::new(Semaphore::new(FETCHES_MAX));
+        Service { shelf, throttle, places, taken_wait: TAKEN_WAIT }
     }
 
     async fn offered(&self, weights: WeightsId) -> Offered {
@@ -70,12 +74,16 @@ pub async fn serve(
     let expected = blake3::hash(format!("Bearer {}", words_of(&key)).as_bytes());
     let admit = move |request: Request<()>| {
         let given = request.metadata().get("authorization");
+        let caller = request.extensions().get::<Caller>();
         match given.map(|value| blake3::hash(value.as_encoded_bytes())) {
-            Some(given) if given == expected => {
-                request.extensions().get::<Caller>().inspect(|caller| caller.let_in());
+            Some(given) if given == expected && !caller.is_some_and(Caller::was_turned_away) => {
+                caller.inspect(|caller| caller.let_in());
                 Ok(request)
             }
-            _ => Err(Status::unauthenticated("wrong or missing key")),
+            _ => {
+                caller.inspect(|caller| _ = caller.turn_away());
+                Err(Status::unauthenticated("wrong or missing key"))
+            }
         }
     };
     let server = tonic::service::interceptor::InterceptedService::new(server, admit);
@@ -107,7 +115,9 @@ impl Weights for Service {
         let place = tokio::time::timeout(PLACE_WAIT, self.places.clone().acquire_owned()).await;
         let place =
             place.map_err(|_| Status::resource_exhausted(format!("{FETCHES_MAX} others fetch here")))?;
-        let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
+        let (chunks, made) = mpsc::channel(1);
+        let (taken, stream) = mpsc::channel(CHUNKS_AHEAD);
+        tokio::spawn(hand_over(made, taken, self.taken_wait));
         let (shelf, throttle) = (self.shelf.clone(), self.throttle.clone());
         tokio::task::spawn_blocking(move || {
             let stream = Stream { shelf, throttle, offered, kept: OnceCell::new(), slices, chunks };
@@ -117,6 +127,21 @@ impl Weights for Service {
             drop(place);
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}
+
+/// Ends, and with it the thread that makes chunks, once one is not taken in time: a connection may answer pings while whoever
+/// is to read from it hangs.
+async fn hand_over(mut made: mpsc::Receiver<Sent>, taken: mpsc::Sender<Sent>, wait: Duration) {
+    loop {
+        let next = tokio::select! {
+            next = made.recv() => next,
+            () = taken.closed() => return,
+        };
+        let Some(next) = next else { return };
+        if !matches!(tokio::time::timeout(wait, taken.send(next)).await, Ok(Ok(()))) {
+            return;
+        }
     }
 }
 

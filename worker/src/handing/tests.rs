@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio_stream::StreamExt;
 use tonic::transport::Endpoint;
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 
 fn source() -> Synthetic {
     let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
@@ -112,9 +112,13 @@ fn digests_outlive_a_load_where_slices_are_cut_alike() {
 
 /// What is on `shelf` is served at this address, under the key 3.
 async fn served(shelf: Shelf) -> (std::net::SocketAddr, AbortOnDrop) {
+    served_by(Service::new(shelf, None)).await
+}
+
+async fn served_by(service: Service) -> (std::net::SocketAddr, AbortOnDrop) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let served = serve(Service::new(shelf, None), [3; 32], door::incoming(listener, None));
+    let served = serve(service, [3; 32], door::incoming(listener, None));
     (address, AbortOnDrop(tokio::spawn(async { drop(served.await) })))
 }
 
@@ -135,6 +139,14 @@ async fn try_fetched(
     address: std::net::SocketAddr,
     slices: &[TensorSlice],
 ) -> Result<Vec<wire::SliceChunk>, Status> {
+    opened(address, slices).await?.collect().await
+}
+
+/// Of which nothing is read yet.
+async fn opened(
+    address: std::net::SocketAddr,
+    slices: &[TensorSlice],
+) -> Result<Streaming<wire::SliceChunk>, Status> {
     let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
     let mut client = WeightsClient::new(endpoint.connect().await.unwrap());
     let fetch = Fetch {
@@ -146,7 +158,7 @@ async fn try_fetched(
     let mut request = Request::new(wire::FetchRequest::from(&fetch));
     let key = format!("Bearer {}", words_of(&[3; 32]));
     request.metadata_mut().insert("authorization", key.parse().unwrap());
-    client.fetch(request).await?.into_inner().collect().await
+    Ok(client.fetch(request).await?.into_inner())
 }
 
 /// A bit that turned in this worker's memory: the chunk goes out with the digest with which it came.
@@ -236,4 +248,27 @@ async fn connections_that_show_no_key_keep_nobody_out() {
     }
     let chunks = tokio::time::timeout(Duration::from_secs(60), fetched(address, &slices[..2])).await;
     assert_eq!(chunks.expect("it is served").len(), 2);
+}
+
+/// They answer pings, and take nothing: as many as there are places kept these from all others for ever.
+#[tokio::test]
+async fn streams_that_nobody_reads_keep_no_places() {
+    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
+    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
+    shelf.begin(&assignment, None, true);
+    let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
+    weights.load_from(&source(), &mut |_, _| {}).unwrap();
+    shelf.lay(Arc::new(weights));
+    let mut service = Service::new(shelf, None);
+    service.taken_wait = Duration::from_millis(50);
+    let (address, _served) = served_by(service).await;
+    // More than the windows of a stream take.
+    let all: Vec<_> = std::iter::repeat_n(slices.clone(), 64).flatten().collect();
+    let mut unread = Vec::new();
+    for _ in 0..4 {
+        unread.push(opened(address, &all).await.unwrap());
+    }
+    let fetch = async { while try_fetched(address, &slices[..2]).await.is_err() {} };
+    tokio::time::timeout(Duration::from_secs(60), fetch).await.expect("there is a place");
+    drop(unread);
 }
