@@ -89,6 +89,7 @@ WRONG = [
     ("gpu.enabled=yes please", "/gpu/enabled"),
     ("networkPolicy.dnsPorts={dns}", "/networkPolicy/dnsPorts/0"),
     ("ingress.enabled=true", "/ingress/host"),
+    ("podDisruptionBudget.workersNotReady=Never", "/podDisruptionBudget/workersNotReady"),
 ]
 
 
@@ -129,6 +130,15 @@ def test_groups_restart_as_they_are_told(policy):
     sets = [f"workers.restartPolicy={policy}"] if policy != "None" else []
     [group] = [doc for doc in documents(rendered("groups", *sets)) if doc["kind"] == "LeaderWorkerSet"]
     assert group["spec"]["leaderWorkerTemplate"]["restartPolicy"] == policy
+
+
+@pytest.mark.parametrize("policy", ["IfHealthyBudget", "AlwaysAllow"])
+@pytest.mark.parametrize("values", ["replicas", "groups"])
+def test_workers_that_form_a_group_are_not_evicted_all_at_once(values, policy):
+    sets = [f"podDisruptionBudget.workersNotReady={policy}"] if policy != "IfHealthyBudget" else []
+    budgets = [doc for doc in documents(rendered(values, *sets)) if doc["kind"] == "PodDisruptionBudget"]
+    [workers] = [doc["spec"] for doc in budgets if doc["metadata"]["name"].endswith("-worker")]
+    assert workers["unhealthyPodEvictionPolicy"] == policy and workers["maxUnavailable"] == 1
 
 
 def test_names_are_asked_for_where_dns_listens():
