@@ -1,5 +1,6 @@
 //! The streams of slices: what the workers of the forming group may fetch, read and digested off the async
-//! threads, all of them together no faster than they may.
+//! threads, all of them together no faster than they may. A stream holds a thread only while it reads a chunk: however many
+//! workers load, and however slowly, others find threads for prompts.
 
 use flotilla_engine::weights::{Extent, Throttle, WeightError, WeightSource, extents_of, read_chunk};
 use flotilla_proto::{Fetch, WireError, wire};
@@ -8,12 +9,14 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 /// Chunks on their way in one stream.
 const CHUNKS_AHEAD: usize = 4;
+/// Chunks that are read at once: more than any disk, and few of the threads that there are.
+const READS_MAX: usize = 64;
 
 pub(super) type Chunks = ReceiverStream<Result<wire::SliceChunk, Status>>;
 
@@ -24,8 +27,8 @@ pub struct Serving {
 }
 
 /// Weights for whoever may have them.
-#[derive(Default)]
 pub(super) struct Counter {
+    reads: Arc<Semaphore>,
     serving: Mutex<BTreeMap<Epoch, Arc<Serving>>>,
     throttle: Option<Throttle>,
     bytes_sent: AtomicU64,
@@ -36,7 +39,13 @@ pub(super) struct Counter {
 impl Counter {
     /// Sends so many bytes a second at most, over all workers.
     pub(super) fn new(bytes_per_second_max: Option<u64>) -> Counter {
-        Counter { throttle: bytes_per_second_max.map(Throttle::new), ..Counter::default() }
+        Counter {
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            serving: Mutex::default(),
+            throttle: bytes_per_second_max.map(Throttle::new),
+            bytes_sent: AtomicU64::new(0),
+            loaded: Mutex::default(),
+        }
     }
 
     pub(super) fn serve(&self, serving: Serving) {
@@ -76,45 +85,79 @@ impl Counter {
         let serving = self.serving(epoch)?;
         let extents = extents_of(serving.source.spec(), &slices, extents).map_err(invalid)?;
         let (chunks, stream) = mpsc::channel(CHUNKS_AHEAD);
-        let counter = self.clone();
-        tokio::task::spawn_blocking(move || {
-            let sent = counter.send(&*serving.source, &slices, &extents, &chunks);
-            if let Err(error) = sent {
-                let _ = chunks.blocking_send(Err(Status::data_loss(error.to_string())));
+        let (counter, wanted) = (self.clone(), Arc::new(Wanted { serving, slices, extents }));
+        tokio::spawn(async move {
+            if let Err(status) = counter.send(&wanted, &chunks).await {
+                let _ = chunks.send(Err(status)).await;
             }
         });
         Ok(ReceiverStream::new(stream))
     }
 
     /// Reads chunks and sends them one by one; ends early when the worker is gone.
-    fn send(
+    async fn send(
         &self,
-        source: &dyn WeightSource,
-        slices: &[TensorSlice],
-        extents: &[Extent],
+        wanted: &Arc<Wanted>,
         chunks: &mpsc::Sender<Result<wire::SliceChunk, Status>>,
-    ) -> Result<(), WeightError> {
-        let announce = |extent: Option<&Extent>| {
-            if let Some(Extent { slice, bytes }) = extent {
-                source.will_read(&slices[*slice], bytes.clone());
-            }
-        };
-        announce(extents.first());
-        for (number, extent) in extents.iter().enumerate() {
-            announce(extents.get(number + 1));
+    ) -> Result<(), Status> {
+        for (number, extent) in wanted.extents.iter().enumerate() {
             for chunk in extent.chunks() {
                 if let Some(throttle) = &self.throttle {
-                    throttle.pass(chunk.len());
+                    tokio::time::sleep(throttle.wait(chunk.len())).await;
                 }
                 let bytes = chunk.len() as u64;
-                let message = message(source, slices, extent.slice, chunk)?;
-                if chunks.blocking_send(Ok(message)).is_err() {
+                let message = self.read(wanted, number, chunk).await?;
+                if chunks.send(Ok(message)).await.is_err() {
                     return Ok(());
                 }
                 self.bytes_sent.fetch_add(bytes, Ordering::Relaxed);
             }
         }
         Ok(())
+    }
+
+    /// A chunk of the extent `number`.
+    async fn read(
+        &self,
+        wanted: &Arc<Wanted>,
+        number: usize,
+        chunk: Range<usize>,
+    ) -> Result<wire::SliceChunk, Status> {
+        let read = Arc::clone(&self.reads).acquire_owned().await.expect("it is never closed");
+        let wanted = Arc::clone(wanted);
+        let message = tokio::task::spawn_blocking(move || {
+            let _read = read;
+            wanted.read(number, chunk)
+        });
+        match message.await {
+            Ok(message) => message.map_err(|error| Status::data_loss(error.to_string())),
+            Err(error) => Err(Status::internal(error.to_string())),
+        }
+    }
+}
+
+/// What one stream is to bring.
+struct Wanted {
+    serving: Arc<Serving>,
+    slices: Vec<TensorSlice>,
+    extents: Vec<Extent>,
+}
+
+impl Wanted {
+    fn read(&self, number: usize, chunk: Range<usize>) -> Result<wire::SliceChunk, WeightError> {
+        let (source, extent) = (&*self.serving.source, &self.extents[number]);
+        if chunk.start == extent.bytes.start {
+            self.announce(number);
+        }
+        message(source, &self.slices, extent.slice, chunk)
+    }
+
+    /// At the beginning of an extent the next one is announced, too.
+    fn announce(&self, number: usize) {
+        let first = if number == 0 { 0 } else { number + 1 };
+        for Extent { slice, bytes } in self.extents.iter().take(number + 2).skip(first) {
+            self.serving.source.will_read(&self.slices[*slice], bytes.clone());
+        }
     }
 }
 
@@ -142,7 +185,7 @@ mod tests {
         let plan = Plan::with_shares(&spec, &[1.0, 1.0]);
         let slices = plan.slices(&spec, Rank(1));
         let slices = slices[..3].to_vec();
-        let counter = Arc::new(Counter::default());
+        let counter = Arc::new(Counter::new(None));
         let source = Arc::new(Synthetic::new(spec, 1));
         counter.serve(Serving { epoch: Epoch(3), source });
         (counter, slices)
@@ -185,5 +228,26 @@ mod tests {
         assert!(refused(wire::FetchRequest { epoch: 2, ..request(&[]) }).contains("epoch 2"));
         counter.close(Epoch(3));
         assert!(refused(request(&[])).contains("epoch 3 has no weights"));
+    }
+    /// Workers that load slowly kept the threads on which prompts are made: as many as there are streams.
+    #[test]
+    fn streams_that_nobody_reads_hold_no_threads() {
+        let few = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(4).enable_time().build();
+        few.unwrap().block_on(async {
+            let (counter, _) = counter();
+            let long = request(&[(0, 0, 16 * CHUNK_BYTES as u64)]);
+            let unread: Vec<_> = (0..8).map(|_| counter.fetch(long.clone()).unwrap()).collect();
+            let ahead = (8 * CHUNKS_AHEAD * CHUNK_BYTES) as u64;
+            let patience = std::time::Duration::from_secs(60);
+            let work = async {
+                // They have read as far as they go.
+                while counter.bytes_sent() < ahead {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
+                tokio::task::spawn_blocking(|| ()).await
+            };
+            tokio::time::timeout(patience, work).await.expect("there are threads").unwrap();
+            drop(unread);
+        });
     }
 }

@@ -39,8 +39,12 @@ impl Throttle {
 
     /// Returns when `bytes` may pass; blocks the thread until then.
     pub fn pass(&self, bytes: usize) {
-        let wait = self.bucket.lock().expect("no holder panics").take(self.began.elapsed(), bytes);
-        std::thread::sleep(wait);
+        std::thread::sleep(self.wait(bytes));
+    }
+
+    /// How long whoever is to let `bytes` pass must wait before that, in its own way.
+    pub fn wait(&self, bytes: usize) -> Duration {
+        self.bucket.lock().expect("no holder panics").take(self.began.elapsed(), bytes)
     }
 }
 
