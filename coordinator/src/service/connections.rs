@@ -2,33 +2,39 @@
 //! or without.
 //!
 //! What one may cost is bounded: heads in bytes and in time, handshakes in time, answers in the time that a
-//! client reads nothing of them, connections in number. When all places are taken, a few more connections are let
-//! in for one request each, so that probes are answered, and others hear that there is no place; beyond those they
-//! wait unaccepted, in the system's queue. Bodies have limits of their own.
+//! client reads nothing of them, connections in number. When all places are taken, whoever rests makes place; where
+//! nobody does, a few more connections are let in for one request each, so that probes are answered, and others hear
+//! that there is no place. Of these the oldest goes for one more: nobody waits unaccepted. Bodies have limits of their own.
 
 use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use flotilla_trust::audit::{self, Act};
+use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::drain::Drain;
+use super::seats::{Kept, Seat, Seats};
 use super::stalls::Unstalled;
 use super::tls::Tls;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Connections at once. Default 4096: each costs a file, and some 20 KB while it streams. A few more are let in
-    /// for one request.
+    /// Connections at once. Default 4096: each costs a file, and some 20 KB while it streams. Whoever rests makes place
+    /// for one more; where nobody does, a few more are let in for one request.
     pub connections_max: usize,
     /// Until a request's head is there whole; so long may a connection rest between requests, too.
     pub head_wait: Duration,
@@ -88,22 +94,22 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) {
     let graceful = GracefulShutdown::new();
-    let places = Arc::new(Semaphore::new(limits.connections_max));
-    let reserve = Arc::new(Semaphore::new(RESERVE));
+    let (places, reserve) = (Seats::new(limits.connections_max), Seats::new(RESERVE));
     let accepting = async {
         loop {
-            // Held until it is known whether a place is free: so one more can always be let in.
-            let reserved = Arc::clone(&reserve).acquire_owned().await.expect("places are never closed");
-            let stream = accept(&listener).await;
-            let place = Arc::clone(&places).try_acquire_owned();
-            let (router, limits, place, is_guest) = match place {
-                Ok(place) => (routers.all.clone(), limits, place, false),
-                Err(_) => (routers.reserve.clone(), limits.of_a_guest(), reserved, true),
+            let (stream, from) = accept(&listener).await;
+            let (router, limits, (seat, gone), is_guest) = match places.take(from.ip()) {
+                Some(place) => (routers.all.clone(), limits, place, false),
+                None => (routers.reserve.clone(), limits.of_a_guest(), reserve.take_anyway(from.ip()), true),
             };
-            let door = Door { router, tls: tls.clone(), limits, is_guest, watcher: graceful.watcher() };
+            let (tls, watcher, seat) = (tls.clone(), graceful.watcher(), Arc::new(seat));
+            let door = Door { router, tls, limits, is_guest, watcher, seat };
             tokio::spawn(async move {
-                door.serve(stream).await;
-                drop(place);
+                tokio::select! {
+                    biased;
+                    () = door.serve(stream) => {}
+                    _ = gone => tracing::debug!(%from, "a connection that rested made place for another"),
+                }
             });
         }
     };
@@ -133,10 +139,10 @@ pub async fn run(
     }
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => return stream,
+            Ok(accepted) => return accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -153,6 +159,7 @@ struct Door {
     /// It is of the reserve, and goes after one answer.
     is_guest: bool,
     watcher: Watcher,
+    seat: Arc<Seat>,
 }
 
 impl Door {
@@ -161,14 +168,15 @@ impl Door {
         let _ = stream.set_nodelay(true);
         let write_wait = self.limits.write_wait;
         let Some(tls) = &self.tls else {
-            return self.speak(Unstalled::new(stream, write_wait)).await;
+            let stream = Unstalled::new(stream, write_wait, Arc::clone(&self.seat));
+            return self.speak(stream).await;
         };
         let shaken = tokio::time::timeout(self.limits.handshake_wait, async {
             if !is_tls(&stream).await {
                 tell_scheme(stream).await;
                 return None;
             }
-            let stream = Unstalled::new(stream, write_wait);
+            let stream = Unstalled::new(stream, write_wait, Arc::clone(&self.seat));
             tls.0.accept(stream).await.inspect_err(|refusal| tracing::debug!(%refusal, "no TLS")).ok()
         });
         if let Ok(Some(stream)) = shaken.await {
@@ -177,7 +185,11 @@ impl Door {
     }
 
     async fn speak<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S) {
-        let service = TowerToHyperService::new(self.router);
+        let (router, seat) = (TowerToHyperService::new(self.router), self.seat);
+        let service = service_fn(|request| {
+            let (kept, answer) = (seat.keep(), router.call(request));
+            async { answer.await.map(|answer| answer.map(|body| Answer { body, _kept: kept })) }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.head_wait)
@@ -188,6 +200,32 @@ impl Door {
             // A client that leaves is an error, too.
             tracing::debug!(%error, "a connection ended");
         }
+    }
+}
+
+/// A body whose connection keeps its place until all of it is sent.
+struct Answer {
+    body: Body,
+    _kept: Kept,
+}
+
+impl HttpBody for Answer {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

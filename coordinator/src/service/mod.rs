@@ -3,6 +3,7 @@
 
 mod connections;
 mod drain;
+mod seats;
 mod stalls;
 mod tls;
 

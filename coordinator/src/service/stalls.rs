@@ -5,22 +5,26 @@
 use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Sleep, sleep};
 
+use super::seats::{Kept, Seat};
+
 pub struct Unstalled<S> {
     stream: S,
     wait: Duration,
-    /// Runs while nothing can be written.
-    stall: Option<Pin<Box<Sleep>>>,
+    seat: Arc<Seat>,
+    /// Runs while nothing can be written. Meanwhile the connection does not rest.
+    stall: Option<(Pin<Box<Sleep>>, Kept)>,
 }
 
 impl<S: AsyncWrite + Unpin> Unstalled<S> {
-    pub fn new(stream: S, wait: Duration) -> Unstalled<S> {
-        Unstalled { stream, wait, stall: None }
+    pub fn new(stream: S, wait: Duration, seat: Arc<Seat>) -> Unstalled<S> {
+        Unstalled { stream, wait, seat, stall: None }
     }
 
     fn write<T>(
@@ -32,8 +36,9 @@ impl<S: AsyncWrite + Unpin> Unstalled<S> {
             self.stall = None;
             return Poll::Ready(done);
         }
-        let wait = self.wait;
-        ready!(self.stall.get_or_insert_with(|| Box::pin(sleep(wait))).as_mut().poll(context));
+        let (wait, seat) = (self.wait, &self.seat);
+        let (stall, _) = self.stall.get_or_insert_with(|| (Box::pin(sleep(wait)), seat.keep()));
+        ready!(stall.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
     }
 }
@@ -79,12 +84,34 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 
+    use crate::service::seats::Seats;
+
     const WAIT: Duration = Duration::from_secs(60);
+
+    fn unstalled<S: AsyncWrite + Unpin>(stream: S) -> Unstalled<S> {
+        let (seat, _) = Seats::new(1).take([10, 0, 0, 1].into()).expect("it is the first");
+        Unstalled::new(stream, WAIT, Arc::new(seat))
+    }
+
+    /// What was made for it lies in buffers, and would be lost with its connection.
+    #[tokio::test]
+    async fn who_has_not_read_its_answer_does_not_rest() {
+        let (seats, address) = (Seats::new(1), [10, 0, 0, 1].into());
+        let (server, mut client) = duplex(16);
+        let (seat, _gone) = seats.take(address).unwrap();
+        let mut server = Unstalled::new(server, WAIT, Arc::new(seat));
+        let mut write = Box::pin(server.write_all(&[0; 17]));
+        assert!(futures::poll!(&mut write).is_pending());
+        assert!(seats.take(address).is_none());
+        client.read_exact(&mut [0; 17][..1]).await.unwrap();
+        write.await.unwrap();
+        assert!(seats.take(address).is_some());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn who_reads_nothing_is_given_up() {
         let (server, _client) = duplex(16);
-        let mut server = Unstalled::new(server, WAIT);
+        let mut server = unstalled(server);
         server.write_all(&[0; 16]).await.unwrap();
         let error = tokio::time::timeout(2 * WAIT, server.write_all(&[0])).await.expect("an end");
         assert_eq!(error.unwrap_err().kind(), io::ErrorKind::TimedOut);
@@ -93,7 +120,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_reads_slowly_is_served() {
         let (server, mut client) = duplex(16);
-        let mut server = Unstalled::new(server, WAIT);
+        let mut server = unstalled(server);
         let writes = tokio::spawn(async move { server.write_all(&[7; 64]).await });
         let mut byte = [0];
         for _ in 0..64 {

@@ -50,17 +50,44 @@ async fn a_head_without_end_is_refused() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer:?}");
 }
 
-/// Probes are answered, others hear why not, and either goes after one answer. Whoever has a place keeps it.
+/// One that has a request under way: its body comes drop by drop, until the handle is dropped.
+struct Underway(tokio::task::JoinHandle<()>);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn underway(server: &Server) -> Underway {
+    let mut stream = connect(server).await;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer carol\r\n\
+                expect: 100-continue\r\ncontent-length: 60000\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // It is asked for its body once its request is.
+    let mut asked = [0; 12];
+    within(stream.read_exact(&mut asked)).await.unwrap();
+    assert_eq!(&asked, b"HTTP/1.1 100");
+    Underway(tokio::spawn(async move {
+        while stream.write_all(b" ").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }))
+}
+
+fn of_places(connections_max: usize) -> Setup {
+    let adjust = move |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.connections.connections_max = connections_max;
+    };
+    Setup { adjust: Box::new(adjust), ..Setup::default() }
+}
+
+/// Probes are answered, others hear why not, and either goes after one answer. Whoever has a request under way keeps
+/// its place.
 #[tokio::test]
 async fn without_a_place_probes_are_answered_and_others_told() {
-    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
-        settings.limits.connections.connections_max = 1;
-    };
-    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
-    let mut first = connect(&server).await;
-    first.write_all(HEALTH).await.unwrap();
-    let mut byte = [0];
-    within(first.read_exact(&mut byte)).await.unwrap();
+    let server = Server::start_with(of_places(1)).await;
+    let first = underway(&server).await;
     for (path, status) in [
         ("/health", 200),
         ("/ready", 200),
@@ -76,6 +103,7 @@ async fn without_a_place_probes_are_answered_and_others_told() {
         assert_eq!(answer.contains("connections_full"), status == 503, "{path}: {answer}");
         assert_eq!(answer.contains("retry-after: 1"), status == 503, "{path}: {answer}");
     }
+    assert!(!first.0.is_finished());
     drop(first);
     let served = async || {
         let mut stream = connect(&server).await;
@@ -85,24 +113,38 @@ async fn without_a_place_probes_are_answered_and_others_told() {
     until(served).await;
 }
 
-/// The reserve has an end, too: then connections wait as they did.
+/// They would keep everybody out for as long as a head may take, and come again.
 #[tokio::test]
-async fn one_connection_more_than_places_and_reserve_waits() {
-    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
-        settings.limits.connections.connections_max = 1;
-    };
-    let server = Server::start_with(Setup { adjust: Box::new(adjust), ..Setup::default() }).await;
+async fn connections_that_say_nothing_make_place() {
+    let server = Server::start_with(of_places(2)).await;
+    let _kept = underway(&server).await;
     let mut silent = Vec::new();
-    for _ in 0..17 {
+    for _ in 0..40 {
         silent.push(connect(&server).await);
     }
-    let mut last = connect(&server).await;
-    last.write_all(HEALTH).await.unwrap();
-    let mut byte = [0];
-    let early = tokio::time::timeout(Duration::from_millis(50), last.read_exact(&mut byte)).await;
-    assert!(early.is_err(), "served although all places were taken");
-    drop(silent);
-    within(last.read_exact(&mut byte)).await.unwrap();
+    let mut meant = connect(&server).await;
+    meant.write_all(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    let mut status = [0; 12];
+    within(meant.read_exact(&mut status)).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200");
+    assert_eq!(rest(&mut silent[0]).await, "", "the oldest is closed, before a head would be too late");
+}
+
+/// Of the reserve as well: a probe waits behind nobody.
+#[tokio::test]
+async fn guests_that_say_nothing_make_place() {
+    let server = Server::start_with(of_places(1)).await;
+    let first = underway(&server).await;
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(connect(&server).await);
+        let mut probe = connect(&server).await;
+        probe.write_all(HEALTH).await.unwrap();
+        // Were silent ones awaited it would be for seconds, each time.
+        assert!(rest(&mut probe).await.starts_with("HTTP/1.1 200 "));
+    }
+    assert!(!first.0.is_finished());
+    assert_eq!(rest(&mut silent[0]).await, "");
 }
 
 /// Its events wait for it in memory until `max_tokens` at most; then it is given up, and all of it freed.
@@ -156,7 +198,8 @@ async fn who_is_refused_whatever_it_sends_hears_why() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("keys.toml");
     let limits = "requests_per_minute = 1\n";
-    std::fs::write(&path, flotilla_coordinator::keys::entry("alice", "alice").unwrap() + limits).unwrap();
+    let entry = |name: &str| flotilla_coordinator::keys::entry(name, name).unwrap();
+    std::fs::write(&path, entry("alice") + limits + &entry("carol")).unwrap();
     let keys = std::sync::Arc::new(flotilla_coordinator::keys::Keyring::read(&path).unwrap());
     let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
         settings.keys = Some(keys);
@@ -183,14 +226,7 @@ async fn who_is_refused_whatever_it_sends_hears_why() {
     assert!(answer.starts_with("http/1.1 429 ") && answer.contains("retry-after: "), "{answer}");
     assert!(send("/v1/no", "alice").await.starts_with("http/1.1 404 "));
     assert!(send("/v1/models", "alice").await.starts_with("http/1.1 405 "));
-    let mut kept = Vec::new();
-    until(async || {
-        let mut stream = connect(&server).await;
-        stream.write_all(HEALTH).await.unwrap();
-        within(stream.read_exact(&mut [0])).await.unwrap();
-        kept.push(stream);
-        let answer = send(chat, "alice").await;
-        answer.starts_with("http/1.1 503 ") && answer.contains("connections_full")
-    })
-    .await;
+    let _kept = (underway(&server).await, underway(&server).await);
+    let answer = send(chat, "alice").await;
+    assert!(answer.starts_with("http/1.1 503 ") && answer.contains("connections_full"), "{answer}");
 }
