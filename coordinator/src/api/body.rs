@@ -41,7 +41,13 @@ pub struct Bodies {
     room: Arc<Semaphore>,
 }
 
-/// All of a body. It is made into JSON where that delays nobody: as values it takes some 40 times its bytes.
+/// What a body's JSON may hold: the prompts of eight contexts as ids, or a quarter as many lists. As values one may take
+/// 130 bytes, so the JSON of one body takes 140 MB at most, however small they are written (a test here measures it).
+const VALUES_MAX: usize = 1 << 20;
+/// A list or an object takes as much as this many values, once it has one.
+const VALUES_OF_A_LIST: usize = 4;
+
+/// All of a body. It is made into JSON where that delays nobody.
 pub struct Received {
     bytes: Vec<u8>,
     room: Room,
@@ -139,12 +145,31 @@ impl Received {
 
     /// serde_json stops at a depth of 128.
     pub fn json(mut self) -> Result<(Value, Room), ApiError> {
+        if values(&self.bytes) > VALUES_MAX {
+            return Err(ApiError::TooManyValues { values_max: VALUES_MAX });
+        }
         let value = match serde_json::from_slice(&self.bytes) {
             Err(_) if surrogates::mend(&mut self.bytes) => serde_json::from_slice(&self.bytes)?,
             read => read?,
         };
         Ok((value, self.room))
     }
+}
+
+/// How many values JSON holds, by what goes before each.
+fn values(json: &[u8]) -> usize {
+    let (mut count, mut is_text, mut is_escaped) = (1, false, false);
+    for byte in json {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' if is_text => is_escaped = true,
+            b'"' => is_text = !is_text,
+            b',' if !is_text => count += 1,
+            b'[' | b'{' if !is_text => count += VALUES_OF_A_LIST,
+            _ => {}
+        }
+    }
+    count
 }
 
 impl Room {
@@ -238,5 +263,36 @@ mod tests {
             assert_eq!(bodies.read(body).await.err().unwrap().code(), "body_too_large");
         }
         assert!(bodies.read(text(BYTES_MAX).into()).await.is_ok());
+    }
+    #[test]
+    fn values_are_counted_outside_of_text() {
+        for (json, count) in
+            [("1", 1), ("[1, 2,3]", 7), (r#"{"a": [], "b,[{": "x\\\"[,{\\\\"}"#, 10), (r#"["\\", {}]"#, 10)]
+        {
+            assert_eq!(values(json.as_bytes()), count, "{json}");
+        }
+    }
+
+    /// Of 4 MiB of lists of one number 390 MB were made, and four bodies are made into values at once.
+    #[test]
+    fn no_body_takes_more_memory_than_is_said() {
+        const BYTES_MAX: usize = 4 << 20;
+        let of = |item: &str| format!("[{}null]", item.repeat((BYTES_MAX - 6) / item.len()));
+        let members: String = (0..500_000).map(|key| format!("\"{key:x}\":0,")).collect();
+        let object = format!("{{{}\"x\":0}}", &members[..members.len().min(BYTES_MAX - 8)]);
+        let bodies =
+            ["0,", "[0],", "[],", "[[0]],", "{\"\":0},", "\"\",", "\"x\",", "{},", "[0,0,0,0,0],"].map(of);
+        for body in bodies.into_iter().chain([object]) {
+            let weight = values(body.as_bytes());
+            // Of one that is refused as much as is let through.
+            let part = if weight <= VALUES_MAX { body.len() } else { body.len() / (weight / VALUES_MAX + 1) };
+            let end = body[..part].rfind("],").or_else(|| body[..part].rfind(',')).unwrap();
+            let body =
+                if weight <= VALUES_MAX { body } else { format!("{}]", &body[..=end]).replace(",]", "]") };
+            let received = Received { bytes: body.clone().into_bytes(), room: Room::default() };
+            let taken = allocation_counter::measure(|| drop(received.json())).bytes_max;
+            println!("{} {} -> {taken}", &body[..12], body.len());
+            assert!(taken <= 140_000_000, "{}: {taken} bytes", &body[..12]);
+        }
     }
 }

@@ -10,7 +10,7 @@ use super::Api;
 use super::body::SHORT_BYTES_MAX;
 use super::error::ApiError;
 
-/// At desks for long ones: the JSON of one may take hundreds of megabytes.
+/// At desks for long ones: the JSON of one may take more than a hundred megabytes (`body.rs`).
 const LONG_MAX: usize = 4;
 
 pub struct Desks {

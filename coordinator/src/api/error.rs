@@ -45,6 +45,11 @@ pub enum ApiError {
     PromptsTooLarge { tokens: usize, tokens_max: usize },
     #[error("the body is larger than {bytes_max} bytes")]
     BodyTooLarge { bytes_max: usize },
+    #[error(
+        "the body holds more than {values_max} values, of which a list or an object counts as four\n\
+         hint: send prompts as text, or fewer of them in one request"
+    )]
+    TooManyValues { values_max: usize },
     #[error("the body did not arrive within {seconds} seconds")]
     BodyTooSlow { seconds: u64 },
     #[error("nothing more of the body arrived for {seconds} seconds")]
@@ -63,6 +68,11 @@ pub enum ApiError {
     WrongKey,
     #[error("the key {key:?} has reached a limit: {exceeded}")]
     OverLimit { key: String, exceeded: Exceeded },
+    #[error(
+        "pages of {origin} may not ask this server\n\
+         hint: --cors-origin names those whose pages may; where there are keys (--api-keys) these say who may"
+    )]
+    ForeignPage { origin: String },
     #[error("the server has as many connections as it takes")]
     NoPlace,
     #[error(
@@ -129,11 +139,11 @@ impl ApiError {
                 StatusCode::NOT_FOUND
             }
             Self::WrongMethod { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::NotAdmin => StatusCode::FORBIDDEN,
+            Self::NotAdmin | Self::ForeignPage { .. } => StatusCode::FORBIDDEN,
             Self::NoReplica { .. } | Self::NotDissolved(NotDissolved::NoSuch { .. }) => StatusCode::NOT_FOUND,
             Self::NotDissolved(_) => StatusCode::CONFLICT,
             Self::BodyTooSlow { .. } | Self::BodyStopped { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooLarge { .. } | Self::TooManyValues { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::NoKey | Self::WrongKey => StatusCode::UNAUTHORIZED,
             Self::QueueFull { .. } | Self::OverLimit { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Failed(Failure::StepsFail(_) | Failure::LosesWorkers(_)) => {
@@ -179,10 +189,12 @@ impl ApiError {
             Self::NoRoom { .. } => "no_room",
             Self::NoPlace => "connections_full",
             Self::BodyTooLarge { .. } => "body_too_large",
+            Self::TooManyValues { .. } => "too_many_values",
             Self::BodyTooSlow { .. } | Self::BodyStopped { .. } => "body_too_slow",
             Self::BodyBroken(_) => "body_broken",
             Self::UnknownRoute { .. } => "not_found",
             Self::WrongMethod { .. } => "method_not_allowed",
+            Self::ForeignPage { .. } => "foreign_page",
             Self::NoKey => "missing_api_key",
             Self::WrongKey => "invalid_api_key",
             Self::OverLimit { .. } => "rate_limit_exceeded",
