@@ -1,5 +1,6 @@
 //! Which pages of other origins may speak with this server: those that the operator names. Keys travel in
-//! a header, never in cookies, so credentials are not allowed.
+//! a header, never in cookies, so credentials are not allowed. Where there are no keys, others are refused: a browser lets
+//! them read no answer, but would send what they ask.
 
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::Api;
+use super::error::ApiError;
 
 /// None named: browsers let no page of another origin read an answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,6 +49,25 @@ fn origin(text: &str) -> Result<HeaderValue, NoOrigin> {
         return Err(no_origin());
     }
     HeaderValue::from_str(text).map_err(|_| no_origin())
+}
+
+/// Without keys: what a browser says that a page of another site asks, or of another port of this one.
+pub async fn refuse(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    let foreign = foreign(request.headers()).filter(|_| api.settings.keys.is_none());
+    match foreign.filter(|origin| api.settings.cors.allow(origin).is_none()) {
+        Some(origin) => {
+            let origin = String::from_utf8_lossy(origin.as_bytes()).into_owned();
+            api.bodies.drop_unread(request).await;
+            ApiError::ForeignPage { origin }.into_response()
+        }
+        None => next.run(request).await,
+    }
+}
+
+/// The origin of a page that is not this server's. Who follows a link here has none.
+fn foreign(headers: &HeaderMap) -> Option<&HeaderValue> {
+    let site = headers.get("sec-fetch-site")?;
+    headers.get(header::ORIGIN).filter(|_| site == "cross-site" || site == "same-site")
 }
 
 pub async fn layer(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {

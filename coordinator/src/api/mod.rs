@@ -150,6 +150,7 @@ pub fn routers(api: Api) -> (Router, Router) {
 fn seen(router: Router<Arc<Api>>, api: &Arc<Api>) -> Router {
     router
         .method_not_allowed_fallback(wrong_method)
+        .layer(from_fn_with_state(Arc::clone(api), cors::refuse))
         .layer(from_fn_with_state(Arc::clone(api), log::layer))
         .layer(from_fn_with_state(Arc::clone(api), cors::layer))
         .with_state(Arc::clone(api))

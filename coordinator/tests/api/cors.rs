@@ -4,7 +4,7 @@ use flotilla_coordinator::api::Origins;
 use reqwest::{Method, Response};
 use serde_json::json;
 
-use crate::server::{Server, Setup, within};
+use crate::server::{Server, Setup, error_of, user, within};
 
 async fn server(origins: &[&str]) -> Server {
     let cors = Origins::new(origins.iter().copied()).unwrap();
@@ -55,4 +55,53 @@ async fn all_may_ask_or_none() {
         before.json::<serde_json::Value>().await.unwrap()["error"]["code"],
         json!("method_not_allowed")
     );
+}
+
+/// What a browser sends for a page without asking first: it read no answer, but its chat was computed.
+async fn chat_from(server: &Server, site: &str, origin: Option<&str>) -> u16 {
+    let body = user("<|channel|>final<|message|>x<|return|>").to_string();
+    let chat = server.client.post(format!("{}/v1/chat/completions", server.url)).body(body);
+    let mut chat = chat.header("content-type", "text/plain").header("sec-fetch-site", site);
+    if let Some(origin) = origin {
+        chat = chat.header("origin", origin);
+    }
+    let response = within(chat.send()).await.unwrap();
+    let status = response.status().as_u16();
+    if status == 403 {
+        let (_, error) = error_of(response).await;
+        assert_eq!(error["code"], json!("foreign_page"));
+        let words = error["message"].as_str().unwrap();
+        assert!(words.contains(origin.unwrap()) && words.contains("--cors-origin"), "{words}");
+    }
+    status
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_start_nothing_where_there_are_no_keys() {
+    let evil = Some("https://evil.example");
+    let plain = Server::start().await;
+    for (site, origin, status) in [
+        ("cross-site", evil, 403),
+        ("same-site", Some("http://localhost:3000"), 403),
+        ("cross-site", Some("null"), 403),
+        ("same-origin", Some("http://localhost:8000"), 200),
+        // A link that is followed, and what is typed.
+        ("cross-site", None, 200),
+        ("none", None, 200),
+    ] {
+        assert_eq!(chat_from(&plain, site, origin).await, status, "{site} {origin:?}");
+    }
+    let named = server(&["https://chat.example"]).await;
+    assert_eq!(chat_from(&named, "cross-site", Some("https://chat.example")).await, 200);
+    assert_eq!(chat_from(&named, "cross-site", evil).await, 403);
+    assert_eq!(chat_from(&server(&["*"]).await, "cross-site", evil).await, 200);
+    // A key says who may ask, and pages have none.
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("keys.toml");
+    std::fs::write(&path, flotilla_coordinator::keys::entry("alice", "alice").unwrap()).unwrap();
+    let keys = std::sync::Arc::new(flotilla_coordinator::keys::Keyring::read(&path).unwrap());
+    let adjust =
+        Box::new(|settings: &mut flotilla_coordinator::service::Settings| settings.keys = Some(keys));
+    let keyed = Server::start_with(Setup { adjust, ..Setup::default() }).await;
+    assert_eq!(chat_from(&keyed, "cross-site", evil).await, 401);
 }
