@@ -23,6 +23,7 @@ mod local_workers;
 mod log;
 mod machine;
 mod model;
+mod open_files;
 mod origin;
 mod plan;
 mod progress;
@@ -101,6 +102,7 @@ const WRONG_WORDS: u8 = 2;
 const QUIET: &str = "warn";
 
 fn main() -> ExitCode {
+    open_files::raise();
     let cli: Cli = words::parse();
     log::start(cli.log_format, cli.command.log());
     let failure = cli.command.failure();

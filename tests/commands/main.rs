@@ -1,6 +1,7 @@
 //! What the commands print and leave behind, and what they say to wrong words.
 
 mod chat;
+mod files;
 mod flags;
 #[path = "../support/mod.rs"]
 mod support;

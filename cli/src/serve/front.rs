@@ -1,5 +1,6 @@
 //! The flags of the front: who may ask, over what, and how much one client may cost.
 
+use crate::open_files;
 use anyhow::Result;
 use clap::Args;
 use flotilla_coordinator::api::{Origins, StoreLimits};
@@ -8,11 +9,14 @@ use flotilla_coordinator::service::{Settings, Tls};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
+use tracing::warn;
 
 /// The longest that a flag may ask for: what is added to the time of day must be a time.
 pub const YEAR_S: u64 = 365 * 86_400;
 /// Their heading in the help.
 const FRONT: &str = "The API's front";
+/// Files that are no clients' connections: the model's, workers', and those who wait at their port.
+const OTHER_FILES: usize = 512;
 
 #[derive(Clone, Debug, Args)]
 pub struct FrontArgs {
@@ -35,7 +39,8 @@ pub struct FrontArgs {
     /// Seconds that requests under way may take after the order to stop; new ones get 503 meanwhile
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
     drain_timeout: u32,
-    /// Connections at once; beyond them probes are answered, and others get 503
+    /// Connections at once; for one more whoever rests longest makes place. While all have requests under way probes are
+    /// answered, and others get 503
     #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
     /// Bytes of what is kept for previous_response_id; whoever holds most makes room
@@ -113,12 +118,26 @@ impl FrontArgs {
         limits.drain = self.drain_timeout();
         limits.request_timeout =
             (self.request_timeout > 0).then(|| Duration::from_secs(self.request_timeout));
-        limits.connections.connections_max = self.connections_max as usize;
+        limits.connections.connections_max = self.connections_that_fit(open_files::max());
         limits.body.bytes_max = self.body_bytes_max as usize;
         limits.responses = StoreLimits {
             bytes_max: self.responses_bytes_max as usize,
             count_max: self.responses_max as usize,
         };
+    }
+}
+
+impl FrontArgs {
+    /// Of what may be open at once: beyond it not even a probe could be let in.
+    fn connections_that_fit(&self, files_max: usize) -> usize {
+        let (asked, fit) = (self.connections_max as usize, files_max.saturating_sub(OTHER_FILES).max(1));
+        if asked > fit {
+            warn!(
+                "--connections-max is {fit} instead of {asked}: this process may have {files_max} files open, and keeps \
+                 {OTHER_FILES} for other things; raise its limit (ulimit -Hn, LimitNOFILE=), or give a smaller --connections-max"
+            );
+        }
+        asked.min(fit)
     }
 }
 
@@ -137,6 +156,15 @@ mod tests {
     struct Flags {
         #[command(flatten)]
         front: FrontArgs,
+    }
+
+    #[test]
+    fn there_are_no_more_connections_than_files() {
+        let fit = |args: &[&str], files| {
+            Flags::try_parse_from([&["x"], args].concat()).unwrap().front.connections_that_fit(files)
+        };
+        assert_eq!((fit(&[], usize::MAX), fit(&[], 1 << 20), fit(&[], 1024)), (4096, 4096, 512));
+        assert_eq!((fit(&["--connections-max", "9"], 1024), fit(&[], 64)), (9, 1));
     }
 
     /// A server that started with it panicked at the first request.
