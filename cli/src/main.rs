@@ -13,6 +13,7 @@ mod chat;
 mod device;
 mod dissolve;
 mod doctor;
+mod first_process;
 mod fit;
 mod forecast;
 mod health;
@@ -106,7 +107,7 @@ fn main() -> ExitCode {
     let cli: Cli = words::parse();
     log::start(cli.log_format, cli.command.log());
     let failure = cli.command.failure();
-    run(cli.command).unwrap_or_else(|error| {
+    first_process::guard().and_then(|()| run(cli.command)).unwrap_or_else(|error| {
         log::fail(describe(&error));
         failure
     })

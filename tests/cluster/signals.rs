@@ -2,6 +2,7 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, greedy, greedy_text};
+use crate::support::program::PATIENCE;
 use crate::support::server::{Coordinator, TOKEN, Up, expect_gone, is_alive, send_signal};
 use std::time::Duration;
 
@@ -56,4 +57,28 @@ async fn workers_end_with_their_coordinator_if_they_are_told() {
         worker.ended().await;
         assert!(!worker.said().contains("panicked"), "{}", worker.said());
     }
+}
+
+/// As process 1 of a container, which no signal ends by itself: here while a server says nothing of its model.
+#[tokio::test]
+async fn the_first_process_of_a_container_ends_when_it_is_told_to() {
+    let container = ["--user", "--map-root-user", "--pid", "--fork", "--kill-child", "--"];
+    let can = std::process::Command::new("unshare").args(container).arg("true").status();
+    if !can.is_ok_and(|status| status.success()) {
+        eprintln!("not run: this system lets nobody make a namespace of processes");
+        return;
+    }
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let model = format!("http://{}/model", silent.local_addr().unwrap());
+    let program = [env!("CARGO_BIN_EXE_flotilla"), "coordinator", "--model", &model];
+    let mut outer = tokio::process::Command::new("unshare");
+    outer.args(container).args(program).env("FLOTILLA_JOIN_TOKEN", TOKEN).kill_on_drop(true);
+    let mut outer = outer.spawn().unwrap();
+    let asks = tokio::time::timeout(PATIENCE, silent.accept()).await;
+    let _connection = asks.expect("it asks for its model").unwrap();
+    let id = outer.id().expect("it runs");
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
+    send_signal("TERM", children.trim().parse().expect("it has one child"));
+    let ended = tokio::time::timeout(PATIENCE, outer.wait()).await;
+    assert_eq!(ended.expect("it ends").unwrap().code(), Some(143));
 }

@@ -10,6 +10,7 @@ mod replicas;
 mod steps;
 mod traces;
 
+use crate::first_process;
 use crate::local_workers::TOKEN_VARIABLE;
 use crate::log;
 use crate::tls::FleetTlsArgs;
@@ -161,8 +162,11 @@ pub async fn ctrl_c(drain: Duration) {
 pub async fn asked_to_stop() {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .expect("signals can be listened to");
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())
+        .expect("signals can be listened to");
+    first_process::others_listen();
     tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
+        _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
 }
