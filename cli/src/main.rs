@@ -17,6 +17,7 @@ mod first_process;
 mod fit;
 mod forecast;
 mod health;
+mod join_token;
 mod key;
 mod links;
 mod local_group;

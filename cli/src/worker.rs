@@ -4,7 +4,7 @@ use crate::address;
 use crate::cache::CacheArgs;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
 use crate::health;
-use crate::local_workers::TOKEN_VARIABLE;
+use crate::join_token::TokenArgs;
 use crate::machine;
 use crate::rates::Rates;
 use crate::serve::{YEAR_S, asked_to_stop};
@@ -29,9 +29,8 @@ pub struct WorkerArgs {
     /// Where the coordinator listens for workers
     #[arg(long, env = "FLOTILLA_COORDINATOR", default_value = "http://127.0.0.1:7070")]
     coordinator: String,
-    /// The coordinator's join token
-    #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
-    join_token: String,
+    #[command(flatten)]
+    token: TokenArgs,
     #[command(flatten)]
     tls: WorkerTlsArgs,
     /// Name in logs and plans; ranks follow the order of names [default: host and process id]
@@ -135,7 +134,7 @@ async fn work(settings: Settings, health_listen: Option<SocketAddr>) -> Result<(
 impl WorkerArgs {
     fn say_whether_right(&self) -> Result<()> {
         let tls = self.tls.open(&self.coordinator)?;
-        flotilla_worker::check(&self.coordinator, tls.is_some(), &self.join_token)?;
+        flotilla_worker::check(&self.coordinator, tls.is_some(), &self.token.open()?)?;
         println!("flags and files are right; nothing was started");
         Ok(())
     }
@@ -144,7 +143,8 @@ impl WorkerArgs {
         let threads = self.threads.unwrap_or(machine::cores() as u16).max(1);
         // What is wrong with flags and files is said before memory is measured.
         let tls = self.tls.open(&self.coordinator)?;
-        flotilla_worker::check(&self.coordinator, tls.is_some(), &self.join_token)?;
+        let join_token = self.token.open()?;
+        flotilla_worker::check(&self.coordinator, tls.is_some(), &join_token)?;
         if !is_local(&self.coordinator) && self.collective_listen.ip().is_loopback() {
             warn!(
                 coordinator = self.coordinator,
@@ -163,7 +163,7 @@ impl WorkerArgs {
         Ok(Settings {
             tls,
             coordinator: self.coordinator,
-            join_token: self.join_token,
+            join_token,
             inventory: Inventory {
                 name,
                 backend: device.backend(),

@@ -11,10 +11,10 @@ mod steps;
 mod traces;
 
 use crate::first_process;
-use crate::local_workers::TOKEN_VARIABLE;
+use crate::join_token::TokenArgs;
 use crate::log;
 use crate::tls::FleetTlsArgs;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 pub use args::ServeArgs;
 use clap::Args;
 pub use door::Door;
@@ -49,9 +49,8 @@ pub struct CoordinatorArgs {
     /// Where workers dial
     #[arg(long, default_value = "127.0.0.1:7070")]
     worker_listen: SocketAddr,
-    /// Secret that admits workers
-    #[arg(long, env = TOKEN_VARIABLE, hide_env_values = true)]
-    join_token: String,
+    #[command(flatten)]
+    token: TokenArgs,
     #[command(flatten)]
     tls: FleetTlsArgs,
 }
@@ -63,7 +62,7 @@ impl CoordinatorArgs {
 }
 
 pub fn run(args: CoordinatorArgs) -> Result<()> {
-    ensure!(!args.join_token.is_empty(), "--join-token must not be empty");
+    let token = args.token.open_to_admit()?;
     if args.checks() {
         args.tls.open()?;
         return args.serve.check(args.workers.into());
@@ -74,8 +73,7 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let door = Door::open(&args.serve, model).await?;
         let tls = args.tls.open()?;
         let how = if tls.is_some() { " over TLS" } else { "" };
-        let fleet =
-            Fleet::listen(args.worker_listen, &args.join_token, tls, args.serve.weight_rate()).await?;
+        let fleet = Fleet::listen(args.worker_listen, &token, tls, args.serve.weight_rate()).await?;
         log::say(format_args!("waiting for {} workers on {}{how}", args.workers, fleet.address()));
         let stop = ctrl_c(args.serve.front.drain_timeout());
         let ready =
