@@ -7,7 +7,7 @@ mod support;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use support::checkpoint::endless;
-use support::client::{CHAT, Client, greedy_text};
+use support::client::{CHAT, COMPLETIONS, Client, greedy, greedy_text};
 use support::program::flotilla;
 use support::repository;
 use support::server::{Coordinator, EQUAL, Running, TOKEN};
@@ -144,7 +144,7 @@ async fn workers_with_cards_hand_on_what_these_have() {
         worker.hear("ready epoch=").await;
     }
     assert_eq!(sent(&client).await, copy);
-    // The one that is left of a group takes all of it: its halves lie with two others.
+    // The one that is left of a group takes what it lacks: its own half is here, the other lies with two others.
     second[1].kill().await;
     second[0].hear("weights came from another worker").await;
     second[0].hear("ready epoch=").await;
@@ -154,6 +154,83 @@ async fn workers_with_cards_hand_on_what_these_have() {
     }
     client.health(200).await;
     assert_eq!(greedy_text(&client, "Once upon a time", 20).await, expected);
+}
+
+/// After a loss, and again after a newcomer, each takes what its new share has of the old one from its own card, and only what
+/// lacks leaves the coordinator; no stream loses a token.
+#[tokio::test]
+async fn cards_keep_what_they_have_when_the_cut_changes() {
+    const TOKENS: usize = 60;
+    let Some(environment) = emulated() else { return };
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 3, &["--regroup-grace", "0.2"]).await;
+    let client = Client::new(&coordinator.url);
+    let mut workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, &environment));
+    client.health(200).await;
+    let undisturbed = greedy_text(&client, "Once upon a time", TOKENS).await;
+    let before = sent(&client).await;
+    let mut stream = client.stream(COMPLETIONS, greedy("Once upon a time", TOKENS)).await;
+    let begun = stream.text_of(10).await;
+    workers[1].kill().await;
+    let rest = stream.rest().await;
+    assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")));
+    assert_eq!(begun + &rest.text, undisturbed);
+    client.group_of(2).await;
+    let lacking = lacking_of(&mut workers, 1).await;
+    assert_eq!(sent(&client).await - before, lacking);
+    workers[1] = worker_on_card(&coordinator, "d", &environment);
+    client.group_of(4).await;
+    lacking_of(&mut workers, 2).await;
+    assert_eq!(greedy_text(&client, "Once upon a time", TOKENS).await, undisturbed);
+}
+
+/// The load after a loss is broken off by another: what it has brought is kept, beside what was kept before it.
+#[tokio::test]
+async fn a_card_whose_load_is_broken_off_keeps_what_it_has() {
+    let Some(environment) = emulated() else { return };
+    let model = endless().await;
+    let slow = ["--regroup-grace", "0.2", "--weight-rate", "150kB/s"];
+    let coordinator = Coordinator::start(model.path(), 3, &slow).await;
+    let client = Client::new(&coordinator.url);
+    let mut workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, &environment));
+    client.health(200).await;
+    let undisturbed = greedy_text(&client, "Once upon a time", 20).await;
+    workers[1].kill().await;
+    workers[0].hear(KEPT).await;
+    let (first, _) = kept(&workers[0]);
+    workers[2].kill().await;
+    workers[0].hear_again(KEPT, 2).await;
+    let (second, all) = kept(&workers[0]);
+    assert!(first > 0 && first <= second && second < all, "{first}, then {second} of {all}");
+    client.group_of(3).await;
+    assert_eq!(greedy_text(&client, "Once upon a time", 20).await, undisturbed);
+}
+
+fn worker_on_card(coordinator: &Coordinator, name: &str, environment: &[(&str, PathBuf)]) -> Running {
+    let args = ["worker", "--coordinator", &coordinator.workers_at, "--join-token", TOKEN, "--name", name];
+    Running::start_with(&[&args[..], &["--device", "cuda:0"], &EQUAL].concat(), environment)
+}
+
+/// What the first and the last lack of their shares of the group in which they kept some for so many a time.
+async fn lacking_of(workers: &mut [Running], times: usize) -> u64 {
+    let mut lacking = 0;
+    for survivor in [0, 2] {
+        workers[survivor].hear_again(KEPT, times).await;
+        let (kept, all) = kept(&workers[survivor]);
+        assert!(0 < kept && kept <= all, "{kept} of {all}");
+        lacking += all - kept;
+    }
+    lacking
+}
+
+const KEPT: &str = "some weights are here still bytes=";
+
+/// What a worker said last that it has still of its new share, and all of that.
+fn kept(worker: &Running) -> (u64, u64) {
+    let said = worker.said();
+    let (_, figures) = said.rsplit_once(KEPT).expect("it said so");
+    let (bytes, of) = figures.split_whitespace().next().zip(figures.split_once(" of=")).expect("both");
+    (bytes.parse().unwrap(), of.1.split_whitespace().next().unwrap().parse().unwrap())
 }
 
 /// A card that has failed for good costs its group one failure: the worker's process ends, and another may use the card.

@@ -255,4 +255,36 @@ mod tests {
         }
         assert_eq!(kept, expected);
     }
+
+    /// As on a card: what is kept is there already, and the rest, of which nothing is known, is overwritten.
+    #[test]
+    fn what_lies_in_its_place_stays_and_the_rest_comes() {
+        let spec = {
+            let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
+            spec.layers.truncate(1);
+            (spec.hidden, spec.intermediate, spec.vocab, spec.experts) = (64, 160, 203, 6);
+            (spec.q_heads, spec.kv_heads, spec.head_dim) = (16, 8, 4);
+            spec
+        };
+        let source = Synthetic::new(spec.clone(), 11);
+        let plans = [3, 2].map(|ranks| Plan::with_shares(&spec, &vec![1.0; ranks]));
+        let mut old = RankWeights::new(&spec, &plans[0], Rank(1)).unwrap();
+        old.load_from(&source, &mut |_, _| {}).unwrap();
+        let wanted = plans[1].slices(&spec, Rank(0));
+        let needs = Need::of(&wanted, &old.kept());
+        let mut weights = RankWeights::for_slices(wanted).unwrap();
+        for (at, need) in needs.iter().enumerate() {
+            let lacking: Vec<_> = need.lacking.iter().map(|part| vec![0xa5; part.bytes()]).collect();
+            need.fill(&mut weights, at, Some(&old), &lacking, &mut |_, _| {}).unwrap();
+        }
+        let mut patchwork = Patchwork::in_place(weights, needs, Arc::default());
+        let lacking = patchwork.lacking_bytes();
+        assert!(lacking > 0 && lacking == patchwork.slices().iter().map(|part| part.bytes() as u64).sum());
+        patchwork.load_from(&source, &mut |_, _| {}).unwrap();
+        for held in patchwork.into_weights().tensors() {
+            let mut expected = vec![0; held.bytes().len()];
+            source.read(held.slice(), 0, &mut expected).unwrap();
+            assert_eq!(held.bytes(), expected, "{}", held.slice());
+        }
+    }
 }
