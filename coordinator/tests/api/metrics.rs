@@ -1,12 +1,16 @@
 //! What is counted of requests, as Prometheus reads it.
 
 use flotilla_coordinator::board::Board;
+use flotilla_coordinator::driver;
 use flotilla_coordinator::group::GroupError;
+use flotilla_coordinator::service::Settings;
+use flotilla_scheduler::Scheduler;
 use flotilla_shared::plan::Demand;
 use flotilla_shared::{Epoch, KvBlocks, Loading, ModelSpec, Plan, Rank, StepId};
 use serde_json::json;
 
 use crate::cluster::worker;
+use crate::parrot::Parrot;
 use crate::server::{CONTEXT, Events, Server, Setup, thinks_and_says, until, user};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -109,6 +113,16 @@ async fn waiting_is_told_of_those_too_that_do_not_come_to_their_end() {
     stops["stop"] = json!("two");
     until(async || server.post(CHAT, &stops).await.status() == 200).await;
     assert_eq!(waits().await, Some(3.0), "the answer ended before the scheduler's last word");
+}
+
+/// Each has one of its own, and what waits is counted over all.
+#[tokio::test]
+async fn the_limit_of_the_queue_is_that_of_all_replicas() {
+    let replica = || driver::start::<Parrot>(Scheduler::new(Default::default()).unwrap(), Default::default());
+    let (others, _fleets): (Vec<_>, Vec<_>) = [replica(), replica()].into_iter().unzip();
+    let adjust = Box::new(|settings: &mut Settings| settings.waiting_max = 20);
+    let server = Server::start_with(Setup { others, adjust, ..Setup::default() }).await;
+    assert_eq!(value(&server, "queue_limit", &[]).await, Some(60.0));
 }
 
 /// Nothing that begins at its first count shows a rise.

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use flotilla_coordinator::driver::{self, FleetHandle};
+use flotilla_coordinator::driver::{self, DriverHandle, FleetHandle, Replicas};
 use flotilla_coordinator::harmony::Harmony;
+use flotilla_coordinator::router::ReplicaRouter;
 use flotilla_coordinator::service::{self, Settings};
 use flotilla_coordinator::tokenizer::Tokenizer;
 use flotilla_scheduler::Scheduler;
@@ -33,6 +34,8 @@ pub struct Setup {
     pub keep_alive: Duration,
     /// With a group from the start.
     pub ready: bool,
+    /// Replicas behind the first, which has the group.
+    pub others: Vec<DriverHandle>,
     /// Anything else.
     pub adjust: Box<dyn FnOnce(&mut Settings) + Send>,
 }
@@ -45,6 +48,7 @@ impl Default for Setup {
             body_bytes_max: 4 << 20,
             keep_alive: Duration::from_secs(15),
             ready: true,
+            others: Vec::new(),
             adjust: Box::new(|_| {}),
         }
     }
@@ -74,6 +78,8 @@ impl Server {
         let scheduler = Scheduler::new(setup.scheduler).unwrap();
         let (driver, fleet) = driver::start(scheduler, setup.driver);
         let mut ready = driver.clone();
+        let replicas = Replicas::default();
+        [driver].into_iter().chain(setup.others).for_each(|driver| _ = replicas.add(driver));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("http://{address}");
@@ -86,7 +92,7 @@ impl Server {
         settings.unix_seconds = Arc::new(|| 1_772_000_000);
         (setup.adjust)(&mut settings);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let serve = service::serve(listener, settings, driver, async {
+        let serve = service::serve(listener, settings, ReplicaRouter::new(replicas), async {
             let _ = stopped.await;
         });
         tokio::spawn(serve);
