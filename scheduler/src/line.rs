@@ -75,7 +75,7 @@ impl Line {
         self.queues.entry((sequence.priority, sequence.client)).or_default().insert(sequence);
     }
 
-    /// Takes in one from elsewhere: among those who come back if it ran there, else as whoever comes.
+    /// Takes one in: among those who come back if it ran before, else as whoever comes.
     pub fn adopt(&mut self, sequence: Sequence) {
         if sequence.has_run() {
             self.accounts.open(sequence.client);

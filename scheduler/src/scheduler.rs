@@ -196,7 +196,7 @@ impl Scheduler {
         self.deadline_next = earlier;
         let sequence = Sequence::new(self.arrival_last, self.now, request);
         let (id, end) = (sequence.id, sequence.end(self.length_max()));
-        self.line.join(sequence);
+        self.line.adopt(sequence);
         if let Some(reason) = end {
             self.end_early(id, reason);
         }
@@ -212,7 +212,7 @@ impl Scheduler {
             Some(Rejection::EmptyPrompt)
         } else if tokens > tokens_max {
             Some(Rejection::PromptTooLong { tokens, tokens_max })
-        } else if !self.line.has_room(request.client, waiting_max) {
+        } else if request.said == 0 && !self.line.has_room(request.client, waiting_max) {
             Some(Rejection::QueueFull { waiting_max })
         } else {
             None

@@ -100,9 +100,9 @@ impl Sequence {
         }
     }
 
-    /// Whether it had a seat once, in whatever group.
+    /// Whether it had a seat once, in whatever group, or goes on from one that had.
     pub fn has_run(&self) -> bool {
-        self.queued.is_some()
+        self.queued.is_some() || self.tokens.len() > self.prompt_count
     }
 
     /// Where there is not enough for all that run, the lowest goes first, and the highest gives what it has.

@@ -30,3 +30,21 @@ fn what_was_said_counts_for_penalties_limit_and_usage() {
     let usage = Usage { prompt_tokens: 3, completion_tokens: 3, ..Usage::default() };
     assert_eq!(ended, Some((FinishReason::Length, usage)));
 }
+
+/// The queue is full, and the one that waits came before.
+#[test]
+fn what_goes_on_does_not_wait_behind_those_that_never_ran() {
+    let mut scheduler = Scheduler::new(Settings { waiting_max: 1, ..Settings::default() }).unwrap();
+    let arrive = |scheduler: &mut Scheduler, sequence, said| {
+        let prompt = vec![sequence as u32; 5];
+        let request =
+            Request { sequence: SequenceId(sequence), prompt, said, tokens_max: 9, ..Request::default() };
+        scheduler.handle(NOW, Event::Arrived(request));
+    };
+    [(1, 0), (2, 2), (3, 0)].into_iter().for_each(|(sequence, said)| arrive(&mut scheduler, sequence, said));
+    assert!(matches!(scheduler.poll(), Some(Action::Reject { sequence: SequenceId(3), .. })));
+    scheduler.handle(NOW, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(100), stages: 1 });
+    let Some(Action::Step(plan)) = scheduler.poll() else { panic!("a step") };
+    let order: Vec<u64> = plan.admit.iter().map(|admission| admission.sequence.0).collect();
+    assert_eq!(order, [2, 1]);
+}
