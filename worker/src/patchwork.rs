@@ -279,7 +279,8 @@ mod tests {
         }
         let mut patchwork = Patchwork::in_place(weights, needs, Arc::default());
         let lacking = patchwork.lacking_bytes();
-        assert!(lacking > 0 && lacking == patchwork.slices().iter().map(|part| part.bytes() as u64).sum());
+        let parts: usize = patchwork.slices().iter().map(TensorSlice::bytes).sum();
+        assert!(lacking > 0 && lacking == parts as u64);
         patchwork.load_from(&source, &mut |_, _| {}).unwrap();
         for held in patchwork.into_weights().tensors() {
             let mut expected = vec![0; held.bytes().len()];
