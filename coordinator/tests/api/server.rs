@@ -79,7 +79,7 @@ impl Server {
         let (driver, fleet) = driver::start(scheduler, setup.driver);
         let mut ready = driver.clone();
         let replicas = Replicas::default();
-        [driver].into_iter().chain(setup.others).for_each(|driver| _ = replicas.add(driver));
+        [driver].into_iter().chain(setup.others).for_each(|driver| replicas.add(driver));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let url = format!("http://{address}");
