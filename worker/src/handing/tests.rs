@@ -228,15 +228,21 @@ fn what_is_put_together_of_what_came_without_proof_has_none() {
     assert_eq!(known, [Some(Digest::of(&read(&slices[0]))), None]);
 }
 
-/// They say nothing, or a byte, and stay.
-#[tokio::test]
-async fn connections_that_show_no_key_keep_nobody_out() {
+/// All that the one rank holds, and its slices.
+fn full_shelf() -> (Shelf, Vec<TensorSlice>) {
     let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
     let slices = assignment.plan.slices(&assignment.spec, Rank(0));
     shelf.begin(&assignment, None, true);
     let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
     weights.load_from(&source(), &mut |_, _| {}).unwrap();
     shelf.lay(Arc::new(weights));
+    (shelf, slices)
+}
+
+/// They say nothing, or a byte, and stay.
+#[tokio::test]
+async fn connections_that_show_no_key_keep_nobody_out() {
+    let (shelf, slices) = full_shelf();
     let (address, _served) = served(shelf).await;
     let mut strangers = Vec::new();
     for number in 0..300 {
@@ -253,12 +259,7 @@ async fn connections_that_show_no_key_keep_nobody_out() {
 /// They answer pings, and take nothing: as many as there are places kept these from all others for ever.
 #[tokio::test]
 async fn streams_that_nobody_reads_keep_no_places() {
-    let (shelf, assignment) = (Shelf::default(), assignment(WEIGHTS));
-    let slices = assignment.plan.slices(&assignment.spec, Rank(0));
-    shelf.begin(&assignment, None, true);
-    let mut weights = RankWeights::for_slices(slices.clone()).unwrap();
-    weights.load_from(&source(), &mut |_, _| {}).unwrap();
-    shelf.lay(Arc::new(weights));
+    let (shelf, slices) = full_shelf();
     let mut service = Service::new(shelf, None);
     service.taken_wait = Duration::from_millis(50);
     let (address, _served) = served_by(service).await;
