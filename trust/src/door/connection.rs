@@ -42,13 +42,18 @@ impl Caller {
     }
 
     /// What it showed does not let it in. It has time to hear so, once; then its connection ends. Whether it is the first
-    /// time: what it shows after that is not to be looked at.
+    /// time: what it shows after that is not to be looked at. One that was let in before stays: a proxy may carry several
+    /// callers on one connection, of whom one is wrong.
     pub fn turn_away(&self) -> bool {
-        self.turned_away.fetch_add(1, Ordering::AcqRel) == 0
+        self.was_let_in() || self.turned_away.fetch_add(1, Ordering::AcqRel) == 0
     }
 
     pub fn was_turned_away(&self) -> bool {
-        self.turned_away.load(Ordering::Acquire) > 0
+        !self.was_let_in() && self.turned_away.load(Ordering::Acquire) > 0
+    }
+
+    fn was_let_in(&self) -> bool {
+        self.is_let_in.load(Ordering::Acquire)
     }
 }
 

@@ -181,6 +181,11 @@ mod tests {
             let _ = wrong.read_to_string(&mut heard).await;
             assert_eq!(heard, "no");
         }
+        // Nor has one that was let in to go, whoever else asks on its connection.
+        let _several = TcpStream::connect(address).await.unwrap();
+        let connection = door.recv().await.unwrap().unwrap();
+        connection.caller().let_in();
+        assert!(connection.caller().turn_away() && !connection.caller().was_turned_away());
         // Who was let in on another connection is not concerned.
         let _meant = TcpStream::connect(address).await.unwrap();
         assert!(!door.recv().await.unwrap().unwrap().caller().was_turned_away());
