@@ -118,6 +118,11 @@ impl Replica<'_> {
         audit::done(Act::DissolveGroup, epoch_name(epoch), why);
         let (error, name) = lost?;
         self.groups.lost(epoch, error);
+        // Only then are its workers on their way home, and waited for by whoever forms the next.
+        tokio::select! {
+            () = self.driver.lost() => {}
+            () = self.groups.stopped() => {}
+        }
         name
     }
 }
