@@ -133,7 +133,13 @@ impl Member<'_> {
                         shelf.lay(executor.backend().weights());
                         Ok(executor)
                     }
-                    Err(error) => Err((error.into(), Some(weights.into()))),
+                    Err(error) => {
+                        // Nothing is lent any more.
+                        if let OnDevice::Loaded(weights) = &weights {
+                            shelf.lay(weights.clone());
+                        }
+                        Err((error.into(), Some(weights.into())))
+                    }
                 })
                 .await?
             }

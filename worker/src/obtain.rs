@@ -15,7 +15,7 @@ use flotilla_engine::cuda::Card;
 use flotilla_engine::weights::{Kept, Need, RankWeights, Several, WeightSink};
 use flotilla_shared::{Assignment, Loading, Place, TensorSlice, WeightOrigin};
 use std::sync::Arc;
-use tracing::info;
+use tracing::{info, warn};
 
 /// `tell` is told how far it is. When it is stopped or fails, what is as good as before comes back. Others may read what
 /// comes as it comes.
@@ -109,10 +109,17 @@ async fn room_on_card(
     kept: Option<CudaWeights>,
 ) -> Result<CudaWeights, NotBuilt> {
     let card = card.clone();
-    let room = move || match kept {
-        Some(kept) => kept.recut(slices),
+    let room = move || {
+        let kept = kept.map(|kept| kept.recut(slices.clone()));
+        match kept {
+            Some(Ok(weights)) => return Ok(weights),
+            Some(Err(error)) => {
+                warn!(%error, "what this card has cannot be kept, all of its share comes anew")
+            }
+            None => {}
+        }
         // What was given back is free once the card was waited for.
-        None => card.synchronize().and_then(|()| CudaWeights::new(&card, slices)),
+        card.synchronize().and_then(|()| CudaWeights::new(&card, slices))
     };
     let room = tokio::task::spawn_blocking(room).await;
     room.expect("cutting weights anew does not panic").map_err(|error| (error.into(), None))
