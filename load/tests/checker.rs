@@ -54,6 +54,33 @@ fn a_right_stream_has_nothing_to_note() {
     assert!(checked.finished && checked.error.is_none());
 }
 
+/// A server may count with each piece, or only at the end: beside a piece too.
+#[test]
+fn tokens_between_are_told_where_the_first_and_the_last_piece_were_counted() {
+    let between = |stream: &str| {
+        let (mut events, mut checker) = (Events::default(), Checker::new(EXPECT));
+        events.push(stream.as_bytes());
+        std::iter::from_fn(|| events.take()).for_each(|event| drop(checker.event(&event)));
+        checker.tokens_between()
+    };
+    let counted = |tokens: u64| {
+        let usage = format!(
+            r#""usage":{{"prompt_tokens":1,"completion_tokens":{tokens},"total_tokens":{}}}"#,
+            tokens + 1
+        );
+        chunk(&format!(r#""choices":[{{"index":0,"delta":{{"content":"a"}},"finish_reason":null}}],{usage}"#))
+    };
+    let cases = [
+        (vec![counted(4), counted(5), counted(7)], Some(3)),
+        (vec![piece("a"), piece("b"), counted(7)], None),
+        (vec![counted(4), piece("b")], None),
+        (vec![piece("a"), piece("b"), usage(1, 7, 8)], None),
+    ];
+    for (stream, expected) in cases {
+        assert_eq!(between(&stream.concat()), expected, "{stream:?}");
+    }
+}
+
 /// The context had room for two of the three tokens that were asked for.
 #[test]
 fn an_answer_that_the_context_cut_short_is_right() {

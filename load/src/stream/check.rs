@@ -15,8 +15,8 @@ pub struct Checker {
     pub(super) done: bool,
     /// Usage stands in chunks that have choices: it grows with them.
     continuous: bool,
-    /// Of one choice, tokens as they were counted with the first piece and with the last.
-    first_and_last: Option<(u64, u64)>,
+    /// Of one choice, tokens as they were counted with the first piece and with the last, where they were.
+    first_and_last: Option<(Option<u64>, Option<u64>)>,
     pub(super) chunks: usize,
     /// Of an event, where they are numbered.
     pub(super) last_number: Option<u64>,
@@ -45,7 +45,8 @@ impl Checker {
 
     /// Tokens that came after the first piece, up to the last. None: the server did not count as it went.
     pub fn tokens_between(&self) -> Option<u64> {
-        self.first_and_last.map(|(first, last)| last.saturating_sub(first))
+        let (first, last) = self.first_and_last?;
+        Some(last?.saturating_sub(first?))
     }
 
     /// Whether the event brought a piece of the answer.
@@ -89,9 +90,10 @@ impl Checker {
         self.identify(chunk, text);
         self.usage(chunk, choices.is_empty(), text);
         let brought = choices.iter().fold(false, |brought, choice| self.choice(choice, text) | brought);
-        if let Some(usage) = Usage::read(&chunk["usage"]).filter(|_| brought && self.expect.choices == 1) {
-            let (first, _) = self.first_and_last.unwrap_or((usage.completion_tokens, 0));
-            self.first_and_last = Some((first, usage.completion_tokens));
+        if brought && self.expect.choices == 1 {
+            let counted = Usage::read(&chunk["usage"]).map(|usage| usage.completion_tokens);
+            let (first, _) = self.first_and_last.unwrap_or((counted, None));
+            self.first_and_last = Some((first, counted));
         }
         brought
     }
