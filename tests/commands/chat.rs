@@ -1,9 +1,10 @@
 //! `flotilla chat` with other servers than Flotilla's own: they speak nearly the same, and they end as they like.
 
-use crate::support::program::{Ran, flotilla, run};
+use crate::support::program::{PATIENCE, Ran, flotilla, run};
 use std::process::Stdio;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 /// A server with one model, that says this to every question, and closes.
 async fn server(says: &'static str) -> String {
@@ -99,7 +100,7 @@ async fn a_line_that_is_no_utf8_does_not_end_the_conversation() {
     let mut stdin = chat.stdin.take().unwrap();
     stdin.write_all(b"caf\xe9?\nand now?\n").await.unwrap();
     drop(stdin);
-    let output = chat.wait_with_output().await.unwrap();
+    let output = timeout(PATIENCE, chat.wait_with_output()).await.expect("it ends").unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stdout), "yes\nyes\n", "{output:?}");
     assert!(output.status.success());
 }

@@ -72,7 +72,8 @@ class ChatPage {
   onStored() {
     const all = listConversations();
     const stored = all.find((it) => it.id === this.conversation.id);
-    if (stored && !this.running) this.takeOver(stored);
+    // What is older lacks what could not be kept here.
+    if (stored && !this.running && stored.updatedMs >= this.conversation.updatedMs) this.takeOver(stored);
     this.sidebar.show(all, this.conversation.id);
   }
 
@@ -153,8 +154,12 @@ class ChatPage {
   }
 
   sendResults(message) {
-    if (!this.running && message.calls.every((call) => call.result !== undefined)) this.answer();
-    else this.update();
+    if (!this.running && message.calls.every((call) => call.result !== undefined)) {
+      this.answer();
+      return;
+    }
+    this.keep();
+    this.update();
   }
 
   stop() {
