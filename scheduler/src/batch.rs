@@ -1,7 +1,7 @@
 //! A step being put together, in a plan whose vectors were used before: a step allocates nothing once its
 //! like has been.
 
-use crate::event::ClientId;
+use crate::accounts::AccountId;
 use crate::lanes::Lane;
 use crate::line::Line;
 use crate::sequence::{Seat, Sequence};
@@ -77,7 +77,7 @@ pub struct Batch<'a> {
     pub plan: StepPlan,
     pub samples: Vec<Sample>,
     /// Rows for each client, which are not on its account yet.
-    pub served: &'a mut Vec<(ClientId, usize)>,
+    pub served: &'a mut Vec<(AccountId, usize)>,
     pub spares: &'a mut Spares,
 }
 
@@ -97,12 +97,12 @@ impl Batch<'_> {
             self.samples.push(Sample { seat, sequence, drafts: drafts.len() });
         }
         self.rows_free -= work.tokens.len();
-        self.served.push((sequence.client, work.tokens.len()));
+        self.served.push((sequence.account(), work.tokens.len()));
         self.plan.work.push(work);
     }
 
     /// Puts the rows so far on the accounts of those who have them.
     pub fn charge(&mut self, line: &mut Line) {
-        self.served.drain(..).for_each(|(client, rows)| line.serve(client, rows));
+        self.served.drain(..).for_each(|(account, rows)| line.serve(account, rows));
     }
 }

@@ -10,9 +10,10 @@ mod admission;
 mod room;
 mod rows;
 
+use crate::accounts::AccountId;
 use crate::batch::{Batch, Sample, Spares};
 use crate::cache::KvCache;
-use crate::event::{ClientId, GroupFault};
+use crate::event::GroupFault;
 use crate::lanes::{Lane, Lanes};
 use crate::line::Line;
 use crate::load::Counters;
@@ -42,7 +43,7 @@ pub struct Group {
     pub spares: Spares,
     pub lanes: Lanes,
     // Lists that are used again from step to step.
-    served: Vec<(ClientId, usize)>,
+    served: Vec<(AccountId, usize)>,
     shortest: Vec<(usize, usize)>,
     ranked: Vec<((i32, Seat), usize)>,
     drafts: Vec<TokenId>,

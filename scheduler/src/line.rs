@@ -4,7 +4,7 @@
 //! Large Language Models" (Sheng et al., 2024: the virtual token counter). One client alone is served in the order of
 //! arrival. Who cannot come yet is passed over, and keeps its place.
 
-use crate::accounts::Accounts;
+use crate::accounts::{AccountId, Accounts};
 use crate::event::{ClientId, Trial};
 use crate::sequence::Sequence;
 use flotilla_shared::SequenceId;
@@ -69,8 +69,8 @@ impl Line {
 
     /// Joins the end of its client's queue.
     pub fn join(&mut self, sequence: Sequence) {
-        self.accounts.open(sequence.client);
-        self.level(sequence.priority, sequence.client);
+        self.accounts.open(sequence.account());
+        self.level(sequence.account());
         self.count += 1;
         self.queues.entry((sequence.priority, sequence.client)).or_default().insert(sequence);
     }
@@ -78,7 +78,7 @@ impl Line {
     /// Takes one in: among those who come back if it ran before, else as whoever comes.
     pub fn adopt(&mut self, sequence: Sequence) {
         if sequence.has_run() {
-            self.accounts.open(sequence.client);
+            self.accounts.open(sequence.account());
             self.resume(sequence);
         } else {
             self.join(sequence);
@@ -87,13 +87,14 @@ impl Line {
 
     /// A client of whom nobody waits has had as much, at least, as the one of those who wait who had least; where nobody
     /// waits, as whoever had most: time in which it did not wait is no credit.
-    fn level(&mut self, priority: i32, client: ClientId) {
-        if self.queues.keys().any(|(_, other)| *other == client) {
+    fn level(&mut self, account: AccountId) {
+        if self.queues.contains_key(&account) {
             return;
         }
+        let priority = account.0;
         let waiting = self.queues.range((priority, ClientId(0))..=(priority, ClientId(u64::MAX)));
-        let least = waiting.map(|((_, other), _)| self.accounts.rows(*other)).min();
-        self.accounts.raise(client, least.unwrap_or_else(|| self.accounts.most()));
+        let least = waiting.map(|(other, _)| self.accounts.rows(*other)).min();
+        self.accounts.raise(account, least.unwrap_or_else(|| self.accounts.most(priority)));
     }
 
     /// Comes back from the group.
@@ -151,7 +152,7 @@ impl Line {
         let mut fronts = self.queues.values().filter_map(Queue::next).peekable();
         let least = fronts.peek()?.priority;
         let of_least = fronts.take_while(|front| front.priority == least);
-        let next = of_least.min_by_key(|front| (self.accounts.rows(front.client), front.arrival))?;
+        let next = of_least.min_by_key(|front| (self.accounts.rows(front.account()), front.arrival))?;
         Some((least, next.client))
     }
 
@@ -175,13 +176,13 @@ impl Line {
     }
 
     /// Rows were computed for a client.
-    pub fn serve(&mut self, client: ClientId, rows: usize) {
-        self.accounts.serve(client, rows);
+    pub fn serve(&mut self, account: AccountId, rows: usize) {
+        self.accounts.serve(account, rows);
     }
 
     /// A sequence that stood here or ran has ended.
-    pub fn leave(&mut self, client: ClientId) {
-        self.accounts.close(client);
+    pub fn leave(&mut self, account: AccountId) {
+        self.accounts.close(account);
     }
 
     pub fn find_mut(&mut self, id: SequenceId) -> Option<&mut Sequence> {
@@ -241,7 +242,7 @@ mod tests {
     fn order(line: &mut Line, rows: usize) -> Vec<u64> {
         std::iter::from_fn(|| {
             let sequence = line.pop()?;
-            line.serve(sequence.client, rows);
+            line.serve(sequence.account(), rows);
             Some(sequence.id.0)
         })
         .collect()
@@ -284,7 +285,7 @@ mod tests {
         (1..=3).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
         (4..=5).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
         line.resume(sequence(6, 1, 0));
-        line.accounts.open(ClientId(1));
+        line.accounts.open((0, ClientId(1)));
         assert!((0..3).all(|_| line.pass_over()));
         assert_eq!(line.pop().map(|it| it.id.0), Some(3), "6, 1 and 2 are passed over");
         assert_eq!((line.peek().map(|it| it.id.0), line.len()), (Some(4), 5));
@@ -306,7 +307,7 @@ mod tests {
     fn who_comes_anew_has_no_credit_for_idle_time() {
         let mut line = Line::default();
         line.join(sequence(1, 1, 0));
-        line.serve(ClientId(1), 1000);
+        line.serve((0, ClientId(1)), 1000);
         line.join(sequence(2, 2, 0));
         line.join(sequence(3, 2, 0));
         assert_eq!(order(&mut line, 10), [1, 2, 3], "equal accounts: by arrival");
@@ -318,7 +319,7 @@ mod tests {
         for (arrival, client, rows) in [(1, 2, 10), (2, 1, 1000)] {
             line.join(sequence(arrival, client, 0));
             assert_eq!(line.pop().map(|it| it.id.0), Some(arrival));
-            line.serve(ClientId(client), rows);
+            line.serve((0, ClientId(client)), rows);
         }
         (3..5).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
         (5..7).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
@@ -331,10 +332,23 @@ mod tests {
         (1..3).for_each(|client| line.join(sequence(client, client, 5)));
         line.join(sequence(3, 3, 0));
         assert_eq!(line.pop().map(|it| it.id.0), Some(3));
-        line.serve(ClientId(3), 1000);
+        line.serve((0, ClientId(3)), 1000);
         line.join(sequence(4, 1, 0));
         line.join(sequence(5, 2, 5));
-        assert_eq!(order(&mut line, 10), [4, 2, 1, 5]);
+        assert_eq!(order(&mut line, 10), [4, 1, 2, 5]);
+    }
+
+    /// Nobody else waits for the first, and one had much there: that is not what it had in the other.
+    #[test]
+    fn a_share_in_one_priority_is_not_spent_in_another() {
+        let mut line = Line::default();
+        line.join(sequence(1, 1, 0));
+        assert_eq!(line.pop().map(|it| it.id.0), Some(1));
+        line.serve((0, ClientId(1)), 1000);
+        (3..5).for_each(|arrival| line.join(sequence(arrival, 2, 10)));
+        line.join(sequence(5, 3, 0));
+        (6..8).for_each(|arrival| line.join(sequence(arrival, 3, 10)));
+        assert_eq!(order(&mut line, 10), [5, 3, 6, 4, 7]);
     }
 
     #[test]
@@ -343,10 +357,10 @@ mod tests {
         (1..4).for_each(|arrival| line.join(sequence(arrival, 1, 0)));
         line.join(sequence(4, 2, 0));
         for rows in [10, 1000] {
-            let client = line.pop().unwrap().client;
-            line.serve(client, rows);
+            let account = line.pop().unwrap().account();
+            line.serve(account, rows);
         }
-        line.leave(ClientId(2));
+        line.leave((0, ClientId(2)));
         line.join(sequence(5, 2, 0));
         assert_eq!(order(&mut line, 10), [2, 3, 5]);
     }

@@ -191,7 +191,10 @@ impl Scheduler {
         }
         self.arrival_last.0 += 1;
         self.ids.insert(request.sequence);
-        self.counters.prompt_tokens += request.prompt.len() as u64;
+        // Of what goes on it was counted.
+        if request.said.is_none() {
+            self.counters.prompt_tokens += request.prompt.len() as u64;
+        }
         let earlier = self.deadline_next.into_iter().chain(request.deadline).min();
         self.deadline_next = earlier;
         let sequence = Sequence::new(self.arrival_last, self.now, request);
@@ -212,7 +215,7 @@ impl Scheduler {
             Some(Rejection::EmptyPrompt)
         } else if tokens > tokens_max {
             Some(Rejection::PromptTooLong { tokens, tokens_max })
-        } else if request.said == 0 && !self.line.has_room(request.client, waiting_max) {
+        } else if request.said.is_none() && !self.line.has_room(request.client, waiting_max) {
             Some(Rejection::QueueFull { waiting_max })
         } else {
             None
@@ -223,7 +226,7 @@ impl Scheduler {
     pub(crate) fn take_waiting(&mut self, id: SequenceId) -> Option<Sequence> {
         let sequence = self.line.remove(id)?;
         self.ids.remove(&id);
-        self.line.leave(sequence.client);
+        self.line.leave(sequence.account());
         self.line.end_trial(id);
         Some(sequence)
     }
@@ -347,7 +350,7 @@ impl Scheduler {
         let alive = self.now.saturating_sub(sequence.arrived_at);
         tracing::debug!(sequence = %id, ?reason, ?usage, ?alive, "finished");
         self.ids.remove(&id);
-        self.line.leave(sequence.client);
+        self.line.leave(sequence.account());
         self.line.end_trial(id);
         self.actions.push_back(Action::Finish { sequence: id, reason, usage });
     }

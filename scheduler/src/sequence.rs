@@ -1,6 +1,7 @@
 //! One sequence: its tokens, and how many of them the workers hold. A prompt, a decode and a sequence
 //! that starts over are the same thing, told apart only by the rows that they lack.
 
+use crate::accounts::AccountId;
 use crate::cache::{BlockHash, Tables};
 use crate::event::{ClientId, FinishReason, Request, Usage};
 use crate::lanes::Lane;
@@ -30,6 +31,7 @@ pub struct Sequence {
     pub deadline: Option<Duration>,
     /// Prompt, then what was generated and is known here: all that is needed to start over.
     pub tokens: Vec<TokenId>,
+    goes_on: bool,
     prompt_count: usize,
     tokens_max: usize,
     stop_tokens: Vec<TokenId>,
@@ -76,7 +78,8 @@ impl Sequence {
             client: request.client,
             priority: request.priority,
             deadline: request.deadline,
-            prompt_count: prompt.len().saturating_sub(said),
+            goes_on: said.is_some(),
+            prompt_count: prompt.len().saturating_sub(said.unwrap_or(0)),
             tokens: prompt,
             tokens_max,
             stop_tokens,
@@ -100,9 +103,14 @@ impl Sequence {
         }
     }
 
+    /// On which its rows are counted.
+    pub fn account(&self) -> AccountId {
+        (self.priority, self.client)
+    }
+
     /// Whether it had a seat once, in whatever group, or goes on from one that had.
     pub fn has_run(&self) -> bool {
-        self.queued.is_some() || self.tokens.len() > self.prompt_count
+        self.queued.is_some() || self.goes_on
     }
 
     /// Where there is not enough for all that run, the lowest goes first, and the highest gives what it has.

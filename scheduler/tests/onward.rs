@@ -15,8 +15,14 @@ fn what_was_said_counts_for_penalties_limit_and_usage() {
     let sampling = Sampling { presence_penalty: 1.0, ..Sampling::default() };
     let sequence = SequenceId(1);
     let prompt = vec![1, 2, 3, 4, 5];
-    let request =
-        Request { sequence, prompt: prompt.clone(), said: 2, sampling, tokens_max: 3, ..Request::default() };
+    let request = Request {
+        sequence,
+        prompt: prompt.clone(),
+        said: Some(2),
+        sampling,
+        tokens_max: 3,
+        ..Request::default()
+    };
     scheduler.handle(NOW, Event::Arrived(request));
     let Some(Action::Step(plan)) = scheduler.poll() else { panic!("a step") };
     assert_eq!((&plan.admit[0].context, plan.admit[0].generated), (&prompt, 2));
@@ -41,7 +47,9 @@ fn what_goes_on_does_not_wait_behind_those_that_never_ran() {
             Request { sequence: SequenceId(sequence), prompt, said, tokens_max: 9, ..Request::default() };
         scheduler.handle(NOW, Event::Arrived(request));
     };
-    [(1, 0), (2, 2), (3, 0)].into_iter().for_each(|(sequence, said)| arrive(&mut scheduler, sequence, said));
+    [(1, None), (2, Some(0)), (3, None)]
+        .into_iter()
+        .for_each(|(sequence, said)| arrive(&mut scheduler, sequence, said));
     assert!(matches!(scheduler.poll(), Some(Action::Reject { sequence: SequenceId(3), .. })));
     scheduler.handle(NOW, Event::GroupFormed { epoch: Epoch(1), kv_blocks: KvBlocks::plain(100), stages: 1 });
     let Some(Action::Step(plan)) = scheduler.poll() else { panic!("a step") };

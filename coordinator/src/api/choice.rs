@@ -81,7 +81,10 @@ impl Choice {
                     }
                 }
                 TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
-                    self.queued(usage.queued);
+                    // It may never have run: all its time is told as waiting then.
+                    if self.times.ran.is_none() {
+                        self.api.metrics.queued(usage.queued);
+                    }
                     self.fail(ApiError::Deadline, Finished::deadline);
                 }
                 TokenEvent::Finished { reason, usage } => {
@@ -118,14 +121,13 @@ impl Choice {
         }
     }
 
-    /// Whether there is more to come of an answer that ended in its thought. Where the workers are lost or the line
-    /// is full it is over as it is.
+    /// Whether there is more to come of an answer that ended in its thought. Where the workers are lost it is over as it is.
     async fn go_on(&mut self, reason: FinishReason) -> bool {
         let FinishReason::StopToken(end) = reason else { return false };
         let onward = self.onward.take().filter(|_| self.reader.only_thought());
         let next = onward.and_then(|onward| onward.answer(&self.api.harmony, end, Instant::now()));
         let Some(generation) = next else { return false };
-        let said = generation.said;
+        let said = generation.said.unwrap_or(0);
         match self.api.replicas.submit(generation).await {
             Ok(tokens) => self.tokens = Some(tokens),
             Err(refusal) => {

@@ -114,7 +114,7 @@ pub async fn generate(
         let (watch, guide) = if from_behind { (guide, None) } else { (None, guide) };
         let generation = Generation {
             prompt: prompt.clone(),
-            said: 0,
+            said: None,
             sampling: Sampling { top_k, ..options.sampling(seed, index % options.choices) },
             tokens_max: tokens_max.min(api.settings.context_tokens_max - prompt.len()),
             stop_tokens: options.ending.stop_tokens(&api.stop_tokens),

@@ -71,7 +71,7 @@ impl Onward {
             return None;
         }
         let prompt = [&self.prompt[..], &self.said].concat();
-        Some(Generation { prompt, said: self.said.len(), guide, timeout, ..self.rest })
+        Some(Generation { prompt, said: Some(self.said.len()), guide, timeout, ..self.rest })
     }
 }
 
@@ -100,8 +100,9 @@ mod tests {
         let tokens = harmony.tokenizer().encode_special(said);
         tokens.iter().for_each(|token| onward.push(*token));
         let next = onward.answer(&harmony, *tokens.last()?, began + Duration::from_secs(10))?;
-        assert_eq!(next.prompt.len(), prompt.len() + next.said);
-        Some((harmony.tokenizer().decode(&next.prompt), next.said))
+        let said = next.said?;
+        assert_eq!(next.prompt.len(), prompt.len() + said);
+        Some((harmony.tokenizer().decode(&next.prompt), said))
     }
 
     const FINAL: &str = "<|start|>assistant<|channel|>final<|message|>";

@@ -25,7 +25,7 @@ use crate::traces::Context as TraceContext;
 pub struct Generation {
     pub prompt: Vec<TokenId>,
     /// So many of the prompt, its last, were generated before: this goes on from there.
-    pub said: usize,
+    pub said: Option<usize>,
     pub sampling: Sampling,
     /// With those that were generated before.
     pub tokens_max: usize,
