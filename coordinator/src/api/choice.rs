@@ -80,11 +80,7 @@ impl Choice {
                         self.go_on_guided().await;
                     }
                 }
-                TokenEvent::Finished { reason: FinishReason::Deadline, usage } => {
-                    // It may never have run: all its time is told as waiting then.
-                    if self.times.ran.is_none() {
-                        self.api.metrics.queued(usage.queued);
-                    }
+                TokenEvent::Finished { reason: FinishReason::Deadline, .. } => {
                     self.fail(ApiError::Deadline, Finished::deadline);
                 }
                 TokenEvent::Finished { reason, usage } => {

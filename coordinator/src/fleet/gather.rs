@@ -40,7 +40,8 @@ pub struct Gathered {
 pub enum After<'a> {
     /// None: as many workers are waited for as are wanted.
     Nothing,
-    /// One that was lost: fewer will do, and whoever does not fit may be followed by others.
+    /// One that was lost, or other replicas, which nobody waits for: fewer will do, and whoever does not fit may be followed
+    /// by others.
     Loss,
     /// A smaller one, of whose workers, and of newcomers, this one is to be; otherwise as after a loss.
     Growth(&'a Growing),

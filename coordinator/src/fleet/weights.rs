@@ -229,6 +229,7 @@ mod tests {
         counter.close(Epoch(3));
         assert!(refused(request(&[])).contains("epoch 3 has no weights"));
     }
+
     /// Workers that load slowly kept the threads on which prompts are made: as many as there are streams.
     #[test]
     fn streams_that_nobody_reads_hold_no_threads() {

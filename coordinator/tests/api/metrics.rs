@@ -115,6 +115,26 @@ async fn waiting_is_told_of_those_too_that_do_not_come_to_their_end() {
     assert_eq!(waits().await, Some(3.0), "the answer ended before the scheduler's last word");
 }
 
+/// One runs, and the others' time is over while they wait.
+#[tokio::test]
+async fn waiting_in_vain_is_told_once() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.request_timeout = Some(std::time::Duration::from_millis(300));
+    };
+    let scheduler =
+        flotilla_scheduler::Settings { sequences_max: 1, context_max: CONTEXT, ..Default::default() };
+    let server = Server::start_with(Setup { scheduler, adjust: Box::new(adjust), ..Setup::default() }).await;
+    let mut all = Vec::new();
+    for _ in 0..4 {
+        all.push(endless(&server).await);
+    }
+    for mut events in all {
+        while events.next().await.is_some() {}
+    }
+    assert_eq!(value(&server, "request_success_total", &["\"deadline\""]).await, Some(4.0));
+    assert_eq!(value(&server, "request_queue_time_seconds_count", &[]).await, Some(4.0));
+}
+
 /// Each has one of its own, and what waits is counted over all.
 #[tokio::test]
 async fn the_limit_of_the_queue_is_that_of_all_replicas() {
