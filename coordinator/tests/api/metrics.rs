@@ -118,22 +118,19 @@ async fn waiting_is_told_of_those_too_that_do_not_come_to_their_end() {
 /// One runs, and the others' time is over while they wait: there is no group any more when it is.
 #[tokio::test]
 async fn waiting_in_vain_is_told_once() {
-    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+    let adjust = |settings: &mut Settings| {
         settings.limits.request_timeout = Some(std::time::Duration::from_millis(500));
     };
     let scheduler =
         flotilla_scheduler::Settings { sequences_max: 1, context_max: CONTEXT, ..Default::default() };
-    let driver = flotilla_coordinator::driver::Settings {
-        regroup_wait: std::time::Duration::from_secs(60),
-        ..Default::default()
-    };
+    let driver = driver::Settings { regroup_wait: std::time::Duration::from_secs(60), ..Default::default() };
     let server =
         Server::start_with(Setup { scheduler, driver, adjust: Box::new(adjust), ..Setup::default() }).await;
     let mut all = Vec::new();
     for _ in 0..4 {
         all.push(endless(&server).await);
     }
-    server.fleet.lost(flotilla_shared::Epoch(1), flotilla_coordinator::group::GroupError::Outgrown);
+    server.fleet.lost(Epoch(1), GroupError::Outgrown);
     for mut events in all {
         while events.next().await.is_some() {}
     }
