@@ -18,6 +18,7 @@ use flotilla_engine::backend::cpu::DenseWidth;
 use flotilla_shared::plan::PlanError;
 use flotilla_shared::units::Bytes;
 use flotilla_shared::{ModelSpec, Plan};
+use flotilla_worker::memory_available;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -100,7 +101,7 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     let workers = ranks * args.serve.replicas.first();
     let threads = args.threads.map_or(machine::cores() / workers, usize::from).max(1);
     let offered = |free: u64| (free as f64 * MEMORY_OFFERED) as u64 / workers as u64;
-    let memory = args.memory_bytes.map(|bytes| bytes.0).or_else(|| machine::memory_available().map(offered));
+    let memory = args.memory_bytes.map(|bytes| bytes.0).or_else(|| memory_available().map(offered));
     args.serve.check_stages(&model, ranks)?;
     args.cpu.check_pin()?;
     // Before the workers begin to read weights for nothing.

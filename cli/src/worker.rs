@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_shared::Inventory;
 use flotilla_shared::units::Bytes;
-use flotilla_worker::{Device, Settings, StandingCell};
+use flotilla_worker::{Device, Settings, StandingCell, memory_available};
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 use std::time::Duration;
@@ -206,7 +206,7 @@ fn is_local(url: &str) -> bool {
 /// Part of what is free where the worker computes.
 fn memory_offered(device: &Device) -> Result<u64> {
     let free = match device {
-        Device::Cpu(_) => machine::memory_available(),
+        Device::Cpu(_) => memory_available(),
         Device::Card(card) => Some(card.card.memory_free_bytes()?),
     };
     Ok(free.map_or(u64::MAX, |bytes| (bytes as f64 * MEMORY_OFFERED) as u64))

@@ -27,6 +27,7 @@ pub use device::{CardUse, Device};
 pub use error::WorkerError;
 pub use executor::{Executor, StepError};
 pub use link::check;
+pub use memory::memory_available;
 pub use session::run;
 pub use settings::Settings;
 pub use standing::{Standing, StandingCell};

@@ -3,6 +3,7 @@
 use crate::machine;
 use flotilla_engine::backend::cpu::kernels::Isa;
 use flotilla_engine::backend::cpu::measure::Bench;
+use flotilla_worker::memory_available;
 use serde::Serialize;
 use std::fs;
 
@@ -37,7 +38,7 @@ pub fn look(measure: bool) -> Machine {
         isa: format!("{:?}", Isa::detect()).to_lowercase(),
         cores: machine::cores(),
         memory_bytes: memory_bytes(),
-        memory_available_bytes: machine::memory_available(),
+        memory_available_bytes: memory_available(),
         huge_pages: huge_pages(),
         reads: if measure { reads() } else { None },
     }
@@ -46,7 +47,7 @@ pub fn look(measure: bool) -> Machine {
 /// Nothing where there is no memory to measure with.
 fn reads() -> Option<Reads> {
     const BYTES: usize = 1 << 30;
-    let bytes = machine::memory_available().map_or(BYTES, |free| BYTES.min(free as usize / 4));
+    let bytes = memory_available().map_or(BYTES, |free| BYTES.min(free as usize / 4));
     let best = |bench: &Bench| (0..5).map(|_| bench.read()).fold(0.0, f64::max);
     let small_pages = best(&Bench::new(machine::cores(), bytes, false).ok()?);
     let bench = Bench::new(machine::cores(), bytes, true).ok()?;

@@ -1,4 +1,8 @@
-//! What a worker takes of memory, read now and then, so that use beyond the plan is seen.
+//! What a worker takes of memory, read now and then, so that use beyond the plan is seen; and what it could take.
+
+mod available;
+
+pub use available::memory_available;
 
 use std::time::{Duration, Instant};
 
