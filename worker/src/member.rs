@@ -4,12 +4,13 @@
 use crate::device::{Device, again_on_cpu, on_card, on_cpu};
 use crate::engine_thread::{EngineThread, NotBuilt};
 use crate::error::WorkerError;
-use crate::handing::Handing;
+use crate::handing::{Handing, Shelf};
 use crate::link::{Link, Order, Says, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
 use crate::standing::Standing;
 use crate::stock::{OnDevice, Stock, alone};
+use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::{CollectiveError, Peers, ProcessCollective, Stop};
 use flotilla_shared::step::steps_ahead_max;
 use flotilla_shared::{Assignment, Epoch, Reach};
@@ -146,17 +147,20 @@ impl Member<'_> {
             (Device::Card(card), OnDevice::Card(weights)) => {
                 EngineThread::start(move || match meeting.meet() {
                     Ok(group) => {
-                        let reader = weights.reader();
+                        // Nothing lies aside any more.
+                        hand_on(&shelf, &weights);
                         let executor = on_card(&card, &assignment, *weights, group, deadline);
-                        let executor = executor.map_err(|error| (error.into(), None))?;
-                        match reader {
-                            Ok(reader) => shelf.lay(Arc::new(reader)),
-                            Err(error) => warn!(%error, "this card's weights are not handed on"),
-                        }
+                        let executor = executor.map_err(|error| {
+                            shelf.put_away();
+                            (error.into(), None)
+                        })?;
                         stop.watch_over(executor.abort_handle());
                         Ok(executor)
                     }
-                    Err(error) => Err((error.into(), Some(OnDevice::Card(weights).into()))),
+                    Err(error) => {
+                        hand_on(&shelf, &weights);
+                        Err((error.into(), Some(OnDevice::Card(weights).into())))
+                    }
                 })
                 .await?
             }
@@ -164,6 +168,17 @@ impl Member<'_> {
         };
         // An engine that was built is linked.
         Ok((built, on_reached.try_recv().unwrap_or_default()))
+    }
+}
+
+/// What a card has, from its own memory.
+fn hand_on(shelf: &Shelf, weights: &CudaWeights) {
+    match weights.reader() {
+        Ok(reader) => shelf.lay(Arc::new(reader)),
+        Err(error) => {
+            warn!(%error, "this card's weights are not handed on");
+            shelf.put_away();
+        }
     }
 }
 

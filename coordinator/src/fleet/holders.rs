@@ -1,7 +1,7 @@
 //! Who holds which weights, or is loading them: whoever lacks some is sent to another worker first, so that each slice
 //! leaves this process once.
 
-use super::lending::{Seat, lenders};
+use super::lending::{Seat, givers, lenders};
 use flotilla_proto::Hello;
 use flotilla_shared::{BackendKind, HOLDERS_MAX, Held, Holder, ModelSpec, Plan, Rank, WeightsId};
 use std::cmp::Reverse;
@@ -14,7 +14,7 @@ pub struct Holding {
     /// Where it hands on weights, and by which key.
     door: Option<(String, [u8; 32])>,
     host: String,
-    /// Where what is held can be had while another share comes: a card has no room for two.
+    /// For what is held while another share comes; none if nothing is handed on.
     room_bytes: Option<u64>,
     /// Why its stream ended, once it has.
     ended: watch::Receiver<Option<String>>,
@@ -45,7 +45,12 @@ impl Holders {
     pub fn enter(&self, hello: &Hello, ended: watch::Receiver<Option<String>>) -> Arc<Holding> {
         let state = State { held: hello.held.clone(), ..State::default() };
         let (door, host, own) = (hello.hands_on.clone(), hello.host.clone(), &hello.inventory);
-        let room_bytes = (own.backend == BackendKind::Cpu && door.is_some()).then_some(own.memory_bytes);
+        let room_bytes = match own.backend {
+            BackendKind::Cpu => own.memory_bytes,
+            // It lies aside in the host's memory, as far as that has room: the worker looks itself.
+            BackendKind::Cuda => u64::MAX,
+        };
+        let room_bytes = door.as_ref().map(|_| room_bytes);
         let holding = Arc::new(Holding { door, host, room_bytes, ended, state: Mutex::new(state) });
         let mut all = lock(&self.0);
         all.retain(|other| other.strong_count() > 0);
@@ -64,22 +69,30 @@ impl Holders {
     ) -> Vec<Sent> {
         let all = lock(&self.0);
         let all: Vec<Arc<Holding>> = all.iter().filter_map(Weak::upgrade).collect();
-        let is_member =
-            |other: &Arc<Holding>| members.iter().any(|(_, member)| std::ptr::eq(*member, &**other));
-        let asked: Vec<_> =
-            all.into_iter().filter(|other| !is_member(other) || other.room_bytes.is_some()).collect();
         let seat = |(rank, member): &(Rank, &Holding)| Seat {
             before: lock(&member.state).held.clone().filter(|held| held.lies_in(spec)),
             wanted: Held::of(weights, plan, *rank),
-            room_bytes: member.room_bytes.unwrap_or_default(),
+            room_bytes: member.room_bytes,
         };
         let seats: Vec<Seat> = members.iter().map(seat).collect();
-        let sent =
-            members.iter().zip(&seats).zip(lenders(spec, &seats)).map(|(((_, member), seat), lends)| Sent {
-                holders: chosen(spec, &seat.wanted, member, &asked),
-                lends,
-            });
-        let sent = sent.collect();
+        let (lenders, givers) = (lenders(spec, &seats), givers(spec, &seats));
+        let mut sent = Vec::new();
+        for (at, (_, member)) in members.iter().enumerate() {
+            let mut holders = chosen(spec, &seats[at].wanted, member, &all);
+            let giver = givers[at].as_ref().and_then(|(giver, held)| members[*giver].1.giving(held.clone()));
+            // Whoever has some of each of these layers has that too.
+            let is_had = |held: &Held| {
+                let has = |other: &Held| {
+                    other.layers.start <= held.layers.start && held.layers.end <= other.layers.end
+                };
+                holders.iter().any(|other| has(&other.held))
+            };
+            if let Some(giver) = giver.filter(|giver| !is_had(&giver.held)) {
+                holders.truncate(HOLDERS_MAX - 1);
+                holders.push(giver);
+            }
+            sent.push(Sent { holders, lends: lenders[at] });
+        }
         for ((_, member), seat) in members.iter().zip(seats) {
             let mut state = lock(&member.state);
             (state.held, state.is_loading) = (Some(seat.wanted), true);
@@ -110,8 +123,12 @@ impl Holding {
     }
 
     fn holder(&self) -> Option<Holder> {
+        self.giving(lock(&self.state).held.clone()?)
+    }
+
+    fn giving(&self, held: Held) -> Option<Holder> {
         let (address, key) = self.door.clone()?;
-        Some(Holder { address, key, held: lock(&self.state).held.clone()? })
+        Some(Holder { address, key, held })
     }
 }
 
@@ -210,7 +227,7 @@ mod tests {
             .map(|names| group(&holders, &names, "host"));
         // The first has nobody to ask, the second only the first, and each further one whom the fewest were sent to.
         let of = |n: usize| sent(&holders, WEIGHTS, &two, &groups[n]);
-        assert_eq!(of(0), [vec![], Vec::<String>::new()]);
+        assert_eq!(of(0), [vec![], vec!["a0"]]);
         assert_eq!(of(1), [["a0"], ["a1"]]);
         assert_eq!(of(2), [["b0", "a0"], ["b1", "a1"]]);
         // Who has everything goes before those who load.
@@ -239,6 +256,27 @@ mod tests {
             let is_named = |half: &&&str| named[rank].iter().any(|name| name.starts_with(**half));
             assert_eq!(halves.iter().filter(is_named).count(), halves.len(), "{named:?}");
         }
+    }
+
+    /// What all ranks of a stage have comes from the first of them, unless others have it.
+    #[test]
+    fn ranks_that_have_nothing_are_sent_to_one_of_them() {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let three = Plan::with_shares(&spec, &[1.0; 3]);
+        let holders = Holders::default();
+        let first = group(&holders, &["a0", "a1", "a2"], "host");
+        assert_eq!(sent(&holders, WEIGHTS, &three, &first), [vec![], vec!["a0"], vec!["a0"]]);
+        assert_eq!(
+            sent(&holders, WEIGHTS, &three, &group(&holders, &["b0", "b1", "b2"], "host")),
+            [["a0"], ["a1"], ["a2"]]
+        );
+        // One that comes anew to two that are left.
+        let [_, second, third] = <[Worker; 3]>::try_from(first).ok().unwrap();
+        let again = [worker(&holders, "c0", "host"), second, third];
+        assert_eq!(
+            sent(&Holders(holders.0.clone()), WEIGHTS, &three, &again)[1..],
+            [Vec::<String>::new(), vec![]]
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! What the ranks of one group give each other when the cut changes: parts of what they held before. Who gives some that
-//! does not lie in its new share keeps its old one beside it until all have met, if its memory holds both.
+//! What the ranks of one group give each other. When the cut changes, parts of what they held before: who gives some that
+//! does not lie in its new share keeps its old one beside it until all have met, if its memory holds both. And what all ranks
+//! of a stage have, which one of them has already or takes for all.
 
+use flotilla_shared::plan::{ExpertShare, RankShare};
 use flotilla_shared::{Held, ModelSpec, TensorSlice};
 
 /// A rank to be, as far as its weights go.
@@ -8,8 +10,8 @@ pub struct Seat {
     /// What it holds now.
     pub before: Option<Held>,
     pub wanted: Held,
-    /// Of its memory; nothing if it cannot be asked for what it held while it loads.
-    pub room_bytes: u64,
+    /// For what it held and what it will hold; none if it hands nothing on.
+    pub room_bytes: Option<u64>,
 }
 
 /// Whether each of `seats` has to keep what it held for others.
@@ -37,13 +39,44 @@ impl Seat {
     /// For both shares at once.
     fn has_room(&self, spec: &ModelSpec, before: &Held) -> bool {
         let bytes = |held: &Held| held.slices(spec).iter().map(|slice| slice.bytes() as u64).sum::<u64>();
-        bytes(before) + bytes(&self.wanted) <= self.room_bytes
+        self.room_bytes.is_some_and(|room| bytes(before) + bytes(&self.wanted) <= room)
     }
+
+    fn lacks_replicated(&self, spec: &ModelSpec) -> bool {
+        replicated(&self.wanted).lacking(spec, self.before.as_ref()).iter().any(|slice| !slice.is_empty())
+    }
+}
+
+/// For each of `seats` that lacks some of what all ranks of its stage have, which other one gives it, and that.
+///
+/// Nobody waits for each other: who gives it takes it from none of its group.
+pub fn givers(spec: &ModelSpec, seats: &[Seat]) -> Vec<Option<(usize, Held)>> {
+    let of = |seat: &Seat| {
+        let mates = || {
+            let numbered = seats.iter().enumerate();
+            numbered.filter(|(_, mate)| mate.room_bytes.is_some() && mate.wanted.layers == seat.wanted.layers)
+        };
+        let has_all = mates().find(|(_, mate)| !mate.lacks_replicated(spec));
+        has_all.or_else(|| mates().next()).map(|(giver, _)| giver)
+    };
+    let giver = |(at, seat): (usize, &Seat)| {
+        let giver = of(seat).filter(|giver| *giver != at && seat.lacks_replicated(spec))?;
+        Some((giver, replicated(&seat.wanted)))
+    };
+    seats.iter().enumerate().map(giver).collect()
+}
+
+/// What of a share all ranks of its stage have.
+fn replicated(held: &Held) -> Held {
+    let none = ExpertShare { experts: 0..0, blocks: 0..0 };
+    let share = RankShare { kv_heads: 0..0, experts: none, vocab: 0..0, ..held.share.clone() };
+    Held { share, ..held.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flotilla_shared::plan::StageCut;
     use flotilla_shared::{Plan, Rank, WeightsId};
 
     const WEIGHTS: WeightsId = WeightsId([1; 32]);
@@ -59,7 +92,7 @@ mod tests {
         let seat = |(rank, (before, room_bytes)): (usize, &(Option<Held>, u64))| Seat {
             before: before.clone(),
             wanted: held(seats.len(), rank as u16),
-            room_bytes: *room_bytes,
+            room_bytes: Some(*room_bytes),
         };
         lenders(&spec, &seats.iter().enumerate().map(seat).collect::<Vec<_>>())
     }
@@ -86,5 +119,47 @@ mod tests {
             let seats = [(Some(held(3, 1)), room_bytes), (Some(held(3, 2)), u64::MAX)];
             assert_eq!(lend(&seats), [lends, false]);
         }
+    }
+
+    /// Of two stages of two and three ranks: who hands on, and holds what a rank of the plan has.
+    fn given_by(seats: [(bool, Option<u16>); 5]) -> [Option<usize>; 5] {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let cuts =
+            [(10, vec![1.0; 2]), (14, vec![1.0; 3])].map(|(layers, shares)| StageCut::even(layers, &shares));
+        let plan = Plan::with_stages(&spec, &cuts);
+        let share = |rank| Held::of(WEIGHTS, &plan, Rank(rank));
+        let seat = |(rank, (gives, before)): (usize, (bool, Option<u16>))| Seat {
+            before: before.map(share),
+            wanted: share(rank as u16),
+            room_bytes: gives.then_some(u64::MAX),
+        };
+        let seats: Vec<Seat> = seats.into_iter().enumerate().map(seat).collect();
+        let givers = givers(&spec, &seats);
+        for (seat, (_, given)) in
+            seats.iter().zip(&givers).filter_map(|(seat, giver)| Some((seat, giver.as_ref()?)))
+        {
+            let wanted = seat.wanted.slices(&spec);
+            let replicated: Vec<_> = wanted.into_iter().filter(|slice| slice.tensor.replicated()).collect();
+            let given: Vec<_> = given.slices(&spec).into_iter().filter(|slice| !slice.is_empty()).collect();
+            assert_eq!(given, replicated);
+        }
+        let givers: Vec<_> = givers.into_iter().map(|giver| giver.map(|(giver, _)| giver)).collect();
+        givers.try_into().unwrap()
+    }
+
+    #[test]
+    fn one_rank_of_a_stage_gives_the_others_what_all_have() {
+        let new = (true, None);
+        assert_eq!(given_by([new; 5]), [None, Some(0), None, Some(2), Some(2)]);
+        // Who has it goes first, of its own stage only, and nobody who has it is given any.
+        let [first, second] = [(true, Some(0)), (true, Some(4))];
+        assert_eq!(given_by([new, first, new, new, second]), [Some(1), None, Some(4), Some(4), None]);
+        assert_eq!(given_by([new, second, first, second, new]), [None, Some(0), Some(3), None, Some(3)]);
+        // Who hands nothing on is not asked.
+        let silent = (false, None);
+        assert_eq!(
+            given_by([silent, new, silent, (false, Some(2)), silent]),
+            [Some(1), None, None, None, None]
+        );
     }
 }

@@ -2,6 +2,7 @@
 //! each slice leaves the coordinator once. Serving never touches the engine's thread: it reads what never changes, a
 //! chunk at a time, for a bounded number at once.
 
+mod aside;
 mod digests;
 mod door;
 mod fetch;
@@ -11,6 +12,7 @@ mod shelf;
 #[cfg(test)]
 mod tests;
 
+pub use aside::Copied;
 pub use digests::Digests;
 pub use lent::{Beside, Fills, Lent};
 pub use shelf::Shelf;

@@ -76,8 +76,8 @@ pub enum Found {
 }
 
 impl Shelf {
-    /// The weights of an assignment are going to be here, `in_memory` as they come or on a card once they are whole; those of
-    /// before are not any more.
+    /// The weights of an assignment are going to be here, `in_memory` as they come, all or some, or on a card once they are
+    /// whole; those of before are not any more.
     /// Returned is where the digests of what comes are kept.
     pub fn begin(
         &self,

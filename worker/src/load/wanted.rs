@@ -5,7 +5,6 @@ use super::PART_BYTES;
 use flotilla_engine::weights::{Digest, Extent, WeightError};
 use flotilla_shared::TensorSlice;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::Range;
 
 /// Of one request, which may name 4096: rectangles may be small.
 const PARTS_MAX: usize = 1024;
@@ -22,8 +21,8 @@ pub struct Wanted {
 
 impl Wanted {
     /// All of those `slices` that are numbered so.
-    pub fn of(slices: &[TensorSlice], numbers: Range<usize>) -> Wanted {
-        let whole = numbers.map(|number| Extent::whole(number, &slices[number]));
+    pub fn of(slices: &[TensorSlice], numbers: impl IntoIterator<Item = usize>) -> Wanted {
+        let whole = numbers.into_iter().map(|number| Extent::whole(number, &slices[number]));
         let parts = whole.flat_map(|extent| extent.parts(PART_BYTES)).collect();
         Wanted { slices: slices.to_vec(), parts, damaged: BTreeMap::new() }
     }

@@ -26,7 +26,7 @@ impl<'a> Way<'a> {
     pub async fn open(settings: &'a Settings, handing: &'a Handing, assignment: &Assignment) -> Way<'a> {
         let cache = settings.weight_cache.as_ref();
         let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
-        let in_memory = matches!(settings.device, Device::Cpu(_));
+        let in_memory = matches!(settings.device, Device::Cpu(_)) || Way::has_mates(assignment);
         let digests = handing.shelf.begin(assignment, cache.clone(), in_memory);
         let on_disk = match &cache {
             Some(cache) => {
@@ -38,6 +38,12 @@ impl<'a> Way<'a> {
         };
         let on_disk = on_disk.filter(|kept| !kept.is_empty()).map(Arc::new);
         Way { settings, handing, cache, on_disk, digests }
+    }
+
+    /// Whether other ranks of its stage load too, and may ask for what comes.
+    pub fn has_mates(assignment: &Assignment) -> bool {
+        let ranks = &assignment.plan.share(assignment.rank).0.ranks;
+        assignment.weights == WeightOrigin::Stream && ranks.len() > 1
     }
 
     /// Of each slice what of it is kept, and in which parts the rest is asked for: as the disk and the holders have them.

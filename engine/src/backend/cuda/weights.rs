@@ -7,7 +7,7 @@ mod recut;
 use super::reader::CudaReader;
 use super::synthetic::SyntheticKernels;
 use crate::cuda::{Card, CudaError};
-use crate::weights::{Synthetic, WeightError, WeightSink};
+use crate::weights::{RankWeights, Synthetic, WeightError, WeightSink};
 use cudarc::driver::{CudaSlice, CudaView};
 use flotilla_shared::TensorSlice;
 use flotilla_shared::tensor::{LayerTensor, TensorId};
@@ -196,6 +196,26 @@ impl CudaWeights {
         let (slice, there) = (&self.slices[at], &self.there[at]);
         let is_all = self.is_whole() || there.filled == slice.bytes();
         if is_all { Some(slice) } else { there.kept.as_ref() }
+    }
+
+    /// `parts`, which lie in what is there, in the host's memory; one a tensor.
+    ///
+    /// # Panics
+    /// If one of them is of another tensor.
+    pub fn copied(&self, parts: Vec<TensorSlice>) -> Result<RankWeights, WeightError> {
+        let mut copy = RankWeights::for_slices(parts)?;
+        let Some(first) = copy.slices().first() else { return Ok(copy) };
+        let mut passage = Passage::new(&self.card).map_err(|error| refused(first, error))?;
+        for (index, part) in copy.slices().to_vec().iter().enumerate() {
+            let at = self.index[&part.tensor];
+            let (slice, place) = (&self.slices[at], &self.layout.places[at]);
+            copy.fill(index, 0..part.bytes(), &mut |out| {
+                let arena = &self.arenas[place.arena];
+                let read = passage.read(arena, place.bytes.start, slice, part, out);
+                read.map_err(|error| refused(part, error))
+            })?;
+        }
+        Ok(copy)
     }
 
     /// Bytes taken on the card.

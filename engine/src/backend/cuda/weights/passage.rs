@@ -1,8 +1,9 @@
 //! The way between the host's memory and a card's arenas: a pinned buffer, and the card's stream.
 
 use crate::cuda::{Card, CudaError};
-use crate::weights::FILL_BYTES;
-use cudarc::driver::{CudaView, CudaViewMut, PinnedHostSlice, sys};
+use crate::weights::{ByteRuns, FILL_BYTES, chunks_to_fill};
+use cudarc::driver::{CudaSlice, CudaView, CudaViewMut, PinnedHostSlice, sys};
+use flotilla_shared::TensorSlice;
 
 pub(super) struct Passage {
     card: Card,
@@ -32,6 +33,23 @@ impl Passage {
         let copied = stream.memcpy_dtoh(from, out).and_then(|()| stream.synchronize());
         copied.map_err(CudaError::doing("copy weights from the card"))?;
         Ok(out)
+    }
+
+    /// The bytes of a `part` of `slice`, which lies in an arena from byte `start` on.
+    pub fn read(
+        &mut self,
+        arena: &CudaSlice<u8>,
+        start: usize,
+        slice: &TensorSlice,
+        part: &TensorSlice,
+        out: &mut [u8],
+    ) -> Result<(), CudaError> {
+        let runs = ByteRuns::within(part, slice);
+        for span in chunks_to_fill(slice).filter_map(|chunk| runs.span_in(chunk)) {
+            let bytes = self.fetch(&arena.slice(start + span.start..start + span.end))?;
+            runs.meet(span, |at, range| out[at..at + range.len()].copy_from_slice(&bytes[range]));
+        }
+        Ok(())
     }
 
     /// Begins to copy the buffer's first bytes to the card.

@@ -131,11 +131,7 @@ impl Cut {
         }
         for Move { from, part, host: range, .. } in moves {
             let (slice, start) = (&self.slices[*from], self.layout.places[*from].bytes.start);
-            let (runs, host) = (ByteRuns::within(part, slice), &mut host[range.clone()]);
-            for span in chunks_to_fill(slice).filter_map(|chunk| runs.span_in(chunk)) {
-                let bytes = passage.fetch(&memory.slice(start + span.start..start + span.end))?;
-                runs.meet(span, |at, range| host[at..at + range.len()].copy_from_slice(&bytes[range]));
-            }
+            passage.read(memory, start, slice, part, &mut host[range.clone()])?;
         }
         Ok(())
     }

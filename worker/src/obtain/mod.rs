@@ -1,6 +1,8 @@
 //! A rank's weights: those that are kept if they are what is assigned; or what of them is of use, and the rest from
 //! wherever the assignment says. What a load has brought that is broken off is kept as well.
 
+mod card;
+
 use crate::device::Device;
 use crate::engine_thread::NotBuilt;
 use crate::error::WorkerError;
@@ -9,13 +11,11 @@ use crate::load::{Filled, Way, load};
 use crate::patchwork::Patchwork;
 use crate::settings::Settings;
 use crate::stock::{OnDevice, Stock};
-use flotilla_engine::backend::cuda::CudaWeights;
 use flotilla_engine::collective::Stop;
-use flotilla_engine::cuda::Card;
 use flotilla_engine::weights::{Kept, Need, RankWeights, Several, WeightSink};
 use flotilla_shared::{Assignment, Loading, Place, TensorSlice, WeightOrigin};
 use std::sync::Arc;
-use tracing::{info, warn};
+use tracing::info;
 
 /// `tell` is told how far it is. When it is stopped or fails, what is as good as before comes back. Others may read what
 /// comes as it comes.
@@ -49,13 +49,11 @@ pub async fn obtain(
             let kept = kept.unwrap_or_else(|| Box::new(Several(Vec::new())));
             complete(&way, assignment, (slices, needs, kept), stop, tell).await
         }
-        Device::Card(card) => {
+        Device::Card(device) => {
             // A card makes weights sooner than it would move them.
             let stock = stock.filter(|_| assignment.weights == WeightOrigin::Stream);
             let kept = stock.and_then(|stock| stock.on.into_card());
-            let weights = room_on_card(&card.card, slices, kept).await?;
-            let needs = way.needs(assignment, weights.slices(), &weights.kept());
-            load_on_card(&way, assignment, (weights, needs), stop, tell).await
+            card::obtain(&way, assignment, &device.card, kept, stop, tell).await
         }
     }
 }
@@ -99,60 +97,6 @@ async fn load_all(
     match result {
         Ok(()) => Ok(loaded(way, filled.weights)),
         Err(error) => Err((error, Some(loaded(way, whole(filled)).into()))),
-    }
-}
-
-/// Memory of a card, which has no room for two shares: what is kept of these slices lies in its place.
-async fn room_on_card(
-    card: &Card,
-    slices: Vec<TensorSlice>,
-    kept: Option<CudaWeights>,
-) -> Result<CudaWeights, NotBuilt> {
-    let card = card.clone();
-    let room = move || {
-        let kept = kept.map(|kept| kept.recut(slices.clone()));
-        match kept {
-            Some(Ok(weights)) => return Ok(weights),
-            Some(Err(error)) => {
-                warn!(%error, "what this card has cannot be kept, all of its share comes anew")
-            }
-            None => {}
-        }
-        // What was given back is free once the card was waited for.
-        card.synchronize().and_then(|()| CudaWeights::new(&card, slices))
-    };
-    let room = tokio::task::spawn_blocking(room).await;
-    room.expect("cutting weights anew does not panic").map_err(|error| (error.into(), None))
-}
-
-/// What lacks, into memory that others do not read.
-async fn load_on_card(
-    way: &Way<'_>,
-    assignment: &Assignment,
-    (weights, needs): (CudaWeights, Vec<Need>),
-    stop: &Stop,
-    tell: impl Fn(Loading) + Send + 'static,
-) -> Result<OnDevice, NotBuilt> {
-    if needs.iter().all(Need::is_plain) {
-        let (filled, result) = load(way, assignment, weights, stop, tell).await;
-        return on_card(filled.weights, result);
-    }
-    let all: u64 = needs.iter().map(|need| need.slice.bytes() as u64).sum();
-    let weights = Patchwork::in_place(weights, needs, way.digests.clone());
-    let kept = all - weights.lacking_bytes();
-    say_kept(kept, all);
-    let tell = move |loading| tell(with_kept(kept, loading));
-    let (filled, result) = load(way, assignment, weights, stop, tell).await;
-    on_card(filled.weights.into_weights(), result)
-}
-
-/// What a load has left there, unless that is nothing.
-fn on_card(weights: CudaWeights, result: Result<(), WorkerError>) -> Result<OnDevice, NotBuilt> {
-    let has_some = !weights.kept().is_empty();
-    let weights = OnDevice::Card(Box::new(weights));
-    match result {
-        Ok(()) => Ok(weights),
-        Err(error) => Err((error, has_some.then(|| weights.into()))),
     }
 }
 
