@@ -184,6 +184,28 @@ async fn cards_keep_what_they_have_when_the_cut_changes() {
     assert_eq!(greedy_text(&client, "Once upon a time", TOKENS).await, undisturbed);
 }
 
+/// The first of three dies: the second takes the front half, and the third takes of it what it had of the back one, from the
+/// host's memory, for the card has no room for both. Of what all have nobody lacks any.
+#[tokio::test]
+async fn cards_that_are_left_give_each_other_what_they_had() {
+    let Some(environment) = emulated() else { return };
+    let model = endless().await;
+    let coordinator = Coordinator::start(model.path(), 3, &["--regroup-grace", "0.2"]).await;
+    let client = Client::new(&coordinator.url);
+    let mut workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, &environment));
+    client.health(200).await;
+    let undisturbed = greedy_text(&client, "Once upon a time", 20).await;
+    assert_eq!(sent(&client).await, model.tensor_bytes());
+    let [goal, of_lost] = [goal(&client, "").await, goal(&client, "worker=\"a\"").await];
+    workers[0].kill().await;
+    workers[1].hear("some of what this card had lies aside for others").await;
+    workers[2].hear("weights came from another worker").await;
+    client.group_of(2).await;
+    let replicated = goal - self::goal(&client, "").await;
+    assert_eq!(sent(&client).await - model.tensor_bytes(), of_lost - replicated);
+    assert_eq!(greedy_text(&client, "Once upon a time", 20).await, undisturbed);
+}
+
 /// The load after a loss is broken off by another: what it has brought is kept, beside what was kept before it.
 #[tokio::test]
 async fn a_card_whose_load_is_broken_off_keeps_what_it_has() {
@@ -296,9 +318,18 @@ async fn a_group_that_summed_by_nccl_is_left_in_peace() {
 
 /// Bytes of weights that left the coordinator.
 async fn sent(client: &Client) -> u64 {
+    sum(client, "flotilla_weights_sent_bytes_total", "").await
+}
+
+/// Of the shares of the ranks of which the labels have `label`.
+async fn goal(client: &Client, label: &str) -> u64 {
+    sum(client, "flotilla_worker_load_goal_bytes", label).await
+}
+
+async fn sum(client: &Client, name: &str, label: &str) -> u64 {
     let text = client.text("/metrics").await;
-    let mut lines = text.lines().filter(|line| line.starts_with("flotilla_weights_sent_bytes_total"));
-    lines.next().unwrap().rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64
+    let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+    lines.map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() as u64).sum()
 }
 
 #[tokio::test]

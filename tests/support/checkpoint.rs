@@ -58,18 +58,31 @@ impl Small {
     pub fn path(&self) -> &Path {
         &self.folder
     }
+
+    /// Of all tensors, each once.
+    pub fn tensor_bytes(&self) -> u64 {
+        let bytes = |shard: PathBuf| {
+            let bytes = fs::read(shard).unwrap();
+            let tensors = SafeTensors::deserialize(&bytes).unwrap();
+            tensors.tensors().iter().map(|(_, tensor)| tensor.data().len() as u64).sum::<u64>()
+        };
+        shards(&self.folder).map(bytes).sum()
+    }
+}
+
+fn shards(dir: &Path) -> impl Iterator<Item = PathBuf> {
+    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"))
 }
 
 /// Edits the bytes of a tensor in whichever safetensors file of the folder has it.
 pub fn edit_tensor(dir: &Path, name: &str, edit: impl FnOnce(&mut [u8])) {
-    let files = fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
-    let files = files.filter(|path| path.extension().is_some_and(|extension| extension == "safetensors"));
     let range_in = |bytes: &[u8]| {
         let (header, metadata) = SafeTensors::read_metadata(bytes).unwrap();
         let (start, end) = metadata.info(name)?.data_offsets;
         Some(8 + header + start..8 + header + end)
     };
-    let found = files.map(|path| (fs::read(&path).unwrap(), path));
+    let found = shards(dir).map(|path| (fs::read(&path).unwrap(), path));
     let mut found = found.filter_map(|(bytes, path)| range_in(&bytes).map(|range| (bytes, path, range)));
     let (mut bytes, path, range) = found.next().expect("some file has the tensor");
     edit(&mut bytes[range]);

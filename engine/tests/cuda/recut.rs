@@ -76,6 +76,20 @@ fn expect_kept(weights: &CudaWeights, before: &[TensorSlice], wanted: &[TensorSl
     assert_eq!(weights.kept(), expected, "{name}");
 }
 
+/// What is not wanted of the first slices that have such, as it is there.
+fn expect_copied(weights: &CudaWeights, wanted: &[TensorSlice], name: &str) {
+    let beyond = |slice: &TensorSlice| match wanted.iter().find(|wanted| wanted.tensor == slice.tensor) {
+        Some(wanted) => slice.without(wanted).pop(),
+        None => Some(slice.clone()),
+    };
+    let parts: Vec<_> = weights.slices().iter().filter_map(beyond).take(4).collect();
+    let copy = weights.copied(parts.clone()).unwrap();
+    assert_eq!(copy.kept(), parts, "{name}");
+    for part in &parts {
+        assert!(copy.get(part.tensor).unwrap().bytes() == read(part), "{name}: {part}");
+    }
+}
+
 fn expect_whole(mut weights: CudaWeights, wanted: &[TensorSlice], name: &str) -> CudaWeights {
     weights.finish().unwrap();
     assert!(weights.is_whole() && weights.kept() == wanted, "{name}");
@@ -97,6 +111,7 @@ fn any_cut_is_made_of_any_other_and_what_lacks() {
                 let (name, held, wanted) = (format!("cut {from} to {to}"), old.slices(), new.slices());
                 let mut weights = CudaWeights::new(&card, held.clone()).unwrap();
                 weights.load_from(source(), &mut |_, _| {}).unwrap();
+                expect_copied(&weights, &wanted, &name);
                 let mut weights = weights.recut(wanted.clone()).unwrap();
                 expect_kept(&weights, &held, &wanted, &name);
                 assert!(!weights.is_whole(), "{name}");
