@@ -23,7 +23,7 @@ pub fn to_worker(bytes: &[u8]) {
         }
         to_worker::Message::Step(step) => drop(StepPlan::try_from(step)),
         to_worker::Message::Measure(test) => drop(LinkTest::try_from(test)),
-        to_worker::Message::Dissolve(_) => {}
+        to_worker::Message::Dissolve(_) | to_worker::Message::Meet(_) => {}
     }
 }
 
@@ -37,7 +37,9 @@ pub fn from_worker(bytes: &[u8]) {
         from_worker::Message::Outcome(outcome) => drop(StepOutcome::try_from(outcome)),
         from_worker::Message::Released(released) => drop(released_from(released, Epoch(1))),
         from_worker::Message::Measured(measured) => drop(measured_from(measured)),
-        from_worker::Message::Failed(_) | from_worker::Message::Leaving(_) => {}
+        from_worker::Message::Failed(_)
+        | from_worker::Message::Leaving(_)
+        | from_worker::Message::Loaded(_) => {}
     }
 }
 
@@ -109,7 +111,8 @@ mod tests {
             }],
         };
         let step = wire::ToWorker { message: Some(to_worker::Message::Step(step)) }.encode_to_vec();
-        mutate::each(&[&assignment(), &step], 60_000, to_worker);
+        let meet = wire::ToWorker { message: Some(to_worker::Message::Meet(wire::Meet { epoch: 1 })) };
+        mutate::each(&[&assignment(), &step, &meet.encode_to_vec()], 60_000, to_worker);
     }
 
     #[test]
@@ -129,6 +132,7 @@ mod tests {
                 ..Default::default()
             })),
             of(from_worker::Message::Failed(Default::default())),
+            of(from_worker::Message::Loaded(wire::Loaded { epoch: 1 })),
         ];
         mutate::each(&seeds.each_ref().map(Vec::as_slice), 60_000, from_worker);
         let chunk = wire::SliceChunk { digest: vec![1; 32].into(), ..Default::default() }.encode_to_vec();

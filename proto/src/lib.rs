@@ -18,7 +18,7 @@ pub mod wire {
 }
 
 /// Version of the protocol; a worker and a coordinator that differ refuse each other at Hello.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;
 
 /// Bytes of one message at most, both ways.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;

@@ -3,7 +3,7 @@
 
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, Stream, greedy, greedy_text};
-use crate::support::server::{Coordinator, Running, send_signal};
+use crate::support::server::{Coordinator, EQUAL, Running, TOKEN, send_signal};
 use std::time::Duration;
 use tokio::time::timeout;
 
@@ -118,4 +118,38 @@ async fn a_coordinator_that_is_started_anew_finds_its_workers_with_their_weights
         let kept = worker.said().matches("weights are here still").count();
         assert_eq!(kept, 2, "{}", worker.said());
     }
+}
+
+/// The one has its weights still, and the other's come for longer than ranks wait for each other.
+#[tokio::test]
+async fn a_rank_that_loads_slowly_is_waited_for() {
+    const TIMEOUT_S: u64 = 3;
+    const RATE: u64 = 50_000;
+    let model = endless().await;
+    let mut coordinator = Coordinator::start(model.path(), 2, &[]).await;
+    let at = coordinator.workers_at.clone();
+    let start = |name| {
+        let timeout = TIMEOUT_S.to_string();
+        let args = ["worker", "--coordinator", &at, "--join-token", TOKEN, "--name", name, "--threads", "1"];
+        Running::start(&[&args[..], &["--collective-timeout", &timeout], &EQUAL].concat())
+    };
+    let (mut a, mut b) = (start("a"), start("b"));
+    let client = Client::new(&coordinator.url);
+    client.health(200).await;
+    let undisturbed = greedy_text(&client, PROMPT, 60).await;
+    b.kill().await;
+    coordinator.process.kill().await;
+    coordinator =
+        coordinator.again(model.path(), 2, &["--weight-rate", &format!("{}kB/s", RATE / 1000)]).await;
+    a.hear_again("joined the coordinator", 2).await;
+    let before = a.said().len();
+    let b = start("b");
+    assert_eq!(client.health(200).await["epoch"], 1);
+    let sent = crate::handing::sent(&client).await;
+    assert!(sent > 3 * RATE * TIMEOUT_S, "{sent} bytes take no longer than three meetings");
+    for said in [a.said()[before..].to_owned(), b.said()] {
+        assert_eq!(said.matches(" assigned rank=").count(), 1, "{said}");
+    }
+    assert!(!coordinator.process.said().contains("could not form"), "{}", coordinator.process.said());
+    assert_eq!(greedy_text(&client, PROMPT, 60).await, undisturbed);
 }

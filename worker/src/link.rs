@@ -44,6 +44,8 @@ pub enum Order {
     Assign(Box<Assignment>),
     /// The weights of a part in a group to come.
     Prepare(Box<Assignment>),
+    /// All ranks of the group of this epoch have their weights.
+    Meet(Epoch),
     Step(StepPlan),
     /// The group of this epoch is no more.
     Dissolve(Epoch),
@@ -58,6 +60,10 @@ pub struct Says(mpsc::UnboundedSender<wire::FromWorker>);
 impl Says {
     pub fn loading(&self, loading: Loading) {
         self.say(from_worker::Message::Loading(loading.into()));
+    }
+
+    pub fn loaded(&self, epoch: Epoch) {
+        self.say(from_worker::Message::Loaded(wire::Loaded { epoch: epoch.0 }));
     }
 
     pub fn ready(&self, epoch: Epoch, reach: &Reach) {
@@ -143,6 +149,7 @@ impl Link {
             Some(to_worker::Message::Prepare(assignment)) => {
                 Ok(Order::Prepare(Box::new(assignment.try_into()?)))
             }
+            Some(to_worker::Message::Meet(meet)) => Ok(Order::Meet(Epoch(meet.epoch))),
             Some(to_worker::Message::Step(plan)) => Ok(Order::Step(plan.try_into()?)),
             Some(to_worker::Message::Dissolve(dissolve)) => Ok(Order::Dissolve(Epoch(dissolve.epoch))),
             Some(to_worker::Message::Measure(test)) => Ok(Order::Measure(test.try_into()?)),

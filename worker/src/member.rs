@@ -1,11 +1,11 @@
-//! One worker in one epoch of a group: it gets its weights, meets the other ranks, executes steps, and gives its
-//! weights back, however that ended.
+//! One worker in one epoch of a group: it gets its weights, meets the other ranks once all have theirs, executes steps,
+//! and gives its weights back, however that ended.
 
 use crate::device::{Device, again_on_cpu, on_card, on_cpu};
 use crate::engine_thread::{EngineThread, NotBuilt};
 use crate::error::WorkerError;
 use crate::handing::{Handing, Shelf};
-use crate::link::{Link, Order, Says, unexpected};
+use crate::link::{Link, Order, unexpected};
 use crate::obtain::obtain;
 use crate::settings::Settings;
 use crate::standing::Standing;
@@ -48,6 +48,7 @@ impl Parted {
             Ok(Order::Dissolve(_)) => Parted::LinkLost(unexpected("Dissolve of another epoch")),
             Ok(Order::Assign(_) | Order::Prepare(_)) => Parted::LinkLost(unexpected("a second Assignment")),
             Ok(Order::Measure(_)) => Parted::LinkLost(unexpected("a LinkTest of a member")),
+            Ok(Order::Meet(_)) => Parted::LinkLost(unexpected("a Meet that this worker does not wait for")),
             Ok(Order::Step(_)) => Parted::LinkLost(unexpected("a Step before this worker was ready")),
             Err(error) => Parted::LinkLost(error),
         }
@@ -60,9 +61,25 @@ impl Member<'_> {
         let (assignment, standing) = (self.assignment.clone(), self.settings.standing.clone());
         let (epoch, steps_max) = (assignment.epoch, steps_ahead_max(assignment.plan.stages.len()));
         let stop = Stop::default();
-        let says = link.says.clone();
-        let build = self.build(says, stock, stop.clone());
-        let (parted, left) = match unless_ordered(link, epoch, &stop, build).await {
+        let (weights, parted) = self.weights(link, stock, &stop).await;
+        let weights = match weights {
+            Ok(weights) => weights,
+            Err((error, left)) => {
+                let left = left.map(|left| Stock::of(&assignment, *left));
+                return (parted.unwrap_or(Parted::Failed(error)), left);
+            }
+        };
+        let parted = match parted {
+            None => told_to_meet(link, epoch, &stop).await,
+            parted => parted,
+        };
+        // One that is stopped meets nobody, and gives its weights back.
+        let build = self.build(weights, stop.clone());
+        let (built, parted) = match parted {
+            None => unless_ordered(link, epoch, &stop, build).await,
+            parted => (build.await, parted),
+        };
+        let (parted, left) = match (built, parted) {
             (Ok((engine, _)), Some(parted)) => end(engine, parted).await,
             (Ok((engine, reach)), None) => {
                 standing.is(Standing::Serving);
@@ -76,11 +93,8 @@ impl Member<'_> {
 
     /// Gets the weights of a part in a group to come, and keeps them; until the coordinator lets it go.
     pub async fn prepare(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
-        let Member { settings, handing, assignment, .. } = self;
-        let (epoch, stop, says) = (assignment.epoch, Stop::default(), link.says.clone());
-        let tell = move |loading| says.loading(loading);
-        let obtain = obtain(settings, handing, &assignment, stock, &stop, tell);
-        let (parted, left) = match unless_ordered(link, epoch, &stop, obtain).await {
+        let epoch = self.assignment.epoch;
+        let (parted, left) = match self.weights(link, stock, &Stop::default()).await {
             (Ok(weights), None) => {
                 link.says.ready(epoch, &Reach::default());
                 info!(%epoch, "prepared for a group to come");
@@ -89,20 +103,26 @@ impl Member<'_> {
             (Ok(weights), Some(parted)) => (parted, Some(weights)),
             (Err((error, left)), parted) => (parted.unwrap_or(Parted::Failed(error)), left.map(|left| *left)),
         };
-        (parted, left.map(|on| Stock::of(&assignment, on)))
+        (parted, left.map(|on| Stock::of(&self.assignment, on)))
     }
 
-    /// Weights, then an engine over them that has met the others.
-    async fn build(
-        self,
-        says: Says,
+    /// Those of its part, however an order that comes meanwhile has it part.
+    async fn weights(
+        &self,
+        link: &mut Link,
         stock: Option<Stock>,
-        stop: Stop,
-    ) -> Result<(EngineThread, Reach), NotBuilt> {
+        stop: &Stop,
+    ) -> (Result<OnDevice, NotBuilt>, Option<Parted>) {
+        let (says, epoch) = (link.says.clone(), self.assignment.epoch);
+        let tell = move |loading| says.loading(loading);
+        let obtain = obtain(self.settings, self.handing, &self.assignment, stock, stop, tell);
+        unless_ordered(link, epoch, stop, obtain).await
+    }
+
+    /// An engine over its weights that has met the others.
+    async fn build(self, weights: OnDevice, stop: Stop) -> Result<(EngineThread, Reach), NotBuilt> {
         let Member { settings, listener, handing, assignment } = self;
         let (device, deadline) = (settings.device.clone(), settings.collective_timeout);
-        let tell = move |loading| says.loading(loading);
-        let weights = obtain(settings, handing, &assignment, stock, &stop, tell).await?;
         let listener = match listener.try_clone() {
             Ok(listener) => listener,
             Err(error) => {
@@ -196,6 +216,19 @@ async fn unless_ordered<T>(
         order = link.order() => {
             stop.stop();
             (work.await, Some(Parted::by(order, epoch)))
+        }
+    }
+}
+
+/// Says that the weights are here, and waits until all ranks have theirs: a meeting has a deadline, which a load that is slow would
+/// miss. How it parts, if it is told so, or something else, instead.
+async fn told_to_meet(link: &mut Link, epoch: Epoch, stop: &Stop) -> Option<Parted> {
+    link.says.loaded(epoch);
+    match link.order().await {
+        Ok(Order::Meet(of)) if of == epoch => None,
+        order => {
+            stop.stop();
+            Some(Parted::by(order, epoch))
         }
     }
 }

@@ -108,6 +108,7 @@ impl Session<'_> {
             Order::Assign(assignment) => (assignment, false),
             Order::Prepare(assignment) => (assignment, true),
             Order::Measure(test) => return measure_link(link, self.listener, test).await,
+            Order::Meet(_) => return Err(unexpected("Meet before Assignment")),
             Order::Step(_) => return Err(unexpected("Step before Assignment")),
             Order::Dissolve(_) => return Err(unexpected("Dissolve before Assignment")),
         };
@@ -162,6 +163,7 @@ async fn until_dissolved(link: &mut Link, epoch: Epoch) -> Result<(), WorkerErro
             Order::Assign(_) | Order::Prepare(_) => {
                 return Err(unexpected("Assignment before Dissolve"));
             }
+            Order::Meet(_) => return Err(unexpected("Meet of a worker that failed")),
             Order::Measure(_) => return Err(unexpected("LinkTest before Dissolve")),
         }
     }

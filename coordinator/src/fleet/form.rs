@@ -3,6 +3,7 @@
 use super::assign::Parts;
 use super::gather::{After, Gathered, gather};
 use super::holders::{Holding, Sent};
+use super::meeting::Meeting;
 use super::planning::{Planning, warn_of_shares};
 use super::remote::RemoteGroup;
 use super::service::Fleet;
@@ -215,11 +216,11 @@ impl Fleet {
         progress: &watch::Sender<Progress>,
     ) -> Result<Vec<Reach>, FormError> {
         progress.send_replace(Progress::Loading(vec![Loading::default(); workers.len()]));
-        let pace = &Pace::of(workers.len());
+        let (pace, meeting) = (&Pace::of(workers.len()), &Meeting::of(epoch, workers));
         let waits = workers.iter_mut().zip(plan.ranks()).map(|(worker, share)| async move {
             let (name, rank) = (worker.name().to_owned(), share.rank);
             let mut before = ByPlace::default();
-            let ready = until_ready(epoch, worker, |loading| {
+            let report = |loading: Loading| {
                 self.hear_of_weights(loading.by_place, std::mem::replace(&mut before, loading.by_place));
                 pace.hear(rank.index(), loading);
                 progress.send_modify(|progress| {
@@ -227,8 +228,14 @@ impl Fleet {
                         ranks[rank.index()] = loading;
                     }
                 });
-            });
-            let result = ready.await.inspect(|_| pace.ready(rank.index()));
+            };
+            let ready = async {
+                until_loaded(epoch, worker, report).await?;
+                pace.loaded(rank.index());
+                meeting.has_its_weights();
+                until_ready(epoch, worker, |_| {}).await.inspect(|_| pace.ready(rank.index()))
+            };
+            let result = ready.await;
             let failure = fault(worker.is_here());
             result.map_err(|reason| FormError::Worker { rank, name, reason, failure })
         });
@@ -282,20 +289,44 @@ pub(super) async fn until_ready(
     mut report: impl FnMut(Loading),
 ) -> Result<Reach, String> {
     loop {
-        match worker.says.recv().await {
-            Some(Ok(from_worker::Message::Loading(loading))) => report(loading.into()),
-            Some(Ok(from_worker::Message::Ready(ready))) if ready.epoch == epoch.0 => {
+        match hear(worker).await? {
+            from_worker::Message::Loading(loading) => report(loading.into()),
+            from_worker::Message::Ready(ready) if ready.epoch == epoch.0 => {
                 worker.holding.loaded();
                 return ready.try_into().map_err(|error: WireError| error.to_string());
             }
-            Some(Ok(from_worker::Message::Failed(failed))) => {
-                worker.failed(failed.blames_another);
-                return Err(failed.reason);
-            }
-            Some(Ok(_)) => return Err("it sent something else than Loading or Ready".into()),
-            Some(Err(reason)) => return Err(reason),
-            None => return Err("it is gone".into()),
+            _ => return Err("it sent something else than Loading or Ready".into()),
         }
+    }
+}
+
+/// Until it says Loaded; `report` is told how far it is.
+async fn until_loaded(
+    epoch: Epoch,
+    worker: &mut Worker,
+    mut report: impl FnMut(Loading),
+) -> Result<(), String> {
+    loop {
+        match hear(worker).await? {
+            from_worker::Message::Loading(loading) => report(loading.into()),
+            from_worker::Message::Loaded(loaded) if loaded.epoch == epoch.0 => {
+                worker.holding.loaded();
+                return Ok(());
+            }
+            _ => return Err("it sent something else than Loading or Loaded".into()),
+        }
+    }
+}
+
+/// What it says next; why it says nothing that leads on.
+async fn hear(worker: &mut Worker) -> Result<from_worker::Message, String> {
+    match worker.says.recv().await {
+        Some(Ok(from_worker::Message::Failed(failed))) => {
+            worker.failed(failed.blames_another);
+            Err(failed.reason)
+        }
+        Some(said) => said,
+        None => Err("it is gone".into()),
     }
 }
 

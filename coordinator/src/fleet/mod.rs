@@ -12,6 +12,7 @@ mod known_links;
 mod lending;
 mod listener;
 mod measuring;
+mod meeting;
 mod planning;
 mod pool;
 mod remote;

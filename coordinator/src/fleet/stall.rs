@@ -23,12 +23,18 @@ struct Moved {
 struct Far {
     bytes_done: u64,
     bytes_total: u64,
+    is_loaded: bool,
     is_ready: bool,
 }
 
 impl Far {
     fn lacks_bytes(self) -> bool {
-        !self.is_ready && (self.bytes_total == 0 || self.bytes_done < self.bytes_total)
+        !self.has_weights() && (self.bytes_total == 0 || self.bytes_done < self.bytes_total)
+    }
+
+    /// As it says, and not only as its bytes do. Who meets nobody says at once that it is ready.
+    fn has_weights(self) -> bool {
+        self.is_loaded || self.is_ready
     }
 }
 
@@ -45,6 +51,12 @@ impl Pace {
             *far = Far { bytes_done, bytes_total, ..*far };
             moved.at = Instant::now();
         }
+    }
+
+    pub fn loaded(&self, rank: usize) {
+        let mut moved = self.moved();
+        moved.ranks[rank].is_loaded = true;
+        moved.at = Instant::now();
     }
 
     pub fn ready(&self, rank: usize) {
@@ -77,7 +89,9 @@ impl Pace {
             );
             return (moved.at + LOAD_STALL, (rank, reason));
         }
-        let rank = moved.ranks.iter().position(|far| !far.is_ready).unwrap_or_default();
+        // Whoever has its weights waits for those that have not.
+        let rank = moved.ranks.iter().position(|far| !far.has_weights());
+        let rank = rank.or_else(|| moved.ranks.iter().position(|far| !far.is_ready)).unwrap_or_default();
         let seconds = READY_STALL.as_secs();
         let reason = format!(
             "its weights are here, but it does not get ready in {seconds} s\nhint: look at its log, and at its device"
@@ -129,5 +143,17 @@ mod tests {
         advance(SECOND).await;
         let (rank, reason) = pace.stall().now_or_never().expect("it is over");
         assert!(rank == 1 && reason.contains("does not get ready"), "{rank}: {reason}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_for_others_to_have_their_weights_is_not_blamed() {
+        let pace = Pace::of(3);
+        (0..3).for_each(|rank| pace.hear(rank, at(100)));
+        for (loaded, blamed) in [(0, 1), (2, 1), (1, 0)] {
+            pace.loaded(loaded);
+            advance(READY_STALL).await;
+            let (rank, reason) = pace.stall().now_or_never().expect("it is over");
+            assert!(rank == blamed && reason.contains("does not get ready"), "{rank}: {reason}");
+        }
     }
 }

@@ -8,10 +8,10 @@ use flotilla_shared::{
     Assignment, BackendKind, Epoch, Held, Inventory, KvBlocks, KvDtype, LinkRate, ModelSpec, Plan,
 };
 use std::time::Duration;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio_stream::wrappers::UnboundedReceiverStream;
-use tonic::Request;
 use tonic::transport::Endpoint;
+use tonic::{Request, Streaming};
 
 pub const TOKEN: &str = "a-token";
 /// A host of workers that take their time to leave a group.
@@ -76,14 +76,8 @@ pub async fn worker_as(
     tells: impl Fn(&str) -> Result<LinkRate, String> + Send + 'static,
     answer: fn(wire::StepPlan) -> Vec<from_worker::Message>,
 ) -> Joined {
-    let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
-    let mut client = FleetClient::new(endpoint.connect().await.unwrap());
-    let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
+    let (says, mut hears) = join(fleet, &hello).await;
     let say = move |message| says.send(FromWorker { message: Some(message) }).map_err(drop);
-    say(from_worker::Message::Hello((&hello).into())).unwrap();
-    let mut request = Request::new(UnboundedReceiverStream::new(outbox));
-    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
-    let mut hears = client.join(request).await.unwrap().into_inner();
     let (seen, steps) = tokio::sync::mpsc::unbounded_channel();
     let (given, assigned) = tokio::sync::mpsc::unbounded_channel();
     tokio::spawn(async move {
@@ -95,6 +89,9 @@ pub async fn worker_as(
                     let told = Assignment::try_from(assignment.clone()).unwrap();
                     held = Some(Held::of(told.weights_id, &told.plan, told.rank));
                     let _ = given.send(assignment);
+                    say(from_worker::Message::Loaded(wire::Loaded { epoch }))
+                }
+                to_worker::Message::Meet(wire::Meet { epoch }) => {
                     say(from_worker::Message::Ready(wire::Ready { epoch, ..Default::default() }))
                 }
                 to_worker::Message::Prepare(assignment) => {
@@ -124,6 +121,17 @@ pub async fn worker_as(
         }
     });
     Joined { steps, assigned }
+}
+
+/// Both directions of a conversation, after Hello.
+pub async fn join(fleet: &Fleet, hello: &Hello) -> (UnboundedSender<FromWorker>, Streaming<ToWorker>) {
+    let endpoint = Endpoint::from_shared(format!("http://{}", fleet.address())).unwrap();
+    let mut client = FleetClient::new(endpoint.connect().await.unwrap());
+    let (says, outbox) = tokio::sync::mpsc::unbounded_channel();
+    says.send(FromWorker { message: Some(from_worker::Message::Hello(hello.into())) }).unwrap();
+    let mut request = Request::new(UnboundedReceiverStream::new(outbox));
+    request.metadata_mut().insert("authorization", format!("Bearer {TOKEN}").parse().unwrap());
+    (says, client.join(request).await.unwrap().into_inner())
 }
 
 /// What it was told.

@@ -5,5 +5,6 @@ mod door;
 mod faked;
 mod groups;
 mod links;
+mod meeting;
 mod planning;
 mod wrong_answers;

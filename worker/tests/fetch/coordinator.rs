@@ -49,6 +49,8 @@ struct Service {
     assignment: Assignment,
     giver: Giver,
     heard: mpsc::UnboundedSender<from_worker::Message>,
+    /// To the worker, once it has joined.
+    orders: Mutex<Option<mpsc::UnboundedSender<Result<ToWorker, Status>>>>,
 }
 
 /// Who has weights, with its faults.
@@ -181,8 +183,8 @@ impl Coordinator {
         Self::start_rank((0, 1), holders, adjust, faults).await
     }
 
-    /// The same, of a worker that is this rank of so many. The others never come, so that it does not get further than to have
-    /// its weights.
+    /// The same, of a worker that is this rank of so many. The others never have their weights, so that it is not told to meet
+    /// them.
     pub async fn start_rank(
         (rank, count): (u16, usize),
         holders: Vec<Holder>,
@@ -211,6 +213,7 @@ impl Coordinator {
             },
             giver: Giver::new(Vec::new()),
             heard: hear,
+            orders: Mutex::default(),
         };
         let service = Arc::new(service);
         let (door, loading, tasks) = Default::default();
@@ -245,6 +248,10 @@ impl Coordinator {
         }
     }
 
+    pub fn assignment(&self) -> &Assignment {
+        &self.service.assignment
+    }
+
     pub fn slices(&self) -> &[TensorSlice] {
         &self.service.giver.slices
     }
@@ -261,20 +268,12 @@ impl Coordinator {
         }
     }
 
-    /// Waits until it has everything; what that is.
+    /// Waits until one of several ranks has everything; what that is.
     pub async fn expect_loaded(&mut self) -> Vec<TensorSlice> {
-        let loaded = async {
-            while self.loading.bytes_total == 0 || self.loading.bytes_done < self.loading.bytes_total {
-                match self.heard.recv().await.expect("the service is there") {
-                    from_worker::Message::Hello(hello) => {
-                        self.door = Hello::try_from(hello).unwrap().hands_on;
-                    }
-                    from_worker::Message::Loading(loading) => self.loading = loading.into(),
-                    other => panic!("not loaded: {other:?}"),
-                }
-            }
-        };
-        tokio::time::timeout(PATIENCE, loaded).await.expect("the worker comes to an end");
+        match self.end_of_loading().await {
+            from_worker::Message::Loaded(_) => {}
+            other => panic!("not loaded: {other:?}"),
+        }
         let Assignment { plan, spec, rank, .. } = &self.service.assignment;
         plan.slices(spec, *rank)
     }
@@ -289,10 +288,31 @@ impl Coordinator {
 
     /// Why.
     pub async fn expect_failed(&mut self) -> String {
+        self.expect_failure().await.reason
+    }
+
+    pub async fn expect_failure(&mut self) -> wire::Failed {
         match self.end_of_loading().await {
-            from_worker::Message::Failed(failed) => failed.reason,
+            from_worker::Message::Failed(failed) => failed,
             other => panic!("not failed: {other:?}"),
         }
+    }
+
+    pub fn order(&self, message: to_worker::Message) {
+        let orders = self.service.orders.lock().unwrap();
+        orders.as_ref().expect("it has joined").send(Ok(ToWorker { message: Some(message) })).unwrap();
+    }
+
+    /// The next that it says, whatever that is.
+    pub async fn hear(&mut self) -> Option<from_worker::Message> {
+        tokio::time::timeout(PATIENCE, self.heard.recv()).await.expect("it says something")
+    }
+
+    /// Waits until the worker has ended, without another word.
+    pub async fn expect_gone(&mut self) {
+        let worker = self.tasks.0.pop().expect("it was started");
+        tokio::time::timeout(PATIENCE, worker).await.expect("it ends").unwrap();
+        assert!(self.heard.try_recv().is_err(), "it said something");
     }
 
     async fn end_of_loading(&mut self) -> from_worker::Message {
@@ -354,12 +374,19 @@ impl Fleet for Service {
         let (orders, outbox) = mpsc::unbounded_channel();
         let assignment = to_worker::Message::Assignment((&self.assignment).into());
         orders.send(Ok(ToWorker { message: Some(assignment) })).expect("the receiver is here");
+        *self.orders.lock().unwrap() = Some(orders.clone());
         let (mut says, heard) = (request.into_inner(), self.heard.clone());
+        let is_alone = self.assignment.peers.len() == 1;
         tokio::spawn(async move {
             while let Some(Ok(FromWorker { message: Some(message) })) = says.next().await {
-                let _ = heard.send(message);
+                match message {
+                    from_worker::Message::Loaded(wire::Loaded { epoch }) if is_alone => {
+                        let meet = to_worker::Message::Meet(wire::Meet { epoch });
+                        let _ = orders.send(Ok(ToWorker { message: Some(meet) }));
+                    }
+                    message => drop(heard.send(message)),
+                }
             }
-            drop(orders);
         });
         Ok(Response::new(UnboundedReceiverStream::new(outbox)))
     }

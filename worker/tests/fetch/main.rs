@@ -1,7 +1,8 @@
 //! How a worker gets its weights from a coordinator whose streams break and whose chunks come damaged, and from other
-//! workers of which the same may be said.
+//! workers of which the same may be said; and that it then waits until it is told to meet the others.
 
 mod coordinator;
+mod meeting;
 mod peers;
 
 use coordinator::{Coordinator, Fault};

@@ -203,11 +203,7 @@ async fn a_share_is_put_together_of_what_several_hold() {
 /// those who gave it had it from there, proven.
 #[tokio::test]
 async fn a_group_of_three_takes_everything_from_one_of_two() {
-    let patient = |settings: &mut Settings| {
-        hands_on(settings);
-        settings.collective_timeout = Duration::from_secs(60);
-    };
-    let start = |seat, holders| Coordinator::start_rank(seat, holders, patient, |_| Vec::new());
+    let start = |seat, holders| Coordinator::start_rank(seat, holders, hands_on, |_| Vec::new());
     let mut two = [start((0, 2), Vec::new()).await, start((1, 2), Vec::new()).await];
     for rank in &mut two {
         rank.expect_loaded().await;
