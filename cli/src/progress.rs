@@ -2,10 +2,10 @@
 //! bytes for the board of the cluster.
 
 use flotilla_coordinator::board::Board;
-use flotilla_coordinator::driver::FleetHandle;
+use flotilla_coordinator::driver::{FleetHandle, Nearness};
 use flotilla_coordinator::fleet::Progress;
-use flotilla_shared::Loading;
 use flotilla_shared::units::Bytes;
+use flotilla_shared::{Loading, Place};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::convert::Infallible;
 use std::future::pending;
@@ -23,29 +23,35 @@ pub async fn show_progress<G>(
     board: &Board,
 ) -> Infallible {
     let mut bars = Bars::default();
-    let (mut said, mut bytes_before) = (Instant::now(), 0);
+    let mut said = Instant::now();
     loop {
         let progress = seen.borrow_and_update().clone();
         if let Progress::Loading(ranks) = &progress {
             bars.show(ranks);
             board.loading(ranks);
-            let bytes: u64 = ranks.iter().map(|rank| rank.bytes_done).sum();
-            if bytes > std::mem::replace(&mut bytes_before, bytes) {
-                groups.gets_on();
-            }
         }
         let line = line(&progress, board);
         if matches!(progress, Progress::Loading(_)) && said.elapsed() >= SAY_EVERY {
             said = Instant::now();
             info!("{line}");
         }
-        if progress == Progress::FirstStep {
-            groups.gets_on();
-        }
+        groups.gets_on(nearness(&progress));
         groups.loading(line);
         if seen.changed().await.is_err() {
             return pending().await;
         }
+    }
+}
+
+fn nearness(progress: &Progress) -> Nearness {
+    match progress {
+        Progress::Loading(ranks) => {
+            let here = ranks.iter().map(|rank| rank.bytes_done).sum();
+            let came = |rank: &Loading| rank.bytes_done.saturating_sub(rank.by_place.of(Place::Kept));
+            Nearness { came: ranks.iter().map(came).sum(), here, is_linked: false }
+        }
+        Progress::FirstStep | Progress::Ready => Nearness { is_linked: true, ..Nearness::default() },
+        Progress::Waiting { .. } => Nearness::default(),
     }
 }
 
@@ -106,5 +112,24 @@ fn set(bar: &ProgressBar, loading: Loading) {
 impl Drop for Bars {
     fn drop(&mut self) {
         self.ranks.iter().chain(&self.sum).for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_rank_held_before_did_not_come() {
+        let (mut first, second) = (
+            Loading { bytes_done: 40, bytes_total: 50, ..Loading::default() },
+            Loading { bytes_done: 7, bytes_total: 50, ..Loading::default() },
+        );
+        first.by_place.add(Place::Kept, 30);
+        first.by_place.add(Place::Cache, 10);
+        let near = nearness(&Progress::Loading(vec![first, second]));
+        assert_eq!(near, Nearness { came: 17, here: 47, is_linked: false });
+        assert_eq!(nearness(&Progress::Waiting { joined: 1, wanted: 2 }), Nearness::default());
+        assert!(nearness(&Progress::FirstStep).is_linked);
     }
 }

@@ -37,7 +37,7 @@ pub use handle::{
 };
 use losses::{Losses, Rows};
 pub use record::{Phase, RankTotals, Record, Recorder};
-pub use rescue::{NotDissolved, Replicas};
+pub use rescue::{Nearness, NotDissolved, Replicas};
 use rescue::{Orphaned, WeakReplicas};
 use seat::{InFlight, Seat};
 pub use stats::Stats;
@@ -173,7 +173,7 @@ impl<G: Group> Driver<G> {
         match happened {
             Happened::Commanded(command) => self.obey(command),
             Happened::Heard(News::Loading { reason }) => self.set_loading(reason),
-            Happened::Heard(News::GetsOn) => self.wait_on(),
+            Happened::Heard(News::GetsOn(near)) => self.wait_on(near),
             Happened::Heard(News::Formed { epoch, kv_blocks, group }) => self.seat(epoch, kv_blocks, group),
             Happened::Heard(News::Lost { epoch, error }) if Some(epoch) == self.epoch => self.unseat(error),
             // Of a group that was replaced meanwhile.

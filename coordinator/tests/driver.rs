@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, Refusal, TokenEvent};
+use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, Nearness, Refusal, TokenEvent};
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_coordinator::guide::{Exhausted, Guide};
 use flotilla_scheduler::{FinishReason, Scheduler, Settings};
@@ -223,10 +223,17 @@ async fn whoever_waits_for_a_group_waits_as_long_as_it_comes_nearer() {
     let mut tokens = driver.submit(generation()).await.unwrap();
     assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
     lose(1);
-    for _ in 0..20 {
+    let near = |came, here| Nearness { came, here, is_linked: false };
+    for step in 1..20 {
         tokio::time::sleep(Duration::from_secs(50)).await;
-        fleet.gets_on();
+        fleet.gets_on(near(step, step));
     }
+    // Another forming, which found there what the one before has brought; and the group's first step.
+    for near in [near(1, 20), Nearness { is_linked: true, ..Nearness::default() }] {
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        fleet.gets_on(near);
+    }
+    tokio::time::sleep(Duration::from_secs(50)).await;
     fleet.formed(Epoch(2), KvBlocks::plain(64), group());
     for _ in 1..TOKENS {
         assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
@@ -235,12 +242,47 @@ async fn whoever_waits_for_a_group_waits_as_long_as_it_comes_nearer() {
     assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
     lose(2);
     tokio::time::sleep(Duration::from_secs(50)).await;
-    fleet.gets_on();
+    fleet.gets_on(near(1, 1));
     let failed = loop {
         match tokens.next().await {
             TokenEvent::Token { .. } => {}
             event => break event,
         }
+    };
+    assert!(matches!(failed, TokenEvent::Failed(Failure::GroupLost(_))), "{failed:?}");
+}
+
+/// Each forming finds the same there, brings as much and fails, as the one before it did.
+#[tokio::test(start_paused = true)]
+async fn formings_that_fail_one_after_the_other_are_not_waited_for_without_end() {
+    let settings = driver::Settings { regroup_wait: Duration::from_secs(60), ..Default::default() };
+    let (mut driver, fleet) = driver::start(Scheduler::new(Settings::default()).unwrap(), settings);
+    let group = Distant { link: Duration::ZERO, busy_until: Instant::now(), steps: VecDeque::new() };
+    fleet.formed(Epoch(1), KvBlocks::plain(64), group);
+    driver.ready().await;
+    let generation = Generation { prompt: vec![1; 40], tokens_max: TOKENS, ..Generation::default() };
+    let mut tokens = driver.submit(generation).await.unwrap();
+    assert!(matches!(tokens.next().await, TokenEvent::Token { .. }));
+    fleet.lost(Epoch(1), GroupError::Lost { rank: Rank(0), reason: "a test".into() });
+    let again_and_again = async {
+        loop {
+            for (came, here, is_linked) in [(0, 30, false), (5, 35, false), (0, 0, true)] {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                fleet.gets_on(Nearness { came, here, is_linked });
+            }
+        }
+    };
+    let failed = async {
+        loop {
+            match tokens.next().await {
+                TokenEvent::Token { .. } => {}
+                event => return event,
+            }
+        }
+    };
+    let failed = tokio::select! {
+        failed = tokio::time::timeout(Duration::from_secs(600), failed) => failed.expect("it has an end"),
+        () = again_and_again => unreachable!("it has no end"),
     };
     assert!(matches!(failed, TokenEvent::Failed(Failure::GroupLost(_))), "{failed:?}");
 }

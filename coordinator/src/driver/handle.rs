@@ -14,7 +14,7 @@ use tracing::Span;
 
 use super::guides::Ready;
 use super::record::{Record, Recorder};
-use super::rescue::{Moving, WeakReplicas};
+use super::rescue::{Moving, Nearness, WeakReplicas};
 use super::stats::Stats;
 use crate::group::GroupError;
 use crate::guide::{Exhausted, Guide};
@@ -148,7 +148,7 @@ pub(super) struct Submission {
 /// What the fleet tells the driver.
 pub(super) enum News<G> {
     Loading { reason: String },
-    GetsOn,
+    GetsOn(Nearness),
     Formed { epoch: Epoch, kv_blocks: KvBlocks, group: G },
     Lost { epoch: Epoch, error: GroupError },
 }
@@ -365,9 +365,9 @@ impl<G> FleetHandle<G> {
         self.send(News::Loading { reason: reason.into() });
     }
 
-    /// The group that is wanted comes nearer: who waits for it waits on.
-    pub fn gets_on(&self) {
-        self.send(News::GetsOn);
+    /// How near the group that is wanted is: who waits for it waits on, if none was as near since the loss.
+    pub fn gets_on(&self, near: Nearness) {
+        self.send(News::GetsOn(near));
     }
 
     /// A group with nothing in its cache. Replaces the one before, if there is one.

@@ -122,11 +122,35 @@ pub(super) struct Moving {
     pub failures: u32,
 }
 
+/// How near a group that is forming has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nearness {
+    /// Bytes of weights that this forming has brought to its ranks.
+    pub came: u64,
+    /// With those that were there before it.
+    pub here: u64,
+    /// All is loaded and linked.
+    pub is_linked: bool,
+}
+
+impl Nearness {
+    /// The most of both; whether `other` has done anything that was not done before. What it found is nothing that it did.
+    fn exceed(&mut self, other: Nearness) -> bool {
+        let before = *self;
+        self.came = before.came.max(other.came);
+        self.here = before.here.max(other.here);
+        self.is_linked |= other.is_linked;
+        *self != before && (other.came > 0 || other.is_linked)
+    }
+}
+
 /// Sequences wait for another group, here or in another replica.
 pub(super) struct Orphaned {
     pub error: GroupError,
     /// If none comes nearer.
     pub give_up: Instant,
+    /// The nearest that any has come since the loss.
+    nearest: Nearness,
     /// From then on whoever is held here goes elsewhere too.
     held_until: Instant,
     /// When to look again for a replica that serves.
@@ -143,13 +167,19 @@ impl<G: Group> Driver<G> {
     pub(super) fn orphan(&mut self, error: GroupError) {
         let now = super::now();
         let (give_up, held_until) = (now + self.regroup_wait, now + self.regroup_wait / HELD_PART);
-        self.orphaned = Some(Orphaned { error, give_up, held_until, look: now + LOOK_EVERY });
+        let (nearest, look) = (Nearness::default(), now + LOOK_EVERY);
+        self.orphaned = Some(Orphaned { error, give_up, nearest, held_until, look });
     }
 
-    /// The time to wait for a group begins anew.
-    pub(super) fn wait_on(&mut self) {
+    /// The time to wait for a group begins anew if one is nearer than any since the loss: of several that fail one after the
+    /// other, each at the same point, none is waited for longer than the first.
+    pub(super) fn wait_on(&mut self, near: Nearness) {
         let give_up = super::now() + self.regroup_wait;
-        self.orphaned.iter_mut().for_each(|orphaned| orphaned.give_up = give_up);
+        if let Some(orphaned) = &mut self.orphaned
+            && orphaned.nearest.exceed(near)
+        {
+            orphaned.give_up = give_up;
+        }
     }
 
     pub(super) fn look_for_replica(&mut self) {
