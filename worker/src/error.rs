@@ -45,6 +45,10 @@ pub enum WorkerError {
     Weights(String),
     #[error("weights: {0}")]
     Source(#[from] WeightError),
+    #[error(
+        "the coordinator cannot read the weights that it is asked for: {0}\nhint: look at its log, and at where it has the model from"
+    )]
+    Unreadable(String),
     #[error(transparent)]
     Collective(#[from] CollectiveError),
     #[error(transparent)]
@@ -62,9 +66,14 @@ pub enum WorkerError {
 }
 
 impl WorkerError {
-    /// Whether another rank is at fault, or whoever told this one to stop.
+    /// Whether another rank is at fault, or the coordinator, or whoever told this one to stop.
     pub fn blames_another(&self) -> bool {
-        matches!(self, WorkerError::Collective(_) | WorkerError::Step(StepError::Collective(_)))
+        matches!(
+            self,
+            WorkerError::Collective(_)
+                | WorkerError::Step(StepError::Collective(_))
+                | WorkerError::Unreadable(_)
+        )
     }
 
     /// Whether the conversation with the coordinator is over, and another may go better.
@@ -97,11 +106,14 @@ pub fn with_causes(mut words: String, error: &(dyn std::error::Error + 'static))
 
 impl From<Status> for WorkerError {
     fn from(status: Status) -> Self {
-        use tonic::Code::{FailedPrecondition, InvalidArgument, ResourceExhausted, Unauthenticated};
+        use tonic::Code::{
+            DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted, Unauthenticated,
+        };
         match status.code() {
             Unauthenticated | FailedPrecondition | InvalidArgument | ResourceExhausted => {
                 WorkerError::Refused(status.message().into())
             }
+            DataLoss => WorkerError::Unreadable(status.message().into()),
             code => WorkerError::LinkBroke(with_causes(format!("{code:?}: {}", status.message()), &status)),
         }
     }

@@ -61,7 +61,8 @@ impl Stream {
             };
             retries = if parts.bytes_left() < before { 0 } else { retries + 1 };
             self.intake.wanted().put_back(parts.left);
-            if retries > RETRIES_MAX || !matches!(error, WorkerError::LinkBroke(_)) {
+            let may_pass = matches!(error, WorkerError::LinkBroke(_) | WorkerError::Unreadable(_));
+            if retries > RETRIES_MAX || !may_pass {
                 return Err(error);
             }
             warn!(%error, "a stream of weights broke, going on");

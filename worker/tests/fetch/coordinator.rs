@@ -36,6 +36,8 @@ pub enum Fault {
     Breaks(u32),
     /// So it does, for too many fetch there.
     Busy(u32),
+    /// So it does, for the chunk cannot be read.
+    Unread(u32),
     /// Nothing more comes, and nobody is told.
     Silent(u32),
     /// It is said not to be there.
@@ -440,6 +442,10 @@ impl Giver {
                         chunks.push(Err(Status::resource_exhausted("others fetch here")));
                         return Box::pin(tokio_stream::iter(chunks));
                     }
+                    Some(Fault::Unread(_)) => {
+                        chunks.push(Err(Status::data_loss("model.safetensors: Input/output error")));
+                        return Box::pin(tokio_stream::iter(chunks));
+                    }
                     Some(Fault::Silent(_)) => {
                         return Box::pin(tokio_stream::iter(chunks).chain(tokio_stream::pending()));
                     }
@@ -474,6 +480,7 @@ impl Giver {
             Fault::Damaged(left)
             | Fault::Breaks(left)
             | Fault::Busy(left)
+            | Fault::Unread(left)
             | Fault::Silent(left)
             | Fault::Lacking(left) => {
                 *left = left.checked_sub(1)?;

@@ -92,6 +92,24 @@ async fn a_stream_that_always_breaks_is_given_up() {
         vec![(first, Fault::Breaks(u32::MAX))]
     })
     .await;
-    let reason = coordinator.expect_failed().await;
-    assert!(reason.contains("the stream was cut"), "{reason}");
+    let failed = coordinator.expect_failure().await;
+    assert!(!failed.blames_another && failed.reason.contains("the stream was cut"), "{failed:?}");
+}
+
+/// Others have what it lacks, or the coordinator is mended: it is not the worker's fault.
+#[tokio::test]
+async fn what_the_coordinator_cannot_read_is_asked_for_again_and_blamed_on_it() {
+    for (times, ends) in [(2, false), (u32::MAX, true)] {
+        let mut coordinator = Coordinator::start(|coordinator| {
+            let [first, _] = two_chunks(coordinator);
+            vec![(first, Fault::Unread(times))]
+        })
+        .await;
+        if !ends {
+            coordinator.expect_ready().await;
+            continue;
+        }
+        let failed = coordinator.expect_failure().await;
+        assert!(failed.blames_another && failed.reason.contains("Input/output error"), "{failed:?}");
+    }
 }
