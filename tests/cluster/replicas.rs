@@ -4,7 +4,7 @@
 use crate::support::checkpoint::endless;
 use crate::support::client::{COMPLETIONS, Client, greedy, greedy_text};
 use crate::support::program::run;
-use crate::support::server::{Coordinator, Up};
+use crate::support::server::{Coordinator, TOKEN, Up};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -176,4 +176,30 @@ async fn a_replica_is_dissolved_and_its_worker_serves_another() {
     let said = coordinator.process.said();
     let acts: Vec<&str> = said.lines().filter(|line| line.contains("act=\"dissolve-replica\"")).collect();
     assert!(acts.len() == 4 && acts.iter().all(|act| act.contains("who=\"root\"")), "{acts:?}");
+}
+
+/// Whoever joins for a replica that has never stood ends nothing that serves, and is named; others may follow.
+#[tokio::test]
+async fn a_worker_that_is_too_small_ends_no_replica_that_serves() {
+    let model = endless().await;
+    let mut coordinator = Coordinator::start(model.path(), 1, &["--replicas", "2"]).await;
+    let client = Client::new(&coordinator.url);
+    let _first = coordinator.worker("a");
+    replicas_ready(&client, 1).await;
+    let undisturbed = greedy_text(&client, "Once", 900).await;
+    let mut stream = client.stream(COMPLETIONS, greedy("Once", 900)).await;
+    let begun = stream.text_of(20).await;
+    let _small = coordinator.worker_with("too-small", TOKEN, &["--memory-bytes", "1MB"]);
+    assert_eq!(
+        coordinator.process.hear("no group of these workers, others are waited for workers=").await,
+        "\"too-small\""
+    );
+    let rest = timeout(Duration::from_secs(60), stream.rest()).await.expect("the stream ends");
+    assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")));
+    assert_eq!(begun + &rest.text, undisturbed);
+    // Told once, however often it is looked at.
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(coordinator.process.said().matches("no group of these workers").count(), 1);
+    let _large = coordinator.worker("b");
+    replicas_ready(&client, 2).await;
 }

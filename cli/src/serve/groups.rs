@@ -9,6 +9,7 @@ use flotilla_coordinator::fleet::{
 use flotilla_coordinator::group::GroupError;
 use flotilla_shared::{Epoch, Plan};
 use flotilla_trust::audit::{self, Act};
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
@@ -24,8 +25,10 @@ pub struct Replica<'a> {
     pub driver: DriverHandle,
     /// Workers from which the group that stands was chosen; 0 while none does.
     pub considered: watch::Sender<usize>,
-    /// It is not the first of this coordinator: nobody waits for its workers.
+    /// It was not asked for: nobody waits for its workers.
     pub is_more: bool,
+    /// Whether a group of any replica has stood.
+    pub has_served: &'a Cell<bool>,
     /// Its group ended for a larger one, which does not stand yet.
     pub growing: Option<Growing>,
 }
@@ -43,6 +46,7 @@ impl Replica<'_> {
             let after = match &self.growing {
                 Some(growing) => After::Growth(growing),
                 None if lost_at.is_some() || self.is_more => After::Loss,
+                None if self.has_served.get() => After::Others,
                 None => After::Nothing,
             };
             let group = match self.form(after).await {
@@ -56,8 +60,11 @@ impl Replica<'_> {
                     tokio::time::sleep(FORM_PAUSE).await;
                     continue;
                 }
+                // Another replica stands since this one began to wait: no newcomer may end that. It is told by who waits on.
+                Err(FormError::Plan(_)) if self.has_served.get() => continue,
                 Err(error) => return Some(error),
             };
+            self.has_served.set(true);
             if let Some(lost_at) = lost_at {
                 let (epoch, ranks) = (group.epoch(), group.plan().rank_count());
                 let seconds = lost_at.elapsed().as_secs_f64();

@@ -8,6 +8,7 @@ use flotilla_coordinator::fleet::{Fleet, FormError, Formation, RemoteGroup};
 use flotilla_shared::Plan;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use std::cell::Cell;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -59,7 +60,8 @@ impl ReplicaCount {
     }
 }
 
-/// Keeps them formed; returns only what no new worker can mend. `start` makes a driver.
+/// Keeps them formed; returns only what no new worker can mend, or, before any has served, that the first workers make no
+/// plan. `start` makes a driver.
 pub async fn keep_replicas(
     fleet: &Fleet,
     formation: &Formation,
@@ -69,6 +71,7 @@ pub async fn keep_replicas(
     on_ready: impl Fn(&Plan) + Copy,
     on_lost: impl Fn(Option<&str>) + Copy,
 ) -> FormError {
+    let has_served = Cell::new(false);
     let mut running = FuturesUnordered::new();
     let mut standing: Vec<watch::Receiver<usize>> = Vec::new();
     let more = |number: usize, standing: &mut Vec<watch::Receiver<usize>>| {
@@ -78,7 +81,8 @@ pub async fn keep_replicas(
         standing.push(stands);
         let formation = Formation { board: formation.board.of_replica(number), ..formation.clone() };
         let is_more = number >= count.first();
-        Replica { fleet, formation, groups, driver, considered, is_more, growing: None }
+        let has_served = &has_served;
+        Replica { fleet, formation, groups, driver, considered, is_more, has_served, growing: None }
             .keep_formed(on_ready, on_lost)
     };
     let mut has_dissolved = false;

@@ -13,6 +13,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until, timeout};
+use tracing::warn;
 
 /// Between two looks at who still is there.
 pub(super) const TICK: Duration = Duration::from_millis(500);
@@ -38,10 +39,12 @@ pub struct Gathered {
 /// What was before the group that is formed.
 #[derive(Clone, Copy, Debug)]
 pub enum After<'a> {
-    /// None: as many workers are waited for as are wanted.
+    /// None, of any replica: as many workers are waited for as are wanted, and if they make no plan, that is the end.
     Nothing,
-    /// One that was lost, or other replicas, which nobody waits for: fewer will do, and whoever does not fit may be followed
-    /// by others.
+    /// Groups of other replicas, and none of this one: as many are waited for, and whoever does not fit may be followed by
+    /// others.
+    Others,
+    /// One that was lost, or those of other replicas, and nobody waits for this one's workers: fewer will do, too.
     Loss,
     /// A smaller one, of whose workers, and of newcomers, this one is to be; otherwise as after a loss.
     Growth(&'a Growing),
@@ -49,11 +52,30 @@ pub enum After<'a> {
 
 impl After<'_> {
     fn is_again(self) -> bool {
-        !matches!(self, After::Nothing)
+        matches!(self, After::Loss | After::Growth(_))
+    }
+
+    fn ends_without_a_plan(self) -> bool {
+        matches!(self, After::Nothing)
     }
 
     fn expects(self, name: &str) -> bool {
         matches!(self, After::Growth(growing) if growing.names.contains(name))
+    }
+}
+
+/// Workers that wait, and are no group.
+#[derive(PartialEq)]
+struct Misfit {
+    error: PlanError,
+    /// Their names.
+    of: Vec<String>,
+}
+
+impl Misfit {
+    fn tell(&self) {
+        let (workers, error) = (self.of.join(", "), &self.error);
+        warn!(workers, %error, "no group of these workers, others are waited for");
     }
 }
 
@@ -66,23 +88,30 @@ pub async fn gather(
     after: After<'_>,
     progress: &watch::Sender<Progress>,
 ) -> Result<Gathered, FormError> {
-    let (wanted, again) = (formation.ranks, after.is_again());
+    let wanted = formation.ranks;
     let settled = Instant::now() + formation.regroup_grace;
-    let _need = again.then(|| pool.need());
-    if again {
+    let _need = after.is_again().then(|| pool.need());
+    if after.is_again() {
         let _ = timeout(HOME_WAIT, pool.all_home()).await;
     }
+    let mut told = None;
     loop {
         let arrival = pool.arrival();
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
-        let least = if again && Instant::now() >= settled { 1 } else { wanted };
+        let least = if after.is_again() && Instant::now() >= settled { 1 } else { wanted };
+        // Of as many as there are; that fewer make none either needs no words.
+        let mut no_plan = None;
         for count in (least..=wanted).rev() {
             match of_count(pool, epoch, formation, weights, count, after).await {
                 Some(Ok(gathered)) => return Ok(gathered),
-                Some(Err(error)) if !again => return Err(error.into()),
-                Some(Err(error)) => tracing::debug!(%error, count, "no group of these workers"),
+                Some(Err(misfit)) if after.ends_without_a_plan() => return Err(misfit.error.into()),
+                Some(Err(misfit)) => no_plan = no_plan.or(Some(misfit)),
                 None => {}
             }
+        }
+        if no_plan.is_some() && no_plan != told {
+            no_plan.iter().for_each(Misfit::tell);
+            told = no_plan;
         }
         let look_again = Instant::now() + TICK;
         let look_again = if Instant::now() < settled { look_again.min(settled) } else { look_again };
@@ -147,7 +176,7 @@ async fn of_count(
     weights: WeightsId,
     count: usize,
     after: After<'_>,
-) -> Option<Result<Gathered, PlanError>> {
+) -> Option<Result<Gathered, Misfit>> {
     let (again, usual) = (after.is_again(), prefers(weights));
     let workers = pool.take(count, |worker| (!after.expects(worker.name()), usual(worker)))?;
     let first = take(pool, epoch, formation, weights, workers, again).await?;
@@ -187,7 +216,7 @@ async fn take(
     weights: WeightsId,
     mut workers: Vec<Worker>,
     again: bool,
-) -> Option<Result<Gathered, PlanError>> {
+) -> Option<Result<Gathered, Misfit>> {
     let count = workers.len();
     workers.sort_by(|a, b| a.name().cmp(b.name()));
     if let (Planning::Fastest { within: None, .. } | Planning::Fastest { between: None, .. }, None) =
@@ -209,8 +238,9 @@ async fn take(
             Ok(Gathered { workers, plan, left_out, whole_values_max, considered: count })
         }
         Err((error, workers)) => {
+            let of = workers.iter().map(|worker| worker.name().to_owned()).collect();
             pool.put_back(workers);
-            Err(error)
+            Err(Misfit { error, of })
         }
     })
 }
