@@ -32,7 +32,7 @@ pub struct Gathered {
     pub left_out: Vec<LeftOut>,
     /// As [`flotilla_shared::Links`] has it.
     pub whole_values_max: Vec<u32>,
-    /// How many there were to choose from.
+    /// How many of its kind there were to choose from.
     pub considered: usize,
 }
 
@@ -167,8 +167,9 @@ pub(super) async fn planned<W: Borrow<Hello>>(
     Ok(Planned { plan, workers, left_out, whole_values_max })
 }
 
-/// So many workers with a plan for them; none, if there are fewer. Where those that go first are no group, and more wait,
-/// the largest of each backend are tried, beginning with that of whoever goes first.
+/// So many workers with a plan for them; none, if there are fewer. Where the fastest plan is wanted it is chosen from so many
+/// of each backend, for a group is of one. Where those that go first are no group, and more wait, the largest of each backend
+/// are tried, beginning with that of whoever goes first.
 async fn of_count(
     pool: &Pool,
     epoch: Epoch,
@@ -178,7 +179,14 @@ async fn of_count(
     after: After<'_>,
 ) -> Option<Result<Gathered, Misfit>> {
     let (again, usual) = (after.is_again(), prefers(weights));
-    let workers = pool.take(count, |worker| (!after.expects(worker.name()), usual(worker)))?;
+    let first = |worker: &Worker| (!after.expects(worker.name()), usual(worker));
+    // Those that are expected are of one kind, and loaded for this.
+    let workers = match (formation.planning, &formation.plan, after) {
+        (Planning::Fastest { .. }, None, After::Nothing | After::Others | After::Loss) => {
+            pool.take_of_each(count, first)?
+        }
+        _ => pool.take(count, first)?,
+    };
     let first = take(pool, epoch, formation, weights, workers, again).await?;
     if first.is_ok() || pool.count() == count {
         return Some(first);
@@ -231,11 +239,15 @@ async fn take(
     }
     Some(match planned(pool, formation, weights, workers).await {
         Ok(Planned { plan, workers, left_out, whole_values_max }) => {
+            let backend = |worker: &Worker| worker.hello.inventory.backend;
+            let could_be =
+                |(other, _): &&(Worker, String)| workers.iter().any(|it| backend(it) == backend(other));
+            let considered = workers.len() + left_out.iter().filter(could_be).count();
             let (others, reasons): (Vec<Worker>, Vec<String>) = left_out.into_iter().unzip();
             let named = others.iter().map(|worker| worker.name().to_owned()).zip(reasons);
             let left_out = named.map(|(name, reason)| LeftOut { name, reason }).collect();
             pool.put_back(others);
-            Ok(Gathered { workers, plan, left_out, whole_values_max, considered: count })
+            Ok(Gathered { workers, plan, left_out, whole_values_max, considered })
         }
         Err((error, workers)) => {
             let of = workers.iter().map(|worker| worker.name().to_owned()).collect();

@@ -5,6 +5,7 @@ use super::known_links::KnownLinks;
 use super::rests::Rests;
 use super::worker::Worker;
 use flotilla_proto::Hello;
+use flotilla_shared::plan::RANKS_MAX;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -150,6 +151,25 @@ impl Pool {
         }
         waiting.sort_by_key(prefers);
         Some(waiting.drain(..count).collect())
+    }
+
+    /// Takes `count` of each backend, or as many as there are, and no more than a plan can be made of; none, if there are fewer
+    /// than `count` in all.
+    pub fn take_of_each<K: Ord>(&self, count: usize, prefers: impl Fn(&Worker) -> K) -> Option<Vec<Worker>> {
+        let mut waiting = self.waiting();
+        waiting.retain(Worker::is_here);
+        if waiting.len() < count {
+            return None;
+        }
+        waiting.sort_by_key(prefers);
+        let mut taken: Vec<Worker> = Vec::new();
+        for worker in std::mem::take(&mut *waiting) {
+            let backend = worker.hello.inventory.backend;
+            let is_like = |other: &&Worker| other.hello.inventory.backend == backend;
+            let is_taken = taken.len() < RANKS_MAX && taken.iter().filter(is_like).count() < count;
+            if is_taken { taken.push(worker) } else { waiting.push(worker) }
+        }
+        Some(taken)
     }
 
     /// What `see` says of each that waits, those that `prefers` puts first.

@@ -115,7 +115,7 @@ impl RemoteGroup {
         self.epoch
     }
 
-    /// Workers that there were to choose from.
+    /// Workers of its kind that there were to choose from.
     pub fn considered(&self) -> usize {
         self.considered
     }

@@ -4,6 +4,7 @@
 mod door;
 mod faked;
 mod groups;
+mod kinds;
 mod links;
 mod meeting;
 mod planning;
