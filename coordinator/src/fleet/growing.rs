@@ -13,9 +13,10 @@ use crate::board::LeftOut;
 use flotilla_proto::Hello;
 use flotilla_proto::wire::to_worker;
 use flotilla_shared::{ByPlace, Epoch, Held, Plan, Rank, WeightsId};
-use futures::future::try_join_all;
+use futures::future::{pending, try_join_all};
 use std::borrow::Borrow;
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
@@ -64,19 +65,24 @@ enum Look {
 
 impl Fleet {
     /// Resolves when a larger group than that of `members` could be chosen from as many workers as are wanted, and the
-    /// newcomers have what they are to have in it. `considered`: the workers from which that group was chosen. What comes of
-    /// it is to be kept until the next group stands.
+    /// newcomers have what they are to have in it. `considered`: the workers from which that group was chosen; while newcomers
+    /// wait that are of no use to it, it is told that as many as are wanted were looked at. What comes of this is to be kept
+    /// until the next group stands.
     pub async fn grown(
         &self,
         formation: &Formation,
         members: &Members,
         considered: &watch::Sender<usize>,
     ) -> Growing {
+        let chosen_from = *considered.borrow();
+        if chosen_from >= formation.ranks {
+            return pending().await;
+        }
         let (mut tries, mut pause) = (0, TICK);
         // Of no use when they were looked at: others go first.
         let mut unfit = BTreeSet::new();
         loop {
-            let mut growing = self.larger(formation, members.hellos.len(), considered).await;
+            let mut growing = self.larger(formation, members.hellos.len()).await;
             if tries == TRIES_MAX {
                 return growing;
             }
@@ -91,8 +97,12 @@ impl Fleet {
                 Look::Ready(_) | Look::Gone => {}
                 Look::Loaded => (tries, pause) = (tries + 1, TICK),
                 Look::Failed => pause = (2 * pause).min(PAUSE_MAX),
-                Look::NoPlan => arrival.await,
-                Look::OfNoUse => drop(considered.send_replace(formation.ranks)),
+                Look::NoPlan => self.others(arrival, &unfit).await,
+                Look::OfNoUse => {
+                    considered.send_replace(formation.ranks);
+                    self.others(arrival, &unfit).await;
+                    considered.send_replace(chosen_from);
+                }
             }
             // Who was let go is back soon, but not at once.
             tokio::time::sleep(pause).await;
@@ -100,17 +110,9 @@ impl Fleet {
     }
 
     /// Resolves when there are as many workers as are wanted, and no other group is about to take them.
-    async fn larger(
-        &self,
-        formation: &Formation,
-        ranks: usize,
-        considered: &watch::Sender<usize>,
-    ) -> Growing {
+    async fn larger(&self, formation: &Formation, ranks: usize) -> Growing {
         let pool = &self.pool;
-        let could_not = || {
-            let is_large = *considered.borrow() >= formation.ranks;
-            is_large || ranks + pool.count_rested() < formation.ranks || pool.is_needed()
-        };
+        let could_not = || ranks + pool.count_rested() < formation.ranks || pool.is_needed();
         loop {
             while could_not() {
                 tokio::select! {
@@ -126,13 +128,30 @@ impl Fleet {
         }
     }
 
+    /// Resolves when somebody has come, or waits who was not looked at.
+    async fn others(&self, arrival: impl Future<Output = ()>, unfit: &BTreeSet<String>) {
+        let mut arrival = pin!(arrival);
+        let rests = self.pool.rests();
+        let could_come = |worker: &Worker| !unfit.contains(worker.name()) && !rests.has(worker.name());
+        while !self.pool.seen(|_| (), could_come).contains(&true) {
+            tokio::select! {
+                () = &mut arrival => return,
+                // Who has rested, or was looked at by another replica, comes without a word.
+                () = tokio::time::sleep(TICK) => {}
+            }
+        }
+    }
+
     /// Plans for the larger group, and lets the newcomers load what they lack for it, if they lack anything.
     async fn look(&self, formation: &Formation, members: &Members, unfit: &mut BTreeSet<String>) -> Look {
         let (weights, count) = (members.weights, formation.ranks - members.hellos.len());
         let usual = prefers(weights);
         let rests = self.pool.rests();
         let last = |name: &str| (rests.has(name), unfit.contains(name));
-        let prefers = |worker: &Worker| (last(worker.name()), usual(worker));
+        // A group is of one.
+        let backend = members.hellos.first().map(|hello| hello.inventory.backend);
+        let is_other = |worker: &Worker| backend != Some(worker.hello.inventory.backend);
+        let prefers = |worker: &Worker| (last(worker.name()), is_other(worker), usual(worker));
         let Some(newcomers) = self.pool.take(count, prefers) else { return Look::Gone };
         let all = members.hellos.iter().cloned().map(Candidate::Member);
         let mut all: Vec<Candidate> = all.chain(self.pool.lend(newcomers).map(Candidate::New)).collect();
@@ -160,6 +179,7 @@ impl Fleet {
         let of_use = lack.len() + have.len();
         self.pool.put_back(have.into_iter().map(|(_, worker)| worker).collect());
         if of_use == 0 {
+            unfit.extend(left_out.iter().map(|left_out| left_out.name.clone()));
             formation.board.left_out(left_out);
             return Look::OfNoUse;
         }

@@ -75,3 +75,24 @@ async fn a_group_of_one_kind_that_lacks_some_of_it_grows() {
         () = more => {}
     }
 }
+
+/// Whoever is of no use is looked at once, and keeps nobody away; as long as nobody else comes, another replica may be made.
+#[tokio::test]
+async fn a_newcomer_that_is_of_no_use_ends_no_growing() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let (progress, wanted) = (watch::Sender::new(Progress::Ready), fastest(3));
+    let _members = workers(&fleet, &[("a", Cpu), ("b", Cpu)]).await;
+    let two = Formation { ranks: 2, ..wanted.clone() };
+    let group = fleet.form(Epoch(1), &two, After::Nothing, &progress).await.unwrap();
+    let (members, considered) = (group.members(), watch::Sender::new(group.considered()));
+    let mut looks = considered.subscribe();
+    let mut grown = Box::pin(fleet.grown(&wanted, &members, &considered));
+    let slow = hello_of("a card", Cuda, 1e9);
+    let _card = worker_as(&fleet, slow, |_| Err("it has no links".into()), sampled).await;
+    tokio::select! {
+        _ = &mut grown => panic!("it ends for a card"),
+        looked_at = looks.wait_for(|considered| *considered == 3) => drop(looked_at.unwrap()),
+    }
+    let _processor = workers(&fleet, &[("c", Cpu)]).await;
+    drop(timeout(Duration::from_secs(60), grown).await.expect("it is one more of its kind"));
+}
