@@ -45,7 +45,8 @@ impl Replica<'_> {
         while !self.driver.is_dissolved() {
             let after = match &self.growing {
                 Some(growing) => After::Growth(growing),
-                None if lost_at.is_some() || self.is_more => After::Loss,
+                None if lost_at.is_some() => After::Loss,
+                None if self.is_more => After::OthersUnasked,
                 None if self.has_served.get() => After::Others,
                 None => After::Nothing,
             };

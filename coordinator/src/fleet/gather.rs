@@ -44,15 +44,22 @@ pub enum After<'a> {
     /// Groups of other replicas, and none of this one: as many are waited for, and whoever does not fit may be followed by
     /// others.
     Others,
-    /// One that was lost, or those of other replicas, and nobody waits for this one's workers: fewer will do, too.
+    /// The same, of a replica that nobody asked for: fewer will do.
+    OthersUnasked,
+    /// One that was lost, of which requests may wait for the next: fewer will do, and nobody holds any back.
     Loss,
     /// A smaller one, of whose workers, and of newcomers, this one is to be; otherwise as after a loss.
     Growth(&'a Growing),
 }
 
 impl After<'_> {
+    /// This replica had a group.
     fn is_again(self) -> bool {
         matches!(self, After::Loss | After::Growth(_))
+    }
+
+    fn fewer_will_do(self) -> bool {
+        self.is_again() || matches!(self, After::OthersUnasked)
     }
 
     fn ends_without_a_plan(self) -> bool {
@@ -98,7 +105,7 @@ pub async fn gather(
     loop {
         let arrival = pool.arrival();
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
-        let least = if after.is_again() && Instant::now() >= settled { 1 } else { wanted };
+        let least = if after.fewer_will_do() && Instant::now() >= settled { 1 } else { wanted };
         // Of as many as there are; that fewer make none either needs no words.
         let mut no_plan = None;
         for count in (least..=wanted).rev() {
@@ -182,9 +189,11 @@ async fn of_count(
     let first = |worker: &Worker| (!after.expects(worker.name()), usual(worker));
     // Those that are expected are of one kind, and loaded for this.
     let workers = match (formation.planning, &formation.plan, after) {
-        (Planning::Fastest { .. }, None, After::Nothing | After::Others | After::Loss) => {
-            pool.take_of_each(count, first)?
-        }
+        (
+            Planning::Fastest { .. },
+            None,
+            After::Nothing | After::Others | After::OthersUnasked | After::Loss,
+        ) => pool.take_of_each(count, first)?,
         _ => pool.take(count, first)?,
     };
     let first = take(pool, epoch, formation, weights, workers, again).await?;

@@ -7,7 +7,7 @@ use flotilla_engine::weights::{Synthetic, WeightSource};
 use flotilla_proto::Hello;
 use flotilla_proto::wire::{self, from_worker};
 use flotilla_shared::step::SequenceWork;
-use flotilla_shared::{Epoch, Held, LinkRate, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan};
+use flotilla_shared::{Epoch, Held, KvBlocks, LinkRate, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -337,4 +337,22 @@ async fn two_groups_that_lack_a_worker_do_not_both_end_for_one() {
     assert!(!is_early, "it ends for a worker that is taken");
     let _newcomer = roomy_worker(&fleet).await;
     drop(tokio::time::timeout(Duration::from_secs(60), other).await.expect("this one is its own"));
+}
+
+/// A replica that nobody asked for may look for a group that never comes to be: it has nothing to make good.
+#[tokio::test]
+async fn whoever_finds_no_plan_for_one_replica_more_keeps_no_group_from_growing() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let progress = watch::Sender::new(Progress::Ready);
+    let (members, considered) = (halves(), watch::Sender::new(2));
+    let _newcomer = roomy_worker(&fleet).await;
+    let wanted = Formation { ranks: 3, ..formation() };
+    // Nobody has so much memory.
+    let in_vain = Formation { plan: None, kv_blocks: KvBlocks::plain(u32::MAX), ..formation() };
+    let grown = tokio::time::timeout(Duration::from_secs(60), fleet.grown(&wanted, &members, &considered));
+    tokio::select! {
+        biased;
+        formed = fleet.form(Epoch(1), &in_vain, After::OthersUnasked, &progress) => drop(formed.map(|_| panic!("it fits"))),
+        grown = grown => drop(grown.expect("the newcomer is of use to it")),
+    }
 }
