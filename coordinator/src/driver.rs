@@ -15,6 +15,7 @@ mod seat;
 mod stats;
 mod stream;
 mod suspects;
+mod tokens;
 mod traced;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -32,9 +33,7 @@ pub use durations::Durations;
 use guides::{Guided, Guides, Settled};
 pub(crate) use handle::Coming;
 use handle::{Command, News};
-pub use handle::{
-    DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent, TokenStream,
-};
+pub use handle::{DriverHandle, Failure, FleetHandle, Generation, Readiness, Refusal, TokenEvent};
 use losses::{Losses, Rows};
 pub use record::{Phase, RankTotals, Record, Recorder};
 pub use rescue::{Nearness, NotDissolved, Replicas};
@@ -43,6 +42,7 @@ use seat::{InFlight, Seat};
 pub use stats::Stats;
 use stream::Stream;
 use suspects::Suspects;
+pub use tokens::TokenStream;
 use traced::TracedStep;
 
 #[derive(Clone, Default)]
@@ -151,7 +151,8 @@ impl<G: Group> Driver<G> {
         self.fail_all(Failure::Stopped);
     }
 
-    /// Commands go first, so that a cancellation takes effect with the next step. None: every handle is
+    /// Commands go last: however many come, refused ones too, they hold up no step. Those that wait are taken in with
+    /// whatever happens, before the next step is put together: a cancellation takes effect with it. None: every handle is
     /// gone.
     async fn wait(&mut self) -> Option<Happened<G>> {
         let give_up = self.orphaned.as_ref().map(|orphaned| orphaned.give_up);
@@ -159,13 +160,13 @@ impl<G: Group> Driver<G> {
         let deadline = self.scheduler.wakes_at().map(|deadline| self.started + deadline);
         tokio::select! {
             biased;
-            command = self.commands.recv() => command.map(Happened::Commanded),
             Some(news) = self.news.recv() => Some(Happened::Heard(news)),
             outcome = self.seat.outcome() => Some(Happened::Stepped(outcome)),
             guided = self.guides.come_back() => Some(Happened::Guided(guided)),
             () = passed(deadline) => Some(Happened::DeadlineCame),
             () = passed(give_up) => Some(Happened::WaitedTooLong),
             () = passed(look) => Some(Happened::LookForReplica),
+            command = self.commands.recv() => command.map(Happened::Commanded),
         }
     }
 

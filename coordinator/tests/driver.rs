@@ -3,6 +3,10 @@
 //! between coordinator and workers costs nothing, as long as it is shorter than a step.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Wake, Waker};
 use std::time::Duration;
 
 use flotilla_coordinator::driver::{self, DriverHandle, Failure, Generation, Nearness, Refusal, TokenEvent};
@@ -11,6 +15,7 @@ use flotilla_coordinator::guide::{Exhausted, Guide};
 use flotilla_scheduler::{FinishReason, Scheduler, Settings};
 use flotilla_shared::step::{Sampled, TokenMask};
 use flotilla_shared::{Epoch, KvBlocks, Rank, StepOutcome, StepPlan, TokenId};
+use tokio::task::unconstrained;
 use tokio::time::{Instant, sleep_until};
 
 const STEP: Duration = Duration::from_millis(20);
@@ -298,4 +303,91 @@ async fn one_that_ends_as_it_is_taken_in_was_taken_in() {
         TokenEvent::Finished { reason: FinishReason::Length, .. } => {}
         other => panic!("{other:?}"),
     }
+}
+
+/// Has carried out each step by the time it is asked for it.
+#[derive(Default)]
+struct Swift {
+    outcomes: VecDeque<StepOutcome>,
+    /// Steps that it was asked for.
+    answered: Arc<AtomicUsize>,
+}
+
+impl Group for Swift {
+    fn send(&mut self, plan: &StepPlan) -> Result<(), GroupError> {
+        let mut far = Distant { link: Duration::ZERO, busy_until: Instant::now(), steps: VecDeque::new() };
+        far.send(plan)?;
+        self.outcomes.extend(far.steps.into_iter().map(|(_, outcome)| outcome));
+        Ok(())
+    }
+
+    async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+        Ok(self.outcomes.pop_front().expect("a step was sent"))
+    }
+}
+
+/// A client whose requests are refused, and that sends the next one as soon as it hears of it: before the driver has ended
+/// the turn in which it said so, as one on another thread may.
+struct Insistent {
+    driver: DriverHandle,
+    asking: Mutex<Option<Pin<Box<dyn Future<Output = ()> + Send>>>>,
+    sent: AtomicUsize,
+    /// Steps that were answered: with the last one it has enough.
+    answered: Arc<AtomicUsize>,
+}
+
+impl Insistent {
+    fn ask(self: Arc<Self>) {
+        let sent = self.sent.fetch_add(1, Ordering::Relaxed);
+        if sent == 50 * TOKENS || self.answered.load(Ordering::Relaxed) == TOKENS {
+            return;
+        }
+        let driver = self.driver.clone();
+        let asking = async move {
+            let nothing = Generation { tokens_max: 1, ..Generation::default() };
+            assert!(matches!(driver.submit(nothing).await, Err(Refusal::Rejected(_))));
+        };
+        // What it does is not on the account of the driver's task.
+        let mut asking: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(unconstrained(asking));
+        let waker = self.clone().into();
+        assert!(asking.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        let before = self.asking.lock().unwrap().replace(asking);
+        if let Some(mut before) = before {
+            assert!(
+                before.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready(),
+                "it was refused"
+            );
+        }
+    }
+}
+
+impl Wake for Insistent {
+    fn wake(self: Arc<Self>) {
+        self.ask();
+    }
+}
+
+/// However many come: a turn of the driver hears of a step that was carried out, if there is one.
+#[tokio::test]
+async fn a_flood_of_refused_requests_holds_up_no_step() {
+    let (mut driver, fleet) = driver::start(Scheduler::new(Settings::default()).unwrap(), Default::default());
+    let group = Swift::default();
+    let answered = group.answered.clone();
+    fleet.formed(Epoch(1), KvBlocks::plain(4096), group);
+    driver.ready().await;
+    let insistent = |_| {
+        let (asking, sent, answered) = (Mutex::default(), AtomicUsize::new(0), answered.clone());
+        Arc::new(Insistent { driver: driver.clone(), asking, sent, answered })
+    };
+    let clients: Vec<Arc<Insistent>> = (0..3).map(insistent).collect();
+    let generation = Generation { prompt: vec![1; 40], tokens_max: TOKENS, ..Generation::default() };
+    let submitted = driver.submit(generation);
+    clients.iter().for_each(|client| client.clone().ask());
+    let mut tokens = submitted.await.unwrap();
+    while let TokenEvent::Token { .. } = tokens.next().await {}
+    // They ask no more.
+    clients.iter().for_each(|client| drop(client.asking.lock().unwrap().take()));
+    let sent: Vec<usize> = clients.iter().map(|client| client.sent.load(Ordering::Relaxed)).collect();
+    assert!(sent.iter().all(|sent| *sent <= TOKENS + 10), "{sent:?} requests in {TOKENS} steps");
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flotilla_scheduler::{ClientId, FinishReason, Rejection, Request, Usage};
@@ -16,6 +15,7 @@ use super::guides::Ready;
 use super::record::{Record, Recorder};
 use super::rescue::{Moving, Nearness, WeakReplicas};
 use super::stats::Stats;
+use super::tokens::TokenStream;
 use crate::group::GroupError;
 use crate::guide::{Exhausted, Guide};
 use crate::traces::Context as TraceContext;
@@ -245,8 +245,11 @@ impl DriverHandle {
         let command = Command::Submit(Box::new(submission));
         self.commands.send(command).map_err(|_| Refusal::Stopped)?;
         let (commands, replicas) = (self.commands.clone(), self.replicas.clone());
-        let stream = TokenStream { events, sequence, commands, replicas, done: false };
-        admitted.await.unwrap_or(Err(Refusal::Stopped)).map(|()| stream)
+        let mut stream = TokenStream { events, sequence, commands, replicas, done: false };
+        let answer = admitted.await.unwrap_or(Err(Refusal::Stopped));
+        // Of what was refused there is nothing to cancel.
+        stream.done = answer.is_err();
+        answer.map(|()| stream)
     }
 
     /// Resolves once a group can serve.
@@ -314,44 +317,6 @@ async fn prepare(guide: Box<dyn Guide>) -> Result<Ready, Refusal> {
         false => Refusal::Stopped,
     };
     prepared.map_err(lost)?.map_err(Refusal::FormExhausted)
-}
-
-/// The tokens of one sequence as they come. Dropping it cancels the sequence.
-pub struct TokenStream {
-    events: mpsc::UnboundedReceiver<TokenEvent>,
-    sequence: SequenceId,
-    commands: mpsc::UnboundedSender<Command>,
-    replicas: WeakReplicas,
-    done: bool,
-}
-
-impl TokenStream {
-    pub async fn next(&mut self) -> TokenEvent {
-        std::future::poll_fn(|context| self.poll_next(context)).await
-    }
-
-    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<TokenEvent> {
-        self.events.poll_recv(context).map(|event| {
-            let event = event.unwrap_or(TokenEvent::Failed(Failure::Stopped));
-            self.done |= !matches!(event, TokenEvent::Token { .. });
-            event
-        })
-    }
-}
-
-impl Drop for TokenStream {
-    fn drop(&mut self) {
-        // Wherever it is on its way to, nobody listens.
-        self.events.close();
-        if !self.done {
-            // The driver may be gone already, and the sequence with it.
-            let _ = self.commands.send(Command::Cancel(self.sequence));
-            // Wherever it has moved to. Others know nothing of it.
-            for driver in self.replicas.all() {
-                let _ = driver.commands.send(Command::Cancel(self.sequence));
-            }
-        }
-    }
 }
 
 /// The fleet's side: it says how far the workers are, brings a group, and takes it back.
