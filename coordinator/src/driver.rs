@@ -64,6 +64,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
     let (readiness_in, readiness) = watch::channel(loading);
     let (stats_in, stats) = watch::channel(Stats::default());
     let (replicas, sequences) = (settings.replicas.downgrade(), settings.replicas.sequences());
+    let caches_prefixes = scheduler.settings().prefix_cache;
     let started = now();
     let recorder = Recorder::new(started);
     let driver = Driver {
@@ -89,7 +90,8 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         started,
     };
     tokio::spawn(driver.run());
-    let handle = DriverHandle::new(commands_in, readiness, (stats, recorder), replicas, sequences);
+    let figures = (stats, recorder);
+    let handle = DriverHandle::new(commands_in, readiness, figures, replicas, sequences, caches_prefixes);
     (handle, FleetHandle { news: news_in })
 }
 

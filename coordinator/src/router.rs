@@ -39,12 +39,15 @@ impl ReplicaRouter {
         ReplicaRouter { replicas, sent: Arc::default() }
     }
 
-    /// See [`DriverHandle::submit`].
+    /// See [`DriverHandle::submit`]. What goes on waits with a replica that waits for a group, where none serves.
     pub async fn submit(&self, generation: Generation) -> Result<TokenStream, Refusal> {
         let all = self.replicas.all();
         let serving: Vec<usize> = (0..all.len()).filter(|&at| all[at].serves()).collect();
         match serving.as_slice() {
-            [] => Err(Refusal::NotReady(self.why_not())),
+            [] => match all.iter().find(|driver| generation.said.is_some() && driver.awaits_group()) {
+                Some(driver) => driver.submit(generation).await,
+                None => Err(Refusal::NotReady(self.why_not())),
+            },
             &[only] => all[only].submit(generation).await,
             serving => {
                 let names = beginnings(&generation.prompt, generation.salt);
@@ -88,6 +91,11 @@ impl ReplicaRouter {
     /// See [`Replicas::dissolve`].
     pub fn dissolve(&self, number: usize, force: bool) -> Result<(), NotDissolved> {
         self.replicas.dissolve(number, force)
+    }
+
+    /// Whether what was computed of a prompt is found again, in every replica.
+    pub fn caches_prefixes(&self) -> bool {
+        self.replicas.all().iter().all(DriverHandle::caches_prefixes)
     }
 
     /// Of each replica.

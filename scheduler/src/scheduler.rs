@@ -108,6 +108,10 @@ impl Scheduler {
         self.deadline_next.into_iter().chain(masks).min()
     }
 
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
     pub fn load(&self) -> Load {
         let mut load = Load { sequences_waiting: self.line.len(), ..Load::default() };
         if let Some(group) = &self.group {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use flotilla_scheduler::FinishReason;
+use flotilla_scheduler::{FinishReason, Rejection};
 use flotilla_shared::TokenId;
 use flotilla_shared::step::Logprobs;
 use futures::stream::{Stream, StreamExt, unfold};
@@ -18,7 +18,7 @@ use super::metrics::Finished;
 use super::onward::Onward;
 use super::reader::{Delta, Reader};
 use super::trace::ChoiceTimes;
-use crate::driver::{TokenEvent, TokenStream};
+use crate::driver::{Refusal, TokenEvent, TokenStream};
 use crate::guide::Guide;
 
 pub struct Choice {
@@ -74,9 +74,11 @@ impl Choice {
                 TokenEvent::Token { token, logprobs, cached_tokens, queued } => {
                     self.queued(queued);
                     self.cached(cached_tokens);
-                    if self.permits(token) {
+                    let permitted = self.permits(token);
+                    if permitted {
                         self.on_token(token, logprobs);
-                    } else {
+                    }
+                    if !permitted || self.comes_to_bound_text() {
                         self.go_on_guided().await;
                     }
                 }
@@ -117,7 +119,7 @@ impl Choice {
         }
     }
 
-    /// Whether there is more to come of an answer that ended in its thought. Where the workers are lost it is over as it is.
+    /// Whether there is more to come of an answer that ended in its thought.
     async fn go_on(&mut self, reason: FinishReason) -> bool {
         let FinishReason::StopToken(end) = reason else { return false };
         let onward = self.onward.take().filter(|_| self.reader.only_thought());
@@ -149,7 +151,13 @@ impl Choice {
         permits
     }
 
-    /// Once more from before the token that came, which nobody hears of.
+    /// Whether the guide that is followed from behind is to be asked before the next token, if there is one.
+    fn comes_to_bound_text(&self) -> bool {
+        let binds = self.watch.as_ref().is_some_and(|watch| watch.binds());
+        binds && self.tokens.is_some() && self.onward.as_ref().is_some_and(Onward::has_room)
+    }
+
+    /// Once more from what was said: nobody hears of a token that may not come, nor of what was sampled ahead.
     async fn go_on_guided(&mut self) {
         let (Some(onward), Some(guide)) = (self.onward.take(), self.watch.take()) else { return };
         let Some(generation) = onward.guided(guide, Instant::now()) else {
@@ -158,6 +166,8 @@ impl Choice {
         self.went_on = true;
         match self.api.replicas.submit(generation).await {
             Ok(tokens) => self.tokens = Some(tokens),
+            // The group's cache is full with what was said, and less than the context.
+            Err(Refusal::Rejected(Rejection::PromptTooLong { .. })) => self.end(true),
             Err(refusal) => self.fail(refusal.into(), Finished::error),
         }
     }

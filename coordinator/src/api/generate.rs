@@ -14,6 +14,7 @@ use super::Api;
 use super::choice::Choice;
 use super::ending::Ending;
 use super::error::ApiError;
+use super::form::Bound;
 use super::log::RequestLog;
 use super::onward::Onward;
 use super::options::{CHOICES_MAX, Options};
@@ -104,7 +105,7 @@ pub async fn generate(
     let all = options.choosing.top_k as usize >= api.harmony.tokenizer().vocab_size();
     let top_k = if all { 0 } else { options.choosing.top_k };
     let mut streams = Vec::new();
-    let from_behind = options.bound.only_forbids() && options.ending.tokens_min == 0;
+    let from_behind = options.ending.tokens_min == 0 && is_followed(api, &options.bound);
     let ends_in_thought = pattern.is_none() && !options.ending.ignore_eos && reader().only_thought();
     let goes_on = from_behind || ends_in_thought;
     let kept: Vec<Arc<[TokenId]>> =
@@ -162,6 +163,12 @@ fn priority(wanted: Option<i32>, key: Option<i32>) -> i32 {
         (Some(wanted), Some(key)) => wanted.max(key),
         (wanted, key) => wanted.or(key).unwrap_or(0),
     }
+}
+
+/// Whether the guides of a turn are followed from behind, as far as nothing binds its text. What goes on has all that was said
+/// as its prompt; where that is not found again, only a turn that does what is forbidden goes on.
+fn is_followed(api: &Api, bound: &Bound) -> bool {
+    bound.only_forbids() || matches!(bound, Bound::Turn(_)) && api.replicas.caches_prefixes()
 }
 
 /// What keeps a sequence to its form, and to its least length.

@@ -5,8 +5,9 @@
 //! a guide lets none end there. Raw text ends where the model ends it, and a client that counts a token among its own
 //! stops means it.
 //!
-//! One whose guide only forbids (calls, mostly), and is followed from behind: without masks its tokens are sampled ahead,
-//! and few turns do what they may not. One that does goes on before that token, with its guide.
+//! One whose guide is followed from behind: in thoughts, headers and free text its tokens are sampled ahead, without masks, and
+//! few turns do what they may not. One that does goes on before that token, with its guide; one that opens a text that a form
+//! binds goes on behind that token, likewise.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,6 +59,12 @@ impl Onward {
         self.said.pop_if(|last| *last == end && self.ends.contains(last))?;
         self.said.extend(harmony.final_header(&self.said));
         self.generation(None, now)
+    }
+
+    /// Whether a token may follow what was said; else it ends there.
+    pub fn has_room(&self) -> bool {
+        let ended = self.said.last().is_some_and(|last| self.rest.stop_tokens.contains(last));
+        self.said.len() < self.rest.tokens_max && !ended
     }
 
     /// With the guide that has taken in what was said. None: there is no time.

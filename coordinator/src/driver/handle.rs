@@ -167,6 +167,7 @@ pub struct DriverHandle {
     dissolved: watch::Sender<bool>,
     /// What was sent here and is not taken in yet.
     coming: Arc<AtomicUsize>,
+    caches_prefixes: bool,
 }
 
 /// Held while a sequence is on its way to a driver that was chosen for it: the next choice counts it.
@@ -187,10 +188,21 @@ impl DriverHandle {
         (stats, recorder): (watch::Receiver<Stats>, Recorder),
         replicas: WeakReplicas,
         sequences: Arc<AtomicU64>,
+        caches_prefixes: bool,
     ) -> DriverHandle {
         let dissolved = watch::Sender::new(false);
         let coming = Arc::default();
-        DriverHandle { commands, readiness, stats, recorder, replicas, sequences, dissolved, coming }
+        DriverHandle {
+            commands,
+            readiness,
+            stats,
+            recorder,
+            replicas,
+            sequences,
+            dissolved,
+            coming,
+            caches_prefixes,
+        }
     }
 
     /// Sequences that run, wait, or are on their way here.
@@ -272,6 +284,17 @@ impl DriverHandle {
     /// Its requests go on in other replicas, and no group is to take the place of the one that it has.
     pub(super) fn dissolve(&self) {
         self.dissolved.send_replace(true);
+    }
+
+    /// Whether prompts that begin alike share what was computed.
+    pub(crate) fn caches_prefixes(&self) -> bool {
+        self.caches_prefixes
+    }
+
+    /// Whether it has no group, and may get one.
+    pub(crate) fn awaits_group(&self) -> bool {
+        let comes = matches!(self.readiness(), Readiness::Loading { .. } | Readiness::Lost { .. });
+        comes && !self.is_dissolved()
     }
 
     /// Whether it takes requests in, and will.

@@ -23,7 +23,8 @@ impl<G: Group> Driver<G> {
         }
         let Submission { mut request, timeout, guide, events, admission, trace, span } = submission;
         let mut stream = Stream { events, admission: Some(admission), trace, span };
-        if !is_ready {
+        // What goes on has a group that it lost between two tokens, and waits for another as all do that ran in it.
+        if !is_ready && request.said.is_none() {
             return stream.answer(Err(Refusal::NotReady(readiness)));
         }
         request.deadline = timeout.map(|timeout| now() - self.started + timeout);
@@ -34,6 +35,9 @@ impl<G: Group> Driver<G> {
         self.streams.insert(request.sequence, stream);
         self.arrived.push(request.sequence);
         self.tell(Event::Arrived(request));
+        if !is_ready {
+            self.orphan_those_who_came();
+        }
     }
 
     /// The scheduler rejects with its next actions or not at all.

@@ -69,6 +69,7 @@ mod tests {
             figures,
             WeakReplicas::default(),
             Default::default(),
+            true,
         );
         let refusal = Refusal::Rejected(Rejection::QueueFull { waiting_max: 1 });
         for (answer, cancels) in [(Err(refusal), 0), (Ok(()), 1)] {

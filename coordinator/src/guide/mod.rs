@@ -55,6 +55,12 @@ pub trait Guide: Send {
 
     /// The tokens that may come next; `None`: all of them. Never an empty one.
     fn mask(&mut self) -> Result<Option<TokenMask>, Exhausted>;
+
+    /// Whether no token should be sampled without its mask: here a form binds the text. Where none does tokens may be sampled
+    /// ahead, and held against the mask when they come: a model seldom says what it may not.
+    fn binds(&self) -> bool {
+        true
+    }
 }
 
 /// The form could not be followed any further, with half of the answer said: what comes next would take more

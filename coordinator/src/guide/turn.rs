@@ -201,6 +201,10 @@ impl Guide for Turn {
             Phase::Over => TokenMask::from_iter([self.plan.vocabulary.special.return_]),
         }))
     }
+
+    fn binds(&self) -> bool {
+        matches!(self.phase, Phase::Bound(_))
+    }
 }
 
 impl Plan {

@@ -2,6 +2,7 @@
 //! the workers are not: see [`parrot`]. Nothing here measures time; whatever waits, waits at most
 //! [`server::PATIENCE`].
 
+mod ahead;
 mod chat;
 mod clients;
 mod cluster;

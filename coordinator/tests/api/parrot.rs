@@ -29,6 +29,8 @@ pub struct Seen {
     pub masked: AtomicUsize,
     /// Set to lose the group in its next step.
     pub die: AtomicBool,
+    /// Set to lose the group, once, as soon as it has said this.
+    pub die_behind: Mutex<Option<TokenId>>,
     /// Set to refuse every step.
     pub refuse: AtomicBool,
 }
@@ -53,6 +55,7 @@ pub struct Parrot {
     sequences: BTreeMap<SequenceId, Voice>,
     plans: VecDeque<StepPlan>,
     cache: BTreeMap<BlockId, Vec<TokenId>>,
+    is_dead: bool,
 }
 
 struct Voice {
@@ -66,7 +69,8 @@ struct Voice {
 
 impl Parrot {
     pub fn new(tokenizer: Arc<Tokenizer>, seen: Arc<Seen>) -> Parrot {
-        Parrot { tokenizer, seen, sequences: BTreeMap::new(), plans: VecDeque::new(), cache: BTreeMap::new() }
+        let (sequences, plans, cache) = Default::default();
+        Parrot { tokenizer, seen, sequences, plans, cache, is_dead: false }
     }
 
     fn work(&mut self, work: SequenceWork) -> Option<Sampled> {
@@ -161,11 +165,15 @@ impl Group for Parrot {
     }
 
     async fn outcome(&mut self) -> Result<StepOutcome, GroupError> {
+        let lost = || GroupError::Lost { rank: Rank(2), reason: "its power was cut".to_owned() };
+        if self.is_dead {
+            return Err(lost());
+        }
         // Leaves the processor to others, as workers elsewhere would.
         tokio::time::sleep(Duration::from_micros(200)).await;
         let plan = self.plans.pop_front().expect("a step was sent");
         if self.seen.die.swap(false, Ordering::SeqCst) {
-            return Err(GroupError::Lost { rank: Rank(2), reason: "its power was cut".to_owned() });
+            return Err(lost());
         }
         if self.seen.refuse.load(Ordering::SeqCst) {
             let reason = "what it computed is not a number".to_owned();
@@ -183,7 +191,9 @@ impl Group for Parrot {
             self.seen.admitted.lock().unwrap().insert(admission.sequence);
         }
         let (epoch, step) = (plan.epoch, plan.step);
-        let sampled = plan.work.into_iter().filter_map(|work| self.work(work)).collect();
+        let sampled: Vec<Sampled> = plan.work.into_iter().filter_map(|work| self.work(work)).collect();
+        let said = |token: &mut TokenId| sampled.iter().any(|sampled| sampled.token == *token);
+        self.is_dead = self.seen.die_behind.lock().unwrap().take_if(said).is_some();
         Ok(StepOutcome { epoch, step, sampled, ..StepOutcome::default() })
     }
 }
