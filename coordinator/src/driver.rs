@@ -85,6 +85,7 @@ pub fn start<G: Group>(scheduler: Scheduler, settings: Settings) -> (DriverHandl
         readiness: readiness_in,
         stats: stats_in,
         orphaned: None,
+        is_stopped: false,
         recorder: recorder.clone(),
         tracer: settings.tracer,
         started,
@@ -121,6 +122,8 @@ struct Driver<G> {
     stats: watch::Sender<Stats>,
     /// Set while sequences wait for another group.
     orphaned: Option<Orphaned>,
+    /// Nothing is taken in any more.
+    is_stopped: bool,
     recorder: Recorder,
     tracer: Tracer,
     started: Instant,
@@ -219,7 +222,11 @@ impl<G: Group> Driver<G> {
         match command {
             Command::Submit(submission) => self.submit(*submission),
             Command::Cancel(sequence) => self.cancel(sequence),
+            Command::Adopt(moving) if self.is_stopped => {
+                moving.stream.say(TokenEvent::Failed(Failure::Stopped))
+            }
             Command::Adopt(moving) => self.adopt(moving),
+            Command::Stop => self.stop(),
         }
     }
 

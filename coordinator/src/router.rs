@@ -93,6 +93,11 @@ impl ReplicaRouter {
         self.replicas.dissolve(number, force)
     }
 
+    /// See [`DriverHandle::stop`]: all of them.
+    pub fn stop(&self) {
+        self.replicas.all().iter().for_each(DriverHandle::stop);
+    }
+
     /// Whether what was computed of a prompt is found again, in every replica.
     pub fn caches_prefixes(&self) -> bool {
         self.replicas.all().iter().all(DriverHandle::caches_prefixes)

@@ -391,3 +391,20 @@ async fn a_flood_of_refused_requests_holds_up_no_step() {
     let sent: Vec<usize> = clients.iter().map(|client| client.sent.load(Ordering::Relaxed)).collect();
     assert!(sent.iter().all(|sent| *sent <= TOKENS + 10), "{sent:?} requests in {TOKENS} steps");
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_stopped_ends_what_is_under_way_and_takes_nothing_in() {
+    let mut driver = server(Duration::ZERO, 2);
+    driver.ready().await;
+    let generation = || Generation { prompt: vec![1; 40], tokens_max: TOKENS, ..Generation::default() };
+    let mut tokens = driver.submit(generation()).await.unwrap();
+    driver.stop();
+    let last = loop {
+        match tokens.next().await {
+            TokenEvent::Token { .. } => {}
+            last => break last,
+        }
+    };
+    assert_eq!(last, TokenEvent::Failed(Failure::Stopped));
+    assert_eq!(driver.submit(generation()).await.err(), Some(Refusal::Stopped));
+}

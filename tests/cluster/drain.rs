@@ -41,7 +41,7 @@ async fn a_server_told_to_stop_finishes_its_streams_and_refuses_what_is_new() {
 }
 
 #[tokio::test]
-async fn a_stream_that_takes_longer_than_the_drain_is_cut_off() {
+async fn a_stream_that_takes_longer_than_the_drain_ends_with_an_error() {
     let model = endless().await;
     let mut coordinator = Coordinator::start(model.path(), 1, &["--drain-timeout", "0"]).await;
     let _worker = coordinator.worker("a");
@@ -51,7 +51,11 @@ async fn a_stream_that_takes_longer_than_the_drain_is_cut_off() {
     stream.text_of(20).await;
     send_signal("TERM", coordinator.process.id().into());
     assert_eq!(coordinator.process.ended().await.code(), Some(0));
-    assert!(coordinator.process.said().contains("1 answers are cut off to stop in time"));
+    let rest = timeout(Duration::from_secs(60), stream.rest()).await.expect("the stream ends");
+    assert_eq!(rest.error.expect("an error event")["message"], "the server is stopping");
+    let said = coordinator.process.said();
+    assert!(said.contains("1 answers were ended by an error to stop in time"), "{said}");
+    assert!(said.contains("outcome=\"interrupted\""), "{said}");
 }
 
 #[tokio::test]

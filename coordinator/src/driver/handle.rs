@@ -133,6 +133,7 @@ pub(super) enum Command {
     Cancel(SequenceId),
     /// From another replica.
     Adopt(Box<Moving>),
+    Stop,
 }
 
 pub(super) struct Submission {
@@ -284,6 +285,12 @@ impl DriverHandle {
     /// Its requests go on in other replicas, and no group is to take the place of the one that it has.
     pub(super) fn dissolve(&self) {
         self.dissolved.send_replace(true);
+    }
+
+    /// All that is under way ends with [`Failure::Stopped`], and nothing is taken in from then on.
+    pub fn stop(&self) {
+        // One that has ended has told everybody.
+        let _ = self.commands.send(Command::Stop);
     }
 
     /// Whether prompts that begin alike share what was computed.

@@ -14,6 +14,10 @@ impl<G: Group> Driver<G> {
         if submission.events.is_closed() {
             return;
         }
+        if self.is_stopped {
+            let _ = submission.admission.send(Err(Refusal::Stopped));
+            return;
+        }
         let readiness = self.readiness.borrow().clone();
         let is_ready = matches!(readiness, Readiness::Ready { .. });
         // The group was lost since this replica was chosen.
@@ -38,6 +42,12 @@ impl<G: Group> Driver<G> {
         if !is_ready {
             self.orphan_those_who_came();
         }
+    }
+
+    /// Nobody is left without a word.
+    pub(super) fn stop(&mut self) {
+        self.is_stopped = true;
+        self.fail_all(Failure::Stopped);
     }
 
     /// The scheduler rejects with its next actions or not at all.

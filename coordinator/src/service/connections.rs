@@ -62,6 +62,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const RESERVE: usize = 16;
 /// So soon one of these must say what it wants, and have read the answer.
 const RESERVE_WAIT: Duration = Duration::from_secs(5);
+/// For those to hear of it whose answers were ended.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The first byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
 
@@ -84,7 +86,7 @@ impl ConnectionLimits {
 }
 
 /// Serves until `shutdown` is done, and then as long as requests under way take, so long at most. Meanwhile it goes on
-/// accepting, and routers refuse what is new.
+/// accepting, and routers refuse what is new. Of what is under way even then, `end` ends the answers.
 pub async fn run(
     listener: TcpListener,
     routers: Routers,
@@ -92,6 +94,7 @@ pub async fn run(
     limits: ConnectionLimits,
     (drain, drain_max): (Drain, Duration),
     shutdown: impl Future<Output = ()>,
+    end: impl FnOnce(),
 ) {
     let graceful = GracefulShutdown::new();
     let (places, reserve) = (Seats::new(limits.connections_max), Seats::new(RESERVE));
@@ -130,12 +133,24 @@ pub async fn run(
         until = emptied => until,
     };
     drop(listener);
+    let late = drain.underway();
+    let until = if late == 0 { until } else { Instant::now() + LAST_WORDS };
+    if late > 0 {
+        end();
+    }
+    let ended = tokio::time::timeout_at(until, graceful.shutdown()).await;
     let cut_off = drain.underway();
-    match tokio::time::timeout_at(until, graceful.shutdown()).await {
-        Ok(()) => audit::done(Act::Drain, "this server", "every request under way had its answer"),
-        Err(_) => {
-            audit::failed(Act::Drain, "this server", format!("{cut_off} answers are cut off to stop in time"))
+    match ended {
+        Ok(()) if late == 0 => {
+            audit::done(Act::Drain, "this server", "every request under way had its answer")
         }
+        _ => audit::failed(
+            Act::Drain,
+            "this server",
+            format!(
+                "{late} answers were ended by an error to stop in time, and {cut_off} of them are cut off"
+            ),
+        ),
     }
 }
 

@@ -116,20 +116,22 @@ impl Settings {
 }
 
 /// Serves until `shutdown` is done, and then as long as requests under way take, `limits.drain` at most; whoever asks
-/// meanwhile hears that the server stops.
+/// meanwhile hears that the server stops, and so does whoever has no whole answer by then.
 pub async fn serve(
     listener: TcpListener,
     settings: Settings,
     router: impl Into<ReplicaRouter>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    let (limits, tls, drain) = (settings.limits, settings.tls.clone(), settings.drain.clone());
+    let (limits, tls) = (settings.limits, settings.tls.clone());
+    let drain = (settings.drain.clone(), limits.drain);
     let harmony = settings.harmony.clone();
-    let (all, reserve) = routers(Api::new(settings, harmony, router.into()));
+    let router = router.into();
+    let (all, reserve) = routers(Api::new(settings, harmony, router.clone()));
     let routers = connections::Routers { all, reserve };
     let watching = tls.clone();
     tokio::select! {
-        () = connections::run(listener, routers, tls, limits.connections, (drain, limits.drain), shutdown) => {}
+        () = connections::run(listener, routers, tls, limits.connections, drain, shutdown, || router.stop()) => {}
         () = async { watching.expect("there is TLS").watch().await }, if watching.is_some() => {}
     }
 }

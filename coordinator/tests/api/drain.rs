@@ -1,7 +1,9 @@
 //! A server that is told to stop: what is under way is finished, what is new is told so, and the end comes in time.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use flotilla_coordinator::driver;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -71,6 +73,34 @@ async fn an_idle_server_stops_at_once() {
     drop(server.stop.take());
     until(async || TcpStream::connect(server.address).await.is_err()).await;
     assert_eq!(read_some(&mut kept).await, "", "the connection that was kept is closed");
+}
+
+/// Its answer takes longer than any drain: no group comes.
+#[tokio::test]
+async fn who_has_no_whole_answer_when_the_time_is_over_hears_why() {
+    let adjust = |settings: &mut flotilla_coordinator::service::Settings| {
+        settings.limits.drain = Duration::from_millis(200);
+    };
+    let driver = driver::Settings { regroup_wait: Duration::from_secs(600), ..Default::default() };
+    let mut server = Server::start_with(Setup { adjust: Box::new(adjust), driver, ..Setup::default() }).await;
+    let mut body = long();
+    body["max_tokens"] = json!(1900);
+    let mut stream = server.open(CHAT, &body).await;
+    stream.next().await.unwrap();
+    server.seen.die.store(true, Ordering::SeqCst);
+    until(async || server.get("/health").await.status() == 503).await;
+    drop(server.stop.take());
+    let mut last = String::new();
+    while let Some(event) = stream.next().await.filter(|event| event != "[DONE]") {
+        last = event;
+    }
+    let error = serde_json::from_str::<serde_json::Value>(&last).unwrap()["error"].take();
+    assert_eq!(
+        (&error["type"], &error["code"]),
+        (&json!("service_unavailable_error"), &json!("interrupted"))
+    );
+    assert_eq!(error["message"], "the server is stopping");
+    until(async || TcpStream::connect(server.address).await.is_err()).await;
 }
 
 #[tokio::test]
