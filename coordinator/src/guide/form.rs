@@ -1,10 +1,15 @@
 //! The form that a client asks for, in words that no API has of its own: chat completions and responses
 //! both fill these in. What can be told without compiling is checked here.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 /// Longest text of one grammar or schema. OpenAI's largest schemas, by its limits, are of this order.
 const SOURCE_BYTES_MAX: usize = 64 << 10;
+/// Of all grammars of one request that must be kept to: what is compiled of them is held until its end. As a prompt, which
+/// most of them are as well, half of a full context.
+const FORM_BYTES_MAX: usize = 256 << 10;
 /// Parentheses in parentheses of a grammar, and the words of a choice.
 const NESTING_MAX: usize = 128;
 const CHOICES_MAX: usize = 1024;
@@ -164,12 +169,36 @@ impl Form {
         self.callable().filter(|(_, tool)| tool.strict || self.must_call())
     }
 
-    /// Without the schemas of all other tools.
+    /// Without the schemas of all other tools. Where arguments are bound that are not strict, and there is more of their
+    /// schemas than a request may bind, those of the last ones are any object.
     pub fn without_unbound(mut self) -> Form {
         let bound: Vec<usize> = self.bound().map(|(place, _)| place).collect();
-        let unbound = self.tools.iter_mut().enumerate().filter(|(place, _)| !bound.contains(place));
-        unbound.for_each(|(_, tool)| tool.parameters = None);
+        let strict: usize = self.strict().map(|(_, bytes)| bytes).sum();
+        let mut left = FORM_BYTES_MAX.saturating_sub(strict);
+        for (place, tool) in self.tools.iter_mut().enumerate() {
+            if !bound.contains(&place) {
+                tool.parameters = None;
+            } else if !tool.strict {
+                match left.checked_sub(tool.source_bytes()) {
+                    Some(rest) => left = rest,
+                    None => tool.parameters = Some(serde_json::json!({"type": "object"})),
+                }
+            }
+        }
         self
+    }
+
+    /// The path and the bytes of each grammar that must be kept to.
+    fn strict(&self) -> impl Iterator<Item = (&str, usize)> {
+        let response = self.response.iter().map(|source| (source.path.as_str(), source.grammar.source().len()));
+        let tools = self.bound().filter(|(_, tool)| tool.strict);
+        response.chain(tools.map(|(_, tool)| (tool.path.as_str(), tool.source_bytes())))
+    }
+
+    /// Of all that is compiled for it.
+    pub(super) fn source_bytes(&self) -> usize {
+        let response = self.response.as_ref().map_or(0, |source| source.grammar.source().len());
+        response + self.bound().map(|(_, tool)| tool.source_bytes()).sum::<usize>()
     }
 
     /// What can be told without compiling.
@@ -185,7 +214,26 @@ impl Form {
             let what = format!("at most {TOOLS_MAX} of them with a bound form");
             return Err(Complaint::malformed(what).of("tools"));
         }
-        self.response.iter().try_for_each(Source::check)
+        self.response.iter().try_for_each(Source::check)?;
+        self.check_bytes()
+    }
+
+    fn check_bytes(&self) -> Result<(), FormError> {
+        let mut all = 0;
+        self.strict().try_for_each(|(path, bytes)| {
+            all += bytes;
+            if all <= FORM_BYTES_MAX {
+                return Ok(());
+            }
+            let what = format!("with the forms before it, it has {all} bytes, of at most {FORM_BYTES_MAX}");
+            Err(Complaint::too_complex(what).of(path))
+        })
+    }
+}
+
+impl ToolForm {
+    fn source_bytes(&self) -> usize {
+        self.parameters.as_ref().map_or(0, |schema| schema.to_string().len())
     }
 }
 
@@ -198,7 +246,7 @@ impl Source {
 impl Grammar {
     /// Bounds on what compiling may cost. llguidance has its own on what comes of it (`compiler.rs`).
     pub(super) fn check(&self) -> Result<(), Complaint> {
-        let bytes = self.byte_count();
+        let bytes = self.source().len();
         if bytes > SOURCE_BYTES_MAX {
             let what = format!("it has {bytes} bytes, of at most {SOURCE_BYTES_MAX}");
             return Err(Complaint::too_complex(what));
@@ -219,11 +267,25 @@ impl Grammar {
         }
     }
 
-    fn byte_count(&self) -> usize {
+    /// What tells it from others. In schemas the order of words counts: an answer's keys come in it.
+    pub(super) fn key(&self) -> blake3::Hash {
+        let kind = match self {
+            Grammar::Json { strict: false, .. } => 0,
+            Grammar::Json { strict: true, .. } => 1,
+            Grammar::Arguments(_) => 2,
+            Grammar::Regex(_) => 3,
+            Grammar::Lark(_) => 4,
+            Grammar::Choice(_) => 5,
+        };
+        blake3::Hasher::new().update(&[kind]).update(self.source().as_bytes()).finalize()
+    }
+
+    /// Its text.
+    pub(super) fn source(&self) -> Cow<'_, str> {
         match self {
-            Grammar::Json { schema, .. } | Grammar::Arguments(schema) => schema.to_string().len(),
-            Grammar::Regex(text) | Grammar::Lark(text) => text.len(),
-            Grammar::Choice(texts) => texts.iter().map(String::len).sum(),
+            Grammar::Json { schema, .. } | Grammar::Arguments(schema) => schema.to_string().into(),
+            Grammar::Regex(text) | Grammar::Lark(text) => text.into(),
+            Grammar::Choice(texts) => Value::from(&texts[..]).to_string().into(),
         }
     }
 }
@@ -274,4 +336,49 @@ fn sets_temperature(grammar: &str) -> bool {
         let behind = grammar[at + word.len()..].trim_start();
         before.ends_with(['[', ',']) && behind.starts_with('=')
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tool(name: &str, strict: bool, bytes: usize) -> ToolForm {
+        let parameters = Some(json!({"type": "object", "description": "x".repeat(bytes)}));
+        ToolForm { name: name.to_owned(), parameters, strict, path: format!("{name}.parameters") }
+    }
+
+    #[test]
+    fn schemas_that_bind_nothing_are_let_go() {
+        let left = |choice| {
+            let tools = vec![tool("a", true, 9), tool("b", false, 9)];
+            let form = Form { tools, choice, ..Form::default() };
+            form.without_unbound().tools.into_iter().map(|tool| tool.parameters.is_some()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(ToolChoice::Auto), [true, false]);
+        assert_eq!(left(ToolChoice::Required), [true, true]);
+        assert_eq!(left(ToolChoice::Named("b".to_owned())), [false, true]);
+    }
+
+    #[test]
+    fn all_that_must_be_kept_to_has_one_limit() {
+        let third = FORM_BYTES_MAX / 3;
+        let form = |strict: [bool; 4], choice| {
+            let tools = ["a", "b", "c", "d"].iter().zip(strict).map(|(name, strict)| tool(name, strict, third));
+            Form { tools: tools.collect(), choice, ..Form::default() }
+        };
+        let error = form([true; 4], ToolChoice::Auto).check().unwrap_err();
+        assert_eq!((error.path.as_str(), error.fault), ("c.parameters", Fault::TooComplex), "{error}");
+        assert_eq!(form([true, false, true, false], ToolChoice::Auto).check(), Ok(()));
+        assert_eq!(form([true; 4], ToolChoice::Named("b".to_owned())).check(), Ok(()));
+
+        // Nobody asked for more than a call of those that are not strict.
+        let form = form([false, false, true, false], ToolChoice::Required);
+        assert_eq!(form.check(), Ok(()));
+        let tools = form.without_unbound().tools;
+        let any_object = json!({"type": "object"});
+        let are_any: Vec<bool> = tools.iter().map(|tool| tool.parameters == Some(any_object.clone())).collect();
+        assert_eq!(are_any, [false, true, false, true]);
+    }
 }

@@ -182,19 +182,4 @@ mod tests {
         let new = guides.turn(answer(Grammar::Choice(vec!["new".to_owned()])));
         assert!(timeout(Duration::from_millis(50), new).await.is_err(), "what is new waits");
     }
-
-    #[test]
-    fn schemas_that_bind_nothing_are_let_go() {
-        let tool = |name: &str, strict| {
-            let parameters = Some(serde_json::json!({"type": "object", "notes": [1, 2, 3]}));
-            ToolForm { name: name.to_owned(), parameters, strict, path: String::new() }
-        };
-        let left = |choice| {
-            let form = Form { tools: vec![tool("a", true), tool("b", false)], choice, ..Form::default() };
-            form.without_unbound().tools.into_iter().map(|tool| tool.parameters.is_some()).collect::<Vec<_>>()
-        };
-        assert_eq!(left(ToolChoice::Auto), [true, false]);
-        assert_eq!(left(ToolChoice::Required), [true, true]);
-        assert_eq!(left(ToolChoice::Named("b".to_owned())), [false, true]);
-    }
 }

@@ -103,7 +103,7 @@ impl Shared {
         }
         let compiled = self.compiler().compile(&source.grammar);
         let compiled = Arc::new(compiled.map_err(|complaint| complaint.of(&source.path))?);
-        self.shelf().put(source.grammar.clone(), Arc::clone(&compiled));
+        self.shelf().put(&source.grammar, Arc::clone(&compiled));
         Ok(compiled)
     }
 }
