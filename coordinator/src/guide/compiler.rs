@@ -166,10 +166,25 @@ fn complaint(error: impl std::fmt::Display) -> Complaint {
 fn of_first_mask(error: impl std::fmt::Display) -> Complaint {
     match in_one_line(error) {
         what if what.contains("lexer error") || what.contains("parser error") => Complaint::too_complex(what),
+/// A panic of llguidance's, which it catches itself.
+const PANIC: &str = "panic";
+/// Its complaint of a `oneOf` whose schemas overlap names a switch that clients do not have.
+const OVERLAP: &str = "coerce_one_of";
+
         _ => Complaint { fault: Fault::Unsatisfiable, what: "no text fits it".to_owned() },
     }
 }
 
+        () if what.starts_with(PANIC) => {
+            tracing::warn!(what, "the library that compiles forms failed on one, which was refused");
+            return Complaint::malformed("it could not be read");
+        }
+        () if what.contains(OVERLAP) => {
+            let hint = "hint: anyOf takes such schemas";
+            return Complaint::malformed(format!(
+                "one value may fit several schemas of a oneOf, which cannot be told\n{hint}"
+            ));
+        }
 /// What it says: without backtraces, the grammar itself, and arrows that point into it.
 fn in_one_line(error: impl std::fmt::Display) -> String {
     let said = format!("{error:#}");
