@@ -89,7 +89,13 @@ pub fn response_format(node: Node) -> Result<(Option<Source>, Option<ResponseFor
     let read = match supported_word(fields.require("type")?, kinds, &["grammar", "python", "structural_tag"])?
     {
         "text" => (None, None),
-        "json_object" => (Some(Source { path, grammar: Grammar::json_object() }), None),
+        "json_object" => match fields.take("schema") {
+            Some(node) => {
+                let (source, format) = object_schema(node)?;
+                (Some(source), Some(format))
+            }
+            None => (Some(Source { path, grammar: Grammar::json_object() }), None),
+        },
         _ => {
             let mut named = fields.require("json_schema")?.object()?;
             let (source, format) = json_schema(&mut named)?;
@@ -99,6 +105,14 @@ pub fn response_format(node: Node) -> Result<(Option<Source>, Option<ResponseFor
     };
     fields.finish()?;
     Ok(read)
+}
+
+/// llama.cpp's way to say a schema. It has no name, which the model is to be told.
+fn object_schema(node: Node) -> Result<(Source, ResponseFormat)> {
+    let path = node.path.clone();
+    let schema = schema(node)?;
+    let grammar = Grammar::Json { schema: schema.clone(), strict: false };
+    Ok((Source { path, grammar }, ResponseFormat { name: "response".to_owned(), description: None, schema }))
 }
 
 /// The fields `name`, `description`, `schema` and `strict`. Without a schema, it is any JSON object.

@@ -13,12 +13,13 @@ use toktrie::TokEnv;
 use super::form::{Complaint, Fault, Grammar};
 use super::lax;
 use super::vocabulary::Vocabulary;
+use super::nullable::admit_null;
 
 /// Longest part of llguidance's complaint that a client is told.
 const COMPLAINT_CHARS_MAX: usize = 300;
 /// White space between two words of JSON. Without a bound, a model that finds nothing to say may write blanks
-/// to the end of its tokens.
-const JSON_SPACE: &str = r"[ \n\r\t]{1,16}";
+/// to the end of its tokens. As much as a line break takes sixteen levels deep.
+const JSON_SPACE: &str = r"[ \n\r\t]{1,65}";
 
 pub struct Compiler {
     pub vocabulary: Arc<Vocabulary>,
@@ -130,6 +131,7 @@ fn choice(texts: &[String]) -> String {
 }
 
 /// What llguidance would take, and this server does not do.
+    admit_null(&mut schema);
 fn check(parser: &TokenParser) -> Result<(), Complaint> {
     let lexer = parser.parser.grammar().lexer_spec();
     if lexer.special_token_rx.is_some() {

@@ -2,30 +2,18 @@
 
 use serde_json::{Map, Value};
 
+use super::walk::each_schema;
+
 /// Takes out the patterns that cannot be read, wherever a schema may stand; how many there were.
-pub fn drop_patterns(schema: &mut Value, reads: &dyn Fn(&str) -> bool) -> usize {
-    match schema {
-        Value::Object(words) => {
-            let below: usize = words.iter_mut().map(|(word, value)| below(word, value, reads)).sum();
-            below + drop_own(words, reads)
-        }
-        Value::Array(schemas) => schemas.iter_mut().map(|schema| drop_patterns(schema, reads)).sum(),
-        _ => 0,
-    }
+pub fn drop_patterns(schema: &mut Value, reads: &mut dyn FnMut(&str) -> bool) -> usize {
+    let mut dropped = 0;
+    each_schema(schema, &mut |schema| {
+        dropped += schema.as_object_mut().map_or(0, |words| drop_own(words, reads));
+    });
+    dropped
 }
 
-/// What stands under these words is data, not a schema; or, of properties, the names are.
-fn below(word: &str, value: &mut Value, reads: &dyn Fn(&str) -> bool) -> usize {
-    match (word, value) {
-        ("const" | "enum" | "default" | "examples", _) => 0,
-        ("properties" | "$defs" | "definitions" | "patternProperties", Value::Object(schemas)) => {
-            schemas.values_mut().map(|schema| drop_patterns(schema, reads)).sum()
-        }
-        (_, value) => drop_patterns(value, reads),
-    }
-}
-
-fn drop_own(words: &mut Map<String, Value>, reads: &dyn Fn(&str) -> bool) -> usize {
+fn drop_own(words: &mut Map<String, Value>, reads: &mut dyn FnMut(&str) -> bool) -> usize {
     let mut dropped = 0;
     let unread = |pattern: &Value| pattern.as_str().is_none_or(|pattern| !reads(pattern));
     if words.get("pattern").is_some_and(unread) {

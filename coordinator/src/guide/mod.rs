@@ -14,10 +14,12 @@ mod compiler;
 mod form;
 mod headers;
 mod lax;
+mod nullable;
 mod progress;
 mod shelf;
 mod turn;
 mod vocabulary;
+mod walk;
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;

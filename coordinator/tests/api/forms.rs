@@ -22,6 +22,18 @@ fn format(schema: Value) -> Value {
            "schema": schema}})
 }
 
+/// Arrays, one element a line.
+fn indented(value: &Value, blanks: usize) -> String {
+    match value.as_array() {
+        Some(values) => {
+            let inner: Vec<String> = values.iter().map(|value| indented(value, blanks + 4)).collect();
+            let (inside, outside) = (" ".repeat(blanks), " ".repeat(blanks - 4));
+            format!("[\n{inside}{}\n{outside}]", inner.join(","))
+        }
+        None => value.to_string(),
+    }
+}
+
 fn content(answer: &Value) -> Value {
     let message = &answer["choices"][0]["message"];
     serde_json::from_str(message["content"].as_str().unwrap_or_else(|| panic!("no content in {answer}")))
@@ -54,9 +66,52 @@ async fn an_answer_that_fits_is_left_as_it_is() {
     let said = "{\n  \"colour\": \"red\",\n  \"sure\": true\n}";
     let body = with(user(&thinks_and_says("", said)), json!({"response_format": format(colour())}));
     assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], said);
-    let said = "{\"any\": [\"thing\"]}";
-    let body = with(user(&thinks_and_says("", said)), json!({"response_format": {"type": "json_object"}}));
-    assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], said);
+    let deep = json!([[[[[[[[1]]]]]]]]);
+    for said in ["{\"any\": [\"thing\"]}", &format!("{{\"deep\": {}}}", indented(&deep, 4))] {
+        let body =
+            with(user(&thinks_and_says("", said)), json!({"response_format": {"type": "json_object"}}));
+        assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], said);
+    }
+}
+
+#[tokio::test]
+async fn keys_come_in_the_order_of_the_schema_that_was_asked_for() {
+    let server = Server::start().await;
+    let one = || json!({"const": 1});
+    let schema = |properties: Value| json!({"type": "object", "properties": properties, "required": ["a", "b"], "additionalProperties": false});
+    for (properties, first) in
+        [(json!({"a": one(), "b": one()}), "a"), (json!({"b": one(), "a": one()}), "b")]
+    {
+        let body =
+            with(user(&thinks_and_says("", "Any.")), json!({"response_format": format(schema(properties))}));
+        let answer = content(&server.chat(&body).await);
+        assert_eq!(answer.as_object().unwrap().keys().next().unwrap(), first, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn null_is_an_answer_where_a_schema_is_nullable() {
+    let server = Server::start().await;
+    let text = json!({"type": "string", "enum": ["x"], "nullable": true});
+    let schema = json!({"type": "object", "properties": {"a": text}, "required": ["a"], "additionalProperties": false});
+    for said in ["{\"a\": null}", "{\"a\": \"x\"}"] {
+        let body = with(user(&thinks_and_says("", said)), json!({"response_format": format(schema.clone())}));
+        assert_eq!(server.chat(&body).await["choices"][0]["message"]["content"], said);
+    }
+}
+
+/// llama.cpp's way to say a schema, and others'.
+#[tokio::test]
+async fn an_object_may_have_a_schema_of_its_own() {
+    let server = Server::start().await;
+    let asked = json!({"response_format": {"type": "json_object", "schema": colour()}});
+    let answer = server.chat(&with(user(&thinks_and_says("", "{\"colour\": \"blue\"}")), asked)).await;
+    let colour = content(&answer);
+    assert!(colour["colour"] == "red" || colour["colour"] == "green", "{answer}");
+    assert!(server.seen.prompt.lock().unwrap().contains("# Response Formats\n\n## response\n"));
+    let asked = json!({"response_format": {"type": "json_object", "schema": 7}});
+    let (status, error) = server.refused(CHAT, &with(user("x"), asked)).await;
+    assert_eq!((status, &error["param"]), (400, &json!("response_format.schema")), "{error}");
 }
 
 #[tokio::test]
