@@ -1,6 +1,7 @@
 //! From a grammar's text to what llguidance follows it with, within limits: nothing that a client sends costs
 //! more than these.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
@@ -12,8 +13,8 @@ use toktrie::TokEnv;
 
 use super::form::{Complaint, Fault, Grammar};
 use super::lax;
-use super::vocabulary::Vocabulary;
 use super::nullable::admit_null;
+use super::vocabulary::Vocabulary;
 
 /// Longest part of llguidance's complaint that a client is told.
 const COMPLAINT_CHARS_MAX: usize = 300;
@@ -51,13 +52,17 @@ impl Compiler {
         Compiler { vocabulary, factory }
     }
 
-    /// What is wrong with it, if it cannot be kept to.
-    pub fn compile(&self, grammar: &Grammar) -> Result<Compiled, Complaint> {
+    /// What is wrong with it, if it cannot be kept to. `awaited`: somebody still waits for it; where that can take long, it
+    /// is asked in between.
+    pub fn compile(&self, grammar: &Grammar, awaited: &dyn Fn() -> bool) -> Result<Compiled, Complaint> {
         match grammar {
-            Grammar::Json { schema, strict: false } => self.compile_lax(schema),
-            Grammar::Arguments(schema) => {
-                self.compile_lax(schema).or_else(|_| self.compile_whole(&Grammar::json_object()))
-            }
+            Grammar::Json { schema, strict: false } => self.compile_lax(schema, awaited),
+            Grammar::Arguments(schema) => self.compile_lax(schema, awaited).or_else(|complaint| {
+                if complaint.fault == Fault::Server {
+                    return Err(complaint);
+                }
+                self.compile_whole(&Grammar::json_object())
+            }),
             Grammar::Json { .. } | Grammar::Regex(_) | Grammar::Lark(_) | Grammar::Choice(_) => {
                 self.compile_whole(grammar)
             }
@@ -65,11 +70,19 @@ impl Compiler {
     }
 
     /// Without its patterns that are none here, such as those that look ahead.
-    fn compile_lax(&self, schema: &Value) -> Result<Compiled, Complaint> {
+    fn compile_lax(&self, schema: &Value, awaited: &dyn Fn() -> bool) -> Result<Compiled, Complaint> {
         let lax = |schema| Grammar::Json { schema, strict: false };
         self.compile_whole(&lax(schema.clone())).or_else(|complaint| {
             let mut schema = schema.clone();
-            match lax::drop_patterns(&mut schema, &|pattern| self.reads(pattern)) {
+            let mut known: BTreeMap<String, bool> = BTreeMap::new();
+            let mut reads = |pattern: &str| match known.get(pattern) {
+                Some(reads) => *reads,
+                // What it says then is for nobody.
+                None if !awaited() => false,
+                None => *known.entry(pattern.to_owned()).or_insert(self.reads(pattern)),
+            };
+            match lax::drop_patterns(&mut schema, &mut reads) {
+                _ if !awaited() => Err(Complaint::given_up()),
                 0 => Err(complaint),
                 _ => self.compile_whole(&lax(schema)),
             }
@@ -118,6 +131,7 @@ fn top_level(grammar: &Grammar) -> TopLevelGrammar {
 
 fn json(schema: &Value, strict: bool) -> GrammarWithLexer {
     let mut schema = schema.clone();
+    admit_null(&mut schema);
     let space = Some(JSON_SPACE.to_owned());
     JsonCompileOptions { lenient: !strict, whitespace_pattern: space, ..JsonCompileOptions::default() }
         .apply_to(&mut schema);
@@ -131,7 +145,6 @@ fn choice(texts: &[String]) -> String {
 }
 
 /// What llguidance would take, and this server does not do.
-    admit_null(&mut schema);
 fn check(parser: &TokenParser) -> Result<(), Complaint> {
     let lexer = parser.parser.grammar().lexer_spec();
     if lexer.special_token_rx.is_some() {
@@ -153,10 +166,25 @@ const LIMITS: [&str; 7] = [
 ];
 const NOTHING: [&str; 1] = ["nsatisfiable"];
 
+/// A panic of llguidance's, which it catches itself.
+const PANIC: &str = "panic";
+/// Its complaint of a `oneOf` whose schemas overlap names a switch that clients do not have.
+const OVERLAP: &str = "coerce_one_of";
+
 fn complaint(error: impl std::fmt::Display) -> Complaint {
     let what = in_one_line(error);
     let says = |words: &[&str]| words.iter().any(|word| what.contains(word));
     let fault = match () {
+        () if what.starts_with(PANIC) => {
+            tracing::warn!(what, "the library that compiles forms failed on one, which was refused");
+            return Complaint::malformed("it could not be read");
+        }
+        () if what.contains(OVERLAP) => {
+            let hint = "hint: anyOf takes such schemas";
+            return Complaint::malformed(format!(
+                "one value may fit several schemas of a oneOf, which cannot be told\n{hint}"
+            ));
+        }
         () if says(&NOTHING) => Fault::Unsatisfiable,
         () if says(&LIMITS) => Fault::TooComplex,
         () => Fault::Malformed,
@@ -168,25 +196,10 @@ fn complaint(error: impl std::fmt::Display) -> Complaint {
 fn of_first_mask(error: impl std::fmt::Display) -> Complaint {
     match in_one_line(error) {
         what if what.contains("lexer error") || what.contains("parser error") => Complaint::too_complex(what),
-/// A panic of llguidance's, which it catches itself.
-const PANIC: &str = "panic";
-/// Its complaint of a `oneOf` whose schemas overlap names a switch that clients do not have.
-const OVERLAP: &str = "coerce_one_of";
-
         _ => Complaint { fault: Fault::Unsatisfiable, what: "no text fits it".to_owned() },
     }
 }
 
-        () if what.starts_with(PANIC) => {
-            tracing::warn!(what, "the library that compiles forms failed on one, which was refused");
-            return Complaint::malformed("it could not be read");
-        }
-        () if what.contains(OVERLAP) => {
-            let hint = "hint: anyOf takes such schemas";
-            return Complaint::malformed(format!(
-                "one value may fit several schemas of a oneOf, which cannot be told\n{hint}"
-            ));
-        }
 /// What it says: without backtraces, the grammar itself, and arrows that point into it.
 fn in_one_line(error: impl std::fmt::Display) -> String {
     let said = format!("{error:#}");
@@ -195,4 +208,60 @@ fn in_one_line(error: impl std::fmt::Display) -> String {
     let tells = |line: &&str| !line.trim_matches('^').is_empty() && !quotes(line);
     let said = lines.filter(tells).collect::<Vec<_>>().join("; ");
     said.chars().take(COMPLAINT_CHARS_MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::harmony::Harmony;
+    use crate::tokenizer::Tokenizer;
+
+    fn compiler() -> Compiler {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small_tokenizer.json");
+        let harmony = Harmony::new(Arc::new(Tokenizer::from_file(path).unwrap())).unwrap();
+        Compiler::new(Vocabulary::new(&harmony))
+    }
+
+    fn refused(schema: Value) -> Complaint {
+        match compiler().compile(&Grammar::Json { schema, strict: true }, &|| true) {
+            Ok(_) => panic!("it was compiled"),
+            Err(complaint) => complaint,
+        }
+    }
+
+    /// It cuts what it quotes at a byte, whatever character is there.
+    #[test]
+    fn what_llguidance_fails_at_is_told_in_our_words() {
+        let complaint = refused(json!({"type": "object", "required": "é".repeat(60)}));
+        assert_eq!(complaint, Complaint::malformed("it could not be read"));
+    }
+
+    #[test]
+    fn what_cannot_be_told_of_a_one_of_is_said_without_switches() {
+        let complaint = refused(json!({"oneOf": [{"type": "integer"}, {"type": "number"}]}));
+        assert_eq!(complaint.fault, Fault::Malformed);
+        assert!(complaint.what.contains("oneOf") && !complaint.what.contains("coerce"), "{complaint:?}");
+    }
+
+    #[test]
+    fn patterns_are_tried_once_each_and_only_as_long_as_somebody_waits() {
+        let compiler = compiler();
+        let text = |pattern: &str| json!({"type": "string", "pattern": pattern});
+        let schema = json!({"type": "array", "prefixItems": vec![text("^(?!x)"); 9], "items": text("^a$")});
+        let asked = Cell::new(0);
+        let grammar = Grammar::Arguments(schema);
+        let compile = |times: usize| {
+            asked.set(0);
+            compiler.compile(&grammar, &|| asked.replace(asked.get() + 1) < times)
+        };
+        assert!(compile(usize::MAX).is_ok());
+        assert_eq!(asked.get(), 3, "before each of the two patterns, and behind them");
+        for times in 0..3 {
+            assert_eq!(compile(times).err(), Some(Complaint::given_up()), "and it is not any object");
+        }
+    }
 }

@@ -118,6 +118,11 @@ impl Complaint {
         Complaint { fault: Fault::TooComplex, what: what.into() }
     }
 
+    /// Nobody waits for it any more.
+    pub fn given_up() -> Complaint {
+        Complaint { fault: Fault::Server, what: "nobody waits for it".to_owned() }
+    }
+
     pub(super) fn of(self, path: &str) -> FormError {
         FormError { path: path.to_owned(), fault: self.fault, what: self.what }
     }
@@ -190,7 +195,8 @@ impl Form {
 
     /// The path and the bytes of each grammar that must be kept to.
     fn strict(&self) -> impl Iterator<Item = (&str, usize)> {
-        let response = self.response.iter().map(|source| (source.path.as_str(), source.grammar.source().len()));
+        let response =
+            self.response.iter().map(|source| (source.path.as_str(), source.grammar.source().len()));
         let tools = self.bound().filter(|(_, tool)| tool.strict);
         response.chain(tools.map(|(_, tool)| (tool.path.as_str(), tool.source_bytes())))
     }
@@ -365,7 +371,8 @@ mod tests {
     fn all_that_must_be_kept_to_has_one_limit() {
         let third = FORM_BYTES_MAX / 3;
         let form = |strict: [bool; 4], choice| {
-            let tools = ["a", "b", "c", "d"].iter().zip(strict).map(|(name, strict)| tool(name, strict, third));
+            let tools =
+                ["a", "b", "c", "d"].iter().zip(strict).map(|(name, strict)| tool(name, strict, third));
             Form { tools: tools.collect(), choice, ..Form::default() }
         };
         let error = form([true; 4], ToolChoice::Auto).check().unwrap_err();
@@ -378,7 +385,8 @@ mod tests {
         assert_eq!(form.check(), Ok(()));
         let tools = form.without_unbound().tools;
         let any_object = json!({"type": "object"});
-        let are_any: Vec<bool> = tools.iter().map(|tool| tool.parameters == Some(any_object.clone())).collect();
+        let are_any: Vec<bool> =
+            tools.iter().map(|tool| tool.parameters == Some(any_object.clone())).collect();
         assert_eq!(are_any, [false, true, false, true]);
     }
 }

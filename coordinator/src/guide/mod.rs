@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use flotilla_shared::TokenId;
 use flotilla_shared::step::TokenMask;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use crate::harmony::Harmony;
@@ -38,9 +38,13 @@ use shelf::Shelf;
 pub use turn::Pattern;
 use turn::Wanted;
 
-/// Grammars that are compiled at once; each takes a processor for some milliseconds. One that was given up keeps
+/// Forms that are compiled at once; each takes a processor for some milliseconds. One that was given up keeps
 /// its place until it ends: llguidance cannot be interrupted, but has limits of its own.
 const COMPILING_MAX: usize = 2;
+/// Long forms among them, which may take seconds: a short one need not wait behind these.
+const COMPILING_LONG_MAX: usize = COMPILING_MAX - 1;
+/// So long in source is a short form at most.
+const SHORT_BYTES_MAX: usize = 8 << 10;
 /// So long a form waits for a place among them.
 const PLACE_WAIT: Duration = Duration::from_secs(30);
 /// So long one form may take. llguidance's limits are met sooner on any machine that is not overrun.
@@ -85,6 +89,7 @@ struct Shared {
     compiler: OnceLock<Compiler>,
     shelf: Mutex<Shelf>,
     compiling: Arc<Semaphore>,
+    compiling_long: Arc<Semaphore>,
     /// Every token that has a piece; made when it is first asked for.
     pieces: OnceLock<TokenMask>,
     compile_time_max: Duration,
@@ -102,6 +107,7 @@ impl Guides {
             compiler: OnceLock::new(),
             shelf: Mutex::default(),
             compiling: Arc::new(Semaphore::new(COMPILING_MAX)),
+            compiling_long: Arc::new(Semaphore::new(COMPILING_LONG_MAX)),
             pieces: OnceLock::new(),
             compile_time_max,
         };
@@ -142,8 +148,8 @@ impl Guides {
 
     async fn compile(&self, wanted: Wanted) -> Result<Pattern, FormError> {
         let shared = Arc::clone(&self.shared);
-        let place = timeout(PLACE_WAIT, Arc::clone(&shared.compiling).acquire_owned()).await;
-        let place = place.map_err(|_| progress::busy())?.expect("places are never closed");
+        let place = timeout(PLACE_WAIT, shared.place(wanted.source_bytes())).await;
+        let place = place.map_err(|_| progress::busy())?;
         let (progress, watch) = watched();
         let work = move || {
             // What all forms share is not on the account of the first.
@@ -155,6 +161,20 @@ impl Guides {
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(COMPILE_STACK_BYTES);
         thread.spawn(work).map_err(|error| FormError::unmade(error.to_string()))?;
         watch.pattern(self.shared.compile_time_max).await
+    }
+}
+
+impl Shared {
+    /// Held until it is dropped. A long form first waits for those of its kind.
+    async fn place(&self, source_bytes: usize) -> (Option<OwnedSemaphorePermit>, OwnedSemaphorePermit) {
+        let take = async |places: &Arc<Semaphore>| {
+            Arc::clone(places).acquire_owned().await.expect("places are never closed")
+        };
+        let among_long = match source_bytes > SHORT_BYTES_MAX {
+            true => Some(take(&self.compiling_long).await),
+            false => None,
+        };
+        (among_long, take(&self.compiling).await)
     }
 }
 
@@ -183,5 +203,19 @@ mod tests {
         assert!(guides.text(object().response.unwrap()).await.is_ok());
         let new = guides.turn(answer(Grammar::Choice(vec!["new".to_owned()])));
         assert!(timeout(Duration::from_millis(50), new).await.is_err(), "what is new waits");
+    }
+    /// Who asks for long forms, many at once, keeps nobody out who asks for a short one.
+    #[tokio::test]
+    async fn a_short_form_does_not_wait_behind_long_ones() {
+        let guides = guides();
+        let long = guides.shared.place(SHORT_BYTES_MAX + 1).await;
+        let next = timeout(Duration::from_millis(50), guides.shared.place(SHORT_BYTES_MAX + 1)).await;
+        assert!(next.is_err(), "one at a time");
+        let text = |bytes: usize| answer(Grammar::Choice(vec!["x".repeat(bytes)]));
+        assert!(guides.turn(text(9)).await.unwrap().is_some());
+        let waits = guides.turn(text(SHORT_BYTES_MAX));
+        assert!(timeout(Duration::from_millis(50), waits).await.is_err());
+        drop(long);
+        assert!(guides.turn(text(SHORT_BYTES_MAX)).await.unwrap().is_some());
     }
 }

@@ -47,10 +47,11 @@ impl Progress {
     pub fn begin(&self, path: &str) -> Result<(), FormError> {
         path.clone_into(&mut self.path.lock().unwrap_or_else(PoisonError::into_inner));
         self.start();
-        match self.done.is_closed() {
-            true => Err(FormError::unmade("nobody waits for it".to_owned())),
-            false => Ok(()),
-        }
+        if self.is_awaited() { Ok(()) } else { Err(Complaint::given_up().of(path)) }
+    }
+
+    pub fn is_awaited(&self) -> bool {
+        !self.done.is_closed()
     }
 
     fn start(&self) {

@@ -61,7 +61,7 @@ mod tests {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/small_tokenizer.json");
         let harmony = Harmony::new(Arc::new(Tokenizer::from_file(path).unwrap())).unwrap();
         let compiler = Compiler::new(Vocabulary::new(&harmony));
-        Arc::new(compiler.compile(&Grammar::Regex("a".to_owned())).unwrap())
+        Arc::new(compiler.compile(&Grammar::Regex("a".to_owned()), &|| true).unwrap())
     }
 
     /// The oldest first.

@@ -101,10 +101,20 @@ impl Shared {
         if let Some(compiled) = self.shelf().get(&source.grammar) {
             return Ok(compiled);
         }
-        let compiled = self.compiler().compile(&source.grammar);
+        let compiled = self.compiler().compile(&source.grammar, &|| progress.is_awaited());
         let compiled = Arc::new(compiled.map_err(|complaint| complaint.of(&source.path))?);
         self.shelf().put(&source.grammar, Arc::clone(&compiled));
         Ok(compiled)
+    }
+}
+
+impl Wanted {
+    /// Of what is compiled for it, if nothing of it was before.
+    pub(super) fn source_bytes(&self) -> usize {
+        match self {
+            Wanted::Turn(form) => form.source_bytes(),
+            Wanted::Text(source) => source.grammar.source().len(),
+        }
     }
 }
 
