@@ -15,6 +15,7 @@ mod content;
 mod cors;
 mod dissolve;
 mod draining;
+mod effort;
 mod encoding;
 mod ending;
 mod error;

@@ -174,16 +174,14 @@ impl std::fmt::Display for Neutral {
     }
 }
 
-/// For parameters that are read elsewhere, of whose values only some are supported.
+/// For parameters that are read elsewhere, of whose known values only some are supported.
 pub fn supported_word(
     node: Node,
     supported: &[&'static str],
     known: &[&'static str],
 ) -> Result<&'static str> {
-    let accepted = format!("\"{}\"", supported.join("\" or \""));
-    let not_supported = node.not_supported(accepted);
-    let mut all = supported.to_vec();
-    all.extend(known);
-    let word = node.word(&all)?;
-    if supported.contains(&word) { Ok(word) } else { Err(not_supported) }
+    if node.value.as_str().is_some_and(|word| known.contains(&word)) {
+        return Err(node.not_supported(format!("\"{}\"", supported.join("\" or \""))));
+    }
+    node.word(supported)
 }

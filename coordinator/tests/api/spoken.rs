@@ -106,6 +106,50 @@ async fn effort_may_stand_among_the_arguments_of_a_template() {
     assert_eq!(error["code"], "unsupported_value");
 }
 
+/// OpenAI's default, which some clients spell out.
+#[tokio::test]
+async fn obfuscation_may_be_asked_for() {
+    let server = Server::start().await;
+    let script = thinks_and_says("", "Fine.");
+    for obfuscation in [true, false] {
+        let options = json!({"include_obfuscation": obfuscation});
+        let mut body = user(&script);
+        body["stream_options"] = options.clone();
+        assert_eq!(joined(&server.stream(CHAT, &body).await, "/delta/content"), "Fine.");
+        let body = json!({"model": MODEL, "input": script, "stream": true, "stream_options": options});
+        let answer = server.post(RESPONSES, &body).await;
+        assert!(answer.status().is_success() && answer.text().await.unwrap().contains("Fine."));
+    }
+}
+
+/// By the words that clients have for models of more levels.
+#[tokio::test]
+async fn every_effort_is_one_of_three() {
+    let server = Server::start().await;
+    let script = thinks_and_says("", "Fine.");
+    for (word, level) in [
+        ("none", "low"),
+        ("minimal", "low"),
+        ("low", "low"),
+        ("medium", "medium"),
+        ("high", "high"),
+        ("xhigh", "high"),
+        ("max", "high"),
+    ] {
+        for named in
+            [json!({"reasoning_effort": word}), json!({"chat_template_kwargs": {"reasoning_effort": word}})]
+        {
+            let mut body = user(&script);
+            body.as_object_mut().unwrap().extend(named.as_object().unwrap().clone());
+            server.chat(&body).await;
+            assert!(prompt(&server).contains(&format!("Reasoning: {level}\n")), "{body}");
+        }
+        let body = json!({"model": MODEL, "input": script, "reasoning": {"effort": word}});
+        assert_eq!(server.ask(RESPONSES, &body).await["reasoning"]["effort"], level, "what is used: {word}");
+        assert!(prompt(&server).contains(&format!("Reasoning: {level}\n")), "{body}");
+    }
+}
+
 #[tokio::test]
 async fn users_have_names_of_any_letters() {
     let server = Server::start().await;

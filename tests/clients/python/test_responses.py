@@ -35,6 +35,8 @@ def test_effort_and_instructions_are_taken(client, model):
     )
     assert response.instructions == "Be brief."
     assert response.reasoning.effort == "low"
+    response = client.responses.create(model=model, input=SUM, reasoning={"effort": "none"}, temperature=0)
+    assert response.reasoning.effort == "low", "there is none below"
     assert response.status == "completed"
 
 

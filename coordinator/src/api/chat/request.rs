@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::tools::{self, Tools, function_type};
+use crate::api::effort::effort as effort_word;
 use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
 use crate::api::form::{self, Bound};
 use crate::api::neutral;
@@ -69,14 +70,6 @@ fn template_effort(node: Node) -> Result<Option<Effort>> {
     let effort = kwargs.take("reasoning_effort").map(effort_word).transpose()?;
     kwargs.finish().map_err(|_| not_supported)?;
     Ok(effort)
-}
-
-fn effort_word(node: Node) -> Result<Effort> {
-    Ok(match neutral::supported_word(node, &["low", "medium", "high"], &["none", "minimal", "xhigh"])? {
-        "low" => Effort::Low,
-        "high" => Effort::High,
-        _ => Effort::Medium,
-    })
 }
 
 fn message(node: Node) -> Result<ChatMessage> {

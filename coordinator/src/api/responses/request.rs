@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::format::{self, Text};
 use super::input::{self, Entry};
 use super::tools;
+use crate::api::effort::effort;
 use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
 use crate::api::form::{self, Bound};
 use crate::api::neutral::{self, Neutral, supported_word};
@@ -169,9 +170,7 @@ fn check_stream_options(node: Node, stream: bool) -> Result<()> {
 /// No summary is made: what was thought is told in full, which is more than any of them would tell.
 fn reasoning(node: Node) -> Result<Effort> {
     let mut fields = node.object()?;
-    let effort = fields.take("effort").map_or(Ok("medium"), |node| {
-        supported_word(node, &["low", "medium", "high"], &["none", "minimal", "xhigh", "max"])
-    })?;
+    let effort = fields.take("effort").map_or(Ok(Effort::default()), effort)?;
     for name in ["summary", "generate_summary"] {
         let summary = fields.take(name);
         summary.map(|node| node.word(&["auto", "concise", "detailed"])).transpose()?;
@@ -181,11 +180,7 @@ fn reasoning(node: Node) -> Result<Effort> {
     context.map(|node| supported_word(node, &["auto", "current_turn"], &["all_turns"])).transpose()?;
     neutral::take(&mut fields, &[("mode", Neutral::Words(&["standard"]))])?;
     fields.finish()?;
-    Ok(match effort {
-        "low" => Effort::Low,
-        "high" => Effort::High,
-        _ => Effort::Medium,
-    })
+    Ok(effort)
 }
 
 /// How many of the likeliest tokens are to be told beside each of the answer's. None: not even that one.

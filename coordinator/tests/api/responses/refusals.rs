@@ -31,7 +31,7 @@ async fn every_parameter_is_honoured_or_refused_by_name() {
         ("previous_response_id", json!(7), "previous_response_id", "invalid_value"),
         ("prompt", json!({"id": "pmpt_1"}), "prompt", "unsupported_value"),
         ("prompt_cache_options", json!({"prewarm": true}), "prompt_cache_options", "unsupported_value"),
-        ("reasoning", json!({"effort": "minimal"}), "reasoning.effort", "unsupported_value"),
+        ("reasoning", json!({"effort": "much"}), "reasoning.effort", "invalid_value"),
         ("reasoning", json!({"summary": "long"}), "reasoning.summary", "invalid_value"),
         ("reasoning", json!({"context": "all_turns"}), "reasoning.context", "unsupported_value"),
         ("reasoning", json!({"mode": "pro"}), "reasoning.mode", "unsupported_value"),
@@ -69,6 +69,12 @@ async fn input_that_cannot_be_told_is_refused_where_it_stands() {
         (json!([]), "input", "required, but missing"),
         (json!([{"role": "boss", "content": "x"}]), "input[0].role", "the string \"boss\""),
         (json!([{"role": "user"}]), "input[0].content", "required, but missing"),
+        // What is not supported is not among what is expected.
+        (
+            json!([{"role": "user", "content": [{"type": "txt"}]}]),
+            "input[0].content[0].type",
+            "expected \"input_text\", found the string \"txt\"",
+        ),
         (
             json!([{"role": "user", "content": [image]}]),
             "input[0].content[0].type",
