@@ -3,7 +3,7 @@
 
 use flotilla_shared::sampling::mix;
 use flotilla_shared::{Sampling, TokenId};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::ending::Ending;
 use super::fields::{FieldError, Fields, Node, Problem, Result};
@@ -136,9 +136,8 @@ fn stream_options(fields: &mut Fields, stream: bool) -> Result<(bool, bool)> {
     let mut options = node.object()?;
     let include_usage = options.take("include_usage").map_or(Ok(false), Node::bool)?;
     let continuous = options.take("continuous_usage_stats").map_or(Ok(false), Node::bool)?;
-    if let Some(node) = options.take("include_obfuscation").filter(|node| node.value != Value::Bool(false)) {
-        return Err(node.not_supported("false"));
-    }
+    // It would only make chunks longer.
+    options.take("include_obfuscation").map(Node::bool).transpose()?;
     options.finish()?;
     Ok((include_usage, include_usage && continuous))
 }
@@ -154,7 +153,7 @@ fn tokens_max(fields: &mut Fields) -> Result<Option<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn read(body: Value) -> Result<Options> {
         Options::read(&mut Node::body(body).object().unwrap())

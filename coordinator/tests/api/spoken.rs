@@ -4,7 +4,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::server::{MODEL, Server, error_of, thinks_and_says, user};
+use crate::server::{MODEL, Server, error_of, joined, thinks_and_says, user};
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";

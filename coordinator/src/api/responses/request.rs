@@ -163,7 +163,7 @@ fn check_stream_options(node: Node, stream: bool) -> Result<()> {
         return Err(node.invalid("only with \"stream\": true"));
     }
     let mut fields = node.object()?;
-    neutral::take(&mut fields, &[("include_obfuscation", Neutral::Bool(false))])?;
+    fields.take("include_obfuscation").map(Node::bool).transpose()?;
     fields.finish()
 }
 
