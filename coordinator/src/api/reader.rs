@@ -146,7 +146,9 @@ impl ChatReader {
     fn on_event(&mut self, event: Event) -> Vec<Delta> {
         match event {
             Event::Header(header) => {
-                self.only_thought &= header.lane() == Lane::Reasoning;
+                // A call that nobody hears is no answer either.
+                let unheard = header.lane() == Lane::Call && !self.hears_calls;
+                self.only_thought &= header.lane() == Lane::Reasoning || unheard;
                 match header.function().filter(|_| self.hears_calls) {
                     Some(name) => self.begin_call(name.to_owned()),
                     None => Vec::new(),

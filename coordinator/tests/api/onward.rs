@@ -13,6 +13,10 @@ fn stops_and_says(thought: &str, answer: &str) -> String {
     format!("<|channel|>analysis<|message|>{thought}<|return|>{OPEN}{answer}<|return|>")
 }
 
+fn prompt_ends(server: &Server, end: &str) -> bool {
+    server.seen.prompt.lock().unwrap().ends_with(end)
+}
+
 fn usage(answer: &Value) -> (&Value, &Value) {
     let usage = &answer["usage"];
     (&usage["completion_tokens"], &usage["completion_tokens_details"]["reasoning_tokens"])
@@ -64,6 +68,22 @@ async fn wherever_the_thought_was_left() {
         let message = server.chat(&user(&script)).await["choices"][0]["message"].take();
         assert_eq!(message["content"], "Yes.", "{script}");
         assert_eq!(message.get("reasoning").unwrap_or(&Value::Null), &reasoning, "{script}");
+    }
+}
+
+/// gpt-oss knows of tools that nobody has offered it.
+#[tokio::test]
+async fn a_call_that_nobody_hears_is_thought() {
+    let server = Server::start().await;
+    for header in ["analysis to=browser.search", "commentary to=functions.f <|constrain|>json"] {
+        let script = format!("<|channel|>{header}<|message|>{{}}<|call|>{OPEN}Yes.<|return|>");
+        let choice = server.chat(&user(&script)).await["choices"][0].take();
+        assert_eq!(
+            (&choice["message"]["content"], &choice["finish_reason"]),
+            (&json!("Yes."), &json!("stop"))
+        );
+        assert_eq!(choice["message"]["reasoning"], "{}");
+        assert!(prompt_ends(&server, &format!("<|message|>{{}}<|end|>{OPEN}")));
     }
 }
 
@@ -148,8 +168,6 @@ async fn who_said_something_or_stopped_by_order_is_done() {
     assert_eq!(content(&user(&preamble)).await, "Wait.");
     let empty = stops_and_says("Hm.", "") + &never;
     assert_eq!(content(&user(&empty)).await, json!(""), "an empty answer is one");
-    let call = format!("<|channel|>analysis to=browser.search<|message|>{{}}<|call|>{never}");
-    assert_eq!(content(&user(&call)).await, json!(""), "it waits for a tool");
     let mut body = user(&stops_and_says("Hm.", "never"));
     body["stop_token_ids"] = json!([server.tokenizer.special("<|return|>").unwrap()]);
     assert_eq!(content(&body).await, json!(""));
