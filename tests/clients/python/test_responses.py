@@ -142,7 +142,8 @@ def test_stored_responses_are_found_listed_and_deleted(client, model):
     kept = client.responses.create(model=model, input=HELLO, temperature=0, metadata={"case": "kept"})
     found = client.responses.retrieve(kept.id)
     assert (found.output_text, found.metadata) == (HELLO_ANSWER, {"case": "kept"})
-    [item] = client.responses.input_items.list(kept.id).data
+    assert client.responses.retrieve(kept.id, include=["reasoning.encrypted_content"]) == found
+    [item] = client.responses.input_items.list(kept.id, include=["reasoning.encrypted_content"]).data
     assert (item.type, item.role, item.content[0].text) == ("message", "user", HELLO)
     client.responses.delete(kept.id)
     with pytest.raises(openai.NotFoundError):

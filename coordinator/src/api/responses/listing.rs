@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::item::Item;
+use super::request::{LOGPROBS, NOT_INCLUDED, THOUGHTS};
 use super::store::Stored;
 use crate::api::fields::{Fields, Node, Result};
 use crate::api::neutral::supported_word;
@@ -16,10 +17,6 @@ pub fn list(stored: &Stored, query: Option<&str>) -> Result<Value> {
     let limit = fields.take("limit").map_or(Ok(PAGE_DEFAULT), |node| number(node)?.count(1..=PAGE_MAX))?;
     let order = fields.take("order").map_or(Ok("desc"), |node| node.word(&["asc", "desc"]))?;
     let after = fields.take("after");
-    fields
-        .take("include")
-        .map(|node| supported_word(node, &["reasoning.encrypted_content"], &[]))
-        .transpose()?;
     fields.finish()?;
     let mut items = inputs(stored);
     if order == "desc" {
@@ -36,8 +33,8 @@ pub fn list(stored: &Stored, query: Option<&str>) -> Result<Value> {
     }))
 }
 
-/// For what takes no parameters: a stored response comes as one body.
-pub fn no_parameters(query: Option<&str>) -> Result<()> {
+/// What changes no stored response: it comes as one body, as it was sent.
+pub fn neutral_parameters(query: Option<&str>) -> Result<()> {
     let mut fields = parameters(query)?;
     if let Some(node) = fields.take("stream").filter(|node| node.value != "false") {
         return Err(node.not_supported("false"));
@@ -57,14 +54,21 @@ fn position_behind(after: Node, items: &[&Item]) -> Result<usize> {
     position.map(|position| position + 1).ok_or_else(|| after.unexpected("the id of an input item"))
 }
 
-/// Names and values as they stand: nothing that is known here needs to be escaped.
+/// What is to be included, as OpenAI's libraries write it, once for each: `include[]`, mostly escaped.
+const INCLUDE: [&str; 4] = ["include", "include[]", "include%5B%5D", "include%5b%5d"];
+
+/// Names and values as they stand: of the others, nothing that is known here needs to be escaped. Items show their reasoning
+/// whether or not it is to be included, and nothing else can be.
 fn parameters(query: Option<&str>) -> Result<Fields> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
-    let pair = |pair: &str| {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        (name.to_owned(), json!(value))
-    };
-    Node::body(Value::Object(pairs.map(pair).collect())).object()
+    let pairs = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+    let (included, others): (Vec<_>, Vec<_>) = pairs.partition(|(name, _)| INCLUDE.contains(name));
+    for (_, value) in included {
+        let node = Node { path: "include".to_owned(), value: json!(value) };
+        supported_word(node, &[THOUGHTS], &[NOT_INCLUDED, &[LOGPROBS]].concat())?;
+    }
+    let field = |(name, value): (&str, &str)| (name.to_owned(), json!(value));
+    Node::body(Value::Object(others.into_iter().map(field).collect())).object()
 }
 
 fn number(node: Node) -> Result<Node> {

@@ -223,7 +223,7 @@ async fn retrieve(
     RawQuery(query): RawQuery,
 ) -> Result<Response, ApiError> {
     let stored = stored(&api, &log, &id)?;
-    listing::no_parameters(query.as_deref())?;
+    listing::neutral_parameters(query.as_deref())?;
     Ok(answer::json_response(&stored.body))
 }
 

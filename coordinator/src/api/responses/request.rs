@@ -196,23 +196,32 @@ fn logprobs(fields: &mut Fields) -> Result<Option<u8>> {
 
 /// There are eight.
 const INCLUDED_MAX: usize = 64;
-const LOGPROBS: &str = "message.output_text.logprobs";
+/// Of tools and inputs that this server does not have.
+pub const NOT_INCLUDED: &[&str] = &[
+    "code_interpreter_call.outputs",
+    "computer_call_output.output.image_url",
+    "file_search_call.results",
+    "message.input_image.image_url",
+    "web_search_call.action.sources",
+    "web_search_call.results",
+];
+pub const LOGPROBS: &str = "message.output_text.logprobs";
+pub const THOUGHTS: &str = "reasoning.encrypted_content";
 
-/// Whether log-probabilities are wanted. Reasoning is never encrypted: it stands in an item's content, which a
-/// client sends back instead.
-fn include(node: Node) -> Result<bool> {
-    const NOT_SUPPORTED: &[&str] = &[
-        "code_interpreter_call.outputs",
-        "computer_call_output.output.image_url",
-        "file_search_call.results",
-        "message.input_image.image_url",
-        "web_search_call.action.sources",
-        "web_search_call.results",
-    ];
-    let mut logprobs = false;
+/// What an answer is to have beside itself.
+#[derive(Clone, Copy, Default)]
+struct Included {
+    logprobs: bool,
+    thoughts: bool,
+}
+
+fn include(node: Node) -> Result<Included> {
+    let mut included = Included::default();
     for node in node.array_of(INCLUDED_MAX, "things to include")? {
-        logprobs |=
-            supported_word(node, &[LOGPROBS, "reasoning.encrypted_content"], NOT_SUPPORTED)? == LOGPROBS;
+        match supported_word(node, &[LOGPROBS, THOUGHTS], NOT_INCLUDED)? {
+            LOGPROBS => included.logprobs = true,
+            _ => included.thoughts = true,
+        }
     }
     Ok(logprobs)
 }

@@ -131,6 +131,13 @@ async fn what_the_model_was_told_is_listed_page_by_page() {
     assert_eq!(data[1]["id"], first["output"][0]["id"]);
     assert_eq!(data[2]["id"], "msg_mine");
 
+    // As its libraries ask for what is included.
+    for include in ["include", "include[]", "include%5B%5D"] {
+        let include = format!("{include}=reasoning.encrypted_content");
+        assert_eq!(get(&server, &format!("{items}?order=asc&{include}&{include}")).await, list);
+        assert_eq!(get(&server, &format!("{}?{include}&stream=false", path(&second))).await, second);
+    }
+
     // The newest first, as OpenAI has it.
     let page = get(&server, &format!("{items}?limit=3")).await;
     assert_eq!(page["data"], json!([data[3], data[2], data[1]]));

@@ -172,6 +172,8 @@ async fn only_background_responses_could_be_cancelled() {
         ("/input_items?order=random", "order"),
         ("/input_items?after=msg_1", "after"),
         ("/input_items?page=2", "page"),
+        ("/input_items?include=everything", "include"),
+        ("?include[]=reasoning.encrypted_content&include[]=message.output_text.logprobs", "include"),
     ] {
         let (status, error) = error_of(server.get(&format!("{path}{query}")).await).await;
         assert_eq!((status, &error["param"]), (400, &json!(param)), "{query}");
