@@ -106,9 +106,14 @@ fn spoken(role: Role, content: String) -> ChatMessage {
     }
 }
 
+/// Clients that leave contents out send empty ones, between which there is no line's end.
 fn joined(texts: &mut Vec<String>) -> Option<String> {
-    let texts = std::mem::take(texts);
-    (!texts.is_empty()).then(|| texts.join("\n"))
+    let mut texts = std::mem::take(texts);
+    if texts.is_empty() {
+        return None;
+    }
+    texts.retain(|text| !text.is_empty());
+    Some(texts.join("\n"))
 }
 
 /// What harmony has to say against a conversation, at its place in the body.
@@ -214,6 +219,21 @@ mod tests {
                 "user Thanks"
             ]
         );
+    }
+
+    #[test]
+    fn empty_texts_are_nothing_to_tell() {
+        let items = [
+            thought(""),
+            said(""),
+            thought(""),
+            said("Well."),
+            call("a"),
+            output("a"),
+            thought(""),
+            said(""),
+        ];
+        assert_eq!(told(&items), ["assistant [] Well. -> a", "tool a", "assistant []  -> "]);
     }
 
     #[test]
