@@ -61,7 +61,7 @@ impl Writer {
                     self.close();
                 }
             }
-            Kind::Reasoning { text } => {
+            Kind::Reasoning { text, .. } => {
                 self.behind_calls();
                 self.reasoning.push(text.clone());
             }
@@ -167,7 +167,7 @@ mod tests {
     }
 
     fn thought(text: &str) -> Item {
-        item(Kind::Reasoning { text: text.into() })
+        item(Kind::Reasoning { text: text.into(), carried: false })
     }
 
     fn call(id: &str) -> Item {

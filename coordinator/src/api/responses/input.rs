@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::item::{Item, Kind, Phase, Status};
+use super::item::{CARRIED, Item, Kind, Phase, Status};
 use crate::api::fields::{FieldError, Fields, Node, Problem, Result};
 use crate::api::neutral::{self, Neutral, supported_word};
 use crate::harmony::Role;
@@ -126,17 +126,21 @@ fn phase(node: Node) -> Result<Phase> {
     })
 }
 
-/// Its content is what the model thought. Where there is none, a summary must do; what is encrypted was
-/// thought elsewhere and cannot be read.
+/// Its content is what the model thought, or what this server wrote into `encrypted_content`. Where there is neither, a
+/// summary must do; what others encrypted was thought elsewhere and cannot be read.
 fn reasoning(fields: &mut Fields) -> Result<Kind> {
     let content = fields.take("content").map_or(Ok(String::new()), |node| lines(node, "reasoning_text"))?;
     let summary = fields.take("summary").map_or(Ok(String::new()), |node| lines(node, "summary_text"))?;
     // An empty one is none.
     let encrypted = fields.take("encrypted_content").filter(|node| node.value != "");
-    let text = if content.is_empty() { summary } else { content };
-    match encrypted {
-        Some(node) if text.is_empty() => Err(node.not_supported("null, with the reasoning in content")),
-        Some(_) | None => Ok(Kind::Reasoning { text }),
+    let carried = encrypted.as_ref().and_then(|node| node.value.as_str()?.strip_prefix(CARRIED));
+    let said = [Some(&*content), carried, Some(&*summary)].into_iter().flatten();
+    let text = said.into_iter().find(|text| !text.is_empty()).unwrap_or_default().to_owned();
+    match &encrypted {
+        Some(node) if text.is_empty() && carried.is_none() => {
+            Err(node.not_supported("what this server wrote, or null, with the reasoning in content"))
+        }
+        Some(_) | None => Ok(Kind::Reasoning { text, carried: false }),
     }
 }
 
@@ -213,7 +217,7 @@ mod tests {
             message(Role::User),
             message(Role::Assistant),
             message(Role::Developer),
-            Kind::Reasoning { text: "Well.".into() },
+            Kind::Reasoning { text: "Well.".into(), carried: false },
             Kind::Call { call_id: "1".into(), namespace: None, name: "f".into(), arguments: "{}".into() },
             Kind::Call {
                 call_id: "2".into(),
@@ -240,7 +244,7 @@ mod tests {
     #[test]
     fn reasoning_is_read_where_it_stands_in_the_clear() {
         let said = |value| match one(value) {
-            Ok(Entry::Item(Item { kind: Kind::Reasoning { text }, .. })) => text,
+            Ok(Entry::Item(Item { kind: Kind::Reasoning { text, .. }, .. })) => text,
             other => panic!("{other:?}"),
         };
         let summary = json!([{"type": "summary_text", "text": "short"}]);
@@ -251,6 +255,9 @@ mod tests {
             said(json!({"type": "reasoning", "summary": summary, "encrypted_content": "xyz"})),
             "short"
         );
+        let carried = json!({"type": "reasoning", "summary": summary, "content": [], "encrypted_content": "flotilla1:c"});
+        assert_eq!(said(carried), "c");
+        assert_eq!(said(json!({"type": "reasoning", "summary": [], "encrypted_content": "flotilla1:"})), "");
         let sealed =
             one(json!({"type": "reasoning", "summary": [], "encrypted_content": "xyz"})).unwrap_err();
         assert_eq!(sealed.path, "input[0].encrypted_content");

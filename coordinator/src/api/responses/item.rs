@@ -8,6 +8,10 @@ use serde_json::{Value, json};
 
 use crate::harmony::Role;
 
+/// What `encrypted_content` begins with that this server wrote; the text of the reasoning follows. It is no secret,
+/// and is not hidden: it stands in the item's content. But clients such as Codex send nothing else back.
+pub const CARRIED: &str = "flotilla1:";
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Item {
     /// Empty where a client gave none; whoever shows the item names it first.
@@ -26,6 +30,8 @@ pub enum Kind {
     },
     Reasoning {
         text: String,
+        /// It is to stand in `encrypted_content` as well.
+        carried: bool,
     },
     /// Of a function that may stand in a namespace.
     Call {
@@ -119,13 +125,13 @@ impl Item {
                 "content": content,
             }),
             // A summary would have to be written by a model; what was thought is told as it stands.
-            Kind::Reasoning { .. } => json!({
+            Kind::Reasoning { text, carried } => json!({
                 "id": id,
                 "type": "reasoning",
                 "status": status,
                 "summary": [],
                 "content": content,
-                "encrypted_content": null,
+                "encrypted_content": (*carried && !content.is_empty()).then(|| format!("{CARRIED}{text}")),
             }),
             Kind::Call { call_id, namespace, name, arguments } => {
                 let mut call = json!({
@@ -161,7 +167,7 @@ impl Item {
                 "text": text,
             })),
             Kind::Message { text, .. } => Some(json!({"type": "input_text", "text": text})),
-            Kind::Reasoning { text } => Some(json!({"type": "reasoning_text", "text": text})),
+            Kind::Reasoning { text, .. } => Some(json!({"type": "reasoning_text", "text": text})),
             Kind::Call { .. } | Kind::CallOutput { .. } => None,
         }
     }
@@ -178,7 +184,7 @@ impl Item {
     /// What the item takes in memory, without its log-probabilities.
     pub fn bytes(&self) -> usize {
         let texts = match &self.kind {
-            Kind::Message { text, .. } | Kind::Reasoning { text } => text.len(),
+            Kind::Message { text, .. } | Kind::Reasoning { text, .. } => text.len(),
             Kind::Call { call_id, namespace, name, arguments } => {
                 let namespace = namespace.as_ref().map_or(0, String::len);
                 call_id.len() + namespace + name.len() + arguments.len()

@@ -69,16 +69,17 @@ pub async fn create(
             Ok(Step::Asked(Box::new(asked)))
         }
     });
-    let Rendered { options, prompt, hears_calls, namespaces, echo, keep } = match asked.await? {
-        Step::Done(rendered) => *rendered,
-        Step::Asked(asked) => at_desk(&api, asked.told.bytes(), move |api| asked.render(api)).await?,
-    };
+    let Rendered { options, prompt, hears_calls, carries_thoughts, namespaces, echo, keep } =
+        match asked.await? {
+            Step::Done(rendered) => *rendered,
+            Step::Asked(asked) => at_desk(&api, asked.told.bytes(), move |api| asked.render(api)).await?,
+        };
     let reader =
         || -> Box<dyn Reader> { Box::new(ChatReader::new(&api.harmony, &options.ending, hears_calls)) };
     let tokens_max = options.tokens_max.unwrap_or(usize::MAX);
     let updates = generate(&api, &log, &options, &[prompt], tokens_max, reader).await?;
     let envelope = Envelope::new(&api, echo);
-    let output = Output::new(Arc::clone(&api), namespaces);
+    let output = Output::new(Arc::clone(&api), namespaces, carries_thoughts);
     let answer = Answer { api, envelope, output, updates, log, keep };
     if options.stream { Ok(answer.stream()) } else { answer.whole().await }
 }
@@ -88,6 +89,7 @@ struct Asked {
     options: Options,
     chat: Chat,
     hears_calls: bool,
+    carries_thoughts: bool,
     namespaces: Vec<String>,
     told: Told,
     echo: Echo,
@@ -99,6 +101,7 @@ struct Rendered {
     options: Options,
     prompt: Vec<TokenId>,
     hears_calls: bool,
+    carries_thoughts: bool,
     namespaces: Vec<String>,
     echo: Echo,
     keep: Option<Keep>,
@@ -120,6 +123,7 @@ impl Asked {
             store,
             chat,
             hears_calls,
+            carries_thoughts,
             namespaces,
             echo,
         } = ResponsesRequest::read(body)?;
@@ -132,15 +136,16 @@ impl Asked {
             options.forbid_calls();
         }
         let echo = Echo::new(&echo, room);
-        Ok(Asked { options, chat, hears_calls, namespaces, told, echo, kept_for: store.then_some(client) })
+        let kept_for = store.then_some(client);
+        Ok(Asked { options, chat, hears_calls, carries_thoughts, namespaces, told, echo, kept_for })
     }
 
     fn render(self, api: &Api) -> Result<Rendered, ApiError> {
-        let Asked { options, chat, hears_calls, namespaces, told, echo, kept_for } = self;
+        let Asked { options, chat, hears_calls, carries_thoughts, namespaces, told, echo, kept_for } = self;
         let prompt = render(api, chat, &told)?;
         let Told { previous, input, .. } = told;
         let keep = kept_for.map(|client| Keep { client, previous, input });
-        Ok(Rendered { options, prompt, hears_calls, namespaces, echo, keep })
+        Ok(Rendered { options, prompt, hears_calls, carries_thoughts, namespaces, echo, keep })
     }
 }
 

@@ -25,6 +25,7 @@ pub struct Event {
 pub struct Output {
     api: Arc<Api>,
     namespaces: Vec<String>,
+    carries_thoughts: bool,
     /// Complete, or cut.
     items: Vec<Item>,
     /// The one that is being written.
@@ -33,14 +34,14 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn new(api: Arc<Api>, namespaces: Vec<String>) -> Output {
-        Output { api, namespaces, items: Vec::new(), open: None, events: Vec::new() }
+    pub fn new(api: Arc<Api>, namespaces: Vec<String>, carries_thoughts: bool) -> Output {
+        Output { api, namespaces, carries_thoughts, items: Vec::new(), open: None, events: Vec::new() }
     }
 
     pub fn push(&mut self, delta: Delta) {
         match delta {
             Delta::Reasoning(text) => {
-                let kind = Kind::Reasoning { text: String::new() };
+                let kind = Kind::Reasoning { text: String::new(), carried: self.carries_thoughts };
                 self.write(kind, "response.reasoning_text.delta", text, Value::Null);
             }
             Delta::Content { text, logprobs } => {
@@ -68,7 +69,7 @@ impl Output {
                 self.tell_part(&item, "response.output_text.done", done);
                 self.tell_part(&item, "response.content_part.done", json!({"part": part}));
             }
-            (Kind::Reasoning { text }, Some(part)) => {
+            (Kind::Reasoning { text, .. }, Some(part)) => {
                 self.tell_part(&item, "response.reasoning_text.done", json!({"text": text}));
                 self.tell_part(&item, "response.content_part.done", json!({"part": part}));
             }
@@ -130,7 +131,7 @@ impl Output {
                 delta["logprobs"] = logprobs;
                 self.tell_part(&item, event, delta);
             }
-            Kind::Reasoning { text: thought } => {
+            Kind::Reasoning { text: thought, .. } => {
                 thought.push_str(&text);
                 self.tell_part(&item, event, delta);
             }

@@ -27,6 +27,8 @@ pub struct ResponsesRequest {
     pub chat: Chat,
     /// The client would answer calls.
     pub hears_calls: bool,
+    /// Reasoning is to stand in `encrypted_content` as well.
+    pub carries_thoughts: bool,
     /// Of functions that the client knows by two words.
     pub namespaces: Vec<String>,
     /// What stands in the answer as it stood in the request, with defaults where it did not.
@@ -78,7 +80,8 @@ impl ResponsesRequest {
         let effort = fields.take("reasoning").map_or(Ok(Effort::default()), reasoning)?;
         let tools = tools::read(&mut fields)?;
         let text = fields.take("text").map_or(Ok(Text::default()), format::read)?;
-        let logprobs = logprobs(&mut fields)?;
+        let included = fields.take("include").map_or(Ok(Included::default()), include)?;
+        let logprobs = logprobs(&mut fields, included)?;
         harmless(&mut fields)?;
         let mut options = options(&mut fields)?;
         options.choosing.logprobs = logprobs;
@@ -107,6 +110,7 @@ impl ResponsesRequest {
             store,
             chat,
             hears_calls,
+            carries_thoughts: included.thoughts,
             namespaces,
             echo,
         })
@@ -184,8 +188,8 @@ fn reasoning(node: Node) -> Result<Effort> {
 }
 
 /// How many of the likeliest tokens are to be told beside each of the answer's. None: not even that one.
-fn logprobs(fields: &mut Fields) -> Result<Option<u8>> {
-    let wanted = fields.take("include").map_or(Ok(false), include)?;
+fn logprobs(fields: &mut Fields, included: Included) -> Result<Option<u8>> {
+    let wanted = included.logprobs;
     let Some(top) = fields.take("top_logprobs") else {
         return Ok(wanted.then_some(0));
     };
@@ -223,7 +227,7 @@ fn include(node: Node) -> Result<Included> {
             _ => included.thoughts = true,
         }
     }
-    Ok(logprobs)
+    Ok(included)
 }
 
 /// OpenAI's limits.

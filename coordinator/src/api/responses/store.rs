@@ -258,7 +258,7 @@ mod tests {
 
     fn finished(id: &str, text_bytes: usize, previous: Vec<Arc<Turn>>) -> Finished {
         let text = "x".repeat(text_bytes);
-        let output = vec![Item::new(format!("rs_{id}"), Kind::Reasoning { text })];
+        let output = vec![Item::new(format!("rs_{id}"), Kind::Reasoning { text, carried: false })];
         Finished { id: id.into(), client: ANN, body: "{}".into(), previous, input: Vec::new(), output }
     }
 

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{CALLS, input, nameless, respond, tools};
+use super::{CALLS, input, nameless, respond, stream, tools};
 use crate::server::{MODEL, Server, calls_and_goes_on, thinks_and_says};
 
 #[tokio::test]
@@ -156,6 +156,35 @@ async fn a_tool_is_called_and_its_output_read() {
         let shown = format!("<|start|>assistant<|channel|>analysis<|message|>{thought}<|end|>");
         assert!(!prompt.contains(&shown), "thoughts of past turns are not shown again");
     }
+}
+
+/// Codex sends back of its reasoning what `encrypted_content` says, and nothing else.
+#[tokio::test]
+async fn thoughts_come_back_in_what_is_named_encrypted_content() {
+    let server = Server::start().await;
+    let mut body = input(CALLS);
+    body["tools"] = tools();
+    body["store"] = json!(false);
+    let plain = respond(&server, &body).await;
+    assert_eq!(plain["output"][0]["encrypted_content"], Value::Null, "nobody asked for it");
+    body["include"] = json!(["reasoning.encrypted_content"]);
+    let mut events = stream(&server, &body).await;
+    let answer = events.pop().unwrap()["response"].take();
+    let told = |name: &str| {
+        events.iter().find(|event| event["type"] == name).unwrap()["item"]["encrypted_content"].clone()
+    };
+    let mut output = answer["output"].as_array().unwrap().clone();
+    assert_eq!(output[0]["encrypted_content"], "flotilla1:Ask.");
+    assert_eq!(told("response.output_item.added"), Value::Null);
+    assert_eq!(told("response.output_item.done"), output[0]["encrypted_content"]);
+
+    output[0].as_object_mut().unwrap().remove("content");
+    let said = thinks_and_says("Rain.", "Take a coat.");
+    let result = json!({"type": "function_call_output", "call_id": output[1]["call_id"], "output": said});
+    body["input"] = json!([&[json!({"role": "user", "content": CALLS})], &output[..], &[result]].concat());
+    respond(&server, &body).await;
+    let prompt = server.seen.prompt.lock().unwrap().clone();
+    assert!(prompt.contains("<|start|>assistant<|channel|>analysis<|message|>Ask.<|end|>"), "{prompt}");
 }
 
 #[tokio::test]
