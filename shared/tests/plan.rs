@@ -228,6 +228,32 @@ fn mixed_cards_get_shares_that_fit() {
     assert!(matches!(Plan::tensor_parallel(&spec, &[], demand), Err(PlanError::Ranks(0))));
 }
 
+/// Eight heads over seven ranks: who has two of them has fewer experts. Where all fits at once it has not.
+#[test]
+fn one_head_more_leaves_room_for_fewer_experts() {
+    let cases = [("gpt-oss-20b", 16_384), ("gpt-oss-20b", 65_536), ("gpt-oss-20b", 262_144)];
+    for (model, tokens) in cases {
+        let spec = ModelSpec::published(model).unwrap();
+        let kv_blocks = KvBlocks::for_tokens(tokens, spec.window, 64, 512);
+        let demand = Demand { kv_blocks, step_tokens_max: 512, logit_rows_max: 64 };
+        for ranks in [3, 5, 6, 7] {
+            let even = Plan::with_shares(&spec, &vec![1.0; ranks]);
+            let needed = |plan: &Plan, rank| plan.total_bytes(&spec, rank, demand);
+            let total: u64 = even.ranks().map(|share| needed(&even, share.rank)).sum();
+            let devices = vec![device(total / ranks as u64 / 100 * 101, 1.0); ranks];
+            let plan =
+                Plan::tensor_parallel(&spec, &devices, demand).expect("one part in a hundred is spare");
+            assert_eq!(plan.check(&spec), Ok(()));
+            assert!(plan.ranks().all(|share| needed(&plan, share.rank) <= devices[0].memory_bytes));
+            let experts = |rank| plan.bytes(&spec, Rank(rank)).experts;
+            assert!(ranks < 7 || tokens < 262_144 || experts(0) < experts(6), "{tokens} tokens");
+
+            let ample = vec![device(total, 1.0); ranks];
+            assert_eq!(Plan::tensor_parallel(&spec, &ample, demand), Ok(even.on(&ample)));
+        }
+    }
+}
+
 /// `flotilla up` tells its own workers that they are alike, by a share; one that joins them later measured its rate.
 #[test]
 fn a_share_is_not_compared_with_a_rate() {

@@ -1,5 +1,6 @@
 //! The ways to cut a model: over devices by their memory and bandwidth, or by shares that somebody else chose.
 
+use super::fitting::Fitting;
 use super::{ExpertShare, Plan, PlanError, RANKS_MAX, RankShare, Stage};
 use crate::ids::Rank;
 use crate::inventory::{BackendKind, Inventory, KvDtype, comparable};
@@ -83,25 +84,14 @@ impl Plan {
         if let (Some(cpu), Some(cuda)) = (of(BackendKind::Cpu), of(BackendKind::Cuda)) {
             return Err(PlanError::Mixed { cpu, cuda });
         }
-        let mut weights = bandwidth_weights(devices);
-        // A device that is too small for its share gets less, and the others more, until all fit.
-        const ROUNDS: usize = 256;
-        for _ in 0..ROUNDS {
-            let plan = Plan::with_shares(spec, &weights).on(devices);
-            let needed: Vec<u64> =
-                plan.ranks().map(|share| plan.total_bytes(spec, share.rank, demand)).collect();
-            let mut fits = true;
-            for (weight, (&needed, device)) in weights.iter_mut().zip(needed.iter().zip(devices)) {
-                if needed > device.memory_bytes {
-                    fits = false;
-                    *weight *= (device.memory_bytes as f64 / needed as f64).min(0.99);
-                }
-            }
-            if fits {
-                return Ok(plan);
-            }
+        let fitting = Fitting { spec, devices, demand };
+        let weights = bandwidth_weights(devices);
+        if let Some(plan) = fitting.by_one_share(weights.clone()) {
+            return Ok(plan);
         }
-        Err(Plan::misfit(spec, devices, demand))
+        let misfit = Plan::misfit(spec, devices, demand);
+        let plan = if misfit.is_of_cuts() { fitting.by_kinds(&weights) } else { None };
+        plan.ok_or(misfit)
     }
 
     /// Cuts by the given relative shares, one stage, one rank each; memory is not looked at.

@@ -8,6 +8,7 @@
 mod bytes;
 mod check;
 mod cut;
+mod fitting;
 
 pub use bytes::RankBytes;
 pub use cut::{Placement, StageCut, apportion};
@@ -122,6 +123,16 @@ impl PlanError {
     /// Whether nothing but the weights would be too large as well.
     pub fn is_of_weights(&self) -> bool {
         matches!(self, PlanError::TooLarge { weights, offered, .. } if weights > offered)
+    }
+
+    /// Whether there is enough together, but not where it would be needed.
+    pub(crate) fn is_of_cuts(&self) -> bool {
+        match self {
+            PlanError::TooLarge { weights, kv, activations, offered, .. } => {
+                weights + kv + activations <= *offered
+            }
+            _ => false,
+        }
     }
 }
 
