@@ -254,6 +254,16 @@ fn one_head_more_leaves_room_for_fewer_experts() {
     }
 }
 
+/// A worker that does not know its memory offers all that there can be.
+#[test]
+fn endless_memories_are_added_up() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let demand = Demand { kv_blocks: KvBlocks::plain(256), step_tokens_max: 512, logit_rows_max: 64 };
+    let devices = [u64::MAX, u64::MAX, 1 << 20].map(|memory| device(memory, 1.0));
+    let error = Plan::tensor_parallel(&spec, &devices, demand).unwrap_err();
+    assert!(matches!(error, PlanError::DeviceTooSmall { rank: Rank(2), .. }), "{error}");
+}
+
 /// `flotilla up` tells its own workers that they are alike, by a share; one that joins them later measured its rate.
 #[test]
 fn a_share_is_not_compared_with_a_rate() {

@@ -59,7 +59,7 @@ fn misfit(fleet: &Fleet, error: Error) -> Error {
     let error = fit::advise(error, |_| "more or larger --devices, or lower --kv-tokens");
     let memory = |backend| -> u64 {
         let devices = fleet.devices.iter().filter(|device| device.backend == backend);
-        devices.map(|device| device.memory_bytes).sum()
+        devices.fold(0, |sum, device| sum.saturating_add(device.memory_bytes))
     };
     let (cpus, cards) = (memory(BackendKind::Cpu), memory(BackendKind::Cuda));
     if cpus == 0 || cards == 0 {

@@ -148,7 +148,7 @@ impl Plan {
         let weights = bytes.iter().map(RankBytes::weights).sum();
         let activations = plan.ranks().map(|share| plan.activation_bytes(spec, share.rank, demand)).sum();
         let kv = bytes.iter().map(|b| b.kv(demand.kv_blocks)).sum();
-        let offered: u64 = devices.iter().map(|d| d.memory_bytes).sum();
+        let offered = devices.iter().fold(0u64, |sum, d| sum.saturating_add(d.memory_bytes));
         let replicated = bytes[0].replicated;
         let small = devices.iter().position(|d| d.memory_bytes < replicated);
         match small {
