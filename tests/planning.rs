@@ -100,7 +100,7 @@ async fn what_cannot_be_planned_says_why() {
     let small = run(["plan", "--devices", "2x24GB@936GB/s,1x16GB@448GB/s", "--link", "pcie4"]).await;
     small.expect_refusal(
         1,
-        &["the model does not fit", " are missing", "\nhint: more or larger --devices, or lower --kv-tokens"],
+        &["the model does not fit", " are missing", "\nhint: more or larger --devices, or lower --context"],
     );
     let cases: [(&[&str], &[&str]); 6] = [
         (&["--devices", "2x24GB"], &["in \"2x24GB\": no card is called \"24GB\"", "\nhint: write groups as"]),

@@ -177,12 +177,10 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
 
 /// What one machine can do about a model that does not fit.
 fn means(error: &PlanError) -> &'static str {
-    match error.is_of_weights() {
-        true => {
-            "take a smaller model, or more machines: `flotilla coordinator`, and `flotilla worker` on each"
-        }
-        false => "lower --kv-tokens",
+    if error.is_of_weights() {
+        return "take a smaller model, or more machines: `flotilla coordinator`, and `flotilla worker` on each";
     }
+    if error.is_of_activations() { "lower --step-tokens" } else { "lower --kv-tokens" }
 }
 
 fn say_how_it_ends() {

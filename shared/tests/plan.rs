@@ -264,6 +264,17 @@ fn endless_memories_are_added_up() {
     assert!(matches!(error, PlanError::DeviceTooSmall { rank: Rank(2), .. }), "{error}");
 }
 
+#[test]
+fn the_hint_is_about_what_takes_most() {
+    let hint = |step_tokens_max| {
+        let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+        let demand = Demand { kv_blocks: KvBlocks::plain(4096), step_tokens_max, logit_rows_max: 64 };
+        let error = Plan::tensor_parallel(&spec, &[device(1 << 33, 1.0)], demand).unwrap_err().to_string();
+        error.rsplit_once("lower ").unwrap().1.to_owned()
+    };
+    assert_eq!([hint(512), hint(5_000_000_000)], ["--kv-tokens", "--step-tokens"]);
+}
+
 /// `flotilla up` tells its own workers that they are alike, by a share; one that joins them later measured its rate.
 #[test]
 fn a_share_is_not_compared_with_a_rate() {

@@ -4,7 +4,7 @@ use super::devices::Devices;
 use super::table::{PARTS, parts, placement, range};
 use super::{PlanArgs, cut, svg};
 use crate::fit;
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Error, Result, ensure};
 use flotilla_planner::{
     Aim, Choice, Collective, Costs, Decode, Fleet, Goal, Link, SumWay, choose, kv_tokens_max, predict_decode,
 };
@@ -12,6 +12,8 @@ use flotilla_shared::plan::Placement;
 use flotilla_shared::units::Bytes;
 use flotilla_shared::{BackendKind, Demand, KvBlocks, ModelSpec, Plan, RankShare, Stage};
 use serde_json::json;
+
+const CONTEXT: usize = 8192;
 
 /// A choice with what it was made for.
 pub struct Chosen<'a> {
@@ -42,12 +44,18 @@ pub fn run(args: &PlanArgs, spec: &ModelSpec, devices: &Devices) -> Result<()> {
 fn chosen<'a>(args: &'a PlanArgs, spec: &'a ModelSpec, devices: &Devices) -> Result<Chosen<'a>> {
     let fleet = fleet(args, devices);
     let stages_max = args.stages_max.unwrap_or(usize::MAX);
-    let goal = Goal { aim: args.goal, context: args.context, stages_max };
+    let context = args.context.unwrap_or(CONTEXT.min(spec.context_max));
+    ensure!(
+        context <= spec.context_max,
+        "--context is {context} tokens, and the model's is {} at most",
+        spec.context_max
+    );
+    let goal = Goal { aim: args.goal, context, stages_max };
     let sequences = args.sequences.max(goal.aim.sequences());
-    let kv_tokens = args.kv_tokens.unwrap_or(goal.aim.sequences().saturating_mul(args.context));
+    let kv_tokens = args.kv_tokens.unwrap_or(goal.aim.sequences().saturating_mul(context));
     let kv_blocks = KvBlocks::for_tokens(kv_tokens, spec.window, sequences, args.step_tokens);
     let demand = Demand { kv_blocks, step_tokens_max: args.step_tokens, logit_rows_max: sequences };
-    let choice = choose(spec, &fleet, goal, demand).map_err(|error| misfit(&fleet, error.into()))?;
+    let choice = choose(spec, &fleet, goal, demand).map_err(|error| misfit(args, &fleet, error.into()))?;
     let memory = choice.devices.iter().map(|&device| fleet.devices[device].memory_bytes);
     let memory: Vec<u64> = memory.collect();
     let kv_tokens_max = kv_tokens_max(spec, &choice.plan, &memory, sequences, args.step_tokens);
@@ -55,8 +63,12 @@ fn chosen<'a>(args: &'a PlanArgs, spec: &'a ModelSpec, devices: &Devices) -> Res
 }
 
 /// With what can be done about it, and, where there are both kinds, of which it is said: of the one with the most memory.
-fn misfit(fleet: &Fleet, error: Error) -> Error {
-    let error = fit::advise(error, |_| "more or larger --devices, or lower --kv-tokens");
+fn misfit(args: &PlanArgs, fleet: &Fleet, error: Error) -> Error {
+    let error = fit::advise(error, |error| match args.kv_tokens {
+        _ if error.is_of_activations() => "more or larger --devices, or lower --step-tokens",
+        Some(_) => "more or larger --devices, or lower --kv-tokens",
+        None => "more or larger --devices, or lower --context",
+    });
     let memory = |backend| -> u64 {
         let devices = fleet.devices.iter().filter(|device| device.backend == backend);
         devices.fold(0, |sum, device| sum.saturating_add(device.memory_bytes))

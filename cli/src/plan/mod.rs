@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use devices::Devices;
 use flotilla_planner::{Aim, Link};
-use flotilla_shared::{BackendKind, KvDtype, ModelSpec};
+use flotilla_shared::{BackendKind, KvDtype, ModelSpec, PlanError};
 use std::path::PathBuf;
 
 /// Flags of plans that are not of --devices. They go with nothing that requires it: of what requires a flag that others
@@ -40,9 +40,9 @@ pub struct PlanArgs {
     /// What must be fast: latency (a token of one sequence), or throughput:N (N sequences at once)
     #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, default_value = "latency")]
     goal: Aim,
-    /// Tokens that each sequence has behind it
-    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, default_value = "8192", value_parser = sizes::tokens)]
-    context: usize,
+    /// Tokens that each sequence has behind it [default: 8192, or the model's context if that is shorter]
+    #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS, value_parser = sizes::tokens)]
+    context: Option<usize>,
     /// Stages at most: 1 for plans that are one stage [default: no limit]
     #[arg(long, requires = "devices", conflicts_with_all = OF_RANKS)]
     stages_max: Option<usize>,
@@ -83,8 +83,14 @@ pub fn run(args: &PlanArgs) -> Result<()> {
         .with_context(|| format!("in {}", args.model))?;
     match &args.devices {
         Some(devices) => chosen::run(args, &spec, devices),
-        None => cut::run(args, &spec)
-            .map_err(|error| fit::advise(error, |_| "raise --ranks or --memory-gb, or lower --kv-tokens")),
+        None => cut::run(args, &spec).map_err(|error| fit::advise(error, means_of_ranks)),
+    }
+}
+
+fn means_of_ranks(error: &PlanError) -> &'static str {
+    match error.is_of_activations() {
+        true => "raise --ranks or --memory-gb, or lower --step-tokens",
+        false => "raise --ranks or --memory-gb, or lower --kv-tokens",
     }
 }
 

@@ -100,9 +100,9 @@ pub enum PlanError {
     Ranks(usize),
     #[error(
         "the model does not fit: it needs {} over {ranks} {} (weights {}, KV cache of {kv_tokens} tokens {}, activations {}), \
-         the devices offer {}, {}\nhint: raise --workers, give workers more --memory-bytes, or lower --kv-tokens",
+         the devices offer {}, {}\nhint: raise --workers, give workers more --memory-bytes, or lower {}",
         Bytes(weights + kv + activations), if *ranks == 1 { "rank" } else { "ranks" }, Bytes(*weights), Bytes(*kv), Bytes(*activations), Bytes(*offered),
-        missing(weights + kv + activations, *offered)
+        missing(weights + kv + activations, *offered), if activations > kv { "--step-tokens" } else { "--kv-tokens" }
     )]
     TooLarge { ranks: usize, weights: u64, kv: u64, kv_tokens: usize, activations: u64, offered: u64 },
     #[error(
@@ -133,6 +133,11 @@ impl PlanError {
             }
             _ => false,
         }
+    }
+
+    /// Whether beside the weights it is a step's rows that take most, rather than the cache.
+    pub fn is_of_activations(&self) -> bool {
+        matches!(self, PlanError::TooLarge { kv, activations, .. } if activations > kv)
     }
 }
 
