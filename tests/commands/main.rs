@@ -128,6 +128,9 @@ async fn a_plan_is_a_table_and_says_what_does_not_fit() {
     run(["plan", "--shares", "1,-2"]).await.expect_refusal(1, &["--shares must be positive"]);
     run(["plan", "--ranks", "0"]).await.expect_refusal(1, &["1 to 64 ranks, 0 were given"]);
     run(["plan", "--ranks", "65"]).await.expect_refusal(1, &["1 to 64 ranks, 65 were given"]);
+    run(["plan", "--ranks", "18446744073709551615"]).await.expect_refusal(1, &["1 to 64 ranks, "]);
+    let rows = ["plan", "--ranks", "2", "--step-tokens", "5000000000"];
+    run([&rows[..], &["--memory-gb", "100"]].concat()).await.expect_refusal(1, &["or lower --step-tokens"]);
     let unloaded = &["there is no folder gpt-oss-20b", "--weights synthetic:1"];
     run(["up", "--model", "gpt-oss-20b", "--listen", "127.0.0.1:0"]).await.expect_refusal(1, unloaded);
     run(["plan", "--model", "gpt-5"]).await.expect_refusal(1, &["no model is called \"gpt-5\"", "\nhint: "]);

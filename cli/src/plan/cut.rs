@@ -3,7 +3,7 @@
 use super::PlanArgs;
 use super::table::{PARTS, parts};
 use anyhow::{Result, ensure};
-use flotilla_shared::plan::RankBytes;
+use flotilla_shared::plan::{PlanError, RANKS_MAX, RankBytes};
 use flotilla_shared::units::Bytes;
 use flotilla_shared::{BackendKind, Demand, Inventory, KvBlocks, KvDtype, ModelSpec, Plan};
 use serde_json::json;
@@ -50,6 +50,9 @@ fn kv(args: &PlanArgs) -> KvDtype {
 }
 
 fn devices(args: &PlanArgs) -> Result<Vec<Inventory>> {
+    if args.shares.is_empty() && args.ranks > RANKS_MAX {
+        return Err(PlanError::Ranks(args.ranks).into());
+    }
     let shares = if args.shares.is_empty() { vec![1.0; args.ranks] } else { args.shares.clone() };
     ensure!(
         shares.iter().all(|share| share.is_finite() && *share > 0.0),
