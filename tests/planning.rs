@@ -102,6 +102,14 @@ async fn what_cannot_be_planned_says_why() {
         1,
         &["the model does not fit", " are missing", "\nhint: more or larger --devices, or lower --context"],
     );
+    let words = ["the model does not fit", "\nhint: more or larger --devices, or lower --kv-tokens"];
+    run(["plan", "--devices", "2xt4", "--kv-tokens", "1M"]).await.expect_refusal(1, &words);
+    let words = ["activations ", "\nhint: more or larger --devices, or lower --step-tokens"];
+    run(["plan", "--devices", "2xt4", "--step-tokens", "5000000000"]).await.expect_refusal(1, &words);
+    let long = run(["plan", "--devices", "8xt4", "--context", "1M"]).await;
+    long.expect_refusal(1, &["--context is 1048576 tokens, and the model's is 131072 at most"]);
+    let none = run(["plan", "--devices", "cpu:0.0000000002GB@40GB/s;cpu:0.000000001GB@40GB/s"]).await;
+    none.expect_refusal(2, &["less than a byte"]);
     let cases: [(&[&str], &[&str]); 6] = [
         (&["--devices", "2x24GB"], &["in \"2x24GB\": no card is called \"24GB\"", "\nhint: write groups as"]),
         (&["--devices", "t4;24GB@9"], &["in \"24GB@9\": its bandwidth is \"9\", expected as 936GB/s"]),

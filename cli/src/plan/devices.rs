@@ -104,7 +104,11 @@ fn card(name: &str) -> Result<Inventory, String> {
 /// `MEMORY@BANDWIDTH[/COMPUTE]`
 fn measured(backend: BackendKind, text: &str) -> Result<Inventory, String> {
     let (memory, rates) = text.split_once('@').ok_or("its bandwidth is missing, as @936GB/s")?;
+    let text = memory;
     let memory = quantity(memory, "memory", &[("GB", 1e9), ("GiB", f64::from(1 << 30))])?;
+    if memory < 1.0 {
+        return Err(format!("its memory is {text:?}, less than a byte"));
+    }
     let (bandwidth, compute) = match rates.split_once("/s") {
         Some((bandwidth, compute)) => (bandwidth, compute),
         None => return Err(format!("its bandwidth is {rates:?}, expected as 936GB/s")),
@@ -188,6 +192,7 @@ mod tests {
             ("cpu:24GB", "its bandwidth is missing"),
             ("24@936GB/s", "its memory is \"24\", expected a number above zero and GB or GiB"),
             ("-4GB@936GB/s", "its memory is \"-4GB\""),
+            ("cpu:0.0000000001GB@40GB/s", "its memory is \"0.0000000001GB\", less than a byte"),
             ("24GB@936", "its bandwidth is \"936\", expected as 936GB/s"),
             ("24GB@936GB/s71TFLOPS", "follows its bandwidth"),
             ("24GB@936GB/s/71", "its compute is \"71\""),

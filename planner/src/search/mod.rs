@@ -182,7 +182,8 @@ fn misfit(spec: &ModelSpec, fleet: &Fleet, demand: Demand) -> PlanError {
         devices.iter().fold(0u64, |sum, &device| sum.saturating_add(fleet.devices[device].memory_bytes))
     };
     let (cpus, cards) = (of(BackendKind::Cpu), of(BackendKind::Cuda));
-    let most = if memory(&cpus) > memory(&cards) { cpus } else { cards };
+    let is_of_cpus = cards.is_empty() || memory(&cpus) > memory(&cards);
+    let most = if is_of_cpus { cpus } else { cards };
     let together = islands(fleet, &most).into_iter().next().unwrap_or_default();
     let inventories: Vec<Inventory> = together.iter().map(|&device| fleet.devices[device].clone()).collect();
     let fit = Plan::misfit(spec, &inventories, demand);

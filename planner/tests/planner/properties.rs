@@ -217,6 +217,16 @@ fn what_does_not_fit_says_what_is_missing() {
     assert_eq!(choose(&spec, &none, goal, demand), Err(PlanError::Ranks(0)));
 }
 
+#[test]
+fn cpus_that_offer_nothing_are_too_small() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let goal = Goal { aim: Aim::Latency, context: 4096, stages_max: usize::MAX };
+    let mut none = fleet(&vec![(0.0, 4e10, 0)], 1e9, false, ("shm", "10gbe"));
+    none.devices[0].backend = BackendKind::Cpu;
+    let error = choose(&spec, &none, goal, fleets::demand(&spec, goal)).unwrap_err();
+    assert!(matches!(error, PlanError::TooLarge { ranks: 1, offered: 0, .. }), "{error}");
+}
+
 /// Norms and routers are on every rank: a device without room for them is none, however few heads and blocks it would get.
 #[test]
 fn a_device_without_room_for_what_all_hold_is_left_out() {
