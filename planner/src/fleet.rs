@@ -143,14 +143,14 @@ impl Fleet {
         self.ways.links().chain([self.within, self.between]).chain(self.within_cards)
     }
 
-    /// The rates of every device. Bandwidths are taken as they are where every device knows its own, as relative to the
-    /// usual one where they are shares, and as equal where one is unknown, or only some are shares.
+    /// The rates of every device. Of each kind, bandwidths are taken as they are where every device knows its own, as
+    /// relative to the usual one where they are shares, and as equal where one is unknown, or only some are shares: the
+    /// other kind says nothing of it, for both are never in one plan.
     pub fn rates(&self) -> Vec<Rates> {
-        let all_known = comparable(&self.devices);
-        let total: f64 = self.devices.iter().map(|device| device.bandwidth).sum();
-        let mean = total / self.devices.len() as f64;
+        let (cpus, cards) = (self.told(BackendKind::Cpu), self.told(BackendKind::Cuda));
         let rates = self.devices.iter().map(|device| {
             let costs = self.costs.of(device.backend);
+            let (all_known, mean) = if device.backend == BackendKind::Cpu { cpus } else { cards };
             let bandwidth = match device.bandwidth {
                 _ if !all_known => costs.bandwidth_default,
                 share if mean < RELATIVE_BELOW => costs.bandwidth_default * share / mean,
@@ -169,5 +169,13 @@ impl Fleet {
             }
         });
         rates.collect()
+    }
+
+    /// Whether what devices of one kind tell of their bandwidths says something of each other, and the mean of it.
+    fn told(&self, backend: BackendKind) -> (bool, f64) {
+        let of_kind = self.devices.iter().filter(|device| device.backend == backend);
+        let of_kind: Vec<Inventory> = of_kind.cloned().collect();
+        let total: f64 = of_kind.iter().map(|device| device.bandwidth).sum();
+        (comparable(&of_kind), total / of_kind.len() as f64)
     }
 }

@@ -217,6 +217,25 @@ fn what_does_not_fit_says_what_is_missing() {
     assert_eq!(choose(&spec, &none, goal, demand), Err(PlanError::Ranks(0)));
 }
 
+/// They are never ranks of one group, so one says nothing of the other, not even that it does not know its own rate.
+#[test]
+fn cards_are_planned_for_as_if_no_cpu_were_there() {
+    let spec = ModelSpec::published("gpt-oss-20b").unwrap();
+    let goal = Goal { aim: Aim::Latency, context: 4096, stages_max: 1 };
+    let demand = fleets::demand(&spec, goal);
+    let cards = fleet(&vec![(20.0, 9e11, 0), (20.0, 3e11, 0)], 1e9, false, ("pcie4", "10gbe"));
+    let alone = choose(&spec, &cards, goal, demand).unwrap();
+    let heads: Vec<usize> = alone.plan.ranks().map(|share| share.kv_heads.len()).collect();
+    assert_eq!(heads, [6, 2]);
+    for bandwidth in [0.0, 1.0, 4e10] {
+        let mut beside = cards.clone();
+        beside.devices.push(Inventory { backend: BackendKind::Cpu, bandwidth, ..cards.devices[0].clone() });
+        beside.hosts.push(0);
+        let choice = choose(&spec, &beside, goal, demand).unwrap();
+        assert_eq!((choice.plan, choice.decode), (alone.plan.clone(), alone.decode.clone()), "{bandwidth}");
+    }
+}
+
 #[test]
 fn cpus_that_offer_nothing_are_too_small() {
     let spec = ModelSpec::published("gpt-oss-20b").unwrap();
