@@ -29,6 +29,20 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Whether all of `cases` stay within a step's rows and the model's context, in so many stages.
+pub fn check(cases: &[Kind], steps: usize, stages: usize, spec: &ModelSpec) -> Result<()> {
+    let (rows, context) = (STEP_ROWS * stages, spec.context_max);
+    for kind in cases {
+        let (sequences, end) = match *kind {
+            Kind::Decode { sequences, depth } => (sequences, depth.saturating_add(steps)),
+            Kind::Prompt { tokens } => (1, tokens),
+        };
+        ensure!(sequences <= rows, "{kind} at once is more than the {rows} rows of a round of steps");
+        ensure!(end <= context, "{kind} ends at {end} tokens, past the model's context, {context} tokens");
+    }
+    Ok(())
+}
+
 /// Blocks that the greediest of `cases` takes.
 pub fn blocks(cases: &[Kind], steps: usize, spec: &ModelSpec) -> KvBlocks {
     let need = |blocks: fn(&Kind, usize, &ModelSpec) -> usize| {

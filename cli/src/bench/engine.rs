@@ -1,7 +1,7 @@
 //! `flotilla bench engine`: what the kernels and whole steps take on this machine, against its own memory, in one run.
 //! Weights are random, and so is the routing: like a trained model's in size, not in what it says.
 
-use super::{kernels, report, steps};
+use super::{driver, kernels, report, steps};
 use crate::device::CpuArgs;
 use crate::links::LinkArgs;
 use crate::machine;
@@ -106,7 +106,7 @@ fn check(args: &EngineArgs, spec: &ModelSpec) -> Result<()> {
         longest.is_none_or(|longest| *longest < context),
         "--prompt and --depth must be below the model's context, {context} tokens"
     );
-    Ok(())
+    driver::check(&steps::cases(args), args.steps, args.stages, spec)
 }
 
 #[cfg(test)]
@@ -134,6 +134,12 @@ mod tests {
         for flags in [["--depth", "1000000000"], ["--prompt", "131072"]] {
             assert!(refused(&flags).contains("below the model's context, 131072 tokens"), "{flags:?}");
         }
+        let most: &str = &usize::MAX.to_string();
+        for flags in [["--steps", most], ["--steps", "131073"]] {
+            assert!(refused(&flags).contains("past the model's context, 131072 tokens"), "{flags:?}");
+        }
+        assert!(refused(&["--depth", "131071", "--steps", "64"]).contains("ends at 131120 tokens"));
+        assert!(refused(&["--batch", most]).contains("more than the 512 rows"));
         assert!(refused(&["--ranks", "2", "--stages", "3"]).contains("not more than --ranks"));
     }
 }

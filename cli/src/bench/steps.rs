@@ -186,7 +186,7 @@ fn local(
     LocalGroup::start(&source, &assignment, devices.collect::<Result<_>>()?)
 }
 
-fn cases(args: &EngineArgs) -> Vec<Kind> {
+pub(super) fn cases(args: &EngineArgs) -> Vec<Kind> {
     let decode = args.batch.iter().map(|&sequences| Kind::Decode { sequences, depth: 0 });
     let depth = args.depth.iter().filter(|depth| **depth > 0 && !args.processes);
     let depth = depth.map(|depth| Kind::Decode { sequences: 1, depth: depth / BLOCK_TOKENS * BLOCK_TOKENS });

@@ -7,7 +7,7 @@ mod predict;
 mod relay;
 mod report;
 
-use super::driver::{Driver, Kind, STEP_ROWS, blocks};
+use super::driver::{self, Driver, Kind, STEP_ROWS, blocks};
 use super::median;
 use crate::device::{CpuArgs, DeviceChoice, SumArgs};
 use crate::local_workers::{LocalFleet, WorkerSettings};
@@ -69,6 +69,7 @@ pub fn run(args: &PlansArgs) -> Result<()> {
         cases::all(&spec).into_iter().filter(|case| case.name.contains(&args.only)).collect();
     ensure!(!cases.is_empty(), "no plan has {:?} in its name", args.only);
     let kinds = kinds(args);
+    driver::check(&kinds, args.steps, 1, &spec)?;
     let busy = cases.iter().flat_map(|case| kinds.iter().map(|kind| case.busy(kind))).max().unwrap_or(1);
     let machine = Machine::new(busy.min(machine::cores()))?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the async runtime")?;
