@@ -76,7 +76,7 @@ pub struct Batch<'a> {
     pub rows_free: usize,
     pub plan: StepPlan,
     pub samples: Vec<Sample>,
-    /// Rows for each client, which are not on its account yet.
+    /// Rows for each client, which are not on its account yet: of each position one, however often it is computed.
     pub served: &'a mut Vec<(AccountId, usize)>,
     pub spares: &'a mut Spares,
 }
@@ -91,13 +91,14 @@ impl Batch<'_> {
             self.plan.admit.push(sequence.admission());
         }
         let mut work = self.spares.works.pop().unwrap_or_default();
+        let before = sequence.computed;
         sequence.next_work(rows, drafts, &mut work);
         if work.sample {
             let (seat, sequence) = (sequence.seat, sequence.id);
             self.samples.push(Sample { seat, sequence, drafts: drafts.len() });
         }
         self.rows_free -= work.tokens.len();
-        self.served.push((sequence.account(), work.tokens.len()));
+        self.served.push((sequence.account(), sequence.charge(before)));
         self.plan.work.push(work);
     }
 

@@ -59,6 +59,8 @@ pub struct Sequence {
     /// Tokens that are being sampled: not known here yet.
     pub pending: usize,
     /// A step in flight has guesses of it: how many tokens come of it is not known.
+    /// Positions below this were computed once for its client, in this group or another.
+    charged: usize,
     pub drafting: bool,
     /// The workers know of it.
     pub announced: bool,
@@ -98,6 +100,7 @@ impl Sequence {
             pending: 0,
             drafting: false,
             announced: false,
+            charged: 0,
             held: (0, 0),
             tables: Tables::default(),
         }
@@ -216,6 +219,14 @@ impl Sequence {
     pub fn admission(&self) -> Admission {
         let counts = self.sampling.has_penalties();
         Admission {
+    /// How many of the positions from `start` on, which are computed now, are its client's for the first time: that it lost
+    /// blocks, or its group, is no service, nor is a guess that was wrong.
+    pub fn charge(&mut self, start: usize) -> usize {
+        let rows = self.computed.saturating_sub(self.charged.max(start));
+        self.charged = self.charged.max(self.computed);
+        rows
+    }
+
             sequence: self.id,
             sampling: self.sampling.clone(),
             cached: self.computed as u32,

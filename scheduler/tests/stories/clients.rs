@@ -102,3 +102,26 @@ fn what_a_sequence_waited_for_its_first_seat_is_told() {
     assert!(queued(2) > waited, "the first ran all that time");
     assert_eq!(queued(3), waited - Duration::from_millis(1), "it never ran; it came 1 ms later");
 }
+
+/// What is computed again, for nobody had asked that its group be lost, is not on its client's account.
+#[test]
+fn who_starts_over_does_not_pay_twice() {
+    let settings = Settings { sequences_max: 1, waiting_max: 20, prefix_cache: false, ..small() };
+    let mut world = World::with_blocks(settings, PLENTY);
+    let of = |client, id, tokens| Request { client: ClientId(client), ..request(id, tokens, 6) };
+    (1..=2).for_each(|client| world.arrive(of(client, client, 60)));
+    for turn in 1..=4 {
+        (1..=2).for_each(|client| world.arrive(of(client, 10 * turn + client, 4)));
+    }
+    world.settle_actions();
+    while world.client(1).emitted.is_empty() {
+        world.step();
+    }
+    world.lose_group();
+    world.form_group(PLENTY);
+    world.run_to_end();
+    let mut order: Vec<u64> =
+        world.plans.iter().flat_map(|plan| &plan.work).map(|it| it.sequence.0).collect();
+    order.dedup();
+    assert_eq!(order, [1, 2, 11, 12, 21, 22, 31, 32, 41, 42], "in turns");
+}
