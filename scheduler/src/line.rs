@@ -6,11 +6,11 @@
 
 use crate::accounts::{AccountId, Accounts};
 use crate::event::{ClientId, Trial};
-use crate::sequence::Sequence;
+use crate::sequence::{Awaited, Sequence};
 use flotilla_shared::SequenceId;
 use std::collections::{BTreeMap, VecDeque};
 
-/// So many are passed over at once; with more, those behind them wait.
+/// So many are passed over at once, equals that stand together counted once; with more, those behind them wait.
 const PASSED_MAX: usize = 64;
 
 #[derive(Default)]
@@ -117,13 +117,17 @@ impl Line {
         self.take(place, at)
     }
 
-    /// Passes over who is next, until [`Line::pass_nobody`]: false where too many are passed over already.
-    pub fn pass_over(&mut self) -> bool {
+    /// Passes over who is next, and those right behind it who are known to await the same, until [`Line::pass_nobody`]: false
+    /// where too many are passed over already.
+    pub fn pass_over(&mut self, awaited: Option<Awaited>) -> bool {
         if self.passed_count == PASSED_MAX {
             return false;
         }
         if let Some(queue) = self.next_place().and_then(|place| self.queue(place)) {
             queue.passed += 1;
+            while awaited.is_some() && queue.next().is_some_and(|next| next.awaits == awaited) {
+                queue.passed += 1;
+            }
             self.passed_count += 1;
         }
         true
@@ -286,7 +290,7 @@ mod tests {
         (4..=5).for_each(|arrival| line.join(sequence(arrival, 2, 0)));
         line.resume(sequence(6, 1, 0));
         line.accounts.open((0, ClientId(1)));
-        assert!((0..3).all(|_| line.pass_over()));
+        assert!((0..3).all(|_| line.pass_over(None)));
         assert_eq!(line.pop().map(|it| it.id.0), Some(3), "6, 1 and 2 are passed over");
         assert_eq!((line.peek().map(|it| it.id.0), line.len()), (Some(4), 5));
         line.pass_nobody();
@@ -297,7 +301,7 @@ mod tests {
     fn so_many_are_passed_over_and_no_more() {
         let mut line = Line::default();
         (0..PASSED_MAX as u64 + 1).for_each(|arrival| line.join(sequence(arrival, arrival % 3, 0)));
-        assert!((0..PASSED_MAX).all(|_| line.pass_over()) && !line.pass_over());
+        assert!((0..PASSED_MAX).all(|_| line.pass_over(None)) && !line.pass_over(None));
         assert!(line.peek().is_some());
         line.pass_nobody();
         assert_eq!(line.peek().map(|it| it.id.0), Some(0));

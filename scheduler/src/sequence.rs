@@ -17,6 +17,9 @@ pub struct Arrival(pub u64);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Seat(pub u64);
 
+/// A block that another computes, and who.
+pub type Awaited = (usize, SequenceId);
+
 /// Tokens for which there is room from the admission on, so that a step allocates nothing.
 const RESERVED_TOKENS: usize = 4096;
 
@@ -43,7 +46,7 @@ pub struct Sequence {
     root: BlockHash,
     names: Vec<BlockHash>,
     /// While it stands in the line: the last block that another computes for it, when it was last looked at.
-    pub awaits: Option<(usize, SequenceId)>,
+    pub awaits: Option<Awaited>,
     /// Likewise: it did not fit when so much had happened in the group of that epoch.
     pub refused: Option<(Epoch, u64)>,
     /// Prompt tokens that the first admission found in the cache.
@@ -56,11 +59,11 @@ pub struct Sequence {
     pub lane: Lane,
     /// Positions in the workers' cache once the steps in flight are back.
     pub computed: usize,
+    /// Positions below this were computed once for its client, in this group or another.
+    charged: usize,
     /// Tokens that are being sampled: not known here yet.
     pub pending: usize,
     /// A step in flight has guesses of it: how many tokens come of it is not known.
-    /// Positions below this were computed once for its client, in this group or another.
-    charged: usize,
     pub drafting: bool,
     /// The workers know of it.
     pub announced: bool,
@@ -97,10 +100,10 @@ impl Sequence {
             seat: Seat::default(),
             lane: Lane::default(),
             computed: 0,
+            charged: 0,
             pending: 0,
             drafting: false,
             announced: false,
-            charged: 0,
             held: (0, 0),
             tables: Tables::default(),
         }
@@ -216,9 +219,6 @@ impl Sequence {
         }
     }
 
-    pub fn admission(&self) -> Admission {
-        let counts = self.sampling.has_penalties();
-        Admission {
     /// How many of the positions from `start` on, which are computed now, are its client's for the first time: that it lost
     /// blocks, or its group, is no service, nor is a guess that was wrong.
     pub fn charge(&mut self, start: usize) -> usize {
@@ -227,6 +227,9 @@ impl Sequence {
         rows
     }
 
+    pub fn admission(&self) -> Admission {
+        let counts = self.sampling.has_penalties();
+        Admission {
             sequence: self.id,
             sampling: self.sampling.clone(),
             cached: self.computed as u32,

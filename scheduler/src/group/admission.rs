@@ -6,7 +6,7 @@ use crate::cache::{Prefix, blocks_for};
 use crate::event::Trial;
 use crate::line::Line;
 use crate::load::Counters;
-use crate::sequence::Sequence;
+use crate::sequence::{Awaited, Sequence};
 use crate::settings::Settings;
 use flotilla_shared::SequenceId;
 use flotilla_shared::step::BLOCK_TOKENS;
@@ -15,8 +15,8 @@ use flotilla_shared::step::BLOCK_TOKENS;
 enum Fit {
     /// With the beginning that it finds.
     Yes(Prefix),
-    /// Soon: another computes what it begins with, or its mask is being made.
-    Later,
+    /// Soon: another computes what it begins with, which is told, or its mask is being made.
+    Later(Option<Awaited>),
     No,
 }
 
@@ -44,8 +44,8 @@ impl Group {
                     // At once: who has had a row less than the others would fill all seats.
                     batch.charge(line);
                 }
-                Fit::Later if line.pass_over() => {}
-                Fit::Later | Fit::No => break,
+                Fit::Later(awaited) if line.pass_over(awaited) => {}
+                Fit::Later(_) | Fit::No => break,
             }
         }
         line.pass_nobody();
@@ -95,11 +95,11 @@ impl Group {
     /// is not admitted in the same step.
     fn fits(&mut self, next: &mut Sequence, settings: &Settings) -> Fit {
         if !next.is_ready(usize::MAX, false) {
-            return Fit::Later;
+            return Fit::Later(None);
         }
         // Nothing more is found before that: the walk along a long beginning can wait.
         if next.awaits.is_some_and(|(at, id)| self.computes(at, id)) {
-            return Fit::Later;
+            return Fit::Later(next.awaits);
         }
         let refused = Some((self.epoch, self.changes));
         if next.refused == refused {
@@ -110,7 +110,7 @@ impl Group {
         let prefix = self.cache.find(|at| if at < blocks_max { next.name_of(at) } else { None });
         next.awaits = self.awaited(next, prefix.blocks, blocks_max);
         if next.awaits.is_some() {
-            return Fit::Later;
+            return Fit::Later(next.awaits);
         }
         let full = blocks_for(next.tokens.len()) - prefix.blocks + prefix.free + self.running.len();
         let beyond = usize::from(prefix.blocks * BLOCK_TOKENS < next.tokens.len());
@@ -124,12 +124,7 @@ impl Group {
     }
 
     /// The last block that a prompt which runs has still to compute of what both begin with, block `first` among it.
-    fn awaited(
-        &mut self,
-        next: &mut Sequence,
-        first: usize,
-        blocks_max: usize,
-    ) -> Option<(usize, SequenceId)> {
+    fn awaited(&mut self, next: &mut Sequence, first: usize, blocks_max: usize) -> Option<Awaited> {
         let name = if first < blocks_max { next.name_of(first)? } else { return None };
         let mut prompts = self.running.iter_mut().filter(|sequence| is_computing(sequence, first));
         let other = prompts.find_map(|sequence| (sequence.name_of(first)? == name).then_some(sequence))?;

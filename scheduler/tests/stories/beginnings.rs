@@ -65,6 +65,22 @@ fn a_second_copy_of_a_long_prompt_holds_up_nobody() {
     assert_eq!(cached(&world, 2), 192);
 }
 
+/// Those that wait for the same beginning stand together, and are passed over as one.
+#[test]
+fn many_copies_of_a_long_prompt_hold_up_nobody() {
+    let mut world = World::with_blocks(Settings { waiting_max: 100, ..small() }, PLENTY);
+    (1..=66).for_each(|id| world.arrive(beginning_like(99, 200, id, 0)));
+    world.settle_actions();
+    world.arrive(request(67, 2, 2));
+    let starts = |world: &mut World| {
+        world.step();
+        world.rows().iter().any(|(id, _)| *id == 67)
+    };
+    assert!((0..3).any(|_| starts(&mut world)), "{:?}", world.rows());
+    world.run_to_end();
+    assert_eq!(cached(&world, 66), 192);
+}
+
 /// X Y, and then Z: Z Y does not find Y, which stands behind another beginning.
 #[test]
 fn a_block_is_found_behind_its_own_beginning_only() {
