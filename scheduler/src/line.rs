@@ -7,7 +7,7 @@
 use crate::accounts::{AccountId, Accounts};
 use crate::event::{ClientId, Trial};
 use crate::sequence::{Awaited, Sequence};
-use flotilla_shared::SequenceId;
+use flotilla_shared::{Epoch, SequenceId};
 use std::collections::{BTreeMap, VecDeque};
 
 /// So many are passed over at once, equals that stand together counted once; with more, those behind them wait.
@@ -101,6 +101,16 @@ impl Line {
     pub fn resume(&mut self, sequence: Sequence) {
         self.count += 1;
         self.resumed.insert(sequence);
+    }
+
+    /// Whether who is next did not fit when the group was as it is, so that nobody comes.
+    pub fn is_refused(&self, seen: (Epoch, u64)) -> bool {
+        let next = match self.next_place() {
+            Some(Place::Resumed) => self.resumed.next(),
+            Some(Place::New(priority, client)) => self.queues.get(&(priority, client)).and_then(Queue::next),
+            None => None,
+        };
+        next.is_some_and(|next| next.refused == Some(seen))
     }
 
     /// Who is next.

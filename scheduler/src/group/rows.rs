@@ -48,7 +48,8 @@ impl Group {
     /// Of so many rows that are left by those who decode: half where a prompt wants the others, for guesses of many
     /// could take them all, step after step.
     fn rows_for_guesses(&self, settings: &Settings, length_max: usize, line: &Line, left: usize) -> usize {
-        let may_come = line.len() > 0 && self.running.len() < settings.sequences_max;
+        let has_seat = self.running.len() < settings.sequences_max;
+        let may_come = line.len() > 0 && has_seat && !line.is_refused((self.epoch, self.changes));
         let is_wanted = may_come || self.running.iter().any(|sequence| is_prompt(sequence, length_max));
         if is_wanted { left / 2 } else { left }
     }

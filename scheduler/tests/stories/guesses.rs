@@ -135,6 +135,22 @@ fn guesses_leave_rows_to_prompts_and_to_who_comes() {
     world.run_to_end();
 }
 
+#[test]
+fn guesses_leave_no_rows_to_who_does_not_fit() {
+    let speculation = Some(Speculation { drafts_max: 8, ngram_max: 1, ngram_min: 1 });
+    let mut world = World::with_blocks(Settings { speculation, ..small() }, 24);
+    (1..=3).for_each(|id| world.arrive(Request { prompt: (0..40).rev().collect(), ..request(id, 0, 60) }));
+    world.settle_actions();
+    while (1..=3).any(|id| world.client(id).emitted.is_empty()) {
+        world.step();
+    }
+    world.arrive(request(4, 300, 2));
+    let full = (0..10).filter(|_| world.step().token_count() == 8).count();
+    assert!(full > 5, "{full} of 10 steps are full");
+    assert_eq!(world.scheduler.load().sequences_waiting, 1, "it wants more blocks than are free");
+    world.run_to_end();
+}
+
 /// A guess took the block of window layers that the first prompt was to have, and it had no row. Found by chance, with
 /// stages; 2026-11-29.
 #[test]
