@@ -4,6 +4,11 @@
 use crate::drafts::Speculation;
 use flotilla_shared::step::STEPS_AHEAD_MAX;
 
+/// More than any group has: for so many there is room from the start.
+pub const SEQUENCES_MOST: usize = 65_536;
+/// Workers count rows in 32 bits.
+const ROWS_MOST: usize = u32::MAX as usize;
+
 /// Limits of the scheduler.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -12,7 +17,7 @@ pub struct Settings {
     /// do not stutter. At least `sequences_max`, so that every sequence can have a row.
     pub tokens_per_step_max: usize,
     /// Sequences that run at once. Default 64: where small devices stop to gain from a larger batch, and
-    /// what the workers lay their tables out for.
+    /// what the workers lay their tables out for. At most [`SEQUENCES_MOST`].
     pub sequences_max: usize,
     /// Requests that wait; one more is rejected. Default 1024: some minutes of work, beyond which a
     /// client is better told to come back. Sequences that go back to the line after a preemption or the
@@ -53,6 +58,8 @@ impl Default for Settings {
 pub enum SettingsError {
     #[error("{name} is {value}, below its least value {least}")]
     TooSmall { name: &'static str, value: usize, least: usize },
+    #[error("{name} is {value}, above its greatest value {most}")]
+    TooLarge { name: &'static str, value: usize, most: usize },
     #[error(
         "--step-tokens is {tokens_per_step_max}, below --sequences {sequences_max}: a step could not \
          hold one token of each sequence\nhint: raise --step-tokens or lower --sequences"
@@ -69,6 +76,8 @@ pub enum SettingsError {
 impl Settings {
     pub fn validate(&self) -> Result<(), SettingsError> {
         at_least("--sequences", self.sequences_max, 1)?;
+        at_most("--sequences", self.sequences_max, SEQUENCES_MOST)?;
+        at_most("--step-tokens", self.tokens_per_step_max, ROWS_MOST)?;
         at_least("--queue", self.waiting_max, 1)?;
         // One token of prompt, one of completion.
         at_least("the context", self.context_max, 2)?;
@@ -97,6 +106,10 @@ fn at_least(name: &'static str, value: usize, least: usize) -> Result<(), Settin
     if value < least { Err(SettingsError::TooSmall { name, value, least }) } else { Ok(()) }
 }
 
+fn at_most(name: &'static str, value: usize, most: usize) -> Result<(), SettingsError> {
+    if value > most { Err(SettingsError::TooLarge { name, value, most }) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,6 +133,12 @@ mod tests {
         assert!(error(|s| s.tokens_per_step_max = 63).contains("63, below --sequences 64"));
         assert!(error(|s| s.window_tokens = 0).starts_with("the window is 0"));
         assert!(error(|s| s.steps_in_flight_max = 9).contains("4 at most"));
+        let (most, rows) = (usize::MAX, 1 << 32);
+        let many = |s: &mut Settings| (s.sequences_max, s.tokens_per_step_max) = (most, most);
+        assert!(
+            error(many).starts_with("--sequences is 18446744073709551615, above its greatest value 65536")
+        );
+        assert!(error(|s| s.tokens_per_step_max = rows).starts_with("--step-tokens is 4294967296, above"));
         let nothing = Speculation { drafts_max: 0, ..Speculation::default() };
         assert!(error(|s| s.speculation = Some(nothing)).contains("0 drafts"));
         assert!(error(|s| s.context_max = 1 << 32).contains("4294967296"));
