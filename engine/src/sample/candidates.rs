@@ -45,6 +45,11 @@ impl Head {
         self.tokens.first().map_or(f32::NEG_INFINITY, |token| token.0)
     }
 
+    /// Of one of so many tokens, as it is sent: how many, a logit and an id each, and whether these are all.
+    pub fn bytes_max(tokens: usize) -> usize {
+        4 + 8 * tokens + 1
+    }
+
     pub fn put(&self, out: &mut Vec<u8>) {
         put_all(self.tokens.iter().copied(), out);
         out.push(self.is_all.into());
@@ -206,6 +211,7 @@ mod tests {
             assert_eq!(head.tokens, all, "{count}");
             let mut sent = Vec::new();
             head.put(&mut sent);
+            assert_eq!(sent.len(), Head::bytes_max(head.tokens.len()));
             assert_eq!(Head::take(&mut &sent[..]), Some(head));
         }
     }

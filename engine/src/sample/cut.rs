@@ -36,6 +36,11 @@ impl<'a> Cut<'a> {
         Cut { row, index, known: Known::default(), total: None, search: None, last: None }
     }
 
+    /// What a rank says of a row in one gathering takes so many bytes at most.
+    pub fn row_bytes(row: &SampleRow) -> usize {
+        Head::bytes_max(Cut::head_tokens(row)).max(Search::BYTES_MAX)
+    }
+
     /// Of each rank's likeliest tokens, so many are asked for.
     pub fn head_tokens(row: &SampleRow) -> usize {
         // No more than k of one rank are among the k of all.

@@ -1,7 +1,7 @@
-//! Chooses a step's tokens, all rows together: what ranks ask each other, and in which order. One gathering
-//! of 8 bytes a row and rank where every token may be drawn; a row that is cut sends its likeliest tokens, one
-//! that is cut by top-p also a sum, and where more may be drawn than those, sums of buckets (`search.rs`) and its
-//! best. Logprobs take one more gathering. No logits travel but a few.
+//! Chooses a step's tokens, all rows together, unless thousands of them are cut: what ranks ask each other, and in which
+//! order. One gathering of 8 bytes a row and rank where every token may be drawn; a row that is cut sends its likeliest
+//! tokens, one that is cut by top-p also a sum, and where more may be drawn than those, sums of buckets (`search.rs`) and
+//! its best. Logprobs take one more gathering. No logits travel but a few.
 
 use super::best::best_of;
 use super::candidates::Head;
@@ -17,10 +17,15 @@ use crate::collective::Collective;
 use flotilla_shared::TokenId;
 use flotilla_shared::step::Logprobs;
 
+/// Bytes that a rank gives to one gathering at most. Half of what the collective takes; some thousand rows of the most
+/// tokens that may be asked for.
+const GATHERED_MAX: usize = 32 << 20;
+
 /// Chooses tokens over a vocabulary that is cut over ranks.
 #[derive(Debug)]
 pub struct Sampler {
     sampleable: Sampleable,
+    gathered_max: usize,
     sent: Vec<u8>,
     received: Vec<u8>,
     /// For rows' logits where they are not the model's.
@@ -35,7 +40,8 @@ enum First {
 
 impl Sampler {
     pub fn new(sampleable: Sampleable) -> Self {
-        Sampler { sampleable, sent: Vec::new(), received: Vec::new(), rooms: Rooms::default() }
+        let (sent, received, gathered_max) = (Vec::new(), Vec::new(), GATHERED_MAX);
+        Sampler { sampleable, gathered_max, sent, received, rooms: Rooms::default() }
     }
 
     /// One token a row, the same on every rank; `None` where no token may be chosen whose logit is a number.
@@ -45,9 +51,22 @@ impl Sampler {
         shard: &mut impl Shard,
         collective: &mut C,
     ) -> Result<Vec<Option<Chosen>>, SampleError> {
-        if rows.is_empty() {
-            return Ok(Vec::new());
+        let mut chosen = Vec::with_capacity(rows.len());
+        let mut rest = rows;
+        while !rest.is_empty() {
+            let (first, behind) = rest.split_at(together(rest, self.gathered_max));
+            chosen.append(&mut self.sample_together(first, shard, collective)?);
+            rest = behind;
         }
+        Ok(chosen)
+    }
+
+    fn sample_together<C: Collective + ?Sized>(
+        &mut self,
+        rows: &[SampleRow],
+        shard: &mut impl Shard,
+        collective: &mut C,
+    ) -> Result<Vec<Option<Chosen>>, SampleError> {
         let mut best = vec![Candidate::NONE; rows.len()];
         let mut cuts = self.look(rows, &mut best, shard, collective)?;
         self.add_up(&mut cuts, shard, collective)?;
@@ -247,6 +266,17 @@ impl Sampler {
     }
 }
 
+/// How many of the first rows, one at least, take so many bytes at most in any gathering. The same on every rank: who has
+/// fewer tokens says less.
+fn together(rows: &[SampleRow], bytes_max: usize) -> usize {
+    let mut bytes = 0;
+    let fitting = rows.iter().take_while(|row| {
+        bytes += Cut::row_bytes(row);
+        bytes <= bytes_max
+    });
+    fitting.count().max(1)
+}
+
 impl Sent for Candidate {
     fn put(self, out: &mut Vec<u8>) {
         (self.score, self.token).put(out);
@@ -255,5 +285,59 @@ impl Sent for Candidate {
     fn take(from: &mut &[u8]) -> Option<Self> {
         let (score, token) = Sent::take(from)?;
         Some(Candidate { score, token })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collective::threads;
+    use flotilla_shared::Sampling;
+    use flotilla_shared::sampling::mix;
+    use std::ops::Range;
+
+    const VOCAB: usize = 3000;
+
+    struct Given<'a>(&'a [Vec<f32>], Range<usize>);
+
+    impl Shard for Given<'_> {
+        fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
+            Ok(&self.0[row][self.1.clone()])
+        }
+    }
+
+    /// What two ranks choose, and the room that the first took for what it gave to gatherings, which grows by doubling.
+    fn chosen(rows: &[SampleRow], logits: &[Vec<f32>], gathered_max: usize) -> (Vec<Option<Chosen>>, usize) {
+        let choose = |(mut member, vocab): (threads::ThreadsCollective, Range<usize>)| {
+            let sampleable = Sampleable::new(vocab.clone(), &[0..VOCAB as TokenId]);
+            let mut sampler = Sampler { gathered_max, ..Sampler::new(sampleable) };
+            let chosen = sampler.sample(rows, &mut Given(logits, vocab), &mut member).unwrap();
+            (chosen, sampler.sent.capacity())
+        };
+        std::thread::scope(|scope| {
+            let parts = threads::group(2).into_iter().zip([0..2000, 2000..VOCAB]);
+            let ranks: Vec<_> = parts.map(|part| scope.spawn(move || choose(part))).collect();
+            let mut found: Vec<_> = ranks.into_iter().map(|rank| rank.join().unwrap()).collect();
+            assert_eq!(found[0].0, found[1].0);
+            found.swap_remove(0)
+        })
+    }
+
+    /// Heads of all rows at once would be more than a gathering takes.
+    #[test]
+    fn rows_with_long_heads_are_chosen_in_parts() {
+        let logit = |row: u64, token: u64| (mix(row << 32 | token) >> 40) as f32 / 2e6;
+        let logits = |row| (0..VOCAB as u64).map(|token| logit(row, token)).collect();
+        let logits: Vec<Vec<f32>> = (0..12).map(logits).collect();
+        let row = |(at, top_k): (usize, u32)| {
+            let sampling = Sampling { temperature: 1.0, top_k, top_p: 0.9, seed: 7, ..Sampling::GREEDY };
+            SampleRow::new(sampling, 3, at)
+        };
+        let rows: Vec<SampleRow> = [0, 1000, 900, 5].repeat(3).into_iter().enumerate().map(row).collect();
+        let (all, whole) = chosen(&rows, &logits, usize::MAX);
+        let (parts, most) = chosen(&rows, &logits, 20_000);
+        assert_eq!(parts, all);
+        assert!(whole > 40_000 && most <= 40_000, "{whole} and {most} bytes");
+        assert_eq!(together(&rows, 0), 1);
     }
 }

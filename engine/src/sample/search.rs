@@ -31,6 +31,12 @@ pub(super) enum Found {
 }
 
 impl Search {
+    /// Of what a rank says: a weight and a count of each bucket, or a logit and an id of few tokens.
+    pub const BYTES_MAX: usize = {
+        let (buckets, tokens) = (BUCKETS * (16 + 4), 4 + 8 * FEW as usize);
+        if buckets > tokens { buckets } else { tokens }
+    };
+
     pub fn new(span: Span, wanted: u128, weigher: Weigher) -> Search {
         Search { span, wanted, count: None, weigher }
     }
