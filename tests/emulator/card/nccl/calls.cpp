@@ -1,6 +1,7 @@
 // NCCL's functions: arguments checked, groups gathered, operations handed to the emulated driver's streams (which
 // record them where they are being captured).
 #include "nccl.h"
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <functional>
@@ -32,7 +33,6 @@ ncclResult_t failed(ncclResult_t code, const std::string& text) {
 struct Handle {
     static constexpr uint32_t MAGIC = 0x4D4D4F43;
     uint32_t magic = MAGIC;
-    bool blocking = true;
     std::shared_ptr<Comm> comm;
 };
 
@@ -46,7 +46,7 @@ struct Queued {
     std::shared_ptr<Comm> comm;
     std::vector<Operation> operations;
     bool recorded;
-    Queued(const Batch& batch, bool recorded) : comm(batch.handle->comm), operations(batch.operations), recorded(recorded) {
+    Queued(const std::shared_ptr<Comm>& comm, const Batch& batch, bool recorded) : comm(comm), operations(batch.operations), recorded(recorded) {
         comm->recorded += recorded;
     }
     ~Queued() { comm->recorded -= recorded; }
@@ -59,10 +59,12 @@ struct Group {
 };
 static thread_local Group group;
 
-static ncclResult_t start(Batch& batch) {
+static ncclResult_t start(const std::shared_ptr<Comm>& comm, const Batch& batch) {
+    for (const auto& operation : batch.operations)
+        if (!connect(*comm, operation)) return failed(ncclInternalError, "aborted while ranks were missing");
     int capturing = 0;
     cuStreamIsCapturing(batch.stream, &capturing);
-    auto* queued = new Queued(batch, capturing != 0);
+    auto* queued = new Queued(comm, batch, capturing != 0);
     const int code = flotilla_emulated_enqueue(
         batch.stream,
         [](void* data, int failed) {
@@ -74,11 +76,43 @@ static ncclResult_t start(Batch& batch) {
     return code == 0 ? ncclSuccess : failed(ncclUnhandledCudaError, "CUDA error " + std::to_string(code) + " while an operation was queued");
 }
 
+static ncclResult_t start_all(const std::shared_ptr<Comm>& comm, const std::vector<Batch>& batches) {
+    ncclResult_t result = ncclSuccess;
+    for (const auto& batch : batches)
+        if (result == ncclSuccess) result = start(comm, batch);
+    return result;
+}
+
+/// What one call, or one group of them, does with one communicator. One that does not block does it as NCCL does: on a
+/// thread of its own, into a stream that the caller's thread may be recording, and is in progress meanwhile.
+static ncclResult_t call(Handle* handle, std::vector<Batch> batches) {
+    auto comm = handle->comm;
+    if (comm->blocking) return start_all(comm, batches);
+    int state = ncclSuccess;
+    if (!comm->state.compare_exchange_strong(state, ncclInProgress)) return static_cast<ncclResult_t>(state);
+    comm->calls++;
+    std::thread([comm, batches = std::move(batches)] {
+        const ncclResult_t result = start_all(comm, batches);
+        // What went wrong meanwhile on the stream stays.
+        int state = ncclInProgress;
+        comm->state.compare_exchange_strong(state, result);
+        comm->calls--;
+    }).detach();
+    return ncclInProgress;
+}
+
+/// As NCCL has it: one call after the other.
+static ncclResult_t ready(const Comm& comm) {
+    if (comm.state == ncclInProgress) return failed(ncclInvalidArgument, "Attempt to use communicator before the previous operation returned ncclSuccess");
+    if (comm.state != ncclSuccess || comm.finalized) return failed(ncclInvalidUsage, "the communicator has failed, or is finalized");
+    return ncclSuccess;
+}
+
 static ncclResult_t add(Handle* handle, void* stream, Operation operation) {
     if (!handle || handle->magic != Handle::MAGIC) return failed(ncclInvalidArgument, "this is no communicator");
     const Comm& comm = *handle->comm;
     if (bytes_of(operation.type) == 0) return failed(ncclInvalidArgument, "unknown data type " + std::to_string(operation.type));
-    if (comm.state != ncclSuccess || comm.finalized) return failed(ncclInvalidUsage, "the communicator is not ready, has failed, or is finalized");
+    if (const ncclResult_t refused = ready(comm)) return refused;
     const size_t bytes = operation.count * bytes_of(operation.type);
     const size_t from = operation.from ? bytes : 0, to = operation.kind == Kind::AllGather ? bytes * size_t(comm.count) : bytes;
     const bool reads = operation.kind != Kind::Recv && !(operation.kind == Kind::Broadcast && comm.rank != operation.peer);
@@ -86,10 +120,7 @@ static ncclResult_t add(Handle* handle, void* stream, Operation operation) {
         (operation.kind != Kind::Send && !flotilla_emulated_in_live_memory(operation.to, to)))
         return failed(ncclInvalidArgument, "a buffer is not memory of a card, or too short");
     if (operation.peer < 0 || operation.peer >= comm.count) return failed(ncclInvalidArgument, "rank " + std::to_string(operation.peer) + " of " + std::to_string(comm.count));
-    if (group.depth == 0) {
-        Batch batch = {handle, stream, {operation}};
-        return start(batch);
-    }
+    if (group.depth == 0) return call(handle, {{handle, stream, {operation}}});
     for (auto& batch : group.batches)
         if (batch.handle == handle && batch.stream == stream) {
             batch.operations.push_back(operation);
@@ -100,7 +131,7 @@ static ncclResult_t add(Handle* handle, void* stream, Operation operation) {
 }
 
 static ncclResult_t begin(Handle* handle) {
-    if (handle->blocking) return join(*handle->comm);
+    if (handle->comm->blocking) return join(*handle->comm);
     std::thread([comm = handle->comm] { join(*comm); }).detach();
     return ncclInProgress;
 }
@@ -135,8 +166,8 @@ NCCL_API ncclResult_t ncclCommInitRankConfig(Handle** comm, int count, ncclUniqu
     int device;
     if (int code = cuCtxGetDevice(&device)) return failed(ncclUnhandledCudaError, "CUDA error " + std::to_string(code) + ": no current context");
     auto* handle = new Handle;
-    handle->blocking = !config || config->blocking != 0;
     handle->comm = std::make_shared<Comm>();
+    handle->comm->blocking = !config || config->blocking != 0;
     handle->comm->rank = rank;
     handle->comm->count = count;
     handle->comm->device = device;
@@ -164,15 +195,19 @@ NCCL_API ncclResult_t ncclGroupEnd() {
     // The ranks of one thread wait for each other: all at once.
     std::vector<std::thread> threads;
     for (Handle* handle : ended.joining) {
-        if (!handle->blocking) result = begin(handle);
+        if (!handle->comm->blocking) result = begin(handle);
         else threads.emplace_back([handle] { join(*handle->comm); });
     }
     for (auto& thread : threads) thread.join();
     for (Handle* handle : ended.joining)
-        if (handle->blocking && handle->comm->state != ncclSuccess) result = static_cast<ncclResult_t>(handle->comm->state.load());
-    for (auto& batch : ended.batches) {
-        const ncclResult_t started = start(batch);
-        if (started != ncclSuccess) result = started;
+        if (handle->comm->blocking && handle->comm->state != ncclSuccess) result = static_cast<ncclResult_t>(handle->comm->state.load());
+    // Each communicator's together: one call may wait for another of this thread's.
+    while (!ended.batches.empty()) {
+        Handle* handle = ended.batches.front().handle;
+        const auto others = std::stable_partition(ended.batches.begin(), ended.batches.end(), [=](const Batch& batch) { return batch.handle == handle; });
+        const ncclResult_t called = call(handle, {ended.batches.begin(), others});
+        if (called != ncclSuccess) result = called;
+        ended.batches.erase(ended.batches.begin(), others);
     }
     return result;
 }
@@ -200,8 +235,9 @@ NCCL_API ncclResult_t ncclCommGetAsyncError(Handle* comm, ncclResult_t* error) {
 }
 NCCL_API ncclResult_t ncclCommFinalize(Handle* comm) {
     CHECK_COMM(comm);
+    if (const ncclResult_t refused = ready(*comm->comm)) return refused;
     comm->comm->finalized = true;
-    if (comm->blocking) {
+    if (comm->comm->blocking) {
         wait_for_graphs(*comm->comm);
         return ncclSuccess;
     }
@@ -216,6 +252,7 @@ NCCL_API ncclResult_t ncclCommFinalize(Handle* comm) {
 NCCL_API ncclResult_t ncclCommDestroy(Handle* comm) {
     if (!comm) return ncclSuccess;
     CHECK_COMM(comm);
+    for (unsigned turn = 0; comm->comm->calls > 0; turn++) pause(turn);
     wait_for_graphs(*comm->comm);
     comm->magic = 0;
     delete comm;

@@ -1,6 +1,8 @@
 // The emulated NCCL: ranks are threads or processes of one host that meet in shared memory. Operations run on the
 // stream's own thread, so a rank that never comes leaves the others' streams unfinished until they abort, as on a
-// card: no error appears by itself.
+// card: no error appears by itself. A communicator that does not block hands them to the stream on a thread of its own, and
+// is in progress meanwhile: at the first operation of its length, until all ranks have called, as NCCL is that connects
+// an algorithm at its first use.
 //
 // Deliberately not: several hosts, premultiplied sums, averages, splitting and shrinking, windows, and NCCL's order
 // of sums (a ring's or tree's); here sums are in f32 in rank order, rounded once.
@@ -48,7 +50,7 @@ struct ncclConfig_t {
 
 namespace nccl {
 
-constexpr int RANKS_MAX = 64;
+constexpr int RANKS_MAX = 64, LENGTHS = 65;
 constexpr size_t CHUNK_BYTES = 64 << 10, MAILBOX_BYTES = 16 << 10;
 
 enum class Kind : int { AllReduce, AllGather, Broadcast, Send, Recv };
@@ -76,19 +78,27 @@ struct RankState {
 /// The shared memory. Fresh shared memory is zero, and zero is the beginning of everything in it.
 struct Shared {
     std::atomic<int> rank_count, joined;
+    std::atomic<int> connected[LENGTHS]; // how many ranks have called an operation of bytes of so many bits
     RankState ranks[RANKS_MAX]; // the mailboxes [from][to] follow the last rank that there is
 };
 
 /// A rank of a communicator, alive as long as its handle or an operation that was queued with it.
 struct Comm {
     int rank, count, device;
-    std::string name; // of the shared memory
+    bool blocking = true;
+    bool connected[LENGTHS] = {}; // see Shared
+    std::string name;             // of the shared memory
     Shared* shared = nullptr;
     size_t shared_bytes = 0;
     uint64_t phase = 0;
     std::atomic<bool> aborted{false}, finalized{false};
     std::atomic<int> state{ncclInProgress};
     std::atomic<int> recorded{0}; // operations in graphs that are alive
+    std::atomic<int> calls{0};    // that are in progress
+    bool has_failed() const {
+        const int now = state;
+        return now != ncclSuccess && now != ncclInProgress;
+    }
     ~Comm();
     Mailbox& mailbox(int from, int to) const;
     /// Comes to the next meeting and waits for all; false: aborted meanwhile.
@@ -109,6 +119,8 @@ struct Operation {
     int operation, peer; // peer: the root of a broadcast
 };
 size_t bytes_of(ncclDataType_t type);
+/// Says that this rank has come to a collective of this length, and, if it does not block, waits for all; false: aborted meanwhile.
+bool connect(Comm& comm, const Operation& operation);
 /// Does the operations of one group on one stream: collectives in order, then all sends and receives at once.
 void run(Comm& comm, const std::vector<Operation>& operations);
 

@@ -158,7 +158,7 @@ void run(Comm& comm, const std::vector<Operation>& operations) {
     for (const auto& operation : operations) {
         if (operation.kind == Kind::Send || operation.kind == Kind::Recv)
             transfers.push_back({&operation, 0, operation.count * bytes_of(operation.type)});
-        else if (!comm.aborted && comm.state == ncclSuccess) collective(comm, operation);
+        else if (!comm.aborted && !comm.has_failed()) collective(comm, operation);
     }
     transfer_all(comm, transfers);
 }

@@ -78,6 +78,16 @@ static ncclResult_t join_now(Comm& comm) {
     return ncclSuccess;
 }
 
+bool connect(Comm& comm, const Operation& operation) {
+    if (operation.kind == Kind::Send || operation.kind == Kind::Recv) return !comm.aborted;
+    int length = 0;
+    for (size_t bytes = operation.count * bytes_of(operation.type); bytes > 0; bytes >>= 1) length++;
+    if (!comm.connected[length]) comm.shared->connected[length]++;
+    comm.connected[length] = true;
+    for (unsigned turn = 0; !comm.blocking && !comm.aborted && comm.shared->connected[length] < comm.count; turn++) pause(turn);
+    return !comm.aborted;
+}
+
 ncclResult_t join(Comm& comm) {
     const ncclResult_t result = join_now(comm);
     comm.state = result;

@@ -179,14 +179,19 @@ fn ranks_that_differ_in_their_counts_are_told() {
     });
 }
 
-#[test]
-fn a_communicator_that_does_not_block_can_be_aborted_while_ranks_are_missing() {
-    let Some(id) = unique_id() else { return };
-    let _card = card_on(0).unwrap();
+fn does_not_block() -> nccl::ncclConfig_t {
     // SAFETY: all zero is a valid value of a struct of integers and pointers; what NCCL reads is set below.
     let mut config: nccl::ncclConfig_t = unsafe { std::mem::zeroed() };
     config.size = size_of::<nccl::ncclConfig_t>();
     config.blocking = 0;
+    config
+}
+
+#[test]
+fn a_communicator_that_does_not_block_can_be_aborted_while_ranks_are_missing() {
+    let Some(id) = unique_id() else { return };
+    let _card = card_on(0).unwrap();
+    let mut config = does_not_block();
     let mut comm = std::ptr::null_mut();
     // SAFETY: the context of the card is current on this thread.
     unsafe {
@@ -199,6 +204,90 @@ fn a_communicator_that_does_not_block_can_be_aborted_while_ranks_are_missing() {
         assert_eq!(state, ncclResult_t::ncclInProgress);
         assert_eq!(nccl::ncclCommAbort(comm), OK);
     }
+}
+
+impl Member {
+    fn join_without_blocking(id: ncclUniqueId, rank: usize, count: usize) -> Member {
+        let card = card_on(rank).expect("a card for each rank");
+        let (mut comm, mut config) = (std::ptr::null_mut(), does_not_block());
+        // SAFETY: the context of the card is current on this thread.
+        let joining =
+            unsafe { nccl::ncclCommInitRankConfig(&mut comm, count as i32, id, rank as i32, &mut config) };
+        assert_eq!(joining, ncclResult_t::ncclInProgress);
+        let member = Member { card, comm, rank, count };
+        assert_eq!(member.end_of_call(), OK);
+        member
+    }
+
+    fn state(&self) -> ncclResult_t {
+        let mut state = OK;
+        // SAFETY: the communicator is ours.
+        assert_eq!(unsafe { nccl::ncclCommGetAsyncError(self.comm, &mut state) }, OK);
+        state
+    }
+
+    fn end_of_call(&self) -> ncclResult_t {
+        while self.state() == ncclResult_t::ncclInProgress {
+            std::thread::yield_now();
+        }
+        self.state()
+    }
+}
+
+/// What does not block is in progress until all ranks have come, takes no second call before, and may be recorded meanwhile.
+#[test]
+fn a_sum_that_does_not_block_is_in_progress_until_all_ranks_call() {
+    let Some(id) = unique_id() else { return };
+    let (go, may_go) = std::sync::mpsc::channel();
+    let may_go = std::sync::Mutex::new(may_go);
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let (go, may_go) = (go.clone(), &may_go);
+            scope.spawn(move || {
+                let member = Member::join_without_blocking(id, rank, 2);
+                let stream = &member.card.stream;
+                let mut x = stream.clone_htod(&[1.0f32; 8]).unwrap();
+                stream.synchronize().unwrap();
+                if rank == 1 {
+                    may_go.lock().unwrap().recv().unwrap();
+                }
+                stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
+                assert_eq!(member.all_reduce(&mut x), ncclResult_t::ncclInProgress);
+                if rank == 0 {
+                    assert_eq!(member.state(), ncclResult_t::ncclInProgress, "nobody else has come");
+                    assert_eq!(member.all_reduce(&mut x), ncclResult_t::ncclInvalidArgument);
+                    go.send(()).unwrap();
+                }
+                assert_eq!(member.end_of_call(), OK);
+                let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
+                graph.launch().unwrap();
+                graph.launch().unwrap();
+                assert_eq!(stream.clone_dtoh(&x).unwrap(), [4.0; 8]);
+                drop(graph);
+                // SAFETY: the communicator is ours.
+                assert_eq!(unsafe { nccl::ncclCommDestroy(member.comm) }, OK);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_sum_that_waits_for_ranks_can_be_aborted() {
+    let Some(id) = unique_id() else { return };
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            scope.spawn(move || {
+                let member = Member::join_without_blocking(id, rank, 2);
+                let mut x = member.card.stream.clone_htod(&[1.0f32; 8]).unwrap();
+                if rank == 0 {
+                    assert_eq!(member.all_reduce(&mut x), ncclResult_t::ncclInProgress);
+                }
+                // SAFETY: the communicator is ours.
+                assert_eq!(unsafe { nccl::ncclCommAbort(member.comm) }, OK);
+                assert_eq!(member.card.stream.clone_dtoh(&x).unwrap(), [1.0; 8], "it never began");
+            });
+        }
+    });
 }
 
 #[test]
