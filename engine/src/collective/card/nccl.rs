@@ -130,12 +130,19 @@ impl Communicator {
         Ok(())
     }
 
-    /// y: f32 [n] on the card, summed in the stream's order. May be captured.
-    pub fn enqueue(&mut self, stream: &CudaStream, y: sys::CUdeviceptr, n: usize) -> Result<(), String> {
+    /// y: f32 [n] on the card, summed in the stream's order. May be captured. `is_vain` is asked where the call takes long,
+    /// as where NCCL connects the ranks first, which waits for all of them.
+    pub fn enqueue(
+        &mut self,
+        stream: &CudaStream,
+        y: sys::CUdeviceptr,
+        n: usize,
+        is_vain: impl FnMut() -> bool,
+    ) -> Result<(), String> {
         let Some(mut narrow) = self.narrow.take() else {
-            return self.sum(stream, y, n, nccl::sys::ncclDataType_t::ncclFloat32);
+            return self.sum(stream, y, n, nccl::sys::ncclDataType_t::ncclFloat32, is_vain);
         };
-        let result = self.sum_narrow(&mut narrow, stream, y, n);
+        let result = self.sum_narrow(&mut narrow, stream, y, n, is_vain);
         self.narrow = Some(narrow);
         result
     }
@@ -146,6 +153,7 @@ impl Communicator {
         stream: &CudaStream,
         y: sys::CUdeviceptr,
         n: usize,
+        is_vain: impl FnMut() -> bool,
     ) -> Result<(), String> {
         let count = n as u32;
         let shape = LaunchConfig {
@@ -160,7 +168,7 @@ impl Communicator {
         // SAFETY: the arguments are those of `to_wire`; both buffers have n values.
         unsafe { launch.launch(shape) }.map_err(failed)?;
         let (wire, _record) = narrow.values.device_ptr_mut(stream);
-        self.sum(stream, wire, n, nccl::sys::ncclDataType_t::ncclBfloat16)?;
+        self.sum(stream, wire, n, nccl::sys::ncclDataType_t::ncclBfloat16, is_vain)?;
         let mut launch = stream.launch_builder(&narrow.from_wire);
         launch.arg(&wire).arg(&count).arg(&y);
         // SAFETY: as above, for `from_wire`.
@@ -174,6 +182,7 @@ impl Communicator {
         values: sys::CUdeviceptr,
         n: usize,
         kind: nccl::sys::ncclDataType_t,
+        is_vain: impl FnMut() -> bool,
     ) -> Result<(), String> {
         if self.comm.is_null() {
             return Err("the communicator has ended".into());
@@ -185,10 +194,10 @@ impl Communicator {
             let at = values as *mut std::ffi::c_void;
             (self.nccl.all_reduce)(at, at, n, kind, add, self.comm, stream.cu_stream().cast())
         };
-        self.finish(code, ENQUEUE, || false)
+        self.finish(code, ENQUEUE, is_vain)
     }
 
-    /// Waits until a call is no longer in progress.
+    /// Waits until a call is no longer in progress. `is_vain` is asked only of one that is so for longer than most.
     fn finish(
         &mut self,
         mut code: nccl::Code,
@@ -197,18 +206,16 @@ impl Communicator {
     ) -> Result<(), String> {
         let start = Instant::now();
         while code == nccl::IN_PROGRESS {
-            if is_vain() {
+            if start.elapsed() <= ASK_AT_ONCE {
+                thread::yield_now();
+            } else if is_vain() {
                 return Err("another rank has ended the group".into());
-            }
-            if start.elapsed() > deadline {
+            } else if start.elapsed() > deadline {
                 return Err(format!("not done within {deadline:?}"));
+            } else {
+                thread::sleep(ASK_EVERY);
             }
             code = self.state();
-            if code == nccl::IN_PROGRESS && start.elapsed() > ASK_AT_ONCE {
-                thread::sleep(ASK_EVERY);
-            } else {
-                thread::yield_now();
-            }
         }
         if code == nccl::SUCCESS { Ok(()) } else { Err(self.nccl.words(code)) }
     }

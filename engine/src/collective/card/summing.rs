@@ -58,9 +58,25 @@ impl<L: Collective> CardCollective<L> {
                 host.enqueue(&x.stream, y, n).map_err(|error| CollectiveError::Card { operation, error })
             }
             Way::Nccl(nccl) => {
-                nccl.enqueue(&x.stream, y, n).map_err(|reason| CollectiveError::Nccl { operation, reason })
+                let (link, ends) = (&mut self.link, &self.ends);
+                let mut broken_since = None;
+                let is_vain = || ends.is_aborted() || has_gone(link, &mut broken_since);
+                nccl.enqueue(&x.stream, y, n, is_vain).map_err(|reason| self.why_not_begun(reason))
             }
         }
+    }
+
+    /// NCCL could not begin a sum, for this reason, or was not waited for any longer.
+    fn why_not_begun(&mut self, reason: String) -> CollectiveError {
+        let trouble = if self.ends.is_aborted() {
+            Trouble::Aborted
+        } else if self.link.is_broken() {
+            Trouble::Ended
+        } else {
+            Trouble::Failed(CollectiveError::Nccl { operation: Operation::AllReduce, reason })
+        };
+        self.abort_way();
+        self.blame(trouble, Vec::new())
     }
 
     pub(super) fn try_settle(&mut self) -> Result<(), Trouble> {
@@ -70,7 +86,7 @@ impl<L: Collective> CardCollective<L> {
         let mut broken_since = None;
         let look_around = || {
             look(way, ends)?;
-            if link.is_broken() && broken_since.get_or_insert_with(Instant::now).elapsed() > GRACE {
+            if has_gone(link, &mut broken_since) {
                 return Err(Trouble::Ended);
             }
             Ok(if let Way::Host(host) = way { host.progress() } else { 0 })
@@ -117,6 +133,11 @@ impl<L: Collective> CardCollective<L> {
             }),
         }
     }
+}
+
+/// Whether a peer has gone, and not in peace.
+fn has_gone(link: &mut impl Collective, broken_since: &mut Option<Instant>) -> bool {
+    link.is_broken() && broken_since.get_or_insert_with(Instant::now).elapsed() > GRACE
 }
 
 fn look(way: &Way, ends: &Ends) -> Result<(), Trouble> {

@@ -21,8 +21,9 @@ fn nccl_serves_a_rank_that_is_alone() {
     let mut alone = Communicator::meet(nccl, &card, id, (Rank(0), 1), PATIENCE, || false).unwrap();
     let mut y = buffer(&card, 2880);
     let stream = Arc::clone(&y.stream);
-    let mut sum =
-        |y: &mut DeviceSum| alone.enqueue(&stream, y.values.device_ptr_mut(&stream).0, 2880).unwrap();
+    let mut sum = |y: &mut DeviceSum| {
+        alone.enqueue(&stream, y.values.device_ptr_mut(&stream).0, 2880, || false).unwrap()
+    };
     fill(&card, &mut y, &values(0, 0, 2880));
     sum(&mut y);
     check(&card, &y, &values(0, 0, 2880), "as it was");
@@ -93,6 +94,45 @@ fn an_error_is_told_before_recordings_are_gone() {
         assert!(rank == 0 || error.culprit() == Some(Rank(0)), "{error}");
         drop(graph);
     });
+}
+
+/// A length that was not checked at the start: NCCL may have to connect the ranks for it, and waits for all in the call.
+const NOT_CHECKED: usize = 100;
+
+/// A sum that NCCL has not begun yet hears an abort, and a rank that leaves.
+#[test]
+fn a_sum_in_progress_ends_with_the_group() {
+    if !can_sum_by_nccl(2) {
+        return;
+    }
+    for leaves in [true, false] {
+        on_ranks(2, &only(SumPath::Nccl), true, |rank, card, mut group| {
+            let mut y = buffer(&card, NOT_CHECKED);
+            group.barrier().unwrap();
+            if rank == 1 {
+                if leaves {
+                    return;
+                }
+                while !group.is_broken() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                return assert_eq!(group.barrier().unwrap_err().culprit(), Some(Rank(0)));
+            }
+            let handle = group.abort_handle();
+            let abort = thread::spawn(move || {
+                thread::sleep(Duration::from_millis(50));
+                if !leaves {
+                    handle.abort();
+                }
+            });
+            let error = group.all_reduce(&mut y).and_then(|()| settle(&mut group)).unwrap_err();
+            match leaves {
+                true => assert_eq!(error.culprit(), Some(Rank(1)), "{error}"),
+                false => assert_eq!(error, CollectiveError::Aborted),
+            }
+            abort.join().unwrap();
+        });
+    }
 }
 
 /// NCCL refuses them, unless it is told otherwise: in its own words, in bounded time, and the card is as good as
