@@ -112,7 +112,7 @@ impl Ends {
 
 impl<L: Collective> CardCollective<L> {
     /// Agrees with the other ranks of `link` on a way, tries it, and takes the next best one if it fails.
-    /// All ranks call it together, each with its own card or a clone of the same.
+    /// All ranks call it together, each with its own card or a clone of the same, and on the thread that will wait for its sums.
     pub fn form(card: &Card, link: L, settings: &CardSettings) -> Result<Self, CollectiveError> {
         let source = host::source(link.size());
         Self::form_with(card, link, settings, &source)
@@ -126,6 +126,7 @@ impl<L: Collective> CardCollective<L> {
         settings: &CardSettings,
         host_source: &Source,
     ) -> Result<Self, CollectiveError> {
+        wait::wake_in_time();
         let event =
             card.stream().context().new_event(None).map_err(|error| failed("make an event", error))?;
         let mut this = CardCollective {

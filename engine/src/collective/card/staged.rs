@@ -6,6 +6,10 @@ use crate::cuda::{Card, CudaError};
 use cudarc::driver::{CudaEvent, PinnedHostSlice, result, sys};
 use std::time::Duration;
 
+/// How long a sum is waited for without sleeping: it comes after the kernels of half a layer, which take some tens of
+/// microseconds, and there are two of a layer. Only this rank's thread has anything of it.
+const AWAKE: Duration = Duration::from_micros(300);
+
 pub(super) struct Staged {
     card: Card,
     /// f32 [elements_max]; only the stream and this rank's thread know it.
@@ -44,11 +48,13 @@ impl Staged {
             .map_err(failed("copy from the card"))?;
         self.copied.record(stream).map_err(failed("record an event"))?;
         let look = || if is_vain() { Err(CollectiveError::Aborted) } else { Ok(0) };
-        wait::until_done(&self.copied, deadline, look).map_err(|ended| match ended {
-            Ended::Driver(error) => card(CudaError::doing("finish what was asked of it")(error)),
-            Ended::Seen(error) => error,
-            Ended::Late(waited) => card(late(waited)),
-        })?;
+        wait::until_done(|| self.copied.try_is_complete(), AWAKE, deadline, look).map_err(
+            |ended| match ended {
+                Ended::Driver(error) => card(CudaError::doing("finish what was asked of it")(error)),
+                Ended::Seen(error) => error,
+                Ended::Late(waited) => card(late(waited)),
+            },
+        )?;
         link.all_reduce(pinned)?;
         // SAFETY: as above; the buffer is not written before the next sum's copy, which is behind this one.
         unsafe { result::memcpy_htod_async(y, pinned, stream.cu_stream()) }

@@ -91,11 +91,13 @@ impl<L: Collective> CardCollective<L> {
             }
             Ok(if let Way::Host(host) = way { host.progress() } else { 0 })
         };
-        wait::until_done(&self.event, self.deadline, look_around).map_err(|ended| match ended {
-            Ended::Driver(error) => Trouble::Failed(failed("finish what was asked of it", error)),
-            Ended::Seen(trouble) => trouble,
-            Ended::Late(waited) => Trouble::Late(waited),
-        })?;
+        wait::until_done(|| self.event.try_is_complete(), wait::AWAKE, self.deadline, look_around).map_err(
+            |ended| match ended {
+                Ended::Driver(error) => Trouble::Failed(failed("finish what was asked of it", error)),
+                Ended::Seen(trouble) => trouble,
+                Ended::Late(waited) => Trouble::Late(waited),
+            },
+        )?;
         // It may be done because its waiting was ended.
         look(&self.way, &self.ends)
     }

@@ -331,6 +331,15 @@ fn unasked_ranks_that_share_a_card_sum_in_its_memory() {
     });
 }
 
+/// Who waits for a card sleeps for tens of microseconds, to which Linux would add 50.
+#[test]
+fn a_thread_that_waits_for_its_card_wakes_in_time() {
+    on_ranks(2, &settings(SumChoice::Auto), false, |_, _, _| {
+        // SAFETY: it reads a number of this thread's.
+        assert_eq!(unsafe { libc::prctl(libc::PR_GET_TIMERSLACK) }, 1);
+    });
+}
+
 #[test]
 fn latencies_are_told_by_length() {
     for path in [SumPath::Staged, SumPath::Host, SumPath::Shared] {
