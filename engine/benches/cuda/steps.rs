@@ -90,8 +90,10 @@ fn push(bench: &mut Bench, model: &str, what: &str, rows: usize, seconds: f64, o
         let least = work.bytes / bench.report.ceilings.read_bytes_per_second;
         let outside = (seconds - least) * 1e3;
         outside_ms = Some(outside);
-        note +=
-            &format!(", {outside:.2} ms outside the byte bound, forward {:.2} ms on the card", on_card * 1e3);
+        note += &format!(
+            ", {outside:.2} ms outside the byte bound, forward and sampling {:.2} ms on the card",
+            on_card * 1e3
+        );
     }
     bench.report.push(Row {
         family: "step",
@@ -247,7 +249,7 @@ impl Runner {
         Ok(self.step()?.0)
     }
 
-    /// One more token for the first `count` sequences: (seconds, seconds of the forward on the card).
+    /// One more token for the first `count` sequences: (seconds, seconds of the forward and of sampling on the card).
     fn decode(&mut self, count: usize) -> Result<(f64, f64), CudaError> {
         self.batch.clear();
         for sequence in 0..count {
@@ -268,8 +270,9 @@ impl Runner {
         let rows: Vec<SampleRow> = (0..batch.logit_rows.len()).map(row).collect();
         let start = Instant::now();
         let on_card = elapsed(card, || {
-            let ran = forward(&Part::whole(spec), backend, group, batch);
-            ran.map_err(|error| failed("run a step", error))?;
+            forward(&Part::whole(spec), backend, group, batch)
+                .map_err(|error| failed("run a step", error))?;
+            backend.begin_best(&rows);
             AllReduce::<DeviceSum>::settle(group).map_err(|error| failed("run a step", error))
         })?;
         backend.best(&rows, sampleable).map_err(|error| failed("sample", error))?;

@@ -49,6 +49,11 @@ impl SampleRow {
         SampleRow { sampling: sampling.into(), position, logit_row, mask: None, history: None }
     }
 
+    /// Whether it is looked at as the model leaves it: a card does that by itself.
+    fn is_plain(&self) -> bool {
+        !self.is_cut() && !self.is_adjusted()
+    }
+
     /// Whether its logits are not those of the model.
     fn is_adjusted(&self) -> bool {
         self.mask.is_some() || !self.sampling.logit_bias.is_empty() || self.history.is_some()
@@ -138,6 +143,9 @@ pub trait Shard {
     ) -> Result<Vec<T>, BackendError> {
         rows.iter().enumerate().map(|(at, row)| Ok(work(at, self.logits(*row)?))).collect()
     }
+
+    /// Begins to look for the [`best`](Shard::best) of rows, where that goes on by itself. What goes wrong is said there.
+    fn begin_best(&mut self, _rows: &[SampleRow]) {}
 
     /// The best candidate of each row among the rank's tokens that may be sampled, by the logits as they are:
     /// mask, bias, penalties, and what cuts a row's tokens are not looked at.

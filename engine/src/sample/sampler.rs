@@ -44,6 +44,12 @@ impl Sampler {
         Sampler { sampleable, gathered_max, sent, received, rooms: Rooms::default() }
     }
 
+    /// Begins what a rank looks for by itself, of the rows that [`sample`](Sampler::sample) is asked for next: a card does it
+    /// as soon as it has the logits, while this thread waits for both.
+    pub fn begin(&self, rows: &[SampleRow], shard: &mut impl Shard) {
+        shard.begin_best(&plain(rows));
+    }
+
     /// One token a row, the same on every rank; `None` where no token may be chosen whose logit is a number.
     pub fn sample<C: Collective + ?Sized>(
         &mut self,
@@ -93,15 +99,13 @@ impl Sampler {
     ) -> Result<Vec<Cut<'a>>, SampleError> {
         let mut cuts = Vec::new();
         // A card has the model's own logits in its memory, and looks at all of these rows together.
-        let plain = |row: &&SampleRow| !row.is_cut() && !row.is_adjusted();
-        let on_shard: Vec<SampleRow> = rows.iter().filter(plain).cloned().collect();
-        let mut of_shard = shard.best(&on_shard, &self.sampleable)?.into_iter();
-        let others: Vec<&SampleRow> = rows.iter().filter(|row| !plain(row)).collect();
+        let mut of_shard = shard.best(&plain(rows), &self.sampleable)?.into_iter();
+        let others: Vec<&SampleRow> = rows.iter().filter(|row| !row.is_plain()).collect();
         let of_others = self.each(&others, shard, |at, logits| self.first(others[at], logits))?;
         let mut of_others = of_others.into_iter();
         self.sent.clear();
         for (index, row) in rows.iter().enumerate() {
-            let first = if plain(&row) { of_shard.next().map(First::Best) } else { of_others.next() };
+            let first = if row.is_plain() { of_shard.next().map(First::Best) } else { of_others.next() };
             match first.expect("one of each row") {
                 First::Best(best) => best.put(&mut self.sent),
                 First::Head(head) => head.put(&mut self.sent),
@@ -275,6 +279,11 @@ fn together(rows: &[SampleRow], bytes_max: usize) -> usize {
         bytes <= bytes_max
     });
     fitting.count().max(1)
+}
+
+/// Those that a card finds the best of by itself.
+fn plain(rows: &[SampleRow]) -> Vec<SampleRow> {
+    rows.iter().filter(|row| row.is_plain()).cloned().collect()
 }
 
 impl Sent for Candidate {

@@ -16,5 +16,6 @@ mod reader;
 mod recut;
 mod route;
 mod sample;
+mod step;
 mod support;
 mod synthetic;

@@ -15,7 +15,7 @@ use flotilla_engine::backend::Backend;
 use flotilla_engine::batch::Batch;
 use flotilla_engine::collective::{AbortHandle, AllReduce, Collective, Timed};
 use flotilla_engine::model::{Part, forward};
-use flotilla_engine::sample::{Sampleable, Sampler};
+use flotilla_engine::sample::{SampleRow, Sampleable, Sampler};
 use flotilla_shared::step::{CapturedRow, Sampled, SequenceWork, StepTimes};
 use flotilla_shared::{Assignment, Epoch, KvBlocks, ModelSpec, SequenceId, StepId, StepOutcome, StepPlan};
 use held::Held;
@@ -91,8 +91,11 @@ where
         self.hear_tokens(plan)?;
         self.lay_out(plan)?;
         forward(&self.part, &mut self.backend, &mut self.collective, &self.batch)?;
+        // A card goes on with what it finds by itself, so that it is waited for once.
+        let rows = self.sample_rows(plan);
+        self.sampler.begin(&rows, &mut self.backend);
         AllReduce::<B::Activations>::settle(&mut self.collective)?;
-        let (sampled, sampling) = self.choose(plan)?;
+        let (sampled, sampling) = self.choose(plan, rows)?;
         self.tell_tokens(plan, &sampled)?;
         let captured = self.capture(plan)?;
         self.backend.finish()?;
@@ -102,12 +105,16 @@ where
     }
 
     /// The tokens, where they are chosen, and the time that choosing took, without exchanges.
-    fn choose(&mut self, plan: &StepPlan) -> Result<(Vec<Sampled>, Duration), StepError> {
+    fn choose(
+        &mut self,
+        plan: &StepPlan,
+        rows: Vec<SampleRow>,
+    ) -> Result<(Vec<Sampled>, Duration), StepError> {
         if !self.part.is_last {
             return Ok((self.expect_samples(plan), Duration::ZERO));
         }
         let (start, before) = (Instant::now(), self.collective.spent().time);
-        let sampled = self.sample(plan)?;
+        let sampled = self.sample(plan, rows)?;
         let exchanging = self.collective.spent().time - before;
         Ok((sampled, start.elapsed().saturating_sub(exchanging)))
     }
@@ -176,16 +183,21 @@ where
         Ok(())
     }
 
-    fn sample(&mut self, plan: &StepPlan) -> Result<Vec<Sampled>, StepError> {
+    /// That tokens are chosen for, which is done on the last stage.
+    fn sample_rows(&self, plan: &StepPlan) -> Vec<SampleRow> {
         let mut rows = Vec::new();
         let mut logit_rows = 0;
-        for work in &plan.work {
+        for work in plan.work.iter().filter(|_| self.part.is_last) {
             logit_rows += logit_row_count(work);
             if work.sample {
                 let held = &self.sequences[&work.sequence];
                 rows.extend(held.sample_rows(work, logit_rows - 1 - work.drafts as usize));
             }
         }
+        rows
+    }
+
+    fn sample(&mut self, plan: &StepPlan, rows: Vec<SampleRow>) -> Result<Vec<Sampled>, StepError> {
         let mut chosen = self.sampler.sample(&rows, &mut self.backend, &mut self.collective)?.into_iter();
         // Histories are changed next, and not copied if nobody else has them.
         drop(rows);

@@ -2,14 +2,15 @@
 
 use flotilla_engine::backend::{Backend, BackendError, Norm};
 use flotilla_engine::batch::Batch;
-use flotilla_engine::collective::Solo;
-use flotilla_engine::sample::Shard;
+use flotilla_engine::collective::{AllReduce, Collective, Solo};
+use flotilla_engine::sample::{SampleRow, Shard};
 use flotilla_shared::step::{Admission, SequenceWork};
 use flotilla_shared::{
     Assignment, BlockId, Epoch, KvBlocks, LayerKind, ModelSpec, Plan, Rank, SequenceId, StepId, StepPlan,
     WeightOrigin, WeightsId,
 };
 use flotilla_worker::Executor;
+use std::sync::{Arc, Mutex};
 
 pub const VOCAB: usize = 64;
 pub const WINDOW: usize = 20;
@@ -23,6 +24,8 @@ pub struct Echo {
     logits: Vec<Vec<f32>>,
     layers: usize,
     pub tables: Tables,
+    /// How many rows were begun, and others' words between.
+    pub heard: Arc<Mutex<Vec<String>>>,
 }
 
 impl Backend for Echo {
@@ -76,6 +79,10 @@ impl Shard for Echo {
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
         Ok(&self.logits[row])
     }
+
+    fn begin_best(&mut self, rows: &[SampleRow]) {
+        self.heard.lock().unwrap().push(format!("{} rows begun", rows.len()));
+    }
 }
 
 pub fn one_hot(at: usize) -> Vec<f32> {
@@ -83,6 +90,10 @@ pub fn one_hot(at: usize) -> Vec<f32> {
 }
 
 pub fn executor() -> Executor<Echo, Solo> {
+    executor_of(Echo::default(), Solo::new())
+}
+
+pub fn executor_of<C: Collective + AllReduce<[f32]>>(echo: Echo, group: C) -> Executor<Echo, C> {
     let mut spec = ModelSpec::published("gpt-oss-20b").unwrap();
     (spec.vocab, spec.context_max, spec.window) = (VOCAB, 64, WINDOW);
     let assignment = Assignment {
@@ -102,7 +113,7 @@ pub fn executor() -> Executor<Echo, Solo> {
         lends: false,
         spec,
     };
-    Executor::new(&assignment, Echo::default(), Solo::new())
+    Executor::new(&assignment, echo, group)
 }
 
 /// Work on sequence `id`, with the blocks given to both kinds of layers.

@@ -7,3 +7,4 @@ mod guesses;
 mod stages;
 mod steps;
 mod times;
+mod waits;

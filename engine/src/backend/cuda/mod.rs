@@ -177,6 +177,7 @@ impl Backend for CudaBackend {
 
     fn run<E>(&mut self, batch: &Batch, forward: impl FnOnce(&mut Self) -> Result<(), E>) -> Result<(), E> {
         self.host.forget();
+        self.a.picks.forget();
         self.run_recorded(batch, forward)
     }
 

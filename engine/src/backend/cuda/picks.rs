@@ -19,6 +19,8 @@ pub(super) struct Picks {
     /// The same on the card.
     rows: CudaSlice<u32>,
     bests: CudaSlice<u32>,
+    /// Rows that the card was asked about in this step, and whose bests nobody has read yet.
+    begun: usize,
 }
 
 impl Picks {
@@ -29,20 +31,29 @@ impl Picks {
             found: pinned(card, FOUND_WORDS)?,
             rows: card.zeros(ASKED_WORDS)?,
             bests: card.zeros(FOUND_WORDS)?,
+            begun: 0,
         })
     }
 
-    /// The best of each of at most [`LOGIT_ROWS`] rows. logits: f32 [n, V]
-    pub(super) fn best(
+    /// What was begun is of a step that is over, and was waited for at its end.
+    pub(super) fn forget(&mut self) {
+        self.begun = 0;
+    }
+
+    /// Asks the card for the best of each of at most [`LOGIT_ROWS`] rows, and does not wait for them. logits: f32 [n, V]
+    pub(super) fn begin(
         &mut self,
         kernels: &mut SampleKernels,
         rows: &[SampleRow],
         logits: &CudaSlice<f32>,
-    ) -> Result<Vec<Candidate>, CudaError> {
+    ) -> Result<(), CudaError> {
         let sampling = || CudaError::doing("sample");
         let (stream, n) = (self.card.stream(), rows.len());
         let words = HEAD_WORDS + n * ROW_WORDS;
-        // What was asked before has been waited for below.
+        if self.begun > 0 {
+            // The card may still read what it was asked, and nobody wants to know any more.
+            self.card.synchronize()?;
+        }
         let asked = &mut self.asked.as_mut_slice().map_err(sampling())?[..words];
         asked[0] = n as u32;
         for (to, row) in asked[HEAD_WORDS..].chunks_mut(ROW_WORDS).zip(rows) {
@@ -53,9 +64,32 @@ impl Picks {
         kernels.best(n, &count, &asked, &logits.as_view(), &mut self.bests.as_view_mut())?;
         let found = &mut self.found.as_mut_slice().map_err(sampling())?[..n * 2];
         stream.memcpy_dtoh(&self.bests.slice(..n * 2), found).map_err(sampling())?;
+        self.begun = n;
+        Ok(())
+    }
+
+    /// The best of each of at most [`LOGIT_ROWS`] rows: those that were begun, or others. logits: f32 [n, V]
+    pub(super) fn best(
+        &mut self,
+        kernels: &mut SampleKernels,
+        rows: &[SampleRow],
+        logits: &CudaSlice<f32>,
+    ) -> Result<Vec<Candidate>, CudaError> {
+        if !self.has_begun(rows)? {
+            self.begin(kernels, rows, logits)?;
+        }
         self.card.synchronize()?;
+        self.begun = 0;
+        let found = &self.found.as_slice().map_err(CudaError::doing("sample"))?[..rows.len() * 2];
         let candidate = |pair: &[u32]| Candidate { score: f32::from_bits(pair[0]), token: pair[1] };
         Ok(found.chunks(2).map(candidate).collect())
+    }
+
+    /// Whether it is these rows that the card was asked about last.
+    fn has_begun(&self, rows: &[SampleRow]) -> Result<bool, CudaError> {
+        let asked = &self.asked.as_slice().map_err(CudaError::doing("sample"))?[HEAD_WORDS..];
+        let mut pairs = asked.chunks(ROW_WORDS).zip(rows);
+        Ok(self.begun == rows.len() && pairs.all(|(asked, row)| *asked == row_words(row)))
     }
 }
 

@@ -37,6 +37,15 @@ impl Shard for CudaBackend {
         Ok(self.host.each(rows, work))
     }
 
+    /// Those of the first turn of [`best`](Shard::best).
+    fn begin_best(&mut self, rows: &[SampleRow]) {
+        let rows = &rows[..rows.len().min(LOGIT_ROWS)];
+        self.attempt(|s| match &mut s.kernels.sample {
+            Some(kernels) if !rows.is_empty() => s.a.picks.begin(kernels, rows, &s.a.logits),
+            _ => Ok(()),
+        });
+    }
+
     /// The sampleable tokens are those of the assignment, which the card knows from the start. Rows whose logits
     /// are changed before the choice, or whose tokens are cut, are looked at in the host's memory instead.
     fn best(&mut self, rows: &[SampleRow], _: &Sampleable) -> Result<Vec<Candidate>, BackendError> {

@@ -113,6 +113,7 @@ struct Stream {
     std::condition_variable changed;
     std::deque<Work> queue;
     bool busy = false, closing = false, is_null = false;
+    uint64_t asked = 0;          // pieces of work, ever
     CUresult error = CUDA_SUCCESS; // stays until the stream is destroyed
     std::string error_text;
     Capture* capture = nullptr;

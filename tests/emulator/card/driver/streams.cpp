@@ -116,6 +116,7 @@ CUresult enqueue(Stream* stream, NodeKind kind, Work work) {
     std::lock_guard guard(stream->lock);
     if (stream->error != CUDA_SUCCESS && kind != NodeKind::Empty) return stream->error;
     stream->queue.push_back(std::move(work));
+    stream->asked++;
     stream->changed.notify_all();
     return CUDA_SUCCESS;
 }
@@ -151,6 +152,14 @@ CARD_API const char* flotilla_emulated_stream_error(Stream* handle) {
     std::lock_guard guard(stream->lock);
     last_report = stream->error_text;
     return last_report.c_str();
+}
+
+/// How many pieces of work a stream was ever asked for: for tests.
+CARD_API uint64_t flotilla_emulated_stream_asked(Stream* handle) {
+    Stream* stream = stream_of(handle);
+    if (stream == nullptr) return 0;
+    std::lock_guard guard(stream->lock);
+    return stream->asked;
 }
 
 /// The way in for other libraries (NCCL): work in stream order, recorded where the stream is being captured.
