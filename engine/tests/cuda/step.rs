@@ -8,7 +8,7 @@ use flotilla_engine::collective::card::{CardSettings, SumChoice, Wire};
 use flotilla_engine::collective::{AllReduce, CardCollective, Solo};
 use flotilla_engine::cuda::{Card, CudaError, DeviceSum};
 use flotilla_engine::model::{Part, forward};
-use flotilla_engine::sample::{SampleRow, Sampleable, Shard};
+use flotilla_engine::sample::{SampleRow, Sampleable, Sampler, Shard};
 use flotilla_engine::weights::{Synthetic, WeightSink};
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::{
@@ -168,5 +168,38 @@ fn tokens_that_were_begun_are_not_told_of_others() {
         alone.backend.begin_best(&rows);
         alone.backend.finish().unwrap();
         before = found;
+    }
+}
+
+/// They are the largest that is copied in a step.
+#[test]
+fn logits_are_copied_without_the_drivers_memory() {
+    let mut alone = Alone::new(cards().remove(0).card);
+    alone.decode(0);
+    alone.settle();
+    let before = alone.counted(c"flotilla_emulated_stream_pageable_reads");
+    let cut = Sampling { temperature: 1.0, top_p: 0.5, ..Sampling::GREEDY };
+    let biased = Sampling { logit_bias: vec![(3, 1.0)], ..Sampling::GREEDY };
+    let rows = [row(cut, 0), row(biased, 2), row(Sampling::GREEDY, 1)];
+    let mut sampler = Sampler::new(alone.sampleable.clone());
+    let chosen = sampler.sample(&rows, &mut alone.backend, &mut alone.group).unwrap();
+    assert!(chosen.iter().all(Option::is_some));
+    alone.backend.logits(1).unwrap();
+    assert_eq!(alone.counted(c"flotilla_emulated_stream_pageable_reads"), before);
+}
+
+/// What is here stays when there is more than was room for.
+#[test]
+fn rows_of_logits_may_come_one_after_the_other() {
+    let mut alone = Alone::new(cards().remove(0).card);
+    for position in 0..2 {
+        alone.decode(position);
+        let expected: Vec<Vec<f32>> =
+            (0..SEQUENCES).map(|row| alone.backend.logits(row).unwrap().to_vec()).collect();
+        for rows in [&[2][..], &[0, 2], &[2, 1, 0], &[1]] {
+            let found = alone.backend.each(rows, |_, logits| logits.to_vec()).unwrap();
+            let expected: Vec<Vec<f32>> = rows.iter().map(|&row| expected[row].clone()).collect();
+            assert_eq!(found, expected, "{rows:?} at {position}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! copied together. What is looked for is not known here.
 
 use crate::cuda::CudaError;
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, DriverError, PinnedHostSlice, sys};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,10 +12,12 @@ use std::sync::Arc;
 /// More would wait for memory, and a machine may have several cards.
 const THREADS_MAX: usize = 8;
 
-#[derive(Debug)]
 pub struct HostLogits {
-    /// f32 [rows that are here][V/R]
-    values: Vec<f32>,
+    /// f32 [rows that there is room for][V/R], of which those that are here come first; none before any was.
+    values: Option<PinnedHostSlice<f32>>,
+    /// What became too small: to give it back would wait for whatever else the card does, such as a rank of this process
+    /// that waits for this one. Together they are not larger than what is in use.
+    outgrown: Vec<PinnedHostSlice<f32>>,
     width: usize,
     /// By logit row.
     places: BTreeMap<usize, usize>,
@@ -32,7 +34,8 @@ impl HostLogits {
             // Without threads it goes on, slower.
             builder.thread_name(|thread| format!("logits-{thread}")).build().ok()
         });
-        HostLogits { values: Vec::new(), width, places: BTreeMap::new(), pool: pool.flatten() }
+        let (values, outgrown, places) = (None, Vec::new(), BTreeMap::new());
+        HostLogits { values, outgrown, width, places, pool: pool.flatten() }
     }
 
     /// What is here is of a step that is over.
@@ -40,7 +43,8 @@ impl HostLogits {
         self.places.clear();
     }
 
-    /// Begins to copy what is not here yet; `logits`: f32 [any, V/R].
+    /// Begins to copy what is not here yet; what was begun before must be done, and so must the step's sums: to take pinned
+    /// memory may wait for other ranks' kernels. `logits`: f32 [any, V/R].
     pub fn fetch(
         &mut self,
         rows: &[usize],
@@ -50,30 +54,71 @@ impl HostLogits {
         let missing: BTreeSet<usize> =
             rows.iter().copied().filter(|row| !self.places.contains_key(row)).collect();
         let first = self.places.len();
-        self.values.resize(self.values.len().max((first + missing.len()) * self.width), 0.0);
-        let mut values = &mut self.values[first * self.width..];
-        for run in runs(&missing) {
-            let copied;
-            (copied, values) = values.split_at_mut(run.len() * self.width);
-            if !copied.is_empty() {
-                let from = logits.slice(run.start * self.width..run.end * self.width);
-                stream.memcpy_dtoh(&from, copied).map_err(CudaError::doing("read logits"))?;
+        let width = self.width;
+        if width > 0 && !missing.is_empty() {
+            let room = self.room(first + missing.len(), stream)?;
+            let mut room = &mut room.as_mut_slice().map_err(reading())?[first * width..];
+            for run in runs(&missing) {
+                let copied;
+                (copied, room) = room.split_at_mut(run.len() * width);
+                let from = logits.slice(run.start * width..run.end * width);
+                stream.memcpy_dtoh(&from, copied).map_err(reading())?;
             }
         }
         self.places.extend(missing.into_iter().zip(first..));
         Ok(())
     }
 
+    /// Where so many rows have room, with those that are here.
+    fn room(
+        &mut self,
+        rows: usize,
+        stream: &Arc<CudaStream>,
+    ) -> Result<&mut PinnedHostSlice<f32>, CudaError> {
+        let values = match self.values.take() {
+            Some(values) if values.len() >= rows * self.width => values,
+            old => {
+                let mut values = pinned(stream, rows.next_power_of_two() * self.width)?;
+                if let Some(old) = old {
+                    let here = &old.as_slice().map_err(reading())?[..self.places.len() * self.width];
+                    values.as_mut_slice().map_err(reading())?[..here.len()].copy_from_slice(here);
+                    self.outgrown.push(old);
+                }
+                values
+            }
+        };
+        Ok(self.values.insert(values))
+    }
+
     /// What `work` finds in each of some rows that are here, in their order.
-    pub fn each<T: Send>(&self, rows: &[usize], work: impl Fn(usize, &[f32]) -> T + Sync) -> Vec<T> {
-        let one = |at: usize| work(at, &self.values[self.places[&rows[at]] * self.width..][..self.width]);
-        match &self.pool {
+    pub fn each<T: Send>(
+        &self,
+        rows: &[usize],
+        work: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> Result<Vec<T>, CudaError> {
+        let values = match &self.values {
+            Some(values) => values.as_slice().map_err(reading())?,
+            None => &[],
+        };
+        let one = |at: usize| work(at, &values[self.places[&rows[at]] * self.width..][..self.width]);
+        Ok(match &self.pool {
             Some(pool) if rows.len() > 1 => {
                 pool.install(|| (0..rows.len()).into_par_iter().map(&one).collect())
             }
             _ => (0..rows.len()).map(one).collect(),
-        }
+        })
     }
+}
+
+fn reading() -> impl FnOnce(DriverError) -> CudaError {
+    CudaError::doing("read logits")
+}
+
+/// Memory of the machine that logits are copied to without a copy of the driver's own between.
+pub(super) fn pinned(stream: &CudaStream, values: usize) -> Result<PinnedHostSlice<f32>, CudaError> {
+    // SAFETY: what is read of it has been copied from the card before. Not write-combined, which is slow to read.
+    let memory = unsafe { stream.context().alloc_pinned_with_flags(values, sys::CU_MEMHOSTALLOC_PORTABLE) };
+    memory.map_err(CudaError::doing("take pinned memory for logits"))
 }
 
 /// Numbers that follow each other, together.

@@ -32,6 +32,7 @@ use crate::cuda::{Card, CudaError, DeviceSum};
 use activations::Activations;
 use attention::{Attend, Cache, CacheMut};
 use batch::DeviceBatch;
+use cudarc::driver::PinnedHostSlice;
 use dense::Linear;
 use experts::{ExpertWeights, Product};
 use flotilla_shared::activations::logit_rows;
@@ -71,8 +72,8 @@ pub struct CudaBackend {
     batch: DeviceBatch,
     a: Activations,
     graphs: Option<Graphs>,
-    /// A row of logits in the host's memory, for whoever wants to see them.
-    row: Vec<f32>,
+    /// A row of logits in the host's memory, for whoever wants to see them: f32 [V/R], pinned.
+    row: PinnedHostSlice<f32>,
     /// Those that tokens are chosen by there.
     host: HostLogits,
     failed: Option<CudaError>,
@@ -112,7 +113,7 @@ impl CudaBackend {
             batch: DeviceBatch::new(&card, &spec, shapes.attention, rows_max, blocks_max)?,
             a: Activations::new(&card, &spec, (layers.len(), logits.len()), &shapes, &kernels, rows)?,
             graphs: settings.graphs.then(Graphs::default),
-            row: Vec::new(),
+            row: host::pinned(card.stream(), logits.len().max(1))?,
             host: HostLogits::new(logits.len()),
             failed: None,
             kernels,

@@ -10,17 +10,18 @@ impl Shard for CudaBackend {
     fn logits(&mut self, row: usize) -> Result<&[f32], BackendError> {
         self.attempt(|s| {
             let width = s.share.vocab.len();
-            s.row.resize(width, 0.0);
             if width == 0 {
                 return Ok(());
             }
             let logits = s.a.logits.slice(row * width..(row + 1) * width);
-            let copied = s.card.stream().memcpy_dtoh(&logits, &mut s.row);
+            let into = s.row.as_mut_slice().map_err(CudaError::doing("read logits"))?;
+            let copied = s.card.stream().memcpy_dtoh(&logits, &mut into[..width]);
             copied.map_err(CudaError::doing("read logits"))?;
             s.card.synchronize()
         });
         self.check()?;
-        Ok(&self.row)
+        let row = self.row.as_slice().map_err(|error| BackendError(CudaError::from(error).to_string()))?;
+        Ok(&row[..self.share.vocab.len()])
     }
 
     /// Copied together, and looked at on several of the host's threads.
@@ -34,7 +35,7 @@ impl Shard for CudaBackend {
             s.card.synchronize()
         });
         self.check()?;
-        Ok(self.host.each(rows, work))
+        self.host.each(rows, work).map_err(|error| BackendError(error.to_string()))
     }
 
     /// Those of the first turn of [`best`](Shard::best).

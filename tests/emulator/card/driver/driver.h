@@ -114,6 +114,7 @@ struct Stream {
     std::deque<Work> queue;
     bool busy = false, closing = false, is_null = false;
     uint64_t asked = 0;          // pieces of work, ever
+    uint64_t pageable_reads = 0; // copies to memory of the host's that is not pinned, ever
     CUresult error = CUDA_SUCCESS; // stays until the stream is destroyed
     std::string error_text;
     Capture* capture = nullptr;

@@ -304,6 +304,10 @@ CARD_API CUresult cuMemcpyDtoHAsync_v2(void* to, CUdeviceptr from, size_t bytes,
     CHECK(in_live_memory(from, bytes), CUDA_ERROR_INVALID_VALUE);
     if (bytes == 0) return CUDA_SUCCESS;
     if (stream->capture || is_pinned(to, bytes)) return enqueue(stream, NodeKind::Memcpy, copying(to, at(from), bytes));
+    {
+        std::lock_guard guard(stream->lock);
+        stream->pageable_reads++;
+    }
     return run_now(stream, copying(to, at(from), bytes));
 }
 CARD_API CUresult cuMemcpyDtoDAsync_v2(CUdeviceptr to, CUdeviceptr from, size_t bytes, Stream* handle) {

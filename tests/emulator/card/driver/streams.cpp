@@ -154,12 +154,18 @@ CARD_API const char* flotilla_emulated_stream_error(Stream* handle) {
     return last_report.c_str();
 }
 
-/// How many pieces of work a stream was ever asked for: for tests.
+/// How many pieces of work a stream was ever asked for, and how many copies to memory that is not pinned: for tests.
 CARD_API uint64_t flotilla_emulated_stream_asked(Stream* handle) {
     Stream* stream = stream_of(handle);
     if (stream == nullptr) return 0;
     std::lock_guard guard(stream->lock);
     return stream->asked;
+}
+CARD_API uint64_t flotilla_emulated_stream_pageable_reads(Stream* handle) {
+    Stream* stream = stream_of(handle);
+    if (stream == nullptr) return 0;
+    std::lock_guard guard(stream->lock);
+    return stream->pageable_reads;
 }
 
 /// The way in for other libraries (NCCL): work in stream order, recorded where the stream is being captured.
