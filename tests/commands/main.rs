@@ -201,8 +201,9 @@ async fn up_says_what_is_wrong_with_the_front_before_it_starts_workers() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let none = model.path().join("none.pem").to_str().unwrap().to_owned();
-    let cases: [(&[&str], &[&str]); 4] = [
+    let cases: [(&[&str], &[&str]); 5] = [
         (&["--kv-tokens", "10"], &["holds no chat", "\nhint: give --kv-tokens 512 or more"]),
+        (&["--step-tokens", "65536"], &["65536 tokens", "\nhint: lower --step-tokens"]),
         (&["--api-keys", &none], &["none.pem"]),
         (&["--tls-cert", &none, "--tls-key", &none], &["none.pem"]),
         (&["--listen", &address], &["cannot listen on", "\nhint: "]),

@@ -14,6 +14,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Formation;
 use flotilla_coordinator::harmony::chat::shortest_prompt;
+use flotilla_engine::backend::cuda::ROWS_MAX;
 use flotilla_scheduler::{Scheduler, Settings};
 use flotilla_shared::step::BLOCK_TOKENS;
 use flotilla_shared::units::Bytes;
@@ -136,6 +137,11 @@ impl ServeArgs {
     pub fn check_settings(&self, model: &Model) -> Result<()> {
         self.planning.check()?;
         self.check_context(model)?;
+        ensure!(
+            self.step_tokens <= ROWS_MAX,
+            "a step of {} tokens is more than a card takes, which is {ROWS_MAX}\nhint: lower --step-tokens",
+            self.step_tokens
+        );
         Scheduler::new(self.scheduler(model, self.kv_blocks(model)))?;
         Ok(())
     }

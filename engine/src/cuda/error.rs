@@ -60,6 +60,9 @@ pub enum CudaError {
     )]
     OutOfMemory { ordinal: usize, wanted_bytes: u64, free_bytes: u64, memory_bytes: u64 },
 
+    #[error("a step of {asked} tokens is more than a card takes, which is {max}\nhint: lower --step-tokens")]
+    TooManyRows { asked: u32, max: usize },
+
     /// The driver refused something. After some of these the card's context is unusable.
     #[error("the driver cannot {doing}: {reason}")]
     Driver { doing: String, reason: String },

@@ -2,7 +2,7 @@
 
 use crate::support::{cards, is_real};
 use flotilla_engine::backend::Backend;
-use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights};
+use flotilla_engine::backend::cuda::{CudaBackend, CudaSettings, CudaWeights, ROWS_MAX};
 use flotilla_engine::batch::{Batch, Table};
 use flotilla_engine::collective::card::{CardSettings, SumChoice, Wire};
 use flotilla_engine::collective::{AllReduce, CardCollective, Solo};
@@ -202,4 +202,11 @@ fn rows_of_logits_may_come_one_after_the_other() {
             assert_eq!(found, expected, "{rows:?} at {position}");
         }
     }
+}
+
+#[test]
+fn more_rows_than_a_grid_has_are_refused() {
+    let card = cards().remove(0).card;
+    let error = backend(&card, ROWS_MAX as u32 + 1).err().expect("no launch takes so many").to_string();
+    assert!(error.contains("65536 tokens") && error.contains("\nhint: lower --step-tokens"), "{error}");
 }

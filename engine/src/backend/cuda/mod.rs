@@ -45,6 +45,9 @@ use kv::LayerCache;
 use norm::Added;
 use std::ops::Range;
 
+/// Rows of a step at most: so high is a grid of blocks.
+pub const ROWS_MAX: usize = 65535;
+
 /// How a rank uses its card.
 #[derive(Clone, Copy, Debug)]
 pub struct CudaSettings {
@@ -90,6 +93,9 @@ impl CudaBackend {
         weights: CudaWeights,
     ) -> Result<Self, CudaError> {
         assert!(weights.is_whole(), "an engine computes with weights that are all there");
+        if assignment.step_tokens_max as usize > ROWS_MAX {
+            return Err(CudaError::TooManyRows { asked: assignment.step_tokens_max, max: ROWS_MAX });
+        }
         let spec = assignment.spec.clone();
         let (stage, share) = assignment.plan.share(assignment.rank);
         let layers = stage.layers.clone();
