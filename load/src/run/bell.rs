@@ -6,7 +6,10 @@ use std::time::Instant;
 use tokio::sync::mpsc;
 
 /// Rings once for each time, ascending. Who no longer listens ends it, at the next ring.
-pub fn ring(times_us: Vec<u64>, clock: Clock) -> mpsc::UnboundedReceiver<()> {
+pub fn ring(
+    times_us: impl Iterator<Item = u64> + Send + 'static,
+    clock: Clock,
+) -> mpsc::UnboundedReceiver<()> {
     let (bell, heard) = mpsc::unbounded_channel();
     let body = move || {
         for us in times_us {

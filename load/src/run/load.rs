@@ -6,7 +6,7 @@ use super::{Live, Load, Plan, Run, bell};
 use crate::client::Clock;
 use crate::prompt::Script;
 use crate::record::Record;
-use crate::schedule::Due;
+use crate::schedule::{Arrivals, Due};
 use crate::span;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ pub async fn run(plan: Plan, clock: Clock, live: Arc<Live>, stop: watch::Receive
     let load = plan.load.clone();
     let stage = Stage { plan, clock, live, stop };
     let mut records = match load {
-        Load::Open(arrivals) => stage.open(&arrivals.dues(stage.plan.seed, &stage.plan.limit)).await,
+        Load::Open(arrivals) => stage.open(&arrivals).await,
         Load::Closed { clients } => stage.closed(clients).await,
     };
     records.sort_by_key(|record| (record.due_us, record.conversation, record.turn));
@@ -45,10 +45,11 @@ impl Stage {
         self.plan.asking.prompts.script(self.plan.seed, self.plan.from, number, due)
     }
 
-    async fn open(&self, dues: &[Due]) -> Vec<Record> {
+    async fn open(&self, arrivals: &Arrivals) -> Vec<Record> {
         let mut conversations = JoinSet::new();
-        let mut bell = bell::ring(dues.iter().map(|due| due.at_us).collect(), self.clock);
-        for (number, due) in (0..).zip(dues.iter().copied()) {
+        let dues = || arrivals.dues(self.plan.seed, &self.plan.limit);
+        let mut bell = bell::ring(dues().map(|due| due.at_us), self.clock);
+        for (number, due) in (0..).zip(dues()) {
             // Made before it is due, so that the making does not make it late.
             let script = self.script(number, &due);
             if !self.scene().unless_stopped(bell.recv()).await {

@@ -1,4 +1,5 @@
-//! When requests are due, whatever the server does: an open loop. All of it is known before the first is sent.
+//! When requests are due, whatever the server does: an open loop. All of it is decided before the first is sent, by the
+//! seed; it is worked out as it is needed, since a run may be meant to last until somebody stops it.
 
 mod trace;
 
@@ -55,20 +56,20 @@ impl Limit {
 
 impl Arrivals {
     /// In order of time. Without any limit only a trace has an end.
-    pub fn dues(&self, seed: u64, limit: &Limit) -> Vec<Due> {
+    pub fn dues(&self, seed: u64, limit: &Limit) -> impl Iterator<Item = Due> + Send + use<> {
         let seconds = limit.seconds();
         let within = move |due: &Due| (due.at_us as f64) < seconds * 1e6;
-        let dues: Box<dyn Iterator<Item = Due>> = match self {
-            Arrivals::Replay(trace) => Box::new(trace.dues.iter().copied()),
+        let dues: Box<dyn Iterator<Item = Due> + Send> = match self {
+            Arrivals::Replay(trace) => Box::new(trace.dues.clone().into_iter()),
             _ => Box::new(
                 self.times(seed, seconds).map(|time| Due { at_us: (time * 1e6) as u64, ..Due::default() }),
             ),
         };
-        dues.take_while(within).take(limit.requests.unwrap_or(usize::MAX)).collect()
+        dues.take_while(within).take(limit.requests.unwrap_or(usize::MAX))
     }
 
     /// Seconds, ascending, without an end.
-    fn times(&self, seed: u64, seconds: f64) -> Box<dyn Iterator<Item = f64>> {
+    fn times(&self, seed: u64, seconds: f64) -> Box<dyn Iterator<Item = f64> + Send> {
         let mut chance = Chance::of(seed, 0);
         // The n-th arrival of a Poisson process of rate 1.
         let unit = (0..).scan(0.0, move |sum, _: u64| {
@@ -111,7 +112,7 @@ mod tests {
 
     fn seconds(arrivals: &Arrivals, seconds: u64) -> Vec<f64> {
         let limit = Limit { requests: None, duration: Some(Duration::from_secs(seconds)) };
-        arrivals.dues(SEED, &limit).iter().map(|due| due.at_us as f64 / 1e6).collect()
+        arrivals.dues(SEED, &limit).map(|due| due.at_us as f64 / 1e6).collect()
     }
 
     #[test]
@@ -150,8 +151,18 @@ mod tests {
     fn limits_end_it_and_a_seed_repeats_it() {
         let limit = Limit { requests: Some(3), duration: None };
         let poisson = Arrivals::Poisson { rate: 1.0 };
-        assert_eq!(poisson.dues(SEED, &limit).len(), 3);
-        assert_eq!(poisson.dues(SEED, &limit), poisson.dues(SEED, &limit));
-        assert_ne!(poisson.dues(SEED, &limit), poisson.dues(SEED + 1, &limit));
+        let dues = |seed| poisson.dues(seed, &limit).collect::<Vec<Due>>();
+        assert_eq!(dues(SEED).len(), 3);
+        assert_eq!(dues(SEED), dues(SEED));
+        assert_ne!(dues(SEED), dues(SEED + 1));
+    }
+
+    /// It was written down whole before the first request: this one would take a terabyte.
+    #[test]
+    fn a_run_until_somebody_stops_it_begins_at_once() {
+        let limit = Limit { requests: None, duration: Some(Duration::from_secs(365 * 86_400)) };
+        for arrivals in [Arrivals::Poisson { rate: 1000.0 }, Arrivals::Ramp { from: 1000.0, to: 0.0 }] {
+            assert_eq!(arrivals.dues(SEED, &limit).take(3).count(), 3, "{arrivals:?}");
+        }
     }
 }
