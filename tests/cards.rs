@@ -101,6 +101,15 @@ async fn stages_of_two_ranks_that_sum_among_themselves() {
     golden("smoke", &["--device", "cuda:0", "--ranks", "4", "--stages", "2", "--sum", "host"]).await;
 }
 
+/// It was told to nobody: a worker took what it found free on its card.
+#[tokio::test]
+async fn what_a_card_may_give_is_limited_by_up() {
+    let Some(environment) = emulated() else { return };
+    let up = ["up", "--gpus", "0", "--listen", "127.0.0.1:0", "--memory-bytes", "200kB"];
+    let (passed, _, stderr) = ran(&up, &environment).await;
+    assert!(!passed && stderr.contains("the model does not fit"), "{stderr}");
+}
+
 #[tokio::test]
 async fn the_demo_model_answers_from_two_cards() {
     let Some(environment) = emulated() else { return };

@@ -78,7 +78,7 @@ impl Gpus {
     }
 }
 
-/// How exactly CPUs compute. On a card these have no meaning, and no effect.
+/// How exactly CPUs compute. On a card these have no meaning, and no effect: `up` refuses them.
 #[derive(Clone, Debug, Default, Args)]
 pub struct CpuArgs {
     /// How activations enter the experts' products on the CPU: int8x2 (15 bits and a sign), int8 (faster with many
@@ -136,6 +136,17 @@ impl CpuArgs {
             bail!("--pin names core {core}\nhint: this process may use the cores {}", all.join(","));
         }
         Ok(())
+    }
+
+    /// One of these flags that asks for something.
+    pub fn asked(&self) -> Option<&'static str> {
+        let asked = [
+            ("--activations", self.activations.is_some()),
+            ("--dense", self.dense != DenseWidth::Bf16),
+            ("--pin", self.pin.is_some()),
+            ("--kv-dtype", self.kv_dtype != KvDtype::F16),
+        ];
+        asked.into_iter().find_map(|(flag, is_asked)| is_asked.then_some(flag))
     }
 
     /// The same choices for worker number `index` of several with so many threads each.

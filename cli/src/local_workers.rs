@@ -31,7 +31,7 @@ pub struct WorkerSettings {
     pub coordinator: SocketAddr,
     pub token: String,
     pub threads: usize,
-    /// Each one's limit, on the CPU.
+    /// Each one's limit, on whatever device [default: of what is free there].
     pub memory_bytes: Option<u64>,
     /// In turn; at least one.
     pub devices: Vec<DeviceChoice>,
@@ -210,31 +210,7 @@ impl WorkerSettings {
         let program = if running.exists() { Ok(running.to_owned()) } else { std::env::current_exe() };
         let program = program.context("cannot find this program's own file")?;
         let mut command = Command::new(program);
-        command.args(["worker", "--coordinator", &format!("http://{}", self.coordinator)]);
-        // It ends with this process.
-        command.args(["--rejoin-timeout", "0"]);
-        command.args(["--name", &name(index), "--threads", &self.threads.to_string()]);
-        let device = self.devices[index % self.devices.len()];
-        command
-            .args(["--device", &device.to_string()])
-            .args(self.cpu.to_args(index, self.threads))
-            .args(self.sums.to_args())
-            .args(self.cache.to_args());
-        if let Some((listen, found)) = self.doors.get(index) {
-            command.args([
-                "--collective-listen",
-                &listen.to_string(),
-                "--advertise-host",
-                &found.to_string(),
-            ]);
-        }
-        if device == DeviceChoice::Cpu {
-            // All share one memory, and measure it at once: they would only find how the system takes turns.
-            command.args(["--bandwidth", "1"]);
-            self.memory_bytes.into_iter().for_each(|bytes| {
-                command.args(["--memory-bytes", &bytes.to_string()]);
-            });
-        }
+        command.arg("worker").args(self.to_args(index));
         command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());
         command.env(log::FORMAT_VARIABLE, log::format().as_str());
         if std::env::var_os(log::VARIABLE).is_none() {
@@ -242,6 +218,33 @@ impl WorkerSettings {
         }
         // A group of its own: Ctrl-C is for this process, which lets answers under way end first.
         command.process_group(0).kill_on_drop(true).spawn().context("cannot start a worker process")
+    }
+
+    /// The command line of worker `index`.
+    fn to_args(&self, index: usize) -> Vec<String> {
+        let device = self.devices[index % self.devices.len()];
+        let mut flags = vec![
+            ("--coordinator", format!("http://{}", self.coordinator)),
+            // It ends with this process.
+            ("--rejoin-timeout", "0".into()),
+            ("--name", name(index)),
+            ("--threads", self.threads.to_string()),
+            ("--device", device.to_string()),
+        ];
+        if let Some((listen, found)) = self.doors.get(index) {
+            flags.extend([
+                ("--collective-listen", listen.to_string()),
+                ("--advertise-host", found.to_string()),
+            ]);
+        }
+        if device == DeviceChoice::Cpu {
+            // All share one memory, and measure it at once: they would only find how the system takes turns.
+            flags.push(("--bandwidth", "1".into()));
+        }
+        flags.extend(self.memory_bytes.map(|bytes| ("--memory-bytes", bytes.to_string())));
+        let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        let choices = self.cpu.to_args(index, self.threads).into_iter().chain(self.sums.to_args());
+        flags.chain(choices).chain(self.cache.to_args()).collect()
     }
 }
 
@@ -259,6 +262,30 @@ pub fn random_token() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// On cards it was dropped: who shares a card with a desktop could not limit it.
+    #[test]
+    fn a_limit_of_memory_is_handed_on_whatever_computes() {
+        let settings = WorkerSettings {
+            coordinator: ([127, 0, 0, 1], 7070).into(),
+            token: "t".into(),
+            threads: 1,
+            memory_bytes: Some(200_000),
+            devices: vec![DeviceChoice::Cpu, DeviceChoice::Cuda(0)],
+            cpu: CpuArgs::default(),
+            sums: SumArgs::default(),
+            cache: CacheArgs::default(),
+            doors: Vec::new(),
+        };
+        for index in [0, 1] {
+            let args = settings.to_args(index).join(" ");
+            assert!(args.contains(" --memory-bytes 200000 "), "{args}");
+        }
+        assert_eq!(
+            [0, 1].map(|index| settings.to_args(index).join(" ").contains("--bandwidth")),
+            [true, false]
+        );
+    }
 
     #[test]
     fn who_dies_young_is_started_later_and_later() {

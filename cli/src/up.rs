@@ -9,9 +9,9 @@ use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
 use crate::log;
 use crate::machine;
 use crate::rates::Rates;
-use crate::serve::{Door, Ready, ServeArgs, ctrl_c, serve};
+use crate::serve::{Door, Ready, ReplicaCount, ServeArgs, ctrl_c, serve};
 use crate::sizes;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use flotilla_coordinator::fleet::Fleet;
 use flotilla_engine::backend::cpu::DenseWidth;
@@ -51,8 +51,8 @@ pub struct UpArgs {
     /// Threads of each worker [default: the cores, shared out]
     #[arg(help_heading = "Workers", long, value_parser = clap::value_parser!(u16).range(1..))]
     threads: Option<u16>,
-    /// What each worker may take for weights, KV cache and activations, such as 12GB [default: of 0.9 of the free
-    /// memory, shared out]
+    /// What each worker may take for weights, KV cache and activations, such as 12GB [default: 0.9 of the free memory,
+    /// on the CPU shared out]
     #[arg(help_heading = "Memory and batching", long, value_name = "BYTES", value_parser = sizes::memory)]
     memory_bytes: Option<Bytes>,
 }
@@ -67,9 +67,29 @@ impl UpArgs {
         self.workers.map_or(default, usize::from)
     }
 
+    fn is_on_cpu(&self) -> bool {
+        self.device.iter().all(|device| *device == DeviceChoice::Cpu)
+    }
+
+    /// What is asked of processors has no meaning where there are only cards, and copies are not added where nobody else
+    /// can join.
+    fn check_effects(&self) -> Result<()> {
+        let has_cpu = self.device.contains(&DeviceChoice::Cpu);
+        let asked = self.cpu.asked().or_else(|| self.threads.map(|_| "--threads"));
+        if let Some(flag) = asked.filter(|_| !has_cpu) {
+            bail!("{flag} is for CPUs, and the workers compute on cards\nhint: leave {flag} out");
+        }
+        ensure!(
+            self.serve.replicas != ReplicaCount::Auto,
+            "--replicas is auto, and nobody joins the workers that `up` starts\n\
+             hint: give a number, or start `flotilla coordinator` and workers by themselves"
+        );
+        Ok(())
+    }
+
     /// What is predicted with, where it can be: of bf16 weights on the processor.
     fn forecast(&self, spec: &ModelSpec, workers: usize, threads: usize) -> Option<Forecast> {
-        let is_known = self.device == [DeviceChoice::Cpu] && self.cpu.dense == DenseWidth::Bf16;
+        let is_known = self.is_on_cpu() && self.cpu.dense == DenseWidth::Bf16;
         if !is_known || !forecast::is_worth_it(spec) {
             return None;
         }
@@ -88,6 +108,7 @@ pub fn run(mut args: UpArgs) -> Result<()> {
         Some(gpus) => args.device = gpus.devices()?,
         None => {}
     }
+    args.check_effects()?;
     if args.checks() {
         return args.serve.check(args.ranks());
     }
@@ -101,7 +122,9 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     let workers = ranks * args.serve.replicas.first();
     let threads = args.threads.map_or(machine::cores() / workers, usize::from).max(1);
     let offered = |free: u64| (free as f64 * MEMORY_OFFERED) as u64 / workers as u64;
-    let memory = args.memory_bytes.map(|bytes| bytes.0).or_else(|| memory_available().map(offered));
+    // Cards have memory of their own, of which each worker measures what is free.
+    let shared_out = || memory_available().filter(|_| args.is_on_cpu()).map(offered);
+    let memory = args.memory_bytes.map(|bytes| bytes.0).or_else(shared_out);
     args.serve.check_stages(&model, ranks)?;
     args.cpu.check_pin()?;
     // Before the workers begin to read weights for nothing.

@@ -53,6 +53,19 @@ async fn flags_without_effect_are_refused() {
     run(worker).await.expect_refusal(1, &["--pin names core "]);
     run([&up[..], &["--threads", "0"]].concat()).await.expect_refusal(2, &["0 is not in 1.."]);
     run(["worker", "--join-token", "t", "--threads", "0"]).await.expect_refusal(2, &["0 is not in 1.."]);
+    let on_cards: [&[&str]; 5] = [
+        &["--kv-dtype", "f32"],
+        &["--dense", "int8"],
+        &["--activations", "f32"],
+        &["--pin", "0"],
+        &["--threads", "2"],
+    ];
+    for flags in on_cards {
+        let ran = run([&up[..], &["--gpus", "0"], flags].concat()).await;
+        ran.expect_refusal(1, &[flags[0], " is for CPUs, and the workers compute on cards\nhint: leave "]);
+    }
+    let copies = run([&up[..], &["--replicas", "auto"]].concat()).await;
+    copies.expect_refusal(1, &["nobody joins the workers that `up` starts", "\nhint: give a number"]);
     let linked = run(["plan", "--ranks", "2", "--link", "pcie3"]).await;
     linked.expect_refusal(2, &["cannot be used with", "--link <LINK>", "--ranks"]);
     run(["plan", "--link", "pcie3"]).await.expect_refusal(2, &["--devices"]);

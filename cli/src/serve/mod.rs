@@ -26,6 +26,7 @@ use flotilla_scheduler::Scheduler;
 use flotilla_shared::plan::RANKS_MAX;
 use flotilla_shared::{ModelSpec, Plan};
 pub use front::YEAR_S;
+pub use replicas::ReplicaCount;
 use replicas::keep_replicas;
 use std::cell::Cell;
 use std::future::Future;
