@@ -5,6 +5,7 @@ mod files;
 mod flags;
 #[path = "../support/mod.rs"]
 mod support;
+mod verify;
 
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -293,20 +294,6 @@ async fn ready_says_by_its_status_whether_a_server_is() {
     let up = Up::start(&repository("demo/model"), &["--workers", "1"]).await;
     let ran = run(["ready", "--url", &up.url, "--wait", "30"]).await;
     assert!(ran.expect_status(0).stdout.contains("\"status\":\"ready\""), "{ran:?}");
-}
-
-#[tokio::test]
-async fn verify_says_what_it_misses() {
-    let dir = tempfile::tempdir().unwrap();
-    let out = dir.path().join("model");
-    synth(&out, &config(), SEED).await;
-    let words = ["golden.json", "hint: verify needs golden.json and golden.safetensors"];
-    run(["verify", out.to_str().unwrap()]).await.expect_refusal(1, &words);
-    let smoke = repository("tests/golden/smoke").to_str().unwrap().to_owned();
-    let table = run(["verify", &smoke]).await;
-    let lines: Vec<&str> = table.expect_status(0).stdout.lines().collect();
-    assert!(lines[0].ends_with("1 ranks as threads") && lines.last() == Some(&"pass"), "{lines:#?}");
-    assert_eq!(lines.len(), 2 + 6 + 1, "{lines:#?}");
 }
 
 /// It panicked at the second step: with one more step in flight than stages, the answers of both were taken for those of one.

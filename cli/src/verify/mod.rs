@@ -2,6 +2,7 @@
 
 mod deviation;
 mod golden;
+mod plan_file;
 
 use crate::device::{CpuArgs, DeviceChoice, SumArgs, kv_dtype};
 use crate::links::LinkArgs;
@@ -43,7 +44,7 @@ pub struct VerifyArgs {
     /// Stages that the ranks are cut into
     #[arg(long, default_value_t = 1, value_name = "N", conflicts_with = "plan_file")]
     stages: usize,
-    /// Cut the model as this file says, a plan as JSON, instead of by --ranks and --stages
+    /// Cut the model as this file says, of `flotilla plan --json`, instead of by --ranks and --stages
     #[arg(long, value_name = "FILE", conflicts_with = "ranks")]
     plan_file: Option<PathBuf>,
     /// Ranks as processes over gRPC and their own links, instead of threads
@@ -99,13 +100,7 @@ impl VerifyArgs {
             );
             return Ok(Plan::even(spec, ranks, self.stages));
         };
-        let text =
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let plan: Plan = serde_json::from_str(&text).with_context(|| format!("in {}", path.display()))?;
-        if let Err(fault) = plan.check(spec) {
-            bail!("the plan in {} {fault}\nhint: `flotilla plan --json` writes one", path.display());
-        }
-        Ok(plan)
+        plan_file::read(path, spec)
     }
 
     fn cpu(&self) -> CpuArgs {
