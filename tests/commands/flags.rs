@@ -3,7 +3,7 @@
 
 use crate::support::program::run;
 use crate::support::repository;
-use crate::support::server::free_port;
+use crate::support::server::{Up, free_port};
 
 /// Each command has other means to make a model fit.
 #[tokio::test]
@@ -152,4 +152,16 @@ async fn a_worker_says_what_is_odd_about_its_addresses() {
     let listens = ["--coordinator", "http://coordinator.invalid:7070", "--collective-listen", "0.0.0.0:0"];
     let far = run([&worker[..], &listens].concat()).await;
     assert!(!far.stderr.contains("cannot reach this one"), "{}", far.stderr);
+}
+
+/// The likeliest slip, and the API closes such a connection without a word.
+#[tokio::test]
+async fn a_worker_at_the_apis_port_is_told_of_the_other() {
+    let up = Up::start(&repository("demo/model"), &["--workers", "1"]).await;
+    let worker =
+        ["worker", "--join-token", "a-token-of-this-test", "--join-timeout", "1", "--bandwidth", "1"];
+    let ran = run([&worker[..], &["--coordinator", &up.url]].concat()).await;
+    let said = format!("error: cannot reach the coordinator at {}: ", up.url);
+    let hint = "\nhint: is it running, and is this the coordinator's --worker-listen port (7070), and not its API (8000)?";
+    ran.expect_refusal(1, &[&said, hint]);
 }

@@ -133,7 +133,7 @@ impl Link {
         let joined = tokio::time::timeout(ANSWER_TIMEOUT, joined).await;
         let silent =
             |_| Status::deadline_exceeded("no answer to Hello\nhint: is this the coordinator, or a proxy?");
-        let hears = joined.map_err(silent)??.into_inner();
+        let hears = joined.map_err(silent)?.map_err(|status| unanswered(status, settings))?.into_inner();
         Ok(Link { _client: client, says, hears })
     }
 
@@ -155,6 +155,17 @@ impl Link {
             Some(to_worker::Message::Measure(test)) => Ok(Order::Measure(test.try_into()?)),
             None => Err(WireError { field: "ToWorker.message", problem: "is missing".into() }.into()),
         }
+    }
+}
+
+/// Of a Hello: a connection that breaks before the first word from the other side may be one with anybody, as with the
+/// API's port.
+fn unanswered(status: Status, settings: &Settings) -> WorkerError {
+    match WorkerError::from(status) {
+        WorkerError::LinkBroke(error) => {
+            WorkerError::Unreachable { coordinator: settings.coordinator.clone(), error }
+        }
+        refused => refused,
     }
 }
 
