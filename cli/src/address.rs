@@ -1,7 +1,7 @@
-//! `ADDRESS:PORT` to listen on, and what is said where that cannot be.
+//! `ADDRESS:PORT` to listen on, and what is said where that cannot be; and the host of a URL.
 
 use std::io::{Error, ErrorKind};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 /// An address as numbers, or localhost.
 pub fn parse(text: &str) -> Result<SocketAddr, String> {
@@ -28,6 +28,19 @@ pub fn not_listened_on(address: SocketAddr, flag: &str, error: &Error) -> String
     }
 }
 
+/// Of `http://HOST:PORT/…`, without the brackets of an IPv6 address.
+pub fn host(url: &str) -> &str {
+    let host = crate::tls::host(url.split_once("://").map_or(url, |(_, rest)| rest));
+    host.trim_start_matches('[').trim_end_matches(']')
+}
+
+/// Whether this URL is of this host for sure.
+pub fn is_local(url: &str) -> bool {
+    let host = host(url);
+    host.eq_ignore_ascii_case("localhost")
+        || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +57,20 @@ mod tests {
         }
         for text in ["18000", "localhost", "localhost:x", "host:80", "127.0.0.1", ":80", "127.0.0.1:65536"] {
             assert!(parse(text).unwrap_err().contains("such as 127.0.0.1:8000"), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_of_this_host_is_known_by_its_address() {
+        for url in
+            ["http://127.0.0.1:8000", "http://LOCALHOST:1/v1", "https://[::1]:8000", "http://0.0.0.0:8000"]
+        {
+            assert!(is_local(url), "{url}");
+        }
+        for url in
+            ["http://gpu-3:8000", "http://10.0.0.1", "https://[fd00::1]:8000", "http://localhost.example"]
+        {
+            assert!(!is_local(url), "{url}");
         }
     }
 }

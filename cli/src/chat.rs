@@ -2,10 +2,11 @@
 
 mod plain;
 mod printer;
+pub mod route;
 pub mod server;
 mod stream;
 
-use crate::output;
+use crate::{describe, log, output};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use futures::StreamExt;
@@ -101,7 +102,7 @@ async fn chat(args: ChatArgs) -> Result<()> {
                 conversation.say(message);
                 if let Err(error) = client.answer(&mut conversation).await {
                     conversation.unsay();
-                    eprintln!("error: {error:#}");
+                    log::fail(describe(&error));
                 }
             }
         }

@@ -2,6 +2,7 @@
 
 use crate::cache::CacheArgs;
 use crate::chat;
+use crate::describe;
 use crate::device::{CpuArgs, DeviceChoice, Gpus, SumArgs};
 use crate::fit;
 use crate::forecast::{self, Forecast};
@@ -215,7 +216,7 @@ async fn greet(url: String) {
     const QUESTION: &str = "What is 27 + 48?";
     println!("> {QUESTION}");
     if let Err(error) = chat::ask(&url, QUESTION).await {
-        eprintln!("the model did not answer: {error:#}");
+        log::say(format_args!("the model did not answer: {}", describe(&error)));
     }
     say_how_it_ends();
 }

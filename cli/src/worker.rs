@@ -15,7 +15,7 @@ use clap::Args;
 use flotilla_shared::Inventory;
 use flotilla_shared::units::Bytes;
 use flotilla_worker::{Device, Settings, StandingCell, memory_available};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
 use tracing::warn;
@@ -145,7 +145,7 @@ impl WorkerArgs {
         let tls = self.tls.open(&self.coordinator)?;
         let join_token = self.token.open()?;
         flotilla_worker::check(&self.coordinator, tls.is_some(), &join_token)?;
-        if !is_local(&self.coordinator) && self.collective_listen.ip().is_loopback() {
+        if !address::is_local(&self.coordinator) && self.collective_listen.ip().is_loopback() {
             warn!(
                 coordinator = self.coordinator,
                 "workers of other hosts cannot reach this one: it listens for them on {}; give --collective-listen an \
@@ -194,13 +194,6 @@ impl WorkerArgs {
             standing: StandingCell::default(),
         })
     }
-}
-
-/// Whether a coordinator at this URL is on this host for sure.
-fn is_local(url: &str) -> bool {
-    let host = crate::tls::host(url.split_once("://").map_or(url, |(_, rest)| rest));
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Part of what is free where the worker computes.

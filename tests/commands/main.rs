@@ -3,6 +3,7 @@
 mod chat;
 mod files;
 mod flags;
+mod route;
 #[path = "../support/mod.rs"]
 mod support;
 mod verify;
@@ -244,7 +245,9 @@ async fn chat_has_a_key_and_trusts_a_private_certificate() {
     run(&trusting).await.expect_refusal(1, &["401", "hint: give --api-key, or set FLOTILLA_API_KEY"]);
     let ran = run([&trusting[..], &["--api-key", secret]].concat()).await;
     assert!(!ran.expect_status(0).stdout.trim().is_empty(), "{ran:#?}");
-    let by_environment = flotilla(&trusting).env("FLOTILLA_API_KEY", secret).output().await.unwrap();
+    // As `$(cat FILE)` does not leave it, and an environment file may.
+    let of_a_file = format!("{secret}\n");
+    let by_environment = flotilla(&trusting).env("FLOTILLA_API_KEY", of_a_file).output().await.unwrap();
     assert_eq!(String::from_utf8(by_environment.stdout).unwrap(), ran.stdout);
     let help = flotilla(["chat", "--help"]).env("FLOTILLA_API_KEY", secret).output().await.unwrap();
     assert!(!String::from_utf8_lossy(&help.stdout).contains(secret), "the key is shown in help");

@@ -1,21 +1,22 @@
-//! The server that `flotilla chat` and `flotilla top` speak to: where it is, the key that it wants, and the certificates that
-//! are trusted. What is said to it is the chat's business.
+//! The server that `flotilla chat` and `flotilla top` speak to: where it is, and the key that it wants. The way to it is in
+//! `route`; what is said to it is the chat's business.
 
 use super::plain::plain;
-use anyhow::{Context, Result, bail};
+use super::route;
+use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use reqwest::{Certificate, ClientBuilder, RequestBuilder, Response};
+use reqwest::header::HeaderValue;
+use reqwest::{RequestBuilder, Response};
 use serde_json::Value;
-use std::path::{Path, PathBuf};
-use tokio_rustls::rustls::crypto::ring;
+use std::path::PathBuf;
 
 /// Spares the key the command line, which every process of the machine may read.
-const KEY_VARIABLE: &str = "FLOTILLA_API_KEY";
+pub const KEY_VARIABLE: &str = "FLOTILLA_API_KEY";
 
 #[derive(Clone, Debug, Args)]
 pub struct ServerArgs {
     /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8000", value_parser = parse_url)]
+    #[arg(long, default_value = "http://127.0.0.1:8000", value_parser = route::parse_url)]
     pub url: String,
     /// Key of who asks, where the server wants one
     #[arg(long, value_name = "KEY", env = KEY_VARIABLE, hide_env_values = true)]
@@ -34,9 +35,8 @@ pub struct Server {
 
 impl Server {
     pub fn new(args: &ServerArgs) -> Result<Server> {
-        let http = client(&args.url, args.ca.as_deref())?;
-        let key = args.api_key.clone().filter(|key| !key.is_empty());
-        Ok(Server { http, url: args.url.clone(), key })
+        let http = route::client(&args.url, args.ca.as_deref())?;
+        Ok(Server { http, url: args.url.clone(), key: key(args.api_key.as_deref())? })
     }
 
     /// By a client of HTTP that is there already.
@@ -65,7 +65,7 @@ impl Server {
     /// Whether the answer is one of success, and its words: of a refusal why, of anything else what there is.
     pub async fn probe(&self, path: &str) -> Result<(bool, String)> {
         let asked = self.http.get(format!("{}{path}", self.url)).send().await;
-        let response = asked.with_context(|| unreachable(&self.url))?;
+        let response = asked.with_context(|| route::unreachable(&self.url))?;
         let (status, text) = (response.status(), response.text().await?);
         let refusal = serde_json::from_str::<Value>(&text).ok();
         let refusal = refusal.and_then(|body| Some(body["error"]["message"].as_str()?.to_owned()));
@@ -83,7 +83,7 @@ impl Server {
             Some(key) => request.bearer_auth(key),
             None => request,
         };
-        let response = request.send().await.with_context(|| unreachable(&self.url))?;
+        let response = request.send().await.with_context(|| route::unreachable(&self.url))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -97,57 +97,12 @@ impl Server {
     }
 }
 
-/// Where the paths of the API begin. Most clients are given the place of version 1, so that is understood too.
-fn parse_url(text: &str) -> std::result::Result<String, String> {
-    let begins_with =
-        |scheme: &str| text.get(..scheme.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(scheme));
-    if !begins_with("http://") && !begins_with("https://") {
-        return Err("expected http:// or https:// at its beginning, as in http://127.0.0.1:8000".into());
-    }
-    let url = text.trim_end_matches('/');
-    Ok(url.strip_suffix("/v1").unwrap_or(url).trim_end_matches('/').to_owned())
-}
-
-fn client(url: &str, ca: Option<&Path>) -> Result<reqwest::Client> {
-    builder(url, ca)?.build().with_context(|| {
-        format!(
-            "cannot prepare to speak to {url}\nhint: is there a certificate of the system? else --ca FILE"
-        )
-    })
-}
-
-/// Of a client that trusts whom `url` and `--ca` say.
-pub fn builder(url: &str, ca: Option<&Path>) -> Result<ClientBuilder> {
-    // Fails where it is installed already: of one process there may be several servers.
-    let _ = ring::default_provider().install_default();
-    let builder = reqwest::Client::builder();
-    Ok(match ca {
-        Some(path) => builder.tls_certs_only(certificates(path)?),
-        None if is_tls(url) => builder,
-        // Without certificates on the machine, http works all the same.
-        None => builder.tls_certs_only([]),
-    })
-}
-
-fn certificates(path: &Path) -> Result<Vec<Certificate>> {
-    const HINT: &str = "\nhint: --ca is a PEM file with -----BEGIN CERTIFICATE-----";
-    let cannot = || format!("cannot read certificates from {}{HINT}", path.display());
-    let pem = std::fs::read(path).with_context(cannot)?;
-    let certificates = Certificate::from_pem_bundle(&pem).with_context(cannot)?;
-    if certificates.is_empty() {
-        bail!("{} holds no certificate{HINT}", path.display());
-    }
-    Ok(certificates)
-}
-
-fn is_tls(url: &str) -> bool {
-    url.get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"))
-}
-
-fn unreachable(url: &str) -> String {
-    let hint = match is_tls(url) {
-        true => "the certificate must name the host in the address; a private one is trusted by --ca FILE",
-        false => "start a server with `flotilla up`",
-    };
-    format!("cannot reach {url}\nhint: {hint}")
+/// As it goes into a header, if there is one: what was read from a file has a newline at its end.
+pub fn key(given: Option<&str>) -> Result<Option<String>> {
+    let Some(key) = given.map(str::trim).filter(|key| !key.is_empty()) else { return Ok(None) };
+    ensure!(
+        HeaderValue::from_str(key).is_ok(),
+        "the API key has characters that a header cannot carry\nhint: a key is one line, as `flotilla key` shows it"
+    );
+    Ok(Some(key.to_owned()))
 }

@@ -1,5 +1,6 @@
 //! The flags of `flotilla bench serve`.
 
+use crate::chat::route::parse_url;
 use clap::{Args, ValueEnum};
 use flotilla_load::chaos::Schedule;
 use flotilla_load::goal::Goal;
@@ -16,7 +17,7 @@ const OUTCOME: &str = "What is looked for";
 #[derive(Debug, Args)]
 pub struct ServeArgs {
     /// The server
-    #[arg(long, default_value = "http://127.0.0.1:8000")]
+    #[arg(long, default_value = "http://127.0.0.1:8000", value_parser = parse_url)]
     pub url: String,
     /// Model name [default: the first that the server lists]
     #[arg(long)]
@@ -26,7 +27,7 @@ pub struct ServeArgs {
     /// Ask for whole answers instead of streams: only the time to the end and tokens a second are known of them
     #[arg(long, conflicts_with = "chaos")]
     pub no_stream: bool,
-    /// Key, where the server wants one
+    /// Key, where the server wants one; where this variable is not set, FLOTILLA_API_KEY is read
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
     /// Certificates that are trusted instead of the system's, PEM

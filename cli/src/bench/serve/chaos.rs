@@ -68,7 +68,12 @@ impl Doing {
                 Ok(()) => {
                     self.happened(Happened { at_us, fault: planned.fault.to_string(), worker: worker.name })
                 }
-                Err(error) => self.failed(format!("{} of {} failed: {error:#}", planned.fault, worker.name)),
+                Err(error) => self.failed(format!(
+                    "{} of {} failed: {}",
+                    planned.fault,
+                    worker.name,
+                    crate::describe(&error)
+                )),
             }
         }
     }

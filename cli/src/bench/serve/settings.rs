@@ -1,7 +1,8 @@
 //! What the flags mean.
 
 use super::args::{ArrivalsArg, EndpointArg, ServeArgs};
-use crate::chat::server::{Server, builder};
+use crate::chat::route;
+use crate::chat::server::{self, Server};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flotilla_load::client::Target;
 use flotilla_load::lengths::{SHAREGPT_ANSWERS, SHAREGPT_PROMPTS};
@@ -10,6 +11,7 @@ use flotilla_load::run::Load;
 use flotilla_load::schedule::{Arrivals, Limit, Trace};
 use flotilla_load::stream::Endpoint;
 use serde_json::{Value, json};
+use std::env;
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
@@ -24,11 +26,12 @@ pub async fn target(args: &ServeArgs) -> Result<Target> {
         !(args.no_stream && of_streams),
         "--no-stream and a goal of ttft, itl or pause: a whole answer has none\nhint: --goal e2e=10s"
     );
-    // What others write behind their base URL too.
-    let url = args.url.trim_end_matches('/').trim_end_matches("/v1").to_owned();
-    let http = builder(&url, args.ca.as_deref())?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
+    let url = args.url.clone();
+    let http =
+        route::builder(&url, args.ca.as_deref())?.connect_timeout(CONNECT_TIMEOUT).tcp_nodelay(true).build();
     let http = http.with_context(|| format!("cannot prepare to speak to {url}"))?;
-    let key = args.api_key.clone().filter(|key| !key.is_empty());
+    let own = || env::var(server::KEY_VARIABLE).ok();
+    let key = server::key(args.api_key.clone().or_else(own).as_deref())?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => Server::with(http.clone(), &url, key.clone()).model().await?,
