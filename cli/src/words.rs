@@ -1,71 +1,98 @@
 //! What was typed, and what is said to words that are not known here: whoever comes from vLLM or llama.cpp has theirs.
 
-use clap::Parser;
-use clap::error::{ContextKind, ContextValue, ErrorKind};
+mod others;
 
-/// Flags of others, and what stands for them here.
-const OTHERS: [(&str, &str); 22] = [
-    ("--max-model-len", "--kv-tokens is the longest context, and the tokens of KV cache over all sequences"),
-    ("--ctx-size", "--kv-tokens is the longest context, and the tokens of KV cache over all sequences"),
-    ("-c", "--kv-tokens is the longest context, and the tokens of KV cache over all sequences"),
-    ("--tensor-parallel-size", "--workers is how many the model is cut over"),
-    (
-        "-t",
-        "--threads is how many of each worker; of vLLM's -tp: --workers is how many the model is cut over",
-    ),
-    ("--tensor-split", "--bandwidth of each worker is its share"),
-    ("--pipeline-parallel-size", "--stages is how many the layers are cut into"),
-    ("--data-parallel-size", "--replicas is how many copies of the model are served"),
-    ("--host", "--listen ADDRESS:PORT is where the API listens"),
-    ("--port", "--listen ADDRESS:PORT is where the API listens"),
-    ("--api-key", "--api-keys FILE has the keys of those who may ask; `flotilla key NAME` makes one"),
-    ("--api-key-file", "--api-keys FILE has the keys of those who may ask; `flotilla key NAME` makes one"),
-    ("--served-model-name", "--served-name is the name by which clients ask"),
-    ("--alias", "--served-name is the name by which clients ask"),
-    ("--max-num-seqs", "--sequences is how many run at once"),
-    ("--parallel", "--sequences is how many run at once"),
-    ("-np", "--sequences is how many run at once"),
-    ("--max-num-batched-tokens", "--step-tokens is how many tokens are in one step"),
-    ("--ubatch-size", "--step-tokens is how many tokens are in one step"),
-    ("--n-gpu-layers", "all layers are on the devices that --device or --gpus names"),
-    ("--gpu-memory-utilization", "--memory-bytes is what a worker may take, 0.9 of what is free otherwise"),
-    ("--ssl-certfile", "--tls-cert FILE and --tls-key FILE serve the API over https"),
-];
+use clap::builder::{OsStr, Resettable};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error, Parser};
+use std::env;
 
 const TOKEN: &str = "export FLOTILLA_JOIN_TOKEN=$(openssl rand -hex 16), the same on coordinator and workers";
+const MODEL: &str = "the model is named by a flag: --model DIR";
+const SERVERS: [&str; 3] = ["up", "coordinator", "worker"];
+const SERVE: &str = "`flotilla up --model DIR` serves a model from this machine";
 
 /// As [`Parser::parse`], with hints.
 pub fn parse<C: Parser>() -> C {
-    C::try_parse().unwrap_or_else(|error| {
+    let typed: Vec<String> = env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
+    // Its first letter would ask for help.
+    if let Some(word) = typed.iter().take_while(|word| *word != "--").find(|word| word.starts_with("-hf")) {
+        eprintln!("error: unexpected argument '{word}' found");
+        end(others::find(word), 2);
+    }
+    try_parse::<C>().unwrap_or_else(|mut error| {
+        let hint = hint(&error, &typed, &C::command());
+        if hint.is_some() {
+            // What only looks alike.
+            error.remove(ContextKind::SuggestedArg);
+            error.remove(ContextKind::Suggested);
+        }
         // Of a stderr that is gone nobody reads it.
         let _ = error.print();
-        if let Some(hint) = hint(&error) {
-            eprintln!("hint: {hint}");
-        }
-        std::process::exit(error.exit_code())
+        end(hint.as_deref(), error.exit_code())
     })
 }
 
-fn hint(error: &clap::Error) -> Option<&'static str> {
-    let named = match error.get(ContextKind::InvalidArg)? {
-        ContextValue::String(name) => std::slice::from_ref(name),
-        ContextValue::Strings(names) => names,
-        _ => return None,
+fn try_parse<C: Parser>() -> Result<C, Error> {
+    let mut matches = unset_empty(C::command()).try_get_matches()?;
+    C::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut C::command()))
+}
+
+fn end(hint: Option<&str>, status: i32) -> ! {
+    if let Some(hint) = hint {
+        eprintln!("hint: {hint}");
+    }
+    std::process::exit(status)
+}
+
+/// A variable that is empty is not set: so files of variables mean it, those of systemd and compose.
+fn unset_empty(command: Command) -> Command {
+    let unset = |arg: clap::Arg| {
+        let is_empty = |name: &std::ffi::OsStr| env::var_os(name).is_some_and(|value| value.is_empty());
+        if arg.get_env().is_some_and(is_empty) { arg.env(Resettable::<OsStr>::Reset) } else { arg }
     };
+    command.mut_args(unset).mut_subcommands(unset_empty)
+}
+
+fn hint(error: &Error, typed: &[String], program: &Command) -> Option<String> {
+    let named = |kind| match error.get(kind) {
+        Some(ContextValue::String(name)) => std::slice::from_ref(name),
+        Some(ContextValue::Strings(names)) => names,
+        _ => &[],
+    };
+    let unknown = named(ContextKind::InvalidArg);
     match error.kind() {
-        ErrorKind::UnknownArgument => named.iter().find_map(|name| of_others(name)),
+        ErrorKind::UnknownArgument => unknown.iter().find_map(|word| of_unknown(word, typed, program)),
+        ErrorKind::InvalidSubcommand => {
+            let is_serve = named(ContextKind::InvalidSubcommand).iter().any(|name| name == "serve");
+            is_serve.then(|| SERVE.to_owned())
+        }
         ErrorKind::MissingRequiredArgument => {
-            named.iter().any(|name| name.starts_with("--join-token")).then_some(TOKEN)
+            unknown.iter().any(|name| name.starts_with("--join-token")).then(|| TOKEN.to_owned())
         }
         _ => None,
     }
 }
 
-fn of_others(name: &str) -> Option<&'static str> {
-    // Of `-ngl 99` the first letter is not known.
-    let name = match name {
-        "-n" | "-g" => "--n-gpu-layers",
-        name => name.split('=').next().unwrap_or(name),
-    };
-    OTHERS.iter().find(|(other, _)| *other == name).map(|(_, ours)| *ours)
+fn of_unknown(word: &str, typed: &[String], program: &Command) -> Option<String> {
+    let here = typed.iter().find_map(|word| program.find_subcommand(word));
+    if !word.starts_with('-') {
+        return here.filter(|here| has(here, "model")).map(|_| MODEL.to_owned());
+    }
+    // Of `-np 2` the first letter is what is not known.
+    let whole = typed.iter().find(|typed| typed.starts_with(word)).map_or(word, String::as_str);
+    let hint = others::find(whole)?;
+    let flag = hint.strip_prefix("--").and_then(|rest| rest.split_whitespace().next()).unwrap_or_default();
+    let homes =
+        SERVERS.into_iter().filter(|name| program.find_subcommand(name).is_some_and(|it| has(it, flag)));
+    let homes: Vec<String> = homes.map(|name| format!("`flotilla {name}`")).collect();
+    // With the command whose flag it is, where that is another.
+    match homes.is_empty() || here.is_some_and(|here| has(here, flag)) {
+        true => Some(hint.to_owned()),
+        false => Some(format!("{hint}; it is a flag of {}", homes.join(" and "))),
+    }
+}
+
+fn has(command: &Command, flag: &str) -> bool {
+    command.get_arguments().any(|arg| arg.get_long() == Some(flag))
 }

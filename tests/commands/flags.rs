@@ -93,32 +93,6 @@ async fn sizes_are_typed_with_units() {
 }
 
 #[tokio::test]
-async fn words_of_other_servers_are_answered_with_ours() {
-    let cases: [(&[&str], &str); 11] = [
-        (&["--max-model-len", "4096"], "hint: --kv-tokens "),
-        (&["--ctx-size=4096"], "hint: --kv-tokens "),
-        (&["-c", "4096"], "hint: --kv-tokens "),
-        (&["--tensor-parallel-size", "2"], "hint: --workers "),
-        (&["--host", "0.0.0.0"], "hint: --listen ADDRESS:PORT "),
-        (&["--port", "8080"], "hint: --listen ADDRESS:PORT "),
-        (&["--api-key", "k"], "hint: --api-keys FILE "),
-        (&["--max-num-seqs=8"], "hint: --sequences "),
-        (&["-ngl", "99"], "--device or --gpus"),
-        (&["--gpu-memory-utilization", "0.9"], "hint: --memory-bytes "),
-        (&["--served-model-name", "m"], "hint: --served-name "),
-    ];
-    for (flags, words) in cases {
-        run([&["up"], flags].concat()).await.expect_refusal(2, &["unexpected argument", words]);
-    }
-    for command in ["worker", "coordinator"] {
-        run([command])
-            .await
-            .expect_refusal(2, &["--join-token", "hint: export FLOTILLA_JOIN_TOKEN=$(openssl"]);
-    }
-    assert!(!run(["up", "--sail"]).await.stderr.contains("hint: "));
-}
-
-#[tokio::test]
 async fn an_address_to_listen_on_is_this_hosts() {
     let demo = repository("demo/model").to_str().unwrap().to_owned();
     let up = ["up", "--model", &demo, "--listen"];

@@ -3,6 +3,7 @@
 mod chat;
 mod files;
 mod flags;
+mod others;
 mod route;
 #[path = "../support/mod.rs"]
 mod support;
