@@ -1,10 +1,10 @@
 //! `flotilla key`: makes an API key. The key is shown once; the file gets its hash.
 
+use crate::output;
 use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_coordinator::keys;
 use flotilla_trust::audit::{self, Act};
-use std::io::IsTerminal;
 
 /// Make an API key and print its entry for the key file. The key itself is shown once, on stderr:
 /// flotilla key alice >> keys.toml
@@ -25,11 +25,11 @@ pub fn run(args: &KeyArgs) -> Result<()> {
     let entry = keys::entry(&args.name, &secret).with_context(|| {
         format!("{:?} is no name for a key\nhint: letters, digits and -_.@, 1 to 64 of them", args.name)
     })?;
-    // Where both go to one terminal, a blank line parts them.
-    let gap = if std::io::stdout().is_terminal() { "\n" } else { "" };
-    eprintln!("the key of {}, shown this once:\n{secret}{gap}", args.name);
     let admin = if args.admin { "admin = true\n" } else { "" };
+    // First, since without it the key is worth nothing.
     println!("{entry}{admin}");
+    output::flush();
+    eprintln!("the key of {}, shown this once:\n{secret}", args.name);
     audit::done(Act::MakeKey, &args.name, "an entry, which counts once it is in a server's key file");
     Ok(())
 }

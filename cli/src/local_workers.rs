@@ -213,7 +213,7 @@ impl WorkerSettings {
         command.arg("worker").args(self.to_args(index));
         command.env(TOKEN_VARIABLE, &self.token).stdin(Stdio::null()).stdout(Stdio::null());
         command.env(log::FORMAT_VARIABLE, log::format().as_str());
-        if std::env::var_os(log::VARIABLE).is_none() {
+        if std::env::var_os(log::VARIABLE).is_none_or(|told| told.is_empty()) {
             command.env(log::VARIABLE, crate::QUIET);
         }
         // A group of its own: Ctrl-C is for this process, which lets answers under way end first.

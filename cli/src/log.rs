@@ -1,10 +1,12 @@
 //! Logging: where lines go, which, and in what form. As text for people, or one JSON object a line for machines, in
 //! which the fields of a line and those of the spans around it lie side by side.
 
+use crate::output::has_colours;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Map, Value, json};
+use std::env;
 use std::fmt::{self, Debug, Display};
-use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -38,19 +40,34 @@ impl LogFormat {
     }
 }
 
-/// Lines go to stderr from now on. `default` is what is logged unless [`VARIABLE`] says otherwise.
-pub fn start(format: LogFormat, default: &str) {
-    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+/// Lines go to stderr from now on. `default` is what is logged unless [`VARIABLE`] says otherwise; where it says nothing that
+/// can be understood, that is the error.
+pub fn start(format: LogFormat, default: &str) -> Result<()> {
+    let told = env::var_os(VARIABLE).filter(|told| !told.is_empty());
+    let told = told.map(|told| filter(&told.to_string_lossy())).transpose();
+    let (filter, wrong) = match told {
+        Ok(told) => (told.unwrap_or_else(|| EnvFilter::new(default)), Ok(())),
+        Err(error) => (EnvFilter::new(default), Err(error)),
+    };
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => {
-            lines.with_ansi(std::io::stderr().is_terminal()).with_target(false).init();
+            lines.with_ansi(has_colours(&std::io::stderr())).with_target(false).init();
         }
         LogFormat::Json => {
             IS_JSON.store(true, Ordering::Relaxed);
             lines.with_ansi(false).fmt_fields(JsonFields).event_format(JsonLines).init();
         }
     }
+    wrong
+}
+
+fn filter(text: &str) -> Result<EnvFilter> {
+    EnvFilter::try_new(text).with_context(|| {
+        format!(
+            "{VARIABLE} is {text:?}\nhint: it is a level, or levels by target, as info or warn,flotilla=debug"
+        )
+    })
 }
 
 /// What a server says on stderr in any case, in the form of the log.
@@ -62,7 +79,7 @@ pub fn say(words: impl Display) {
 pub fn fail(words: impl Display) {
     match is_json() {
         true => tell(Level::ERROR, words),
-        false => write(format_args!("error: {words}")),
+        false => eprintln!("error: {words}"),
     }
 }
 
@@ -79,18 +96,11 @@ fn tell(level: Level, words: impl Display) {
     match is_json() {
         true => {
             let message = words.to_string();
-            write(
-                json!({"timestamp": now(), "level": level.as_str(), "target": "flotilla", "message": message}),
-            );
+            let line = json!({"timestamp": now(), "level": level.as_str(), "target": "flotilla", "message": message});
+            eprintln!("{line}");
         }
-        false => write(words),
+        false => eprintln!("{words}"),
     }
-}
-
-/// In one piece: other processes have the same stderr, and their words may not come into the middle of a line.
-fn write(line: impl Display) {
-    // Whoever has closed stderr does not want to hear it.
-    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 fn now() -> String {

@@ -106,9 +106,9 @@ const QUIET: &str = "warn";
 fn main() -> ExitCode {
     open_files::raise();
     let cli: Cli = words::parse();
-    log::start(cli.log_format, cli.command.log());
+    let log = log::start(cli.log_format, cli.command.log());
     let failure = cli.command.failure();
-    first_process::guard().and_then(|()| run(cli.command)).unwrap_or_else(|error| {
+    log.and_then(|()| first_process::guard()).and_then(|()| run(cli.command)).unwrap_or_else(|error| {
         log::fail(describe(&error));
         failure
     })

@@ -1,4 +1,4 @@
-//! An answer on its way to the reader: thoughts dimmed on a terminal, the answer plain. Elsewhere only the answer goes to
+//! An answer on its way to the reader: thoughts dimmed on a terminal that has colours, the answer plain. Elsewhere only the answer goes to
 //! stdout, as it is, and thoughts to stderr: who pipes the answer on wants nothing else.
 
 use super::plain::plain;
@@ -10,6 +10,7 @@ use std::io::IsTerminal;
 pub struct Printer {
     /// Whether stdout is one, and whether stderr is.
     terminals: (bool, bool),
+    dims: bool,
     /// All of the answer so far, as the server sent it.
     pub content: String,
     thinking: bool,
@@ -19,7 +20,8 @@ pub struct Printer {
 impl Printer {
     pub fn new() -> Printer {
         let terminals = (std::io::stdout().is_terminal(), std::io::stderr().is_terminal());
-        Printer { terminals, content: String::new(), thinking: false, is_begun: false }
+        let dims = output::has_colours(&std::io::stdout());
+        Printer { terminals, dims, content: String::new(), thinking: false, is_begun: false }
     }
 
     pub fn choice(&mut self, choice: Choice) {
@@ -72,7 +74,8 @@ impl Printer {
         }
         (self.thinking, self.is_begun) = (thinking, true);
         match (thinking, self.terminals) {
-            (true, (true, _)) => print!("\x1b[2m{}\x1b[0m", plain(text)),
+            (true, (true, _)) if self.dims => print!("\x1b[2m{}\x1b[0m", plain(text)),
+            (true, (true, _)) => print!("{}", plain(text)),
             (true, (false, terminal)) => eprint!("{}", shown(text, terminal)),
             (false, (terminal, _)) => print!("{}", shown(text, terminal)),
         }
