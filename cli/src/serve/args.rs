@@ -83,6 +83,7 @@ impl ServeArgs {
     pub fn check(&self, ranks: usize) -> Result<()> {
         let model = self.model.open()?;
         self.front.open()?;
+        self.traces.check()?;
         self.check_settings(&model)?;
         self.check_stages(&model, ranks)?;
         println!("flags and files are right; nothing was started");
@@ -135,7 +136,7 @@ impl ServeArgs {
 
     /// What no worker can mend.
     pub fn check_settings(&self, model: &Model) -> Result<()> {
-        self.planning.check()?;
+        self.planning.check(self.stages)?;
         self.check_context(model)?;
         ensure!(
             self.step_tokens <= ROWS_MAX,

@@ -40,8 +40,9 @@ enum PlanKind {
 }
 
 impl PlanningArgs {
-    /// What is said of a goal, or of links, has no meaning where nothing is planned.
-    pub fn check(&self) -> Result<()> {
+    /// What is said of a goal, or of links, has no meaning where nothing is planned; nor has a number of stages where a plan
+    /// chooses it.
+    pub fn check(&self, stages: usize) -> Result<()> {
         let given = [
             ("--goal", self.goal.is_some()),
             ("--goal-context", self.goal_context.is_some()),
@@ -55,6 +56,9 @@ impl PlanningArgs {
                     "{flag} is given, and nothing is planned for it\nhint: add --plan auto, or leave {flag} out"
                 )
             }
+            (PlanKind::Auto, _) if stages > 1 => bail!(
+                "--stages is {stages}, and --plan auto chooses how many there are\nhint: leave one of them out"
+            ),
             _ => Ok(()),
         }
     }

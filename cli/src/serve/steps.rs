@@ -18,7 +18,7 @@ pub struct StepArgs {
     speculation: u8,
     /// Seconds that a step may take before a worker that does not answer it is given up, though its link is alive; 0 is
     /// without end
-    #[arg(long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(..=86_400))]
+    #[arg(help_heading = "Memory and batching", long, value_name = "SECONDS", default_value_t = 300, value_parser = clap::value_parser!(u32).range(..=86_400))]
     step_timeout: u32,
 }
 

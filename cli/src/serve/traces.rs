@@ -1,6 +1,6 @@
 //! The flags of traces, with OpenTelemetry's own variables behind them.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use flotilla_coordinator::traces::{Target, Tracer};
 
@@ -22,6 +22,13 @@ pub struct TraceArgs {
 }
 
 impl TraceArgs {
+    /// What [`open`](Self::open) would say; no span is made.
+    pub fn check(&self) -> Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.context("cannot start the async runtime")?;
+        runtime.block_on(async { self.open().map(drop) })
+    }
+
     /// On the current runtime.
     pub fn open(&self) -> Result<Tracer> {
         if let Some(ratio) = self.trace_ratio {
