@@ -15,6 +15,7 @@ use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio_rustls::rustls::pki_types::ServerName;
 
 /// Make a private authority, and certificates for coordinator and workers. Run again it renews certificates, and adds
 /// workers; the authority stays.
@@ -24,7 +25,7 @@ pub struct CertsArgs {
     /// Folder for all of it; DIR/ca.key in it signs, and belongs to no machine that serves
     dir: PathBuf,
     /// Names and addresses by which workers dial the coordinator, with commas between
-    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', value_parser = host)]
     coordinator: Vec<String>,
     /// A worker's name; may be given several times
     #[arg(long, value_name = "NAME")]
@@ -78,6 +79,17 @@ pub fn run(args: &CertsArgs) -> Result<()> {
 fn flags(folder: &Path, prefix: &str) -> String {
     let files = [("ca", "ca.crt"), ("cert", "tls.crt"), ("key", "tls.key")];
     files.map(|(flag, file)| format!("{prefix}{flag} {}", folder.join(file).display())).join(" ")
+}
+
+/// What a worker can look for in a certificate, or `*.` and a domain; without blanks around it.
+fn host(text: &str) -> std::result::Result<String, String> {
+    let name = text.trim();
+    match ServerName::try_from(name.strip_prefix("*.").unwrap_or(name)) {
+        Ok(_) => Ok(name.to_owned()),
+        Err(_) => {
+            Err("expected a host's name or address, without http:// before it and a port behind it".into())
+        }
+    }
 }
 
 /// It becomes the name of a folder.
