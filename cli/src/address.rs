@@ -11,9 +11,9 @@ pub fn parse(text: &str) -> Result<SocketAddr, String> {
 }
 
 /// Why `address` of the flag `flag` cannot be listened on, with a hint.
-pub fn not_listened_on(address: SocketAddr, flag: &str, error: &Error) -> String {
+pub fn fault(address: SocketAddr, flag: &str, error: Error) -> anyhow::Error {
     let ip = address.ip();
-    match error.kind() {
+    let words = match error.kind() {
         ErrorKind::AddrNotAvailable => format!(
             "cannot listen on {address}: this host has no address {ip}\n\
              hint: {flag} takes one that this host has, or 0.0.0.0 for all of them"
@@ -25,7 +25,8 @@ pub fn not_listened_on(address: SocketAddr, flag: &str, error: &Error) -> String
         _ => {
             format!("cannot listen on {address}\nhint: another server may be running; choose another {flag}")
         }
-    }
+    };
+    anyhow::Error::new(error).context(words)
 }
 
 /// Of `http://HOST:PORT/…`, without the brackets of an IPv6 address.

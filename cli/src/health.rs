@@ -2,7 +2,8 @@
 //! its peers do; `GET /ready` is 200 while it has a place in the fleet, and else 503. HTTP as small as that: one
 //! request a connection, of which the first line is read.
 
-use anyhow::{Context, Result};
+use crate::address;
+use anyhow::Result;
 use flotilla_worker::{Standing, StandingCell};
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -21,9 +22,7 @@ const CONNECTIONS_MAX: usize = 16;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| {
-        format!("cannot listen on {address} for probes\nhint: choose another --health-listen")
-    })
+    TcpListener::bind(address).await.map_err(|error| address::fault(address, "--health-listen", error))
 }
 
 /// Answers for as long as it is polled.

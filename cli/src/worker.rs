@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use flotilla_shared::Inventory;
 use flotilla_shared::units::Bytes;
-use flotilla_worker::{Device, Settings, StandingCell, memory_available};
+use flotilla_worker::{Device, Settings, StandingCell, WorkerError, memory_available};
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -128,7 +128,13 @@ async fn work(settings: Settings, health_listen: Option<SocketAddr>) -> Result<(
     if let Some(address) = health_listen {
         tokio::spawn(health::serve(health::listen(address).await?, settings.standing.clone()));
     }
-    Ok(flotilla_worker::run(settings, asked_to_stop()).await?)
+    flotilla_worker::run(settings, asked_to_stop()).await.map_err(|error| match error {
+        WorkerError::Listen { address, error } => address::fault(address, "--collective-listen", error),
+        WorkerError::ListenForWeights { address, error } => {
+            address::fault(address, "--weights-listen", error)
+        }
+        other => other.into(),
+    })
 }
 
 impl WorkerArgs {

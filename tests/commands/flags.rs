@@ -3,7 +3,6 @@
 
 use crate::support::program::run;
 use crate::support::repository;
-use crate::support::server::{Up, free_port};
 
 /// Each command has other means to make a model fit.
 #[tokio::test]
@@ -27,11 +26,12 @@ async fn what_does_not_fit_is_answered_with_what_this_command_can_do() {
 #[tokio::test]
 async fn up_says_what_is_wrong_with_its_numbers_before_it_starts_workers() {
     let demo = repository("demo/model").to_str().unwrap().to_owned();
-    let cases: [(&[&str], &str); 5] = [
+    let cases: [(&[&str], &str); 6] = [
         (&["--step-tokens", "10"], "--step-tokens is 10, below --sequences 64"),
         (&["--sequences", "0"], "--sequences is 0, below its least value 1"),
         (&["--queue", "0"], "--queue is 0, below its least value 1"),
         (&["--stages", "3"], "--stages is 3, of 2 workers"),
+        (&["--plan", "auto", "--stages", "2"], "--stages is 2, and --plan auto chooses how many"),
         (&["--goal", "latency"], "--goal is given, and nothing is planned for it\nhint: add --plan auto"),
     ];
     for (flags, words) in cases {
@@ -92,50 +92,37 @@ async fn sizes_are_typed_with_units() {
         .expect_refusal(2, &["expected a number of tokens, such as 16384"]);
 }
 
+/// They were right by `--check`, and stopped the start.
 #[tokio::test]
-async fn an_address_to_listen_on_is_this_hosts() {
+async fn a_check_looks_at_the_flags_of_traces() {
     let demo = repository("demo/model").to_str().unwrap().to_owned();
-    let up = ["up", "--model", &demo, "--listen"];
-    run([&up[..], &["localhost:0", "--check"]].concat()).await.expect_status(0);
-    run([&up[..], &["18000"]].concat())
-        .await
-        .expect_refusal(2, &["expected ADDRESS:PORT, such as 127.0.0.1:8000"]);
-    // TEST-NET-3: of documents, and of nobody.
-    let words = [
-        "cannot listen on 203.0.113.9:8000: this host has no address 203.0.113.9",
-        "\nhint: --listen takes one",
-    ];
-    run([&up[..], &["203.0.113.9:8000"]].concat()).await.expect_refusal(1, &words);
+    for command in ["up", "coordinator"] {
+        let check = [command, "--model", &demo, "--check"];
+        let token = ["--join-token", "a-token-of-this-test"];
+        let check = if command == "up" { check.to_vec() } else { [&check[..], &token].concat() };
+        for flags in [["--trace-ratio", "5"], ["--otlp-endpoint", "nonsense"]] {
+            run([&check[..], &flags].concat()).await.expect_refusal(2, &["\nhint: "]);
+        }
+        let right = ["--otlp-endpoint", "http://127.0.0.1:4318", "--trace-ratio", "0.5"];
+        run([&check[..], &right].concat()).await.expect_status(0);
+    }
 }
 
-/// Before half a second is spent on measuring, and in words of this program.
+/// They were written into certificates that no worker could ever accept.
 #[tokio::test]
-async fn a_worker_says_what_is_odd_about_its_addresses() {
-    let port = free_port();
-    let api = format!("http://127.0.0.1:{port}");
-    let worker =
-        ["worker", "--join-token", "a-token-of-this-test", "--join-timeout", "0", "--bandwidth", "1"];
-    let unreached = run([&worker[..], &["--coordinator", &api]].concat()).await;
-    unreached.expect_refusal(
-        1,
-        &["hint: is it running, and is this the coordinator's --worker-listen port (7070)"],
+async fn certificates_name_what_can_be_dialed() {
+    let dir = tempfile::tempdir().unwrap();
+    let fleet = dir.path().join("fleet");
+    let certs = ["certs", fleet.to_str().unwrap(), "--coordinator"];
+    for names in ["10.0.0.1:7070", "", "http://host", "two words", "a,,b"] {
+        let ran = run([&certs[..], &[names]].concat()).await;
+        ran.expect_refusal(2, &["expected a host's name or address, without http:// before it"]);
+        assert!(!fleet.exists(), "{names:?}");
+    }
+    let ran = run([&certs[..], &["10.0.0.1, host.example,*.flotilla.svc,fd00::1"]].concat()).await;
+    ran.expect_status(0);
+    assert!(
+        ran.stdout.contains("coordinator, as 10.0.0.1, host.example, *.flotilla.svc, fd00::1: "),
+        "{ran:?}"
     );
-    assert!(!unreached.stderr.contains("cannot reach this one"), "{}", unreached.stderr);
-    let far = run([&worker[..], &["--coordinator", "http://coordinator.invalid:7070"]].concat()).await;
-    far.expect_refusal(1, &["workers of other hosts cannot reach this one"]);
-    let listens = ["--coordinator", "http://coordinator.invalid:7070", "--collective-listen", "0.0.0.0:0"];
-    let far = run([&worker[..], &listens].concat()).await;
-    assert!(!far.stderr.contains("cannot reach this one"), "{}", far.stderr);
-}
-
-/// The likeliest slip, and the API closes such a connection without a word.
-#[tokio::test]
-async fn a_worker_at_the_apis_port_is_told_of_the_other() {
-    let up = Up::start(&repository("demo/model"), &["--workers", "1"]).await;
-    let worker =
-        ["worker", "--join-token", "a-token-of-this-test", "--join-timeout", "1", "--bandwidth", "1"];
-    let ran = run([&worker[..], &["--coordinator", &up.url]].concat()).await;
-    let said = format!("error: cannot reach the coordinator at {}: ", up.url);
-    let hint = "\nhint: is it running, and is this the coordinator's --worker-listen port (7070), and not its API (8000)?";
-    ran.expect_refusal(1, &[&said, hint]);
 }

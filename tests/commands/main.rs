@@ -1,5 +1,6 @@
 //! What the commands print and leave behind, and what they say to wrong words.
 
+mod addresses;
 mod chat;
 mod files;
 mod flags;

@@ -21,10 +21,8 @@ impl Door {
         let front = args.front.open()?;
         args.check_settings(&model)?;
         let tracer = args.traces.open()?;
-        let listener = TcpListener::bind(args.listen).await.map_err(|error| {
-            let words = address::not_listened_on(args.listen, "--listen", &error);
-            anyhow::Error::new(error).context(words)
-        })?;
+        let listener = TcpListener::bind(args.listen).await;
+        let listener = listener.map_err(|error| address::fault(args.listen, "--listen", error))?;
         Ok(Door { model, front, listener, tracer })
     }
 }

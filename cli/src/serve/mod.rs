@@ -10,6 +10,7 @@ mod replicas;
 mod steps;
 mod traces;
 
+use crate::address;
 use crate::first_process;
 use crate::join_token::TokenArgs;
 use crate::log;
@@ -19,7 +20,7 @@ pub use args::ServeArgs;
 use clap::Args;
 pub use door::Door;
 use flotilla_coordinator::driver::{self, Replicas};
-use flotilla_coordinator::fleet::Fleet;
+use flotilla_coordinator::fleet::{Fleet, FleetError};
 use flotilla_coordinator::router::ReplicaRouter;
 use flotilla_coordinator::service;
 use flotilla_scheduler::Scheduler;
@@ -48,7 +49,7 @@ pub struct CoordinatorArgs {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=RANKS_MAX as i64))]
     workers: u16,
     /// Where workers dial
-    #[arg(long, default_value = "127.0.0.1:7070")]
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:7070", value_parser = address::parse)]
     worker_listen: SocketAddr,
     #[command(flatten)]
     token: TokenArgs,
@@ -74,7 +75,10 @@ pub fn run(args: CoordinatorArgs) -> Result<()> {
         let door = Door::open(&args.serve, model).await?;
         let tls = args.tls.open()?;
         let how = if tls.is_some() { " over TLS" } else { "" };
-        let fleet = Fleet::listen(args.worker_listen, &token, tls, args.serve.weight_rate()).await?;
+        let fleet = Fleet::listen(args.worker_listen, &token, tls, args.serve.weight_rate()).await;
+        let fleet = fleet.map_err(|FleetError::Listen { address, error }| {
+            address::fault(address, "--worker-listen", error)
+        })?;
         log::say(format_args!("waiting for {} workers on {}{how}", args.workers, fleet.address()));
         let stop = ctrl_c(args.serve.front.drain_timeout());
         let ready =
