@@ -13,6 +13,9 @@ use flotilla_worker::{CardUse, Device};
 use std::fmt;
 use std::str::FromStr;
 
+/// Threads of one worker at most: a slip, where more are asked for.
+pub const THREADS_MAX: i64 = 1024;
+
 /// One device of this machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceChoice {

@@ -3,7 +3,7 @@
 use crate::cache::CacheArgs;
 use crate::chat;
 use crate::describe;
-use crate::device::{CpuArgs, DeviceChoice, Gpus, SumArgs};
+use crate::device::{CpuArgs, DeviceChoice, Gpus, SumArgs, THREADS_MAX};
 use crate::fit;
 use crate::forecast::{self, Forecast};
 use crate::local_workers::{LocalWorkers, WorkerSettings, random_token};
@@ -50,7 +50,7 @@ pub struct UpArgs {
     #[command(flatten)]
     cache: CacheArgs,
     /// Threads of each worker [default: the cores, shared out]
-    #[arg(help_heading = "Workers", long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(help_heading = "Workers", long, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: Option<u16>,
     /// What each worker may take for weights, KV cache and activations, such as 12GB [default: 0.9 of the free memory,
     /// on the CPU shared out]

@@ -2,7 +2,7 @@
 
 use crate::address;
 use crate::cache::CacheArgs;
-use crate::device::{CpuArgs, DeviceChoice, SumArgs, describe};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs, THREADS_MAX, describe};
 use crate::health;
 use crate::join_token::TokenArgs;
 use crate::machine;
@@ -12,6 +12,7 @@ use crate::sizes;
 use crate::tls::WorkerTlsArgs;
 use anyhow::{Context, Result};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use flotilla_shared::Inventory;
 use flotilla_shared::units::Bytes;
 use flotilla_worker::{Device, Settings, StandingCell, WorkerError, memory_available};
@@ -34,7 +35,7 @@ pub struct WorkerArgs {
     #[command(flatten)]
     tls: WorkerTlsArgs,
     /// Name in logs and plans; ranks follow the order of names [default: host and process id]
-    #[arg(long)]
+    #[arg(long, value_parser = NonEmptyStringValueParser::new())]
     name: Option<String>,
     /// What computes: cpu, or a card as cuda:N
     #[arg(long, default_value_t = DeviceChoice::Cpu)]
@@ -46,7 +47,7 @@ pub struct WorkerArgs {
     #[command(flatten)]
     cache: CacheArgs,
     /// Threads that compute, on the CPU [default: all cores]
-    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: Option<u16>,
     /// Bytes for weights, KV cache and activations, such as 12GB [default: 0.9 of the free memory]
     #[arg(long, value_name = "BYTES", value_parser = sizes::memory)]

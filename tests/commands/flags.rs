@@ -53,6 +53,11 @@ async fn flags_without_effect_are_refused() {
     run(worker).await.expect_refusal(1, &["--pin names core "]);
     run([&up[..], &["--threads", "0"]].concat()).await.expect_refusal(2, &["0 is not in 1.."]);
     run(["worker", "--join-token", "t", "--threads", "0"]).await.expect_refusal(2, &["0 is not in 1.."]);
+    for command in ["up", "worker", "verify"] {
+        run([command, "--threads", "65535"]).await.expect_refusal(2, &["65535 is not in 1..=1024"]);
+    }
+    run([&up[..], &["--served-name", ""]].concat()).await.expect_refusal(2, &["--served-name"]);
+    run(["worker", "--join-token", "t", "--name", ""]).await.expect_refusal(2, &["--name"]);
     let on_cards: [&[&str]; 5] = [
         &["--kv-dtype", "f32"],
         &["--dense", "int8"],

@@ -12,6 +12,7 @@ use crate::model::{Model, ModelArgs};
 use crate::sizes;
 use anyhow::{Result, ensure};
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use flotilla_coordinator::fleet::Formation;
 use flotilla_coordinator::harmony::chat::shortest_prompt;
 use flotilla_engine::backend::cuda::ROWS_MAX;
@@ -33,7 +34,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "The API's front", long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000", value_parser = address::parse)]
     pub listen: SocketAddr,
     /// Name by which clients ask for the model [default: the folder's]
-    #[arg(help_heading = "Model", long)]
+    #[arg(help_heading = "Model", long, value_parser = NonEmptyStringValueParser::new())]
     pub served_name: Option<String>,
     /// Tokens of KV cache over all sequences, and the longest context
     #[arg(help_heading = "Memory and batching", long, default_value = "16384", value_parser = sizes::tokens)]

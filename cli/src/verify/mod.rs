@@ -4,7 +4,7 @@ mod deviation;
 mod golden;
 mod plan_file;
 
-use crate::device::{CpuArgs, DeviceChoice, SumArgs, kv_dtype};
+use crate::device::{CpuArgs, DeviceChoice, SumArgs, THREADS_MAX, kv_dtype};
 use crate::links::LinkArgs;
 use crate::local_group::LocalGroup;
 use crate::local_workers::{LocalWorkers, WorkerSettings};
@@ -67,7 +67,7 @@ pub struct VerifyArgs {
     #[command(flatten)]
     links: LinkArgs,
     /// Threads of each rank
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=THREADS_MAX))]
     threads: u16,
     /// Print JSON instead of a table
     #[arg(long)]
