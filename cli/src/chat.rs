@@ -30,13 +30,19 @@ pub struct ChatArgs {
     #[arg(long, value_enum, default_value_t = Effort::Medium)]
     effort: Effort,
     /// 0 is greedy
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, default_value_t = 0.0, value_parser = temperature)]
     temperature: f32,
     /// Instructions for the whole conversation
     #[arg(long)]
     system: Option<String>,
     /// Ask this and end, instead of reading from the terminal
-    message: Option<String>,
+    message: Vec<String>,
+}
+
+/// A number as JSON has them: others would be sent as none, and the server's own would count.
+fn temperature(text: &str) -> std::result::Result<f32, String> {
+    let number = text.parse().ok().filter(|number: &f32| number.is_finite());
+    number.ok_or_else(|| "expected a number, such as 0.7".into())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,8 +81,8 @@ pub async fn ask(url: &str, question: &str) -> Result<()> {
 async fn chat(args: ChatArgs) -> Result<()> {
     let client = Client::connect(Server::new(&args.server)?, args.model.clone()).await?;
     let mut conversation = Conversation::new(&args);
-    if let Some(message) = &args.message {
-        conversation.say(message);
+    if !args.message.is_empty() {
+        conversation.say(&args.message.join(" "));
         return client.answer(&mut conversation).await;
     }
     let terminal = std::io::stdin().is_terminal();

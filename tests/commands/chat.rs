@@ -38,6 +38,18 @@ async fn answer(connection: TcpStream, says: &str) {
     connection.shutdown().await.unwrap();
 }
 
+/// Words without quotes are one question, and a temperature that is no number was sent as none.
+#[tokio::test]
+async fn a_question_needs_no_quotes_and_a_temperature_is_a_number() {
+    let url = server("data: {\"choices\":[{\"delta\":{\"content\":\"42\"}}]}\n\ndata: [DONE]\n").await;
+    let ran = run(["chat", "--url", &url, "What", "is", "12", "+", "30?"]).await;
+    assert_eq!(ran.expect_status(0).stdout, "42\n");
+    for wrong in ["nan", "inf", "warm"] {
+        let ran = run(["chat", "--url", &url, "--temperature", wrong, "Hello"]).await;
+        ran.expect_refusal(2, &["expected a number, such as 0.7"]);
+    }
+}
+
 async fn asked(says: &'static str) -> Ran {
     run(["chat", "--url", &server(says).await, "Hello"]).await
 }
