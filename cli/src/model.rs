@@ -134,15 +134,19 @@ impl Model {
     }
 }
 
-/// The config.json text of a published name (`openai/` may stand before it), a folder or a file, with `layers` layers if
-/// given.
+/// The config.json text of a published name (`openai/` may stand before it), another name that Hugging Face's tools have
+/// downloaded, a folder or a file, with `layers` layers if given.
 pub fn config_text(like: &str, layers: Option<usize>) -> Result<String> {
-    if Path::new(like).is_dir()
-        && let Origin::Folder { dir, .. } = Origin::find(Path::new(like))?
-    {
-        return Ok(config_like(&dir.join(CONFIG).to_string_lossy(), layers)?);
+    let (path, name) = (Path::new(like), published_name(like));
+    let may_be_elsewhere = !path.exists() && ModelSpec::published(name).is_none();
+    match (path.is_dir() || may_be_elsewhere).then(|| Origin::find(path)) {
+        Some(Ok(Origin::Folder { dir, .. })) => Ok(config_like(&dir.join(CONFIG).to_string_lossy(), layers)?),
+        Some(Ok(Origin::Mirror { url, .. })) => bail!(
+            "{url} is a URL, and nothing is fetched here\nhint: curl -LO {url}/config.json, and give that file"
+        ),
+        Some(Err(error)) if path.is_dir() => Err(error),
+        _ => Ok(config_like(name, layers)?),
     }
-    Ok(config_like(published_name(like), layers)?)
 }
 
 /// The folder's own name, wherever it is called from.

@@ -181,6 +181,13 @@ async fn synth_is_reproducible_and_overwrites_nothing() {
     let none = out("none").to_str().unwrap().to_owned();
     let refused = run(["synth", "--like", &like, "--layers", "0", "--out", &none]).await;
     refused.expect_refusal(1, &["--layers must be at least 1"]);
+    let wrong = [&["--out", "/proc/none"][..], &["--out", &none, "--tokenizer", "/etc/passwd"]];
+    for (flags, words) in wrong.into_iter().zip(["cannot make /proc/none", "/etc/passwd"]) {
+        let refused = run([&["synth", "--like", &like], flags].concat()).await;
+        refused.expect_refusal(1, &[words]);
+        assert!(!refused.stderr.contains("download is incomplete"), "{}", refused.stderr);
+        assert!(!Path::new(&none).exists(), "{words}");
+    }
     let smoke = repository("tests/golden/smoke/config.json").to_str().unwrap().to_owned();
     run(["synth", "--like", &smoke, "--out", &none]).await.expect_status(0);
 }
@@ -347,6 +354,20 @@ async fn a_model_is_named_alike_everywhere() {
     for model in ["openai/gpt-oss-20b", "gpt-oss-20b"] {
         run(["plan", "--model", model, "--devices", "2xrtx3090"]).await.expect_status(0);
     }
+    let url = "https://models.example/gpt-oss-20b";
+    run(["plan", "--model", url])
+        .await
+        .expect_refusal(1, &["\nhint: curl -LO https://models.example/gpt-oss-20b/config.json"]);
+    let hub = dir.path().join("hub");
+    let snapshot = hub.join("models--me--my-model/snapshots/abc1");
+    fs::create_dir_all(&snapshot).unwrap();
+    fs::copy(&config, snapshot.join("config.json")).unwrap();
+    let found = flotilla(["plan", "--model", "me/my-model", "--ranks", "2"])
+        .env("HF_HUB_CACHE", &hub)
+        .output()
+        .await
+        .unwrap();
+    assert!(found.status.success(), "{found:?}");
     let none = dir.path().to_str().unwrap().to_owned();
     run(["plan", "--model", &none]).await.expect_refusal(1, &["config.json", "\nhint: "]);
     run(["plan", "--model", "openai/gpt-5"])
