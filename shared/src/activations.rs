@@ -102,7 +102,10 @@ fn items(spec: &ModelSpec, share: &RankShare, t: usize) -> usize {
     4 * 4 * (routes.min(own) + routes / 64)
 }
 
-/// What is sampled by, what comes of it, and the best of each 2048 tokens.
+/// What is sampled by, what comes of it, and the best of each 2048 tokens; of rows that are cut the same, and 512 of their
+/// likeliest tokens or the sums of each 8192.
 fn sampling(share: &RankShare) -> usize {
-    LOGIT_ROWS * (4 * 5 + 8 + 8 * share.vocab.len().div_ceil(2048))
+    let vocab = share.vocab.len();
+    let cut = 4 * 5 + (8 + 8 * 512).max(8 * vocab.div_ceil(8192));
+    LOGIT_ROWS * (4 * 5 + 8 + 8 * vocab.div_ceil(2048) + if vocab > 0 { cut } else { 0 })
 }

@@ -4,11 +4,14 @@ use crate::bench::Bench;
 use crate::data;
 use crate::report::{Row, Work};
 use crate::shapes;
+use crate::timing::{elapsed, median};
+use cudarc::driver::CudaSlice;
+use flotilla_engine::backend::cuda::cut::{COUNT_MAX, CutKernels};
 use flotilla_engine::backend::cuda::norm::{Added, NormKernels};
 use flotilla_engine::backend::cuda::route::{RouteKernels, Routes};
 use flotilla_engine::backend::cuda::sample::{ROW_WORDS, SampleKernels, row_words};
 use flotilla_engine::cuda::CudaError;
-use flotilla_engine::sample::SampleRow;
+use flotilla_engine::sample::{SampleRow, Weigher};
 use flotilla_shared::{ModelSpec, Sampling, TokenId};
 
 const ROWS: [usize; 4] = [1, 8, 32, 2048];
@@ -93,6 +96,20 @@ pub fn sampling(bench: &mut Bench) -> Result<(), CudaError> {
                     let (count, rows, logits) = (count.as_view(), rows.as_view(), logits[set].as_view());
                     kernels.best(n, &count, &rows, &logits, &mut bests.as_view_mut())
                 })?;
+                push(bench, "sample", what, "both", ranks, n, seconds, (n * vocab.len() * 4) as f64);
+            }
+            let mut kernels = CutKernels::new(&card, vocab.clone(), &all)?;
+            let likeliest: Vec<(usize, usize)> = (0..n).map(|row| (row, COUNT_MAX)).collect();
+            let weighed: Vec<_> = (0..n).map(|row| (row, Weigher::new(1.0, 1.0), f32::MIN)).collect();
+            // With the copies each way and what the host makes of them: a step waits for all of it.
+            let mut times = |work: &mut dyn FnMut(&CudaSlice<f32>) -> Result<(), CudaError>| {
+                let times =
+                    logits.iter().cycle().take(SETS * 3).map(|logits| elapsed(&card, || work(logits)));
+                times.collect::<Result<Vec<_>, _>>().map(median)
+            };
+            let looked = times(&mut |logits| kernels.likeliest(&likeliest, logits).map(drop))?;
+            let weight = times(&mut |logits| kernels.weigh(&weighed, logits).map(drop))?;
+            for (what, seconds) in [("likeliest 256", looked), ("weights", weight)] {
                 push(bench, "sample", what, "both", ranks, n, seconds, (n * vocab.len() * 4) as f64);
             }
         }

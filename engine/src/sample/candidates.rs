@@ -27,7 +27,7 @@ pub(super) fn at_place(place: u64) -> Likely {
 
 /// The likeliest of one rank's part, in order.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Head {
+pub struct Head {
     tokens: Vec<Likely>,
     /// No others are left.
     is_all: bool,
@@ -38,6 +38,14 @@ impl Head {
     pub fn of(logits: &[f32], sampleable: &Sampleable, count: usize) -> Head {
         let likeliest = Likeliest::new(count.max(1));
         KERNELS.plain(Look { likeliest, logits, sampleable }).head()
+    }
+
+    /// The same of `tokens`, in any order: at least as many as are wanted of `all`, or all; none is a NaN.
+    pub fn among(tokens: impl Iterator<Item = (f32, TokenId)>, count: usize, all: usize) -> Head {
+        let mut places: Vec<u64> = tokens.map(|token| place(&token)).collect();
+        places.sort_unstable();
+        places.truncate(count);
+        Head { tokens: places.into_iter().map(at_place).collect(), is_all: all <= count }
     }
 
     /// The highest logit.

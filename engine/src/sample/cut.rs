@@ -70,11 +70,9 @@ impl<'a> Cut<'a> {
         self.row.sampling.top_p < 1.0 && self.total.is_none()
     }
 
-    /// The rank's part of that sum; `logits`: of all of its tokens, in parts.
-    pub fn own_total<'l>(&self, logits: impl Iterator<Item = &'l [f32]>) -> Total {
-        let (weigher, floor) = (self.weigher(), self.floor());
-        let totals = logits.map(|logits| (weigher.sum(logits, floor), logits.len() as u32));
-        totals.fold(Total::default(), |all, part| (all.0 + part.0, all.1 + part.1))
+    /// Of which logits that sum is, how they weigh, and which count.
+    pub fn weighed(&self) -> (usize, Weigher, f32) {
+        (self.row.logit_row, self.weigher(), self.floor())
     }
 
     /// Every rank's. Then top-p cuts, or begins to look for where.

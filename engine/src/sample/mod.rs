@@ -17,8 +17,10 @@ mod span;
 mod weights;
 
 pub use best::best_of;
+pub use candidates::Head;
 pub use logits::History;
 pub use sampler::Sampler;
+pub use weights::Weigher;
 
 use crate::backend::BackendError;
 use crate::collective::CollectiveError;
@@ -123,6 +125,11 @@ impl Sampleable {
         self.ids.iter().map(move |ids| (ids.start as TokenId, part(ids)))
     }
 
+    /// Σ weights of what may be chosen and is at least `floor`; `logits`: f32 [V/R].
+    pub fn weigh(&self, logits: &[f32], weigher: &Weigher, floor: f32) -> u128 {
+        self.parts(logits).map(|(_, logits)| weigher.sum(logits, floor)).sum()
+    }
+
     /// (token, logit) of what may be chosen; `logits`: f32 [V/R].
     fn tokens<'a>(&'a self, logits: &'a [f32]) -> impl Iterator<Item = (TokenId, f32)> {
         self.parts(logits).flat_map(|(first, logits)| (first..).zip(logits.iter().copied()))
@@ -152,6 +159,26 @@ pub trait Shard {
     fn best(&mut self, rows: &[SampleRow], sampleable: &Sampleable) -> Result<Vec<Candidate>, BackendError> {
         let logit_rows: Vec<usize> = rows.iter().map(|row| row.logit_row).collect();
         self.each(&logit_rows, |at, logits| best_of(&rows[at], logits, sampleable))
+    }
+
+    /// The likeliest of the rank's tokens that may be sampled, by the logits as they are: of each of some logit rows at most as
+    /// many as it says, but one at least.
+    fn heads(&mut self, rows: &[(usize, usize)], sampleable: &Sampleable) -> Result<Vec<Head>, BackendError> {
+        let logit_rows: Vec<usize> = rows.iter().map(|(row, _)| *row).collect();
+        self.each(&logit_rows, |at, logits| Head::of(logits, sampleable, rows[at].1))
+    }
+
+    /// What these tokens weigh together: of each of some logit rows those that are at least as much as it says.
+    fn weights(
+        &mut self,
+        rows: &[(usize, Weigher, f32)],
+        sampleable: &Sampleable,
+    ) -> Result<Vec<u128>, BackendError> {
+        let logit_rows: Vec<usize> = rows.iter().map(|(row, ..)| *row).collect();
+        self.each(&logit_rows, |at, logits| {
+            let (_, weigher, floor) = rows[at];
+            sampleable.weigh(logits, &weigher, floor)
+        })
     }
 }
 

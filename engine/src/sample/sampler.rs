@@ -99,13 +99,21 @@ impl Sampler {
     ) -> Result<Vec<Cut<'a>>, SampleError> {
         let mut cuts = Vec::new();
         // A card has the model's own logits in its memory, and looks at all of these rows together.
-        let mut of_shard = shard.best(&plain(rows), &self.sampleable)?.into_iter();
-        let others: Vec<&SampleRow> = rows.iter().filter(|row| !row.is_plain()).collect();
-        let of_others = self.each(&others, shard, |at, logits| self.first(others[at], logits))?;
-        let mut of_others = of_others.into_iter();
+        let mut bests = shard.best(&plain(rows), &self.sampleable)?.into_iter();
+        let (adjusted, own): (Vec<&SampleRow>, Vec<&SampleRow>) =
+            rows.iter().partition(|row| row.is_adjusted());
+        let cut = own.iter().filter(|row| row.is_cut());
+        let cut: Vec<_> = cut.map(|row| (row.logit_row, Cut::head_tokens(row))).collect();
+        let mut heads = shard.heads(&cut, &self.sampleable)?.into_iter();
+        let of_adjusted = self.each(&adjusted, shard, |at, logits| self.first(adjusted[at], logits))?;
+        let mut of_adjusted = of_adjusted.into_iter();
         self.sent.clear();
         for (index, row) in rows.iter().enumerate() {
-            let first = if row.is_plain() { of_shard.next().map(First::Best) } else { of_others.next() };
+            let first = match (row.is_adjusted(), row.is_cut()) {
+                (true, _) => of_adjusted.next(),
+                (false, true) => heads.next().map(First::Head),
+                (false, false) => bests.next().map(First::Best),
+            };
             match first.expect("one of each row") {
                 First::Best(best) => best.put(&mut self.sent),
                 First::Head(head) => head.put(&mut self.sent),
@@ -152,12 +160,23 @@ impl Sampler {
         if lacking.is_empty() {
             return Ok(());
         }
-        let rows: Vec<&SampleRow> = lacking.iter().map(|cut| cut.row).collect();
-        let totals = self.each(&rows, shard, |at, logits| {
-            lacking[at].own_total(self.sampleable.parts(logits).map(|(_, logits)| logits))
+        let (adjusted, own): (Vec<&Cut<'_>>, Vec<&Cut<'_>>) =
+            lacking.iter().map(|cut| &**cut).partition(|cut| cut.row.is_adjusted());
+        let asked: Vec<_> = own.iter().map(|cut| cut.weighed()).collect();
+        let mut of_own = shard.weights(&asked, &self.sampleable)?.into_iter();
+        let rows: Vec<&SampleRow> = adjusted.iter().map(|cut| cut.row).collect();
+        let of_adjusted = self.each(&rows, shard, |at, logits| {
+            let (_, weigher, floor) = adjusted[at].weighed();
+            self.sampleable.weigh(logits, &weigher, floor)
         })?;
+        let mut of_adjusted = of_adjusted.into_iter();
+        let count = self.sampleable.ids.iter().map(|ids| ids.len() as u32).sum();
         self.sent.clear();
-        totals.into_iter().for_each(|total| total.put(&mut self.sent));
+        for cut in &lacking {
+            let sum = if cut.row.is_adjusted() { of_adjusted.next() } else { of_own.next() };
+            let total: Total = (sum.expect("one of each row"), count);
+            total.put(&mut self.sent);
+        }
         let found = self.gather(lacking.len(), collective, |_, from| Total::take(from))?;
         lacking.iter_mut().zip(found).for_each(|(cut, totals)| cut.learn_total(&totals));
         Ok(())

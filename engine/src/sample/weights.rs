@@ -26,7 +26,7 @@ pub(super) static KERNELS: LazyLock<Kernels> = LazyLock::new(Kernels::detect);
 
 /// Weighs logits beside the highest of them.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Weigher {
+pub struct Weigher {
     max: f32,
     /// Factors of two of the weight, for each 1 of a logit.
     octaves: f64,
@@ -40,6 +40,21 @@ impl Weigher {
         // Finite, so that what passes it is.
         let least = ((f64::from(max) - OCTAVES / octaves) as f32).max(f32::MIN);
         Weigher { max, octaves, least }
+    }
+
+    /// The highest logit.
+    pub fn max(&self) -> f32 {
+        self.max
+    }
+
+    /// Factors of two of the weight, for each 1 of a logit.
+    pub fn octaves(&self) -> f64 {
+        self.octaves
+    }
+
+    /// Below this no logit has a weight, or counts.
+    pub fn least(&self, floor: f32) -> f32 {
+        floor.max(self.least)
     }
 
     /// exp((logit − max) / temperature), in parts of `WEIGHT_MAX`.
@@ -57,7 +72,7 @@ impl Weigher {
             let infinite = logits.iter().filter(|logit| **logit == self.max).count();
             return infinite as u128 * WEIGHT_MAX as u128;
         }
-        KERNELS.plain(Sum { weigher: *self, logits, floor: floor.max(self.least) })
+        KERNELS.plain(Sum { weigher: *self, logits, floor: self.least(floor) })
     }
 
     /// The weight of each.

@@ -5,6 +5,7 @@
 
 mod attention;
 mod collective;
+mod cut;
 mod dense;
 mod dense_library;
 mod device;

@@ -1,6 +1,6 @@
 //! Planted faults: each kernel with one mistake in it must fail its own check, or the check is blind.
 
-use crate::{attention, dense, experts, norm, route, sample, support, synthetic};
+use crate::{attention, cut, dense, experts, norm, route, sample, support, synthetic};
 use flotilla_engine::backend::cuda::route::Prompts;
 use flotilla_engine::cuda::{Card, Source};
 
@@ -86,6 +86,11 @@ fn experts_of_many_rows_by_warpgroups() {
 #[test]
 fn sampling() {
     all_are_noticed(&sample::PLANTED, sample::check);
+}
+
+#[test]
+fn rows_that_are_cut() {
+    all_are_noticed(&cut::PLANTED, cut::check);
 }
 
 #[test]

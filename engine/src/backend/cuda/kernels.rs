@@ -1,6 +1,7 @@
 //! The kernels of one rank's part: which it needs, and these compiled for its shapes.
 
 use super::attention::{AttentionKernels, AttentionShape};
+use super::cut::{self, CutKernels};
 use super::dense::{self, DenseKernels};
 use super::experts::{self, ExpertKernels, ExpertShape};
 use super::norm::{self, NormKernels};
@@ -38,7 +39,13 @@ impl Shapes {
 /// Every source that a rank compiles, for checks that need no card.
 pub fn sources(spec: &ModelSpec, share: &RankShare) -> Vec<Source> {
     let shapes = Shapes::of(spec, share);
-    let mut sources = vec![norm::source(spec.hidden), dense::source(), sample::source(), synthetic::source()];
+    let mut sources = vec![
+        norm::source(spec.hidden),
+        dense::source(),
+        sample::source(),
+        cut::source(),
+        synthetic::source(),
+    ];
     sources.push(route::source(&shapes.route));
     if let Some(shape) = shapes.attention {
         sources.extend([shape.source(), shape.tiles_source()]);
@@ -57,6 +64,7 @@ pub(super) struct Kernels {
     pub(super) route: RouteKernels,
     pub(super) experts: Option<ExpertKernels>,
     pub(super) sample: Option<SampleKernels>,
+    pub(super) cut: Option<CutKernels>,
 }
 
 impl Kernels {
@@ -70,6 +78,7 @@ impl Kernels {
     ) -> Result<Self, CudaError> {
         let limit = spec.swiglu_limit;
         let experts = shapes.experts.as_ref().map(|shape| ExpertKernels::new(card, shape, limit, rows_max));
+        let cut = (!vocab.is_empty()).then(|| CutKernels::new(card, vocab.clone(), sampleable));
         let sample = (!vocab.is_empty()).then(|| SampleKernels::new(card, vocab, sampleable, LOGIT_ROWS));
         Ok(Kernels {
             norm: NormKernels::new(card, spec.hidden, spec.norm_eps as f32)?,
@@ -78,6 +87,7 @@ impl Kernels {
             route: RouteKernels::new(card, &shapes.route)?,
             experts: experts.transpose()?,
             sample: sample.transpose()?,
+            cut: cut.transpose()?,
         })
     }
 }

@@ -7,6 +7,7 @@
 mod activations;
 pub mod attention;
 mod batch;
+pub mod cut;
 pub mod dense;
 pub mod experts;
 mod graph;

@@ -108,7 +108,7 @@ impl SampleKernels {
 }
 
 /// [first, last) of each range inside of the part, counted from its start.
-fn own_ranges(vocab: &Range<usize>, sampleable: &[Range<TokenId>]) -> Vec<u32> {
+pub(super) fn own_ranges(vocab: &Range<usize>, sampleable: &[Range<TokenId>]) -> Vec<u32> {
     let own = |ids: &Range<TokenId>| vocab.start.max(ids.start as usize)..vocab.end.min(ids.end as usize);
     let own = sampleable.iter().map(own).filter(|ids| !ids.is_empty());
     own.flat_map(|ids| [ids.start - vocab.start, ids.end - vocab.start]).map(|id| id as u32).collect()
