@@ -180,10 +180,9 @@ fn complaint(error: impl std::fmt::Display) -> Complaint {
             return Complaint::malformed("it could not be read");
         }
         () if what.contains(OVERLAP) => {
-            let hint = "hint: anyOf takes such schemas";
-            return Complaint::malformed(format!(
-                "one value may fit several schemas of a oneOf, which cannot be told\n{hint}"
-            ));
+            return Complaint::malformed(
+                "one value may fit several schemas of a oneOf; anyOf takes such schemas",
+            );
         }
         () if says(&NOTHING) => Fault::Unsatisfiable,
         () if says(&LIMITS) => Fault::TooComplex,
