@@ -340,7 +340,7 @@ struct Insistent {
 impl Insistent {
     fn ask(self: Arc<Self>) {
         let sent = self.sent.fetch_add(1, Ordering::Relaxed);
-        if sent == 50 * TOKENS || self.answered.load(Ordering::Relaxed) == TOKENS {
+        if sent == 50 * TOKENS || self.answered.load(Ordering::Relaxed) >= TOKENS {
             return;
         }
         let driver = self.driver.clone();
