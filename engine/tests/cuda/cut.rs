@@ -40,7 +40,7 @@ const PATTERNS: [(&str, Pattern); 7] = [
     ("few values", |seed, i| (mix(seed << 32 | i as u64) % 400) as f32 / 8.0 - 25.0),
     (
         "few that are numbers",
-        |seed, i| if mix(seed << 32 | i as u64) % 50 == 0 { i as f32 } else { f32::NAN },
+        |seed, i| if mix(seed << 32 | i as u64).is_multiple_of(50) { i as f32 } else { f32::NAN },
     ),
     ("close together", |seed, i| 7.0 + (mix(seed << 32 | i as u64) % 5000) as f32 * 1e-6),
     ("zeros of both signs, and infinities", |seed, i| {
