@@ -95,10 +95,13 @@ async fn all_are_told_to_meet_once_the_last_has_its_weights() {
     assert_eq!(group.expect("it stands").names(), ["a", "b"]);
 }
 
+/// What one of two does instead of loading.
+type End = fn(&Puppet);
+
 /// Whoever has loaded is let go, and is not told to meet those that never come.
 #[tokio::test]
 async fn a_load_that_fails_ends_the_wait_of_the_others() {
-    let ends: [(&str, fn(&Puppet)); 3] = [
+    let ends: [(&str, End); 3] = [
         ("its disk is full", |b| {
             let reason = "its disk is full".into();
             b.say(from_worker::Message::Failed(wire::Failed { reason, epoch: 1, blames_another: false }));

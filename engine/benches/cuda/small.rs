@@ -102,7 +102,7 @@ pub fn sampling(bench: &mut Bench) -> Result<(), CudaError> {
             let likeliest: Vec<(usize, usize)> = (0..n).map(|row| (row, COUNT_MAX)).collect();
             let weighed: Vec<_> = (0..n).map(|row| (row, Weigher::new(1.0, 1.0), f32::MIN)).collect();
             // With the copies each way and what the host makes of them: a step waits for all of it.
-            let mut times = |work: &mut dyn FnMut(&CudaSlice<f32>) -> Result<(), CudaError>| {
+            let times = |work: &mut dyn FnMut(&CudaSlice<f32>) -> Result<(), CudaError>| {
                 let times =
                     logits.iter().cycle().take(SETS * 3).map(|logits| elapsed(&card, || work(logits)));
                 times.collect::<Result<Vec<_>, _>>().map(median)
