@@ -33,6 +33,8 @@ pub struct WorkerSettings {
     pub threads: usize,
     /// Each one's limit, on whatever device [default: of what is free there].
     pub memory_bytes: Option<u64>,
+    /// The limit of those that compute on processors where none is told: they share one memory.
+    pub memory_shared: Option<u64>,
     /// In turn; at least one.
     pub devices: Vec<DeviceChoice>,
     pub cpu: CpuArgs,
@@ -241,7 +243,8 @@ impl WorkerSettings {
             // All share one memory, and measure it at once: they would only find how the system takes turns.
             flags.push(("--bandwidth", "1".into()));
         }
-        flags.extend(self.memory_bytes.map(|bytes| ("--memory-bytes", bytes.to_string())));
+        let shared = self.memory_shared.filter(|_| device == DeviceChoice::Cpu);
+        flags.extend(self.memory_bytes.or(shared).map(|bytes| ("--memory-bytes", bytes.to_string())));
         let flags = flags.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
         let choices = self.cpu.to_args(index, self.threads).into_iter().chain(self.sums.to_args());
         flags.chain(choices).chain(self.cache.to_args()).collect()
@@ -266,11 +269,12 @@ mod tests {
     /// On cards it was dropped: who shares a card with a desktop could not limit it.
     #[test]
     fn a_limit_of_memory_is_handed_on_whatever_computes() {
-        let settings = WorkerSettings {
+        let mut settings = WorkerSettings {
             coordinator: ([127, 0, 0, 1], 7070).into(),
             token: "t".into(),
             threads: 1,
             memory_bytes: Some(200_000),
+            memory_shared: Some(300_000),
             devices: vec![DeviceChoice::Cpu, DeviceChoice::Cuda(0)],
             cpu: CpuArgs::default(),
             sums: SumArgs::default(),
@@ -281,6 +285,10 @@ mod tests {
             let args = settings.to_args(index).join(" ");
             assert!(args.contains(" --memory-bytes 200000 "), "{args}");
         }
+        // Without one a card has its own, and processors have their parts of what they share.
+        settings.memory_bytes = None;
+        let limit = |index| settings.to_args(index).join(" ").contains(" --memory-bytes 300000 ");
+        assert!(limit(0) && !settings.to_args(1).contains(&"--memory-bytes".into()));
         assert_eq!(
             [0, 1].map(|index| settings.to_args(index).join(" ").contains("--bandwidth")),
             [true, false]

@@ -122,10 +122,10 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
     let ranks = args.ranks();
     let workers = ranks * args.serve.replicas.first();
     let threads = args.threads.map_or(machine::cores() / workers, usize::from).max(1);
-    let offered = |free: u64| (free as f64 * MEMORY_OFFERED) as u64 / workers as u64;
     // Cards have memory of their own, of which each worker measures what is free.
-    let shared_out = || memory_available().filter(|_| args.is_on_cpu()).map(offered);
-    let memory = args.memory_bytes.map(|bytes| bytes.0).or_else(shared_out);
+    let on_cpu =
+        args.device.iter().cycle().take(workers).filter(|device| **device == DeviceChoice::Cpu).count();
+    let offered = |free: u64| (free as f64 * MEMORY_OFFERED) as u64 / on_cpu.max(1) as u64;
     args.serve.check_stages(&model, ranks)?;
     args.cpu.check_pin()?;
     // Before the workers begin to read weights for nothing.
@@ -139,7 +139,8 @@ async fn up(args: UpArgs, model: crate::model::Model, start: Instant) -> Result<
         coordinator: fleet.address(),
         token,
         threads,
-        memory_bytes: memory,
+        memory_bytes: args.memory_bytes.map(|bytes| bytes.0),
+        memory_shared: memory_available().map(offered),
         devices: args.device.clone(),
         cpu: args.cpu.clone(),
         sums: args.sums,

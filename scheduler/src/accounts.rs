@@ -1,4 +1,4 @@
-//! What each client has had, in rows that were computed for it: what the shares of those who wait go by. Who is next is
+//! What each client has had, in rows that were computed for it, of each position one: what the shares of those who wait go by. Who is next is
 //! not told here.
 
 use crate::event::ClientId;

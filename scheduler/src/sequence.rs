@@ -220,7 +220,7 @@ impl Sequence {
     }
 
     /// How many of the positions from `start` on, which are computed now, are its client's for the first time: that it lost
-    /// blocks, or its group, is no service, nor is a guess that was wrong.
+    /// blocks, or its group, is no service. A guess that was wrong is charged in place of what comes there.
     pub fn charge(&mut self, start: usize) -> usize {
         let rows = self.computed.saturating_sub(self.charged.max(start));
         self.charged = self.charged.max(self.computed);

@@ -5,7 +5,7 @@ use crate::drafts::Speculation;
 use flotilla_shared::step::STEPS_AHEAD_MAX;
 
 /// More than any group has: for so many there is room from the start.
-pub const SEQUENCES_MOST: usize = 65_536;
+const SEQUENCES_MOST: usize = 65_536;
 /// Workers count rows in 32 bits.
 const ROWS_MOST: usize = u32::MAX as usize;
 
@@ -17,7 +17,7 @@ pub struct Settings {
     /// do not stutter. At least `sequences_max`, so that every sequence can have a row.
     pub tokens_per_step_max: usize,
     /// Sequences that run at once. Default 64: where small devices stop to gain from a larger batch, and
-    /// what the workers lay their tables out for. At most [`SEQUENCES_MOST`].
+    /// what the workers lay their tables out for. At most 65536.
     pub sequences_max: usize,
     /// Requests that wait; one more is rejected. Default 1024: some minutes of work, beyond which a
     /// client is better told to come back. Sequences that go back to the line after a preemption or the

@@ -14,7 +14,7 @@ async fn what_does_not_fit_is_answered_with_what_this_command_can_do() {
     run([&up[..], &["200kB"]].concat()).await.expect_refusal(1, &["the model does not fit", weights]);
     let cache = [&up[..], &["64MB", "--kv-tokens", "10M"]].concat();
     run(cache).await.expect_refusal(1, &["the model does not fit", "\nhint: lower --kv-tokens"]);
-    let rows = [&up[..], &["64MB", "--step-tokens", "5000000"]].concat();
+    let rows = [&up[..], &["64MB", "--step-tokens", "60000"]].concat();
     run(rows).await.expect_refusal(1, &["the model does not fit", "\nhint: lower --step-tokens"]);
     let plan = "hint: more or larger --devices, or lower --context";
     run(["plan", "--devices", "t4"]).await.expect_refusal(1, &["error: the model does not fit", plan]);

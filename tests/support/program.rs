@@ -9,7 +9,7 @@ use tokio::process::Command;
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The user's settings.
-const VARIABLES: [&str; 11] = [
+const VARIABLES: [&str; 17] = [
     "FLOTILLA_LOG",
     "FLOTILLA_LOG_FORMAT",
     "FLOTILLA_JOIN_TOKEN",
@@ -21,6 +21,12 @@ const VARIABLES: [&str; 11] = [
     "OTEL_SERVICE_NAME",
     "OTEL_TRACES_SAMPLER",
     "OTEL_TRACES_SAMPLER_ARG",
+    "OPENAI_API_KEY",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "NO_COLOR",
 ];
 
 /// What a command left behind.
@@ -36,15 +42,9 @@ pub struct Ran {
 pub fn flotilla<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_flotilla"));
     command.args(args).stdin(Stdio::null()).kill_on_drop(true);
-    for variable in [
-        "FLOTILLA_LOG",
-        "FLOTILLA_JOIN_TOKEN",
-        "FLOTILLA_COORDINATOR",
-        "FLOTILLA_API_KEY",
-        "FLOTILLA_LOG_FORMAT",
-        "RUST_LOG",
-    ] {
+    for variable in VARIABLES {
         command.env_remove(variable);
+        command.env_remove(variable.to_lowercase());
     }
     command
 }

@@ -123,6 +123,7 @@ async fn processes(
         token,
         threads,
         memory_bytes: None,
+        memory_shared: None,
         devices: vec![DeviceChoice::Cpu],
         cpu: args.cpu.clone(),
         sums: SumArgs::default(),
@@ -142,6 +143,7 @@ async fn processes(
         wire: args.links.collective_wire,
         planning: Default::default(),
         regroup_grace: Duration::ZERO,
+        return_grace: None,
         step_timeout: Duration::ZERO,
         board: Default::default(),
     };

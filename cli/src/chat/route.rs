@@ -60,7 +60,9 @@ fn is_tls(url: &str) -> bool {
 pub fn unreachable(url: &str) -> String {
     let proxy =
         proxy_variables(url).into_iter().find(|name| env::var_os(name).is_some_and(|v| !v.is_empty()));
-    format!("cannot reach {url}\nhint: {}", hint(url, proxy.filter(|_| !is_local(url))))
+    let spared =
+        ["NO_PROXY", "no_proxy"].iter().any(|name| env::var(name).is_ok_and(|list| spares(&list, host(url))));
+    format!("cannot reach {url}\nhint: {}", hint(url, proxy.filter(|_| !is_local(url) && !spared)))
 }
 
 /// Those that name a proxy for this URL, the first before the others.
@@ -71,12 +73,20 @@ fn proxy_variables(url: &str) -> [&'static str; 4] {
     }
 }
 
+/// Whether a list of NO_PROXY names the host, or a domain that it is in.
+fn spares(list: &str, host: &str) -> bool {
+    let is_in =
+        |domain: &str| host.strip_suffix(domain).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    let names = list.split(',').map(|name| name.trim().trim_start_matches('.'));
+    names.filter(|name| !name.is_empty()).any(|name| name == "*" || is_in(name))
+}
+
 fn hint(url: &str, proxy: Option<&str>) -> String {
     match (proxy, is_tls(url)) {
         (Some(variable), _) => {
             let host = host(url);
             format!(
-                "the proxy of {variable} is asked, unless NO_PROXY names the host: export NO_PROXY={host}"
+                "the proxy of {variable} is asked, unless NO_PROXY names the host: export NO_PROXY=$NO_PROXY,{host}"
             )
         }
         (None, true) => {
@@ -88,13 +98,23 @@ fn hint(url: &str, proxy: Option<&str>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::hint;
+    use super::{hint, spares};
 
     #[test]
     fn a_proxy_between_is_named() {
         let url = "http://gpu-3:8000";
         assert!(hint(url, None).contains("flotilla up"));
         let through = hint(url, Some("http_proxy"));
-        assert!(through.contains("proxy of http_proxy") && through.ends_with("NO_PROXY=gpu-3"), "{through}");
+        assert!(through.contains("proxy of http_proxy") && through.ends_with("NO_PROXY,gpu-3"), "{through}");
+    }
+
+    #[test]
+    fn whoever_is_named_by_no_proxy_goes_by_none() {
+        for list in ["gpu-3.lab", "a, gpu-3.lab", ".lab", "lab", "*"] {
+            assert!(spares(list, "gpu-3.lab"), "{list}");
+        }
+        for list in ["", ",", "gpu-3", "3.lab", "gpu-30.lab"] {
+            assert!(!spares(list, "gpu-3.lab"), "{list}");
+        }
     }
 }

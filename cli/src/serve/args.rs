@@ -25,6 +25,8 @@ use std::time::Duration;
 
 /// Fewer leave little room for words.
 const KV_TOKENS_HINT: usize = 512;
+/// For all workers of a coordinator before this one to be back: those that are there try again within a second.
+const RETURN_GRACE: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
@@ -117,6 +119,7 @@ impl ServeArgs {
             wire: self.links.collective_wire,
             planning: self.planning.planning(),
             regroup_grace: Duration::from_secs_f64(self.regroup_grace),
+            return_grace: Some(RETURN_GRACE.max(Duration::from_secs_f64(self.regroup_grace))),
             step_timeout: self.steps.timeout(),
             board: Default::default(),
         }
@@ -141,7 +144,7 @@ impl ServeArgs {
         self.check_context(model)?;
         ensure!(
             self.step_tokens <= ROWS_MAX,
-            "a step of {} tokens is more than a card takes, which is {ROWS_MAX}\nhint: lower --step-tokens",
+            "a step of {} tokens is more than one may have, which is {ROWS_MAX}\nhint: lower --step-tokens",
             self.step_tokens
         );
         Scheduler::new(self.scheduler(model, self.kv_blocks(model)))?;

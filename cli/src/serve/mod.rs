@@ -32,8 +32,10 @@ use replicas::keep_replicas;
 use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How long requests wait for another group when theirs is lost.
 const REGROUP_WAIT: Duration = Duration::from_secs(60);
@@ -140,12 +142,28 @@ pub async fn serve(
         }
     };
     let groups = keep_replicas(&fleet, &formation, args.replicas, &replicas, start, &first_ready, &on_lost);
+    let (router, failed) = (ReplicaRouter::new(replicas.clone()), Arc::new(Notify::new()));
+    let has_failed = failed.clone();
+    let shutdown = async move {
+        tokio::select! {
+            () = shutdown => {}
+            () = has_failed.notified() => {}
+        }
+    };
+    let mut serving =
+        pin!(service::serve(listener, settings, ReplicaRouter::new(replicas.clone()), shutdown));
     let served = tokio::select! {
         // First, so that there is a replica to ask.
         biased;
         error = groups => Err(error.into()),
-        () = service::serve(listener, settings, ReplicaRouter::new(replicas.clone()), shutdown) => Ok(()),
+        () = &mut serving => Ok(()),
     };
+    if served.is_err() {
+        // There will be no group: whoever is answered hears that it ends.
+        router.stop();
+        failed.notify_one();
+        serving.await;
+    }
     tracer.flush(FLUSH_TIMEOUT).await;
     served
 }

@@ -171,6 +171,7 @@ async fn verify(
         wire: args.links.collective_wire,
         planning: Default::default(),
         regroup_grace: Default::default(),
+        return_grace: None,
         step_timeout: Default::default(),
         board: Default::default(),
     };
@@ -181,6 +182,7 @@ async fn verify(
             token,
             threads: args.threads.into(),
             memory_bytes: None,
+            memory_shared: None,
             devices: args.device.clone(),
             cpu: args.cpu(),
             sums: args.sums,

@@ -68,6 +68,9 @@ pub struct Formation {
     pub wire: WireFormat,
     /// After a loss, so long a worker that is started again is waited for before fewer will do.
     pub regroup_grace: Duration,
+    /// Where no group was lost, but some that wait have these weights, of a coordinator before this one: so long the others are
+    /// waited for before fewer will do; without end, if absent.
+    pub return_grace: Option<Duration>,
     /// So long a step may be the oldest that is not answered; zero is without end.
     pub step_timeout: Duration,
     /// Where the group is shown.

@@ -39,7 +39,8 @@ pub struct Gathered {
 /// What was before the group that is formed.
 #[derive(Clone, Copy, Debug)]
 pub enum After<'a> {
-    /// None, of any replica: as many workers are waited for as are wanted, and if they make no plan, that is the end.
+    /// None, of any replica: as many workers are waited for as are wanted, and if they make no plan, that is the end. Where
+    /// some have these weights, of a coordinator before this one or of a group that did not come to be, fewer will do in time.
     Nothing,
     /// Groups of other replicas, and none of this one: as many are waited for, and whoever does not fit may be followed by
     /// others.
@@ -97,6 +98,7 @@ pub async fn gather(
 ) -> Result<Gathered, FormError> {
     let wanted = formation.ranks;
     let settled = Instant::now() + formation.regroup_grace;
+    let returned = formation.return_grace.map(|grace| Instant::now() + grace);
     let _need = after.is_again().then(|| pool.need());
     if after.is_again() {
         let _ = timeout(HOME_WAIT, pool.all_home()).await;
@@ -105,13 +107,19 @@ pub async fn gather(
     loop {
         let arrival = pool.arrival();
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
-        let least = if after.fewer_will_do() && Instant::now() >= settled { 1 } else { wanted };
+        let fewer_will_do = match after.fewer_will_do() {
+            true => Instant::now() >= settled,
+            false => returned.is_some_and(|at| Instant::now() >= at) && pool.has_some_of(weights),
+        };
+        let least = if fewer_will_do { 1 } else { wanted };
         // Of as many as there are; that fewer make none either needs no words.
         let mut no_plan = None;
         for count in (least..=wanted).rev() {
             match of_count(pool, epoch, formation, weights, count, after).await {
                 Some(Ok(gathered)) => return Ok(gathered),
-                Some(Err(misfit)) if after.ends_without_a_plan() => return Err(misfit.error.into()),
+                Some(Err(misfit)) if count == wanted && after.ends_without_a_plan() => {
+                    return Err(misfit.error.into());
+                }
                 Some(Err(misfit)) => no_plan = no_plan.or(Some(misfit)),
                 None => {}
             }

@@ -5,6 +5,7 @@ use super::known_links::KnownLinks;
 use super::rests::Rests;
 use super::worker::Worker;
 use flotilla_proto::Hello;
+use flotilla_shared::WeightsId;
 use flotilla_shared::plan::RANKS_MAX;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,6 +134,12 @@ impl Pool {
         let mut waiting = self.waiting();
         waiting.retain(Worker::is_here);
         waiting.len()
+    }
+
+    /// Whether one of them has some of these weights.
+    pub fn has_some_of(&self, weights: WeightsId) -> bool {
+        let is_of = |worker: &Worker| worker.held().is_some_and(|held| held.weights == weights);
+        self.waiting().iter().any(|worker| worker.is_here() && is_of(worker))
     }
 
     /// How many of them a group may end for.

@@ -155,6 +155,7 @@ pub fn formation() -> Formation {
         links: Default::default(),
         wire: Default::default(),
         regroup_grace: Duration::ZERO,
+        return_grace: None,
         step_timeout: Duration::ZERO,
         board: Default::default(),
     }

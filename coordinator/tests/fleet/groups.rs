@@ -269,6 +269,22 @@ async fn who_is_on_the_way_home_from_a_lost_group_is_waited_for() {
     assert_eq!(group.names(), ["y", "z"]);
 }
 
+/// The coordinator is new, and one of its workers went with the one before.
+#[tokio::test]
+async fn those_that_come_back_with_weights_are_enough_in_time() {
+    let fleet = Fleet::listen(([127, 0, 0, 1], 0).into(), TOKEN, None, None).await.unwrap();
+    let progress = watch::Sender::new(Progress::Ready);
+    let return_grace = Some(Duration::from_millis(100));
+    let wanted = Formation { ranks: 3, plan: None, return_grace, ..formation() };
+    let mut formed = Box::pin(fleet.form(Epoch(1), &wanted, After::Nothing, &progress));
+    let _new = workers(&fleet, &[("a", "host")], None).await;
+    let is_early = tokio::time::timeout(Duration::from_secs(2), &mut formed).await.is_ok();
+    assert!(!is_early, "nobody has weights: all three are waited for");
+    let _back = workers(&fleet, &[("b", "host")], halves().hellos[0].held.as_ref()).await;
+    let group = tokio::time::timeout(Duration::from_secs(60), formed).await.expect("two are enough").unwrap();
+    assert_eq!(group.names(), ["b", "a"]);
+}
+
 /// Another that holds some of these weights comes first by its name.
 #[tokio::test]
 async fn the_larger_group_is_of_those_that_were_prepared_for_it() {

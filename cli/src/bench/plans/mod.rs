@@ -107,6 +107,7 @@ async fn measure(
         token,
         threads: 1,
         memory_bytes: None,
+        memory_shared: None,
         devices: vec![DeviceChoice::Cpu],
         cpu: args.cpu.clone(),
         sums: SumArgs::default(),
@@ -156,6 +157,7 @@ fn formation(spec: &ModelSpec, case: &Case, kv_blocks: KvBlocks, between: Link) 
         links: LinkChoice::Tcp,
         wire: WireFormat::F32,
         regroup_grace: Duration::ZERO,
+        return_grace: None,
         step_timeout: Duration::ZERO,
         board: Default::default(),
     }

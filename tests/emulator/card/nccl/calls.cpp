@@ -206,7 +206,7 @@ NCCL_API ncclResult_t ncclGroupEnd() {
         Handle* handle = ended.batches.front().handle;
         const auto others = std::stable_partition(ended.batches.begin(), ended.batches.end(), [=](const Batch& batch) { return batch.handle == handle; });
         const ncclResult_t called = call(handle, {ended.batches.begin(), others});
-        if (called != ncclSuccess) result = called;
+        if (result == ncclSuccess || result == ncclInProgress) result = called == ncclSuccess ? result : called;
         ended.batches.erase(ended.batches.begin(), others);
     }
     return result;

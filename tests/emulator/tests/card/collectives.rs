@@ -239,24 +239,24 @@ impl Member {
 fn a_sum_that_does_not_block_is_in_progress_until_all_ranks_call() {
     let Some(id) = unique_id() else { return };
     let (go, may_go) = std::sync::mpsc::channel();
-    let may_go = std::sync::Mutex::new(may_go);
+    let (mut go, mut may_go) = (Some(go), Some(may_go));
     std::thread::scope(|scope| {
         for rank in 0..2 {
-            let (go, may_go) = (go.clone(), &may_go);
+            // Of each one end: a rank that fails lets the other go.
+            let go = go.take().filter(|_| rank == 0);
+            let may_go = if rank == 1 { may_go.take() } else { None };
             scope.spawn(move || {
                 let member = Member::join_without_blocking(id, rank, 2);
                 let stream = &member.card.stream;
                 let mut x = stream.clone_htod(&[1.0f32; 8]).unwrap();
                 stream.synchronize().unwrap();
-                if rank == 1 {
-                    may_go.lock().unwrap().recv().unwrap();
-                }
+                may_go.iter().for_each(|may_go| may_go.recv().expect("the other has called"));
                 stream.begin_capture(CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL).unwrap();
                 assert_eq!(member.all_reduce(&mut x), ncclResult_t::ncclInProgress);
                 if rank == 0 {
                     assert_eq!(member.state(), ncclResult_t::ncclInProgress, "nobody else has come");
                     assert_eq!(member.all_reduce(&mut x), ncclResult_t::ncclInvalidArgument);
-                    go.send(()).unwrap();
+                    go.iter().for_each(|go| go.send(()).unwrap());
                 }
                 assert_eq!(member.end_of_call(), OK);
                 let graph = stream.end_capture(CUgraphInstantiate_flags(0)).unwrap().unwrap();
