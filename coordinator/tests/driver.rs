@@ -385,7 +385,13 @@ async fn a_flood_of_refused_requests_holds_up_no_step() {
     let submitted = driver.submit(generation);
     clients.iter().for_each(|client| client.clone().ask());
     let mut tokens = submitted.await.unwrap();
-    while let TokenEvent::Token { .. } = tokens.next().await {}
+    let last = loop {
+        match tokens.next().await {
+            TokenEvent::Token { .. } => {}
+            last => break last,
+        }
+    };
+    assert!(matches!(last, TokenEvent::Finished { .. }), "{last:?}");
     // They ask no more.
     clients.iter().for_each(|client| drop(client.asking.lock().unwrap().take()));
     let sent: Vec<usize> = clients.iter().map(|client| client.sent.load(Ordering::Relaxed)).collect();

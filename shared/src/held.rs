@@ -29,6 +29,11 @@ impl Held {
         (self.weights, &self.layers, &share) == (other.weights, &other.layers, &other.share)
     }
 
+    /// Whether it has some of every layer of which the other has.
+    pub fn has_layers_of(&self, other: &Held) -> bool {
+        self.layers.start <= other.layers.start && other.layers.end <= self.layers.end
+    }
+
     /// What is held, in the order of the forward.
     pub fn slices(&self, spec: &ModelSpec) -> Vec<TensorSlice> {
         self.share.slices(spec, &self.layers)

@@ -123,8 +123,8 @@ async fn a_coordinator_that_is_started_anew_finds_its_workers_with_their_weights
 /// The one has its weights still, and the other's come for longer than ranks wait for each other.
 #[tokio::test]
 async fn a_rank_that_loads_slowly_is_waited_for() {
-    const TIMEOUT_S: u64 = 3;
-    const RATE: u64 = 50_000;
+    const TIMEOUT_S: u64 = 5;
+    const RATE: u64 = 20_000;
     let model = endless().await;
     let mut coordinator = Coordinator::start(model.path(), 2, &[]).await;
     let at = coordinator.workers_at.clone();

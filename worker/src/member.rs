@@ -94,13 +94,15 @@ impl Member<'_> {
     /// Gets the weights of a part in a group to come, and keeps them; until the coordinator lets it go.
     pub async fn prepare(self, link: &mut Link, stock: Option<Stock>) -> (Parted, Option<Stock>) {
         let epoch = self.assignment.epoch;
+        let shelf = self.handing.shelf.clone();
         let (parted, left) = match self.weights(link, stock, &Stop::default()).await {
             (Ok(weights), None) => {
                 link.says.ready(epoch, &Reach::default());
                 info!(%epoch, "prepared for a group to come");
-                (Parted::by(link.order().await, epoch), Some(weights))
+                let parted = Parted::by(link.order().await, epoch);
+                (parted, Some(whole(shelf, weights).await))
             }
-            (Ok(weights), Some(parted)) => (parted, Some(weights)),
+            (Ok(weights), Some(parted)) => (parted, Some(whole(shelf, weights).await)),
             (Err((error, left)), parted) => (parted.unwrap_or(Parted::Failed(error)), left.map(|left| *left)),
         };
         (parted, left.map(|on| Stock::of(&self.assignment, on)))
@@ -189,6 +191,17 @@ impl Member<'_> {
         // An engine that was built is linked.
         Ok((built, on_reached.try_recv().unwrap_or_default()))
     }
+}
+
+/// Weights that nobody computes with yet: others have what lies on a card from there, and nothing lies aside any more.
+async fn whole(shelf: Shelf, weights: OnDevice) -> OnDevice {
+    let handed_on = move || {
+        if let OnDevice::Card(card) = &weights {
+            hand_on(&shelf, card);
+        }
+        weights
+    };
+    tokio::task::spawn_blocking(handed_on).await.expect("asking for a reader does not panic")
 }
 
 /// What a card has, from its own memory.

@@ -63,7 +63,8 @@ impl After<'_> {
         self.is_again() || matches!(self, After::OthersUnasked)
     }
 
-    fn ends_without_a_plan(self) -> bool {
+    /// Nobody was served yet. So what makes no plan is the end.
+    fn is_first(self) -> bool {
         matches!(self, After::Nothing)
     }
 
@@ -109,7 +110,11 @@ pub async fn gather(
         progress.send_replace(Progress::Waiting { joined: pool.count(), wanted });
         let fewer_will_do = match after.fewer_will_do() {
             true => Instant::now() >= settled,
-            false => returned.is_some_and(|at| Instant::now() >= at) && pool.has_some_of(weights),
+            false => {
+                after.is_first()
+                    && returned.is_some_and(|at| Instant::now() >= at)
+                    && pool.has_some_of(weights)
+            }
         };
         let least = if fewer_will_do { 1 } else { wanted };
         // Of as many as there are; that fewer make none either needs no words.
@@ -117,7 +122,7 @@ pub async fn gather(
         for count in (least..=wanted).rev() {
             match of_count(pool, epoch, formation, weights, count, after).await {
                 Some(Ok(gathered)) => return Ok(gathered),
-                Some(Err(misfit)) if count == wanted && after.ends_without_a_plan() => {
+                Some(Err(misfit)) if count == wanted && after.is_first() => {
                     return Err(misfit.error.into());
                 }
                 Some(Err(misfit)) => no_plan = no_plan.or(Some(misfit)),

@@ -204,6 +204,7 @@ mod tests {
         let new = guides.turn(answer(Grammar::Choice(vec!["new".to_owned()])));
         assert!(timeout(Duration::from_millis(50), new).await.is_err(), "what is new waits");
     }
+
     /// Who asks for long forms, many at once, keeps nobody out who asks for a short one.
     #[tokio::test]
     async fn a_short_form_does_not_wait_behind_long_ones() {

@@ -368,7 +368,7 @@ async fn whoever_finds_no_plan_for_one_replica_more_keeps_no_group_from_growing(
     let grown = tokio::time::timeout(Duration::from_secs(60), fleet.grown(&wanted, &members, &considered));
     tokio::select! {
         biased;
-        formed = fleet.form(Epoch(1), &in_vain, After::OthersUnasked, &progress) => drop(formed.map(|_| panic!("it fits"))),
+        formed = fleet.form(Epoch(1), &in_vain, After::OthersUnasked, &progress) => panic!("it ends: {:?}", formed.err()),
         grown = grown => drop(grown.expect("the newcomer is of use to it")),
     }
 }

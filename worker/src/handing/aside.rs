@@ -23,13 +23,17 @@ pub struct Copied<W> {
 }
 
 impl<W: WeightSink> Copied<W> {
-    pub fn new(weights: W, before: RankWeights) -> Result<Copied<W>, WeightError> {
-        let copied = weights.slices().iter().enumerate().filter(|(_, slice)| slice.tensor.replicated());
-        let (numbers, slices): (Vec<usize>, Vec<TensorSlice>) =
-            copied.map(|(number, slice)| (number, slice.clone())).unzip();
-        let aside = Arc::new(Aside { before, coming: RwLock::new(RankWeights::for_slices(slices)?) });
-        let places = numbers.into_iter().enumerate().map(|(place, number)| (number, place)).collect();
-        Ok(Copied { weights, aside, places })
+    /// For those of `slices` that are copied.
+    pub fn room(slices: &[TensorSlice]) -> Result<RankWeights, WeightError> {
+        RankWeights::for_slices(slices.iter().filter(|slice| slice.tensor.replicated()).cloned().collect())
+    }
+
+    /// `coming`: the room for those of `weights`.
+    pub fn new(weights: W, before: RankWeights, coming: RankWeights) -> Copied<W> {
+        let numbered = weights.slices().iter().enumerate();
+        let copied = numbered.filter(|(_, slice)| slice.tensor.replicated());
+        let places = copied.zip(0..).map(|((number, _), place)| (number, place)).collect();
+        Copied { weights, aside: Arc::new(Aside { before, coming: RwLock::new(coming) }), places }
     }
 
     pub fn aside(&self) -> Arc<Aside> {

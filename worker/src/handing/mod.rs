@@ -10,7 +10,7 @@ mod lent;
 mod piece;
 mod shelf;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 pub use aside::Copied;
 pub use digests::Digests;

@@ -25,7 +25,8 @@ fn source() -> Synthetic {
     Synthetic::new(spec, 11)
 }
 
-fn assignment(weights: WeightsId) -> Assignment {
+/// Of one rank that holds everything.
+pub fn assignment(weights: WeightsId) -> Assignment {
     let spec = source().spec().clone();
     Assignment {
         epoch: Epoch(1),

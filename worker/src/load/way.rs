@@ -26,7 +26,7 @@ impl<'a> Way<'a> {
     pub async fn open(settings: &'a Settings, handing: &'a Handing, assignment: &Assignment) -> Way<'a> {
         let cache = settings.weight_cache.as_ref();
         let cache = cache.map(|cache| Arc::new(WeightCache::new(cache, assignment.weights_id)));
-        let in_memory = matches!(settings.device, Device::Cpu(_)) || Way::has_mates(assignment);
+        let in_memory = matches!(settings.device, Device::Cpu(_)) || Way::gives(assignment);
         let digests = handing.shelf.begin(assignment, cache.clone(), in_memory);
         let on_disk = match &cache {
             Some(cache) => {
@@ -40,10 +40,11 @@ impl<'a> Way<'a> {
         Way { settings, handing, cache, on_disk, digests }
     }
 
-    /// Whether other ranks of its stage load too, and may ask for what comes.
-    pub fn has_mates(assignment: &Assignment) -> bool {
-        let ranks = &assignment.plan.share(assignment.rank).0.ranks;
-        assignment.weights == WeightOrigin::Stream && ranks.len() > 1
+    /// Whether others may ask for what it has, while it loads: those of its stage for what all of them have, or any of its
+    /// group for what it held.
+    pub fn gives(assignment: &Assignment) -> bool {
+        let has_mates = assignment.plan.share(assignment.rank).0.ranks.len() > 1;
+        assignment.weights == WeightOrigin::Stream && (has_mates || assignment.lends)
     }
 
     /// Of each slice what of it is kept, and in which parts the rest is asked for: as the disk and the holders have them.

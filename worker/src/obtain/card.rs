@@ -27,18 +27,17 @@ pub async fn obtain(
     tell: impl Fn(Loading) + Send + 'static,
 ) -> Result<OnDevice, NotBuilt> {
     let slices = assignment.plan.slices(&assignment.spec, assignment.rank);
-    let lends = Lends::of(assignment);
-    let (weights, before) = room(card, slices, kept, lends).await?;
+    let (weights, before) = room(card, slices, kept, Gives::of(assignment)).await?;
     let needs = way.needs(assignment, weights.slices(), &weights.kept());
     let all: u64 = needs.iter().map(|need| need.slice.bytes() as u64).sum();
     let (weights, result) = match needs.iter().all(Need::is_plain) {
-        true => fill(way, assignment, (weights, before), stop, tell).await?,
+        true => fill(way, assignment, (weights, before), stop, tell).await,
         false => {
             let weights = Patchwork::in_place(weights, needs, way.digests.clone());
             let kept = all - weights.lacking_bytes();
             say_kept(kept, all);
             let tell = move |loading| tell(with_kept(kept, loading));
-            let (weights, result) = fill(way, assignment, (weights, before), stop, tell).await?;
+            let (weights, result) = fill(way, assignment, (weights, before), stop, tell).await;
             (weights.into_weights(), result)
         }
     };
@@ -55,7 +54,7 @@ pub async fn obtain(
 
 /// What of the share before is for others.
 #[derive(Clone, Copy)]
-enum Lends {
+enum Gives {
     Nothing,
     /// What every rank of the stage has.
     Replicated,
@@ -65,16 +64,16 @@ enum Lends {
     },
 }
 
-impl Lends {
-    fn of(assignment: &Assignment) -> Lends {
-        match (Way::has_mates(assignment), assignment.lends) {
-            (false, _) => Lends::Nothing,
-            (true, false) => Lends::Replicated,
+impl Gives {
+    fn of(assignment: &Assignment) -> Gives {
+        match (Way::gives(assignment), assignment.lends) {
+            (false, _) => Gives::Nothing,
+            (true, false) => Gives::Replicated,
             (true, true) => {
                 // Other ranks may be on this host, and the rest of the system is too.
                 let ranks = assignment.plan.rank_count() as u64;
                 let bytes_max = memory_available().map_or(0, |bytes| bytes / 2 / ranks);
-                Lends::Rest { bytes_max }
+                Gives::Rest { bytes_max }
             }
         }
     }
@@ -82,9 +81,9 @@ impl Lends {
     /// Of what is `kept`: one part a tensor, in the order of the forward, as far as there is room.
     fn parts(self, kept: Vec<TensorSlice>, wanted: &[TensorSlice]) -> Vec<TensorSlice> {
         let bytes_max = match self {
-            Lends::Nothing => return Vec::new(),
-            Lends::Replicated => 0,
-            Lends::Rest { bytes_max } => bytes_max,
+            Gives::Nothing => return Vec::new(),
+            Gives::Replicated => 0,
+            Gives::Rest { bytes_max } => bytes_max,
         };
         let mut bytes = 0;
         let mut lent = |slice: TensorSlice| {
@@ -106,13 +105,13 @@ async fn room(
     card: &Card,
     slices: Vec<TensorSlice>,
     kept: Option<CudaWeights>,
-    lends: Lends,
+    gives: Gives,
 ) -> Result<(CudaWeights, RankWeights), NotBuilt> {
     let card = card.clone();
     let room = move || {
         let mut aside = RankWeights::for_slices(Vec::new())?;
         if let Some(kept) = kept {
-            match kept.copied(lends.parts(kept.kept(), &slices)) {
+            match kept.copied(gives.parts(kept.kept(), &slices)) {
                 Ok(before) => aside = before,
                 Err(error) => warn!(%error, "what this card had is not handed on"),
             }
@@ -138,25 +137,45 @@ async fn fill<W: WeightSink + 'static>(
     (weights, before): (W, RankWeights),
     stop: &Stop,
     tell: impl Fn(Loading) + Send + 'static,
-) -> Result<(W, Result<(), WorkerError>), NotBuilt> {
-    if !Way::has_mates(assignment) {
+) -> (W, Result<(), WorkerError>) {
+    // Where the host has no memory for what is copied, nobody is given any, and the load goes on.
+    let coming = match Way::gives(assignment) {
+        true => Copied::<W>::room(weights.slices())
+            .inspect_err(|error| warn!(%error, "what comes to this card is not handed on"))
+            .ok(),
+        false => None,
+    };
+    let Some(coming) = coming else {
+        way.handing.shelf.put_away();
         let (Filled { weights, .. }, result) = load(way, assignment, weights, stop, tell).await;
-        return Ok((weights, result));
-    }
+        return (weights, result);
+    };
     let lent = before.bytes_held();
     if lent > 0 {
         info!(bytes = %Bytes(lent), "some of what this card had lies aside for others");
     }
-    let copied = Copied::new(weights, before).map_err(|error| (error.into(), None))?;
+    let copied = Copied::new(weights, before, coming);
     way.handing.shelf.lay(copied.aside());
     let (Filled { weights, .. }, result) = load(way, assignment, copied, stop, tell).await;
-    Ok((weights.into_inner(), result))
+    (weights.into_inner(), result)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flotilla_shared::{ModelSpec, Plan, Rank};
+    use crate::handing::tests::assignment;
+    use flotilla_shared::{ModelSpec, Plan, Rank, WeightOrigin, WeightsId};
+
+    /// Each rank may be a stage of its own.
+    #[test]
+    fn who_is_alone_in_its_stage_gives_what_it_had_if_it_is_told_to() {
+        let mut alone = assignment(WeightsId([1; 32]));
+        assert!(matches!(Gives::of(&alone), Gives::Nothing));
+        alone.lends = true;
+        assert!(matches!(Gives::of(&alone), Gives::Rest { bytes_max } if bytes_max > 0));
+        alone.weights = WeightOrigin::Synthetic { seed: 1 };
+        assert!(matches!(Gives::of(&alone), Gives::Nothing));
+    }
 
     /// The last of three keeps the back of two, the middle one has some of it and of the front.
     #[test]
@@ -166,9 +185,9 @@ mod tests {
             |ranks: usize, rank| Plan::with_shares(&spec, &vec![1.0; ranks]).slices(&spec, Rank(rank));
         let (kept, wanted, others) = (slices(3, 1), slices(2, 0), slices(2, 1));
         let replicated: Vec<_> = kept.iter().filter(|slice| slice.tensor.replicated()).cloned().collect();
-        assert!(Lends::Nothing.parts(kept.clone(), &wanted).is_empty());
-        assert_eq!(Lends::Replicated.parts(kept.clone(), &wanted), replicated);
-        let all = Lends::Rest { bytes_max: u64::MAX }.parts(kept.clone(), &wanted);
+        assert!(Gives::Nothing.parts(kept.clone(), &wanted).is_empty());
+        assert_eq!(Gives::Replicated.parts(kept.clone(), &wanted), replicated);
+        let all = Gives::Rest { bytes_max: u64::MAX }.parts(kept.clone(), &wanted);
         let common = |slice: &TensorSlice| kept.iter().find_map(|kept| slice.common(kept));
         let asked: Vec<_> = others.iter().filter_map(common).collect();
         for part in &asked {
@@ -176,7 +195,7 @@ mod tests {
         }
         let bytes = |slices: &[TensorSlice]| slices.iter().map(|slice| slice.bytes() as u64).sum::<u64>();
         assert!(asked.len() > replicated.len() && bytes(&all) == bytes(&asked));
-        let least = Lends::Rest { bytes_max: bytes(&all) / 2 }.parts(kept, &wanted);
+        let least = Gives::Rest { bytes_max: bytes(&all) / 2 }.parts(kept, &wanted);
         assert!(bytes(&least) < bytes(&all) * 3 / 4 && bytes(&least) > bytes(&all) / 4);
         assert!(least.len() > replicated.len());
     }
