@@ -22,7 +22,7 @@ async fn no_proxy_stands_between_a_machine_and_itself() {
     assert!(!up.said().contains("did not answer"), "{}", up.said());
     run_with(&["ready", "--url", &url], ("HTTP_PROXY", &proxy)).await.expect_status(0);
     let far = ["chat", "--url", "http://server.invalid:8000", "--model", "m", "Hello"];
-    let hint = "hint: the proxy of HTTP_PROXY is asked, unless NO_PROXY names the host: export NO_PROXY=server.invalid";
+    let hint = "hint: the proxy of HTTP_PROXY is asked, unless NO_PROXY names the host: export NO_PROXY=$NO_PROXY,server.invalid";
     run_with(&far, ("HTTP_PROXY", &proxy)).await.expect_refusal(1, &["cannot reach", hint]);
 }
 
