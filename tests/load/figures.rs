@@ -31,9 +31,11 @@ async fn counts_as_the_server_does(up: &Up, args: &[&str]) -> Report {
     let (_, report) = bench(&up.url, args).await;
     let after = counted(&up.url).await;
     let (summary, first) = (&report.summary, &report.before);
-    let found =
-        (first.prompt_tokens + summary.prompt_tokens, first.completion_tokens + summary.completion_tokens);
-    assert_eq!(found, (after.0 - before.0, after.1 - before.1), "{args:?}: {summary:#?}");
+    assert_eq!(first.prompt_tokens + summary.prompt_tokens, after.0 - before.0, "{args:?}: {summary:#?}");
+    let (told, generated) = (first.completion_tokens + summary.completion_tokens, after.1 - before.1);
+    // What was sampled ahead of the arguments of a call is nobody's.
+    let is_ahead = args.contains(&"--tools") && told < generated;
+    assert!(told == generated || is_ahead, "{told} of {generated}: {args:?}: {summary:#?}");
     assert!(summary.errors.is_empty() && summary.violations.is_empty(), "{summary:#?}");
     assert_eq!(summary.done, summary.requests);
     report

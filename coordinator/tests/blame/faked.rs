@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use flotilla_coordinator::driver::{
-    self, DriverHandle, Failure, FleetHandle, Generation, Replicas, TokenEvent,
+    self, DriverHandle, Failure, FleetHandle, Generation, Refusal, Replicas, TokenEvent,
 };
 use flotilla_coordinator::group::{Group, GroupError};
 use flotilla_scheduler::{Scheduler, Settings};
@@ -162,8 +162,15 @@ pub type Told = (usize, TokenEvent);
 pub async fn ask(driver: &DriverHandle, is_bad: bool) -> tokio::task::JoinHandle<Told> {
     let first = if is_bad { POISON } else { 1 };
     let prompt = [vec![first], vec![2; 40]].concat();
-    let generation = Generation { prompt, tokens_max: TOKENS, ..Generation::default() };
-    let mut stream = driver.submit(generation).await.expect("it is taken in");
+    let generation = || Generation { prompt: prompt.clone(), tokens_max: TOKENS, ..Generation::default() };
+    let mut stream = loop {
+        match driver.submit(generation()).await {
+            Ok(stream) => break stream,
+            // The group is lost at this moment: it comes again when there is one.
+            Err(Refusal::NotReady(_)) => driver.clone().ready().await,
+            Err(refusal) => panic!("it is taken in: {refusal:?}"),
+        }
+    };
     tokio::spawn(async move {
         let mut tokens = 0;
         loop {
