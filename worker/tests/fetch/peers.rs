@@ -114,7 +114,8 @@ async fn a_peer_that_breaks_off_is_passed_over_and_nothing_comes_twice() {
 
 #[tokio::test]
 async fn what_a_peer_has_no_place_for_comes_from_the_coordinator() {
-    let peer = FakePeer::start(vec![((0, 0), Fault::Busy(1))]).await;
+    // The first of what all ranks have, which is asked for before all else, and the first of the rest.
+    let peer = FakePeer::start(vec![((1, 0), Fault::Busy(1)), ((0, 0), Fault::Busy(1))]).await;
     let mut coordinator = beside(vec![peer.holder.clone()]).await;
     expect_whole(&mut coordinator, &[&peer]).await;
     assert_eq!(peer.sent(), []);

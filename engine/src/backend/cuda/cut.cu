@@ -69,6 +69,27 @@ __device__ __forceinline__ unsigned sum_before(unsigned own) {
     return before + sum - own;
 }
 
+// Every token that may be chosen and whose logit is a number, each by one thread of the block. Several loads of a thread are on
+// their way at once.
+template <class Meet>
+__device__ __forceinline__ void visit(const float* own, const unsigned* ranges, unsigned range_count, Meet meet) {
+    for (unsigned range = 0; range < range_count; ++range) {
+        const unsigned last = ranges[range * 2 + 1];
+        for (unsigned first = ranges[range * 2] + threadIdx.x; first < last; first += AHEAD * LOOK_THREADS) {
+            float ahead[AHEAD];
+#pragma unroll
+            for (unsigned n = 0; n < AHEAD; ++n) {
+                const unsigned i = first + n * LOOK_THREADS;
+                ahead[n] = i < last ? own[i] : __uint_as_float(0x7fc00000u);
+            }
+#pragma unroll
+            for (unsigned n = 0; n < AHEAD; ++n) {
+                if (ahead[n] == ahead[n]) meet(ahead[n], first + n * LOOK_THREADS);
+            }
+        }
+    }
+}
+
 // Grid: rows. ranges: [range_count][2], tokens that may be chosen, counted from vocab_start.
 extern "C" __global__ void __launch_bounds__(LOOK_THREADS)
 likeliest(const Looked* __restrict__ looked, const float* __restrict__ logits, const unsigned* __restrict__ ranges,
@@ -77,24 +98,6 @@ likeliest(const Looked* __restrict__ looked, const float* __restrict__ logits, c
     __shared__ unsigned bin, above, of_bin, all, taken;
     const Looked row = looked[blockIdx.x];
     const float* own = logits + static_cast<unsigned long long>(row.logit_row) * vocab_count;
-    // Several loads of a thread are on their way at once.
-    const auto visit = [&](auto meet) {
-        for (unsigned range = 0; range < range_count; ++range) {
-            const unsigned last = ranges[range * 2 + 1];
-            for (unsigned first = ranges[range * 2] + threadIdx.x; first < last; first += AHEAD * LOOK_THREADS) {
-                float ahead[AHEAD];
-#pragma unroll
-                for (unsigned n = 0; n < AHEAD; ++n) {
-                    const unsigned i = first + n * LOOK_THREADS;
-                    ahead[n] = i < last ? own[i] : __uint_as_float(0x7fc00000u);
-                }
-#pragma unroll
-                for (unsigned n = 0; n < AHEAD; ++n) {
-                    if (ahead[n] == ahead[n]) meet(ahead[n], first + n * LOOK_THREADS);
-                }
-            }
-        }
-    };
 
     // Keys that share their first digits with `least` are looked at; `left` of them are wanted.
     unsigned least = 0, left = row.count, same = 0;
@@ -104,7 +107,7 @@ likeliest(const Looked* __restrict__ looked, const float* __restrict__ logits, c
         bins[threadIdx.x] = bins[threadIdx.x + LOOK_THREADS] = 0;
         if (threadIdx.x == 0) bin = BINS;
         __syncthreads();
-        visit([&](float logit, unsigned) {
+        visit(own, ranges, range_count, [&](float logit, unsigned) {
             const unsigned key = rising(logit);
             if (((key ^ least) & same) == 0) atomicAdd(&bins[(key >> shift) % BINS], 1u);
         });
@@ -129,7 +132,7 @@ likeliest(const Looked* __restrict__ looked, const float* __restrict__ logits, c
         __syncthreads();
     }
     Likely& out = found[blockIdx.x];
-    visit([&](float logit, unsigned i) {
+    visit(own, ranges, range_count, [&](float logit, unsigned i) {
         if (rising(logit) < least) return;
         const unsigned at = atomicAdd(&taken, 1u);
         if (at < ROOM) out.tokens[at] = {logit, vocab_start + i};
