@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use support::checkpoint::endless;
+use support::checkpoint::{Small, endless};
 use support::client::{CHAT, COMPLETIONS, Client, greedy, greedy_text};
 use support::program::flotilla;
 use support::repository;
@@ -165,19 +165,36 @@ async fn workers_with_cards_hand_on_what_these_have() {
     assert_eq!(greedy_text(&client, "Once upon a time", 20).await, expected);
 }
 
+/// A group of three workers, each with a card.
+struct Three {
+    model: Small,
+    coordinator: Coordinator,
+    client: Client,
+    workers: [Running; 3],
+}
+
+impl Three {
+    async fn start(environment: &[(&str, PathBuf)], more: &[&str]) -> Three {
+        let model = endless().await;
+        let more = [&["--regroup-grace", "0.2"], more].concat();
+        let coordinator = Coordinator::start(model.path(), 3, &more).await;
+        let client = Client::new(&coordinator.url);
+        let workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, environment));
+        client.health(200).await;
+        Three { model, coordinator, client, workers }
+    }
+}
+
 /// After a loss, and again after a newcomer, each takes what its new share has of the old one from its own card, and only what
 /// lacks leaves the coordinator; no stream loses a token.
 #[tokio::test]
 async fn cards_keep_what_they_have_when_the_cut_changes() {
     const TOKENS: usize = 60;
     let Some(environment) = emulated() else { return };
-    let model = endless().await;
-    let coordinator = Coordinator::start(model.path(), 3, &["--regroup-grace", "0.2"]).await;
-    let client = Client::new(&coordinator.url);
-    let mut workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, &environment));
-    client.health(200).await;
-    let undisturbed = greedy_text(&client, "Once upon a time", TOKENS).await;
-    let before = sent(&client).await;
+    let mut three = Three::start(&environment, &[]).await;
+    let Three { coordinator, client, workers, .. } = &mut three;
+    let undisturbed = greedy_text(client, "Once upon a time", TOKENS).await;
+    let before = sent(client).await;
     let mut stream = client.stream(COMPLETIONS, greedy("Once upon a time", TOKENS)).await;
     let begun = stream.text_of(10).await;
     workers[1].kill().await;
@@ -185,12 +202,12 @@ async fn cards_keep_what_they_have_when_the_cut_changes() {
     assert_eq!((rest.error, rest.finish_reason.as_deref()), (None, Some("length")));
     assert_eq!(begun + &rest.text, undisturbed);
     client.group_of(2).await;
-    let lacking = lacking_of(&mut workers, 1).await;
-    assert_eq!(sent(&client).await - before, lacking);
-    workers[1] = worker_on_card(&coordinator, "d", &environment);
+    let lacking = lacking_of(workers, 1).await;
+    assert_eq!(sent(client).await - before, lacking);
+    workers[1] = worker_on_card(coordinator, "d", &environment);
     client.group_of(4).await;
-    lacking_of(&mut workers, 2).await;
-    assert_eq!(greedy_text(&client, "Once upon a time", TOKENS).await, undisturbed);
+    lacking_of(workers, 2).await;
+    assert_eq!(greedy_text(client, "Once upon a time", TOKENS).await, undisturbed);
 }
 
 /// The first of three dies: the second takes the front half, and the third takes of it what it had of the back one, from the
@@ -198,34 +215,28 @@ async fn cards_keep_what_they_have_when_the_cut_changes() {
 #[tokio::test]
 async fn cards_that_are_left_give_each_other_what_they_had() {
     let Some(environment) = emulated() else { return };
-    let model = endless().await;
-    let coordinator = Coordinator::start(model.path(), 3, &["--regroup-grace", "0.2"]).await;
-    let client = Client::new(&coordinator.url);
-    let mut workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, &environment));
-    client.health(200).await;
-    let undisturbed = greedy_text(&client, "Once upon a time", 20).await;
-    assert_eq!(sent(&client).await, model.tensor_bytes());
-    let [goal, of_lost] = [goal(&client, "").await, goal(&client, "worker=\"a\"").await];
+    let mut three = Three::start(&environment, &[]).await;
+    let Three { model, client, workers, .. } = &mut three;
+    let undisturbed = greedy_text(client, "Once upon a time", 20).await;
+    assert_eq!(sent(client).await, model.tensor_bytes());
+    let [goal, of_lost] = [goal(client, "").await, goal(client, "worker=\"a\"").await];
     workers[0].kill().await;
     workers[1].hear("some of what this card had lies aside for others").await;
     workers[2].hear("weights came from another worker").await;
     client.group_of(2).await;
-    let replicated = goal - self::goal(&client, "").await;
-    assert_eq!(sent(&client).await - model.tensor_bytes(), of_lost - replicated);
-    assert_eq!(greedy_text(&client, "Once upon a time", 20).await, undisturbed);
+    let replicated = goal - self::goal(client, "").await;
+    assert_eq!(sent(client).await - model.tensor_bytes(), of_lost - replicated);
+    assert_eq!(greedy_text(client, "Once upon a time", 20).await, undisturbed);
 }
 
 /// The load after a loss is broken off by another: what it has brought is kept, beside what was kept before it.
 #[tokio::test]
 async fn a_card_whose_load_is_broken_off_keeps_what_it_has() {
     let Some(environment) = emulated() else { return };
-    let model = endless().await;
-    let slow = ["--regroup-grace", "0.2", "--weight-rate", "150kB/s"];
-    let coordinator = Coordinator::start(model.path(), 3, &slow).await;
-    let client = Client::new(&coordinator.url);
-    let mut workers = ["a", "b", "c"].map(|name| worker_on_card(&coordinator, name, &environment));
-    client.health(200).await;
-    let undisturbed = greedy_text(&client, "Once upon a time", 20).await;
+    let slow = ["--weight-rate", "150kB/s"];
+    let mut three = Three::start(&environment, &slow).await;
+    let Three { client, workers, .. } = &mut three;
+    let undisturbed = greedy_text(client, "Once upon a time", 20).await;
     workers[1].kill().await;
     workers[0].hear(KEPT).await;
     let (first, _) = kept(&workers[0]);
@@ -234,7 +245,7 @@ async fn a_card_whose_load_is_broken_off_keeps_what_it_has() {
     let (second, all) = kept(&workers[0]);
     assert!(first > 0 && first <= second && second < all, "{first}, then {second} of {all}");
     client.group_of(3).await;
-    assert_eq!(greedy_text(&client, "Once upon a time", 20).await, undisturbed);
+    assert_eq!(greedy_text(client, "Once upon a time", 20).await, undisturbed);
 }
 
 fn worker_on_card(coordinator: &Coordinator, name: &str, environment: &[(&str, PathBuf)]) -> Running {

@@ -1,10 +1,11 @@
 //! Launches `cut.cu`: what is to be known of rows of which not every token may be drawn. What is asked and what is found lie in
 //! pinned memory of the machine, a copy each way.
 
-use super::sample::own_ranges;
+use super::picks::pinned;
+use super::sample::Ranges;
 use crate::cuda::{Card, CudaError, Launcher, Source};
 use crate::sample::{Head, Weigher};
-use cudarc::driver::{CudaFunction, CudaSlice, LaunchConfig, PinnedHostSlice, sys};
+use cudarc::driver::{CudaFunction, CudaSlice, LaunchConfig, PinnedHostSlice};
 use flotilla_shared::TokenId;
 use flotilla_shared::activations::LOGIT_ROWS;
 use std::ops::Range;
@@ -32,9 +33,7 @@ pub struct CutKernels {
     card: Card,
     launcher: Launcher,
     vocab: Range<usize>,
-    /// u32 [n][2]: what may be chosen, counted from the part's start.
-    ranges: CudaSlice<u32>,
-    range_count: u32,
+    ranges: Ranges,
     likeliest: CudaFunction,
     weigh: CudaFunction,
     asked: PinnedHostSlice<u32>,
@@ -59,18 +58,11 @@ impl CutKernels {
     ) -> Result<Self, CudaError> {
         assert!(!vocab.is_empty() && vocab.end <= TokenId::MAX as usize - PART_TOKENS);
         let module = card.compile(source)?;
-        let mut ranges = own_ranges(&vocab, sampleable);
-        let range_count = ranges.len() as u32 / 2;
-        if ranges.is_empty() {
-            // Memory of no bytes cannot be taken.
-            ranges = vec![0, 0];
-        }
         let (asked, found) = (LOGIT_ROWS * ASKED_WORDS, LOGIT_ROWS * LIKELY_WORDS.max(2 * parts(&vocab)));
         Ok(CutKernels {
             card: card.clone(),
             launcher: card.launcher(),
-            ranges: card.upload(&ranges)?,
-            range_count,
+            ranges: Ranges::upload(card, &vocab, sampleable)?,
             likeliest: module.kernel("likeliest")?,
             weigh: module.kernel("weigh")?,
             asked: pinned(card, asked)?,
@@ -92,7 +84,7 @@ impl CutKernels {
         self.ask(rows.len(), rows.iter().flat_map(|(row, count)| [*row as u32, *count as u32]))?;
         let (first, width) = (self.vocab.start as u32, self.vocab.len() as u32);
         let mut launch = self.launcher.launch(&self.likeliest);
-        launch.arg(&self.asked_there).arg(logits).arg(&self.ranges).arg(&self.range_count);
+        launch.arg(&self.asked_there).arg(logits).arg(&self.ranges.words).arg(&self.ranges.count);
         launch.arg(&first).arg(&width).arg(&mut self.found_there);
         // SAFETY: the arguments are those of the kernel, and the rows are there.
         unsafe { launch.start(grid((rows.len() as u32, 1), LOOK_THREADS)) }?;
@@ -123,7 +115,7 @@ impl CutKernels {
         self.ask(rows.len(), rows.iter().flat_map(words))?;
         let (parts, width) = (parts(&self.vocab), self.vocab.len() as u32);
         let mut launch = self.launcher.launch(&self.weigh);
-        launch.arg(&self.asked_there).arg(logits).arg(&self.ranges).arg(&self.range_count);
+        launch.arg(&self.asked_there).arg(logits).arg(&self.ranges.words).arg(&self.ranges.count);
         launch.arg(&width).arg(&mut self.found_there);
         // SAFETY: the arguments are those of the kernel, and the rows are there.
         unsafe { launch.start(grid((parts as u32, rows.len() as u32), WEIGH_THREADS)) }?;
@@ -160,13 +152,6 @@ fn parts(vocab: &Range<usize>) -> usize {
 
 fn sampling() -> impl FnOnce(cudarc::driver::DriverError) -> CudaError {
     CudaError::doing("sample")
-}
-
-fn pinned(card: &Card, words: usize) -> Result<PinnedHostSlice<u32>, CudaError> {
-    // SAFETY: what is read of it has been written before.
-    let words =
-        unsafe { card.stream().context().alloc_pinned_with_flags(words, sys::CU_MEMHOSTALLOC_PORTABLE) };
-    words.map_err(CudaError::doing("take pinned memory for sampling"))
 }
 
 fn grid((x, y): (u32, u32), threads: u32) -> LaunchConfig {

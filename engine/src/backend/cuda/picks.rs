@@ -93,7 +93,8 @@ impl Picks {
     }
 }
 
-fn pinned(card: &Card, words: usize) -> Result<PinnedHostSlice<u32>, CudaError> {
+/// Words of the machine's memory that a card copies from and to by itself.
+pub(super) fn pinned(card: &Card, words: usize) -> Result<PinnedHostSlice<u32>, CudaError> {
     // SAFETY: what is read of it has been written before: what is asked by `best`, what is found by the card.
     let words =
         unsafe { card.stream().context().alloc_pinned_with_flags(words, sys::CU_MEMHOSTALLOC_PORTABLE) };

@@ -29,9 +29,7 @@ pub struct SampleKernels {
     launcher: Launcher,
     vocab: Range<usize>,
     rows_max: usize,
-    /// u32 [n][2]: what may be chosen, counted from the part's start.
-    ranges: CudaSlice<u32>,
-    range_count: u32,
+    ranges: Ranges,
     /// (score, token) [rows_max, parts]
     parts: CudaSlice<u32>,
     best_of_part: CudaFunction,
@@ -59,17 +57,10 @@ impl SampleKernels {
     ) -> Result<Self, CudaError> {
         assert!(!vocab.is_empty() && rows_max > 0 && vocab.end <= TokenId::MAX as usize - PART_TOKENS);
         let module = card.compile(source)?;
-        let mut ranges = own_ranges(&vocab, sampleable);
-        let range_count = ranges.len() as u32 / 2;
-        if ranges.is_empty() {
-            // Memory of no bytes cannot be taken.
-            ranges = vec![0, 0];
-        }
         Ok(SampleKernels {
             launcher: card.launcher(),
             rows_max,
-            ranges: card.upload(&ranges)?,
-            range_count,
+            ranges: Ranges::upload(card, &vocab, sampleable)?,
             parts: card.zeros(rows_max * vocab.len().div_ceil(PART_TOKENS) * 2)?,
             vocab,
             best_of_part: module.kernel("best_of_part")?,
@@ -93,7 +84,7 @@ impl SampleKernels {
         let part_count = count.div_ceil(PART_TOKENS as u32);
 
         let mut launch = self.launcher.launch(&self.best_of_part);
-        launch.arg(row_count).arg(rows).arg(logits).arg(&self.ranges).arg(&self.range_count);
+        launch.arg(row_count).arg(rows).arg(logits).arg(&self.ranges.words).arg(&self.ranges.count);
         launch.arg(&start).arg(&count).arg(&mut self.parts);
         // SAFETY: the arguments are those of the kernel; that the rows' logit rows exist is the caller's word.
         unsafe { launch.start(grid(part_count, n as u32)) }?;
@@ -107,11 +98,32 @@ impl SampleKernels {
     }
 }
 
-/// [first, last) of each range inside of the part, counted from its start.
-pub(super) fn own_ranges(vocab: &Range<usize>, sampleable: &[Range<TokenId>]) -> Vec<u32> {
-    let own = |ids: &Range<TokenId>| vocab.start.max(ids.start as usize)..vocab.end.min(ids.end as usize);
-    let own = sampleable.iter().map(own).filter(|ids| !ids.is_empty());
-    own.flat_map(|ids| [ids.start - vocab.start, ids.end - vocab.start]).map(|id| id as u32).collect()
+/// What may be chosen of a part of the vocabulary, on a card.
+#[derive(Debug)]
+pub(super) struct Ranges {
+    /// u32 [count][2]: [first, last) of each range, counted from the part's start.
+    pub words: CudaSlice<u32>,
+    pub count: u32,
+}
+
+impl Ranges {
+    /// `sampleable`: ids that may be chosen, of the whole vocabulary.
+    pub fn upload(
+        card: &Card,
+        vocab: &Range<usize>,
+        sampleable: &[Range<TokenId>],
+    ) -> Result<Ranges, CudaError> {
+        let own = |ids: &Range<TokenId>| vocab.start.max(ids.start as usize)..vocab.end.min(ids.end as usize);
+        let own = sampleable.iter().map(own).filter(|ids| !ids.is_empty());
+        let words = own.flat_map(|ids| [ids.start - vocab.start, ids.end - vocab.start]).map(|id| id as u32);
+        let mut words: Vec<u32> = words.collect();
+        let count = words.len() as u32 / 2;
+        if words.is_empty() {
+            // Memory of no bytes cannot be taken.
+            words = vec![0, 0];
+        }
+        Ok(Ranges { words: card.upload(&words)?, count })
+    }
 }
 
 fn grid(x: u32, y: u32) -> LaunchConfig {
