@@ -17,6 +17,10 @@ async fn verify_says_what_it_misses() {
     let lines: Vec<&str> = table.expect_status(0).stdout.lines().collect();
     assert!(lines[0].ends_with("1 ranks as threads") && lines.last() == Some(&"pass"), "{lines:#?}");
     assert_eq!(lines.len(), 2 + 6 + 1, "{lines:#?}");
+    // By whatever way they are linked: of one host mostly by memory.
+    let table = run(["verify", &smoke, "--ranks", "2", "--processes"]).await;
+    let lines: Vec<&str> = table.expect_status(0).stdout.lines().collect();
+    assert!(lines[0].ends_with("2 ranks as processes"), "{lines:#?}");
 }
 
 /// It was refused, by an error whose hint named it.

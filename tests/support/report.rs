@@ -32,7 +32,7 @@ pub struct Figures {
     pub faults: Vec<String>,
 }
 
-/// Whether ranks are threads of verify, or processes over gRPC and TCP.
+/// Whether ranks are threads of verify, or processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ranks {
     Threads(u16),

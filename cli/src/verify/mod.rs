@@ -375,7 +375,7 @@ fn sorted(experts: &[u16]) -> Vec<u16> {
 }
 
 fn print_table(report: &Report) {
-    let kind = if report.processes { "processes over TCP" } else { "threads" };
+    let kind = if report.processes { "processes" } else { "threads" };
     let stages = if report.stages > 1 { format!(" in {} stages", report.stages) } else { String::new() };
     println!("{}: {} ranks{stages} as {kind}", report.checkpoint, report.ranks);
     println!(
