@@ -81,6 +81,7 @@ impl Command {
     fn log(&self) -> &'static str {
         match self {
             Command::Coordinator(_) | Command::Worker(_) => "warn,flotilla=info",
+            Command::Up(args) if args.logs_prompts() => REQUESTS,
             _ => QUIET,
         }
     }
@@ -102,6 +103,9 @@ const WRONG_WORDS: u8 = 2;
 
 /// Also for the workers that `up` and `verify` start.
 const QUIET: &str = "warn";
+
+/// The same, and each request's line and prompt.
+const REQUESTS: &str = "warn,flotilla_coordinator::api::log=info";
 
 fn main() -> ExitCode {
     open_files::raise();

@@ -63,6 +63,10 @@ impl UpArgs {
         self.serve.check
     }
 
+    pub fn logs_prompts(&self) -> bool {
+        self.serve.front.log_prompts
+    }
+
     fn ranks(&self) -> usize {
         let default = if self.device == [DeviceChoice::Cpu] { 2 } else { self.device.len() };
         self.workers.map_or(default, usize::from)

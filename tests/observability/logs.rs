@@ -47,7 +47,7 @@ async fn ask_all(url: &str) {
     torn.post(format!("{url}{CHAT}")).body(format!("{{\"messages\": \"{CANARY}")).send().await.unwrap();
 }
 
-/// At this level, in this form.
+/// At this level (as if none was given, where it is empty), in this form.
 async fn up_logging(level: &str, more: &[&str]) -> Up {
     let model = demo();
     let args = [
@@ -91,6 +91,20 @@ async fn prompts_are_shown_where_it_is_asked_for_and_only_their_beginnings() {
     assert_eq!(shown["request_id"], "long");
     assert!(shown["beginning"].as_str().unwrap().starts_with("Please repeat zyxcanary"), "{shown}");
     assert!(shown["beginning"].as_str().unwrap().chars().count() <= 500 && !said.contains("the-end-of-it"));
+}
+
+/// `up` says only what is wrong, and so did not say what was asked for.
+#[tokio::test]
+async fn up_shows_prompts_where_nothing_else_says_what_is_logged() {
+    let mut up = up_logging("", &["--log-prompts", "--log-format", "json"]).await;
+    post(&up.url, COMPLETIONS, "mine", &json!({"prompt": WORDS, "max_tokens": 2})).await;
+    up.process.hear("\"prompt_tokens\"").await;
+    let said = up.process.said();
+    let of_mine: Vec<Value> = lines(&said).filter(|line| line["request_id"] == "mine").collect();
+    let messages: Vec<&Value> = of_mine.iter().map(|line| &line["message"]).collect();
+    assert_eq!(messages, ["prompt", "request"], "{said}");
+    assert_eq!(of_mine[0]["beginning"], WORDS, "{said}");
+    assert!(!said.contains("joined the coordinator"), "it says all that servers say: {said}");
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ pub struct FrontArgs {
     responses_max: u32,
     /// Beginnings of prompts go to the log, with the request's id; without this flag no word of a prompt does
     #[arg(help_heading = FRONT, long)]
-    log_prompts: bool,
+    pub log_prompts: bool,
     /// Bytes of a request's body at most
     #[arg(help_heading = FRONT, long, default_value_t = 4 << 20, value_parser = clap::value_parser!(u32).range(1024..))]
     body_bytes_max: u32,
