@@ -83,6 +83,7 @@ WRONG = [
     ("serving.drainSeconds=-1", "/serving/drainSeconds"),
     ("listenHost=127.0.0.1", "/listenHost"),
     ("service.port=0", "/service/port"),
+    ("service.sessionAffinity=Cookie", "/service/sessionAffinity"),
     ("autoscaling.enabled=true", "/serving/replicas"),
     ("certManager.api.enabled=true", "/certManager/api"),
     ("workers.resources.limits=null", "/workers/resources"),
@@ -166,6 +167,13 @@ def test_a_way_in_leads_to_the_service_of_the_api(values):
     assert service["metadata"]["labels"]["app.kubernetes.io/component"] == "api"
     assert backend["port"]["name"] in [port["name"] for port in service["spec"]["ports"]]
     assert ingress["spec"]["tls"][0]["hosts"] == [rule["host"]]
+
+
+@pytest.mark.parametrize("affinity", ["None", "ClientIP"])
+def test_a_client_stays_with_one_group_where_it_is_told_so(affinity):
+    docs = documents(rendered("groups", f"service.sessionAffinity={affinity}"))
+    [service] = [doc for doc in docs if doc["kind"] == "Service" and doc["metadata"]["labels"].get("app.kubernetes.io/component") == "api"]
+    assert service["spec"]["sessionAffinity"] == affinity
 
 
 def test_a_cluster_that_gives_users_is_told_none():
