@@ -3,17 +3,17 @@
 //! so that `FLOTILLA_LOG=warn,flotilla::audit=info` gives it alone.
 
 use crate::door::origin;
-use crate::often::Often;
+use crate::often::{MINUTE, Often, Refused};
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 /// Of all doors of this process: they have one log.
 static OFTEN: Mutex<Often> = Mutex::new(Often::new());
 
 /// What was done, or tried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Act {
     /// `who`: the worker's name and address.
     AdmitWorker,
@@ -89,16 +89,38 @@ pub fn refused(act: Act, who: impl fmt::Display, what: impl fmt::Display) {
 /// The same of a stranger, who may come again at once: so many lines a minute of one address and reason.
 pub fn refused_at_the_door(act: Act, from: SocketAddr, what: impl fmt::Display) {
     let what = what.to_string();
-    let reason = (origin(from.ip()), what.chars().take(200).collect());
-    let words = OFTEN.lock().unwrap_or_else(PoisonError::into_inner).hear(reason, Instant::now());
-    for ((address, what), more) in words.more {
-        refused(act, address, format!("{more} times more within a minute: {what}"));
-    }
+    let reason = (act, origin(from.ip()), what.chars().take(200).collect());
+    let words = often().hear(reason, now());
+    tell(words.more);
     match (words.this, words.last) {
         (true, true) => refused(act, from, format!("{what} (further ones are counted for a minute)")),
         (true, false) => refused(act, from, what),
         (false, _) => {}
     }
+}
+
+/// How often strangers were refused beyond these lines is told also where none comes any more. Never ends.
+pub async fn tell_what_is_over() {
+    loop {
+        tokio::time::sleep(MINUTE).await;
+        let more = often().over(now());
+        tell(more);
+    }
+}
+
+fn tell(more: Vec<(Refused, u64)>) {
+    for ((act, address, what), more) in more {
+        refused(act, address, format!("{more} times more within a minute: {what}"));
+    }
+}
+
+fn often() -> MutexGuard<'static, Often> {
+    OFTEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// By the clock that is slept by.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 /// It went wrong, and things stay as they were.

@@ -1,18 +1,20 @@
 //! What strangers can have written again and again is written so many times a minute, and counted beyond: a log that one
 //! of them fills tells nothing of the others, nor of what came before.
 
+use crate::audit::Act;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 /// Of one address and one reason.
 const LINES_MAX: u64 = 10;
-const MINUTE: Duration = Duration::from_secs(60);
+pub const MINUTE: Duration = Duration::from_secs(60);
 /// Counted apart; all others are counted together, under no address.
 const APART_MAX: usize = 1024;
+const OTHERS: &str = "others, for various reasons";
 
-/// Who was refused, and why.
-pub type Refused = (IpAddr, String);
+/// What was refused, to whom, and why.
+pub type Refused = (Act, IpAddr, String);
 
 #[derive(Default)]
 pub struct Often(BTreeMap<Refused, Minute>);
@@ -38,16 +40,16 @@ impl Often {
     }
 
     pub fn hear(&mut self, refused: Refused, now: Instant) -> Words {
-        let more = self.forget(now);
+        let more = self.over(now);
         let is_counted = self.0.contains_key(&refused) || self.0.len() < APART_MAX;
-        let apart = if is_counted { refused } else { (IpAddr::from([0; 4]), String::new()) };
+        let apart = if is_counted { refused } else { (refused.0, IpAddr::from([0; 4]), OTHERS.to_owned()) };
         let minute = self.0.entry(apart).or_insert(Minute { began: now, lines: 0 });
         minute.lines += 1;
         Words { this: minute.lines <= LINES_MAX, last: minute.lines == LINES_MAX, more }
     }
 
-    /// Those whose minute is over, as far as something was left out.
-    fn forget(&mut self, now: Instant) -> Vec<(Refused, u64)> {
+    /// Those whose minute is over, as far as something was left out. They are told once.
+    pub fn over(&mut self, now: Instant) -> Vec<(Refused, u64)> {
         let is_over = |minute: &Minute| now.saturating_duration_since(minute.began) >= MINUTE;
         let mut more = Vec::new();
         self.0.retain(|refused, minute| {
@@ -65,7 +67,7 @@ mod tests {
     use super::*;
 
     fn refused(last: u8, why: &str) -> Refused {
-        ([10, 0, 0, last].into(), why.into())
+        (Act::AdmitWorker, [10, 0, 0, last].into(), why.into())
     }
 
     #[test]
@@ -80,6 +82,7 @@ mod tests {
         assert!(later.this && !later.last);
         assert_eq!(later.more, [(refused(1, "token"), 99_990)]);
         assert_eq!(often.hear(refused(1, "token"), now + MINUTE).more, []);
+        assert_eq!(often.over(now + 2 * MINUTE), []);
     }
 
     #[test]
@@ -88,5 +91,7 @@ mod tests {
         let reasons = (0..2 * APART_MAX).map(|number| refused(1, &number.to_string()));
         let told = reasons.filter(|reason| often.hear(reason.clone(), now).this).count();
         assert_eq!((told as u64, often.0.len()), (APART_MAX as u64 + LINES_MAX, APART_MAX + 1));
+        let nobody = (Act::AdmitWorker, IpAddr::from([0; 4]), OTHERS.to_owned());
+        assert_eq!(often.over(now + MINUTE), [(nobody, APART_MAX as u64 - LINES_MAX)]);
     }
 }

@@ -8,7 +8,7 @@ mod room;
 pub use connection::{Caller, Connection, Io};
 pub use room::origin;
 
-use crate::{Refusal, ServerTls};
+use crate::{Refusal, ServerTls, audit};
 use connection::Newcomer;
 use room::Room;
 use std::future::Future;
@@ -56,6 +56,7 @@ pub fn incoming(
         tokio::select! {
             () = accept_all(listener, tls, manners, &open) => {}
             () = async { watching.expect("there is TLS").watch().await }, if watching.is_some() => {}
+            () = audit::tell_what_is_over() => {}
             () = open.closed() => {}
         }
     });
