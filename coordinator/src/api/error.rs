@@ -94,13 +94,14 @@ pub enum ApiError {
     Deadline,
     #[error(
         "no response {id:?} is stored\n\
-         hint: responses are kept in memory for a while, for the key that made them"
+         hint: responses are kept in memory for a while, for the key that made them, by this server and not another \
+         behind the same address"
     )]
     ResponseNotFound { id: String },
     #[error(
         "no previous response {id:?} is stored\n\
-         hint: responses are kept in memory for a while, for the key that made them, and not with \"store\": \
-         false; send the conversation as input instead"
+         hint: responses are kept in memory for a while, for the key that made them, by this server and not another \
+         behind the same address, and not with \"store\": false; send the conversation as input instead"
     )]
     PreviousNotFound { id: String },
     #[error("{path}: no item {id:?} is stored\nhint: send the item itself")]

@@ -186,7 +186,7 @@ async fn what_is_not_stored_or_dropped_is_not_found() {
             (404, &code, &json!("previous_response_id")),
             "{name}"
         );
-        assert!(error["message"].as_str().unwrap().contains("hint: "), "{error}");
+        assert!(error["message"].as_str().unwrap().contains("by this server and not another"), "{error}");
     }
     for kept in [&first, &third] {
         let mut body = after(kept, thinks_and_says("", "x"));
