@@ -2,10 +2,12 @@
 //! or without.
 //!
 //! What one may cost is bounded: heads in bytes and in time, handshakes in time, answers in the time that a
-//! client reads nothing of them, connections in number. When all places are taken, whoever rests makes place; where
-//! nobody does, a few more connections are let in for one request each, so that probes are answered, and others hear
-//! that there is no place. Of these the oldest goes for one more: nobody waits unaccepted. Bodies have limits of their own.
+//! client reads nothing of them, connections in number. When all places and those of a small reserve are taken, whoever
+//! rests makes place. Who asks while all that may have a request under way is a guest, for one request: probes are
+//! answered, and others hear that there is no place. Where nobody rests the oldest guest goes for one more: nobody waits
+//! unaccepted. Bodies have limits of their own.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -17,6 +19,7 @@ use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use flotilla_trust::audit::{self, Act};
 use hyper::body::{Frame, SizeHint};
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -33,8 +36,8 @@ use super::tls::Tls;
 
 #[derive(Clone, Copy, Debug)]
 pub struct ConnectionLimits {
-    /// Connections at once. Default 4096: each costs a file, and some 20 KB while it streams. Whoever rests makes place
-    /// for one more; where nobody does, a few more are let in for one request.
+    /// With a request under way at once. Default 4096: each costs a file, and some 20 KB while it streams. A few more
+    /// connections are there beside them; for one more than these whoever rests makes place.
     pub connections_max: usize,
     /// Until a request's head is there whole; so long may a connection rest between requests, too.
     pub head_wait: Duration,
@@ -60,29 +63,16 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Let in beyond the places.
 const RESERVE: usize = 16;
-/// So soon one of these must say what it wants, and have read the answer.
-const RESERVE_WAIT: Duration = Duration::from_secs(5);
 /// For those to hear of it whose answers were ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The first byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
 
-/// What connections are served with that have a place, and those of the reserve.
+/// What requests are served with: of connections that have a place, and of guests.
+#[derive(Clone)]
 pub struct Routers {
     pub all: Router,
     pub reserve: Router,
-}
-
-impl ConnectionLimits {
-    /// Of a connection of the reserve.
-    fn of_a_guest(self) -> ConnectionLimits {
-        ConnectionLimits {
-            head_wait: self.head_wait.min(RESERVE_WAIT),
-            handshake_wait: self.handshake_wait.min(RESERVE_WAIT),
-            write_wait: self.write_wait.min(RESERVE_WAIT),
-            ..self
-        }
-    }
 }
 
 /// Serves until `shutdown` is done, and then as long as requests under way take, so long at most. Meanwhile it goes on
@@ -97,21 +87,18 @@ pub async fn run(
     end: impl FnOnce(),
 ) {
     let graceful = GracefulShutdown::new();
-    let (places, reserve) = (Seats::new(limits.connections_max), Seats::new(RESERVE));
+    let seats = Seats::new(limits.connections_max, RESERVE);
     let accepting = async {
         loop {
             let (stream, from) = accept(&listener).await;
-            let (router, limits, (seat, gone), is_guest) = match places.take(from.ip()) {
-                Some(place) => (routers.all.clone(), limits, place, false),
-                None => (routers.reserve.clone(), limits.of_a_guest(), reserve.take_anyway(from.ip()), true),
-            };
-            let (tls, watcher, seat) = (tls.clone(), graceful.watcher(), Arc::new(seat));
-            let door = Door { router, tls, limits, is_guest, watcher, seat };
+            let (seat, gone) = seats.take(from.ip());
+            let (routers, tls, watcher) = (routers.clone(), tls.clone(), graceful.watcher());
+            let door = Door { routers, tls, limits, watcher, seat: Arc::new(seat) };
             tokio::spawn(async move {
                 tokio::select! {
                     biased;
                     () = door.serve(stream) => {}
-                    _ = gone => tracing::debug!(%from, "a connection that rested made place for another"),
+                    _ = gone => tracing::debug!(%from, "a connection made place for another"),
                 }
             });
         }
@@ -168,11 +155,9 @@ async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 
 /// What one connection is served with.
 struct Door {
-    router: Router,
+    routers: Routers,
     tls: Option<Tls>,
     limits: ConnectionLimits,
-    /// It is of the reserve, and goes after one answer.
-    is_guest: bool,
     watcher: Watcher,
     seat: Arc<Seat>,
 }
@@ -200,16 +185,24 @@ impl Door {
     }
 
     async fn speak<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S) {
-        let (router, seat) = (TowerToHyperService::new(self.router), self.seat);
+        let (all, reserve) = (self.routers.all, self.routers.reserve);
+        let (all, reserve, seat) =
+            (TowerToHyperService::new(all), TowerToHyperService::new(reserve), self.seat);
         let service = service_fn(|request| {
-            let (kept, answer) = (seat.keep(), router.call(request));
-            async { answer.await.map(|answer| answer.map(|body| Answer { body, _kept: kept })) }
+            let (kept, is_guest) = seat.ask();
+            let answer = if is_guest { reserve.call(request) } else { all.call(request) };
+            async move {
+                let mut answer = answer.await?;
+                if is_guest {
+                    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(answer.map(|body| Answer { body, _kept: kept }))
+            }
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.limits.head_wait)
             .max_buf_size(HEAD_BYTES_MAX)
-            .keep_alive(!self.is_guest)
             .serve_connection(TokioIo::new(stream), service);
         if let Err(error) = self.watcher.watch(connection).await {
             // A client that leaves is an error, too.

@@ -1,6 +1,7 @@
-//! Places for connections, so many at once. Where all are taken, whoever has rested longest, without a request under way,
-//! gives its place to who comes, of the address that has most that rest: so connections that say nothing keep nobody out,
-//! however many they are. Who has a request under way keeps its place.
+//! Places for connections: so many with a request under way at once, and a reserve beyond. Where all are taken, whoever has
+//! rested longest, without a request under way, gives its place to who comes, of the address that has most that rest: so
+//! connections that say nothing keep nobody out, however many they are. Who has a request under way keeps its place. Who
+//! asks while as many as may have one is a guest, of the reserve: it goes after one answer, and before that if nobody rests.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -14,7 +15,12 @@ use tokio::sync::oneshot;
 pub struct Seats(Arc<Mutex<State>>);
 
 struct State {
+    /// With a request under way, without guests.
     max: usize,
+    /// Connections beyond these.
+    reserve: usize,
+    /// How many have a request under way, without guests.
+    underway: usize,
     /// Comings and goings to rest, counted.
     moment: u64,
     taken: BTreeMap<u64, Sitter>,
@@ -23,6 +29,8 @@ struct State {
 struct Sitter {
     from: IpAddr,
     underway: usize,
+    /// It asked while there was no place.
+    is_guest: bool,
     /// The moment when it came, or when its last request was answered.
     rests_since: u64,
     /// Dropped when it has to go.
@@ -45,33 +53,27 @@ pub struct Kept {
 pub type Gone = oneshot::Receiver<()>;
 
 impl Seats {
-    pub fn new(max: usize) -> Seats {
-        Seats(Arc::new(Mutex::new(State { max, moment: 0, taken: BTreeMap::new() })))
+    pub fn new(max: usize, reserve: usize) -> Seats {
+        let taken = BTreeMap::new();
+        Seats(Arc::new(Mutex::new(State { max, reserve, underway: 0, moment: 0, taken })))
     }
 
-    /// None: all are taken, and nobody who has one rests.
-    pub fn take(&self, address: IpAddr) -> Option<(Seat, Gone)> {
+    /// Where nobody rests the oldest guest goes; without a guest, all have stalled, and the oldest goes.
+    pub fn take(&self, address: IpAddr) -> (Seat, Gone) {
         let mut state = self.lock();
-        if state.taken.len() >= state.max {
-            let rests = state.longest(|sitter| sitter.underway == 0)?;
-            state.taken.remove(&rests);
-        }
-        Some(self.sit(&mut state, address))
-    }
-
-    /// Whoever came first goes, if nobody rests.
-    pub fn take_anyway(&self, address: IpAddr) -> (Seat, Gone) {
-        let mut state = self.lock();
-        if state.taken.len() >= state.max {
-            let goes = state.longest(|sitter| sitter.underway == 0).or_else(|| state.longest(|_| true));
-            goes.inspect(|number| drop(state.taken.remove(number)));
+        if state.taken.len() >= state.max.saturating_add(state.reserve) {
+            let rests = state.longest(|sitter| sitter.underway == 0);
+            let goes =
+                rests.or_else(|| state.longest(|sitter| sitter.is_guest)).or_else(|| state.longest(|_| true));
+            goes.inspect(|number| state.remove(*number));
         }
         self.sit(&mut state, address)
     }
 
     fn sit(&self, state: &mut State, address: IpAddr) -> (Seat, Gone) {
         let (number, (stay, gone)) = (state.next(), oneshot::channel());
-        let sitter = Sitter { from: origin(address), underway: 0, rests_since: number, _stay: stay };
+        let from = origin(address);
+        let sitter = Sitter { from, underway: 0, is_guest: false, rests_since: number, _stay: stay };
         state.taken.insert(number, sitter);
         (Seat { seats: self.clone(), number }, gone)
     }
@@ -87,6 +89,28 @@ impl State {
         self.moment
     }
 
+    fn begin(&mut self, number: u64) {
+        // It may be gone, with its connection.
+        let Some(sitter) = self.taken.get_mut(&number) else { return };
+        sitter.underway += 1;
+        self.underway += usize::from(sitter.underway == 1 && !sitter.is_guest);
+    }
+
+    fn end(&mut self, number: u64) {
+        let moment = self.next();
+        let Some(sitter) = self.taken.get_mut(&number) else { return };
+        sitter.underway -= 1;
+        if sitter.underway == 0 {
+            sitter.rests_since = moment;
+            self.underway -= usize::from(!sitter.is_guest);
+        }
+    }
+
+    fn remove(&mut self, number: u64) {
+        let gone = self.taken.remove(&number);
+        self.underway -= usize::from(gone.is_some_and(|sitter| sitter.underway > 0 && !sitter.is_guest));
+    }
+
     /// Who has been there longest of the address that has most of these.
     fn longest(&self, of: impl Fn(&Sitter) -> bool) -> Option<u64> {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
@@ -98,32 +122,40 @@ impl State {
 }
 
 impl Seat {
-    /// A request is under way, or an answer not yet read.
-    pub fn keep(&self) -> Kept {
-        if let Some(sitter) = self.seats.lock().taken.get_mut(&self.number) {
-            sitter.underway += 1;
-        }
+    /// A request is under way. True: it is of a guest.
+    pub fn ask(&self) -> (Kept, bool) {
+        let mut state = self.seats.lock();
+        let is_full = state.underway >= state.max;
+        let sitter = state.taken.get_mut(&self.number);
+        // One whose last answer is not read yet has its place.
+        let is_guest = sitter.is_none_or(|sitter| {
+            sitter.is_guest |= sitter.underway == 0 && is_full;
+            sitter.is_guest
+        });
+        state.begin(self.number);
+        (self.kept(), is_guest)
+    }
+
+    /// What was written is not read yet.
+    pub fn hold(&self) -> Kept {
+        self.seats.lock().begin(self.number);
+        self.kept()
+    }
+
+    fn kept(&self) -> Kept {
         Kept { seats: self.seats.clone(), number: self.number }
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.seats.lock().taken.remove(&self.number);
+        self.seats.lock().remove(self.number);
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let mut state = self.seats.lock();
-        let moment = state.next();
-        // It may be gone, with its connection.
-        if let Some(sitter) = state.taken.get_mut(&self.number) {
-            sitter.underway = sitter.underway.saturating_sub(1);
-            if sitter.underway == 0 {
-                sitter.rests_since = moment;
-            }
-        }
+        self.seats.lock().end(self.number);
     }
 }
 
@@ -141,43 +173,73 @@ mod tests {
 
     #[test]
     fn who_has_rested_longest_gives_its_place() {
-        let seats = Seats::new(3);
-        let (first, mut first_gone) = seats.take(address(1)).unwrap();
-        let (_second, mut second_gone) = seats.take(address(1)).unwrap();
-        let (_third, mut third_gone) = seats.take(address(1)).unwrap();
+        let seats = Seats::new(2, 1);
+        let (first, mut first_gone) = seats.take(address(1));
+        let (_second, mut second_gone) = seats.take(address(1));
+        let (_third, mut third_gone) = seats.take(address(1));
         // Its request is answered: it rests since then.
-        drop(first.keep());
-        let _fourth = seats.take(address(1)).unwrap();
+        drop(first.ask());
+        let _fourth = seats.take(address(1));
         assert!(is_gone(&mut second_gone) && !is_gone(&mut first_gone) && !is_gone(&mut third_gone));
-        let _fifth = seats.take(address(1)).unwrap();
+        let _fifth = seats.take(address(1));
         assert!(is_gone(&mut third_gone) && !is_gone(&mut first_gone));
+    }
+
+    /// Whoever comes may mean it: who is a guest is seen only when it asks.
+    #[test]
+    fn who_asks_first_has_the_last_place_and_who_asks_then_is_a_guest() {
+        let seats = Seats::new(1, 1);
+        let (first, mut first_gone) = seats.take(address(1));
+        let (second, mut second_gone) = seats.take(address(1));
+        let (asked, is_guest) = second.ask();
+        assert!(!is_guest);
+        let (guest, is_guest) = first.ask();
+        assert!(is_guest && !is_gone(&mut first_gone) && !is_gone(&mut second_gone));
+        drop((asked, guest));
+        assert!(first.ask().1, "a guest stays one");
+        assert!(!second.ask().1, "and takes no place");
     }
 
     #[test]
     fn who_has_a_request_under_way_keeps_its_place() {
-        let seats = Seats::new(2);
-        let (first, mut first_gone) = seats.take(address(1)).unwrap();
-        let (second, mut second_gone) = seats.take(address(1)).unwrap();
-        let kept = (first.keep(), first.keep(), second.keep());
-        assert!(seats.take(address(2)).is_none());
+        let seats = Seats::new(1, 1);
+        let (first, mut first_gone) = seats.take(address(1));
+        let kept = (first.ask().0, first.hold());
+        let (guest, mut guest_gone) = seats.take(address(1));
+        let its = guest.ask();
+        let (next, mut next_gone) = seats.take(address(2));
+        assert!(is_gone(&mut guest_gone), "the guest, however long the other has been there");
         drop(kept.0);
-        assert!(seats.take(address(2)).is_none(), "another is under way still");
-        let _further = seats.take_anyway(address(2));
-        assert!(is_gone(&mut first_gone), "where one must go it is the first");
-        drop(kept.2);
-        assert!(!is_gone(&mut second_gone));
-        let further = seats.take(address(2)).unwrap();
+        assert!(next.ask().1, "an answer that is not read keeps the place as well");
+        drop(kept.1);
+        let (last, mut last_gone) = seats.take(address(3));
+        assert!(is_gone(&mut next_gone) && !is_gone(&mut first_gone), "it has rested longer");
+        let (asked, is_guest) = last.ask();
+        assert!(!is_guest && !is_gone(&mut last_gone));
         // Who is gone leaves nothing behind.
-        drop((kept.1, first, second, further));
-        assert_eq!(seats.lock().taken.len(), 0);
+        drop((its, asked, first, guest, next, last));
+        let state = seats.lock();
+        assert_eq!((state.taken.len(), state.underway), (0, 0));
+    }
+
+    #[test]
+    fn where_all_have_stalled_the_oldest_goes() {
+        let seats = Seats::new(1, 1);
+        let (first, mut first_gone) = seats.take(address(1));
+        let (second, mut second_gone) = seats.take(address(1));
+        let _stalled = (first.hold(), second.hold());
+        let (next, _gone) = seats.take(address(2));
+        assert!(is_gone(&mut first_gone) && !is_gone(&mut second_gone));
+        drop(second);
+        assert!(!next.ask().1, "no place is lost with one that goes");
     }
 
     #[test]
     fn the_address_with_most_that_rest_makes_place() {
-        let seats = Seats::new(4);
-        let (_few, mut few_gone) = seats.take(address(1)).unwrap();
-        let mut many: Vec<_> = (0..3).map(|_| seats.take(address(2)).unwrap()).collect();
-        let _further = seats.take(address(3)).unwrap();
+        let seats = Seats::new(3, 1);
+        let (_few, mut few_gone) = seats.take(address(1));
+        let mut many: Vec<_> = (0..3).map(|_| seats.take(address(2))).collect();
+        let _further = seats.take(address(3));
         assert!(!is_gone(&mut few_gone) && is_gone(&mut many[0].1) && !is_gone(&mut many[1].1));
     }
 }

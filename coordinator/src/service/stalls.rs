@@ -37,7 +37,7 @@ impl<S: AsyncWrite + Unpin> Unstalled<S> {
             return Poll::Ready(done);
         }
         let (wait, seat) = (self.wait, &self.seat);
-        let (stall, _) = self.stall.get_or_insert_with(|| (Box::pin(sleep(wait)), seat.keep()));
+        let (stall, _) = self.stall.get_or_insert_with(|| (Box::pin(sleep(wait)), seat.hold()));
         ready!(stall.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
     }
@@ -83,29 +83,34 @@ impl<S: AsyncRead + Unpin> AsyncRead for Unstalled<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio::sync::oneshot::error::TryRecvError::{Closed, Empty};
 
     use crate::service::seats::Seats;
 
     const WAIT: Duration = Duration::from_secs(60);
 
     fn unstalled<S: AsyncWrite + Unpin>(stream: S) -> Unstalled<S> {
-        let (seat, _) = Seats::new(1).take([10, 0, 0, 1].into()).expect("it is the first");
+        let (seat, _) = Seats::new(1, 0).take([10, 0, 0, 1].into());
         Unstalled::new(stream, WAIT, Arc::new(seat))
     }
 
     /// What was made for it lies in buffers, and would be lost with its connection.
     #[tokio::test]
     async fn who_has_not_read_its_answer_does_not_rest() {
-        let (seats, address) = (Seats::new(1), [10, 0, 0, 1].into());
+        let (seats, address) = (Seats::new(1, 1), [10, 0, 0, 1].into());
         let (server, mut client) = duplex(16);
-        let (seat, _gone) = seats.take(address).unwrap();
+        let (seat, mut gone) = seats.take(address);
         let mut server = Unstalled::new(server, WAIT, Arc::new(seat));
         let mut write = Box::pin(server.write_all(&[0; 17]));
         assert!(futures::poll!(&mut write).is_pending());
-        assert!(seats.take(address).is_none());
+        let (other, mut other_gone) = seats.take(address);
+        assert!(other.ask().1, "the place is taken");
+        let (next, _) = seats.take(address);
+        assert_eq!((other_gone.try_recv(), gone.try_recv()), (Err(Closed), Err(Empty)));
         client.read_exact(&mut [0; 17][..1]).await.unwrap();
         write.await.unwrap();
-        assert!(seats.take(address).is_some());
+        // It rests, and is the next to go.
+        assert!(!next.ask().1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -113,6 +113,27 @@ async fn without_a_place_probes_are_answered_and_others_told() {
     until(served).await;
 }
 
+/// Who comes takes nothing from another that has not asked yet, as long as the reserve has room for both.
+#[tokio::test]
+async fn who_come_together_for_the_last_place_are_all_answered() {
+    let server = Server::start_with(of_places(2)).await;
+    let first = underway(&server).await;
+    let mut together = Vec::new();
+    for _ in 0..8 {
+        together.push(connect(&server).await);
+    }
+    // Nobody has asked before all have been let in.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    for stream in &mut together {
+        stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await.unwrap();
+    }
+    for mut stream in together {
+        let answer = rest(&mut stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
+    }
+    assert!(!first.0.is_finished());
+}
+
 /// They would keep everybody out for as long as a head may take, and come again.
 #[tokio::test]
 async fn connections_that_say_nothing_make_place() {
