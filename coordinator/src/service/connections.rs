@@ -29,7 +29,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::drain::Drain;
+use super::drain::{Drain, Ended};
 use super::seats::{Kept, Seat, Seats};
 use super::stalls::Unstalled;
 use super::tls::Tls;
@@ -63,7 +63,7 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Let in beyond the places.
 const RESERVE: usize = 16;
-/// For those to hear of it whose answers were ended.
+/// For connections to send what was made, and for those to hear of it whose answers were ended.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The first byte of a TLS handshake.
 const TLS_HANDSHAKE: u8 = 0x16;
@@ -85,7 +85,7 @@ pub async fn run(
     (drain, drain_max): (Drain, Duration),
     shutdown: impl Future<Output = ()>,
     end: impl FnOnce(),
-) {
+) -> Ended {
     let graceful = GracefulShutdown::new();
     let seats = Seats::new(limits.connections_max, RESERVE);
     let accepting = async {
@@ -120,25 +120,13 @@ pub async fn run(
         until = emptied => until,
     };
     drop(listener);
-    let late = drain.underway();
-    let until = if late == 0 { until } else { Instant::now() + LAST_WORDS };
+    let (late, last_words) = (drain.underway(), Instant::now() + LAST_WORDS);
+    let until = if late == 0 { until.max(last_words) } else { last_words };
     if late > 0 {
         end();
     }
-    let ended = tokio::time::timeout_at(until, graceful.shutdown()).await;
-    let cut_off = drain.underway();
-    match ended {
-        Ok(()) if late == 0 => {
-            audit::done(Act::Drain, "this server", "every request under way had its answer")
-        }
-        _ => audit::failed(
-            Act::Drain,
-            "this server",
-            format!(
-                "{late} answers were ended by an error to stop in time, and {cut_off} of them are cut off"
-            ),
-        ),
-    }
+    let are_closed = tokio::time::timeout_at(until, graceful.shutdown()).await.is_ok();
+    Ended { late, cut_off: drain.underway(), are_closed }
 }
 
 async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
@@ -255,3 +243,38 @@ const NOT_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/j
     content-length: 122\r\nconnection: close\r\n\r\n\
     {\"error\":{\"message\":\"this port speaks https, not http\",\"type\":\"invalid_request_error\",\
     \"param\":null,\"code\":\"tls_required\"}}";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::routing::get;
+
+    /// How a server ends that may drain for no time, and has a connection that has sent this and now reads.
+    async fn ended(sent: &[u8]) -> Ended {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        // More than the system keeps for a client that has not read it yet.
+        let all = Router::new().route("/", get(|| async { vec![0; 16 << 20] }));
+        let routers = Routers { reserve: all.clone(), all };
+        let drain = (Drain::default(), Duration::ZERO);
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(sent).await.unwrap();
+        let shutdown = async move {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::spawn(async move { client.read_to_end(&mut Vec::new()).await });
+        };
+        run(listener, routers, None, ConnectionLimits::default(), drain, shutdown, || ()).await
+    }
+
+    #[tokio::test]
+    async fn what_is_made_has_a_moment_to_be_sent() {
+        let ended = ended(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert_eq!(ended, Ended { late: 0, cut_off: 0, are_closed: true });
+    }
+
+    #[tokio::test]
+    async fn who_never_says_what_it_wants_is_not_waited_for_and_has_no_answer_cut_off() {
+        let ended = ended(b"GET / HTTP/1.1\r\n").await;
+        assert_eq!(ended, Ended { late: 0, cut_off: 0, are_closed: false });
+    }
+}

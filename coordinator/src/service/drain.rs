@@ -4,6 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use flotilla_trust::audit::{self, Act};
 use tokio::sync::watch;
 
 /// Cheap to clone; all clones are one.
@@ -19,6 +20,38 @@ struct State {
 /// A request that was begun before, until it is dropped.
 #[derive(Debug)]
 pub struct Underway(Drain);
+
+/// How it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// Answers that were ended by an error.
+    pub late: usize,
+    /// Those of them that did not get as far as that.
+    pub cut_off: usize,
+    /// All connections were at an end, and none had to be broken off.
+    pub are_closed: bool,
+}
+
+impl Ended {
+    pub fn tell(self) {
+        let (act, who, Ended { late, cut_off, are_closed }) = (Act::Drain, "this server", self);
+        match late {
+            0 if are_closed => audit::done(act, who, "every request under way had its answer"),
+            0 => audit::done(
+                act,
+                who,
+                "every request under way had its answer; some connections had not read theirs, or said nothing",
+            ),
+            _ => audit::failed(
+                act,
+                who,
+                format!(
+                    "{late} answers were ended by an error to stop in time, and {cut_off} of them are cut off"
+                ),
+            ),
+        }
+    }
+}
 
 impl Default for Drain {
     fn default() -> Drain {

@@ -131,7 +131,7 @@ pub async fn serve(
     let routers = connections::Routers { all, reserve };
     let watching = tls.clone();
     tokio::select! {
-        () = connections::run(listener, routers, tls, limits.connections, drain, shutdown, || router.stop()) => {}
+        ended = connections::run(listener, routers, tls, limits.connections, drain, shutdown, || router.stop()) => ended.tell(),
         () = async { watching.expect("there is TLS").watch().await }, if watching.is_some() => {}
     }
 }
