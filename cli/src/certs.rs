@@ -12,6 +12,7 @@ use rcgen::{
 };
 use std::fs;
 use std::io::Write;
+use std::net::Ipv6Addr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -68,12 +69,21 @@ pub fn run(args: &CertsArgs) -> Result<()> {
         let folder = args.dir.join("workers").join(worker);
         let names = vec![worker.clone()];
         authority.issue(&folder, worker, names, ExtendedKeyUsagePurpose::ClientAuth, args.days)?;
-        let host = args.coordinator.first().map_or("COORDINATOR", String::as_str);
+        let host = dialed(&args.coordinator);
         println!("\nworker {worker}: {}", folder.display());
         println!("  flotilla worker --coordinator https://{host}:7070 … {}", flags(&folder, "--tls-"));
     }
     println!("\nvalid for {} days; run this again before, with the same names", args.days);
     Ok(())
+}
+
+/// As it stands in a URL: a name that can be dialed, of those that the certificate is for.
+fn dialed(names: &[String]) -> String {
+    match names.iter().find(|name| !name.starts_with("*.")) {
+        None => "COORDINATOR".to_owned(),
+        Some(name) if name.parse::<Ipv6Addr>().is_ok() => format!("[{name}]"),
+        Some(name) => name.clone(),
+    }
 }
 
 fn flags(folder: &Path, prefix: &str) -> String {

@@ -130,4 +130,12 @@ async fn certificates_name_what_can_be_dialed() {
         ran.stdout.contains("coordinator, as 10.0.0.1, host.example, *.flotilla.svc, fd00::1: "),
         "{ran:?}"
     );
+    for (names, dialed) in [
+        ("*.flotilla.svc,fd00::1,10.0.0.1", "https://[fd00::1]:7070 "),
+        ("host.example,fd00::1", "https://host.example:7070 "),
+        ("*.flotilla.svc", "https://COORDINATOR:7070 "),
+    ] {
+        let ran = run([&certs[..], &[names, "--worker", "a"]].concat()).await;
+        assert!(ran.expect_status(0).stdout.contains(dialed), "{names}: {dialed}");
+    }
 }
