@@ -89,15 +89,17 @@ impl Fleet {
         Member { process: start(self.starts, &relay, &peers, listen), relay, peers, listen }
     }
 
-    /// For whoever looks for what went wrong: the last lines of all.
-    pub fn said(&self) -> String {
+    /// For whoever looks for what went wrong: the last lines of all, but for those of requests, of which there are many.
+    pub fn said(&mut self) -> String {
         let last = |name: &str, said: String| {
-            let lines: Vec<&str> = said.lines().collect();
+            let lines: Vec<&str> = said.lines().filter(|line| !line.contains("request_id=")).collect();
             format!("--- {name}\n{}\n", lines[lines.len().saturating_sub(40)..].join("\n"))
         };
-        let workers = self.workers.iter().enumerate();
-        let workers = workers.map(|(at, worker)| last(&format!("worker {at}"), worker.process.said()));
-        last("coordinator", self.coordinator.process.said()) + &workers.collect::<String>()
+        let workers = self.workers.iter_mut().enumerate().map(|(at, worker)| {
+            let state = if worker.process.has_ended() { "ended" } else { "runs" };
+            last(&format!("worker {at}, which {state}"), worker.process.said())
+        });
+        workers.collect::<String>() + &last("coordinator", self.coordinator.process.said())
     }
 }
 
