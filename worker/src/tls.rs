@@ -15,7 +15,7 @@ use tonic::codegen::{BoxFuture, Service, http::Uri};
 
 /// Where `https` is, if the address does not say it.
 const PORT: u16 = 443;
-/// After so long without an answer a name's next address is tried as well, as hyper does it without TLS.
+/// After so long without an answer a name's next address is tried as well.
 const HEAD_START: Duration = Duration::from_millis(300);
 
 /// Why there is no connection.

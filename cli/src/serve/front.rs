@@ -39,8 +39,8 @@ pub struct FrontArgs {
     /// Seconds that requests under way may take after the order to stop; new ones get 503 meanwhile
     #[arg(help_heading = FRONT, long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(..=86_400))]
     drain_timeout: u32,
-    /// Connections at once; for one more whoever rests longest makes place. While all have requests under way probes are
-    /// answered, and others get 503
+    /// Requests under way at once, over as many connections and 16; for one connection more whoever rests longest makes
+    /// place. While all have requests under way probes are answered, and others get 503
     #[arg(help_heading = FRONT, long, default_value_t = 4096, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     connections_max: u32,
     /// Bytes of what is kept for previous_response_id; whoever holds most makes room

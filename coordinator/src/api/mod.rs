@@ -138,8 +138,7 @@ fn stop_tokens(settings: &Settings, harmony: &Harmony) -> Vec<TokenId> {
     tokens
 }
 
-/// Of connections that have a place, and of those that are let in beyond all places: these may look how the
-/// server is.
+/// For requests that have a place, and for those of guests, who may look how the server is.
 pub fn routers(api: Api) -> (Router, Router) {
     let api = Arc::new(api);
     let all = guarded(&api).merge(open()).fallback(unknown_route);

@@ -4,8 +4,8 @@
 //! What one may cost is bounded: heads in bytes and in time, handshakes in time, answers in the time that a
 //! client reads nothing of them, connections in number. When all places and those of a small reserve are taken, whoever
 //! rests makes place. Who asks while all that may have a request under way is a guest, for one request: probes are
-//! answered, and others hear that there is no place. Where nobody rests the oldest guest goes for one more: nobody waits
-//! unaccepted. Bodies have limits of their own.
+//! answered, and others hear that there is no place. Guests make place like who rests: nobody waits unaccepted. Bodies have
+//! limits of their own.
 
 use std::convert::Infallible;
 use std::future::Future;

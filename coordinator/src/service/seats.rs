@@ -1,7 +1,7 @@
 //! Places for connections: so many with a request under way at once, and a reserve beyond. Where all are taken, whoever has
 //! rested longest, without a request under way, gives its place to who comes, of the address that has most that rest: so
 //! connections that say nothing keep nobody out, however many they are. Who has a request under way keeps its place. Who
-//! asks while as many as may have one is a guest, of the reserve: it goes after one answer, and before that if nobody rests.
+//! asks while as many as may have one is a guest, of the reserve: it goes after one answer, and before that like who rests.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -58,13 +58,13 @@ impl Seats {
         Seats(Arc::new(Mutex::new(State { max, reserve, underway: 0, moment: 0, taken })))
     }
 
-    /// Where nobody rests the oldest guest goes; without a guest, all have stalled, and the oldest goes.
+    /// For one more than all, who rests or is a guest goes, those that have been there longest first: whoever has just come
+    /// may be about to ask. Where nobody is either, all have stalled, and the oldest goes.
     pub fn take(&self, address: IpAddr) -> (Seat, Gone) {
         let mut state = self.lock();
         if state.taken.len() >= state.max.saturating_add(state.reserve) {
-            let rests = state.longest(|sitter| sitter.underway == 0);
-            let goes =
-                rests.or_else(|| state.longest(|sitter| sitter.is_guest)).or_else(|| state.longest(|_| true));
+            let goes = state.longest(|sitter| sitter.underway == 0 || sitter.is_guest);
+            let goes = goes.or_else(|| state.longest(|_| true));
             goes.inspect(|number| state.remove(*number));
         }
         self.sit(&mut state, address)
@@ -136,10 +136,12 @@ impl Seat {
         (self.kept(), is_guest)
     }
 
-    /// What was written is not read yet.
-    pub fn hold(&self) -> Kept {
-        self.seats.lock().begin(self.number);
-        self.kept()
+    /// What was written is not read yet. True: it was for a guest.
+    pub fn hold(&self) -> (Kept, bool) {
+        let mut state = self.seats.lock();
+        state.begin(self.number);
+        let is_guest = state.taken.get(&self.number).is_none_or(|sitter| sitter.is_guest);
+        (self.kept(), is_guest)
     }
 
     fn kept(&self) -> Kept {
@@ -183,6 +185,18 @@ mod tests {
         assert!(is_gone(&mut second_gone) && !is_gone(&mut first_gone) && !is_gone(&mut third_gone));
         let _fifth = seats.take(address(1));
         assert!(is_gone(&mut third_gone) && !is_gone(&mut first_gone));
+    }
+
+    #[test]
+    fn guests_go_before_who_has_just_come() {
+        let seats = Seats::new(1, 2);
+        let mut sitters: Vec<_> = (0..3).map(|_| seats.take(address(1))).collect();
+        let asked: Vec<_> = sitters.iter().map(|(seat, _)| seat.ask()).collect();
+        assert_eq!(asked.iter().map(|(_, is_guest)| *is_guest).collect::<Vec<_>>(), [false, true, true]);
+        let (_next, mut next_gone) = seats.take(address(1));
+        assert!(is_gone(&mut sitters[1].1) && !is_gone(&mut sitters[2].1));
+        let _further = seats.take(address(1));
+        assert!(is_gone(&mut sitters[2].1) && !is_gone(&mut next_gone) && !is_gone(&mut sitters[0].1));
     }
 
     /// Whoever comes may mean it: who is a guest is seen only when it asks.

@@ -14,6 +14,9 @@ use tokio::time::{Sleep, sleep};
 
 use super::seats::{Kept, Seat};
 
+/// Guests are few at once, and others wait.
+const GUEST_WAIT: Duration = Duration::from_secs(5);
+
 pub struct Unstalled<S> {
     stream: S,
     wait: Duration,
@@ -37,7 +40,10 @@ impl<S: AsyncWrite + Unpin> Unstalled<S> {
             return Poll::Ready(done);
         }
         let (wait, seat) = (self.wait, &self.seat);
-        let (stall, _) = self.stall.get_or_insert_with(|| (Box::pin(sleep(wait)), seat.hold()));
+        let (stall, _) = self.stall.get_or_insert_with(|| {
+            let (kept, is_guest) = seat.hold();
+            (Box::pin(sleep(if is_guest { wait.min(GUEST_WAIT) } else { wait })), kept)
+        });
         ready!(stall.as_mut().poll(context));
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the client reads nothing")))
     }
