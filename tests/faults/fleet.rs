@@ -2,11 +2,11 @@
 
 use crate::support::client::Client;
 use crate::support::relay::{Relay, Weather};
-use crate::support::server::{Coordinator, EQUAL, Running, TOKEN, free_port, send_signal};
+use crate::support::server::{Coordinator, EQUAL, PATIENCE, Running, TOKEN, free_port, send_signal};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 /// Two make a group, one waits.
 pub const WORKERS: usize = 3;
@@ -79,6 +79,24 @@ impl Fleet {
     pub async fn mend(&mut self) {
         sleep(Duration::from_millis(20)).await;
         self.restart_ended();
+    }
+
+    /// Whoever was cut off, silenced or started again has joined: nobody is lost for good.
+    pub async fn all_back(&mut self) -> Result<(), String> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.restart_ended();
+            let metrics = self.client().text("/metrics").await;
+            let states = metrics.lines().filter(|line| line.starts_with("flotilla_workers{"));
+            let there: f64 = states.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum();
+            if there == WORKERS as f64 {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                return Err(format!("{there} of {WORKERS} workers are there"));
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn worker(&mut self) -> Member {

@@ -64,6 +64,9 @@ async fn runs(links: &str, fault: fn(&mut Dice) -> Fault, count: u64) -> Told {
             panic!("seed {seed} fails: {problem}\nto run it again: {command}\n{}", fleet.said());
         }
     }
+    if let Err(problem) = fleet.all_back().await {
+        panic!("after all runs {problem}\n{}", fleet.said());
+    }
     eprintln!("{links}: {told:?} in {:.0?}", start.elapsed());
     told
 }
