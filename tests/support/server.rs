@@ -2,8 +2,10 @@
 
 use super::program::flotilla;
 use std::net::TcpListener;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -16,6 +18,8 @@ use tokio::time::{Instant, sleep, timeout};
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// Told instead of measured: equal shares, and a start at once.
 pub const EQUAL: [&str; 2] = ["--bandwidth", "1"];
+/// Linux gives none of these away by itself (`net.ipv4.ip_local_port_range`).
+const PORTS: Range<u16> = 12_000..32_000;
 pub const TOKEN: &str = "a-token-of-these-tests";
 
 /// A running `flotilla ARGS`, killed when dropped.
@@ -152,10 +156,18 @@ pub fn children_of(parent: u32) -> Vec<u32> {
     ids.filter(is_child).collect()
 }
 
-/// A port that nothing listens on just now.
+/// A port that nothing listens on, and none that the system gives to whoever asks for any: who is to come back to it finds it
+/// free, though others have begun to listen meanwhile.
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a port");
-    listener.local_addr().expect("it is bound").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    // What tests at the same time begins elsewhere.
+    let start = std::process::id().wrapping_mul(251);
+    let count = u32::from(PORTS.end - PORTS.start);
+    let mut ports = (0..count).map(|_| {
+        let number = start.wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)) % count;
+        PORTS.start + number as u16
+    });
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("some port is free")
 }
 
 fn text(path: &Path) -> &str {
