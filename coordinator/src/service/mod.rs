@@ -130,8 +130,9 @@ pub async fn serve(
     let (all, reserve) = routers(Api::new(settings, harmony, router.clone()));
     let routers = connections::Routers { all, reserve };
     let watching = tls.clone();
+    let stop = || router.stop();
     tokio::select! {
-        ended = connections::run(listener, routers, tls, limits.connections, drain, shutdown, || router.stop()) => ended.tell(),
+        ended = connections::run(listener, routers, tls, limits.connections, drain, shutdown, stop) => ended.tell(),
         () = async { watching.expect("there is TLS").watch().await }, if watching.is_some() => {}
     }
 }

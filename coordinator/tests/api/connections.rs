@@ -12,6 +12,15 @@ async fn connect(server: &Server) -> TcpStream {
     within(TcpStream::connect(server.address)).await.unwrap()
 }
 
+/// One after the other, and none says anything.
+async fn connect_all(server: &Server, count: usize) -> Vec<TcpStream> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(connect(server).await);
+    }
+    streams
+}
+
 /// All that comes until the server closes.
 async fn rest(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
@@ -118,10 +127,7 @@ async fn without_a_place_probes_are_answered_and_others_told() {
 async fn who_come_together_for_the_last_place_are_all_answered() {
     let server = Server::start_with(of_places(2)).await;
     let first = underway(&server).await;
-    let mut together = Vec::new();
-    for _ in 0..8 {
-        together.push(connect(&server).await);
-    }
+    let mut together = connect_all(&server, 8).await;
     // Nobody has asked before all have been let in.
     tokio::time::sleep(Duration::from_millis(50)).await;
     for stream in &mut together {
@@ -139,10 +145,7 @@ async fn who_come_together_for_the_last_place_are_all_answered() {
 async fn connections_that_say_nothing_make_place() {
     let server = Server::start_with(of_places(2)).await;
     let _kept = underway(&server).await;
-    let mut silent = Vec::new();
-    for _ in 0..40 {
-        silent.push(connect(&server).await);
-    }
+    let mut silent = connect_all(&server, 40).await;
     let mut meant = connect(&server).await;
     meant.write_all(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     let mut status = [0; 12];
